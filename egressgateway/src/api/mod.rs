@@ -1,0 +1,12 @@
+//! The three custom resources, group `egressgateway.spidernet.io/v1`, cluster scoped.
+
+mod gateway;
+mod node;
+mod policy;
+
+pub use gateway::{
+    EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod, GatewayNode, GatewayNodeStatus, Interface, IpUsage,
+    PoolUsage, SourceNatMode,
+};
+pub use node::{EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus};
+pub use policy::{AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp};

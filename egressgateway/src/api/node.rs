@@ -1,0 +1,68 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Interface;
+
+/// Nothing is asked of an EgressNode: the controller makes one per node, and its status says how the node is reached.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[kube(
+    group = "egressgateway.spidernet.io",
+    version = "v1",
+    kind = "EgressNode",
+    plural = "egressnodes",
+    shortname = "egn",
+    status = "EgressNodeStatus",
+    derive = "PartialEq",
+    derive = "Default"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNodeSpec {}
+
+/// The node's end of the tunnel: addresses from the controller, devices and conditions from the agent.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNodeStatus {
+    /// How far the tunnel has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<EgressNodePhase>,
+    /// IPv4 address in the overlay, with the overlay's prefix length.
+    #[serde(default, rename = "vxlanIPv4IP", skip_serializing_if = "Option::is_none")]
+    pub vxlan_ipv4_ip: Option<String>,
+    /// IPv6 address in the overlay, with the overlay's prefix length.
+    #[serde(default, rename = "vxlanIPv6IP", skip_serializing_if = "Option::is_none")]
+    pub vxlan_ipv6_ip: Option<String>,
+    /// Hardware address of the tunnel devices, derived from the node's UID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_mac: Option<String>,
+    /// Parent device of the tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_interface: Option<String>,
+    /// IPv4 address of the parent: outer address of the tunnel.
+    #[serde(default, rename = "physicalInterfaceIPv4", skip_serializing_if = "Option::is_none")]
+    pub physical_interface_ipv4: Option<String>,
+    /// IPv6 address of the parent: outer address of the tunnel.
+    #[serde(default, rename = "physicalInterfaceIPv6", skip_serializing_if = "Option::is_none")]
+    pub physical_interface_ipv6: Option<String>,
+    /// The node's physical interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
+    /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How far the tunnel of a node has come.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EgressNodePhase {
+    /// Waits for an address.
+    #[default]
+    Pending,
+    /// The address is assigned.
+    Init,
+    /// The address is assigned and the tunnel is built.
+    Succeeded,
+    /// There is no address to give.
+    Failed,
+}

@@ -1,0 +1,155 @@
+//! Bringing one node from what it holds to what it must hold, in an order that never leaks.
+
+use imbl::{OrdMap, OrdSet};
+use ipnet::IpNet;
+
+use crate::{
+    Error,
+    driver::{Outcome, Reconcile},
+    model::{Family, NodeName, TargetId},
+    policy::PolicyDesired,
+    steering::SteeringDesired,
+    tunnel::{Encapsulation, TunnelDesired},
+};
+
+/// Everything that one node must hold, before a kind of tunnel gives it its shape.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeDesired {
+    /// Local and remote ends of the overlay.
+    pub tunnel: TunnelDesired,
+    /// The nodes that each target's traffic goes to from here: live ones only, this node excluded.
+    pub paths: OrdMap<TargetId, OrdSet<NodeName>>,
+    /// Networks inside the cluster that no mark leads away from.
+    pub direct: OrdSet<IpNet>,
+    /// Classification and translation; its `overlay` knows peers and `unknown_may_exit`, the rest comes from the tunnel.
+    pub policy: PolicyDesired,
+}
+
+/// Everything that one node must hold, in the words of the three drivers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriversDesired {
+    /// For the tunnel.
+    pub tunnel: TunnelDesired,
+    /// For policy routing.
+    pub steering: SteeringDesired,
+    /// For the policy backend.
+    pub policy: PolicyDesired,
+}
+
+/// Bytes of the IPv4 and TCP headers without options.
+const HEADERS_V4: u32 = 40;
+/// Bytes of the IPv6 and TCP headers without options.
+const HEADERS_V6: u32 = 60;
+
+impl NodeDesired {
+    /// The same in the words of the drivers, given the kind of tunnel.
+    #[must_use]
+    pub fn for_drivers(&self, encapsulation: &dyn Encapsulation) -> DriversDesired {
+        let mut policy = self.policy.clone();
+        if let Some(local) = &self.tunnel.local {
+            let links = encapsulation.links(local);
+            policy.overlay.devices = links.devices;
+            policy.overlay.port = links.port;
+            policy.overlay.mss = links.mtu.iter().map(|(family, mtu)| (*family, mss(*family, *mtu))).collect();
+        }
+        DriversDesired { tunnel: self.tunnel.clone(), steering: self.steering(encapsulation), policy }
+    }
+
+    fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
+        let next_hops = |nodes: &OrdSet<NodeName>| {
+            let peers = nodes.iter().filter_map(|node| self.tunnel.peers.get(node));
+            peers.flat_map(|peer| Family::ALL.map(|family| encapsulation.next_hop(peer, family))).flatten().collect()
+        };
+        let usable = self.tunnel.local.is_some();
+        let targets = self.paths.iter().map(|(target, nodes)| (*target, if usable { next_hops(nodes) } else { OrdSet::new() })).collect();
+        SteeringDesired { targets, direct: self.direct.clone() }
+    }
+}
+
+fn mss(family: Family, mtu: u32) -> u16 {
+    let headers = match family {
+        Family::V4 => HEADERS_V4,
+        Family::V6 => HEADERS_V6,
+    };
+    u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX)
+}
+
+/// The three drivers of a node.
+pub struct Drivers {
+    /// The overlay.
+    pub tunnel: Box<dyn Reconcile<TunnelDesired>>,
+    /// Policy routing.
+    pub steering: Box<dyn Reconcile<SteeringDesired>>,
+    /// Classification and translation.
+    pub policy: Box<dyn Reconcile<PolicyDesired>>,
+}
+
+impl std::fmt::Debug for Drivers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drivers").finish_non_exhaustive()
+    }
+}
+
+impl Drivers {
+    /// Brings the node from `before` to `next`: make before break.
+    ///
+    /// Where nothing is known of what came before, the policy comes first: it drops what would be steered and has no way yet, so
+    /// nothing leaves uncontrolled while the tunnel is built. Later, new ways exist before the policy uses them, and old ways go
+    /// after it no longer does.
+    ///
+    /// # Errors
+    /// The first failing step; earlier steps stay, later ones are not tried.
+    pub async fn converge(&mut self, before: Option<&DriversDesired>, next: &DriversDesired) -> Result<Outcome, Error> {
+        let steps = match before {
+            Some(before) => [
+                self.tunnel.reconcile(&before.tunnel.union(&next.tunnel)).await?,
+                self.steering.reconcile(&before.steering.union(&next.steering)).await?,
+                self.policy.reconcile(&next.policy).await?,
+                self.steering.reconcile(&next.steering).await?,
+                self.tunnel.reconcile(&next.tunnel).await?,
+            ],
+            None => [
+                self.policy.reconcile(&next.policy).await?,
+                self.tunnel.reconcile(&next.tunnel).await?,
+                self.steering.reconcile(&next.steering).await?,
+                Outcome::Unchanged,
+                Outcome::Unchanged,
+            ],
+        };
+        Ok(if steps.contains(&Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged })
+    }
+
+    /// Removes everything that is ours from the node: first what leads traffic away, then what would carry it.
+    ///
+    /// # Errors
+    /// The first failing step.
+    pub async fn remove_all(&mut self) -> Result<Outcome, Error> {
+        self.invalidate();
+        let steps = [
+            self.policy.reconcile(&PolicyDesired::default()).await?,
+            self.steering.reconcile(&SteeringDesired::default()).await?,
+            self.tunnel.reconcile(&TunnelDesired::default()).await?,
+        ];
+        Ok(if steps.contains(&Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged })
+    }
+
+    /// What [`Self::converge`] would do from what the kernel holds now, as text.
+    ///
+    /// # Errors
+    /// What reading or planning meets.
+    pub async fn dry_run(&mut self, next: &DriversDesired) -> Result<String, Error> {
+        Ok([
+            self.tunnel.dry_run(&next.tunnel).await?,
+            self.steering.dry_run(&next.steering).await?,
+            self.policy.dry_run(&next.policy).await?,
+        ]
+        .concat())
+    }
+
+    /// Forgets what is believed of the kernel; the next call reads it.
+    pub fn invalidate(&mut self) {
+        self.tunnel.invalidate();
+        self.steering.invalidate();
+        self.policy.invalidate();
+    }
+}

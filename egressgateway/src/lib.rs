@@ -1,0 +1,21 @@
+//! Kubernetes egress gateway as a library.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod allocator;
+pub mod api;
+mod converge;
+mod driver;
+mod error;
+pub mod model;
+mod policy;
+pub mod spec;
+mod steering;
+mod tunnel;
+
+pub use converge::{Drivers, DriversDesired, NodeDesired};
+pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler};
+pub use error::{Error, ErrorKind};
+pub use policy::{Overlay, PolicyBackend, PolicyDesired, StartGate};
+pub use steering::{Encap, NextHop, SteeringDesired};
+pub use tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay};

@@ -1,0 +1,127 @@
+use std::fmt;
+
+/// Where steered traffic goes: the byte that is written into the packet mark under the configured [`MarkMask`].
+///
+/// The controller allots it and keeps it in the gateway's status, so that it means the same on every node and after every restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetId(u8);
+
+impl TargetId {
+    /// The first target that is allotted (mark `0x11000000` under the default mask).
+    pub const FIRST: Self = Self(0x11);
+    /// The byte that says "exits on this node" in a connection mark (`0x12000000` under the default mask); never a target.
+    pub const EXIT_BYTE: u8 = 0x12;
+
+    /// The target of a mark byte; none for 0 (no target) and [`Self::EXIT_BYTE`].
+    #[must_use]
+    pub const fn new(byte: u8) -> Option<Self> {
+        match byte {
+            0 | Self::EXIT_BYTE => None,
+            byte => Some(Self(byte)),
+        }
+    }
+
+    /// The mark byte.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        self.0
+    }
+
+    /// All targets in the order in which they are allotted: from [`Self::FIRST`] up, then what is below it.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (Self::FIRST.0..=u8::MAX).chain(1..Self::FIRST.0).filter_map(Self::new)
+    }
+}
+
+impl fmt::Display for TargetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}", self.0)
+    }
+}
+
+/// The eight adjacent bits of packet and connection marks that belong to the egress gateway. No other bit ever changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MarkMask(u32);
+
+/// A mask that is not eight adjacent bits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("mark mask {0:#010x} must be eight adjacent bits, such as 0xff000000")]
+pub struct InvalidMarkMask(u32);
+
+impl MarkMask {
+    /// The mask with these bits.
+    ///
+    /// # Errors
+    /// When the bits are not eight adjacent ones.
+    pub fn new(bits: u32) -> Result<Self, InvalidMarkMask> {
+        if bits != 0 && bits >> bits.trailing_zeros() == 0xff { Ok(Self(bits)) } else { Err(InvalidMarkMask(bits)) }
+    }
+
+    /// The bits that are ours.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The bits that are others'.
+    #[must_use]
+    pub const fn keep(self) -> u32 {
+        !self.0
+    }
+
+    /// The mark of a target.
+    #[must_use]
+    pub const fn mark(self, target: TargetId) -> u32 {
+        (target.0 as u32) << self.0.trailing_zeros()
+    }
+
+    /// The connection mark of what exits on this node.
+    #[must_use]
+    pub const fn exit_mark(self) -> u32 {
+        (TargetId::EXIT_BYTE as u32) << self.0.trailing_zeros()
+    }
+
+    /// The target that a mark names, if it names one.
+    #[must_use]
+    pub fn target(self, mark: u32) -> Option<TargetId> {
+        u8::try_from((mark & self.0) >> self.0.trailing_zeros()).ok().and_then(TargetId::new)
+    }
+}
+
+impl Default for MarkMask {
+    fn default() -> Self {
+        Self(0xff00_0000)
+    }
+}
+
+impl fmt::Display for MarkMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_reads_back_from_its_mark_under_every_mask() {
+        for shift in 0..=24 {
+            let mask = MarkMask::new(0xff << shift).unwrap();
+            for target in TargetId::all() {
+                assert_eq!(mask.target(mask.mark(target)), Some(target));
+                assert_eq!(mask.mark(target) & mask.keep(), 0);
+            }
+            assert_eq!(mask.target(mask.exit_mark()), None);
+        }
+        assert_eq!(TargetId::all().count(), 254);
+        assert_eq!(MarkMask::default().mark(TargetId::FIRST), 0x1100_0000);
+    }
+
+    #[test]
+    fn masks_are_eight_adjacent_bits() {
+        for bits in [0, 1, 0xfe00_0000, 0xffff_0000, 0xff00_ff00, u32::MAX] {
+            assert_eq!(MarkMask::new(bits), Err(InvalidMarkMask(bits)));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Names, addresses, ranges, classes and targets: the words of the domain, free of Kubernetes and kernel types.
+
+mod class;
+mod family;
+mod mac;
+mod mark;
+mod name;
+mod range;
+mod verdict;
+
+pub use class::{ClassId, ClassIds, ClassKey};
+pub use family::Family;
+pub use mac::{MacAddress, ParseMacAddressError};
+pub use mark::{InvalidMarkMask, MarkMask, TargetId};
+pub use name::{GatewayName, NodeName, PodName, PolicyName};
+pub use range::IpRange;
+pub(crate) use range::successor as range_successor;
+pub use verdict::{SourceNat, Verdict};

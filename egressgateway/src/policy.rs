@@ -1,0 +1,69 @@
+//! Classification and source translation on one node.
+
+use std::net::IpAddr;
+
+use imbl::{OrdMap, OrdSet};
+use ipnet::IpNet;
+
+use crate::{
+    driver::Driver,
+    model::{ClassId, Family, IpRange, TargetId, Verdict},
+};
+
+/// Complete classification state of one node.
+///
+/// A connection's first packet, unless its destination is `exempt`, gets the class of its source and then the verdict of its
+/// destination. The verdict is pinned in the connection mark; later packets follow the pin, whatever became of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyDesired {
+    /// Who: pod address to class.
+    pub pods: OrdMap<IpAddr, ClassId>,
+    /// Who: pod subnets, disjoint; an address in `pods` takes precedence.
+    pub subnets: OrdMap<IpRange, ClassId>,
+    /// Where: ranges, disjoint within a class.
+    pub destinations: OrdMap<(ClassId, IpRange), Verdict>,
+    /// Never steered: cluster, service and node addresses.
+    pub exempt: OrdSet<IpNet>,
+    /// Targets that exist. A connection pinned to one that does not is dropped and counted.
+    pub targets: OrdSet<TargetId>,
+    /// Those of `targets` that this node's own pods leave through here, at once, instead of through the tunnel.
+    pub exits: OrdSet<TargetId>,
+    /// Those of `targets` that other nodes may send here: their sources are translated as `destinations` says.
+    pub accepts: OrdSet<TargetId>,
+    /// Traffic of pods that are not known yet waits, where this is on.
+    pub start_gate: Option<StartGate>,
+    /// What may arrive through the overlay, and how it looks from outside.
+    pub overlay: Overlay,
+}
+
+/// Holds a new pod's traffic to governed destinations until the pod is classified.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartGate {
+    /// Address ranges of this node's pods.
+    pub local: OrdSet<IpNet>,
+    /// Pods that are classified, with a policy or without.
+    pub known: OrdSet<IpAddr>,
+    /// Union of all destinations of all policies.
+    pub governed: OrdSet<IpRange>,
+}
+
+/// The overlay as the packet filter sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlay {
+    /// Devices that steered traffic leaves and enters by.
+    pub devices: OrdSet<String>,
+    /// Outer UDP port; 0 without a tunnel.
+    pub port: u16,
+    /// Outer addresses of known nodes; everybody else's packets to the port are dropped and counted.
+    pub peers: OrdSet<IpAddr>,
+    /// Largest TCP segment that fits the tunnel, in bytes, for each family that it carries.
+    pub mss: OrdMap<Family, u16>,
+    /// Sources without a class may exit with the node's address; otherwise they are dropped and counted.
+    pub unknown_may_exit: bool,
+}
+
+/// Classification and source translation on one node.
+pub trait PolicyBackend: Driver<Desired = PolicyDesired> {
+    /// "nftables", "netfilter".
+    fn kind(&self) -> &'static str;
+}

@@ -1,0 +1,60 @@
+use super::{Problem, Selector, parse_pool_entry};
+use crate::{
+    api::{EgressGatewaySpec, ForwardMethod, SourceNatMode},
+    model::{Family, IpRange},
+};
+
+/// An EgressGateway's spec in the words of the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewaySpec {
+    /// The nodes that may be gateways; never empty.
+    pub nodes: Selector,
+    /// How traffic is spread; none: as configured.
+    pub forward_method: Option<ForwardMethod>,
+    /// What the network outside sees.
+    pub source_nat: SourceNatMode,
+    /// Egress addresses, ascending and disjoint, both families.
+    pub pool: Vec<IpRange>,
+}
+
+impl GatewaySpec {
+    /// Parses the Kubernetes form.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(spec: &EgressGatewaySpec) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let nodes = Selector::parse("spec.nodeSelector", &spec.node_selector).unwrap_or_else(|found| {
+            problems.extend(found);
+            Selector::default()
+        });
+        if nodes.is_empty() && problems.is_empty() {
+            problems.push(Problem::new("spec.nodeSelector", "{}", "must not be empty: name the nodes that may be gateways"));
+        }
+        let mut pool = Vec::new();
+        let ips = spec.egress_ips.clone().unwrap_or_default();
+        for (name, entries, family) in [("ipv4", &ips.ipv4, Family::V4), ("ipv6", &ips.ipv6, Family::V6)] {
+            for (index, entry) in entries.iter().enumerate() {
+                match parse_pool_entry(&format!("spec.egressIPs.{name}[{index}]"), entry, family) {
+                    Ok(range) => pool.push((range, index, name, entry)),
+                    Err(problem) => problems.push(problem),
+                }
+            }
+        }
+        pool.sort();
+        for pair in pool.windows(2) {
+            if pair[0].0.overlaps(&pair[1].0) {
+                let (_, index, name, entry) = pair[1];
+                problems.push(Problem::new(format!("spec.egressIPs.{name}[{index}]"), entry, format!("must not overlap {}", pair[0].3)));
+            }
+        }
+        let source_nat = spec.source_nat.unwrap_or_default();
+        if source_nat == SourceNatMode::EgressIp && spec.egress_ips.is_none() {
+            problems.push(Problem::new("spec.egressIPs", "", "must give a pool where sourceNAT is EgressIP"));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Self { nodes, forward_method: spec.forward_method, source_nat, pool: pool.into_iter().map(|(range, ..)| range).collect() })
+    }
+}

@@ -1,0 +1,54 @@
+//! Policy routing: which next hops a target has.
+
+use std::net::IpAddr;
+
+use imbl::{OrdMap, OrdSet};
+use ipnet::IpNet;
+
+use crate::model::{Family, TargetId};
+
+/// One way to reach an exit node, as the tunnel wants it to be routed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NextHop {
+    /// Outgoing device.
+    pub device: String,
+    /// Neighbour on that device.
+    pub via: IpAddr,
+    /// Lightweight-tunnel encapsulation (a metadata-mode device).
+    pub encap: Option<Encap>,
+}
+
+impl NextHop {
+    /// Family of the packets that take it.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.via)
+    }
+}
+
+/// Outer header of a metadata-mode tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Encap {
+    /// Virtual network identifier.
+    pub id: u32,
+    /// Outer destination.
+    pub remote: IpAddr,
+}
+
+/// How: live next hops per target and family; none means unreachable, never the main table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SteeringDesired {
+    /// Next hops of each target; IPv4 and IPv6 apart by the family of `via`.
+    pub targets: OrdMap<TargetId, OrdSet<NextHop>>,
+    /// Networks inside the cluster: a marked packet to them is routed as if it had no mark (`throw`).
+    pub direct: OrdSet<IpNet>,
+}
+
+impl SteeringDesired {
+    /// What the kernel must hold while traffic moves from `self` to `next`: every target of either, as `next` routes it where both
+    /// know it.
+    #[must_use]
+    pub fn union(&self, next: &Self) -> Self {
+        Self { targets: next.targets.clone().union(self.targets.clone()), direct: next.direct.clone() }
+    }
+}
