@@ -56,6 +56,23 @@ pub trait Driver: Send + Sync {
     async fn apply(&self, plan: &Self::Plan) -> Result<(), Error>;
 }
 
+/// Asked before every single write to the kernel. Drivers take one at construction; `()` always agrees.
+///
+/// Tests refuse a chosen write with it, to see that a driver recovers from a failure at each of them.
+pub trait WriteHook: fmt::Debug + Send + Sync {
+    /// Called with the verb that is about to run, such as "add route".
+    ///
+    /// # Errors
+    /// Makes the write fail with this error instead of reaching the kernel.
+    fn before(&self, verb: &str) -> Result<(), Error>;
+}
+
+impl WriteHook for () {
+    fn before(&self, _verb: &str) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
 /// A driver with its memory: the state that the kernel is believed to be in, so that an update costs its difference.
 #[derive(Debug)]
 pub struct Reconciler<D: Driver> {

@@ -11,10 +11,12 @@ pub mod model;
 mod policy;
 pub mod spec;
 mod steering;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tunnel;
 
 pub use converge::{Drivers, DriversDesired, NodeDesired};
-pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler};
+pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};
 pub use error::{Error, ErrorKind};
 pub use policy::{Overlay, PolicyBackend, PolicyDesired, StartGate};
 pub use steering::{Encap, NextHop, SteeringDesired};

@@ -1,0 +1,3 @@
+//! Test equipment of the egress gateway. Never published.
+
+pub mod netns;

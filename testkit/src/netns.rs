@@ -1,0 +1,41 @@
+//! A network namespace for one test, gone with its thread.
+
+use std::future::Future;
+
+use nix::sched::{CloneFlags, unshare};
+
+/// Makes a skipped test a failure when set: continuous integration runs everything.
+pub const REQUIRE_ALL: &str = "EGRESSGATEWAY_REQUIRE_ALL";
+
+/// Whether tests that need root run here.
+///
+/// # Panics
+/// Without root where [`REQUIRE_ALL`] is set.
+#[must_use]
+pub fn have_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    assert!(root || std::env::var_os(REQUIRE_ALL).is_none(), "{REQUIRE_ALL} is set, and this test needs root");
+    if !root {
+        eprintln!("skipped: this test makes network namespaces and needs root");
+    }
+    root
+}
+
+/// Runs `test` in a network namespace of its own: a new thread with a current-thread runtime, so that every socket and every child
+/// process of the test is inside. Skipped without root (see [`have_root`]).
+///
+/// # Panics
+/// When the test does, or when no namespace can be made.
+pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    if !have_root() {
+        return;
+    }
+    let thread = std::thread::Builder::new().name("netns".into()).spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(test());
+    });
+    if let Err(panic) = thread.expect("a thread").join() {
+        std::panic::resume_unwind(panic);
+    }
+}
