@@ -14,6 +14,7 @@ mod steering;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tunnel;
+pub mod world;
 
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};

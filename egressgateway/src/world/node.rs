@@ -1,0 +1,108 @@
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+
+use super::Labels;
+use crate::{
+    api,
+    model::{Family, MacAddress},
+    tunnel::Peer,
+};
+
+/// A Kubernetes node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its UID; empty where the object has none.
+    pub uid: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its InternalIP and ExternalIP addresses, in the node's order.
+    pub addresses: Vec<IpAddr>,
+    /// Networks of its pods.
+    pub pod_networks: BTreeSet<IpNet>,
+    /// Condition Ready is True.
+    pub ready: bool,
+    /// Cordoned: no new pods (`spec.unschedulable`).
+    pub cordoned: bool,
+    /// Annotations under `egressgateway.spidernet.io/`, without the prefix.
+    pub annotations: Labels,
+}
+
+impl Node {
+    /// Prefix of the annotations that speak to the egress gateway.
+    pub const ANNOTATION_PREFIX: &str = "egressgateway.spidernet.io/";
+
+    /// From the Kubernetes object.
+    #[must_use]
+    pub fn from_api(node: &core::Node) -> Self {
+        let spec = node.spec.as_ref();
+        let status = node.status.as_ref();
+        let addresses = status.iter().flat_map(|status| status.addresses.iter().flatten());
+        let conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let cidrs = spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
+        let annotations = node.metadata.annotations.iter().flatten();
+        Self {
+            uid: node.metadata.uid.clone().unwrap_or_default(),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            addresses: addresses
+                .filter(|address| matches!(address.type_.as_str(), "InternalIP" | "ExternalIP"))
+                .filter_map(|address| address.address.parse().ok())
+                .collect(),
+            pod_networks: cidrs.filter_map(|cidr| cidr.parse::<IpNet>().ok()).map(|net| net.trunc()).collect(),
+            ready: conditions.clone().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            cordoned: spec.and_then(|spec| spec.unschedulable) == Some(true),
+            annotations: annotations
+                .filter_map(|(key, value)| Some((key.strip_prefix(Self::ANNOTATION_PREFIX)?.to_owned(), value.clone())))
+                .collect(),
+        }
+    }
+}
+
+/// A node's end of the tunnel, as the EgressNode's status tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressNode {
+    /// How far it has come.
+    pub phase: api::EgressNodePhase,
+    /// Overlay addresses with the overlay's prefix length, at most one of each family.
+    pub overlay: BTreeSet<IpNet>,
+    /// Overlay hardware address.
+    pub mac: Option<MacAddress>,
+    /// Outer addresses, at most one of each family.
+    pub underlay: BTreeSet<IpAddr>,
+    /// What the agent said of the tunnel last; none before it said anything.
+    pub tunnel_ready: Option<bool>,
+    /// The node's physical interfaces.
+    pub interfaces: Vec<api::Interface>,
+}
+
+impl EgressNode {
+    /// From the Kubernetes object; fields that can't be parsed are left out.
+    #[must_use]
+    pub fn from_api(node: &api::EgressNode) -> Self {
+        let status = node.status.clone().unwrap_or_default();
+        let of = |family: Family| move |address: &IpAddr| Family::of(*address) == family;
+        let overlay = [(&status.vxlan_ipv4_ip, Family::V4), (&status.vxlan_ipv6_ip, Family::V6)];
+        let underlay = [(&status.physical_interface_ipv4, Family::V4), (&status.physical_interface_ipv6, Family::V6)];
+        let ready = status.conditions.iter().find(|condition| condition.type_ == "TunnelReady");
+        Self {
+            phase: status.phase.unwrap_or_default(),
+            overlay: overlay
+                .iter()
+                .filter_map(|(text, family)| text.as_ref()?.parse::<IpNet>().ok().filter(|net| of(*family)(&net.addr())))
+                .collect(),
+            mac: status.tunnel_mac.as_ref().and_then(|text| text.parse().ok()),
+            underlay: underlay.iter().filter_map(|(text, family)| text.as_ref()?.parse().ok().filter(of(*family))).collect(),
+            tunnel_ready: ready.map(|condition| condition.status == "True"),
+            interfaces: status.interfaces,
+        }
+    }
+
+    /// The remote end that it is for others; none as long as addresses are missing.
+    #[must_use]
+    pub fn peer(&self) -> Option<Peer> {
+        let mac = self.mac?;
+        let peer = Peer { overlay: self.overlay.iter().map(IpNet::addr).collect(), underlay: self.underlay.iter().copied().collect(), mac };
+        (!peer.overlay.is_empty() && !peer.underlay.is_empty()).then_some(peer)
+    }
+}
