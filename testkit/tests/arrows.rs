@@ -1,0 +1,52 @@
+//! The arrows between the crates: bins → {backends, tunnels} → netlink → core, and nothing else.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{collections::BTreeMap, process::Command};
+
+/// What each library may depend on besides crates that are not ours.
+const ALLOWED: [(&str, &[&str]); 4] = [
+    ("egressgateway", &[]),
+    ("egressgateway-netlink", &["egressgateway"]),
+    ("egressgateway-tunnel-vxlan", &["egressgateway", "egressgateway-netlink"]),
+    ("egressgateway-backend-nftables", &["egressgateway"]),
+];
+
+/// What no library below the daemons may name.
+const NO_KUBE: [&str; 3] = ["egressgateway-netlink", "egressgateway-tunnel-vxlan", "egressgateway-backend-nftables"];
+
+fn dependencies() -> BTreeMap<String, Vec<String>> {
+    let output = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--format-version=1"]).output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let normal = |package: &serde_json::Value| {
+        let dependencies = package["dependencies"].as_array().unwrap().iter();
+        dependencies.filter(|d| d["kind"].is_null()).map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+    };
+    packages.map(|package| (package["name"].as_str().unwrap().to_owned(), normal(package))).collect()
+}
+
+#[test]
+fn libraries_depend_only_on_what_is_below_them() {
+    let dependencies = dependencies();
+    for (library, allowed) in ALLOWED {
+        let ours: Vec<&String> = dependencies[library].iter().filter(|name| name.starts_with("egress")).collect();
+        assert!(ours.iter().all(|name| allowed.contains(&name.as_str())), "{library} depends on {ours:?}, allowed are {allowed:?}");
+    }
+}
+
+#[test]
+fn drivers_never_name_kube() {
+    let dependencies = dependencies();
+    for library in NO_KUBE {
+        assert!(!dependencies[library].iter().any(|name| name == "kube" || name == "k8s-openapi"), "{library} names kube");
+    }
+}
+
+#[test]
+fn every_library_is_in_the_list() {
+    let listed: Vec<&str> = ALLOWED.iter().map(|(name, _)| *name).collect();
+    let others = ["egressgateway-agent", "egressgateway-controller", "egressctl", "egressgateway-testkit", "egressgateway-examples"];
+    for name in dependencies().keys() {
+        assert!(listed.contains(&name.as_str()) || others.contains(&name.as_str()), "{name} needs an entry here");
+    }
+}
