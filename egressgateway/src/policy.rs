@@ -1,11 +1,13 @@
 //! Classification and source translation on one node.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
+use async_trait::async_trait;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
+    Error,
     driver::Driver,
     model::{ClassId, Family, IpRange, TargetId, Verdict},
 };
@@ -66,4 +68,26 @@ pub struct Overlay {
 pub trait PolicyBackend: Driver<Desired = PolicyDesired> {
     /// "nftables", "netfilter".
     fn kind(&self) -> &'static str;
+}
+
+/// How often a rule was met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of these packets.
+    pub bytes: u64,
+}
+
+/// What the packet filter counted since its table was made.
+///
+/// Names are the same for every backend: `steered` (new connections sent to a gateway), `exited` (new connections that left here),
+/// and what was dropped: `drop_no_gateway`, `drop_held`, `drop_unknown_source`, `drop_not_peer`, `drop_start_gate`.
+#[async_trait]
+pub trait CounterSource: Send + Sync {
+    /// Reads all counters.
+    ///
+    /// # Errors
+    /// When the kernel can't be read. A host without our rules has no counters, which is no error.
+    async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error>;
 }

@@ -1,0 +1,30 @@
+//! What the agent must know of its host, and how it learns that somebody else changed it.
+
+use async_trait::async_trait;
+use imbl::OrdMap;
+
+use crate::{Error, Underlay, api, model::Family};
+
+/// Facts of a host, read from its kernel. The netlink crate has the implementation; a test can have its own.
+#[async_trait]
+pub trait Host: Send + Sync {
+    /// What outer packets of each family leave by; a family that the host does not have is absent.
+    ///
+    /// # Errors
+    /// When the kernel can't be read, or the configured parent device does not exist.
+    async fn underlay(&self) -> Result<OrdMap<Family, Underlay>, Error>;
+
+    /// Physical interfaces with their global addresses, sorted by name.
+    ///
+    /// # Errors
+    /// When the kernel can't be read.
+    async fn interfaces(&self) -> Result<Vec<api::Interface>, Error>;
+
+    /// Waits until links, addresses, routes, rules or neighbours of the host changed since the last call, by whomever.
+    ///
+    /// Several changes may be reported as one. Cancelling the wait loses nothing.
+    ///
+    /// # Errors
+    /// When notifications were lost or the kernel can't be listened to: read everything again.
+    async fn changed(&self) -> Result<(), Error>;
+}
