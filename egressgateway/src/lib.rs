@@ -4,6 +4,7 @@
 
 pub mod allocator;
 pub mod api;
+pub mod controller;
 mod converge;
 mod driver;
 mod error;
