@@ -8,7 +8,7 @@ use crate::{
     driver::{Outcome, Reconcile},
     model::{Family, NodeName, TargetId},
     policy::PolicyDesired,
-    steering::SteeringDesired,
+    steering::{NextHop, SteeringDesired},
     tunnel::{Encapsulation, TunnelDesired},
 };
 
@@ -56,12 +56,14 @@ impl NodeDesired {
     }
 
     fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
+        // A node that lacks a family has no device for it: a peer that has both is reached in one only.
+        let devices = self.tunnel.local.as_ref().map(|local| encapsulation.links(local).devices).unwrap_or_default();
         let next_hops = |nodes: &OrdSet<NodeName>| {
             let peers = nodes.iter().filter_map(|node| self.tunnel.peers.get(node));
-            peers.flat_map(|peer| Family::ALL.map(|family| encapsulation.next_hop(peer, family))).flatten().collect()
+            let hops = peers.flat_map(|peer| Family::ALL.map(|family| encapsulation.next_hop(peer, family))).flatten();
+            hops.filter(|hop| devices.contains(&hop.device)).collect::<OrdSet<NextHop>>()
         };
-        let usable = self.tunnel.local.is_some();
-        let targets = self.paths.iter().map(|(target, nodes)| (*target, if usable { next_hops(nodes) } else { OrdSet::new() })).collect();
+        let targets = self.paths.iter().map(|(target, nodes)| (*target, next_hops(nodes))).collect();
         SteeringDesired { targets, direct: self.direct.clone() }
     }
 }
