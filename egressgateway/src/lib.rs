@@ -8,6 +8,7 @@ pub mod controller;
 mod converge;
 mod driver;
 mod error;
+pub mod explain;
 mod host;
 pub mod index;
 pub mod model;

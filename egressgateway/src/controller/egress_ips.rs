@@ -69,7 +69,9 @@ pub(super) fn lease(
             wanting.entry(gateway_name).or_default().push(Candidate { name, policy, families });
         }
     }
-    let pool = |gateway: &GatewayName| cluster.gateways.get(gateway).and_then(|gateway| gateway.spec.as_ref().ok()).map_or(&[][..], |spec| &spec.pool);
+    let pool = |gateway: &GatewayName| {
+        cluster.gateways.get(gateway).and_then(|gateway| gateway.spec.as_ref().ok()).map_or(&[][..], |spec| &spec.pool)
+    };
     // One book for all gateways: where their pools overlap, an address still has one holder.
     let mut held = BTreeMap::new();
     for (gateway, candidates) in &mut wanting {

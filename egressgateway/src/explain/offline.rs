@@ -1,0 +1,186 @@
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+
+use super::{Manifests, settle::Settled};
+use crate::{
+    DriversDesired, Encapsulation, NodeDesired, Underlay,
+    allocator::{Allocator, LowestFree},
+    api::ForwardMethod,
+    index::{Index, IndexSettings, Trouble},
+    model::{Family, GatewayName, MarkMask, NodeName, PodName},
+    world::{self, Change, Pod},
+};
+
+/// Device that every node's outer packets leave by, offline.
+pub const UNDERLAY_DEVICE: &str = "eth0";
+/// Its index.
+pub const UNDERLAY_INDEX: u32 = 2;
+/// Its MTU in bytes.
+pub const UNDERLAY_MTU: u32 = 1500;
+
+/// Where the statuses of an offline cluster come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Statuses {
+    /// The controller continues from those in the manifests, as it does after a restart, until it has nothing more to change.
+    #[default]
+    Planned,
+    /// Those in the manifests, as they stand. What has none is as the controller never saw it.
+    Given,
+}
+
+/// What an offline cluster must know besides its manifests: the daemons' configuration.
+#[derive(Clone)]
+pub struct OfflineSettings {
+    /// Where a gateway's specification does not say.
+    pub forward_method: ForwardMethod,
+    /// The gateway of policies that name none.
+    pub default_gateway: Option<GatewayName>,
+    /// Networks that tunnel addresses come from, at most one of each family; they are never steered.
+    pub overlay: Vec<IpNet>,
+    /// Further networks that are never steered, such as those of services.
+    pub cluster_networks: Vec<IpNet>,
+    /// Whether pod networks and addresses of Nodes are never steered.
+    pub auto_cluster_networks: bool,
+    /// Whether traffic of unknown pods to governed destinations waits.
+    pub start_gate: bool,
+    /// Where marks live.
+    pub mask: MarkMask,
+    /// Where statuses come from.
+    pub statuses: Statuses,
+    /// Who gives out addresses.
+    pub allocator: Arc<dyn Allocator>,
+    /// The kind of tunnel.
+    pub encapsulation: Arc<dyn Encapsulation>,
+}
+
+impl OfflineSettings {
+    /// Defaults of the configuration, for a kind of tunnel: overlay 172.31.0.0/16 and fd31::/112, everything else as
+    /// [`IndexSettings::of_node`] has it.
+    #[must_use]
+    pub fn of_tunnel(encapsulation: Arc<dyn Encapsulation>) -> Self {
+        Self {
+            forward_method: ForwardMethod::default(),
+            default_gateway: None,
+            overlay: ["172.31.0.0/16", "fd31::/112"].iter().filter_map(|net| net.parse().ok()).collect(),
+            cluster_networks: Vec::new(),
+            auto_cluster_networks: true,
+            start_gate: true,
+            mask: MarkMask::default(),
+            statuses: Statuses::default(),
+            allocator: Arc::new(LowestFree),
+            encapsulation,
+        }
+    }
+
+    fn of_index(&self, node: &NodeName) -> IndexSettings {
+        IndexSettings {
+            node: node.clone(),
+            forward_method: self.forward_method,
+            default_gateway: self.default_gateway.clone(),
+            cluster_networks: self.cluster_networks.iter().chain(&self.overlay).copied().collect(),
+            auto_cluster_networks: self.auto_cluster_networks,
+            start_gate: self.start_gate,
+        }
+    }
+}
+
+impl fmt::Debug for OfflineSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OfflineSettings").field("tunnel", &self.encapsulation.kind()).finish_non_exhaustive()
+    }
+}
+
+/// A cluster from manifests: no API server, no kernel, no clock.
+///
+/// What manifests do not say is assumed to be well: every node has an agent with a fresh lease, a Node without condition `Ready` is
+/// ready, and an EgressNode without outer addresses has the Node's first InternalIP of each family, on the device
+/// [`UNDERLAY_DEVICE`], with its tunnel up.
+#[derive(Debug)]
+pub struct Offline {
+    pub(super) settings: OfflineSettings,
+    views: BTreeMap<NodeName, View>,
+    pub(super) pods: BTreeMap<PodName, Option<Pod>>,
+    at_rest: bool,
+}
+
+/// What one node knows and must hold.
+#[derive(Debug)]
+struct View {
+    index: Index,
+    desired: NodeDesired,
+}
+
+impl Offline {
+    /// The cluster of these manifests.
+    #[must_use]
+    pub fn new(manifests: &Manifests, settings: OfflineSettings) -> Self {
+        let settled = Settled::of(manifests, &settings);
+        let pods: BTreeMap<PodName, Option<Pod>> = manifests.pods.iter().map(|(name, pod)| (name.clone(), Pod::from_api(pod))).collect();
+        let views = settled.nodes.keys().map(|node| (node.clone(), view(node, manifests, &settled, &pods, &settings))).collect();
+        Self { settings, views, pods, at_rest: settled.at_rest }
+    }
+
+    /// Its nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeName> {
+        self.views.keys()
+    }
+
+    /// What a node must hold.
+    #[must_use]
+    pub fn desired(&self, node: &NodeName) -> Option<&NodeDesired> {
+        self.views.get(node).map(|view| &view.desired)
+    }
+
+    /// The same in the words of the drivers.
+    #[must_use]
+    pub fn for_drivers(&self, node: &NodeName) -> Option<DriversDesired> {
+        self.desired(node).map(|desired| desired.for_drivers(self.settings.encapsulation.as_ref()))
+    }
+
+    /// What a node knows.
+    #[must_use]
+    pub fn index(&self, node: &NodeName) -> Option<&Index> {
+        self.views.get(node).map(|view| &view.index)
+    }
+
+    /// What is wrong with the cluster's objects, as their conditions would say.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<Trouble> {
+        self.views.values().next().map(|view| view.index.problems()).unwrap_or_default()
+    }
+
+    /// Whether the controller came to rest; it always does unless it has a defect.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.at_rest
+    }
+}
+
+fn view(
+    node: &NodeName,
+    manifests: &Manifests,
+    settled: &Settled,
+    pods: &BTreeMap<PodName, Option<Pod>>,
+    settings: &OfflineSettings,
+) -> View {
+    let mut index = Index::new(settings.of_index(node));
+    for change in settled.changes(settings.mask) {
+        index.apply(change);
+    }
+    for (name, namespace) in &manifests.namespaces {
+        index.apply(Change::Namespace(name.clone(), Some(namespace.clone())));
+    }
+    for (name, pod) in pods {
+        index.apply(Change::Pod(name.clone(), pod.clone()));
+    }
+    let own = settled.egress_nodes.get(node).map(world::EgressNode::from_api).unwrap_or_default();
+    index.set_underlay(own.underlay.iter().map(|address| (Family::of(*address), underlay(*address))).collect::<OrdMap<_, _>>());
+    let desired = index.desired();
+    View { index, desired }
+}
+
+fn underlay(address: IpAddr) -> Underlay {
+    Underlay { device: UNDERLAY_DEVICE.to_owned(), index: UNDERLAY_INDEX, address, mtu: UNDERLAY_MTU }
+}
