@@ -1,0 +1,142 @@
+//! A packet's way through the plans of all nodes, one driver after the other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use egressgateway::{
+    Driver, DriversDesired, Encapsulation, LocalEnd, NextHop, OverlayLinks, Peer,
+    explain::{Offline, UNDERLAY_DEVICE},
+    model::{Family, MarkMask, NodeName},
+};
+use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings, TracePacket, TraceSource, TraceVerdict};
+use egressgateway_netlink::{Route, Steering, SteeringSettings, SteeringState};
+
+use crate::naive::Answer;
+
+pub(crate) fn tunnel() -> Arc<dyn Encapsulation> {
+    Arc::new(TestTunnel)
+}
+
+/// One device per family, as VXLAN has.
+struct TestTunnel;
+
+impl TestTunnel {
+    fn device(family: Family) -> String {
+        format!("egress-vxlan-v{}", if family == Family::V4 { 4 } else { 6 })
+    }
+}
+
+impl Encapsulation for TestTunnel {
+    fn kind(&self) -> &'static str {
+        "test"
+    }
+
+    fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop> {
+        peer.underlay(family)?;
+        Some(NextHop { device: Self::device(family), via: peer.overlay(family)?, encap: None })
+    }
+
+    fn links(&self, local: &LocalEnd) -> OverlayLinks {
+        let families = || local.underlay.keys().copied();
+        OverlayLinks {
+            devices: families().map(Self::device).collect(),
+            port: 7789,
+            mtu: families().map(|family| (family, 1450_u32)).collect(),
+        }
+    }
+}
+
+/// What every node would hold, planned from nothing.
+pub(crate) struct Plans {
+    nodes: BTreeMap<NodeName, (SteeringState, NftState)>,
+    desired: BTreeMap<NodeName, DriversDesired>,
+}
+
+impl Plans {
+    pub(crate) fn of(offline: &Offline) -> Self {
+        let steering = Steering::offline(SteeringSettings::default());
+        let nftables = Nftables::offline(NftablesSettings::default());
+        let desired: BTreeMap<NodeName, DriversDesired> =
+            offline.nodes().map(|node| (node.clone(), offline.for_drivers(node).unwrap())).collect();
+        let states = |desired: &DriversDesired| {
+            let routes = steering.plan(&desired.steering, &SteeringState::default()).unwrap().after;
+            let rules = nftables.plan(&desired.policy, &NftState::default()).unwrap().after;
+            (routes, rules)
+        };
+        Self { nodes: desired.iter().map(|(node, desired)| (node.clone(), states(desired))).collect(), desired }
+    }
+
+    /// Sends the first packet of a connection from a pod of `node`.
+    pub(crate) fn trace(&self, node: &NodeName, source: IpAddr, destination: IpAddr) -> Answer {
+        let (routes, rules) = &self.nodes[node];
+        let mut packet = TracePacket::new(source, destination);
+        let TraceVerdict::Accept { packet_mark, connection_mark, .. } = rules.trace(&packet) else { return Answer::Drop };
+        (packet.packet_mark, packet.connection_mark) = (packet_mark, connection_mark);
+        let hops = match routes.route(packet_mark, destination) {
+            Route::Unreachable => return Answer::Drop,
+            Route::Unmarked | Route::Direct if connection_mark == 0 => {
+                assert_eq!(rules.trace_source(&packet, UNDERLAY_DEVICE), TraceSource::Untouched);
+                return Answer::Pass;
+            }
+            Route::Unmarked | Route::Direct => return self.exits([(node.clone(), packet)]),
+            Route::Via(hops) => hops,
+        };
+        let mut arriving = Vec::new();
+        for hop in hops {
+            assert!(matches!(rules.trace_forward(&packet, &hop.device), TraceVerdict::Accept { .. }), "may enter the tunnel");
+            assert_eq!(rules.trace_source(&packet, &hop.device), TraceSource::Itself, "enters the tunnel as itself");
+            arriving.extend(self.cross(node, &hop, source, destination));
+        }
+        self.exits(arriving)
+    }
+
+    /// What leaves the nodes that the packets arrive at.
+    fn exits(&self, arriving: impl IntoIterator<Item = (NodeName, TracePacket)>) -> Answer {
+        let mut leaving = BTreeSet::new();
+        for (node, mut packet) in arriving {
+            let (routes, rules) = &self.nodes[&node];
+            if packet.in_device.is_some() {
+                let TraceVerdict::Accept { packet_mark, connection_mark, .. } = rules.trace(&packet) else { continue };
+                (packet.packet_mark, packet.connection_mark) = (packet_mark, connection_mark);
+            }
+            assert_eq!(packet.connection_mark, MarkMask::default().exit_mark(), "pinned as leaving here");
+            assert_eq!(routes.route(packet.packet_mark, packet.destination), Route::Unmarked, "leaves by the main table");
+            if matches!(rules.trace_forward(&packet, UNDERLAY_DEVICE), TraceVerdict::Drop { .. }) {
+                continue;
+            }
+            let own = || {
+                let desired = &self.desired[&node];
+                let underlay = desired.tunnel.local.as_ref()?.underlay.get(&Family::of(packet.destination))?;
+                Some(underlay.address)
+            };
+            let source = match rules.trace_source(&packet, UNDERLAY_DEVICE) {
+                TraceSource::Masquerade => own(),
+                TraceSource::Address(address) => Some(address),
+                TraceSource::Itself => Some(packet.source),
+                TraceSource::Untouched => panic!("whatever leaves is translated, or kept from it"),
+                TraceSource::Drop { .. } => continue,
+            };
+            leaving.insert((node.to_string(), source));
+        }
+        if leaving.is_empty() { Answer::Drop } else { Answer::Egress(leaving) }
+    }
+
+    /// Through the tunnel to the node that has the next hop's address.
+    fn cross(&self, from: &NodeName, hop: &NextHop, source: IpAddr, destination: IpAddr) -> Option<(NodeName, TracePacket)> {
+        let desired = &self.desired[from];
+        assert!(desired.policy.overlay.devices.contains(&hop.device), "{from} has no device {}", hop.device);
+        let (to, peer) = desired.tunnel.peers.iter().find(|(_, peer)| peer.overlay.contains(&hop.via)).unwrap();
+        let there = &self.desired[to];
+        let local = there.tunnel.local.as_ref()?;
+        assert!(local.overlay.iter().any(|net| net.addr() == hop.via), "{to} is where {from} thinks it is");
+        assert_eq!(local.mac, peer.mac);
+        let family = Family::of(hop.via);
+        assert_eq!(peer.underlay(family), local.underlay.get(&family).map(|underlay| underlay.address));
+        let outer = desired.tunnel.local.as_ref()?.underlay.get(&family)?.address;
+        let is_let_in = there.policy.overlay.peers.contains(&outer);
+        is_let_in.then(|| (to.clone(), TracePacket::new(source, destination).from_device(hop.device.clone())))
+    }
+}
