@@ -1,2 +1,118 @@
-//! x
-fn main() {}
+//! `egressctl`: plans and explains the egress gateway offline, from manifests. It speaks to no cluster and no kernel.
+//!
+//! Exit codes: 0 done; 1 the manifests or the question are wrong; 2 the command line is.
+
+mod answer;
+mod input;
+mod plan;
+
+use std::{io::Write, net::IpAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use egressgateway::model::{NodeName, PodName};
+
+/// Exit code of wrong manifests and questions. The command line's, 2, is clap's own.
+const FAILED: u8 = 1;
+
+/// Plans and explains the egress gateway offline, from manifests.
+///
+/// Exit codes: 0 done; 1 the manifests or the question are wrong; 2 the command line is.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prints what each node would program, starting from nothing.
+    Plan {
+        #[command(flatten)]
+        input: Input,
+        /// Only this node.
+        #[arg(long)]
+        node: Option<String>,
+        /// Who classifies and translates.
+        #[arg(long, value_enum, default_value_t)]
+        backend: Backend,
+    },
+    /// Says what a new connection of a pod meets, and why.
+    Explain {
+        #[command(flatten)]
+        input: Input,
+        /// The pod, as NAMESPACE/NAME.
+        #[arg(long, value_parser = pod)]
+        from: PodName,
+        /// The destination.
+        #[arg(long)]
+        to: IpAddr,
+    },
+}
+
+/// What both commands read and write.
+#[derive(Args)]
+struct Input {
+    /// YAML files, directories of them, or - for the standard input; as often as needed.
+    #[arg(short, long = "file", required = true)]
+    file: Vec<PathBuf>,
+    /// Takes statuses as they stand, instead of letting the controller continue from them.
+    #[arg(long)]
+    statuses_as_given: bool,
+    /// The gateway of policies that name none.
+    #[arg(long)]
+    default_gateway: Option<String>,
+    /// How it is written.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Backend {
+    /// One nftables table.
+    #[default]
+    Nftables,
+}
+
+fn pod(text: &str) -> Result<PodName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(PodName::new(namespace, name)),
+        _ => Err("must be NAMESPACE/NAME".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(&format!("write the answer: {error}")),
+            _ => ExitCode::SUCCESS,
+        },
+        Err(errors) => failed(&errors),
+    }
+}
+
+fn failed(errors: &str) -> ExitCode {
+    for line in errors.lines() {
+        eprintln!("error: {line}");
+    }
+    ExitCode::from(FAILED)
+}
+
+fn run(arguments: &Arguments) -> Result<String, String> {
+    match &arguments.command {
+        Command::Plan { input, node, backend } => {
+            let cluster = input::read(input)?;
+            plan::plan(&cluster, node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
+        }
+        Command::Explain { input, from, to } => answer::explain(&input::read(input)?, from, *to, input.output),
+    }
+}

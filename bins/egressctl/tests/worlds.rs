@@ -5,13 +5,10 @@ mod naive;
 mod support;
 mod world;
 
-use std::collections::BTreeSet;
-
-use egressgateway::explain::{self, Explanation, Manifests, Offline, OfflineSettings, Statuses};
+use egressgateway::explain::{self, Manifests, Offline, OfflineSettings, Statuses};
 use egressgateway::model::PodName;
 
-use naive::Answer;
-use support::{Plans, tunnel};
+use support::{Answer, Plans, tunnel};
 use world::{Dice, World};
 
 /// How many worlds are tried, and from which seed on; `WORLD=seed` tries that one alone.
@@ -27,18 +24,6 @@ fn offline(world: &World) -> Offline {
         &manifests,
         OfflineSettings { statuses: Statuses::Given, default_gateway: world.default_gateway.as_deref().map(Into::into), ..settings },
     )
-}
-
-/// The explanation in the words of the naive evaluator.
-fn answer(explanation: &Explanation) -> Answer {
-    match explanation.verdict {
-        explain::Verdict::Pass => Answer::Pass,
-        explain::Verdict::Drop => Answer::Drop,
-        explain::Verdict::Egress => {
-            let exits = explanation.exits.iter().map(|exit| (exit.node.clone(), exit.source));
-            Answer::Egress(exits.collect::<BTreeSet<_>>())
-        }
-    }
 }
 
 /// Tries one world; what was met is counted in `met`: pass, egress, drop.
@@ -58,7 +43,7 @@ fn try_world(seed: u64, met: &mut [usize; 3]) {
         let explanation = explain::explain(&offline, &PodName::new(pod.namespace.as_str(), pod.name.as_str()), destination).unwrap();
         let naive = naive::ask(&world, pod, source, destination);
         let context = || format!("seed {seed}: {source} → {destination}\n{}\n{explanation}", world.manifest());
-        assert_eq!(naive, answer(&explanation), "the rules read literally against the explanation, {}", context());
+        assert_eq!(naive, Answer::of(&explanation), "the rules read literally against the explanation, {}", context());
         let traced = plans.trace(&pod.node.as_str().into(), source, destination);
         assert_eq!(naive, traced, "the rules read literally against the packet's way, {}", context());
         met[match naive {
@@ -78,7 +63,9 @@ fn explanations_plans_and_the_rules_agree_in_random_worlds() {
     let met = std::thread::scope(|scope| {
         let run = |seeds: &[u64]| {
             let mut met = [0; 3];
-            seeds.iter().for_each(|seed| try_world(*seed, &mut met));
+            for seed in seeds {
+                try_world(*seed, &mut met);
+            }
             met
         };
         let threads: Vec<_> = halves.into_iter().map(|seeds| scope.spawn(move || run(seeds))).collect();

@@ -77,6 +77,8 @@ pub struct Explanation {
     pub from: String,
     /// The pod's address of the destination's family; none where it does not matter.
     pub address: Option<IpAddr>,
+    /// The node that the pod is on; none where it does not matter.
+    pub on: Option<String>,
     /// The destination.
     pub to: IpAddr,
     /// What becomes of the connection.

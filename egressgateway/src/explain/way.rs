@@ -43,6 +43,7 @@ pub fn explain(offline: &Offline, source: &PodName, destination: IpAddr) -> Resu
     let (desired, index) =
         offline.desired(node).zip(offline.index(node)).ok_or_else(|| Unexplained::NoSuchNode(source.clone(), node.clone()))?;
     answer.explanation.address = Some(address);
+    answer.explanation.on = Some(node.to_string());
     answer.say(format!("Pod {source}"), format!("runs on {node}"));
     let way = Way { offline, node, desired, index, source: address, destination };
     Ok(way.explain(answer))
@@ -66,6 +67,7 @@ impl Answer {
             explanation: Explanation {
                 from: from.to_string(),
                 address: None,
+                on: None,
                 to,
                 verdict: Verdict::Pass,
                 cause: Cause::NotSelected,

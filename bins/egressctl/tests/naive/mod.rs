@@ -4,16 +4,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use crate::world::{Cidr, Gateway, Member, Nat, Node, Pod, Policy, Subject, Tier, World};
-
-/// What becomes of a new connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Pass,
-    Drop,
-    /// The nodes that it may leave through, and the address that the network outside sees.
-    Egress(BTreeSet<(String, Option<IpAddr>)>),
-}
+use crate::{
+    support::Answer,
+    world::{Cidr, Gateway, Member, Nat, Node, Pod, Policy, Subject, Tier, World},
+};
 
 /// Never steered, whatever a policy says; the overlay's own networks among them.
 const NEVER: [&str; 10] = [

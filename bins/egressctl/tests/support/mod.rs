@@ -7,44 +7,34 @@ use std::{
 };
 
 use egressgateway::{
-    Driver, DriversDesired, Encapsulation, LocalEnd, NextHop, OverlayLinks, Peer,
-    explain::{Offline, UNDERLAY_DEVICE},
+    Driver, DriversDesired, Encapsulation, NextHop,
+    explain::{Explanation, Offline, UNDERLAY_DEVICE, Verdict},
     model::{Family, MarkMask, NodeName},
 };
 use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings, TracePacket, TraceSource, TraceVerdict};
 use egressgateway_netlink::{Route, Steering, SteeringSettings, SteeringState};
-
-use crate::naive::Answer;
+use egressgateway_tunnel_vxlan::VxlanShape;
 
 pub(crate) fn tunnel() -> Arc<dyn Encapsulation> {
-    Arc::new(TestTunnel)
+    Arc::new(VxlanShape::default())
 }
 
-/// One device per family, as VXLAN has.
-struct TestTunnel;
-
-impl TestTunnel {
-    fn device(family: Family) -> String {
-        format!("egress-vxlan-v{}", if family == Family::V4 { 4 } else { 6 })
-    }
+/// What becomes of a new connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Pass,
+    Drop,
+    /// The nodes that it may leave through, and the address that the network outside sees.
+    Egress(BTreeSet<(String, Option<IpAddr>)>),
 }
 
-impl Encapsulation for TestTunnel {
-    fn kind(&self) -> &'static str {
-        "test"
-    }
-
-    fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop> {
-        peer.underlay(family)?;
-        Some(NextHop { device: Self::device(family), via: peer.overlay(family)?, encap: None })
-    }
-
-    fn links(&self, local: &LocalEnd) -> OverlayLinks {
-        let families = || local.underlay.keys().copied();
-        OverlayLinks {
-            devices: families().map(Self::device).collect(),
-            port: 7789,
-            mtu: families().map(|family| (family, 1450_u32)).collect(),
+impl Answer {
+    /// What an explanation says, without its reasons.
+    pub(crate) fn of(explanation: &Explanation) -> Self {
+        match explanation.verdict {
+            Verdict::Pass => Self::Pass,
+            Verdict::Drop => Self::Drop,
+            Verdict::Egress => Self::Egress(explanation.exits.iter().map(|exit| (exit.node.clone(), exit.source)).collect()),
         }
     }
 }

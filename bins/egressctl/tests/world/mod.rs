@@ -186,7 +186,7 @@ impl World {
         let pods = (1..=2 + dice.below(4)).map(|number| pod(number, &nodes, &namespaces, dice)).collect();
         let mut marks = (0x11..=0xff).filter(|mark| *mark != 0x12);
         let gateways: Vec<Gateway> = (1..=1 + dice.below(3)).map(|number| gateway(number, &nodes, &mut marks, dice)).collect();
-        let policies = (0..1 + dice.below(6)).map(|number| policy(number, &nodes, &gateways, dice)).collect();
+        let policies = (0..=dice.below(6)).map(|number| policy(number, &nodes, &gateways, dice)).collect();
         let default = dice.chance(30).then(|| format!("gw{}", 1 + dice.below(3)));
         Self { nodes, namespaces, pods, gateways, policies, default_gateway: default }
     }

@@ -1,0 +1,57 @@
+use std::fmt::Write;
+
+use egressgateway::{Driver, Error, explain::Offline, model::NodeName};
+use egressgateway_backend_nftables::{Nftables, NftablesSettings};
+use egressgateway_netlink::{Steering, SteeringSettings};
+use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings};
+use serde::Serialize;
+
+use crate::{Backend, Output};
+
+/// What one node would program, driver by driver: shell for tunnel and steering, a script of the backend's own tool for the policy.
+#[derive(Serialize)]
+struct NodePlan {
+    node: String,
+    tunnel: String,
+    steering: String,
+    policy: String,
+}
+
+/// The plans of all nodes, or of one, from nothing.
+pub(crate) fn plan(cluster: &Offline, only: Option<&NodeName>, backend: Backend, output: Output) -> Result<String, String> {
+    let plans: Result<Vec<NodePlan>, String> =
+        cluster.nodes().filter(|node| only.is_none_or(|only| only == *node)).map(|node| of_node(cluster, node, backend)).collect();
+    let plans = plans?;
+    match (only, output) {
+        (Some(node), _) if plans.is_empty() => Err(format!("there is no Node {node}")),
+        (_, Output::Text) => Ok(plans.iter().map(|plan| text(plan, backend)).collect()),
+        (_, Output::Json) => serde_json::to_string_pretty(&plans).map(|text| text + "\n").map_err(|error| error.to_string()),
+    }
+}
+
+fn of_node(cluster: &Offline, node: &NodeName, backend: Backend) -> Result<NodePlan, String> {
+    let desired = cluster.for_drivers(node).ok_or_else(|| format!("there is no Node {node}"))?;
+    let failed = |error: Error| format!("Node {node}: {}", error.chain());
+    let Backend::Nftables = backend;
+    Ok(NodePlan {
+        node: node.to_string(),
+        tunnel: from_nothing(&Vxlan::offline(VxlanSettings::default()), &desired.tunnel).map_err(failed)?,
+        steering: from_nothing(&Steering::offline(SteeringSettings::default()), &desired.steering).map_err(failed)?,
+        policy: from_nothing(&Nftables::offline(NftablesSettings::default()), &desired.policy).map_err(failed)?,
+    })
+}
+
+fn from_nothing<D: Driver>(driver: &D, desired: &D::Desired) -> Result<String, Error> {
+    Ok(driver.plan(desired, &D::State::default())?.plan.to_string())
+}
+
+/// A shell script: run on the node as root, it programs what the agent would. The policy comes first, as the agent has it: it drops
+/// what has no way yet.
+fn text(plan: &NodePlan, backend: Backend) -> String {
+    let NodePlan { node, tunnel, steering, policy } = plan;
+    let Backend::Nftables = backend;
+    let mut text = String::new();
+    // Writing into a String never fails.
+    let _ = write!(text, "# {node}: policy\nnft -f - <<END\n{policy}END\n# {node}: tunnel\n{tunnel}# {node}: steering\n{steering}");
+    text
+}

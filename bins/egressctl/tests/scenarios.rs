@@ -1,0 +1,169 @@
+//! The scenarios in `scenarios/`: golden plans of every node, checked by the tools that they are written for, and packets.
+//!
+//! `UPDATE=1` writes the golden plans anew.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use egressgateway::{
+    Driver, DriversDesired,
+    explain::{self, Manifests, Offline, OfflineSettings},
+    model::PodName,
+};
+use egressgateway_backend_nftables::{Nftables, NftablesSettings};
+use egressgateway_netlink::{Steering, SteeringSettings};
+use egressgateway_testkit::netns;
+use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings};
+use serde::Deserialize;
+use support::{Answer, Plans};
+
+/// The backends: name, plan from nothing, and the command that checks it from its standard input.
+const BACKENDS: [Backend; 1] = [Backend { name: "nftables", plan: nftables, check: &["nft", "-c", "-f", "-"] }];
+
+struct Backend {
+    name: &'static str,
+    plan: fn(&DriversDesired) -> String,
+    check: &'static [&'static str],
+}
+
+fn nftables(desired: &DriversDesired) -> String {
+    from_nothing(&Nftables::offline(NftablesSettings::default()), &desired.policy)
+}
+
+fn from_nothing<D: Driver>(driver: &D, desired: &D::Desired) -> String {
+    driver.plan(desired, &D::State::default()).unwrap().plan.to_string()
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios")
+}
+
+/// Names of all scenarios.
+fn scenarios() -> Vec<String> {
+    let names = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> =
+        names.filter(|name| !name.ends_with(".expect.yaml")).filter_map(|name| Some(name.strip_suffix(".yaml")?.to_owned())).collect();
+    names.sort();
+    assert!(names.len() >= 6, "{names:?}");
+    names
+}
+
+fn cluster(name: &str) -> Offline {
+    let mut manifests = Manifests::default();
+    manifests.read(name, &fs::read_to_string(folder().join(format!("{name}.yaml"))).unwrap());
+    assert_eq!(manifests.findings(), [], "{name}");
+    let cluster = Offline::new(&manifests, OfflineSettings::of_tunnel(support::tunnel()));
+    assert!(cluster.is_settled(), "{name}");
+    cluster
+}
+
+/// Compares with the golden file, or writes it.
+fn golden(path: &Path, text: &str) {
+    if std::env::var_os("UPDATE").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        return;
+    }
+    let expected = fs::read_to_string(path).unwrap_or_default();
+    assert!(expected == text, "{} differs; UPDATE=1 writes it anew. Now:\n{text}", path.display());
+}
+
+#[test]
+fn every_node_plans_what_it_always_did() {
+    for name in scenarios() {
+        let cluster = cluster(&name);
+        let mut expected = BTreeSet::new();
+        for node in cluster.nodes() {
+            let desired = cluster.for_drivers(node).unwrap();
+            let mut plans = vec![
+                (format!("{node}.tunnel.sh"), from_nothing(&Vxlan::offline(VxlanSettings::default()), &desired.tunnel)),
+                (format!("{node}.steering.sh"), from_nothing(&Steering::offline(SteeringSettings::default()), &desired.steering)),
+            ];
+            plans.extend(BACKENDS.iter().map(|backend| (format!("{node}.{}", backend.name), (backend.plan)(&desired))));
+            for (file, text) in plans {
+                golden(&folder().join("golden").join(&name).join(&file), &text);
+                expected.insert(file);
+            }
+        }
+        let files = fs::read_dir(folder().join("golden").join(&name)).unwrap();
+        let files: BTreeSet<String> = files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(files, expected, "{name}: golden files without a node");
+    }
+}
+
+#[test]
+fn the_backends_own_tools_accept_every_plan() {
+    netns::in_namespace(|| async {
+        for name in scenarios() {
+            let cluster = cluster(&name);
+            for node in cluster.nodes() {
+                let desired = cluster.for_drivers(node).unwrap();
+                for backend in &BACKENDS {
+                    let output = run(Command::new(backend.check[0]).args(&backend.check[1..]), &(backend.plan)(&desired));
+                    let errors = String::from_utf8_lossy(&output.stderr);
+                    assert!(output.status.success(), "{name}, {node}, {}: {errors}", backend.name);
+                }
+            }
+        }
+    });
+}
+
+fn run(command: &mut Command, input: &str) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// One packet of `<scenario>.expect.yaml`. What is absent is not looked at.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    from: String,
+    to: IpAddr,
+    verdict: String,
+    cause: String,
+    policy: Option<String>,
+    gateway: Option<String>,
+    node: Option<String>,
+    source: Option<IpAddr>,
+    /// `node=address`, one for each exit.
+    exits: Option<String>,
+}
+
+#[test]
+fn packets_go_where_the_scenario_says() {
+    for name in scenarios() {
+        let cluster = cluster(&name);
+        let plans = Plans::of(&cluster);
+        let expected = fs::read_to_string(folder().join(format!("{name}.expect.yaml"))).unwrap();
+        for expected in serde_yaml::from_str::<Vec<Expected>>(&expected).unwrap() {
+            let (namespace, pod) = expected.from.split_once('/').unwrap();
+            let answer = explain::explain(&cluster, &PodName::new(namespace, pod), expected.to).unwrap();
+            let json = serde_json::to_value(&answer).unwrap();
+            let context = format!("{name}: {answer}");
+            assert_eq!(json["verdict"], *expected.verdict, "{context}");
+            assert_eq!(json["cause"], *expected.cause, "{context}");
+            for (wanted, said) in [
+                (&expected.policy, &answer.policy),
+                (&expected.gateway, &answer.gateway),
+                (&expected.node, &answer.node),
+                (&expected.source.map(|source| source.to_string()), &answer.source.map(|source| source.to_string())),
+            ] {
+                assert!(wanted.is_none() || wanted == said, "{wanted:?}, not {said:?}: {context}");
+            }
+            let exits: Vec<String> = answer.exits.iter().map(|exit| format!("{}={}", exit.node, exit.source.unwrap())).collect();
+            assert!(expected.exits.as_ref().is_none_or(|wanted| *wanted == exits.join(" ")), "{context}");
+            let traced = plans.trace(&answer.on.as_deref().unwrap().into(), answer.address.unwrap(), expected.to);
+            assert_eq!(traced, Answer::of(&answer), "the packet's way through the plans, {context}");
+        }
+    }
+}
