@@ -1,0 +1,90 @@
+//! The command line: answers, errors and exit codes.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// Exit code, standard output and standard error.
+fn egressctl(arguments: &[&str], input: &str) -> (i32, String, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_egressctl"))
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command line that is refused does not read its input.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn explain_answers_people_and_programs() {
+    let question = ["explain", "-f", "proposal.yaml", "--from", "default/shopping-1", "--to", "10.6.1.92"];
+    let (code, text, errors) = egressctl(&question, "");
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(text.starts_with("default/shopping-1 (10.244.1.10) to 10.6.1.92: egress, because "), "{text}");
+    assert!(text.contains("leaves through node2 as 10.6.0.12"), "{text}");
+    let (code, json, _) = egressctl(&[&question[..], &["-o", "json"]].concat(), "");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!((&json["verdict"], &json["policy"], &json["gateway"]), (&"egress".into(), &"policy".into(), &"egressgateway".into()));
+    assert_eq!((&json["node"], &json["source"]), (&"node2".into(), &"10.6.0.12".into()));
+    assert!(json["reason"].as_str().unwrap().contains("EgressGatewayPolicy policy"), "{json}");
+}
+
+#[test]
+fn plan_prints_a_shell_script_of_every_node() {
+    let (code, text, _) = egressctl(&["plan", "-f", "two-gateways.yaml"], "");
+    assert_eq!(code, 0);
+    for node in ["node1", "node2", "node3", "node4"] {
+        for part in ["policy", "tunnel", "steering"] {
+            assert!(text.contains(&format!("# {node}: {part}\n")), "{text}");
+        }
+    }
+    let shell = Command::new("sh").args(["-n", "-c", &text]).output().unwrap();
+    assert!(shell.status.success(), "{}", String::from_utf8_lossy(&shell.stderr));
+    let (code, json, _) = egressctl(&["plan", "-f", "two-gateways.yaml", "--node", "node2", "-o", "json"], "");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(json.as_array().unwrap().len(), 1);
+    assert!(json[0]["policy"].as_str().unwrap().contains("table inet egressgateway"), "{json}");
+}
+
+#[test]
+fn mistakes_have_a_place_and_an_exit_code() {
+    let policy = "apiVersion: egressgateway.spidernet.io/v1\nkind: EgressGatewayPolicy\nmetadata: {name: p}\nspec: {appliedTo: {ipv4PodSubnet: 10.0.0.1/16}}\n";
+    let (code, _, errors) = egressctl(&["plan", "-f", "-"], policy);
+    assert_eq!(code, 1);
+    assert_eq!(
+        errors,
+        "error: -: document 1: EgressGatewayPolicy p: spec.appliedTo.ipv4PodSubnet: \"10.0.0.1/16\": must have its host bits zero: 10.0.0.0/16\n"
+    );
+    for (arguments, code, text) in [
+        (&["plan", "-f", "missing.yaml"][..], 1, "missing.yaml: No such file"),
+        (&["plan", "-f", "overlaps.yaml", "--node", "node9"], 1, "there is no Node node9"),
+        (&["explain", "-f", "overlaps.yaml", "--from", "shop/z", "--to", "10.6.1.1"], 1, "there is no Pod shop/z"),
+        (&["explain", "-f", "overlaps.yaml", "--from", "z", "--to", "10.6.1.1"], 2, "must be NAMESPACE/NAME"),
+        (&["explain", "-f", "overlaps.yaml", "--from", "shop/a", "--to", "10.6.1"], 2, "--to"),
+        (&["plan"], 2, "--file"),
+    ] {
+        let (said, _, errors) = egressctl(arguments, "");
+        assert_eq!(said, code, "{arguments:?}: {errors}");
+        assert!(errors.contains(text), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn other_kinds_are_only_noted_and_a_policy_without_a_gateway_is_a_warning() {
+    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\napiVersion: egressgateway.spidernet.io/v1\nkind: EgressGatewayPolicy\nmetadata: {name: p}\nspec: {appliedTo: {ipv4PodSubnet: 10.0.0.0/16}}\n---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\n";
+    let (code, _, errors) = egressctl(&["plan", "-f", "-"], text);
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains("note: -: document 1: Deployment d: says nothing about egress"), "{errors}");
+    assert!(errors.contains("warning: EgressGatewayPolicy p steers nothing: there is no EgressGateway"), "{errors}");
+}
