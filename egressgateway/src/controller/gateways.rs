@@ -1,0 +1,206 @@
+//! Which nodes a gateway has, and which of them carry its traffic.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{Cluster, ControllerSettings, conditions, egress_ips::Given};
+use crate::{
+    api::{EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage},
+    model::{Family, GatewayName, IpRange, NodeName, PolicyName, TargetId},
+    spec::GatewaySpec,
+    world::{Gateway, Node},
+};
+
+/// The annotation, without its prefix, that takes a node out of all gateways when it says "true".
+const DRAIN: &str = "drain";
+
+/// A gateway as it will be.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Elected {
+    pub(super) method: ForwardMethod,
+    pub(super) members: Vec<ElectedMember>,
+    pub(super) target: Option<TargetId>,
+    /// A mark was wanted for it or a member, and none was left.
+    pub(super) marks_exhausted: bool,
+}
+
+/// One node of a gateway as it will be.
+#[derive(Clone, Debug)]
+pub(super) struct ElectedMember {
+    pub(super) node: NodeName,
+    pub(super) status: GatewayNodeStatus,
+    pub(super) active: bool,
+    pub(super) egress_ips: BTreeSet<IpAddr>,
+    pub(super) target: Option<TargetId>,
+}
+
+impl Elected {
+    pub(super) fn member(&self, node: &NodeName) -> Option<&ElectedMember> {
+        self.members.iter().find(|member| member.node == *node)
+    }
+}
+
+/// Members and active nodes of every gateway; without marks and egress addresses.
+pub(super) fn elect(cluster: &Cluster, settings: &ControllerSettings) -> BTreeMap<GatewayName, Elected> {
+    cluster.gateways.iter().map(|(name, gateway)| (name.clone(), elect_one(cluster, gateway, settings))).collect()
+}
+
+fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings) -> Elected {
+    let asked = gateway.spec.as_ref().ok().and_then(|spec| spec.forward_method);
+    let invalid = gateway.spec.is_err().then_some(gateway.state.forward_method).flatten();
+    let method = asked.or(invalid).unwrap_or(settings.forward_method);
+    let was_active: BTreeSet<&NodeName> = gateway.state.members.iter().filter(|member| member.active).map(|member| &member.node).collect();
+    let mut members: Vec<ElectedMember> = members(cluster, gateway)
+        .into_iter()
+        .map(|node| ElectedMember {
+            status: status_of(cluster, node),
+            node: node.clone(),
+            active: false,
+            egress_ips: BTreeSet::new(),
+            target: None,
+        })
+        .collect();
+    let ready = |member: &ElectedMember| member.status == GatewayNodeStatus::Ready;
+    match method {
+        ForwardMethod::Ecmp => members.iter_mut().for_each(|member| member.active = ready(member)),
+        ForwardMethod::ActivePassive => {
+            let stays = members.iter().position(|member| ready(member) && was_active.contains(&member.node));
+            if let Some(elected) = stays.or_else(|| members.iter().position(ready)) {
+                members[elected].active = true;
+            }
+        }
+    }
+    Elected { method, members, target: None, marks_exhausted: false }
+}
+
+/// Known nodes in their old order, then new ones by name. A gateway that can't be understood keeps the nodes that it has: connections that
+/// exist go on.
+fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
+    let selected = |name: &NodeName, node: &Node| match &gateway.spec {
+        Ok(spec) => spec.nodes.matches(&node.labels),
+        Err(_) => gateway.state.members.iter().any(|member| member.node == *name),
+    };
+    let rank: BTreeMap<&NodeName, usize> =
+        gateway.state.members.iter().enumerate().rev().map(|(index, member)| (&member.node, index)).collect();
+    let mut members: Vec<&NodeName> = cluster.nodes.iter().filter(|(name, node)| selected(name, node)).map(|(name, _)| name).collect();
+    members.sort_by_key(|name| (rank.get(name).copied().unwrap_or(usize::MAX), *name));
+    members
+}
+
+/// Whether a node can carry traffic.
+fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
+    let Some(node) = cluster.nodes.get(name) else { return GatewayNodeStatus::NotReady };
+    let drained = node.cordoned || node.annotations.get(DRAIN).is_some_and(|value| value == "true");
+    let tunnel = cluster.egress_nodes.get(name).and_then(|node| node.tunnel_ready);
+    let fresh = cluster.fresh_leases.contains(name);
+    match tunnel {
+        _ if !node.ready || drained => GatewayNodeStatus::NotReady,
+        Some(false) => GatewayNodeStatus::NotReady,
+        _ if !fresh => GatewayNodeStatus::Unknown,
+        None => GatewayNodeStatus::NotReady,
+        Some(true) => GatewayNodeStatus::Ready,
+    }
+}
+
+/// Egress addresses go to the nodes that answer for them.
+pub(super) fn place(gateways: &mut BTreeMap<GatewayName, Elected>, given: &BTreeMap<PolicyName, Given>) {
+    for given in given.values() {
+        let members = gateways.get_mut(&given.gateway).map(|gateway| &mut gateway.members);
+        if let Some(member) = members.and_then(|members| members.iter_mut().find(|member| Some(&member.node) == given.node.as_ref())) {
+            member.egress_ips.extend(&given.addresses);
+        }
+    }
+}
+
+/// What is written about every gateway.
+pub(super) fn statuses(
+    cluster: &Cluster,
+    gateways: &BTreeMap<GatewayName, Elected>,
+    given: &BTreeMap<PolicyName, Given>,
+    settings: &ControllerSettings,
+) -> BTreeMap<GatewayName, EgressGatewayStatus> {
+    let mut used: BTreeMap<&GatewayName, Use> = BTreeMap::new();
+    for given in given.values() {
+        let sum = used.entry(&given.gateway).or_default();
+        sum.exhausted |= given.exhausted();
+        for address in &given.addresses {
+            *sum.of(Family::of(*address)) += 1;
+        }
+    }
+    let status = |(name, gateway): (&GatewayName, &Gateway)| {
+        let elected = gateways.get(name)?;
+        let used = used.remove(name).unwrap_or_default();
+        Some((name.clone(), status(cluster, gateway, elected, used, settings)))
+    };
+    cluster.gateways.iter().filter_map(status).collect()
+}
+
+/// How many addresses of a gateway's pool are in use, and whether somebody got none.
+#[derive(Clone, Copy, Default)]
+struct Use {
+    v4: i64,
+    v6: i64,
+    exhausted: bool,
+}
+
+impl Use {
+    fn of(&mut self, family: Family) -> &mut i64 {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+fn status(cluster: &Cluster, gateway: &Gateway, elected: &Elected, used: Use, settings: &ControllerSettings) -> EgressGatewayStatus {
+    let node = |member: &ElectedMember| GatewayNode {
+        name: member.node.to_string(),
+        status: member.status,
+        active: member.active,
+        interfaces: cluster.egress_nodes.get(&member.node).map(|node| node.interfaces.clone()).unwrap_or_default(),
+        egress_ips: member.egress_ips.iter().map(ToString::to_string).collect(),
+        mark: member.target.map(|target| settings.mask.mark(target)),
+    };
+    let (ready, reason, message) = readiness(gateway, elected, used.exhausted);
+    EgressGatewayStatus {
+        forward_method: Some(elected.method),
+        node_list: elected.members.iter().map(node).collect(),
+        mark: elected.target.map(|target| settings.mask.mark(target)),
+        ip_usage: gateway.spec.as_ref().ok().filter(|spec| !spec.pool.is_empty()).map(|spec| usage(spec, &used)),
+        observed_generation: Some(gateway.generation),
+        conditions: vec![conditions::condition("Ready", ready, reason, &message, Some(gateway.generation))],
+    }
+}
+
+fn usage(spec: &GatewaySpec, used: &Use) -> IpUsage {
+    let total = |family| {
+        let sizes = spec.pool.iter().filter(|range| range.family() == family).map(size);
+        i64::try_from(sizes.fold(0, u128::saturating_add)).unwrap_or(i64::MAX)
+    };
+    IpUsage { ipv4: PoolUsage { total: total(Family::V4), used: used.v4 }, ipv6: PoolUsage { total: total(Family::V6), used: used.v6 } }
+}
+
+fn size(range: &IpRange) -> u128 {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    (bits(range.last()) - bits(range.first())).saturating_add(1)
+}
+
+fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool) -> (bool, &'static str, String) {
+    let count = |status| elected.members.iter().filter(|member| member.status == status).count();
+    let ready = count(GatewayNodeStatus::Ready);
+    let tally = || format!("{ready} Ready, {} NotReady, {} Unknown", count(GatewayNodeStatus::NotReady), count(GatewayNodeStatus::Unknown));
+    match &gateway.spec {
+        Err(problems) => (false, "Invalid", conditions::join(problems)),
+        Ok(_) if gateway.deleting => (false, "Deleting", "deletion was asked for".to_owned()),
+        Ok(_) if elected.members.is_empty() => (false, "NoNodes", "spec.nodeSelector matches no node".to_owned()),
+        Ok(_) if elected.marks_exhausted => (false, "MarksExhausted", "no mark is left: its traffic is held".to_owned()),
+        Ok(_) if ready == 0 => (false, "NoReadyNode", format!("no node can carry traffic: {}", tally())),
+        Ok(_) if exhausted => (false, "PoolExhausted", "spec.egressIPs has no address left for some policies".to_owned()),
+        Ok(_) => (true, "Ready", tally()),
+    }
+}

@@ -1,0 +1,69 @@
+//! What the controller decides, as a function of the cluster: [`plan`] is pure, and what it decided before comes back to it in the
+//! objects' statuses. A new leader continues where the last one stopped.
+
+mod cluster;
+mod conditions;
+mod egress_ips;
+mod gateways;
+mod marks;
+mod nodes;
+mod overlaps;
+mod policies;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+pub use cluster::Cluster;
+
+use crate::{
+    allocator::Allocator,
+    api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNodeStatus, ForwardMethod},
+    model::{GatewayName, MarkMask, NodeName, PolicyName},
+};
+
+/// What the plan depends on besides the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControllerSettings {
+    /// How gateways forward that don't say it themselves.
+    pub forward_method: ForwardMethod,
+    /// The gateway of policies that name none.
+    pub default_gateway: Option<GatewayName>,
+    /// Networks of the tunnel's addresses, at most one of each family.
+    pub overlay: Vec<IpNet>,
+    /// The mask that marks are written under.
+    pub mask: MarkMask,
+}
+
+/// What shall stand in the API server.
+///
+/// Conditions have no `lastTransitionTime` of their own (1970 stands there): it is the writer's, who knows the clock.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterPlan {
+    /// EgressNodes to make, with the UID of the Node that owns each.
+    pub create: BTreeMap<NodeName, String>,
+    /// EgressNodes without a Node.
+    pub delete: BTreeSet<NodeName>,
+    /// Status of every EgressNode that is or will be: phase (Succeeded only where the agent said so), addresses and hardware address.
+    /// The other fields are the agent's.
+    pub egress_nodes: BTreeMap<NodeName, EgressNodeStatus>,
+    /// Status of every gateway.
+    pub gateways: BTreeMap<GatewayName, EgressGatewayStatus>,
+    /// Status of every policy; its `Programmed` condition is not the controller's.
+    pub policies: BTreeMap<PolicyName, EgressGatewayPolicyStatus>,
+}
+
+/// Decides about the whole cluster. The same cluster has the same plan, and a cluster that holds the plan is planned alike.
+#[must_use]
+pub fn plan(cluster: &Cluster, allocator: &dyn Allocator, settings: &ControllerSettings) -> ClusterPlan {
+    let mut plan = ClusterPlan::default();
+    nodes::plan(cluster, allocator, settings, &mut plan);
+    let mut gateways = gateways::elect(cluster, settings);
+    let judged = policies::judge(cluster, settings);
+    let given = egress_ips::give(cluster, allocator, &judged, &gateways);
+    gateways::place(&mut gateways, &given);
+    marks::allot(cluster, &mut gateways);
+    plan.gateways = gateways::statuses(cluster, &gateways, &given, settings);
+    plan.policies = policies::statuses(cluster, judged, &given);
+    plan
+}

@@ -1,0 +1,108 @@
+//! What becomes of a policy.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{Cluster, ControllerSettings, conditions, egress_ips::Given, overlaps};
+use crate::{
+    api::{EgressGatewayPolicyStatus, EgressIp},
+    model::{Family, GatewayName, PolicyName},
+    plan::{GatewayProblem, resolve},
+    spec::Problem,
+    world::Policy,
+};
+
+/// What was found about each policy.
+pub(super) type Judged = BTreeMap<PolicyName, Judgement>;
+
+/// What was found about a policy.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Judgement {
+    /// Its gateway, if it has one.
+    pub(super) gateway: Option<GatewayName>,
+    /// Reason and message, where it can't be in force.
+    pub(super) refusal: Option<(&'static str, String)>,
+}
+
+/// Policies, the oldest first; then by name.
+pub(super) fn by_age(policies: &BTreeMap<PolicyName, Policy>) -> impl Iterator<Item = (&PolicyName, &Policy)> {
+    let mut sorted: Vec<_> = policies.iter().collect();
+    sorted.sort_by_key(|(name, policy)| (policy.created, *name));
+    sorted.into_iter()
+}
+
+/// Finds every policy's gateway.
+pub(super) fn judge(cluster: &Cluster, settings: &ControllerSettings) -> Judged {
+    cluster.policies.iter().map(|(name, policy)| (name.clone(), judge_one(cluster, policy, settings))).collect()
+}
+
+fn judge_one(cluster: &Cluster, policy: &Policy, settings: &ControllerSettings) -> Judgement {
+    let spec = match &policy.spec {
+        Ok(spec) => spec,
+        Err(problems) => return Judgement { gateway: None, refusal: Some(("Invalid", conditions::join(problems))) },
+    };
+    let refuse = |reason, value: &str, rule: String| Some((reason, Problem::new("spec.egressGatewayName", value, rule).to_string()));
+    let named = spec.gateway.as_ref().map_or("", GatewayName::as_str);
+    match resolve(spec.gateway.as_ref(), settings.default_gateway.as_ref(), &cluster.gateways) {
+        Ok((name, gateway)) => {
+            let invalid = gateway.spec.is_err();
+            let rule = || format!("EgressGateway {name} is invalid: see its conditions");
+            let refusal = if invalid { refuse("GatewayInvalid", named, rule()) } else { None };
+            Judgement { gateway: Some(name.clone()), refusal }
+        }
+        Err(problem) => {
+            let reason = match problem {
+                GatewayProblem::NotFound(_) => "GatewayNotFound",
+                GatewayProblem::Ambiguous(_) => "AmbiguousGateway",
+            };
+            Judgement { gateway: None, refusal: refuse(reason, named, format!("must lead to one EgressGateway: {problem}")) }
+        }
+    }
+}
+
+/// What is written about every policy.
+pub(super) fn statuses(
+    cluster: &Cluster,
+    mut judged: Judged,
+    given: &BTreeMap<PolicyName, Given>,
+) -> BTreeMap<PolicyName, EgressGatewayPolicyStatus> {
+    let mut overlaps = overlaps::find(cluster, &judged);
+    let status = |(name, policy): (&PolicyName, &Policy)| {
+        let judgement = judged.remove(name).unwrap_or_default();
+        (name.clone(), status(policy, judgement, given.get(name), overlaps.remove(name)))
+    };
+    cluster.policies.iter().map(status).collect()
+}
+
+fn status(
+    policy: &Policy,
+    judgement: Judgement,
+    given: Option<&Given>,
+    overlap: Option<(&'static str, String)>,
+) -> EgressGatewayPolicyStatus {
+    let generation = Some(policy.generation);
+    let refusal = judgement.refusal.or_else(|| given?.refusal());
+    let (accepted, reason, message) = match (refusal, &judgement.gateway) {
+        (Some((reason, message)), _) => (false, reason, message),
+        (None, Some(gateway)) => (true, "Accepted", format!("EgressGateway {gateway}")),
+        (None, None) => (true, "Accepted", String::new()),
+    };
+    let (overlapping, overlap_reason, overlap_message) = match overlap {
+        Some((reason, message)) => (true, reason, message),
+        None => (false, "NoOverlap", String::new()),
+    };
+    let of = |family: Family| {
+        let of_family = |address: &&IpAddr| Family::of(**address) == family;
+        given?.addresses.iter().find(of_family).map(ToString::to_string)
+    };
+    let egress_ip = EgressIp { ipv4: of(Family::V4), ipv6: of(Family::V6) };
+    EgressGatewayPolicyStatus {
+        egress_gateway: judgement.gateway.map(|name| name.to_string()),
+        egress_ip: (egress_ip != EgressIp::default()).then_some(egress_ip),
+        node: given.and_then(|given| given.node.as_ref()).map(ToString::to_string),
+        observed_generation: generation,
+        conditions: vec![
+            conditions::condition("Accepted", accepted, reason, &message, generation),
+            conditions::condition("Overlapping", overlapping, overlap_reason, &overlap_message, generation),
+        ],
+    }
+}
