@@ -105,7 +105,7 @@ fn policy_rules(crd: &mut Value) {
     let gateway = format!("{spec}/egressGatewayName");
     set(crd, &gateway, "minLength", json!(1));
     set(crd, &gateway, "maxLength", json!(MAX_NAME));
-    set(crd, &format!("{spec}/priority"), "maximum", json!(i32::MAX));
+    set(crd, &format!("{spec}/priority"), "maximum", json!(crate::spec::MAX_PRIORITY));
     for name in ["destCIDR", "exceptCIDR"] {
         set(crd, &format!("{spec}/{name}"), "maxItems", json!(MAX_DESTINATIONS));
         cidr(crd, &format!("{spec}/{name}/items"), None);

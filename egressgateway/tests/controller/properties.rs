@@ -124,7 +124,9 @@ proptest! {
     #[test]
     fn a_node_that_comes_or_goes_moves_nothing_but_its_own(events in proptest::collection::vec(event(), 1..30), number in 0..5_u8) {
         let mut api = Api::default();
-        events.iter().for_each(|event| happen(&mut api, event));
+        for event in &events {
+            happen(&mut api, event);
+        }
         api.settle();
         let before = api.clone();
         happen(&mut api, &Event::Gone(number));
