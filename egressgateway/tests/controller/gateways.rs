@@ -159,3 +159,17 @@ fn without_a_mark_left_a_gateway_says_so_and_the_others_keep_theirs() {
     api.settle();
     assert_eq!(api.gateway_status("gw254").mark, freed);
 }
+
+#[test]
+fn of_two_gateways_that_say_the_same_mark_the_older_keeps_it() {
+    let mut api = three();
+    api.gateway("a", &format!("{{{SELECTS}}}"));
+    api.settle();
+    let at =
+        |second| Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap()));
+    api.gateways.get_mut("a").unwrap().metadata.creation_timestamp = at(9);
+    api.gateways.get_mut("gw").unwrap().metadata.creation_timestamp = at(1);
+    api.gateways.get_mut("a").unwrap().status.as_mut().unwrap().mark = Some(0x1100_0000);
+    api.settle();
+    assert_eq!((api.gateway_status("gw").mark, api.gateway_status("a").mark), (Some(0x1100_0000), Some(0x1300_0000)));
+}

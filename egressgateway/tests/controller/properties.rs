@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use egressgateway::api::EgressIp;
 use proptest::prelude::*;
 
 use crate::api::Api;
@@ -16,6 +17,8 @@ enum Event {
     NoGateway(u8),
     Policy(u8, u8, Option<u8>, u8),
     NoPolicy(u8),
+    /// Somebody else wrote into the statuses.
+    Meddled(u8, u8, u8),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -30,7 +33,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => gateway.clone().prop_map(Event::NoGateway),
         4 => (policy.clone(), gateway, proptest::option::of(0..6_u8), 0..4_u8)
             .prop_map(|(policy, gateway, asked, created)| Event::Policy(policy, gateway, asked, created)),
-        1 => policy.prop_map(Event::NoPolicy),
+        1 => policy.clone().prop_map(Event::NoPolicy),
+        1 => (0..5_u8, policy, 0x10..0x16_u8).prop_map(|(node, policy, byte)| Event::Meddled(node, policy, byte)),
     ]
 }
 
@@ -71,6 +75,25 @@ fn happen(api: &mut Api, event: &Event) {
             api.policy(&format!("p{number}"), u32::from(*created), &spec);
         }
         Event::NoPolicy(number) => _ = api.policies.remove(&format!("p{number}")),
+        Event::Meddled(number, policy, byte) => meddle(api, &node(number), &format!("p{policy}"), *byte),
+    }
+}
+
+fn meddle(api: &mut Api, node: &str, policy: &str, byte: u8) {
+    let mark = Some(u32::from(byte) << 24);
+    if let Some(status) = api.egress_nodes.get_mut(node).and_then(|node| node.status.as_mut()) {
+        status.vxlan_ipv4_ip = Some("172.31.0.2/16".to_owned());
+    }
+    for gateway in api.gateways.values_mut() {
+        let status = gateway.status.get_or_insert_default();
+        status.mark = mark;
+        status.node_list.iter_mut().for_each(|member| member.mark = mark);
+        status.node_list.extend(status.node_list.clone());
+    }
+    if let Some(policy) = api.policies.get_mut(policy) {
+        let status = policy.status.get_or_insert_default();
+        status.egress_ip = Some(EgressIp { ipv4: Some("10.6.1.2".to_owned()), ipv6: Some("fd00:6::9".to_owned()) });
+        status.node = Some(node.to_owned());
     }
 }
 
