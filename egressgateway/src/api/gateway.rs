@@ -85,7 +85,7 @@ pub struct EgressGatewayStatus {
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, with reasons such as NoNodes, NoReadyNode, PoolExhausted, NoMarkLeft.
+    /// `Ready`, with reasons such as NoNodes, NoReadyNode, PoolExhausted, MarksExhausted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

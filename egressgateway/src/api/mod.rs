@@ -3,6 +3,7 @@
 mod gateway;
 mod node;
 mod policy;
+mod schema;
 
 pub use gateway::{
     EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod, GatewayNode, GatewayNodeStatus, Interface, IpUsage,
@@ -10,3 +11,4 @@ pub use gateway::{
 };
 pub use node::{EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus};
 pub use policy::{AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp};
+pub use schema::crds;

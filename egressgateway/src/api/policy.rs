@@ -82,7 +82,7 @@ pub struct EgressGatewayPolicyStatus {
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Accepted` (Invalid, GatewayNotFound, AmbiguousGateway, Conflict, …) and `Programmed`.
+    /// `Accepted` (Invalid, GatewayNotFound, AmbiguousGateway, Conflict, …), `Overlapping` and `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

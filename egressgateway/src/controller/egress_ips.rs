@@ -1,172 +1,189 @@
+//! Egress addresses: which policy has which, and which node answers for them.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use super::{Cluster, ControllerSettings, gateways::Elected};
+use super::{
+    Cluster,
+    gateways::Elected,
+    policies::{Judged, by_age},
+};
 use crate::{
     allocator::{AllocationError, AllocationRequest, Allocator},
     api::{GatewayNodeStatus, SourceNatMode},
     model::{Family, GatewayName, IpRange, NodeName, PolicyName},
-    plan::resolve,
-    spec::{GatewaySpec, PolicySpec},
+    spec::{GatewaySpec, PolicySpec, Problem, Subject},
     world::Policy,
 };
 
-/// What a policy got.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Lease {
+/// What a policy has of egress addresses.
+#[derive(Clone, Debug)]
+pub(super) struct Given {
+    pub(super) gateway: GatewayName,
     pub(super) addresses: BTreeSet<IpAddr>,
+    /// Who answers for them.
     pub(super) node: Option<NodeName>,
-    pub(super) refusals: Vec<AllocationError>,
+    /// What it wanted and did not get.
+    pub(super) refusals: Vec<(Family, AllocationError)>,
 }
 
-/// Egress addresses of all policies that want any.
-#[derive(Debug, Default)]
-pub(super) struct Leases {
-    of_policy: BTreeMap<PolicyName, (GatewayName, Lease)>,
-}
-
-impl Leases {
-    pub(super) fn of_policy(&self, policy: &PolicyName) -> Option<&Lease> {
-        self.of_policy.get(policy).map(|(_, lease)| lease)
+impl Given {
+    pub(super) fn exhausted(&self) -> bool {
+        self.refusals.iter().any(|(_, error)| matches!(error, AllocationError::Exhausted { .. }))
     }
 
-    /// Addresses that a node of a gateway answers for.
-    pub(super) fn of_node(&self, gateway: &GatewayName, node: &NodeName) -> BTreeSet<IpAddr> {
-        let leases = self.of_policy.values().filter(|(owner, lease)| owner == gateway && lease.node.as_ref() == Some(node));
-        leases.flat_map(|(_, lease)| lease.addresses.iter().copied()).collect()
-    }
-
-    /// Addresses of a gateway's pool in use.
-    pub(super) fn of_gateway(&self, gateway: &GatewayName) -> BTreeSet<IpAddr> {
-        let leases = self.of_policy.values().filter(|(owner, _)| owner == gateway);
-        leases.flat_map(|(_, lease)| lease.addresses.iter().copied()).collect()
-    }
-
-    /// How many policies of a gateway found the pool exhausted.
-    pub(super) fn exhausted(&self, gateway: &GatewayName) -> usize {
-        let is_exhausted = |refusal: &AllocationError| matches!(refusal, AllocationError::Exhausted { .. });
-        self.of_policy.values().filter(|(owner, lease)| owner == gateway && lease.refusals.iter().any(is_exhausted)).count()
+    /// Reason and message of the policy's condition, if something was refused.
+    pub(super) fn refusal(&self) -> Option<(&'static str, String)> {
+        let (family, error) = self.refusals.first()?;
+        let field = format!("spec.egressIP.{}", family.to_string().to_lowercase());
+        Some(match error {
+            AllocationError::Exhausted { .. } => ("EgressIPExhausted", format!("EgressGateway {}: {error}", self.gateway)),
+            AllocationError::OutsidePool { address, pool } => {
+                let rule = format!("must be in the pool of EgressGateway {}: {pool}", self.gateway);
+                ("EgressIPOutsidePool", Problem::new(field, address, rule).to_string())
+            }
+            AllocationError::Taken { address, holder } => {
+                let rule = format!("must not be in use: EgressGatewayPolicy {holder} has it");
+                ("Conflict", Problem::new(field, address, rule).to_string())
+            }
+        })
     }
 }
 
-/// Gives every policy that wants egress addresses what its gateway's pool has, the older policy first; what a policy holds it keeps.
-pub(super) fn lease(
-    cluster: &Cluster,
-    allocator: &dyn Allocator,
-    settings: &ControllerSettings,
-    members: &BTreeMap<GatewayName, Vec<Elected>>,
-) -> Leases {
-    let mut wanting: BTreeMap<&GatewayName, Vec<Candidate<'_>>> = BTreeMap::new();
-    for (name, policy) in &cluster.policies {
-        let Ok(spec) = &policy.spec else { continue };
-        let resolved = resolve(spec.gateway.as_ref(), settings.default_gateway.as_ref(), &cluster.gateways);
-        let Ok((gateway_name, gateway)) = resolved else { continue };
-        let Ok(gateway) = &gateway.spec else { continue };
-        let families = families(spec, gateway);
-        if !families.is_empty() {
-            wanting.entry(gateway_name).or_default().push(Candidate { name, policy, families });
-        }
-    }
-    let pool = |gateway: &GatewayName| {
-        cluster.gateways.get(gateway).and_then(|gateway| gateway.spec.as_ref().ok()).map_or(&[][..], |spec| &spec.pool)
-    };
-    // One book for all gateways: where their pools overlap, an address still has one holder.
-    let mut held = BTreeMap::new();
-    for (gateway, candidates) in &mut wanting {
-        candidates.sort_by_key(|candidate| (candidate.policy.created, candidate.name));
-        keep(candidates, pool(gateway), &mut held);
-    }
-    let mut leases = Leases::default();
-    for (gateway, candidates) in wanting {
-        let mut given = addresses(&candidates, pool(gateway), &mut held, allocator);
-        place(&candidates, &mut given, members.get(gateway).map(Vec::as_slice).unwrap_or_default());
-        leases.of_policy.extend(given.into_iter().map(|(policy, lease)| (policy, (gateway.clone(), lease))));
-    }
-    leases
-}
-
-struct Candidate<'a> {
+/// One policy that has a gateway, with what was decided before.
+struct Asking<'a> {
     name: &'a PolicyName,
     policy: &'a Policy,
-    /// The address that is asked for in each family that gets one; none: any.
-    families: BTreeMap<Family, Option<IpAddr>>,
+    spec: &'a PolicySpec,
+    gateway: &'a GatewayName,
+    /// None where the gateway can't be understood: what the policy has stays.
+    gateway_spec: Option<&'a GatewaySpec>,
 }
 
-fn families(spec: &PolicySpec, gateway: &GatewaySpec) -> BTreeMap<Family, Option<IpAddr>> {
-    let mut families: BTreeMap<Family, Option<IpAddr>> = BTreeMap::new();
-    if gateway.source_nat == SourceNatMode::EgressIp {
-        families.extend(gateway.pool.iter().map(|range| (range.family(), None)));
-    }
-    families.extend(spec.egress_ip.iter().map(|address| (Family::of(*address), Some(*address))));
-    families
-}
-
-/// Notes what each policy holds and still wants.
-fn keep(candidates: &[Candidate<'_>], pool: &[IpRange], held: &mut BTreeMap<IpAddr, String>) {
-    for candidate in candidates {
-        for address in &candidate.policy.state.egress_ip {
-            let asked = candidate.families.get(&Family::of(*address));
-            let wanted = asked.is_some_and(|asked| asked.is_none_or(|asked| asked == *address));
-            if wanted && pool.iter().any(|range| range.contains(*address)) {
-                held.entry(*address).or_insert_with(|| candidate.name.to_string());
-            }
+impl Asking<'_> {
+    /// The address that the policy states, or, where addresses are given out, the one that it has.
+    fn claim(&self, family: Family) -> Option<IpAddr> {
+        let of_family = |address: &&IpAddr| Family::of(**address) == family;
+        let had = || self.policy.state.egress_ip.iter().find(of_family).copied();
+        let asked = self.spec.egress_ip.iter().find(of_family).copied();
+        match self.gateway_spec {
+            None => had().filter(|had| asked.is_none_or(|asked| asked == *had)),
+            Some(_) => asked.or_else(|| had().filter(|had| self.allocates(family) && self.pool().iter().any(|range| range.contains(*had)))),
         }
     }
+
+    fn pool(&self) -> &[IpRange] {
+        self.gateway_spec.map_or(&[], |spec| &spec.pool)
+    }
+
+    fn states(&self, family: Family) -> bool {
+        self.spec.egress_ip.iter().any(|address| Family::of(*address) == family)
+    }
+
+    /// Whether the policy is to be given an address that it does not state.
+    fn allocates(&self, family: Family) -> bool {
+        let from_pool = self.gateway_spec.is_some_and(|spec| spec.source_nat == SourceNatMode::EgressIp);
+        from_pool && !self.states(family) && governs(self.spec, family) && self.pool().iter().any(|range| range.family() == family)
+    }
 }
 
-fn addresses(
-    candidates: &[Candidate<'_>],
-    pool: &[IpRange],
-    held: &mut BTreeMap<IpAddr, String>,
+/// Whether a policy can concern packets of this family at all.
+fn governs(spec: &PolicySpec, family: Family) -> bool {
+    let any = |nets: &[ipnet::IpNet]| nets.iter().any(|net| Family::of(net.addr()) == family);
+    let subject = match &spec.subject {
+        Subject::Pods { .. } => true,
+        Subject::Subnets(nets) => any(nets),
+    };
+    subject && (spec.destinations.is_empty() || any(&spec.destinations))
+}
+
+/// Gives addresses to all policies that want some, older policies first.
+///
+/// Stated addresses and those that policies hold come first, so that nothing moves for a newcomer; then the others get theirs. An address
+/// belongs to one policy, whatever the pools say.
+pub(super) fn give(
+    cluster: &Cluster,
     allocator: &dyn Allocator,
-) -> BTreeMap<PolicyName, Lease> {
-    let mut leases = BTreeMap::new();
-    for candidate in candidates {
-        let mut lease = Lease::default();
-        for (family, wanted) in &candidate.families {
-            let pool: Vec<IpRange> = pool.iter().filter(|range| range.family() == *family).copied().collect();
-            let request = AllocationRequest { holder: candidate.name.as_str(), wanted: *wanted, pool: &pool, held };
-            match allocator.allocate(&request) {
-                Ok(address) => {
-                    held.insert(address, candidate.name.to_string());
-                    lease.addresses.insert(address);
-                }
-                Err(refusal) => lease.refusals.push(refusal),
-            }
-        }
-        leases.insert(candidate.name.clone(), lease);
+    judged: &Judged,
+    gateways: &BTreeMap<GatewayName, Elected>,
+) -> BTreeMap<PolicyName, Given> {
+    let asking: Vec<Asking> = by_age(&cluster.policies).filter_map(|(name, policy)| asking(cluster, judged, name, policy)).collect();
+    let mut held = BTreeMap::new();
+    let mut given: Vec<Given> = asking.iter().map(|asking| hold(asking, allocator, &mut held)).collect();
+    for (asking, given) in asking.iter().zip(&mut given) {
+        allocate(asking, given, allocator, &mut held);
     }
-    leases
+    settle(&asking, &mut given, gateways);
+    asking.iter().zip(given).map(|(asking, given)| (asking.name.clone(), given)).collect()
 }
 
-/// Finds a node for every policy's addresses: the one that has them, as long as it is Ready, else the Ready node with the fewest. Without
-/// a Ready node nothing moves.
-fn place(candidates: &[Candidate<'_>], leases: &mut BTreeMap<PolicyName, Lease>, members: &[Elected]) {
-    let is_ready = |node: &NodeName| members.iter().any(|member| member.node == *node && member.status == GatewayNodeStatus::Ready);
-    let mut load: BTreeMap<NodeName, usize> = BTreeMap::new();
-    let mut homeless = Vec::new();
-    for candidate in candidates {
-        let Some(lease) = leases.get_mut(candidate.name).filter(|lease| !lease.addresses.is_empty()) else { continue };
-        match candidate.policy.state.node.as_ref().filter(|node| is_ready(node)) {
-            Some(node) => {
-                *load.entry(node.clone()).or_default() += 1;
-                lease.node = Some(node.clone());
+fn asking<'a>(cluster: &'a Cluster, judged: &'a Judged, name: &'a PolicyName, policy: &'a Policy) -> Option<Asking<'a>> {
+    let gateway = judged.get(name)?.gateway.as_ref()?;
+    let spec = policy.spec.as_ref().ok()?;
+    let asking = Asking { name, policy, spec, gateway, gateway_spec: cluster.gateways.get(gateway)?.spec.as_ref().ok() };
+    let wants = |family| asking.claim(family).is_some() || asking.allocates(family);
+    Family::ALL.into_iter().any(wants).then_some(asking)
+}
+
+/// Takes what the policy states or has.
+fn hold(asking: &Asking, allocator: &dyn Allocator, held: &mut BTreeMap<IpAddr, String>) -> Given {
+    let mut given = Given { gateway: asking.gateway.clone(), addresses: BTreeSet::new(), node: None, refusals: Vec::new() };
+    for family in Family::ALL {
+        let Some(address) = asking.claim(family) else { continue };
+        let own = [IpRange::single(address)];
+        let pool = if asking.gateway_spec.is_some() { asking.pool() } else { &own };
+        match allocator.allocate(&AllocationRequest { holder: asking.name.as_str(), wanted: Some(address), pool, held }) {
+            Ok(address) => {
+                held.insert(address, asking.name.to_string());
+                given.addresses.insert(address);
             }
-            None => homeless.push(candidate),
+            Err(error) if asking.states(family) => given.refusals.push((family, error)),
+            // It had an address that an older policy states: it gets another one.
+            Err(_) => {}
         }
     }
-    for candidate in homeless {
-        let ready = members.iter().filter(|member| member.status == GatewayNodeStatus::Ready);
-        let least = ready.min_by_key(|member| load.get(&member.node).copied().unwrap_or_default());
-        let before = candidate.policy.state.node.as_ref();
-        let stays = before.filter(|node| members.iter().any(|member| member.node == **node));
-        if let Some(lease) = leases.get_mut(candidate.name) {
-            lease.node = least.map(|member| &member.node).or(stays).cloned();
-            if let Some(node) = &lease.node {
-                *load.entry(node.clone()).or_default() += 1;
+    given
+}
+
+/// Finds addresses for what is still missing.
+fn allocate(asking: &Asking, given: &mut Given, allocator: &dyn Allocator, held: &mut BTreeMap<IpAddr, String>) {
+    for family in Family::ALL {
+        if !asking.allocates(family) || given.addresses.iter().any(|address| Family::of(*address) == family) {
+            continue;
+        }
+        let pool: Vec<IpRange> = asking.pool().iter().filter(|range| range.family() == family).copied().collect();
+        match allocator.allocate(&AllocationRequest { holder: asking.name.as_str(), wanted: None, pool: &pool, held }) {
+            Ok(address) => {
+                held.insert(address, asking.name.to_string());
+                given.addresses.insert(address);
             }
+            Err(error) => given.refusals.push((family, error)),
+        }
+    }
+}
+
+/// Finds the node of each: the one that it has while that is Ready, else the Ready one with the fewest addresses, first in order. Without
+/// any, it stays where it was.
+fn settle(asking: &[Asking], given: &mut [Given], gateways: &BTreeMap<GatewayName, Elected>) {
+    let mut load: BTreeMap<(&GatewayName, &NodeName), usize> = BTreeMap::new();
+    for (asking, given) in asking.iter().zip(given.iter_mut()).filter(|(_, given)| !given.addresses.is_empty()) {
+        let before = asking.policy.state.node.as_ref().filter(|_| asking.policy.state.gateway.as_ref() == Some(asking.gateway));
+        let member = before.and_then(|node| gateways.get(asking.gateway)?.member(node));
+        if let Some(member) = member.filter(|member| member.status == GatewayNodeStatus::Ready) {
+            given.node = Some(member.node.clone());
+            *load.entry((asking.gateway, &member.node)).or_default() += given.addresses.len();
+        }
+    }
+    for (asking, given) in asking.iter().zip(given).filter(|(_, given)| given.node.is_none() && !given.addresses.is_empty()) {
+        let Some(gateway) = gateways.get(asking.gateway) else { continue };
+        let ready = gateway.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready);
+        let least = ready.min_by_key(|member| load.get(&(asking.gateway, &member.node)).copied().unwrap_or_default());
+        let stays = asking.policy.state.node.as_ref().and_then(|node| gateway.member(node));
+        if let Some(member) = least.or(stays) {
+            given.node = Some(member.node.clone());
+            *load.entry((asking.gateway, &member.node)).or_default() += given.addresses.len();
         }
     }
 }

@@ -1,161 +1,206 @@
-use std::collections::{BTreeMap, BTreeSet};
+//! Which nodes a gateway has, and which of them carry its traffic.
 
-use super::{Cluster, ControllerSettings, conditions::condition, egress_ips::Leases, marks::Marks};
-use crate::{
-    api::{EgressGatewayStatus, EgressNodePhase, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage},
-    model::{Family, GatewayName, IpRange, NodeName},
-    world::Gateway,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
 };
 
-/// The annotation (under the project's prefix) that takes a cordoned node out of every gateway.
+use super::{Cluster, ControllerSettings, conditions, egress_ips::Given};
+use crate::{
+    api::{EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage},
+    model::{Family, GatewayName, IpRange, NodeName, PolicyName, TargetId},
+    spec::GatewaySpec,
+    world::{Gateway, Node},
+};
+
+/// The annotation, without its prefix, that takes a node out of all gateways when it says "true".
 const DRAIN: &str = "drain";
 
-/// A node of a gateway, elected or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A gateway as it will be.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Elected {
+    pub(super) method: ForwardMethod,
+    pub(super) members: Vec<ElectedMember>,
+    pub(super) target: Option<TargetId>,
+    /// A mark was wanted for it or a member, and none was left.
+    pub(super) marks_exhausted: bool,
+}
+
+/// One node of a gateway as it will be.
+#[derive(Clone, Debug)]
+pub(super) struct ElectedMember {
     pub(super) node: NodeName,
     pub(super) status: GatewayNodeStatus,
     pub(super) active: bool,
+    pub(super) egress_ips: BTreeSet<IpAddr>,
+    pub(super) target: Option<TargetId>,
 }
 
-/// The nodes of every gateway in order of preference: who was there before stays in place, newcomers follow by name.
-pub(super) fn members(cluster: &Cluster, settings: &ControllerSettings) -> BTreeMap<GatewayName, Vec<Elected>> {
-    cluster.gateways.iter().map(|(name, gateway)| (name.clone(), elect(cluster, gateway, settings))).collect()
+impl Elected {
+    pub(super) fn member(&self, node: &NodeName) -> Option<&ElectedMember> {
+        self.members.iter().find(|member| member.node == *node)
+    }
 }
 
-fn elect(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings) -> Vec<Elected> {
-    let before = &gateway.state.members;
-    // Of an invalid specification nothing is concluded: the nodes stay as they were.
-    let selected: BTreeSet<&NodeName> = match &gateway.spec {
-        Ok(spec) => cluster.nodes.iter().filter(|(_, node)| spec.nodes.matches(&node.labels)).map(|(name, _)| name).collect(),
-        Err(_) => before.iter().map(|member| &member.node).collect(),
-    };
-    let mut seen = BTreeSet::new();
-    let stay = before.iter().map(|member| &member.node).filter(|node| selected.contains(node));
-    let order = stay.chain(selected.iter().copied()).filter(|node| seen.insert(*node));
-    let was_active = |node: &NodeName| before.iter().any(|member| member.node == *node && member.active);
-    let mut members: Vec<Elected> =
-        order.map(|node| Elected { node: node.clone(), status: readiness(cluster, node), active: false }).collect();
-    let ready = |member: &Elected| member.status == GatewayNodeStatus::Ready;
-    match forward_method(gateway, settings) {
+/// Members and active nodes of every gateway; without marks and egress addresses.
+pub(super) fn elect(cluster: &Cluster, settings: &ControllerSettings) -> BTreeMap<GatewayName, Elected> {
+    cluster.gateways.iter().map(|(name, gateway)| (name.clone(), elect_one(cluster, gateway, settings))).collect()
+}
+
+fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings) -> Elected {
+    let asked = gateway.spec.as_ref().ok().and_then(|spec| spec.forward_method);
+    let invalid = gateway.spec.is_err().then_some(gateway.state.forward_method).flatten();
+    let method = asked.or(invalid).unwrap_or(settings.forward_method);
+    let was_active: BTreeSet<&NodeName> = gateway.state.members.iter().filter(|member| member.active).map(|member| &member.node).collect();
+    let mut members: Vec<ElectedMember> = members(cluster, gateway)
+        .into_iter()
+        .map(|node| ElectedMember {
+            status: status_of(cluster, node),
+            node: node.clone(),
+            active: false,
+            egress_ips: BTreeSet::new(),
+            target: None,
+        })
+        .collect();
+    let ready = |member: &ElectedMember| member.status == GatewayNodeStatus::Ready;
+    match method {
         ForwardMethod::Ecmp => members.iter_mut().for_each(|member| member.active = ready(member)),
         ForwardMethod::ActivePassive => {
-            let kept = members.iter().position(|member| ready(member) && was_active(&member.node));
-            if let Some(index) = kept.or_else(|| members.iter().position(ready)) {
-                members[index].active = true;
+            let stays = members.iter().position(|member| ready(member) && was_active.contains(&member.node));
+            if let Some(elected) = stays.or_else(|| members.iter().position(ready)) {
+                members[elected].active = true;
             }
         }
     }
+    Elected { method, members, target: None, marks_exhausted: false }
+}
+
+/// Known nodes in their old order, then new ones by name. A gateway that can't be understood keeps the nodes that it has: connections that
+/// exist go on.
+fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
+    let selected = |name: &NodeName, node: &Node| match &gateway.spec {
+        Ok(spec) => spec.nodes.matches(&node.labels),
+        Err(_) => gateway.state.members.iter().any(|member| member.node == *name),
+    };
+    let rank: BTreeMap<&NodeName, usize> =
+        gateway.state.members.iter().enumerate().rev().map(|(index, member)| (&member.node, index)).collect();
+    let mut members: Vec<&NodeName> = cluster.nodes.iter().filter(|(name, node)| selected(name, node)).map(|(name, _)| name).collect();
+    members.sort_by_key(|name| (rank.get(name).copied().unwrap_or(usize::MAX), *name));
     members
 }
 
-fn forward_method(gateway: &Gateway, settings: &ControllerSettings) -> ForwardMethod {
-    match &gateway.spec {
-        Ok(spec) => spec.forward_method.unwrap_or(settings.forward_method),
-        Err(_) => gateway.state.forward_method.unwrap_or(settings.forward_method),
-    }
-}
-
-fn readiness(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
+/// Whether a node can carry traffic.
+fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
     let Some(node) = cluster.nodes.get(name) else { return GatewayNodeStatus::NotReady };
-    if !node.ready || (node.cordoned && node.annotations.contains_key(DRAIN)) {
-        return GatewayNodeStatus::NotReady;
-    }
-    let end = cluster.egress_nodes.get(name);
-    match end.and_then(|end| end.tunnel_ready) {
-        _ if end.is_none_or(|end| end.phase == EgressNodePhase::Failed) => GatewayNodeStatus::NotReady,
+    let drained = node.cordoned || node.annotations.get(DRAIN).is_some_and(|value| value == "true");
+    let tunnel = cluster.egress_nodes.get(name).and_then(|node| node.tunnel_ready);
+    let fresh = cluster.fresh_leases.contains(name);
+    match tunnel {
+        _ if !node.ready || drained => GatewayNodeStatus::NotReady,
         Some(false) => GatewayNodeStatus::NotReady,
-        Some(true) if cluster.fresh_leases.contains(name) => GatewayNodeStatus::Ready,
-        Some(true) | None => GatewayNodeStatus::Unknown,
+        _ if !fresh => GatewayNodeStatus::Unknown,
+        None => GatewayNodeStatus::NotReady,
+        Some(true) => GatewayNodeStatus::Ready,
     }
 }
 
-/// The status of every gateway.
+/// Egress addresses go to the nodes that answer for them.
+pub(super) fn place(gateways: &mut BTreeMap<GatewayName, Elected>, given: &BTreeMap<PolicyName, Given>) {
+    for given in given.values() {
+        let members = gateways.get_mut(&given.gateway).map(|gateway| &mut gateway.members);
+        if let Some(member) = members.and_then(|members| members.iter_mut().find(|member| Some(&member.node) == given.node.as_ref())) {
+            member.egress_ips.extend(&given.addresses);
+        }
+    }
+}
+
+/// What is written about every gateway.
 pub(super) fn statuses(
     cluster: &Cluster,
+    gateways: &BTreeMap<GatewayName, Elected>,
+    given: &BTreeMap<PolicyName, Given>,
     settings: &ControllerSettings,
-    members: &BTreeMap<GatewayName, Vec<Elected>>,
-    leases: &Leases,
-    marks: &Marks,
 ) -> BTreeMap<GatewayName, EgressGatewayStatus> {
+    let mut used: BTreeMap<&GatewayName, Use> = BTreeMap::new();
+    for given in given.values() {
+        let sum = used.entry(&given.gateway).or_default();
+        sum.exhausted |= given.exhausted();
+        for address in &given.addresses {
+            *sum.of(Family::of(*address)) += 1;
+        }
+    }
     let status = |(name, gateway): (&GatewayName, &Gateway)| {
-        let members = members.get(name).map(Vec::as_slice).unwrap_or_default();
-        let nodes = members.iter().map(|member| node_status(cluster, settings, name, member, leases, marks));
-        let status = EgressGatewayStatus {
-            forward_method: Some(forward_method(gateway, settings)),
-            node_list: nodes.collect(),
-            mark: marks.gateway(name).map(|target| settings.mask.mark(target)),
-            ip_usage: usage(name, gateway, leases),
-            observed_generation: Some(gateway.generation),
-            conditions: vec![ready(name, gateway, members, leases, marks)],
-        };
-        (name.clone(), status)
+        let elected = gateways.get(name)?;
+        let used = used.remove(name).unwrap_or_default();
+        Some((name.clone(), status(cluster, gateway, elected, used, settings)))
     };
-    cluster.gateways.iter().map(status).collect()
+    cluster.gateways.iter().filter_map(status).collect()
 }
 
-fn node_status(
-    cluster: &Cluster,
-    settings: &ControllerSettings,
-    gateway: &GatewayName,
-    member: &Elected,
-    leases: &Leases,
-    marks: &Marks,
-) -> GatewayNode {
-    GatewayNode {
+/// How many addresses of a gateway's pool are in use, and whether somebody got none.
+#[derive(Clone, Copy, Default)]
+struct Use {
+    v4: i64,
+    v6: i64,
+    exhausted: bool,
+}
+
+impl Use {
+    fn of(&mut self, family: Family) -> &mut i64 {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+fn status(cluster: &Cluster, gateway: &Gateway, elected: &Elected, used: Use, settings: &ControllerSettings) -> EgressGatewayStatus {
+    let node = |member: &ElectedMember| GatewayNode {
         name: member.node.to_string(),
         status: member.status,
         active: member.active,
         interfaces: cluster.egress_nodes.get(&member.node).map(|node| node.interfaces.clone()).unwrap_or_default(),
-        egress_ips: leases.of_node(gateway, &member.node).iter().map(ToString::to_string).collect(),
-        mark: marks.member(gateway, &member.node).map(|target| settings.mask.mark(target)),
-    }
-}
-
-fn usage(name: &GatewayName, gateway: &Gateway, leases: &Leases) -> Option<IpUsage> {
-    let pool = gateway.spec.as_ref().ok().map(|spec| &spec.pool).filter(|pool| !pool.is_empty())?;
-    let usage = |family| PoolUsage {
-        total: pool.iter().filter(|range| range.family() == family).map(size).fold(0, i64::saturating_add),
-        used: i64::try_from(leases.of_gateway(name).iter().filter(|address| Family::of(**address) == family).count()).unwrap_or(i64::MAX),
+        egress_ips: member.egress_ips.iter().map(ToString::to_string).collect(),
+        mark: member.target.map(|target| settings.mask.mark(target)),
     };
-    Some(IpUsage { ipv4: usage(Family::V4), ipv6: usage(Family::V6) })
+    let (ready, reason, message) = readiness(gateway, elected, used.exhausted);
+    EgressGatewayStatus {
+        forward_method: Some(elected.method),
+        node_list: elected.members.iter().map(node).collect(),
+        mark: elected.target.map(|target| settings.mask.mark(target)),
+        ip_usage: gateway.spec.as_ref().ok().filter(|spec| !spec.pool.is_empty()).map(|spec| usage(spec, &used)),
+        observed_generation: Some(gateway.generation),
+        conditions: vec![conditions::condition("Ready", ready, reason, &message, Some(gateway.generation))],
+    }
 }
 
-fn size(range: &IpRange) -> i64 {
-    let bits = |address| match address {
-        std::net::IpAddr::V4(address) => u128::from(address.to_bits()),
-        std::net::IpAddr::V6(address) => address.to_bits(),
+fn usage(spec: &GatewaySpec, used: &Use) -> IpUsage {
+    let total = |family| {
+        let sizes = spec.pool.iter().filter(|range| range.family() == family).map(size);
+        i64::try_from(sizes.fold(0, u128::saturating_add)).unwrap_or(i64::MAX)
     };
-    i64::try_from((bits(range.last()) - bits(range.first())).saturating_add(1)).unwrap_or(i64::MAX)
+    IpUsage { ipv4: PoolUsage { total: total(Family::V4), used: used.v4 }, ipv6: PoolUsage { total: total(Family::V6), used: used.v6 } }
 }
 
-fn ready(
-    name: &GatewayName,
-    gateway: &Gateway,
-    members: &[Elected],
-    leases: &Leases,
-    marks: &Marks,
-) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition {
-    let count = members.iter().filter(|member| member.status == GatewayNodeStatus::Ready).count();
-    let say = |status, reason, message: String| condition("Ready", status, reason, message, gateway.generation);
-    if let Err(problems) = &gateway.spec {
-        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        return say(false, "Invalid", problems.join("; "));
+fn size(range: &IpRange) -> u128 {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    (bits(range.last()) - bits(range.first())).saturating_add(1)
+}
+
+fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool) -> (bool, &'static str, String) {
+    let count = |status| elected.members.iter().filter(|member| member.status == status).count();
+    let ready = count(GatewayNodeStatus::Ready);
+    let tally = || format!("{ready} Ready, {} NotReady, {} Unknown", count(GatewayNodeStatus::NotReady), count(GatewayNodeStatus::Unknown));
+    match &gateway.spec {
+        Err(problems) => (false, "Invalid", conditions::join(problems)),
+        Ok(_) if gateway.deleting => (false, "Deleting", "deletion was asked for".to_owned()),
+        Ok(_) if elected.members.is_empty() => (false, "NoNodes", "spec.nodeSelector matches no node".to_owned()),
+        Ok(_) if elected.marks_exhausted => (false, "MarksExhausted", "no mark is left: its traffic is held".to_owned()),
+        Ok(_) if ready == 0 => (false, "NoReadyNode", format!("no node can carry traffic: {}", tally())),
+        Ok(_) if exhausted => (false, "PoolExhausted", "spec.egressIPs has no address left for some policies".to_owned()),
+        Ok(_) => (true, "Ready", tally()),
     }
-    if members.is_empty() {
-        return say(false, "NoNodes", "no node matches spec.nodeSelector: traffic of this gateway's policies is dropped".to_owned());
-    }
-    if marks.gateway(name).is_none() || marks.is_short(name) {
-        return say(false, "NoMarkLeft", "all 253 marks are in use: traffic of this gateway's policies is held".to_owned());
-    }
-    if count == 0 {
-        let message = format!("none of {} nodes is Ready: traffic of this gateway's policies is dropped", members.len());
-        return say(false, "NoReadyNode", message);
-    }
-    let exhausted = leases.exhausted(name);
-    if exhausted > 0 {
-        let message = format!("spec.egressIPs has no address left for {exhausted} policies: their traffic is held");
-        return say(false, "PoolExhausted", message);
-    }
-    say(true, "Ready", format!("{count} of {} nodes are Ready", members.len()))
 }

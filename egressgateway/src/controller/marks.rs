@@ -1,72 +1,61 @@
+//! Marks: one byte for each gateway, and for each of its nodes that answers for egress addresses.
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Cluster, egress_ips::Leases, gateways::Elected};
-use crate::model::{GatewayName, NodeName, TargetId};
+use super::{Cluster, gateways::Elected};
+use crate::model::{GatewayName, TargetId};
 
-/// A target: a gateway, or one of its nodes.
-type Owner = (GatewayName, Option<NodeName>);
+/// Gives every target its byte: the one that its status says as long as nobody else has it, else the lowest that is free.
+///
+/// Where two say the same, a gateway comes before a node and the older gateway before the younger one. A node's byte stays while its
+/// gateway uses egress addresses at all, so that connections pinned to it keep their meaning when the last address moves away.
+pub(super) fn allot(cluster: &Cluster, gateways: &mut BTreeMap<GatewayName, Elected>) {
+    let mut order: Vec<(i64, GatewayName)> = cluster.gateways.iter().map(|(name, gateway)| (gateway.created, name.clone())).collect();
+    order.sort();
+    let mut marks = Marks::default();
+    let mut wanted = Vec::new();
+    for (_, name) in &order {
+        let (Some(gateway), Some(elected)) = (cluster.gateways.get(name), gateways.get_mut(name)) else { continue };
+        elected.target = marks.keep(gateway.state.target);
+        if elected.target.is_none() && gateway.spec.is_ok() {
+            wanted.push((name, None));
+        }
+    }
+    for (_, name) in &order {
+        let (Some(gateway), Some(elected)) = (cluster.gateways.get(name), gateways.get_mut(name)) else { continue };
+        let uses_addresses = elected.members.iter().any(|member| !member.egress_ips.is_empty());
+        for (index, member) in elected.members.iter_mut().enumerate().filter(|_| uses_addresses) {
+            let before = gateway.state.members.iter().find(|before| before.node == member.node);
+            member.target = marks.keep(before.and_then(|before| before.target));
+            if member.target.is_none() && !member.egress_ips.is_empty() {
+                wanted.push((name, Some(index)));
+            }
+        }
+    }
+    // Gateways come first here: a node's mark helps some policies, a gateway's all of them.
+    for (name, member) in wanted {
+        let Some(elected) = gateways.get_mut(name) else { continue };
+        let target = marks.take();
+        elected.marks_exhausted |= target.is_none();
+        match member {
+            None => elected.target = target,
+            Some(index) => elected.members[index].target = target,
+        }
+    }
+}
 
-/// Which target has which byte. What was allotted stays as long as its owner does, so that pinned connections keep their meaning.
-#[derive(Debug, Default)]
-pub(super) struct Marks {
-    allotted: BTreeMap<Owner, TargetId>,
-    short: BTreeSet<GatewayName>,
+#[derive(Default)]
+struct Marks {
+    taken: BTreeSet<TargetId>,
 }
 
 impl Marks {
-    /// The target "this gateway".
-    pub(super) fn gateway(&self, gateway: &GatewayName) -> Option<TargetId> {
-        self.allotted.get(&(gateway.clone(), None)).copied()
+    fn keep(&mut self, target: Option<TargetId>) -> Option<TargetId> {
+        target.filter(|target| self.taken.insert(*target))
     }
 
-    /// The target "this node of this gateway".
-    pub(super) fn member(&self, gateway: &GatewayName, node: &NodeName) -> Option<TargetId> {
-        self.allotted.get(&(gateway.clone(), Some(node.clone()))).copied()
+    fn take(&mut self) -> Option<TargetId> {
+        let free = TargetId::all().find(|target| !self.taken.contains(target));
+        self.keep(free)
     }
-
-    /// No byte was left for one of the gateway's targets.
-    pub(super) fn is_short(&self, gateway: &GatewayName) -> bool {
-        self.short.contains(gateway)
-    }
-}
-
-/// Allots bytes: kept ones first (the older gateway's, where two claim one), then the lowest free one to each gateway, then to each node
-/// that answers for an egress address.
-pub(super) fn allot(cluster: &Cluster, members: &BTreeMap<GatewayName, Vec<Elected>>, leases: &Leases) -> Marks {
-    let mut order: Vec<&GatewayName> = cluster.gateways.keys().collect();
-    order.sort_by_key(|name| (cluster.gateways.get(*name).map(|gateway| gateway.created), *name));
-    let mut marks = Marks::default();
-    let mut used = BTreeSet::new();
-    let mut keep = |owner: Owner, target: Option<TargetId>| {
-        if let Some(target) = target.filter(|target| used.insert(*target)) {
-            marks.allotted.insert(owner, target);
-        }
-    };
-    for name in &order {
-        let Some(gateway) = cluster.gateways.get(*name) else { continue };
-        keep(((*name).clone(), None), gateway.state.target);
-        let present = |node: &NodeName| members.get(*name).is_some_and(|members| members.iter().any(|member| member.node == *node));
-        for member in gateway.state.members.iter().filter(|member| present(&member.node)) {
-            keep(((*name).clone(), Some(member.node.clone())), member.target);
-        }
-    }
-    let gateways = order.iter().map(|name| ((*name).clone(), None));
-    let nodes = order.iter().flat_map(|name| {
-        let members = members.get(*name).into_iter().flatten();
-        let owners = members.filter(|member| !leases.of_node(name, &member.node).is_empty());
-        owners.map(|member| ((*name).clone(), Some(member.node.clone()))).collect::<Vec<_>>()
-    });
-    for owner in gateways.chain(nodes).collect::<Vec<_>>() {
-        if marks.allotted.contains_key(&owner) {
-            continue;
-        }
-        match TargetId::all().find(|target| !used.contains(target)) {
-            Some(target) => {
-                used.insert(target);
-                marks.allotted.insert(owner, target);
-            }
-            None => drop(marks.short.insert(owner.0)),
-        }
-    }
-    marks
 }

@@ -1,3 +1,5 @@
+//! EgressNodes: one for each Node, with its addresses in the tunnel.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -5,88 +7,115 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Cluster, ControllerSettings, conditions::condition};
+use super::{Cluster, ClusterPlan, ControllerSettings, conditions};
 use crate::{
     allocator::{AllocationError, AllocationRequest, Allocator},
     api::{EgressNodePhase, EgressNodeStatus},
     model::{Family, IpRange, MacAddress, NodeName, range_predecessor, range_successor},
 };
 
-/// The controller's part of every EgressNode that has a Node: addresses stay where they are, new ones come from the overlay's networks.
-pub(super) fn plan(cluster: &Cluster, allocator: &dyn Allocator, settings: &ControllerSettings) -> BTreeMap<NodeName, EgressNodeStatus> {
-    let mut held: BTreeMap<Family, BTreeMap<IpAddr, String>> =
-        settings.overlay.iter().map(|net| (Family::of(net.addr()), held(cluster, *net))).collect();
-    let mut statuses = BTreeMap::new();
-    for name in cluster.egress_nodes.keys() {
-        let Some(node) = cluster.nodes.get(name) else { continue };
-        let families: BTreeSet<Family> = node.addresses.iter().map(|address| Family::of(*address)).collect();
-        let mut given: BTreeMap<Family, Result<IpNet, AllocationError>> = BTreeMap::new();
-        for net in settings.overlay.iter().filter(|net| families.contains(&Family::of(net.addr()))) {
-            let family = Family::of(net.addr());
-            let held = held.entry(family).or_default();
-            given.insert(family, give(name, *net, held, allocator));
-        }
-        let uid = if node.uid.is_empty() { name.as_str() } else { &node.uid };
-        statuses.insert(name.clone(), status(cluster, name, &given, MacAddress::from_seed(uid)));
+/// The condition that tells why a node has no address in the tunnel.
+const ADDRESS_ASSIGNED: &str = "AddressAssigned";
+
+/// One network of the tunnel and who holds which of its addresses.
+struct Pool {
+    net: IpNet,
+    range: IpRange,
+    held: BTreeMap<IpAddr, String>,
+}
+
+impl Pool {
+    /// The network's own address and its last one are nobody's.
+    fn new(net: IpNet) -> Option<Self> {
+        let range = IpRange::new(range_successor(net.network())?, range_predecessor(net.broadcast())?)?;
+        Some(Self { net, range, held: BTreeMap::new() })
     }
-    statuses
+
+    fn address_of(&self, addresses: impl IntoIterator<Item = IpNet>) -> Option<IpAddr> {
+        addresses.into_iter().find(|net| net.prefix_len() == self.net.prefix_len() && self.range.contains(net.addr())).map(|net| net.addr())
+    }
+
+    fn family(&self) -> Family {
+        self.range.family()
+    }
+
+    fn assign(&mut self, node: &NodeName, wanted: Option<IpAddr>, allocator: &dyn Allocator) -> Result<IpNet, AllocationError> {
+        let request = AllocationRequest { holder: node.as_str(), wanted, pool: &[self.range], held: &self.held };
+        let address = allocator.allocate(&request)?;
+        self.held.insert(address, node.to_string());
+        // The prefix length is that of a network of the same family.
+        Ok(IpNet::new(address, self.net.prefix_len()).unwrap_or(self.net))
+    }
 }
 
-/// Addresses of a network that EgressNodes hold; where two claim one, the first by name has it.
-fn held(cluster: &Cluster, net: IpNet) -> BTreeMap<IpAddr, String> {
-    let mut held = BTreeMap::new();
-    let pool = usable(net);
-    for (name, node) in cluster.egress_nodes.iter().filter(|(name, _)| cluster.nodes.contains_key(*name)) {
-        for address in node.overlay.iter().map(IpNet::addr).filter(|address| pool.iter().any(|range| range.contains(*address))) {
-            held.entry(address).or_insert_with(|| name.to_string());
+pub(super) fn plan(cluster: &Cluster, allocator: &dyn Allocator, settings: &ControllerSettings, plan: &mut ClusterPlan) {
+    plan.delete = cluster.egress_nodes.keys().filter(|name| !cluster.nodes.contains_key(*name)).cloned().collect();
+    let mut pools: Vec<Pool> = settings.overlay.iter().filter_map(|net| Pool::new(net.trunc())).collect();
+    for pool in &mut pools {
+        claim(cluster, pool);
+    }
+    for (name, node) in &cluster.nodes {
+        if !cluster.egress_nodes.contains_key(name) {
+            plan.create.insert(name.clone(), node.uid.clone());
+        }
+        plan.egress_nodes.insert(name.clone(), status(cluster, name, &node.uid, &mut pools, allocator));
+    }
+}
+
+/// Nodes hold the addresses that their statuses say. Where two say the same one, the node whose tunnel works with it keeps it, else the
+/// first by name.
+fn claim(cluster: &Cluster, pool: &mut Pool) {
+    let mut claims: Vec<_> = cluster.egress_nodes.iter().filter(|(name, _)| families(cluster, name).contains(&pool.family())).collect();
+    claims.sort_by_key(|(name, node)| (node.phase != EgressNodePhase::Succeeded, *name));
+    for (name, node) in claims {
+        if let Some(address) = pool.address_of(node.overlay.iter().copied()) {
+            pool.held.entry(address).or_insert_with(|| name.to_string());
         }
     }
-    held
 }
 
-fn give(name: &NodeName, net: IpNet, held: &mut BTreeMap<IpAddr, String>, allocator: &dyn Allocator) -> Result<IpNet, AllocationError> {
-    let pool = usable(net);
-    let address = allocator.allocate(&AllocationRequest { holder: name.as_str(), wanted: None, pool: &pool, held })?;
-    held.insert(address, name.to_string());
-    Ok(IpNet::new(address, net.prefix_len()).unwrap_or(net))
+/// The families that a node can reach others by: those of its Node's addresses and of the tunnel's parent.
+fn families(cluster: &Cluster, name: &NodeName) -> BTreeSet<Family> {
+    let Some(node) = cluster.nodes.get(name) else { return BTreeSet::new() };
+    let underlay = cluster.egress_nodes.get(name).into_iter().flat_map(|node| &node.underlay);
+    node.addresses.iter().chain(underlay).map(|address| Family::of(*address)).collect()
 }
 
-/// A network without its first address (the network, or the subnet routers' anycast) and, in IPv4, its last (the broadcast).
-fn usable(net: IpNet) -> Vec<IpRange> {
-    let first = range_successor(net.network());
-    let last = if net.addr().is_ipv4() { range_predecessor(net.broadcast()) } else { Some(net.broadcast()) };
-    first.zip(last).and_then(|(first, last)| IpRange::new(first, last)).into_iter().collect()
-}
-
-fn status(
-    cluster: &Cluster,
-    name: &NodeName,
-    given: &BTreeMap<Family, Result<IpNet, AllocationError>>,
-    mac: MacAddress,
-) -> EgressNodeStatus {
+fn status(cluster: &Cluster, name: &NodeName, uid: &str, pools: &mut [Pool], allocator: &dyn Allocator) -> EgressNodeStatus {
     let before = cluster.egress_nodes.get(name);
-    let addresses: BTreeSet<IpNet> = given.values().flatten().copied().collect();
-    let text = |family| given.get(&family).and_then(|result| Some(result.as_ref().ok()?.to_string()));
-    let refusals: Vec<String> = given.values().filter_map(|result| Some(result.as_ref().err()?.to_string())).collect();
-    let built = before.is_some_and(|node| node.phase == EgressNodePhase::Succeeded && node.overlay == addresses);
-    let phase = match () {
-        () if !refusals.is_empty() => Some(EgressNodePhase::Failed),
-        () if addresses.is_empty() => Some(EgressNodePhase::Pending),
-        () if built => None,
-        () => Some(EgressNodePhase::Init),
-    };
-    EgressNodeStatus {
-        phase,
-        vxlan_ipv4_ip: text(Family::V4),
-        vxlan_ipv6_ip: text(Family::V6),
-        tunnel_mac: (!addresses.is_empty()).then(|| mac.to_string()),
-        conditions: vec![match () {
-            () if !refusals.is_empty() => condition("AddressAssigned", false, "PoolExhausted", refusals.join("; "), 0),
-            () if addresses.is_empty() => {
-                condition("AddressAssigned", false, "NoNodeAddress", "the Node has no address of the overlay's families", 0)
+    let families = families(cluster, name);
+    let mut status = EgressNodeStatus::default();
+    let mut assigned = BTreeSet::new();
+    let mut refusals = Vec::new();
+    for pool in pools.iter_mut().filter(|pool| families.contains(&pool.family())) {
+        let said = before.and_then(|node| pool.address_of(node.overlay.iter().copied()));
+        let kept = said.filter(|address| pool.held.get(address).is_some_and(|holder| holder == name.as_str()));
+        match pool.assign(name, kept, allocator) {
+            Ok(address) => {
+                assigned.insert(address);
+                let field = match pool.family() {
+                    Family::V4 => &mut status.vxlan_ipv4_ip,
+                    Family::V6 => &mut status.vxlan_ipv6_ip,
+                };
+                *field = Some(address.to_string());
             }
-            () => condition("AddressAssigned", true, "Assigned", "", 0),
-        }],
-        ..EgressNodeStatus::default()
+            Err(error) => refusals.push(error),
+        }
     }
+    let mac = MacAddress::from_seed(if uid.is_empty() { name.as_str() } else { uid });
+    status.tunnel_mac = Some(mac.to_string());
+    let built = before.is_some_and(|node| {
+        node.phase == EgressNodePhase::Succeeded && node.tunnel_ready == Some(true) && node.mac == Some(mac) && node.overlay == assigned
+    });
+    status.phase = Some(match () {
+        () if !refusals.is_empty() => EgressNodePhase::Failed,
+        () if assigned.is_empty() => EgressNodePhase::Pending,
+        () if built => EgressNodePhase::Succeeded,
+        () => EgressNodePhase::Init,
+    });
+    if !refusals.is_empty() {
+        let message = conditions::join(&refusals);
+        status.conditions = vec![conditions::condition(ADDRESS_ASSIGNED, false, "PoolExhausted", &message, None)];
+    }
+    status
 }

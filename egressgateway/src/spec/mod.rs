@@ -4,13 +4,15 @@
 //! stops a daemon.
 
 mod gateway;
+mod name;
 mod network;
 mod policy;
 mod problem;
 mod selector;
 
 pub use gateway::GatewaySpec;
+pub use name::parse_name;
 pub use network::{parse_address, parse_network, parse_pool_entry};
-pub use policy::{DEFAULT_PRIORITY, PolicySpec, Subject};
+pub use policy::{DEFAULT_PRIORITY, MAX_PRIORITY, PolicySpec, Subject};
 pub use problem::Problem;
 pub use selector::{Requirement, Selector};

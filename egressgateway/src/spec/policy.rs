@@ -11,6 +11,9 @@ use crate::{
 /// The priority of a policy that states none.
 pub const DEFAULT_PRIORITY: u32 = 1000;
 
+/// The highest number that a priority may have.
+pub const MAX_PRIORITY: u32 = i32::MAX.cast_unsigned();
+
 /// An EgressGatewayPolicy's spec in the words of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicySpec {
@@ -67,6 +70,9 @@ impl PolicySpec {
         }
         if spec.egress_gateway_name.as_deref() == Some("") {
             problems.push(Problem::new("spec.egressGatewayName", "", "must be the name of an EgressGateway, or absent"));
+        }
+        if let Some(priority) = spec.priority.filter(|priority| *priority > MAX_PRIORITY) {
+            problems.push(Problem::new("spec.priority", priority, format!("must be at most {MAX_PRIORITY}")));
         }
         match subject {
             Some(subject) if problems.is_empty() => Ok(Self {

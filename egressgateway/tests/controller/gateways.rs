@@ -1,0 +1,175 @@
+use egressgateway::api::{ForwardMethod, GatewayNodeStatus, Interface};
+
+use crate::api::{Api, told};
+
+const EGRESS: &str = "{egress: 'true'}";
+const SELECTS: &str = "nodeSelector: {matchLabels: {egress: 'true'}}";
+
+fn three() -> Api {
+    let mut api = Api::default();
+    for name in ["b", "c", "d"] {
+        api.node(name, EGRESS);
+    }
+    api.gateway("gw", &format!("{{{SELECTS}}}"));
+    api.settle();
+    api
+}
+
+fn order(api: &Api) -> Vec<&str> {
+    api.gateway_status("gw").node_list.iter().map(|node| node.name.as_str()).collect()
+}
+
+fn ready(api: &Api) -> String {
+    told(&api.gateway_status("gw").conditions, "Ready")
+}
+
+#[test]
+fn the_first_ready_node_is_elected_and_stays_elected() {
+    let mut api = three();
+    assert_eq!((order(&api), api.active("gw")), (vec!["b", "c", "d"], vec!["b"]));
+    api.nodes.get_mut("b").unwrap().ready = false;
+    api.settle();
+    assert_eq!(api.active("gw"), ["c"]);
+    api.nodes.get_mut("b").unwrap().ready = true;
+    api.settle();
+    assert_eq!((order(&api), api.active("gw")), (vec!["b", "c", "d"], vec!["c"]), "a returning node does not take over");
+}
+
+#[test]
+fn a_new_node_is_appended_whatever_its_name() {
+    let mut api = three();
+    api.node("a", EGRESS);
+    api.settle();
+    assert_eq!((order(&api), api.active("gw")), (vec!["b", "c", "d", "a"], vec!["b"]));
+    api.nodes.get_mut("c").unwrap().labels.clear();
+    api.settle();
+    assert_eq!(order(&api), ["b", "d", "a"]);
+}
+
+#[test]
+fn a_nodes_status_tells_why_it_is_not_elected() {
+    let mut api = three();
+    let status = |api: &mut Api| {
+        api.settle();
+        api.gateway_status("gw").node_list[0].status
+    };
+    assert_eq!(status(&mut api), GatewayNodeStatus::Ready);
+    api.fresh.remove("b");
+    assert_eq!(status(&mut api), GatewayNodeStatus::Unknown, "its agent is silent");
+    api.nodes.get_mut("b").unwrap().ready = false;
+    assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "the Node says so itself");
+    api.nodes.get_mut("b").unwrap().ready = true;
+    api.fresh.insert("b".to_owned());
+    api.nodes.get_mut("b").unwrap().cordoned = true;
+    assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "cordoned");
+    api.nodes.get_mut("b").unwrap().cordoned = false;
+    api.nodes.get_mut("b").unwrap().annotations.insert("drain".to_owned(), "true".to_owned());
+    assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "drained");
+    api.nodes.get_mut("b").unwrap().annotations.clear();
+    api.tunnel("b", false);
+    assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "no tunnel");
+    api.tunnel("b", true);
+    assert_eq!(status(&mut api), GatewayNodeStatus::Ready);
+}
+
+#[test]
+fn with_ecmp_every_ready_node_is_active() {
+    let mut api = three();
+    api.gateway("gw", &format!("{{{SELECTS}, forwardMethod: ecmp}}"));
+    api.fresh.remove("c");
+    api.settle();
+    assert_eq!(api.active("gw"), ["b", "d"]);
+    assert_eq!(api.gateway_status("gw").forward_method, Some(ForwardMethod::Ecmp));
+}
+
+#[test]
+fn the_configured_method_is_in_force_where_the_gateway_says_none() {
+    let mut api = three();
+    api.settings.forward_method = ForwardMethod::Ecmp;
+    api.settle();
+    assert_eq!((api.gateway_status("gw").forward_method, api.active("gw").len()), (Some(ForwardMethod::Ecmp), 3));
+}
+
+#[test]
+fn interfaces_are_those_that_the_agent_told() {
+    let mut api = three();
+    let eth0 = Interface { name: "eth0".to_owned(), ipv4: vec!["10.6.0.10/16".to_owned()], ipv6: Vec::new() };
+    api.egress_nodes.get_mut("b").unwrap().status.as_mut().unwrap().interfaces = vec![eth0.clone()];
+    api.settle();
+    assert_eq!(api.gateway_status("gw").node_list[0].interfaces, [eth0]);
+}
+
+#[test]
+fn the_condition_tells_what_a_gateway_lacks() {
+    let mut api = three();
+    assert_eq!(ready(&api), "True Ready: 3 Ready, 0 NotReady, 0 Unknown");
+    api.fresh.clear();
+    api.settle();
+    assert_eq!(ready(&api), "False NoReadyNode: no node can carry traffic: 0 Ready, 0 NotReady, 3 Unknown");
+    api.gateway("gw", "{nodeSelector: {matchLabels: {no: such}}}");
+    api.settle();
+    assert_eq!(ready(&api), "False NoNodes: spec.nodeSelector matches no node");
+    api.gateway("gw", "{nodeSelector: {}}");
+    api.settle();
+    assert_eq!(ready(&api), "False Invalid: spec.nodeSelector: \"{}\": must not be empty: name the nodes that may be gateways");
+    api.gateway("gw", &format!("{{{SELECTS}}}"));
+    api.gateways.get_mut("gw").unwrap().metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+    api.settle();
+    assert_eq!(ready(&api), "False Deleting: deletion was asked for");
+}
+
+#[test]
+fn a_gateway_that_becomes_invalid_keeps_what_existing_connections_need() {
+    let mut api = three();
+    let (mark, active) = (api.gateway_status("gw").mark, api.active("gw").len());
+    api.gateway("gw", "{nodeSelector: {}}");
+    api.settle();
+    assert_eq!((api.gateway_status("gw").mark, api.active("gw").len()), (mark, active));
+    assert_eq!(order(&api), ["b", "c", "d"]);
+}
+
+#[test]
+fn marks_are_the_lowest_free_without_the_exit_mark_and_stay() {
+    let mut api = three();
+    api.gateway("z", &format!("{{{SELECTS}}}"));
+    api.gateway("a", &format!("{{{SELECTS}}}"));
+    api.settle();
+    let marks = |api: &Api, names: &[&str]| names.iter().map(|name| api.gateway_status(name).mark.unwrap()).collect::<Vec<_>>();
+    assert_eq!(marks(&api, &["gw", "a", "z"]), [0x1100_0000, 0x1300_0000, 0x1400_0000]);
+    api.gateways.remove("a");
+    api.gateway("n", &format!("{{{SELECTS}}}"));
+    api.settle();
+    assert_eq!(marks(&api, &["gw", "n", "z"]), [0x1100_0000, 0x1300_0000, 0x1400_0000]);
+}
+
+#[test]
+fn without_a_mark_left_a_gateway_says_so_and_the_others_keep_theirs() {
+    let mut api = Api::default();
+    api.node("b", EGRESS);
+    for number in 0..256 {
+        api.gateway(&format!("gw{number:03}"), &format!("{{{SELECTS}}}"));
+    }
+    api.settle();
+    let marks: std::collections::BTreeSet<_> = api.gateways.values().filter_map(|gateway| gateway.status.as_ref()?.mark).collect();
+    assert_eq!(marks.len(), 254);
+    assert!(!marks.contains(&0x1200_0000) && !marks.contains(&0));
+    assert_eq!(told(&api.gateway_status("gw255").conditions, "Ready"), "False MarksExhausted: no mark is left: its traffic is held");
+    let freed = api.gateways.remove("gw000").unwrap().status.unwrap().mark;
+    api.settle();
+    assert_eq!(api.gateway_status("gw254").mark, freed);
+}
+
+#[test]
+fn of_two_gateways_that_say_the_same_mark_the_older_keeps_it() {
+    let mut api = three();
+    api.gateway("a", &format!("{{{SELECTS}}}"));
+    api.settle();
+    let at =
+        |second| Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap()));
+    api.gateways.get_mut("a").unwrap().metadata.creation_timestamp = at(9);
+    api.gateways.get_mut("gw").unwrap().metadata.creation_timestamp = at(1);
+    api.gateways.get_mut("a").unwrap().status.as_mut().unwrap().mark = Some(0x1100_0000);
+    api.settle();
+    assert_eq!((api.gateway_status("gw").mark, api.gateway_status("a").mark), (Some(0x1100_0000), Some(0x1300_0000)));
+}

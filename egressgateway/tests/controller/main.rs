@@ -1,0 +1,9 @@
+//! The controller's plan: what it decides, and that it decides the same again.
+
+#![allow(clippy::unwrap_used)]
+
+mod api;
+mod gateways;
+mod nodes;
+mod policies;
+mod properties;

@@ -1,0 +1,186 @@
+use crate::api::{Api, told};
+
+const SHOP: &str = "appliedTo: {podSelector: {matchLabels: {app: shop}}}";
+
+fn pool(api: &mut Api, source_nat: &str, pool: &str) {
+    api.gateway(
+        "gw",
+        &format!("{{nodeSelector: {{matchLabels: {{egress: 'true'}}}}, sourceNAT: {source_nat}, egressIPs: {{ipv4: ['{pool}']}}}}"),
+    );
+}
+
+fn two_nodes() -> Api {
+    let mut api = Api::default();
+    api.node("a", "{egress: 'true'}");
+    api.node("b", "{egress: 'true'}");
+    pool(&mut api, "EgressIP", "10.6.1.60-10.6.1.63");
+    api
+}
+
+fn accepted(api: &Api, name: &str) -> String {
+    told(&api.policy_status(name).conditions, "Accepted")
+}
+
+fn overlapping(api: &Api, name: &str) -> String {
+    told(&api.policy_status(name).conditions, "Overlapping")
+}
+
+#[test]
+fn addresses_spread_over_the_ready_nodes_and_are_seen_in_the_gateway() {
+    let mut api = two_nodes();
+    for name in ["p1", "p2", "p3"] {
+        api.policy(name, 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    }
+    api.settle();
+    assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("a"))));
+    assert_eq!(api.egress_ip("p2"), Some(("10.6.1.61", Some("b"))));
+    assert_eq!(api.egress_ip("p3"), Some(("10.6.1.62", Some("a"))));
+    let status = api.gateway_status("gw");
+    assert_eq!(status.node_list[0].egress_ips, ["10.6.1.60", "10.6.1.62"]);
+    assert_eq!(
+        (status.mark, status.node_list[0].mark, status.node_list[1].mark),
+        (Some(0x1100_0000), Some(0x1300_0000), Some(0x1400_0000))
+    );
+    let usage = status.ip_usage.clone().unwrap().ipv4;
+    assert_eq!((usage.total, usage.used), (4, 3));
+    assert_eq!(accepted(&api, "p1"), "True Accepted: EgressGateway gw");
+}
+
+#[test]
+fn an_address_moves_only_when_its_node_is_lost_and_does_not_come_back() {
+    let mut api = two_nodes();
+    api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    api.policy("p2", 2, &format!("{{{SHOP}, destCIDR: [10.8.0.0/16]}}"));
+    api.settle();
+    api.fresh.remove("a");
+    api.settle();
+    assert_eq!((api.egress_ip("p1"), api.egress_ip("p2")), (Some(("10.6.1.60", Some("b"))), Some(("10.6.1.61", Some("b")))));
+    let mark = api.gateway_status("gw").node_list[0].mark;
+    assert!(mark.is_some(), "pinned connections keep their meaning");
+    api.fresh.insert("a".to_owned());
+    api.settle();
+    assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("b"))));
+    api.fresh.clear();
+    api.settle();
+    assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("b"))), "nobody else could have it");
+}
+
+#[test]
+fn node_marks_exist_only_where_egress_addresses_are_used() {
+    let mut api = two_nodes();
+    pool(&mut api, "NodeAddress", "10.6.1.60-10.6.1.63");
+    api.policy("p1", 1, &format!("{{{SHOP}}}"));
+    api.settle();
+    assert!(api.gateway_status("gw").node_list.iter().all(|node| node.mark.is_none()));
+    assert_eq!(api.egress_ip("p1"), None);
+    api.policy("p2", 2, "{appliedTo: {ipv4PodSubnet: 10.0.0.0/16}, egressIP: {ipv4: 10.6.1.61}}");
+    api.settle();
+    assert_eq!(api.egress_ip("p2"), Some(("10.6.1.61", Some("a"))));
+    assert_eq!(api.gateway_status("gw").node_list[0].mark, Some(0x1300_0000));
+}
+
+#[test]
+fn a_stated_address_must_be_in_the_pool_and_belongs_to_the_older_policy() {
+    let mut api = two_nodes();
+    api.policy("young", 9, &format!("{{{SHOP}, egressIP: {{ipv4: 10.6.1.61}}}}"));
+    api.policy("old", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16], egressIP: {{ipv4: 10.6.1.61}}}}"));
+    api.policy("outside", 1, &format!("{{{SHOP}, destCIDR: [10.8.0.0/16], egressIP: {{ipv4: 10.7.0.1}}}}"));
+    api.settle();
+    assert_eq!((api.egress_ip("old"), api.egress_ip("young")), (Some(("10.6.1.61", Some("a"))), None));
+    assert_eq!(
+        accepted(&api, "young"),
+        "False Conflict: spec.egressIP.ipv4: \"10.6.1.61\": must not be in use: EgressGatewayPolicy old has it"
+    );
+    assert_eq!(
+        accepted(&api, "outside"),
+        "False EgressIPOutsidePool: spec.egressIP.ipv4: \"10.7.0.1\": must be in the pool of EgressGateway gw: 10.6.1.60/30"
+    );
+    api.policies.remove("old");
+    api.settle();
+    assert_eq!((api.egress_ip("young").unwrap().0, accepted(&api, "young").as_str()), ("10.6.1.61", "True Accepted: EgressGateway gw"));
+}
+
+#[test]
+fn an_exhausted_pool_is_told_by_the_policy_and_the_gateway_and_recovers() {
+    let mut api = two_nodes();
+    pool(&mut api, "EgressIP", "10.6.1.60");
+    api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    api.policy("p2", 2, &format!("{{{SHOP}, destCIDR: [10.8.0.0/16]}}"));
+    api.settle();
+    assert_eq!(accepted(&api, "p2"), "False EgressIPExhausted: EgressGateway gw: pool 10.6.1.60 is exhausted: 1 addresses are held");
+    assert!(told(&api.gateway_status("gw").conditions, "Ready").starts_with("False PoolExhausted: "));
+    api.policies.remove("p1");
+    api.settle();
+    assert_eq!((api.egress_ip("p2").unwrap().0, accepted(&api, "p2").as_str()), ("10.6.1.60", "True Accepted: EgressGateway gw"));
+}
+
+#[test]
+fn pools_of_two_gateways_that_overlap_never_give_one_address_twice() {
+    let mut api = two_nodes();
+    pool(&mut api, "EgressIP", "10.6.1.60");
+    api.gateway("other", "{nodeSelector: {matchLabels: {egress: 'true'}}, sourceNAT: EgressIP, egressIPs: {ipv4: [10.6.1.60/31]}}");
+    api.policy("p1", 1, &format!("{{{SHOP}, egressGatewayName: gw}}"));
+    api.policy("p2", 2, &format!("{{{SHOP}, egressGatewayName: other, destCIDR: [10.8.0.0/16]}}"));
+    api.settle();
+    assert_eq!((api.egress_ip("p1").unwrap().0, api.egress_ip("p2").unwrap().0), ("10.6.1.60", "10.6.1.61"));
+}
+
+#[test]
+fn the_condition_tells_why_a_policy_has_no_gateway() {
+    let mut api = two_nodes();
+    api.policy("p", 1, &format!("{{{SHOP}, egressGatewayName: nowhere}}"));
+    api.settle();
+    let missing =
+        "False GatewayNotFound: spec.egressGatewayName: \"nowhere\": must lead to one EgressGateway: EgressGateway nowhere does not exist";
+    assert_eq!(accepted(&api, "p"), missing);
+    api.policy("p", 1, &format!("{{{SHOP}}}"));
+    api.settle();
+    assert_eq!(api.policy_status("p").egress_gateway.as_deref(), Some("gw"), "the only one");
+    api.gateway("second", "{nodeSelector: {matchLabels: {egress: 'true'}}}");
+    api.settle();
+    assert!(accepted(&api, "p").starts_with("False AmbiguousGateway: spec.egressGatewayName: \"\": must lead to one EgressGateway: "));
+    assert_eq!((api.policy_status("p").egress_gateway.clone(), api.egress_ip("p")), (None, None));
+    api.settings.default_gateway = Some("second".into());
+    api.settle();
+    assert_eq!(api.policy_status("p").egress_gateway.as_deref(), Some("second"));
+}
+
+#[test]
+fn an_invalid_policy_says_field_value_and_rule() {
+    let mut api = two_nodes();
+    api.policy("p", 1, &format!("{{{SHOP}, destCIDR: [10.6.1.1/24]}}"));
+    api.settle();
+    assert_eq!(accepted(&api, "p"), "False Invalid: spec.destCIDR[0]: \"10.6.1.1/24\": must have its host bits zero: 10.6.1.0/24");
+}
+
+#[test]
+fn policies_that_contradict_each_other_both_say_so_and_name_the_winner() {
+    let mut api = two_nodes();
+    pool(&mut api, "NodeAddress", "10.6.1.60");
+    api.policy("a-young", 9, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16, 10.8.0.0/16]}}"));
+    api.policy("z-old", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    api.policy("first", 9, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16], priority: 1}}"));
+    api.policy("longer", 9, &format!("{{{SHOP}, destCIDR: [10.9.9.0/24]}}"));
+    api.policy("hole", 9, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16], exceptCIDR: [10.9.0.0/16]}}"));
+    api.policy("others", 9, "{appliedTo: {podSelector: {matchLabels: {app: other}}}, destCIDR: [10.9.0.0/16]}");
+    api.settle();
+    let rule = "same subject, destination and priority: the older policy wins, then the name";
+    assert_eq!(overlapping(&api, "z-old"), format!("True Wins: wins 10.9.0.0/16 before a-young; {rule}"));
+    assert_eq!(overlapping(&api, "a-young"), format!("True Conflict: yields 10.9.0.0/16 to z-old; {rule}"));
+    for name in ["first", "longer", "hole", "others"] {
+        assert_eq!(overlapping(&api, name), "False NoOverlap: ");
+    }
+    assert_eq!(accepted(&api, "a-young"), "True Accepted: EgressGateway gw");
+}
+
+#[test]
+fn ten_thousand_contradicting_policies_cost_no_square() {
+    let mut api = two_nodes();
+    for number in 0..10_000 {
+        api.policy(&format!("p{number:05}"), 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    }
+    pool(&mut api, "NodeAddress", "10.6.1.60");
+    let plan = api.plan();
+    let message = told(&plan.policies["p00000"].conditions, "Overlapping");
+    assert!(message.contains("p00001, p00002, p00003, p00004, p00005 and 9994 more"), "{message}");
+}
