@@ -6,10 +6,13 @@ use std::{
 };
 
 use egressgateway::{
+    config::Config,
     explain::{Finding, Manifests, Offline, OfflineSettings, Statuses},
     index::Trouble,
+    spec::Problem,
 };
-use egressgateway_tunnel_vxlan::VxlanShape;
+use egressgateway_tunnel_vxlan::{VxlanSettings, VxlanShape};
+use ipnet::IpNet;
 
 use crate::Input;
 
@@ -17,7 +20,8 @@ use crate::Input;
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// The cluster of all files. What the cluster would only complain about in a condition is a warning here.
-pub(crate) fn read(input: &Input) -> Result<Offline, String> {
+pub(crate) fn read(input: &Input) -> Result<(Offline, Config), String> {
+    let config = configuration(input.config.as_deref())?;
     let mut manifests = Manifests::default();
     for path in &input.file {
         if path.as_os_str() == "-" {
@@ -39,9 +43,7 @@ pub(crate) fn read(input: &Input) -> Result<Offline, String> {
         return Err(errors.iter().map(|error: &&Finding| error.to_string()).collect::<Vec<_>>().join("\n"));
     }
     let statuses = if input.statuses_as_given { Statuses::Given } else { Statuses::Planned };
-    let default_gateway = input.default_gateway.as_deref().map(Into::into);
-    let settings = OfflineSettings::of_tunnel(Arc::new(VxlanShape::default()));
-    let cluster = Offline::new(&manifests, OfflineSettings { statuses, default_gateway, ..settings });
+    let cluster = Offline::new(&manifests, settings(&config, statuses));
     for trouble in cluster.troubles() {
         match trouble {
             Trouble::Policy(name, problem) => eprintln!("warning: EgressGatewayPolicy {name}: {problem}"),
@@ -49,7 +51,39 @@ pub(crate) fn read(input: &Input) -> Result<Offline, String> {
             Trouble::Unresolved(name, problem) => eprintln!("warning: EgressGatewayPolicy {name} steers nothing: {problem}"),
         }
     }
-    Ok(cluster)
+    Ok((cluster, config))
+}
+
+fn configuration(path: Option<&Path>) -> Result<Config, String> {
+    let Some(path) = path else { return Ok(Config::default()) };
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let lines = |problems: Vec<Problem>| {
+        let lines: Vec<String> = problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
+        lines.join("\n")
+    };
+    let config = Config::parse(&text).map_err(lines)?;
+    let problems = config.problems();
+    if problems.is_empty() { Ok(config) } else { Err(lines(problems)) }
+}
+
+fn settings(config: &Config, statuses: Statuses) -> OfflineSettings {
+    let overlay4 = config.tunnel.ipv4_cidr.map(IpNet::V4);
+    OfflineSettings {
+        forward_method: config.forward_method,
+        default_gateway: config.default_egress_gateway.clone(),
+        overlay: overlay4.into_iter().chain(config.tunnel.ipv6_cidr.map(IpNet::V6)).collect(),
+        cluster_networks: config.cluster_cidrs.extra.clone(),
+        auto_cluster_networks: config.cluster_cidrs.auto,
+        start_gate: config.start_gate,
+        mask: config.mark.mask,
+        statuses,
+        ..OfflineSettings::of_tunnel(Arc::new(VxlanShape(vxlan(config))))
+    }
+}
+
+/// The tunnel of a configuration.
+pub(crate) fn vxlan(config: &Config) -> VxlanSettings {
+    VxlanSettings { vni: config.tunnel.vni, port: config.tunnel.port, mtu: config.tunnel.mtu }
 }
 
 /// The file itself, or the manifests of a directory, by name.

@@ -59,9 +59,9 @@ struct Input {
     /// Takes statuses as they stand, instead of letting the controller continue from them.
     #[arg(long)]
     statuses_as_given: bool,
-    /// The gateway of policies that name none.
+    /// The daemons' configuration; its defaults without it.
     #[arg(long)]
-    default_gateway: Option<String>,
+    config: Option<PathBuf>,
     /// How it is written.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -110,9 +110,9 @@ fn failed(errors: &str) -> ExitCode {
 fn run(arguments: &Arguments) -> Result<String, String> {
     match &arguments.command {
         Command::Plan { input, node, backend } => {
-            let cluster = input::read(input)?;
-            plan::plan(&cluster, node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
+            let (cluster, config) = input::read(input)?;
+            plan::plan(&cluster, &config, node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
         }
-        Command::Explain { input, from, to } => answer::explain(&input::read(input)?, from, *to, input.output),
+        Command::Explain { input, from, to } => answer::explain(&input::read(input)?.0, from, *to, input.output),
     }
 }

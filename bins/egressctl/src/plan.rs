@@ -1,12 +1,12 @@
 use std::fmt::Write;
 
-use egressgateway::{Driver, Error, explain::Offline, model::NodeName};
+use egressgateway::{Driver, Error, config::Config, explain::Offline, model::NodeName};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{Steering, SteeringSettings};
-use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings};
+use egressgateway_tunnel_vxlan::Vxlan;
 use serde::Serialize;
 
-use crate::{Backend, Output};
+use crate::{Backend, Output, input};
 
 /// What one node would program, driver by driver: shell for tunnel and steering, a script of the backend's own tool for the policy.
 #[derive(Serialize)]
@@ -18,9 +18,15 @@ struct NodePlan {
 }
 
 /// The plans of all nodes, or of one, from nothing.
-pub(crate) fn plan(cluster: &Offline, only: Option<&NodeName>, backend: Backend, output: Output) -> Result<String, String> {
+pub(crate) fn plan(
+    cluster: &Offline,
+    config: &Config,
+    only: Option<&NodeName>,
+    backend: Backend,
+    output: Output,
+) -> Result<String, String> {
     let plans: Result<Vec<NodePlan>, String> =
-        cluster.nodes().filter(|node| only.is_none_or(|only| only == *node)).map(|node| of_node(cluster, node, backend)).collect();
+        cluster.nodes().filter(|node| only.is_none_or(|only| only == *node)).map(|node| of_node(cluster, config, node, backend)).collect();
     let plans = plans?;
     match (only, output) {
         (Some(node), _) if plans.is_empty() => Err(format!("there is no Node {node}")),
@@ -29,15 +35,19 @@ pub(crate) fn plan(cluster: &Offline, only: Option<&NodeName>, backend: Backend,
     }
 }
 
-fn of_node(cluster: &Offline, node: &NodeName, backend: Backend) -> Result<NodePlan, String> {
+fn of_node(cluster: &Offline, config: &Config, node: &NodeName, backend: Backend) -> Result<NodePlan, String> {
     let desired = cluster.for_drivers(node).ok_or_else(|| format!("there is no Node {node}"))?;
     let failed = |error: Error| format!("Node {node}: {}", error.chain());
     let Backend::Nftables = backend;
+    let mask = config.mark.mask;
+    let routing = &config.routing;
+    let steering =
+        SteeringSettings { table_base: routing.table_base, rule_priority: routing.rule_priority, protocol: routing.protocol, mask };
     Ok(NodePlan {
         node: node.to_string(),
-        tunnel: from_nothing(&Vxlan::offline(VxlanSettings::default()), &desired.tunnel).map_err(failed)?,
-        steering: from_nothing(&Steering::offline(SteeringSettings::default()), &desired.steering).map_err(failed)?,
-        policy: from_nothing(&Nftables::offline(NftablesSettings::default()), &desired.policy).map_err(failed)?,
+        tunnel: from_nothing(&Vxlan::offline(input::vxlan(config)), &desired.tunnel).map_err(failed)?,
+        steering: from_nothing(&Steering::offline(steering), &desired.steering).map_err(failed)?,
+        policy: from_nothing(&Nftables::offline(NftablesSettings { mask }), &desired.policy).map_err(failed)?,
     })
 }
 

@@ -86,5 +86,19 @@ fn other_kinds_are_only_noted_and_a_policy_without_a_gateway_is_a_warning() {
     let (code, _, errors) = egressctl(&["plan", "-f", "-"], text);
     assert_eq!(code, 0, "{errors}");
     assert!(errors.contains("note: -: document 1: Deployment d: says nothing about egress"), "{errors}");
-    assert!(errors.contains("warning: EgressGatewayPolicy p steers nothing: there is no EgressGateway"), "{errors}");
+    assert!(errors.contains("warning: EgressGatewayPolicy p steers nothing: EgressGateway egressgateway does not exist"), "{errors}");
+}
+
+#[test]
+fn the_configuration_is_the_daemons() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (good, bad) = (folder.join("good.yaml"), folder.join("bad.yaml"));
+    std::fs::write(&good, "tunnel: {vni: 4711}\ndefaultEgressGateway: east\nrouting: {tableBase: 500}\n").unwrap();
+    std::fs::write(&bad, "tunnel: {vnI: 4711}\n").unwrap();
+    let (code, text, errors) = egressctl(&["plan", "-f", "subnets.yaml", "--node", "node1", "--config", good.to_str().unwrap()], "");
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(text.contains("4711") && text.contains("table 500"), "{text}");
+    let (code, _, errors) = egressctl(&["plan", "-f", "subnets.yaml", "--config", bad.to_str().unwrap()], "");
+    assert_eq!(code, 1);
+    assert!(errors.contains("bad.yaml: ") && errors.contains("vnI"), "{errors}");
 }
