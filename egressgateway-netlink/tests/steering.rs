@@ -12,6 +12,7 @@ use egressgateway::{
 };
 use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings, SteeringState};
 use egressgateway_testkit::netns::in_namespace;
+use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
 struct Namespace;
 
@@ -89,6 +90,27 @@ fn steering_keeps_the_promises_of_a_driver() {
     in_namespace(|| async {
         world();
         conformance::check(&Namespace, &states()).await;
+    });
+}
+
+/// Any of three targets, each over any of four next hops, and any of three networks inside the cluster.
+fn generated() -> impl Strategy<Value = SteeringDesired> {
+    let hops = [hop("tun4", "172.31.0.11"), hop("tun4", "172.31.0.12"), hop("tun6", "fd31::11"), hop("tun6", "fd31::12")].to_vec();
+    let targets = prop::collection::vec((prop::sample::select(vec![0x11, 0x13, 0xff]), prop::sample::subsequence(hops, 0..=4)), 0..4);
+    let direct = prop::sample::subsequence(vec!["10.0.0.0/8", "10.96.0.0/12", "fd00:1::/32"], 0..=3);
+    (targets, direct).prop_map(|(targets, direct)| {
+        let targets: Vec<(u8, &[NextHop])> = targets.iter().map(|(byte, hops)| (*byte, hops.as_slice())).collect();
+        desired(&targets, &direct)
+    })
+}
+
+#[test]
+fn any_steering_follows_any_other() {
+    in_namespace(|| async {
+        world();
+        let mut runner = TestRunner::deterministic();
+        let states: Vec<_> = (0..60).map(|_| generated().new_tree(&mut runner).unwrap().current()).collect();
+        conformance::walk(&Namespace, &states).await;
     });
 }
 

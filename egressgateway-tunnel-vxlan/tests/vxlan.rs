@@ -14,6 +14,7 @@ use egressgateway_netlink::Netlink;
 use egressgateway_testkit::netns::in_namespace;
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape, VxlanState};
 use imbl::{OrdMap, OrdSet};
+use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
 struct Namespace;
 
@@ -26,7 +27,7 @@ impl Host<Vxlan> for Namespace {
     async fn foreign(&self) -> String {
         let all = ["ip -o -d link", "ip -o addr", "ip -o route show table all", "ip -6 -o route show table all", "ip neigh", "bridge fdb"];
         let lines = all.map(run).concat();
-        lines.lines().filter(|line| !line.contains("egress-vxlan")).map(|line| format!("{line}\n")).collect()
+        lines.lines().filter(|line| !line.contains("egress-vxlan")).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -112,6 +113,33 @@ fn the_tunnel_keeps_the_promises_of_a_driver() {
     in_namespace(|| async {
         world();
         conformance::check(&Namespace, &states()).await;
+    });
+}
+
+/// Every way of having peers 2 to 5 of some number, each at one of two places and with either or both families.
+fn generated() -> impl Strategy<Value = Vec<(NodeName, Peer)>> {
+    let node = |number: u8| {
+        (any::<bool>(), 0..3_u8, 0..2_u8).prop_map(move |(there, families, place)| {
+            let (v4, v6) = (format!("172.31.0.{}", number + 10 * place), format!("fd31::{number}"));
+            let (outer4, outer6) = (format!("10.6.0.{}", 20 + number + 100 * place), format!("fd06::{}", 20 + number + 100 * place));
+            let (overlay, outer): (&[&str], &[&str]) = match families {
+                0 => (&[&v4], &[&outer4]),
+                1 => (&[&v6], &[&outer6]),
+                _ => (&[&v4, &v6], &[&outer4, &outer6]),
+            };
+            there.then(|| peer(number, overlay, outer))
+        })
+    };
+    (node(2), node(3), node(4), node(5)).prop_map(|(a, b, c, d)| [a, b, c, d].into_iter().flatten().collect())
+}
+
+#[test]
+fn any_peers_follow_any_others() {
+    in_namespace(|| async {
+        world();
+        let mut runner = TestRunner::deterministic();
+        let states: Vec<_> = (0..40).map(|_| dual(&generated().new_tree(&mut runner).unwrap().current())).collect();
+        conformance::walk(&Namespace, &states).await;
     });
 }
 

@@ -56,12 +56,13 @@ impl NodeDesired {
     }
 
     fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
+        // A family that this node's end does not carry has no device to route over, whatever the peer has.
+        let carried = self.tunnel.local.as_ref().map(|local| encapsulation.links(local).mtu).unwrap_or_default();
         let next_hops = |nodes: &OrdSet<NodeName>| {
             let peers = nodes.iter().filter_map(|node| self.tunnel.peers.get(node));
-            peers.flat_map(|peer| Family::ALL.map(|family| encapsulation.next_hop(peer, family))).flatten().collect()
+            peers.flat_map(|peer| carried.keys().filter_map(|family| encapsulation.next_hop(peer, *family))).collect::<OrdSet<_>>()
         };
-        let usable = self.tunnel.local.is_some();
-        let targets = self.paths.iter().map(|(target, nodes)| (*target, if usable { next_hops(nodes) } else { OrdSet::new() })).collect();
+        let targets = self.paths.iter().map(|(target, nodes)| (*target, next_hops(nodes))).collect();
         SteeringDesired { targets, direct: self.direct.clone() }
     }
 }
