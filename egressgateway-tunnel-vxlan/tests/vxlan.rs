@@ -6,8 +6,8 @@ use std::{net::IpAddr, process::Command, sync::Arc};
 
 use async_trait::async_trait;
 use egressgateway::{
-    Driver, Encapsulation as _, ErrorKind, LocalEnd, Peer, Plan as _, TunnelDesired, Underlay, WriteHook,
-    model::{Family, MacAddress, NodeName},
+    Driver, Encapsulation as _, ErrorKind, LocalEnd, NodeDesired, Peer, Plan as _, TunnelDesired, Underlay, WriteHook,
+    model::{Family, MacAddress, NodeName, TargetId},
     testing::conformance::{self, Host},
 };
 use egressgateway_netlink::Netlink;
@@ -268,6 +268,17 @@ fn plans_and_shapes_are_made_without_a_kernel() {
         assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
     }
     assert!(!text.contains("fdb replace 02:00:00:00:01:02 dev egress-vxlan-v6"), "{text}");
+}
+
+#[test]
+fn a_node_with_one_family_is_given_no_way_of_the_other() {
+    let underlay = Underlay { device: "eth0".into(), index: 2, address: "10.6.0.1".parse().unwrap(), mtu: 1500 };
+    let (name, two) = peer(2, &["172.31.0.2", "fd31::2"], &["10.6.0.12", "fd06::12"]);
+    let tunnel = TunnelDesired { local: Some(local(&["172.31.0.1/16"], MAC, &[underlay])), peers: OrdMap::unit(name.clone(), two) };
+    let node = NodeDesired { tunnel, paths: OrdMap::unit(TargetId::FIRST, OrdSet::unit(name)), ..NodeDesired::default() };
+    let steering = node.for_drivers(&VxlanShape::default()).steering;
+    let devices: Vec<_> = steering.targets[&TargetId::FIRST].iter().map(|hop| hop.device.as_str()).collect();
+    assert_eq!(devices, ["egress-vxlan-v4"]);
 }
 
 #[test]
