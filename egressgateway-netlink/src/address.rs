@@ -56,8 +56,7 @@ impl Netlink {
     /// Deletes an address of a device.
     ///
     /// # Errors
-    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device does not have it or is gone. The kernel's number for an absent
-    /// address is counted as such as well.
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device does not have it or is gone.
     pub async fn delete_address(&self, device: u32, network: IpNet) -> Result<(), Error> {
         let what = format!("delete address {network} of link {device}");
         self.write(RouteNetlinkMessage::DelAddress(message(device, network)), 0, &what).await

@@ -84,7 +84,7 @@ fn interfaces_are_uplinks_not_pods_and_not_ours() {
 }
 
 #[test]
-fn every_kind_of_change_is_noticed_and_only_once() {
+fn every_kind_of_change_is_noticed() {
     in_namespace(|| async {
         world();
         let host = host(ParentChoice::Auto);

@@ -6,14 +6,15 @@ use std::{net::IpAddr, process::Command, sync::Arc};
 
 use async_trait::async_trait;
 use egressgateway::{
-    Driver, Encapsulation as _, ErrorKind, LocalEnd, Peer, Plan as _, TunnelDesired, Underlay, WriteHook,
-    model::{Family, MacAddress, NodeName},
+    Driver, Encapsulation as _, ErrorKind, LocalEnd, NodeDesired, Peer, Plan as _, TunnelDesired, Underlay, WriteHook,
+    model::{Family, MacAddress, NodeName, TargetId},
     testing::conformance::{self, Host},
 };
 use egressgateway_netlink::Netlink;
 use egressgateway_testkit::netns::in_namespace;
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape, VxlanState};
 use imbl::{OrdMap, OrdSet};
+use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
 struct Namespace;
 
@@ -26,7 +27,7 @@ impl Host<Vxlan> for Namespace {
     async fn foreign(&self) -> String {
         let all = ["ip -o -d link", "ip -o addr", "ip -o route show table all", "ip -6 -o route show table all", "ip neigh", "bridge fdb"];
         let lines = all.map(run).concat();
-        lines.lines().filter(|line| !line.contains("egress-vxlan")).map(|line| format!("{line}\n")).collect()
+        lines.lines().filter(|line| !line.contains("egress-vxlan")).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -112,6 +113,33 @@ fn the_tunnel_keeps_the_promises_of_a_driver() {
     in_namespace(|| async {
         world();
         conformance::check(&Namespace, &states()).await;
+    });
+}
+
+/// Every way of having peers 2 to 5 of some number, each at one of two places and with either or both families.
+fn generated() -> impl Strategy<Value = Vec<(NodeName, Peer)>> {
+    let node = |number: u8| {
+        (any::<bool>(), 0..3_u8, 0..2_u8).prop_map(move |(there, families, place)| {
+            let (v4, v6) = (format!("172.31.0.{}", number + 10 * place), format!("fd31::{number}"));
+            let (outer4, outer6) = (format!("10.6.0.{}", 20 + number + 100 * place), format!("fd06::{}", 20 + number + 100 * place));
+            let (overlay, outer): (&[&str], &[&str]) = match families {
+                0 => (&[&v4], &[&outer4]),
+                1 => (&[&v6], &[&outer6]),
+                _ => (&[&v4, &v6], &[&outer4, &outer6]),
+            };
+            there.then(|| peer(number, overlay, outer))
+        })
+    };
+    (node(2), node(3), node(4), node(5)).prop_map(|(a, b, c, d)| [a, b, c, d].into_iter().flatten().collect())
+}
+
+#[test]
+fn any_peers_follow_any_others() {
+    in_namespace(|| async {
+        world();
+        let mut runner = TestRunner::deterministic();
+        let states: Vec<_> = (0..40).map(|_| dual(&generated().new_tree(&mut runner).unwrap().current())).collect();
+        conformance::walk(&Namespace, &states).await;
     });
 }
 
@@ -240,6 +268,17 @@ fn plans_and_shapes_are_made_without_a_kernel() {
         assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
     }
     assert!(!text.contains("fdb replace 02:00:00:00:01:02 dev egress-vxlan-v6"), "{text}");
+}
+
+#[test]
+fn a_node_with_one_family_is_given_no_way_of_the_other() {
+    let underlay = Underlay { device: "eth0".into(), index: 2, address: "10.6.0.1".parse().unwrap(), mtu: 1500 };
+    let (name, two) = peer(2, &["172.31.0.2", "fd31::2"], &["10.6.0.12", "fd06::12"]);
+    let tunnel = TunnelDesired { local: Some(local(&["172.31.0.1/16"], MAC, &[underlay])), peers: OrdMap::unit(name.clone(), two) };
+    let node = NodeDesired { tunnel, paths: OrdMap::unit(TargetId::FIRST, OrdSet::unit(name)), ..NodeDesired::default() };
+    let steering = node.for_drivers(&VxlanShape::default()).steering;
+    let devices: Vec<_> = steering.targets[&TargetId::FIRST].iter().map(|hop| hop.device.as_str()).collect();
+    assert_eq!(devices, ["egress-vxlan-v4"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
     driver::{Outcome, Reconcile},
     model::{Family, NodeName, TargetId},
     policy::PolicyDesired,
-    steering::{NextHop, SteeringDesired},
+    steering::SteeringDesired,
     tunnel::{Encapsulation, TunnelDesired},
 };
 
@@ -56,12 +56,11 @@ impl NodeDesired {
     }
 
     fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
-        // A node that lacks a family has no device for it: a peer that has both is reached in one only.
-        let devices = self.tunnel.local.as_ref().map(|local| encapsulation.links(local).devices).unwrap_or_default();
+        // A family that this node's end does not carry has no device to route over, whatever the peer has.
+        let carried = self.tunnel.local.as_ref().map(|local| encapsulation.links(local).mtu).unwrap_or_default();
         let next_hops = |nodes: &OrdSet<NodeName>| {
             let peers = nodes.iter().filter_map(|node| self.tunnel.peers.get(node));
-            let hops = peers.flat_map(|peer| Family::ALL.map(|family| encapsulation.next_hop(peer, family))).flatten();
-            hops.filter(|hop| devices.contains(&hop.device)).collect::<OrdSet<NextHop>>()
+            peers.flat_map(|peer| carried.keys().filter_map(|family| encapsulation.next_hop(peer, *family))).collect::<OrdSet<_>>()
         };
         let targets = self.paths.iter().map(|(target, nodes)| (*target, next_hops(nodes))).collect();
         SteeringDesired { targets, direct: self.direct.clone() }

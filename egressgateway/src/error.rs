@@ -72,7 +72,7 @@ impl Error {
 
     /// Classifies an operating system error by its number and says what was being done.
     ///
-    /// The numbers are those of errno(3). `ENOENT`, `EEXIST`, `ENODEV`, `ESRCH`, `EBUSY` and `EINTR`-like numbers tell that the kernel
+    /// The numbers are those of errno(3). `ENOENT`, `EEXIST`, `ENODEV`, `ESRCH`, `EBUSY`, `EADDRNOTAVAIL` and their like tell that the kernel
     /// moved on since it was last read.
     #[must_use]
     pub fn from_errno(errno: i32, context: impl Into<String>) -> Self {
@@ -104,8 +104,8 @@ impl Error {
 fn errno_kind(errno: i32) -> ErrorKind {
     match errno {
         1 | 13 => ErrorKind::Permission,                                                            // EPERM EACCES
-        2 | 3 | 6 | 16 | 17 | 19 | 39 => ErrorKind::Conflict, // ENOENT ESRCH ENXIO EBUSY EEXIST ENODEV ENOTEMPTY
-        38 | 92 | 93 | 95 | 97 => ErrorKind::Unsupported,     // ENOSYS ENOPROTOOPT EPROTONOSUPPORT EOPNOTSUPP EAFNOSUPPORT
+        2 | 3 | 6 | 16 | 17 | 19 | 39 | 99 => ErrorKind::Conflict, // ENOENT ESRCH ENXIO EBUSY EEXIST ENODEV ENOTEMPTY EADDRNOTAVAIL
+        38 | 92 | 93 | 95 | 97 => ErrorKind::Unsupported,          // ENOSYS ENOPROTOOPT EPROTONOSUPPORT EOPNOTSUPP EAFNOSUPPORT
         4 | 5 | 11 | 12 | 23 | 24 | 28 | 100..=101 | 104..=105 | 110..=113 => ErrorKind::Transient, // EINTR EIO EAGAIN ENOMEM E*FILE ENOSPC, network
         _ => ErrorKind::Invalid,
     }
@@ -118,6 +118,7 @@ mod tests {
     #[test]
     fn errno_decides_the_kind_and_the_chain_names_the_cause() {
         assert_eq!(Error::from_errno(17, "add route").kind, ErrorKind::Conflict);
+        assert_eq!(Error::from_errno(99, "delete address").kind, ErrorKind::Conflict);
         assert_eq!(Error::from_errno(1, "add route").kind, ErrorKind::Permission);
         assert_eq!(Error::from_errno(95, "add route").kind, ErrorKind::Unsupported);
         assert_eq!(Error::from_errno(22, "add route").kind, ErrorKind::Invalid);

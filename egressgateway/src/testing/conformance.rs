@@ -79,6 +79,26 @@ pub async fn check<D: Driver>(host: &dyn Host<D>, states: &[D::Desired]) {
     assert_untouched(host, &foreign, "at the end").await;
 }
 
+/// Walks through many states, such as generated ones: each must be what it is when it is reached from nothing.
+///
+/// # Panics
+/// At the first promise that is broken.
+pub async fn walk<D: Driver>(host: &dyn Host<D>, states: &[D::Desired]) {
+    let foreign = host.foreign().await;
+    let empty = D::Desired::default();
+    let mut fresh = Vec::new();
+    for (index, state) in states.iter().enumerate() {
+        fresh.push(reach(host, state, &format!("empty → {index}")).await);
+        reach(host, &empty, &format!("{index} → empty")).await;
+    }
+    for (index, state) in states.iter().enumerate() {
+        let what = index.checked_sub(1).map_or_else(|| format!("empty → {index}"), |before| format!("{before} → {index}"));
+        assert_eq!(reach(host, state, &what).await, fresh[index], "{what}: the way must not show in the result");
+        assert_untouched(host, &foreign, &what).await;
+    }
+    assert_eq!(reach(host, &empty, "the last → empty").await, D::State::default(), "nothing that is ours stays");
+}
+
 /// Observes, plans and applies as a restarted process does; checks that `observe` is `after` and that a second plan is empty.
 async fn reach<D: Driver>(host: &dyn Host<D>, desired: &D::Desired, what: &str) -> D::State {
     let driver = host.driver(Arc::new(())).await;
