@@ -116,6 +116,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_missing_program_names_the_package() {
+        let error = not_started(std::io::Error::from_raw_os_error(2), "list tables");
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        assert!(error.chain().contains("install the package nftables"), "{}", error.chain());
+    }
+
     #[tokio::test]
     async fn a_refusal_names_what_was_done_and_why() {
         let error = nft(&["-c", "-f", "-"], "add nonsense\n", "check").await.unwrap_err();

@@ -224,3 +224,52 @@ fn snat(body: &Value) -> Option<Statement> {
     let of = class_and_destination(&map["key"])?;
     (of == family && map["data"].as_str()? == format!("@{}", Table::As.name(family))).then_some(Statement::SourceOf(family))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn other_words_of_other_versions_mean_the_same() {
+        let mark = json!({"ct": {"key": "mark"}});
+        let pinned = Statement::Pinned { mask: 0xff00_0000, negated: true, value: 0x1200_0000 };
+        let and = json!({"&": [mark, 0xff00_0000_u32]});
+        assert_eq!(statement(&json!({"match": {"op": "!=", "left": and, "right": 0x1200_0000}})), pinned);
+        assert_eq!(statement(&json!({"match": {"op": "!=", "left": mark, "right": {"prefix": {"addr": 0x1200_0000, "len": 8}}}})), pinned);
+        let pin = Statement::Pin { keep: 0x00ff_ffff, value: 0x1100_0000 };
+        for keep in [0x00ff_ffff_u32, 0x11ff_ffff] {
+            assert_eq!(statement(&json!({"mangle": {"key": mark, "value": {"|": [{"&": [mark, keep]}, 0x1100_0000]}}})), pin);
+        }
+        for op in ["in", "=="] {
+            let new = json!({"match": {"op": op, "left": {"ct": {"key": "state"}}, "right": "new"}});
+            assert_eq!(statement(&new), Statement::State(ConnectionState::New));
+        }
+        for flags in [json!("fully-random"), json!(["fully-random"])] {
+            assert_eq!(statement(&json!({"masquerade": {"flags": flags}})), Statement::Masquerade);
+        }
+    }
+
+    #[test]
+    fn what_means_something_else_is_foreign() {
+        let saddr = json!({"payload": {"protocol": "ip", "field": "saddr"}});
+        for json in [
+            json!({"accept": null, "drop": null}),
+            json!({"counter": {"packets": 0, "bytes": 0}}),
+            json!({"counter": "mine"}),
+            json!({"match": {"op": "==", "left": saddr, "right": "10.0.0.1"}}),
+            json!({"match": {"op": "==", "left": saddr, "right": "@known6"}}),
+            json!({"match": {"op": "<", "left": {"ct": {"key": "mark"}}, "right": {"prefix": {"addr": 0, "len": 8}}}}),
+            json!({"match": {"op": "!=", "left": {"ct": {"key": "state"}}, "right": "new"}}),
+            json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": 7}}),
+            json!({"mangle": {"key": {"ct": {"key": "mark"}}, "value": {"&": [{"meta": {"key": "mark"}}, 7]}}}),
+            json!({"vmap": {"key": saddr, "data": "@where4"}}),
+            json!({"snat": {"family": "ip", "addr": saddr, "port": 7}}),
+            json!({"masquerade": null}),
+            json!("accept"),
+        ] {
+            assert_eq!(statement(&json), Statement::Foreign(json.to_string()));
+        }
+    }
+}

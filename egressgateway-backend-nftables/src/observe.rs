@@ -167,7 +167,12 @@ fn matches(declared: &Declaration, kind: &str, body: &Value) -> bool {
         Value::Array(several) => several.iter().map(Value::as_str).collect(),
         _ => None,
     };
-    let flags: Option<Vec<&str>> = body["flags"].as_array().map_or(Some(Vec::new()), |flags| flags.iter().map(Value::as_str).collect());
+    // Newer versions of nft write a single flag without a list.
+    let flags: Option<Vec<&str>> = match &body["flags"] {
+        Value::Null => Some(Vec::new()),
+        Value::String(one) => Some(vec![one]),
+        several => several.as_array().and_then(|flags| flags.iter().map(Value::as_str).collect()),
+    };
     let interval: &[&str] = if declared.interval { &["interval"] } else { &[] };
     kind == declared.noun()
         && key.as_ref() == Some(&declared.key)

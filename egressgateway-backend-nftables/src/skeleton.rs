@@ -141,6 +141,9 @@ fn forward(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
 }
 
 /// The exempt come first. What is for this host or for a group does not leave the cluster.
+///
+/// `meta priority` is only borrowed for the class and ends as 0: so it is where a packet enters the host, unless a VLAN device maps
+/// priorities, and IPv4 forwarding derives it from the packet again. Only first packets of connections come here.
 fn classify() -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)).into();
     rules.extend([DestinationKind::Local, DestinationKind::Multicast].map(|kind| go([Destination(kind)], Jump::Return)));

@@ -116,6 +116,21 @@ fn nft_accepts_every_plan_and_no_way_shows_in_the_result() {
 }
 
 #[test]
+fn a_remembered_state_leads_to_the_same_as_a_fresh_reading() {
+    in_namespace(|| async {
+        let mut believed = NftState::default();
+        for seed in [0, 2, 4, 1, 3, 5, 0] {
+            let desired = generated(seed, 80);
+            let Change { plan, after } = nftables().plan(&desired, &believed).unwrap();
+            nftables().apply(&plan).await.unwrap_or_else(|error| panic!("{}\n{plan}", error.chain()));
+            let observed = nftables().observe().await.unwrap();
+            assert!(observed == after, "still to do:\n{}", nftables().plan(&desired, &observed).unwrap().plan);
+            believed = after;
+        }
+    });
+}
+
+#[test]
 fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
     in_namespace(|| async {
         let desired = gateway();
