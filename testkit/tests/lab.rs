@@ -89,9 +89,9 @@ fn each_family_works_alone() {
 }
 
 #[test]
-fn iptables_of_both_flavours_can_write_the_rules() {
+fn every_tool_can_write_the_rules_where_only_workloads_and_services_may_pass() {
     if have_root() {
-        for tool in [RuleTool::IptablesNft, RuleTool::IptablesLegacy] {
+        for tool in [RuleTool::Nft, RuleTool::IptablesNft, RuleTool::IptablesLegacy] {
             let lab = Lab::builder().nodes(["node1", "node2"]).rules_by(tool).forward_policy(ForwardPolicy::DropButWorkloads);
             everything_works(&lab.build().unwrap());
         }
