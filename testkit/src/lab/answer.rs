@@ -1,0 +1,85 @@
+//! The answering side: TCP and UDP, telling the source that is seen.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    sync::{Arc, Mutex},
+};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{locked, namespace::Namespace};
+
+/// Largest datagram or read.
+const BUFFER: usize = 65_536;
+
+/// The sources that an answering namespace has seen, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Arc<Mutex<Vec<SocketAddr>>>);
+
+impl Seen {
+    /// Every connection's and datagram's source so far.
+    #[must_use]
+    pub fn sources(&self) -> Vec<SocketAddr> {
+        locked(&self.0).clone()
+    }
+
+    /// Forgets them.
+    pub fn clear(&self) {
+        locked(&self.0).clear();
+    }
+
+    fn note(&self, source: SocketAddr) {
+        locked(&self.0).push(source);
+    }
+}
+
+/// Opens the sockets in the namespace and answers on the lab's own runtime.
+pub(super) fn start(namespace: &Namespace, addresses: &[IpAddr], port: u16) -> io::Result<Seen> {
+    let seen = Seen::default();
+    // One socket per address: datagrams are then answered from the address they were sent to.
+    for address in addresses {
+        let at = SocketAddr::new(*address, port);
+        let (tcp, udp) = namespace.enter(|| Ok::<_, io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)))??;
+        tcp.set_nonblocking(true)?;
+        udp.set_nonblocking(true)?;
+        namespace.world.with_runtime(|runtime| {
+            let _inside = runtime.enter();
+            let (tcp, udp) = (tokio::net::TcpListener::from_std(tcp)?, tokio::net::UdpSocket::from_std(udp)?);
+            runtime.spawn(answer_tcp(tcp, seen.clone()));
+            runtime.spawn(answer_udp(udp, seen.clone()));
+            Ok(())
+        })?;
+    }
+    Ok(seen)
+}
+
+async fn answer_tcp(listener: tokio::net::TcpListener, seen: Seen) {
+    loop {
+        // An error here is one connection's (aborted before it was accepted), not the listener's.
+        let Ok((mut stream, source)) = listener.accept().await else { continue };
+        seen.note(source);
+        tokio::spawn(async move {
+            stream.write_all(format!("{source}\n").as_bytes()).await?;
+            let mut buffer = vec![0; BUFFER];
+            loop {
+                match stream.read(&mut buffer).await? {
+                    0 => return Ok::<(), io::Error>(()),
+                    length => stream.write_all(&buffer[..length]).await?,
+                }
+            }
+        });
+    }
+}
+
+async fn answer_udp(socket: tokio::net::UdpSocket, seen: Seen) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        // An error here is an ICMP message about an earlier answer.
+        let Ok((length, source)) = socket.recv_from(&mut buffer).await else { continue };
+        seen.note(source);
+        let mut answer = format!("{source}\n").into_bytes();
+        answer.extend_from_slice(&buffer[..length]);
+        let _ = socket.send_to(&answer, source).await;
+    }
+}

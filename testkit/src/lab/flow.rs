@@ -1,0 +1,159 @@
+//! A connection that stays open, to see that it goes on.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+/// How often a datagram is sent before its answer counts as lost.
+const ATTEMPTS: u32 = 3;
+
+/// An open connection to an answering [`Namespace`](super::Namespace).
+#[derive(Debug)]
+pub struct Flow {
+    wire: Wire,
+    source: SocketAddr,
+    echoed: u64,
+}
+
+#[derive(Debug)]
+enum Wire {
+    Tcp(BufReader<TcpStream>),
+    Udp(UdpSocket),
+}
+
+impl Flow {
+    /// Opens in the calling thread's namespace.
+    pub(super) fn tcp(to: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, patience)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        stream.read_line(&mut line).map_err(lost)?;
+        Ok(Self { source: source(&line)?, wire: Wire::Tcp(stream), echoed: 0 })
+    }
+
+    /// Opens in the calling thread's namespace, and asks once for the source seen.
+    pub(super) fn udp(to: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let socket = udp_socket(to, patience / ATTEMPTS)?;
+        let mut flow = Self { wire: Wire::Udp(socket), source: to, echoed: 0 };
+        flow.echo()?;
+        Ok(flow)
+    }
+
+    /// The source that the other end saw last: of a TCP connection at its beginning, of a UDP flow at the last echo.
+    #[must_use]
+    pub const fn source_seen(&self) -> SocketAddr {
+        self.source
+    }
+
+    /// This end's own address.
+    ///
+    /// # Errors
+    /// From the kernel.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        match &self.wire {
+            Wire::Tcp(stream) => stream.get_ref().local_addr(),
+            Wire::Udp(socket) => socket.local_addr(),
+        }
+    }
+
+    /// Sends something and waits until it comes back; returns the source that the other end sees.
+    ///
+    /// # Errors
+    /// When the connection is broken, or nothing comes back in time (two seconds; a datagram is sent three times).
+    pub fn echo(&mut self) -> io::Result<SocketAddr> {
+        self.echoed += 1;
+        let text = format!("echo {}\n", self.echoed);
+        match &mut self.wire {
+            Wire::Tcp(stream) => {
+                stream.get_mut().write_all(text.as_bytes())?;
+                let mut back = vec![0; text.len()];
+                stream.read_exact(&mut back).map_err(lost)?;
+                if back != text.as_bytes() {
+                    return Err(io::Error::other("something else came back"));
+                }
+            }
+            Wire::Udp(socket) => self.source = ask(socket, &text)?,
+        }
+        Ok(self.source)
+    }
+
+    /// Sends `length` bytes and waits until all came back: for the sizes of packets that pass.
+    ///
+    /// # Errors
+    /// As [`Flow::echo`]; for UDP, when `length` exceeds a datagram.
+    pub fn echo_bytes(&mut self, length: usize) -> io::Result<()> {
+        let bytes = vec![b'x'; length];
+        match &mut self.wire {
+            Wire::Tcp(stream) => {
+                let mut writer = stream.get_ref().try_clone()?;
+                let payload = bytes.clone();
+                // Both directions at once, or full buffers would stop both ends.
+                let sender = std::thread::spawn(move || writer.write_all(&payload));
+                let mut back = vec![0; length];
+                stream.read_exact(&mut back).map_err(lost)?;
+                sender.join().map_err(|_| io::Error::other("the sender panicked"))??;
+                if back == bytes { Ok(()) } else { Err(io::Error::other("something else came back")) }
+            }
+            Wire::Udp(socket) => {
+                let text = String::from_utf8_lossy(&bytes);
+                self.source = ask(socket, &text)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A UDP socket from a fresh port to `to`.
+pub(super) fn udp_socket(to: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(patience))?;
+    Ok(socket)
+}
+
+fn ask(socket: &UdpSocket, text: &str) -> io::Result<SocketAddr> {
+    let mut buffer = vec![0; 65_536];
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    for _ in 0..ATTEMPTS {
+        if let Err(error) = socket.send(text.as_bytes()) {
+            last = error;
+            continue;
+        }
+        // Late answers to earlier questions are passed over.
+        loop {
+            match socket.recv(&mut buffer) {
+                Ok(length) => match split_answer(&buffer[..length]) {
+                    Some((source, rest)) if rest == text.as_bytes() => return Ok(source),
+                    _ => {}
+                },
+                Err(error) => {
+                    last = lost(error);
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// The source and the echoed payload of a datagram's answer.
+pub(super) fn split_answer(answer: &[u8]) -> Option<(SocketAddr, &[u8])> {
+    let end = answer.iter().position(|byte| *byte == b'\n')?;
+    let source = std::str::from_utf8(&answer[..end]).ok()?.parse().ok()?;
+    Some((source, &answer[end + 1..]))
+}
+
+fn source(line: &str) -> io::Result<SocketAddr> {
+    line.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, format!("no source address in {line:?}")))
+}
+
+/// The kernel reports an elapsed timeout of a socket as `WouldBlock`.
+fn lost(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
+}

@@ -1,0 +1,140 @@
+//! A node: a machine of the cluster.
+
+use std::{
+    fmt::Write,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+};
+
+use super::{
+    constants::{UNDERLAY, node_management},
+    namespace::Namespace,
+    topology,
+    world::NodeFacts,
+};
+
+/// A node of the cluster.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub(super) namespace: Namespace,
+    pub(super) facts: NodeFacts,
+}
+
+impl Deref for Node {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
+impl Node {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.facts.name
+    }
+
+    /// Its addresses on the underlay, IPv4 first.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.facts.addresses()
+    }
+
+    /// Its IPv4 address on the underlay.
+    ///
+    /// # Panics
+    /// In a lab without IPv4.
+    #[must_use]
+    pub fn v4(&self) -> Ipv4Addr {
+        self.facts.v4.expect("a lab with IPv4")
+    }
+
+    /// Its IPv6 address on the underlay.
+    ///
+    /// # Panics
+    /// In a lab without IPv6.
+    #[must_use]
+    pub fn v6(&self) -> Ipv6Addr {
+        self.facts.v6.expect("a lab with IPv6")
+    }
+
+    /// The address of the underlay in `other`'s family.
+    ///
+    /// # Panics
+    /// In a lab without that family.
+    #[must_use]
+    pub fn like(&self, other: IpAddr) -> IpAddr {
+        if other.is_ipv4() { self.v4().into() } else { self.v6().into() }
+    }
+
+    /// Its address on the management network.
+    #[must_use]
+    pub const fn management(&self) -> Ipv4Addr {
+        node_management(self.facts.n)
+    }
+
+    /// Pulls the cable to the underlay: the node's device loses its carrier. The management network stays.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    pub fn cut(&self) -> io::Result<()> {
+        self.switch_port("down")
+    }
+
+    /// Puts the cable back.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    pub fn restore(&self) -> io::Result<()> {
+        self.switch_port("up")
+    }
+
+    /// Pulls every cable, that of the management network included: for all others the node has lost its power.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    pub fn power_off(&self) -> io::Result<()> {
+        self.switch_port("down")?;
+        self.management_port("down")
+    }
+
+    /// Puts every cable back.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    pub fn power_on(&self) -> io::Result<()> {
+        self.switch_port("up")?;
+        self.management_port("up")
+    }
+
+    /// Cuts the node from the management network (and so from the API server) alone.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    pub fn cut_management(&self) -> io::Result<()> {
+        self.management_port("down")
+    }
+
+    /// Connects the node to the management network again.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    pub fn restore_management(&self) -> io::Result<()> {
+        self.management_port("up")
+    }
+
+    fn switch_port(&self, state: &str) -> io::Result<()> {
+        let n = self.facts.n;
+        let mut script = format!("ip link set {} {state}\n", topology::node_port(n));
+        if !self.facts.second.is_empty() {
+            let _ = writeln!(script, "ip link set {} {state}", topology::node_second_port(n));
+        }
+        self.namespace.world.cage.script(Some(UNDERLAY), &script).map(drop)
+    }
+
+    fn management_port(&self, state: &str) -> io::Result<()> {
+        self.namespace.world.cage.script(None, &format!("ip link set {} {state}", topology::node_management_port(self.facts.n))).map(drop)
+    }
+}

@@ -1,0 +1,104 @@
+//! A Kubernetes service, translated on every node as kube-proxy does.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use super::{
+    Lab, Pod,
+    constants::{NODE_PORT, service_addresses},
+    locked,
+    rules::Translation,
+    world::ServiceFacts,
+};
+
+/// A service to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSpec {
+    name: String,
+    port: u16,
+    local: bool,
+}
+
+impl ServiceSpec {
+    /// A service with this name and port, in the namespace `default`, with a node port, TCP and UDP.
+    pub fn new(name: impl Into<String>, port: u16) -> Self {
+        Self { name: name.into(), port, local: false }
+    }
+
+    /// `externalTrafficPolicy: Local`: the node port serves pods of its own node only, and they see the client's address.
+    #[must_use]
+    pub const fn local(mut self) -> Self {
+        self.local = true;
+        self
+    }
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    addresses: Vec<SocketAddr>,
+    node_port: u16,
+}
+
+impl Service {
+    pub(super) fn create(lab: &Lab, spec: ServiceSpec, pods: &[&Pod]) -> io::Result<Self> {
+        let world = &lab.world;
+        let facts = {
+            let mut state = locked(&world.state);
+            let k = u8::try_from(state.services.len()).ok().filter(|k| *k < 200).ok_or_else(|| io::Error::other("too many services"))?;
+            let (v4, v6) = service_addresses(k);
+            let addresses = [IpAddr::from(v4), IpAddr::from(v6)].into_iter().filter(|address| world.settings.families.has(*address));
+            let facts = ServiceFacts {
+                name: spec.name,
+                addresses: addresses.collect(),
+                port: spec.port,
+                node_port: NODE_PORT + u16::from(k),
+                local: spec.local,
+                backends: pods.iter().flat_map(|pod| pod.endpoints()).collect(),
+            };
+            state.services.push(facts.clone());
+            facts
+        };
+        for node in &world.nodes {
+            let own: Vec<SocketAddr> = pods.iter().filter(|pod| pod.node() == node.name).flat_map(|pod| pod.endpoints()).collect();
+            let rules: String = translations(&facts, &own).iter().map(|translation| world.rules().service(translation)).collect();
+            world.cage.script(Some(&node.name), &rules)?;
+        }
+        let addresses = facts.addresses.iter().map(|address| SocketAddr::new(*address, facts.port)).collect();
+        Ok(Self { addresses, node_port: facts.node_port })
+    }
+
+    /// Its cluster addresses with its port, IPv4 first.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Its port on every node.
+    #[must_use]
+    pub const fn node_port(&self) -> u16 {
+        self.node_port
+    }
+}
+
+/// What a node with the pods `own` translates.
+fn translations(facts: &ServiceFacts, own: &[SocketAddr]) -> Vec<Translation> {
+    let of_family = |backends: &[SocketAddr], ipv4: bool| backends.iter().filter(|to| to.is_ipv4() == ipv4).copied().collect::<Vec<_>>();
+    let cluster = facts.addresses.iter().map(|address| Translation {
+        address: Some(*address),
+        port: facts.port,
+        backends: of_family(&facts.backends, address.is_ipv4()),
+        ipv4: address.is_ipv4(),
+        masquerade: false,
+    });
+    let node = facts.addresses.iter().map(|address| Translation {
+        address: None,
+        port: facts.node_port,
+        backends: of_family(if facts.local { own } else { &facts.backends }, address.is_ipv4()),
+        ipv4: address.is_ipv4(),
+        masquerade: !facts.local,
+    });
+    cluster.chain(node).collect()
+}

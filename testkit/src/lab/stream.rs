@@ -1,0 +1,245 @@
+//! A steady sender that measures gaps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{
+    flow::{split_answer, udp_socket},
+    locked,
+    namespace::{Namespace, PATIENCE},
+};
+
+/// How long answers are waited for once the last datagram was sent.
+const AFTERMATH: Duration = Duration::from_millis(300);
+
+/// A sender to be.
+#[derive(Debug, Clone)]
+pub struct StreamSpec {
+    namespace: Namespace,
+    to: SocketAddr,
+    interval: Duration,
+    fresh: bool,
+}
+
+impl StreamSpec {
+    pub(super) const fn new(namespace: Namespace, to: SocketAddr, interval: Duration) -> Self {
+        Self { namespace, to, interval, fresh: false }
+    }
+
+    /// Sends each datagram from a fresh port: every one is a connection of its own.
+    #[must_use]
+    pub const fn fresh_ports(mut self) -> Self {
+        self.fresh = true;
+        self
+    }
+
+    /// Starts, and returns once the first answer is back.
+    ///
+    /// # Errors
+    /// When there is no first answer within two seconds.
+    pub fn start(self) -> io::Result<Stream> {
+        let shared = Arc::new(Shared::default());
+        let thread = {
+            let shared = Arc::clone(&shared);
+            let Self { namespace, to, interval, fresh } = self;
+            thread::Builder::new().name("lab-stream".into()).spawn(move || {
+                namespace.move_in()?;
+                send(&shared, to, interval, fresh)
+            })?
+        };
+        let stream = Stream { shared, thread: Some(thread) };
+        let deadline = Instant::now() + PATIENCE;
+        while stream.answered() == 0 {
+            if Instant::now() > deadline || stream.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+                stream.finish()?;
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "no first answer"));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(stream)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    answers: Mutex<Vec<Answer>>,
+}
+
+/// A running sender.
+#[derive(Debug)]
+pub struct Stream {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<io::Result<Sent>>>,
+}
+
+/// One answer of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Number of the datagram, from 0.
+    pub number: u64,
+    /// The source that the other end saw.
+    pub source: SocketAddr,
+    /// When the answer arrived.
+    pub at: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    count: u64,
+    first: Instant,
+    last: Instant,
+}
+
+/// What a stream measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamReport {
+    /// Datagrams sent.
+    pub sent: u64,
+    /// The answers, by arrival.
+    pub answers: Vec<Answer>,
+    /// The longest time without an answer, between the first datagram and the last.
+    pub longest_gap: Duration,
+    /// How many answers tell of each source address.
+    pub sources: BTreeMap<IpAddr, usize>,
+}
+
+impl StreamReport {
+    /// How many datagrams have no answer.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        let answered: BTreeSet<u64> = self.answers.iter().map(|answer| answer.number).collect();
+        self.sent.saturating_sub(answered.len() as u64)
+    }
+}
+
+impl Stream {
+    /// How many answers have come so far.
+    #[must_use]
+    pub fn answered(&self) -> usize {
+        locked(&self.shared.answers).len()
+    }
+
+    /// The last answer so far.
+    #[must_use]
+    pub fn last(&self) -> Option<Answer> {
+        locked(&self.shared.answers).last().copied()
+    }
+
+    /// Waits for the next answer that satisfies `wanted` and arrives after this call.
+    ///
+    /// # Errors
+    /// When none does within `timeout`.
+    pub fn wait_for(&self, timeout: Duration, wanted: impl Fn(&Answer) -> bool) -> io::Result<Answer> {
+        let mut from = self.answered();
+        let deadline = Instant::now() + timeout;
+        loop {
+            {
+                let answers = locked(&self.shared.answers);
+                if let Some(answer) = answers[from..].iter().find(|answer| wanted(answer)) {
+                    return Ok(*answer);
+                }
+                from = answers.len();
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no such answer; the last is {:?}", self.last())));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Stops sending, waits a moment for answers under way, and reports.
+    ///
+    /// # Errors
+    /// When sending was impossible from the beginning (a destination that is unreachable for a while is a gap, no error).
+    pub fn finish(mut self) -> io::Result<StreamReport> {
+        let Some(thread) = self.thread.take() else { return Err(io::Error::other("finished before")) };
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let sent = thread.join().map_err(|_| io::Error::other("the sender panicked"))??;
+        let answers = locked(&self.shared.answers).clone();
+        let mut sources = BTreeMap::new();
+        for answer in &answers {
+            *sources.entry(answer.source.ip()).or_default() += 1;
+        }
+        Ok(StreamReport { sent: sent.count, longest_gap: longest_gap(&answers, sent), answers, sources })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn longest_gap(answers: &[Answer], sent: Sent) -> Duration {
+    let times = answers.iter().map(|answer| answer.at).filter(|at| *at < sent.last).chain([sent.last]);
+    let mut longest = Duration::ZERO;
+    let mut before = sent.first;
+    for at in times {
+        longest = longest.max(at.saturating_duration_since(before));
+        before = at;
+    }
+    longest
+}
+
+/// Sends until told to stop; receives in between on the sockets of the last datagrams.
+fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io::Result<Sent> {
+    /// Answers later than this many datagrams are not waited for.
+    const SOCKETS: usize = 64;
+    let open = || {
+        let socket = udp_socket(to, interval)?;
+        socket.set_nonblocking(true).map(|()| socket)
+    };
+    let mut sockets = std::collections::VecDeque::from([open()?]);
+    let first = Instant::now();
+    let mut sent = Sent { count: 0, first, last: first };
+    let mut next = first;
+    while !shared.stop.load(Ordering::Relaxed) {
+        if fresh && sent.count > 0 {
+            // No route at the moment: the datagram is lost like others.
+            if let Ok(socket) = open() {
+                sockets.push_back(socket);
+            }
+            if sockets.len() > SOCKETS {
+                sockets.pop_front();
+            }
+        }
+        sent.last = Instant::now();
+        if let Some(socket) = sockets.back() {
+            // Unreachable for the moment: a gap.
+            let _ = socket.send(sent.count.to_string().as_bytes());
+        }
+        sent.count += 1;
+        next += interval;
+        receive_until(shared, &sockets, next);
+    }
+    receive_until(shared, &sockets, Instant::now() + AFTERMATH);
+    Ok(sent)
+}
+
+fn receive_until<'a>(shared: &Shared, sockets: impl IntoIterator<Item = &'a UdpSocket> + Copy, deadline: Instant) {
+    let mut buffer = [0; 256];
+    loop {
+        for socket in sockets {
+            while let Ok(length) = socket.recv(&mut buffer) {
+                let Some((source, payload)) = split_answer(&buffer[..length]) else { continue };
+                let Some(number) = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok()) else { continue };
+                locked(&shared.answers).push(Answer { number, source, at: Instant::now() });
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        thread::sleep(left.min(Duration::from_millis(1)));
+    }
+}
