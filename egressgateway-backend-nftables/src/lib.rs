@@ -1,1 +1,55 @@
-//! x
+//! nftables policy backend: one own table, `inet egressgateway`.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use egressgateway::{Driver, Plan, model::{ClassId, IpRange, SourceNat, TargetId, Verdict}, PolicyDesired};
+//! use egressgateway_backend_nftables::{Nftables, NftablesSettings, NftState, TracePacket, TraceVerdict};
+//!
+//! // Pod 10.244.1.10 leaves for 10.6.1.0/24 through target 0x11.
+//! let (pod, class, target) = ("10.244.1.10".parse()?, ClassId::new(1).ok_or("0")?, TargetId::FIRST);
+//! let destination = IpRange::from("10.6.1.0/24".parse::<ipnet::IpNet>()?);
+//! let egress = Verdict::Egress { target, source_nat: SourceNat::NodeAddress };
+//! let desired = PolicyDesired {
+//!     pods: [(pod, class)].into_iter().collect(),
+//!     destinations: [((class, destination), egress)].into_iter().collect(),
+//!     targets: [target].into_iter().collect(),
+//!     ..PolicyDesired::default()
+//! };
+//!
+//! // A plan is a script for `nft -f -`, and the state afterwards can be asked about any packet without a kernel.
+//! let nftables = Nftables::new(NftablesSettings::default(), Arc::new(()));
+//! let change = nftables.plan(&desired, &NftState::default())?;
+//! assert!(change.plan.to_string().contains("add element inet egressgateway pods4 { 10.244.1.10 : 0:1 }"));
+//! let steered = change.after.trace(&TracePacket::new(pod, "10.6.1.92".parse()?));
+//! assert!(matches!(steered, TraceVerdict::Accept { packet_mark: 0x1100_0000, connection_mark: 0x1100_0000, .. }));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The number of chains, sets and maps does not depend on the number of policies or pods; a target adds two short chains. One pod's
+//! change is one element. Whatever is in the table is ours: rules that somebody else adds there, or takes away, are noticed when the
+//! table is read, and the next plan repairs them.
+//!
+//! - [`Nftables`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Nftables::probe`]; [`Nftables::offline`] only plans.
+//! - [`NftState`] is what the table holds. [`NftState::trace`] walks a packet through its rules up to the routing decision,
+//!   [`NftState::trace_forward`] through the guard, [`NftState::trace_source`] says as whom it leaves.
+
+mod ast;
+mod backend;
+mod command;
+mod decode;
+mod elements;
+mod names;
+mod observe;
+mod plan;
+mod ranges;
+mod skeleton;
+mod state;
+mod trace;
+
+pub use ast::{ConnectionState, DestinationKind, Direction};
+pub use backend::{Nftables, NftablesSettings};
+#[cfg(doc)]
+use egressgateway::{CounterSource, Driver, PolicyBackend};
+pub use plan::NftPlan;
+pub use state::NftState;
+pub use trace::{TracePacket, TraceSource, TraceVerdict};

@@ -1,0 +1,287 @@
+//! The statements that our rules are made of: rendered for nft, read back from it, and walked by the tracer.
+
+use std::fmt;
+
+use egressgateway::model::Family;
+
+use crate::names::{DEVICES, TARGETS, Table};
+
+/// Where a chain continues.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Jump {
+    /// Ends the hook's chain of ours.
+    Accept,
+    /// Ends the packet.
+    Drop,
+    /// Back to the chain that jumped here.
+    Return,
+    /// To a chain and back.
+    Call(String),
+    /// To a chain, and from there to who jumped here.
+    Goto(String),
+}
+
+/// Kinds of destination that the routing tables tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DestinationKind {
+    /// Somewhere else.
+    #[default]
+    Unicast,
+    /// This host.
+    Local,
+    /// A group.
+    Multicast,
+}
+
+/// Kinds of packet that connection tracking tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// Of a connection that has not been answered yet.
+    #[default]
+    New,
+    /// Of an answered connection.
+    Established,
+    /// Of no connection that it could be.
+    Invalid,
+}
+
+/// Direction of a packet within its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// As the first packet.
+    #[default]
+    Original,
+    /// The other.
+    Reply,
+}
+
+/// Which address of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Destination,
+}
+
+/// Which device of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    In,
+    Out,
+}
+
+/// One statement. A match that fails ends the rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Statement {
+    UdpPort(u16),
+    Destination(DestinationKind),
+    Address {
+        side: Side,
+        family: Family,
+        negated: bool,
+        table: Table,
+    },
+    Overlay {
+        way: Way,
+        negated: bool,
+    },
+    State(ConnectionState),
+    Direction(Direction),
+    Pinned {
+        mask: u32,
+        negated: bool,
+        value: u32,
+    },
+    Protocol(Family),
+    Syn,
+    /// Clears the scratch that holds a class.
+    ForgetClass,
+    /// Class of the source from a map; nothing happens without an entry.
+    ClassOf {
+        family: Family,
+        table: Table,
+    },
+    /// Continues as the map says of class and destination, if it does.
+    VerdictOf {
+        family: Family,
+        table: Table,
+    },
+    /// Continues as the map says of the connection mark, if it does.
+    VerdictOfPin {
+        mask: u32,
+    },
+    Pin {
+        keep: u32,
+        value: u32,
+    },
+    Mark {
+        keep: u32,
+        value: u32,
+    },
+    Count(&'static str),
+    Segment(u16),
+    SourceItself(Family),
+    SourceOf(Family),
+    Masquerade,
+    Untrack,
+    Go(Jump),
+    /// Nothing that we write, as nft's JSON has it.
+    Foreign(String),
+}
+
+/// The statements of one rule.
+pub(crate) type Rule = Vec<Statement>;
+
+/// Where the kernel enters a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    pub(crate) kind: String,
+    pub(crate) point: String,
+    pub(crate) priority: i32,
+    pub(crate) policy: String,
+}
+
+/// A chain and its rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) hook: Option<Hook>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// Declaration of a set or map, without its elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Declaration {
+    /// Key types.
+    pub(crate) key: Vec<&'static str>,
+    /// Type of the values of a map.
+    pub(crate) data: Option<&'static str>,
+    /// Keys are ranges.
+    pub(crate) interval: bool,
+}
+
+impl Declaration {
+    /// "set" or "map".
+    pub(crate) fn noun(&self) -> &'static str {
+        if self.data.is_some() { "map" } else { "set" }
+    }
+}
+
+impl Table {
+    /// How the kernel is told of it.
+    pub(crate) fn declaration(self, family: Family) -> Declaration {
+        let address = match family {
+            Family::V4 => "ipv4_addr",
+            Family::V6 => "ipv6_addr",
+        };
+        let (key, data, interval) = match self {
+            Self::Exempt | Self::Local | Self::Governed => (vec![address], None, true),
+            Self::Known | Self::Peers => (vec![address], None, false),
+            Self::Pods => (vec![address], Some("classid"), false),
+            Self::Nets => (vec![address], Some("classid"), true),
+            Self::Where | Self::Exit => (vec!["classid", address], Some("verdict"), true),
+            Self::As => (vec!["classid", address], Some(address), true),
+        };
+        Declaration { key, data, interval }
+    }
+}
+
+impl fmt::Display for Declaration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{ type {}", self.key.join(" . "))?;
+        if let Some(data) = self.data {
+            write!(f, " : {data}")?;
+        }
+        f.write_str("; ")?;
+        if self.interval {
+            f.write_str("flags interval; ")?;
+        }
+        f.write_str("}")
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, point, priority, policy } = self;
+        write!(f, "{{ type {kind} hook {point} priority {priority}; policy {policy}; }}")
+    }
+}
+
+impl fmt::Display for Jump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.write_str("accept"),
+            Self::Drop => f.write_str("drop"),
+            Self::Return => f.write_str("return"),
+            Self::Call(chain) => write!(f, "jump {chain}"),
+            Self::Goto(chain) => write!(f, "goto {chain}"),
+        }
+    }
+}
+
+/// How nft writes the header of a family.
+pub(crate) fn header(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+fn operator(negated: bool) -> &'static str {
+    if negated { "!= " } else { "" }
+}
+
+fn mangle(f: &mut fmt::Formatter<'_>, what: &str, keep: u32, value: u32) -> fmt::Result {
+    write!(f, "{what} set {what} & {keep:#010x}")?;
+    if value == 0 { Ok(()) } else { write!(f, " | {value:#010x}") }
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UdpPort(port) => write!(f, "udp dport {port}"),
+            Self::Destination(kind) => f.write_str(match kind {
+                DestinationKind::Unicast => "fib daddr type unicast",
+                DestinationKind::Local => "fib daddr type local",
+                DestinationKind::Multicast => "fib daddr type multicast",
+            }),
+            Self::Address { side, family, negated, table } => {
+                let field = if *side == Side::Source { "saddr" } else { "daddr" };
+                write!(f, "{} {field} {}@{}", header(*family), operator(*negated), table.name(*family))
+            }
+            Self::Overlay { way, negated } => {
+                let key = if *way == Way::In { "iifname" } else { "oifname" };
+                write!(f, "{key} {}@{DEVICES}", operator(*negated))
+            }
+            Self::State(state) => f.write_str(match state {
+                ConnectionState::New => "ct state new",
+                ConnectionState::Established => "ct state established",
+                ConnectionState::Invalid => "ct state invalid",
+            }),
+            Self::Direction(direction) => f.write_str(match direction {
+                Direction::Original => "ct direction original",
+                Direction::Reply => "ct direction reply",
+            }),
+            Self::Pinned { mask, negated, value } => {
+                write!(f, "ct mark & {mask:#010x} {} {value:#010x}", if *negated { "!=" } else { "==" })
+            }
+            Self::Protocol(Family::V4) => f.write_str("meta nfproto ipv4"),
+            Self::Protocol(Family::V6) => f.write_str("meta nfproto ipv6"),
+            Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
+            Self::ForgetClass => f.write_str("meta priority set 0:0"),
+            Self::ClassOf { family, table } => write!(f, "meta priority set {} saddr map @{}", header(*family), table.name(*family)),
+            Self::VerdictOf { family, table } => write!(f, "meta priority . {} daddr vmap @{}", header(*family), table.name(*family)),
+            Self::VerdictOfPin { mask } => write!(f, "ct mark & {mask:#010x} vmap @{TARGETS}"),
+            Self::Pin { keep, value } => mangle(f, "ct mark", *keep, *value),
+            Self::Mark { keep, value } => mangle(f, "meta mark", *keep, *value),
+            Self::Count(counter) => write!(f, "counter name {counter}"),
+            Self::Segment(bytes) => write!(f, "tcp option maxseg size set {bytes}"),
+            Self::SourceItself(family) => write!(f, "snat {0} to {0} saddr", header(*family)),
+            Self::SourceOf(family) => {
+                write!(f, "snat {0} to meta priority . {0} daddr map @{1}", header(*family), Table::As.name(*family))
+            }
+            Self::Masquerade => f.write_str("masquerade fully-random"),
+            Self::Untrack => f.write_str("notrack"),
+            Self::Go(jump) => write!(f, "{jump}"),
+            Self::Foreign(json) => write!(f, "# not ours: {json}"),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use egressgateway::{
+    Change, Counter, CounterSource, Driver, Error, ErrorKind, Plan, PolicyBackend, PolicyDesired, WriteHook, model::MarkMask,
+};
+use serde_json::Value;
+
+use crate::{
+    command::{nft, nft_json},
+    names::{COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
+    observe,
+    plan::{self, NftPlan},
+    state::NftState,
+};
+
+/// What the backend needs to know apart from the desired state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NftablesSettings {
+    /// The byte of packet and connection marks that is ours.
+    pub mask: MarkMask,
+}
+
+/// The backend. It keeps nothing: what it knows of the kernel is in [`NftState`].
+#[derive(Clone, Debug)]
+pub struct Nftables {
+    settings: NftablesSettings,
+    /// None when it may only plan.
+    hook: Option<Arc<dyn WriteHook>>,
+}
+
+impl Nftables {
+    /// A backend that asks `hook` before each transaction.
+    #[must_use]
+    pub fn new(settings: NftablesSettings, hook: Arc<dyn WriteHook>) -> Self {
+        Self { settings, hook: Some(hook) }
+    }
+
+    /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
+    #[must_use]
+    pub fn offline(settings: NftablesSettings) -> Self {
+        Self { settings, hook: None }
+    }
+
+    fn hook(&self) -> Result<&dyn WriteHook, Error> {
+        self.hook.as_deref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this nftables backend only plans"))
+    }
+
+    /// Whether nft and the kernel have what the table needs; changes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] names the package or the kernel options that are missing, [`ErrorKind::Permission`] the capability.
+    pub async fn probe(&self) -> Result<(), Error> {
+        self.hook()?;
+        let version = nft(&["--version"], "", "run nft").await?;
+        let full = NftState { exists: true, ..NftState::of(&probe_desired(), self.settings.mask, &NftState::default())? };
+        // The plan of a replacement passes on a host with our table and on one without.
+        let script = plan::plan(&NftState { foreign: ["probe".to_owned()].into(), exists: true, ..NftState::default() }, &full).to_string();
+        match nft(&["-c", "-f", "-"], &script, "check a small table with nft").await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == ErrorKind::Permission => {
+                Err(Error::new(error.kind, "nftables needs CAP_NET_ADMIN in the host's network namespace").with_source(error.chain()))
+            }
+            Err(error) if error.kind == ErrorKind::Transient => Err(error),
+            Err(error) => {
+                let context = format!(
+                    "{} with this kernel can't hold the table: package {NFT_PACKAGE} 1.0 or newer and Linux 5.10 or newer with CONFIG_NF_TABLES, \
+                     CONFIG_NF_TABLES_INET, CONFIG_NFT_CT, CONFIG_NFT_NAT, CONFIG_NFT_MASQ and CONFIG_NFT_FIB_INET are needed",
+                    version.trim()
+                );
+                Err(Error::new(ErrorKind::Unsupported, context).with_source(error.chain()))
+            }
+        }
+    }
+
+    /// Whether our table is there. nft says that a table is missing only in words, so it is looked up among all.
+    async fn has_table(&self) -> Result<bool, Error> {
+        let tables = nft_json(&["list", "tables", TABLE_FAMILY], "list nftables tables").await?;
+        let ours = |object: &Value| object["table"]["name"] == TABLE && object["table"]["family"] == TABLE_FAMILY;
+        Ok(tables.iter().any(ours))
+    }
+}
+
+/// A state that uses every statement.
+fn probe_desired() -> PolicyDesired {
+    use egressgateway::{
+        Overlay,
+        model::{Family, TargetId},
+    };
+    let overlay = Overlay { port: 7789, mss: Family::ALL.map(|family| (family, 1000_u16)).into_iter().collect(), ..Overlay::default() };
+    let targets = [TargetId::FIRST].into_iter().collect();
+    PolicyDesired { targets, overlay, ..PolicyDesired::default() }
+}
+
+#[async_trait]
+impl Driver for Nftables {
+    type Desired = PolicyDesired;
+    type State = NftState;
+    type Plan = NftPlan;
+
+    async fn observe(&self) -> Result<NftState, Error> {
+        self.hook()?;
+        if !self.has_table().await? {
+            return Ok(NftState::default());
+        }
+        let objects = nft_json(&["list", "table", TABLE_FAMILY, TABLE], "list table inet egressgateway").await?;
+        let state = observe::state(&objects);
+        for foreign in state.foreign() {
+            tracing::warn!(foreign, "table {TABLE_PATH} holds something that is not ours; it will be replaced");
+        }
+        Ok(state)
+    }
+
+    fn plan(&self, desired: &PolicyDesired, current: &NftState) -> Result<Change<NftPlan, NftState>, Error> {
+        let after = NftState::of(desired, self.settings.mask, current)?;
+        Ok(Change { plan: plan::plan(current, &after), after })
+    }
+
+    async fn apply(&self, plan: &NftPlan) -> Result<(), Error> {
+        let hook = self.hook()?;
+        if plan.is_empty() {
+            return Ok(());
+        }
+        hook.before(plan.verb())?;
+        nft(&["-f", "-"], plan.script(), &format!("{} {TABLE_PATH}", plan.verb())).await.map(drop)
+    }
+}
+
+impl PolicyBackend for Nftables {
+    fn kind(&self) -> &'static str {
+        "nftables"
+    }
+}
+
+#[async_trait]
+impl CounterSource for Nftables {
+    async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error> {
+        self.hook()?;
+        if !self.has_table().await? {
+            return Ok(BTreeMap::new());
+        }
+        let objects = nft_json(&["list", "counters", "table", TABLE_FAMILY, TABLE], "list nftables counters").await?;
+        let counters = objects.iter().filter_map(|object| {
+            let counter = &object["counter"];
+            let name = counter["name"].as_str().filter(|name| COUNTERS.contains(name))?;
+            Some((name.to_owned(), Counter { packets: counter["packets"].as_u64()?, bytes: counter["bytes"].as_u64()? }))
+        });
+        Ok(counters.collect())
+    }
+}

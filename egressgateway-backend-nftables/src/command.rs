@@ -1,0 +1,124 @@
+//! The nft program: scripts in, JSON out, failures classified.
+
+use std::process::Stdio;
+
+use egressgateway::{Error, ErrorKind};
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use crate::names::{NFT, NFT_PACKAGE};
+
+/// Runs nft with `arguments`, gives it `input`, and returns what it printed.
+pub(crate) async fn nft(arguments: &[&str], input: &str, context: &str) -> Result<String, Error> {
+    let mut child = Command::new(NFT)
+        .args(arguments)
+        // The C library's own words for an errno, in no language but its first.
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| not_started(error, context))?;
+    let stdin = child.stdin.take();
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            // nft may end before it has read everything; then its exit status says why.
+            drop(stdin.write_all(input.as_bytes()).await);
+        }
+    };
+    let (output, ()) = tokio::join!(child.wait_with_output(), write);
+    let output = output.map_err(|error| Error::from_io(error, context))?;
+    if output.status.success() {
+        return String::from_utf8(output.stdout)
+            .map_err(|error| Error::new(ErrorKind::Transient, format!("{context}: nft's output")).with_source(error));
+    }
+    Err(refused(&String::from_utf8_lossy(&output.stderr), context))
+}
+
+/// What an `nft -j` command printed.
+pub(crate) async fn nft_json(arguments: &[&str], context: &str) -> Result<Vec<Value>, Error> {
+    let text = nft(&[&["-j"], arguments].concat(), "", context).await?;
+    let unreadable = |error: serde_json::Error| Error::new(ErrorKind::Unsupported, format!("{context}: nft's JSON")).with_source(error);
+    // nft prints nothing at all where there is nothing to list.
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    match serde_json::from_str(&text).map_err(unreadable)? {
+        Value::Object(mut object) => match object.remove("nftables") {
+            Some(Value::Array(objects)) => Ok(objects),
+            _ => Err(Error::new(ErrorKind::Unsupported, format!("{context}: nft's JSON has no list of objects"))),
+        },
+        _ => Err(Error::new(ErrorKind::Unsupported, format!("{context}: nft's JSON is no object"))),
+    }
+}
+
+fn not_started(error: std::io::Error, context: &str) -> Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        let advice = format!("{context}: there is no program {NFT}; install the package {NFT_PACKAGE}");
+        return Error::new(ErrorKind::Unsupported, advice).with_source(error);
+    }
+    Error::from_io(error, context)
+}
+
+/// nft has one exit status for everything and writes the kernel's errno only as the C library's text for it, at the end of a line.
+const ERRNOS: [(&str, i32); 14] = [
+    ("Operation not permitted", 1),
+    ("Operation not permitted (you must be root)", 1),
+    ("Permission denied", 13),
+    ("No such file or directory", 2),
+    ("Device or resource busy", 16),
+    ("File exists", 17),
+    ("Invalid argument", 22),
+    ("Too many open files in system", 23),
+    ("No space left on device", 28),
+    ("Cannot allocate memory", 12),
+    ("Interrupted system call", 4),
+    ("No buffer space available", 105),
+    ("Operation not supported", 95),
+    ("Protocol not supported", 93),
+];
+
+/// The error that nft reported.
+fn refused(stderr: &str, context: &str) -> Error {
+    let cause = stderr.lines().next().unwrap_or("nft gave no reason").to_owned();
+    let errno = stderr.lines().find_map(|line| ERRNOS.iter().find(|(text, _)| line.trim_end().ends_with(text)).map(|(_, errno)| *errno));
+    match errno {
+        Some(errno) => {
+            let kind = Error::from_errno(errno, "").kind;
+            Error::new(kind, context).with_source(cause)
+        }
+        None if stderr.contains("syntax error") => Error::new(ErrorKind::Invalid, context).with_source(cause),
+        None => Error::new(ErrorKind::Transient, context).with_source(cause),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_number_decides_the_kind() {
+        for (stderr, kind) in [
+            ("Error: Could not process rule: File exists\nadd table x\n", ErrorKind::Conflict),
+            ("Error: Could not process rule: No such file or directory\n", ErrorKind::Conflict),
+            (
+                "Operation not permitted (you must be root)\nnetlink: Error: cache initialization failed: Operation not permitted\n",
+                ErrorKind::Permission,
+            ),
+            ("Error: Could not process rule: Operation not supported\n", ErrorKind::Unsupported),
+            ("netlink: Error: Could not send: No buffer space available\n", ErrorKind::Transient),
+            ("/dev/stdin:1:1-3: Error: syntax error, unexpected string\n", ErrorKind::Invalid),
+            ("", ErrorKind::Transient),
+        ] {
+            assert_eq!(refused(stderr, "load").kind, kind, "{stderr}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_what_was_done_and_why() {
+        let error = nft(&["-c", "-f", "-"], "add nonsense\n", "check").await.unwrap_err();
+        assert!(error.chain().starts_with("check: "), "{}", error.chain());
+    }
+}

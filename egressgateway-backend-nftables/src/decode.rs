@@ -1,0 +1,226 @@
+//! One statement of nft's JSON, as our own statement or as a foreign one.
+//!
+//! The kernel keeps rules as byte code, and nft puts them into words again: some come back in other words than they were written in.
+
+use egressgateway::model::Family;
+use serde_json::Value;
+
+use crate::{
+    ast::{ConnectionState, DestinationKind, Direction, Jump, Side, Statement, Way},
+    names::{COUNTERS, DEVICES, TARGETS, Table},
+};
+
+/// The statement; foreign when it is none that we write.
+pub(crate) fn statement(json: &Value) -> Statement {
+    known(json).unwrap_or_else(|| Statement::Foreign(json.to_string()))
+}
+
+/// Where a verdict leads.
+pub(crate) fn jump(json: &Value) -> Option<Jump> {
+    let object = json.as_object().filter(|object| object.len() == 1)?;
+    let (verb, body) = object.iter().next()?;
+    let chain = || body["target"].as_str().map(str::to_owned);
+    match verb.as_str() {
+        "accept" => Some(Jump::Accept),
+        "drop" => Some(Jump::Drop),
+        "return" => Some(Jump::Return),
+        "jump" => chain().map(Jump::Call),
+        "goto" => chain().map(Jump::Goto),
+        _ => None,
+    }
+}
+
+/// A number of 32 bits.
+pub(crate) fn number(json: &Value) -> Option<u32> {
+    json.as_u64().and_then(|number| u32::try_from(number).ok())
+}
+
+fn known(json: &Value) -> Option<Statement> {
+    if let Some(jump) = jump(json) {
+        return Some(Statement::Go(jump));
+    }
+    let object = json.as_object().filter(|object| object.len() == 1)?;
+    let (kind, body) = object.iter().next()?;
+    match kind.as_str() {
+        "match" => matching(body),
+        "mangle" => mangle(&body["key"], &body["value"]),
+        "vmap" => vmap(&body["key"], body["data"].as_str()?),
+        "counter" => COUNTERS.into_iter().find(|counter| body.as_str() == Some(counter)).map(Statement::Count),
+        "snat" => snat(body),
+        "masquerade" => fully_random(&body["flags"]).then_some(Statement::Masquerade),
+        "notrack" => Some(Statement::Untrack),
+        _ => None,
+    }
+}
+
+fn fully_random(flags: &Value) -> bool {
+    flags == "fully-random" || flags.as_array().is_some_and(|flags| flags.len() == 1 && flags[0] == "fully-random")
+}
+
+fn matching(body: &Value) -> Option<Statement> {
+    let (left, right) = (&body["left"], &body["right"]);
+    let negated = match body["op"].as_str()? {
+        "==" | "in" => false,
+        "!=" => true,
+        _ => return None,
+    };
+    if left.pointer("/ct/key").is_some_and(|key| key == "mark") || left.get("&").is_some_and(|and| is_ct_mark(&and[0])) {
+        return pinned(left, right, negated);
+    }
+    if let Some((side, family)) = address_field(left) {
+        let (table, of) = Table::parse(set_name(right)?)?;
+        return (of == family).then_some(Statement::Address { side, family, negated, table });
+    }
+    if let Some(way) = left.pointer("/meta/key").and_then(Value::as_str).and_then(|key| match key {
+        "iifname" => Some(Way::In),
+        "oifname" => Some(Way::Out),
+        _ => None,
+    }) {
+        return (set_name(right)? == DEVICES).then_some(Statement::Overlay { way, negated });
+    }
+    if negated { None } else { equal(left, right) }
+}
+
+/// Matches that we only write with "equal".
+fn equal(left: &Value, right: &Value) -> Option<Statement> {
+    if left.get("&").is_some() {
+        let syn = left["&"][0].pointer("/payload/field")? == "flags" && left["&"][0].pointer("/payload/protocol")? == "tcp";
+        return (syn && is_syn_or_rst(&left["&"][1]) && right == "syn").then_some(Statement::Syn);
+    }
+    if left.pointer("/payload/protocol").is_some_and(|protocol| protocol == "udp") {
+        let port = right.as_u64().and_then(|port| u16::try_from(port).ok());
+        return port.filter(|_| left["payload"]["field"] == "dport").map(Statement::UdpPort);
+    }
+    if let Some(fib) = left.get("fib") {
+        let kind = match right.as_str()? {
+            "local" => DestinationKind::Local,
+            "multicast" => DestinationKind::Multicast,
+            _ => return None,
+        };
+        let flags = fib["flags"] == "daddr" || fib["flags"].as_array().is_some_and(|flags| flags.len() == 1 && flags[0] == "daddr");
+        return (fib["result"] == "type" && flags).then_some(Statement::Destination(kind));
+    }
+    if left.pointer("/meta/key").is_some_and(|key| key == "nfproto") {
+        return protocol(right).map(Statement::Protocol);
+    }
+    match (left.pointer("/ct/key")?.as_str()?, right.as_str()?) {
+        ("state", "new") => Some(Statement::State(ConnectionState::New)),
+        ("state", "invalid") => Some(Statement::State(ConnectionState::Invalid)),
+        ("direction", "original") => Some(Statement::Direction(Direction::Original)),
+        ("direction", "reply") => Some(Statement::Direction(Direction::Reply)),
+        _ => None,
+    }
+}
+
+fn protocol(value: &Value) -> Option<Family> {
+    match value.as_str()? {
+        "ipv4" => Some(Family::V4),
+        "ipv6" => Some(Family::V6),
+        _ => None,
+    }
+}
+
+fn is_syn_or_rst(flags: &Value) -> bool {
+    let several = flags.as_array().or_else(|| flags["|"].as_array());
+    several.is_some_and(|flags| flags.len() == 2 && flags.iter().any(|flag| flag == "syn") && flags.iter().any(|flag| flag == "rst"))
+}
+
+fn is_ct_mark(value: &Value) -> bool {
+    value.pointer("/ct/key").is_some_and(|key| key == "mark")
+}
+
+fn set_name(value: &Value) -> Option<&str> {
+    value.as_str()?.strip_prefix('@')
+}
+
+fn address_field(value: &Value) -> Option<(Side, Family)> {
+    let payload = value.get("payload")?;
+    let side = match payload["field"].as_str()? {
+        "saddr" => Side::Source,
+        "daddr" => Side::Destination,
+        _ => return None,
+    };
+    header_family(payload["protocol"].as_str()?).map(|family| (side, family))
+}
+
+fn header_family(header: &str) -> Option<Family> {
+    match header {
+        "ip" => Some(Family::V4),
+        "ip6" => Some(Family::V6),
+        _ => None,
+    }
+}
+
+/// A mask of leading bits comes back as a prefix, any other as a mask.
+fn pinned(left: &Value, right: &Value, negated: bool) -> Option<Statement> {
+    if let Some(and) = left.get("&") {
+        return Some(Statement::Pinned { mask: number(&and[1])?, negated, value: number(right)? });
+    }
+    let prefix = right.get("prefix")?;
+    let length = u32::try_from(prefix["len"].as_u64()?).ok().filter(|length| (1..=32).contains(length))?;
+    Some(Statement::Pinned { mask: u32::MAX << (32 - length), negated, value: number(&prefix["addr"])? })
+}
+
+fn mangle(key: &Value, value: &Value) -> Option<Statement> {
+    if key.pointer("/tcp option/name").is_some_and(|name| name == "maxseg") {
+        let bytes = value.as_u64().and_then(|bytes| u16::try_from(bytes).ok());
+        return bytes.filter(|_| key["tcp option"]["field"] == "size").map(Statement::Segment);
+    }
+    if key.pointer("/meta/key").is_some_and(|key| key == "priority") {
+        return priority(value);
+    }
+    let (keep, bits) = masked(key, value)?;
+    if is_ct_mark(key) {
+        return Some(Statement::Pin { keep, value: bits });
+    }
+    key.pointer("/meta/key").is_some_and(|key| key == "mark").then_some(Statement::Mark { keep, value: bits })
+}
+
+fn priority(value: &Value) -> Option<Statement> {
+    if value == "none" || value == "0:0" || value == ":0" {
+        return Some(Statement::ForgetClass);
+    }
+    let (side, family) = address_field(value.pointer("/map/key")?)?;
+    let (table, of) = Table::parse(set_name(value.pointer("/map/data")?)?)?;
+    (side == Side::Source && of == family).then_some(Statement::ClassOf { family, table })
+}
+
+/// `key & keep | bits`. The kernel computes `(key & (keep | bits)) ^ bits'`, which comes back with a wider mask than was written.
+fn masked(key: &Value, value: &Value) -> Option<(u32, u32)> {
+    let (and, bits) = match value.get("|") {
+        // Byte 0xff: nothing is left to mask.
+        Some(or) if or[0] == *key => return number(&or[1]).map(|bits| (!bits, bits)),
+        Some(or) => (or[0].get("&")?, number(&or[1])?),
+        None => (value.get("&")?, 0),
+    };
+    (and[0] == *key).then_some(())?;
+    Some((number(&and[1])? & !bits, bits))
+}
+
+fn vmap(key: &Value, data: &str) -> Option<Statement> {
+    let name = data.strip_prefix('@')?;
+    if let Some(and) = key.get("&") {
+        return (is_ct_mark(&and[0]) && name == TARGETS).then_some(Statement::VerdictOfPin { mask: number(&and[1])? });
+    }
+    let family = class_and_destination(key)?;
+    let (table, of) = Table::parse(name)?;
+    (of == family).then_some(Statement::VerdictOf { family, table })
+}
+
+/// `meta priority . ip daddr`.
+fn class_and_destination(key: &Value) -> Option<Family> {
+    let [class, destination] = key["concat"].as_array()?.as_slice() else { return None };
+    let (side, family) = address_field(destination)?;
+    (class.pointer("/meta/key")? == "priority" && side == Side::Destination).then_some(family)
+}
+
+fn snat(body: &Value) -> Option<Statement> {
+    let only = body.as_object()?.keys().all(|key| ["family", "addr"].contains(&key.as_str()));
+    let family = header_family(body["family"].as_str()?).filter(|_| only)?;
+    if let Some((side, of)) = address_field(&body["addr"]) {
+        return (side == Side::Source && of == family).then_some(Statement::SourceItself(family));
+    }
+    let map = body["addr"].get("map")?;
+    let of = class_and_destination(&map["key"])?;
+    (of == family && map["data"].as_str()? == format!("@{}", Table::As.name(family))).then_some(Statement::SourceOf(family))
+}

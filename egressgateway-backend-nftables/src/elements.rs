@@ -1,0 +1,219 @@
+//! The contents of all sets and maps, in our words.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use egressgateway::{
+    Error, ErrorKind, PolicyDesired,
+    model::{ClassId, Family, IpRange, MarkMask, SourceNat, TargetId, Verdict},
+};
+use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
+use ipnet::IpNet;
+
+use crate::{
+    ast::Jump,
+    names::{AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, steer_chain, to_chain},
+    ranges,
+};
+
+/// Class and destination.
+pub(crate) type Place = (ClassId, IpRange);
+
+/// What a new connection of a class meets at a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Steer {
+    To(TargetId),
+    Held,
+    NoGateway,
+}
+
+impl Steer {
+    /// The chain that does so.
+    pub(crate) fn chain(self) -> String {
+        match self {
+            Self::To(target) => to_chain(target),
+            Self::Held => HELD.into(),
+            Self::NoGateway => NO_GATEWAY.into(),
+        }
+    }
+}
+
+/// As whom what exits here leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ExitAs {
+    Node,
+    Itself,
+    Address,
+}
+
+impl ExitAs {
+    pub(crate) const ALL: [Self; 3] = [Self::Node, Self::Itself, Self::Address];
+
+    /// The chain that does so.
+    pub(crate) const fn chain(self) -> &'static str {
+        match self {
+            Self::Node => AS_NODE,
+            Self::Itself => AS_SELF,
+            Self::Address => AS_ADDRESS,
+        }
+    }
+}
+
+/// The contents of all sets and maps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Elements {
+    pub(crate) pods: OrdMap<IpAddr, ClassId>,
+    pub(crate) nets: OrdMap<IpRange, ClassId>,
+    pub(crate) steer: OrdMap<Place, Steer>,
+    pub(crate) exit: OrdMap<Place, ExitAs>,
+    pub(crate) addresses: OrdMap<Place, IpAddr>,
+    pub(crate) exempt: OrdSet<IpRange>,
+    pub(crate) local: OrdSet<IpRange>,
+    pub(crate) governed: OrdSet<IpRange>,
+    pub(crate) known: OrdSet<IpAddr>,
+    pub(crate) peers: OrdSet<IpAddr>,
+    pub(crate) devices: OrdSet<String>,
+    pub(crate) targets: OrdMap<u32, Jump>,
+}
+
+/// From what the translated contents were made, so that the next translation costs the difference. Says nothing about the kernel:
+/// all memories are equal.
+#[derive(Clone, Default)]
+pub(crate) struct Memory(Option<Box<Origin>>);
+
+#[derive(Clone)]
+struct Origin {
+    destinations: OrdMap<Place, Verdict>,
+    targets: OrdSet<TargetId>,
+    exiting: BTreeSet<TargetId>,
+    exempt: OrdSet<IpNet>,
+    governed: OrdSet<IpRange>,
+}
+
+impl PartialEq for Memory {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Memory")
+    }
+}
+
+impl Elements {
+    /// The contents that `desired` asks for, from `current` contents that were made from `memory`.
+    pub(crate) fn of(desired: &PolicyDesired, mask: MarkMask, current: &Self, memory: &Memory) -> Result<(Self, Memory), Error> {
+        let origin = Origin {
+            destinations: desired.destinations.clone(),
+            targets: desired.targets.clone(),
+            exiting: desired.accepts.iter().chain(&desired.exits).copied().collect(),
+            exempt: desired.exempt.clone(),
+            governed: desired.start_gate.as_ref().map(|gate| gate.governed.clone()).unwrap_or_default(),
+        };
+        let gate = desired.start_gate.clone().unwrap_or_default();
+        let before = memory.0.as_deref();
+        let mut elements = Self {
+            pods: desired.pods.clone(),
+            nets: desired.subnets.clone(),
+            exempt: match before {
+                Some(before) if before.exempt == origin.exempt => current.exempt.clone(),
+                _ => ranges::union(origin.exempt.iter().map(|net| IpRange::from(*net))),
+            },
+            local: ranges::union(gate.local.iter().map(|net| IpRange::from(*net))),
+            governed: match before {
+                Some(before) if before.governed == origin.governed => current.governed.clone(),
+                _ => ranges::union(origin.governed.iter().copied()),
+            },
+            known: gate.known,
+            peers: desired.overlay.peers.clone(),
+            devices: desired.overlay.devices.clone(),
+            targets: pins(&desired.targets, mask),
+            ..Self::default()
+        };
+        if before.is_none() || current.nets != elements.nets {
+            ranges::check_disjoint(elements.nets.keys().map(|range| ((), *range)), "pod subnets")?;
+        }
+        elements.place(&origin, current, before)?;
+        elements.check_devices()?;
+        Ok((elements, Memory(Some(Box::new(origin)))))
+    }
+
+    /// Fills the three maps of destinations.
+    fn place(&mut self, origin: &Origin, current: &Self, before: Option<&Origin>) -> Result<(), Error> {
+        let Some(before) = before.filter(|before| before.targets == origin.targets && before.exiting == origin.exiting) else {
+            ranges::check_disjoint(origin.destinations.keys().copied(), "destinations of a class")?;
+            for (place, verdict) in &origin.destinations {
+                self.put(*place, *verdict, origin)?;
+            }
+            return Ok(());
+        };
+        (self.steer, self.exit, self.addresses) = (current.steer.clone(), current.exit.clone(), current.addresses.clone());
+        let mut added = Vec::new();
+        for change in before.destinations.diff(&origin.destinations) {
+            let (place, verdict) = match change {
+                DiffItem::Remove(place, _) => (*place, Verdict::Pass),
+                DiffItem::Add(place, verdict) | DiffItem::Update { new: (place, verdict), .. } => (*place, *verdict),
+            };
+            self.put(place, verdict, origin)?;
+            added.push(place);
+        }
+        for place in added {
+            ranges::check_neighbours(&origin.destinations, place)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, place: Place, verdict: Verdict, origin: &Origin) -> Result<(), Error> {
+        let steer = match verdict {
+            Verdict::Pass => None,
+            Verdict::Hold => Some(Steer::Held),
+            Verdict::Egress { target, .. } if origin.targets.contains(&target) => Some(Steer::To(target)),
+            Verdict::Egress { .. } => Some(Steer::NoGateway),
+        };
+        let source = match verdict {
+            Verdict::Egress { target, source_nat } if origin.exiting.contains(&target) => Some(source_nat),
+            _ => None,
+        };
+        let (exit, address) = match source {
+            None => (None, None),
+            Some(SourceNat::NodeAddress) => (Some(ExitAs::Node), None),
+            Some(SourceNat::Keep) => (Some(ExitAs::Itself), None),
+            Some(SourceNat::Address(address)) if Family::of(address) == place.1.family() => (Some(ExitAs::Address), Some(address)),
+            Some(SourceNat::Address(address)) => {
+                let context = format!("class {} to {}: {address} is of the other address family", place.0, place.1);
+                return Err(Error::new(ErrorKind::Invalid, context));
+            }
+        };
+        set(&mut self.steer, place, steer);
+        set(&mut self.exit, place, exit);
+        set(&mut self.addresses, place, address);
+        Ok(())
+    }
+
+    /// A name that the kernel would refuse, or that would end nft's string.
+    fn check_devices(&self) -> Result<(), Error> {
+        let fits = |name: &String| (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\/*".contains(c));
+        match self.devices.iter().find(|name| !fits(name)) {
+            Some(name) => Err(Error::new(ErrorKind::Invalid, format!("overlay device {name:?} is no device name"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn set<V: Clone + PartialEq>(map: &mut OrdMap<Place, V>, place: Place, value: Option<V>) {
+    match value {
+        Some(value) => {
+            map.insert(place, value);
+        }
+        None => {
+            map.remove(&place);
+        }
+    }
+}
+
+/// Later packets: a target's are marked, those that exit here are left alone.
+fn pins(targets: &OrdSet<TargetId>, mask: MarkMask) -> OrdMap<u32, Jump> {
+    let exit = (mask.exit_mark(), Jump::Accept);
+    targets.iter().map(|target| (mask.mark(*target), Jump::Goto(steer_chain(*target)))).chain([exit]).collect()
+}

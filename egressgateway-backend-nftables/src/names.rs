@@ -1,0 +1,170 @@
+//! Every name and number that reaches the kernel, and what it must not collide with.
+
+use egressgateway::model::{Family, TargetId};
+
+/// Program that talks to the kernel for us.
+pub(crate) const NFT: &str = "nft";
+/// Distribution package that has [`NFT`].
+pub(crate) const NFT_PACKAGE: &str = "nftables";
+/// Family of the table: one set of chains sees IPv4 and IPv6.
+pub(crate) const TABLE_FAMILY: &str = "inet";
+/// The table. Everything in it is ours, and nothing outside of it.
+pub(crate) const TABLE: &str = "egressgateway";
+/// How nft's commands write the table.
+pub(crate) const TABLE_PATH: &str = "inet egressgateway";
+
+/// New connections sent to a gateway.
+pub(crate) const STEERED: &str = "steered";
+/// New connections that left here.
+pub(crate) const EXITED: &str = "exited";
+/// Pinned to, or destined for, a target that has no way out.
+pub(crate) const DROP_NO_GATEWAY: &str = "drop_no_gateway";
+/// Governed, but where to or as whom is not known yet.
+pub(crate) const DROP_HELD: &str = "drop_held";
+/// Came through the overlay, and no policy that exits here says so.
+pub(crate) const DROP_UNKNOWN_SOURCE: &str = "drop_unknown_source";
+/// Outer packets from somebody who is no node.
+pub(crate) const DROP_NOT_PEER: &str = "drop_not_peer";
+/// Packets of pods that are not known yet.
+pub(crate) const DROP_START_GATE: &str = "drop_start_gate";
+/// All counters, in the order in which they are declared.
+pub(crate) const COUNTERS: [&str; 7] = [STEERED, EXITED, DROP_NO_GATEWAY, DROP_HELD, DROP_UNKNOWN_SOURCE, DROP_NOT_PEER, DROP_START_GATE];
+
+/// Connection tracking begins at -200: what is dropped or untracked must be so before. nftables' and iptables' `raw`.
+pub(crate) const PRIORITY_RAW: i32 = -300;
+/// Right after destination translation (`dstnat` is -100), so that a service's real backend is seen.
+pub(crate) const PRIORITY_CLASSIFY: i32 = -95;
+/// nftables' and iptables' `mangle`: before `filter`, where network policies live.
+pub(crate) const PRIORITY_MANGLE: i32 = -150;
+/// Before everybody's masquerade (`srcnat` is 100), because the first source translation of a connection counts.
+pub(crate) const PRIORITY_TRANSLATE: i32 = 95;
+/// After source translation, before the packet is confirmed and leaves.
+pub(crate) const PRIORITY_RESTORE: i32 = 105;
+
+/// Base chain: outer packets that arrive.
+pub(crate) const OUTER_IN: &str = "outer_in";
+/// Base chain: outer packets that leave.
+pub(crate) const OUTER_OUT: &str = "outer_out";
+/// Base chain: classification and marks.
+pub(crate) const PREROUTING: &str = "prerouting_steer";
+/// Base chain: the guard and the segment size.
+pub(crate) const FORWARD: &str = "forward_guard";
+/// Base chain: the packet mark stays out of the underlay.
+pub(crate) const POST_CLEAR: &str = "post_clear";
+/// Base chain: source translation.
+pub(crate) const POST_TRANSLATE: &str = "post_translate";
+/// Base chain: the scratch value that translation left in `meta priority` goes.
+pub(crate) const POST_RESTORE: &str = "post_restore";
+/// Chain: first packet of a connection.
+pub(crate) const CLASSIFY: &str = "classify";
+/// Chain: class of the source, into `meta priority`.
+pub(crate) const FIND_CLASS: &str = "find_class";
+/// Chain: verdict of class and destination.
+pub(crate) const DECIDE: &str = "decide";
+/// Chain: came through the overlay and no verdict says where to.
+pub(crate) const UNCLASSIFIED: &str = "unclassified";
+/// Chain: verdict `Hold`.
+pub(crate) const HELD: &str = "held";
+/// Chain: verdict with a target that does not exist.
+pub(crate) const NO_GATEWAY: &str = "no_gateway";
+/// Chain: leaves with the node's address.
+pub(crate) const AS_NODE: &str = "as_node";
+/// Chain: leaves with its own address.
+pub(crate) const AS_SELF: &str = "as_self";
+/// Chain: leaves with an egress address.
+pub(crate) const AS_ADDRESS: &str = "as_address";
+/// Prefix of the chain that pins a target.
+pub(crate) const TO: &str = "to_";
+/// Prefix of the chain that marks the packets of a target.
+pub(crate) const STEER: &str = "steer_";
+
+/// Devices of the overlay.
+pub(crate) const DEVICES: &str = "overlay_devices";
+/// Connection mark byte to what happens to later packets.
+pub(crate) const TARGETS: &str = "targets";
+
+/// Most elements that one command may bring, so that each fits one netlink attribute (64 KiB). nft 1.0.6 encodes the element that did not
+/// fit a second time, and turns the bytes of a class in a concatenation around once more: the kernel would hold another class.
+pub(crate) const ELEMENTS_PER_COMMAND: usize = 256;
+
+/// Sets and maps that exist once per family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Table {
+    /// Never steered.
+    Exempt,
+    /// Addresses of this node's pods.
+    Local,
+    /// Classified pods.
+    Known,
+    /// Destinations of all policies.
+    Governed,
+    /// Outer addresses of the nodes.
+    Peers,
+    /// Pod to class.
+    Pods,
+    /// Pod subnet to class.
+    Nets,
+    /// Class and destination to target.
+    Where,
+    /// Class and destination to kind of source.
+    Exit,
+    /// Class and destination to egress address.
+    As,
+}
+
+impl Table {
+    /// All of them.
+    pub(crate) const ALL: [Self; 10] =
+        [Self::Exempt, Self::Local, Self::Known, Self::Governed, Self::Peers, Self::Pods, Self::Nets, Self::Where, Self::Exit, Self::As];
+
+    /// Its name in the kernel.
+    pub(crate) const fn name(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Exempt, Family::V4) => "exempt4",
+            (Self::Exempt, Family::V6) => "exempt6",
+            (Self::Local, Family::V4) => "local4",
+            (Self::Local, Family::V6) => "local6",
+            (Self::Known, Family::V4) => "known4",
+            (Self::Known, Family::V6) => "known6",
+            (Self::Governed, Family::V4) => "governed4",
+            (Self::Governed, Family::V6) => "governed6",
+            (Self::Peers, Family::V4) => "peers4",
+            (Self::Peers, Family::V6) => "peers6",
+            (Self::Pods, Family::V4) => "pods4",
+            (Self::Pods, Family::V6) => "pods6",
+            (Self::Nets, Family::V4) => "nets4",
+            (Self::Nets, Family::V6) => "nets6",
+            (Self::Where, Family::V4) => "where4",
+            (Self::Where, Family::V6) => "where6",
+            (Self::Exit, Family::V4) => "exit4",
+            (Self::Exit, Family::V6) => "exit6",
+            (Self::As, Family::V4) => "as4",
+            (Self::As, Family::V6) => "as6",
+        }
+    }
+
+    /// The table and family with this name.
+    pub(crate) fn parse(name: &str) -> Option<(Self, Family)> {
+        Self::ALL
+            .into_iter()
+            .flat_map(|table| Family::ALL.map(|family| (table, family)))
+            .find(|(table, family)| table.name(*family) == name)
+    }
+}
+
+/// The chain that pins `target`.
+pub(crate) fn to_chain(target: TargetId) -> String {
+    format!("{TO}{target}")
+}
+
+/// The chain that marks the packets of `target`.
+pub(crate) fn steer_chain(target: TargetId) -> String {
+    format!("{STEER}{target}")
+}
+
+/// The target of a chain that [`to_chain`] or [`steer_chain`] named with this prefix.
+pub(crate) fn target_of_chain(prefix: &str, chain: &str) -> Option<TargetId> {
+    let digits = chain.strip_prefix(prefix).filter(|digits| digits.len() == 2)?;
+    let target = u8::from_str_radix(digits, 16).ok().and_then(TargetId::new)?;
+    (target.to_string() == digits).then_some(target)
+}

@@ -1,0 +1,228 @@
+//! Our table as `nft -j` lists it, read back into our words.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use egressgateway::model::{ClassId, Family, IpRange};
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+
+use crate::{
+    ast::{Chain, Declaration, Hook, Jump},
+    decode,
+    elements::{Elements, ExitAs, Steer},
+    names::{DEVICES, HELD, NO_GATEWAY, TARGETS, TO, Table, target_of_chain},
+    state::{NftState, declarations},
+};
+
+/// The state that these objects of nft's JSON make up. Whatever we would not have written is noted as foreign.
+pub(crate) fn state(objects: &[Value]) -> NftState {
+    let mut reader = Reader::default();
+    for object in objects.iter().filter_map(Value::as_object) {
+        for (kind, body) in object {
+            reader.object(kind, body);
+        }
+    }
+    let Reader { counters, declarations, chains, elements, foreign, .. } = reader;
+    NftState {
+        exists: true,
+        counters,
+        declarations: Arc::new(declarations),
+        chains: Arc::new(chains),
+        elements,
+        foreign,
+        ..NftState::default()
+    }
+}
+
+/// Fields of a set's JSON that say nothing else than our declaration.
+const SET_FIELDS: [&str; 8] = ["family", "name", "table", "type", "handle", "map", "flags", "elem"];
+
+#[derive(Default)]
+struct Reader {
+    counters: BTreeSet<String>,
+    declarations: BTreeMap<String, Declaration>,
+    chains: BTreeMap<String, Chain>,
+    elements: Elements,
+    foreign: BTreeSet<String>,
+    ours: BTreeMap<String, Declaration>,
+}
+
+impl Reader {
+    fn object(&mut self, kind: &str, body: &Value) {
+        let name = body["name"].as_str().unwrap_or_default();
+        match kind {
+            "metainfo" => {}
+            "table" if body.get("flags").is_none() => {}
+            "counter" => {
+                self.counters.insert(name.to_owned());
+            }
+            "chain" => self.chain(name, body),
+            "rule" => self.rule(body),
+            "set" | "map" => self.set(kind, name, body),
+            _ => self.foreign(kind, body),
+        }
+    }
+
+    fn foreign(&mut self, what: &str, body: &Value) {
+        self.foreign.insert(format!("{what} {body}"));
+    }
+
+    fn chain(&mut self, name: &str, body: &Value) {
+        let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+        let hook = body.get("hook").map(|_| Hook {
+            kind: text("type"),
+            point: text("hook"),
+            priority: body["prio"].as_i64().and_then(|priority| i32::try_from(priority).ok()).unwrap_or_default(),
+            policy: text("policy"),
+        });
+        if body.get("dev").is_some() {
+            self.foreign("chain", body);
+        }
+        self.chains.entry(name.to_owned()).or_default().hook = hook;
+    }
+
+    fn rule(&mut self, body: &Value) {
+        let statements = body["expr"].as_array().into_iter().flatten().map(decode::statement).collect();
+        self.chains.entry(body["chain"].as_str().unwrap_or_default().to_owned()).or_default().rules.push(statements);
+    }
+
+    /// A set of ours, or one that is not. Options that we never give, such as a timeout, change what the kernel does: they count as
+    /// foreign.
+    fn set(&mut self, kind: &str, name: &str, body: &Value) {
+        if self.ours.is_empty() {
+            self.ours = declarations();
+        }
+        let fields = body.as_object().is_some_and(|body| body.keys().all(|key| SET_FIELDS.contains(&key.as_str())));
+        let Some(declared) = self.ours.get(name).filter(|declared| fields && matches(declared, kind, body)).cloned() else {
+            let mut header = body.as_object().cloned().unwrap_or_else(Map::new);
+            header.remove("elem");
+            return self.foreign(kind, &Value::Object(header));
+        };
+        self.declarations.insert(name.to_owned(), declared);
+        for element in body["elem"].as_array().into_iter().flatten() {
+            if self.element(name, element).is_none() {
+                self.foreign(name, element);
+            }
+        }
+    }
+
+    /// Takes an element in; none when we would not have written it.
+    fn element(&mut self, name: &str, element: &Value) -> Option<()> {
+        let elements = &mut self.elements;
+        match name {
+            DEVICES => {
+                elements.devices.insert(element.as_str()?.to_owned());
+            }
+            TARGETS => {
+                let (key, value) = pair(element)?;
+                elements.targets.insert(decode::number(key)?, decode::jump(value)?);
+            }
+            _ => {
+                let (table, family) = Table::parse(name)?;
+                self.of_family(table, family, element)?;
+            }
+        }
+        Some(())
+    }
+
+    fn of_family(&mut self, table: Table, family: Family, element: &Value) -> Option<()> {
+        let elements = &mut self.elements;
+        match table {
+            Table::Exempt => drop(elements.exempt.insert(range(element, family)?)),
+            Table::Local => drop(elements.local.insert(range(element, family)?)),
+            Table::Governed => drop(elements.governed.insert(range(element, family)?)),
+            Table::Known => drop(elements.known.insert(address(element, family)?)),
+            Table::Peers => drop(elements.peers.insert(address(element, family)?)),
+            Table::Pods => {
+                let (key, value) = pair(element)?;
+                elements.pods.insert(address(key, family)?, class(value)?);
+            }
+            Table::Nets => {
+                let (key, value) = pair(element)?;
+                elements.nets.insert(range(key, family)?, class(value)?);
+            }
+            Table::Where | Table::Exit | Table::As => {
+                let (key, value) = pair(element)?;
+                let [of, to] = key["concat"].as_array()?.as_slice() else { return None };
+                let place = (class(of)?, range(to, family)?);
+                match table {
+                    Table::Where => drop(elements.steer.insert(place, steer(value)?)),
+                    Table::Exit => drop(elements.exit.insert(place, exit(value)?)),
+                    _ => drop(elements.addresses.insert(place, address(value, family)?)),
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+/// Whether a set is declared as we would.
+fn matches(declared: &Declaration, kind: &str, body: &Value) -> bool {
+    let key: Option<Vec<&str>> = match &body["type"] {
+        Value::String(one) => Some(vec![one]),
+        Value::Array(several) => several.iter().map(Value::as_str).collect(),
+        _ => None,
+    };
+    let flags: Option<Vec<&str>> = body["flags"].as_array().map_or(Some(Vec::new()), |flags| flags.iter().map(Value::as_str).collect());
+    let interval: &[&str] = if declared.interval { &["interval"] } else { &[] };
+    kind == declared.noun()
+        && key.as_ref() == Some(&declared.key)
+        && body["map"].as_str() == declared.data
+        && flags.as_deref() == Some(interval)
+}
+
+fn pair(element: &Value) -> Option<(&Value, &Value)> {
+    match element.as_array()?.as_slice() {
+        [key, value] => Some((key, value)),
+        _ => None,
+    }
+}
+
+fn address(value: &Value, family: Family) -> Option<IpAddr> {
+    value.as_str()?.parse().ok().filter(|address| Family::of(*address) == family)
+}
+
+fn range(value: &Value, family: Family) -> Option<IpRange> {
+    if let Some(prefix) = value.get("prefix") {
+        let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
+        return Some(IpNet::new(address(&prefix["addr"], family)?, length).ok()?.into());
+    }
+    if let Some(ends) = value.get("range") {
+        return IpRange::new(address(&ends[0], family)?, address(&ends[1], family)?);
+    }
+    address(value, family).map(IpRange::single)
+}
+
+/// nft has names for two numbers: see tc(8).
+fn class(value: &Value) -> Option<ClassId> {
+    let number = match value.as_str()? {
+        "root" => u32::MAX,
+        "none" => return None,
+        text => {
+            let (major, minor) = text.split_once(':')?;
+            let half = |digits: &str| if digits.is_empty() { Some(0) } else { u16::from_str_radix(digits, 16).ok() };
+            u32::from(half(major)?) << 16 | u32::from(half(minor)?)
+        }
+    };
+    ClassId::new(number)
+}
+
+fn steer(value: &Value) -> Option<Steer> {
+    match decode::jump(value)? {
+        Jump::Goto(chain) if chain == HELD => Some(Steer::Held),
+        Jump::Goto(chain) if chain == NO_GATEWAY => Some(Steer::NoGateway),
+        Jump::Goto(chain) => target_of_chain(TO, &chain).map(Steer::To),
+        _ => None,
+    }
+}
+
+fn exit(value: &Value) -> Option<ExitAs> {
+    match decode::jump(value)? {
+        Jump::Goto(chain) => ExitAs::ALL.into_iter().find(|exit| exit.chain() == chain),
+        _ => None,
+    }
+}

@@ -1,0 +1,324 @@
+//! The difference of two states as one transaction of nft.
+
+use std::{
+    fmt::{self, Write as _},
+    net::IpAddr,
+};
+
+use egressgateway::{
+    Plan,
+    model::{ClassId, Family, IpRange},
+};
+use imbl::{OrdMap, OrdSet, ordmap, ordset};
+
+use crate::{
+    ast::{Chain, Jump},
+    elements::{ExitAs, Place, Steer},
+    names::{DEVICES, ELEMENTS_PER_COMMAND, TABLE_PATH, TARGETS, Table},
+    state::NftState,
+};
+
+/// One transaction; its `Display` is a script that `nft -c -f` accepts on the host that it was made for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NftPlan {
+    verb: &'static str,
+    script: String,
+}
+
+impl NftPlan {
+    /// What it does, for the write hook and for errors.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        self.verb
+    }
+
+    /// What nft reads.
+    #[must_use]
+    pub fn script(&self) -> &str {
+        &self.script
+    }
+}
+
+impl fmt::Display for NftPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.script)
+    }
+}
+
+impl Plan for NftPlan {
+    fn is_empty(&self) -> bool {
+        self.script.is_empty()
+    }
+}
+
+/// What leads from `current` to `after`.
+pub(crate) fn plan(current: &NftState, after: &NftState) -> NftPlan {
+    match (current.exists, after.exists) {
+        (false, false) => NftPlan::default(),
+        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {TABLE_PATH}\n") },
+        (false, true) => {
+            NftPlan { verb: "create table", script: format!("add table {TABLE_PATH}\n{}", changes(&NftState::default(), after)) }
+        }
+        (true, true) if must_replace(current, after) => NftPlan {
+            verb: "replace table",
+            script: format!(
+                "add table {TABLE_PATH}\ndelete table {TABLE_PATH}\nadd table {TABLE_PATH}\n{}",
+                changes(&NftState::default(), after)
+            ),
+        },
+        (true, true) => NftPlan { verb: "update table", script: changes(current, after) },
+    }
+}
+
+/// Declarations and hooks can't be changed in place, and somebody else's objects may refer to ours: then the table is made anew, in the
+/// same transaction. Its counters begin at zero.
+fn must_replace(current: &NftState, after: &NftState) -> bool {
+    let declared_otherwise = current.declarations.iter().any(|(name, declaration)| after.declarations.get(name) != Some(declaration));
+    let hooked_otherwise =
+        current.chains.iter().any(|(name, chain)| after.chains.get(name).map_or(chain.hook.is_some(), |other| other.hook != chain.hook));
+    declared_otherwise || hooked_otherwise || !current.foreign.is_empty() || !current.counters.is_subset(&after.counters)
+}
+
+/// Objects are made before what refers to them, and go after it; within a set old elements go before new ones come, because ranges may
+/// overlap.
+fn changes(current: &NftState, after: &NftState) -> String {
+    let mut script = Script::default();
+    for counter in after.counters.difference(&current.counters) {
+        script.line(format_args!("add counter {TABLE_PATH} {counter}"));
+    }
+    for (name, declaration) in after.declarations.iter().filter(|(name, _)| !current.declarations.contains_key(*name)) {
+        script.line(format_args!("add {} {TABLE_PATH} {name} {declaration}", declaration.noun()));
+    }
+    for (name, chain) in after.chains.iter().filter(|(name, _)| !current.chains.contains_key(*name)) {
+        match &chain.hook {
+            Some(hook) => script.line(format_args!("add chain {TABLE_PATH} {name} {hook}")),
+            None => script.line(format_args!("add chain {TABLE_PATH} {name}")),
+        }
+    }
+    script.rules(current, after);
+    let elements = Elements::between(current, after);
+    for (set, elements) in &elements.0 {
+        script.elements("delete", set, &elements.gone);
+    }
+    for (set, elements) in &elements.0 {
+        script.elements("add", set, &elements.come);
+    }
+    let gone: Vec<&String> = current.chains.keys().filter(|name| !after.chains.contains_key(*name)).collect();
+    for name in &gone {
+        script.line(format_args!("flush chain {TABLE_PATH} {name}"));
+    }
+    for name in gone {
+        script.line(format_args!("delete chain {TABLE_PATH} {name}"));
+    }
+    script.0
+}
+
+#[derive(Default)]
+struct Script(String);
+
+impl Script {
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = self.0.write_fmt(line);
+        self.0.push('\n');
+    }
+
+    /// Chains whose rules differ get all of them anew.
+    fn rules(&mut self, current: &NftState, after: &NftState) {
+        if std::sync::Arc::ptr_eq(&current.chains, &after.chains) {
+            return;
+        }
+        let none = Chain::default();
+        for (name, chain) in after.chains.iter() {
+            let before = current.chains.get(name).unwrap_or(&none);
+            if before.rules == chain.rules {
+                continue;
+            }
+            if !before.rules.is_empty() {
+                self.line(format_args!("flush chain {TABLE_PATH} {name}"));
+            }
+            for rule in &chain.rules {
+                let _ = write!(self.0, "add rule {TABLE_PATH} {name}");
+                for statement in rule {
+                    let _ = write!(self.0, " {statement}");
+                }
+                self.0.push('\n');
+            }
+        }
+    }
+
+    fn elements(&mut self, verb: &str, set: &str, elements: &[String]) {
+        for chunk in elements.chunks(ELEMENTS_PER_COMMAND) {
+            self.line(format_args!("{verb} element {TABLE_PATH} {set} {{ {} }}", chunk.join(", ")));
+        }
+    }
+}
+
+/// What goes from and comes to one set.
+#[derive(Default)]
+struct Difference {
+    gone: Vec<String>,
+    come: Vec<String>,
+}
+
+/// What goes and comes, by set.
+struct Elements(Vec<(&'static str, Difference)>);
+
+impl Elements {
+    fn between(current: &NftState, after: &NftState) -> Self {
+        let (old, new) = (&current.elements, &after.elements);
+        let mut all = Self(Vec::new());
+        all.set(Table::Exempt, &old.exempt, &new.exempt);
+        all.set(Table::Local, &old.local, &new.local);
+        all.set(Table::Known, &old.known, &new.known);
+        all.set(Table::Governed, &old.governed, &new.governed);
+        all.set(Table::Peers, &old.peers, &new.peers);
+        all.map(Table::Pods, &old.pods, &new.pods);
+        all.map(Table::Nets, &old.nets, &new.nets);
+        all.map(Table::Where, &old.steer, &new.steer);
+        all.map(Table::Exit, &old.exit, &new.exit);
+        all.map(Table::As, &old.addresses, &new.addresses);
+        all.map_named(&old.targets, &new.targets, |_| TARGETS);
+        all.set_named(&old.devices, &new.devices, |_| DEVICES);
+        all
+    }
+
+    fn set<K: Key + Ord + Clone>(&mut self, table: Table, old: &OrdSet<K>, new: &OrdSet<K>) {
+        self.set_named(old, new, |key| table.name(key.family()));
+    }
+
+    fn map<K: Key + Ord + Clone, V: Datum + PartialEq + Clone>(&mut self, table: Table, old: &OrdMap<K, V>, new: &OrdMap<K, V>) {
+        self.map_named(old, new, |key| table.name(key.family()));
+    }
+
+    fn set_named<K: Text + Ord + Clone>(&mut self, old: &OrdSet<K>, new: &OrdSet<K>, name: impl Fn(&K) -> &'static str) {
+        for change in old.diff(new) {
+            match change {
+                ordset::DiffItem::Remove(key) => self.of(name(key)).gone.push(key.text()),
+                ordset::DiffItem::Add(key) => self.of(name(key)).come.push(key.text()),
+            }
+        }
+    }
+
+    fn map_named<K: Text + Ord + Clone, V: Datum + PartialEq + Clone>(
+        &mut self,
+        old: &OrdMap<K, V>,
+        new: &OrdMap<K, V>,
+        name: impl Fn(&K) -> &'static str,
+    ) {
+        let entry = |key: &K, value: &V| format!("{} : {}", key.text(), value.datum());
+        for change in old.diff(new) {
+            match change {
+                ordmap::DiffItem::Remove(key, _) => self.of(name(key)).gone.push(key.text()),
+                ordmap::DiffItem::Add(key, value) => self.of(name(key)).come.push(entry(key, value)),
+                ordmap::DiffItem::Update { new: (key, value), .. } => {
+                    let set = self.of(name(key));
+                    set.gone.push(key.text());
+                    set.come.push(entry(key, value));
+                }
+            }
+        }
+    }
+
+    /// The difference of the set with this name; they are few.
+    fn of(&mut self, set: &'static str) -> &mut Difference {
+        let at = self.0.iter().position(|(name, _)| *name == set).unwrap_or_else(|| {
+            self.0.push((set, Difference::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
+    }
+}
+
+/// A key of a set, as nft writes it.
+trait Text {
+    fn text(&self) -> String;
+}
+
+/// A key whose set there is once per family.
+trait Key: Text {
+    fn family(&self) -> Family;
+}
+
+/// A value of a map, as nft writes it.
+trait Datum {
+    fn datum(&self) -> String;
+}
+
+impl Text for IpAddr {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Key for IpAddr {
+    fn family(&self) -> Family {
+        Family::of(*self)
+    }
+}
+
+impl Text for IpRange {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Key for IpRange {
+    fn family(&self) -> Family {
+        IpRange::family(self)
+    }
+}
+
+impl Text for Place {
+    fn text(&self) -> String {
+        format!("{} . {}", self.0, self.1)
+    }
+}
+
+impl Key for Place {
+    fn family(&self) -> Family {
+        self.1.family()
+    }
+}
+
+impl Text for u32 {
+    fn text(&self) -> String {
+        format!("{self:#010x}")
+    }
+}
+
+impl Text for String {
+    fn text(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Datum for ClassId {
+    fn datum(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Datum for IpAddr {
+    fn datum(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Datum for Jump {
+    fn datum(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Datum for Steer {
+    fn datum(&self) -> String {
+        format!("goto {}", self.chain())
+    }
+}
+
+impl Datum for ExitAs {
+    fn datum(&self) -> String {
+        format!("goto {}", self.chain())
+    }
+}

@@ -1,0 +1,220 @@
+//! The chains: who, where, how and as whom, for any number of policies and pods.
+
+use std::collections::BTreeMap;
+
+use egressgateway::{
+    PolicyDesired,
+    model::{Family, MarkMask, TargetId},
+};
+
+use crate::{
+    ast::{
+        Chain, ConnectionState, DestinationKind, Direction, Hook, Jump, Rule, Side,
+        Statement::{self, Address, ClassOf, Count, Destination, ForgetClass, Go, Overlay, Pin, Pinned, VerdictOf, VerdictOfPin},
+        Way,
+    },
+    names::{
+        AS_ADDRESS, AS_NODE, AS_SELF, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE,
+        EXITED, FIND_CLASS, FORWARD, HELD, NO_GATEWAY, OUTER_IN, OUTER_OUT, POST_CLEAR, POST_RESTORE, POST_TRANSLATE, PREROUTING,
+        PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED, Table, UNCLASSIFIED, steer_chain,
+        to_chain,
+    },
+};
+
+const FROM_OVERLAY: Statement = Overlay { way: Way::In, negated: false };
+const INTO_OVERLAY: Statement = Overlay { way: Way::Out, negated: false };
+
+/// All chains of the table. They depend on the mask, the overlay's numbers and the targets, never on policies or pods.
+pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask) -> BTreeMap<String, Chain> {
+    let mut chains: BTreeMap<String, Chain> = [
+        (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port))),
+        (OUTER_OUT, base("filter", "output", PRIORITY_RAW, outer_out(desired.overlay.port))),
+        (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(mask))),
+        (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(desired, mask))),
+        (
+            POST_CLEAR,
+            base("filter", "postrouting", PRIORITY_MANGLE, vec![vec![INTO_OVERLAY, Statement::Mark { keep: mask.keep(), value: 0 }]]),
+        ),
+        (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired.overlay.unknown_may_exit, mask))),
+        (POST_RESTORE, base("filter", "postrouting", PRIORITY_RESTORE, restore(mask))),
+        (CLASSIFY, plain(classify())),
+        (FIND_CLASS, plain(find_class())),
+        (DECIDE, plain(decide())),
+        (UNCLASSIFIED, plain(unclassified(desired.overlay.unknown_may_exit, mask))),
+        (HELD, plain(vec![dropped(DROP_HELD)])),
+        (NO_GATEWAY, plain(vec![dropped(DROP_NO_GATEWAY)])),
+        (AS_NODE, plain(vec![vec![Count(EXITED), Statement::Masquerade]])),
+        (AS_SELF, plain(as_self())),
+        (AS_ADDRESS, plain(as_address())),
+    ]
+    .map(|(name, chain)| (name.to_owned(), chain))
+    .into();
+    for target in &desired.targets {
+        chains.insert(to_chain(*target), plain(to(*target, desired, mask)));
+        chains.insert(steer_chain(*target), plain(vec![vec![Statement::Mark { keep: mask.keep(), value: mask.mark(*target) }]]));
+    }
+    chains
+}
+
+fn base(kind: &str, hook: &str, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain { hook: Some(Hook { kind: kind.into(), point: hook.into(), priority, policy: "accept".into() }), rules }
+}
+
+fn plain(rules: Vec<Rule>) -> Chain {
+    Chain { hook: None, rules }
+}
+
+fn dropped(counter: &'static str) -> Rule {
+    vec![Count(counter), Go(Jump::Drop)]
+}
+
+/// A rule that drops and counts what the matches let through.
+fn drop_if(matches: impl IntoIterator<Item = Statement>, counter: &'static str) -> Rule {
+    matches.into_iter().chain(dropped(counter)).collect()
+}
+
+fn go(matches: impl IntoIterator<Item = Statement>, jump: Jump) -> Rule {
+    matches.into_iter().chain([Go(jump)]).collect()
+}
+
+fn jump(chain: &str) -> Jump {
+    Jump::Call(chain.into())
+}
+
+fn goto(chain: &str) -> Jump {
+    Jump::Goto(chain.into())
+}
+
+fn address(side: Side, family: Family, table: Table) -> Statement {
+    Address { side, family, negated: false, table }
+}
+
+/// Anybody on the underlay can send to the tunnel's port: whoever is no peer is dropped before anything else looks at the packet. The
+/// rest needs no connection tracking; it would only fill the table.
+fn outer_in(port: u16) -> Vec<Rule> {
+    if port == 0 {
+        return Vec::new();
+    }
+    let to_us = [Statement::UdpPort(port), Destination(DestinationKind::Local)];
+    let mut rules: Vec<Rule> = Family::ALL
+        .map(|family| {
+            let stranger = Address { side: Side::Source, family, negated: true, table: Table::Peers };
+            drop_if(to_us.clone().into_iter().chain([stranger]), DROP_NOT_PEER)
+        })
+        .into();
+    rules.push(to_us.into_iter().chain([Statement::Untrack]).collect());
+    rules
+}
+
+fn outer_out(port: u16) -> Vec<Rule> {
+    if port == 0 { Vec::new() } else { vec![vec![Statement::UdpPort(port), Statement::Untrack]] }
+}
+
+/// Replies go back as they came. A packet that belongs to no connection can be neither pinned nor translated, so it is classified to
+/// be dropped if it is governed.
+fn prerouting(mask: MarkMask) -> Vec<Rule> {
+    let unpinned = Pinned { mask: mask.bits(), negated: false, value: 0 };
+    vec![
+        go([Statement::Direction(Direction::Reply)], Jump::Accept),
+        go([Statement::State(ConnectionState::New), unpinned.clone()], jump(CLASSIFY)),
+        go([Statement::State(ConnectionState::Invalid)], jump(CLASSIFY)),
+        vec![VerdictOfPin { mask: mask.bits() }],
+        drop_if([Pinned { mask: mask.bits(), negated: true, value: 0 }], DROP_NO_GATEWAY),
+    ]
+}
+
+/// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes and devices change nothing about
+/// that. What came through the overlay does not enter it again.
+fn forward(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    let pinned = |negated, value| Pinned { mask: mask.bits(), negated, value };
+    let elsewhere = Overlay { way: Way::Out, negated: true };
+    let mut rules = vec![
+        go([pinned(false, 0)], Jump::Accept),
+        drop_if([FROM_OVERLAY, INTO_OVERLAY], DROP_NO_GATEWAY),
+        drop_if([Statement::Direction(Direction::Original), pinned(true, mask.exit_mark()), elsewhere], DROP_NO_GATEWAY),
+    ];
+    // Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
+    rules.extend(
+        desired.overlay.mss.iter().map(|(family, bytes)| vec![Statement::Protocol(*family), Statement::Syn, Statement::Segment(*bytes)]),
+    );
+    rules
+}
+
+/// The exempt come first. What is for this host or for a group does not leave the cluster.
+fn classify() -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)).into();
+    rules.extend([DestinationKind::Local, DestinationKind::Multicast].map(|kind| go([Destination(kind)], Jump::Return)));
+    rules.extend(Family::ALL.map(|family| {
+        let unknown = Address { side: Side::Source, family, negated: true, table: Table::Known };
+        let gate = [address(Side::Source, family, Table::Local), unknown, address(Side::Destination, family, Table::Governed)];
+        drop_if(gate, DROP_START_GATE)
+    }));
+    rules.extend([go([], jump(FIND_CLASS)), go([], jump(DECIDE)), vec![ForgetClass]]);
+    rules
+}
+
+/// An exact address overwrites what its subnet said. Sets and maps stay apart: Linux 5.10 refuses a map where a set is looked up.
+fn find_class() -> Vec<Rule> {
+    let lookups = [Table::Nets, Table::Pods].into_iter().flat_map(|table| Family::ALL.map(|family| vec![ClassOf { family, table }]));
+    [vec![ForgetClass]].into_iter().chain(lookups).collect()
+}
+
+fn decide() -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Where }]).into();
+    rules.push(go([FROM_OVERLAY], goto(UNCLASSIFIED)));
+    rules
+}
+
+/// What comes through the overlay was governed for the node that sent it; here nothing says as whom it leaves.
+fn unclassified(may_exit: bool, mask: MarkMask) -> Vec<Rule> {
+    if !may_exit {
+        return vec![dropped(DROP_UNKNOWN_SOURCE)];
+    }
+    vec![
+        drop_if([Statement::State(ConnectionState::Invalid)], DROP_UNKNOWN_SOURCE),
+        vec![Pin { keep: mask.keep(), value: mask.exit_mark() }],
+    ]
+}
+
+/// Pins a new connection to `target`, or to this node where it exits here.
+fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    let exit = Pin { keep: mask.keep(), value: mask.exit_mark() };
+    let others = if desired.accepts.contains(&target) {
+        vec![FROM_OVERLAY, exit.clone(), Go(Jump::Return)]
+    } else {
+        drop_if([FROM_OVERLAY], DROP_NO_GATEWAY)
+    };
+    let own = if desired.exits.contains(&target) {
+        vec![exit]
+    } else {
+        vec![Count(STEERED), Pin { keep: mask.keep(), value: mask.mark(target) }]
+    };
+    vec![drop_if([Statement::State(ConnectionState::Invalid)], DROP_NO_GATEWAY), others, own]
+}
+
+/// What enters the tunnel is translated to itself, which keeps every later masquerade away from it. What exits gets its source here:
+/// the class again, because the packet that leaves may be one that came through the overlay.
+fn translate(unknown_may_exit: bool, mask: MarkMask) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Family::ALL.map(|family| vec![INTO_OVERLAY, Statement::SourceItself(family)]).into();
+    rules.push(go([Pinned { mask: mask.bits(), negated: true, value: mask.exit_mark() }], Jump::Accept));
+    rules.push(go([], jump(FIND_CLASS)));
+    rules.extend(Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Exit }]));
+    rules.push(if unknown_may_exit { go([], goto(AS_NODE)) } else { dropped(DROP_UNKNOWN_SOURCE) });
+    rules
+}
+
+/// The map has an entry wherever `exit` leads here; were one missing, the packet must not leave as it is.
+fn as_address() -> Vec<Rule> {
+    let addresses = Family::ALL.map(|family| vec![Statement::SourceOf(family)]);
+    [vec![Count(EXITED)]].into_iter().chain(addresses).chain([dropped(DROP_UNKNOWN_SOURCE)]).collect()
+}
+
+fn as_self() -> Vec<Rule> {
+    [vec![Count(EXITED)]].into_iter().chain(Family::ALL.map(|family| vec![Statement::SourceItself(family)])).collect()
+}
+
+/// Traffic control on the outgoing device reads `meta priority` as one of its own classes; a policy's class must not choose one.
+/// Source translation looks at new connections only, so others keep their priority.
+fn restore(mask: MarkMask) -> Vec<Rule> {
+    vec![vec![Statement::State(ConnectionState::New), Pinned { mask: mask.bits(), negated: false, value: mask.exit_mark() }, ForgetClass]]
+}

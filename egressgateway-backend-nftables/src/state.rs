@@ -1,0 +1,92 @@
+//! What our table holds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use egressgateway::{
+    Error, PolicyDesired,
+    model::{Family, MarkMask},
+};
+
+use crate::{
+    ast::{Chain, Declaration},
+    elements::{Elements, Memory},
+    names::{COUNTERS, DEVICES, TARGETS, Table},
+    skeleton,
+};
+
+/// Everything in our table, or that there is none (the default).
+///
+/// Two states are equal when the kernel would do the same with every packet and there is nothing in the table that is not ours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NftState {
+    /// There is a table.
+    pub(crate) exists: bool,
+    pub(crate) counters: BTreeSet<String>,
+    pub(crate) declarations: Arc<BTreeMap<String, Declaration>>,
+    pub(crate) chains: Arc<BTreeMap<String, Chain>>,
+    pub(crate) elements: Elements,
+    /// What we would never have written, for the log.
+    pub(crate) foreign: BTreeSet<String>,
+    pub(crate) memory: Memory,
+}
+
+impl NftState {
+    /// The state that `desired` asks for.
+    pub(crate) fn of(desired: &PolicyDesired, mask: MarkMask, current: &Self) -> Result<Self, Error> {
+        if *desired == PolicyDesired::default() {
+            return Ok(Self::default());
+        }
+        let (elements, memory) = Elements::of(desired, mask, &current.elements, &current.memory)?;
+        let declarations = declarations();
+        let chains = skeleton::chains(desired, mask);
+        Ok(Self {
+            exists: true,
+            counters: COUNTERS.map(str::to_owned).into(),
+            declarations: if *current.declarations == declarations { current.declarations.clone() } else { Arc::new(declarations) },
+            chains: if *current.chains == chains { current.chains.clone() } else { Arc::new(chains) },
+            elements,
+            foreign: BTreeSet::new(),
+            memory,
+        })
+    }
+
+    /// Whether the host has our table.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.exists
+    }
+
+    /// Number of elements in all sets and maps: how much the kernel was told.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let Elements { pods, nets, steer, exit, addresses, exempt, local, governed, known, peers, devices, targets } = &self.elements;
+        let maps = pods.len() + nets.len() + steer.len() + exit.len() + addresses.len() + targets.len();
+        maps + exempt.len() + local.len() + governed.len() + known.len() + peers.len() + devices.len()
+    }
+
+    /// Whether no set and no map has an element.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What was found in the table that this backend does not write, such as rules that somebody added by hand. The next plan
+    /// replaces the table.
+    pub fn foreign(&self) -> impl Iterator<Item = &str> {
+        self.foreign.iter().map(String::as_str)
+    }
+}
+
+/// All sets and maps; the same for every desired state.
+pub(crate) fn declarations() -> BTreeMap<String, Declaration> {
+    let mut all: BTreeMap<String, Declaration> = Table::ALL
+        .into_iter()
+        .flat_map(|table| Family::ALL.map(|family| (table.name(family).to_owned(), table.declaration(family))))
+        .collect();
+    all.insert(DEVICES.into(), Declaration { key: vec!["ifname"], data: None, interval: false });
+    all.insert(TARGETS.into(), Declaration { key: vec!["mark"], data: Some("verdict"), interval: false });
+    all
+}

@@ -1,0 +1,302 @@
+//! A packet's way through the rendered rules, without a kernel.
+
+use std::net::IpAddr;
+
+use egressgateway::model::{ClassId, Family, IpRange};
+use imbl::OrdMap;
+
+use crate::{
+    ast::{ConnectionState, DestinationKind, Direction, Hook, Jump, Rule, Side, Statement, Way},
+    elements::{Elements, Place, Steer},
+    names::Table,
+    state::NftState,
+};
+
+/// What the rules look at. Build it with [`TracePacket::new`] and set what differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TracePacket {
+    /// Source address, before source translation.
+    pub source: IpAddr,
+    /// Destination address, after destination translation.
+    pub destination: IpAddr,
+    /// Device that the packet came by; a pod's own device unless it is one of the overlay's.
+    pub in_device: Option<String>,
+    /// What the routing tables say of the destination.
+    pub destination_kind: DestinationKind,
+    /// What connection tracking says of the packet.
+    pub state: ConnectionState,
+    /// Which way within its connection.
+    pub direction: Direction,
+    /// Connection mark so far, all bits.
+    pub connection_mark: u32,
+    /// Packet mark so far, all bits.
+    pub packet_mark: u32,
+}
+
+impl TracePacket {
+    /// The first packet of a connection of a local pod.
+    #[must_use]
+    pub fn new(source: IpAddr, destination: IpAddr) -> Self {
+        Self {
+            source,
+            destination,
+            in_device: None,
+            destination_kind: DestinationKind::default(),
+            state: ConnectionState::default(),
+            direction: Direction::default(),
+            connection_mark: 0,
+            packet_mark: 0,
+        }
+    }
+
+    /// The same packet as it comes out of an overlay device.
+    #[must_use]
+    pub fn from_device(mut self, device: impl Into<String>) -> Self {
+        self.in_device = Some(device.into());
+        self
+    }
+}
+
+/// Where a packet stands after a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceVerdict {
+    /// Goes on.
+    Accept {
+        /// Packet mark, all bits: [`MarkMask::target`](egressgateway::model::MarkMask::target) says whether and where it is steered.
+        packet_mark: u32,
+        /// Connection mark, all bits: the pin that later packets follow.
+        connection_mark: u32,
+        /// Counters that were met, by name.
+        counted: Vec<&'static str>,
+    },
+    /// Ends here.
+    Drop {
+        /// The counter that says why; none where a rule of somebody else drops.
+        counter: Option<&'static str>,
+    },
+}
+
+/// The source that a connection leaves with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceSource {
+    /// None of our rules says anything: whatever the rest of the host does.
+    Untouched,
+    /// Its own, kept from every other translation.
+    Itself,
+    /// The node's, on the outgoing device.
+    Masquerade,
+    /// This egress address.
+    Address(IpAddr),
+    /// It does not leave.
+    Drop {
+        /// The counter that says why; none where a rule of somebody else drops.
+        counter: Option<&'static str>,
+    },
+}
+
+impl NftState {
+    /// Prerouting: classification, pin and mark. Its result decides the route.
+    #[must_use]
+    pub fn trace(&self, packet: &TracePacket) -> TraceVerdict {
+        self.hook("prerouting", packet, None).0
+    }
+
+    /// Forwarding, with the marks that [`Self::trace`] gave and the device that the route leads to.
+    #[must_use]
+    pub fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
+        self.hook("forward", packet, Some(out_device)).0
+    }
+
+    /// Postrouting: the source that a new connection leaves with, with the marks that [`Self::trace`] gave.
+    #[must_use]
+    pub fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
+        match self.hook("postrouting", packet, Some(out_device)) {
+            (TraceVerdict::Drop { counter }, _) => TraceSource::Drop { counter },
+            (TraceVerdict::Accept { .. }, source) => source,
+        }
+    }
+
+    /// All our chains of one hook, by priority.
+    fn hook(&self, hook: &str, packet: &TracePacket, out_device: Option<&str>) -> (TraceVerdict, TraceSource) {
+        // The kernel asks nat chains about a connection's first packet only.
+        let asked = |own: &&Hook| own.point == hook && (own.kind != "nat" || packet.state == ConnectionState::New);
+        let hooked = self.chains.iter().filter_map(|(name, chain)| Some((chain.hook.as_ref().filter(asked)?.priority, name)));
+        let mut base: Vec<_> = hooked.collect();
+        base.sort_unstable();
+        let mut walk =
+            Walk { state: self, packet: packet.clone(), out_device, class: 0, counted: Vec::new(), source: TraceSource::Untouched };
+        for (_, chain) in base {
+            if walk.chain(chain, 0) == Step::Drop {
+                return (TraceVerdict::Drop { counter: walk.counted.pop() }, walk.source);
+            }
+        }
+        let Walk { packet: TracePacket { packet_mark, connection_mark, .. }, counted, source, .. } = walk;
+        (TraceVerdict::Accept { packet_mark, connection_mark, counted }, source)
+    }
+}
+
+/// The kernel's own limit of nested jumps.
+const JUMP_DEPTH: usize = 16;
+
+/// What a rule or a chain says about the next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    /// The next rule.
+    Next,
+    /// Back to who jumped here.
+    Back,
+    Accept,
+    Drop,
+}
+
+struct Walk<'a> {
+    state: &'a NftState,
+    packet: TracePacket,
+    out_device: Option<&'a str>,
+    /// `meta priority`.
+    class: u32,
+    counted: Vec<&'static str>,
+    source: TraceSource,
+}
+
+impl Walk<'_> {
+    fn chain(&mut self, name: &str, depth: usize) -> Step {
+        let state = self.state;
+        let Some(chain) = state.chains.get(name).filter(|_| depth < JUMP_DEPTH) else { return Step::Drop };
+        for rule in &chain.rules {
+            match self.rule(rule, depth) {
+                Step::Next => {}
+                Step::Back => return Step::Next,
+                end => return end,
+            }
+        }
+        Step::Next
+    }
+
+    fn rule(&mut self, rule: &Rule, depth: usize) -> Step {
+        for statement in rule {
+            match self.statement(statement) {
+                Some(Jump::Accept) => return Step::Accept,
+                Some(Jump::Drop) => return Step::Drop,
+                Some(Jump::Return) => return Step::Back,
+                Some(Jump::Call(chain)) => return self.chain(&chain, depth + 1),
+                Some(Jump::Goto(chain)) => {
+                    return match self.chain(&chain, depth + 1) {
+                        Step::Next => Step::Back,
+                        end => end,
+                    };
+                }
+                None if self.stops(statement) => return Step::Next,
+                None => {}
+            }
+        }
+        Step::Next
+    }
+
+    /// Whether a match fails, or a lookup finds nothing, which ends the rule.
+    fn stops(&self, statement: &Statement) -> bool {
+        let tracked = self.packet.state != ConnectionState::Invalid;
+        match statement {
+            // The tracer's packets are the inner ones, and say nothing about TCP.
+            Statement::UdpPort(_) | Statement::Syn | Statement::Foreign(_) => true,
+            Statement::Destination(kind) => self.packet.destination_kind != *kind,
+            Statement::Address { side, family, negated, table } => {
+                let address = self.address(*side);
+                Family::of(address) != *family || self.contains(*table, address) == *negated
+            }
+            Statement::Overlay { way, negated } => {
+                let device = if *way == Way::In { self.packet.in_device.as_deref() } else { self.out_device };
+                device.is_some_and(|device| self.state.elements.devices.contains(device)) == *negated
+            }
+            Statement::State(state) => self.packet.state != *state,
+            Statement::Direction(direction) => !tracked || self.packet.direction != *direction,
+            Statement::Pinned { mask, negated, value } => !tracked || (self.packet.connection_mark & mask == *value) == *negated,
+            Statement::VerdictOfPin { .. } => !tracked,
+            Statement::Protocol(family) => !self.is(*family),
+            _ => false,
+        }
+    }
+
+    /// Does what a statement does; where it leads to, if it leads away.
+    fn statement(&mut self, statement: &Statement) -> Option<Jump> {
+        let tracked = self.packet.state != ConnectionState::Invalid;
+        match statement {
+            Statement::ForgetClass => self.class = 0,
+            Statement::ClassOf { family, table } => self.class = self.class_of(*family, *table).unwrap_or(self.class),
+            Statement::VerdictOf { family, table } => return self.verdict_of(*family, *table),
+            Statement::VerdictOfPin { mask } if tracked => {
+                return self.state.elements.targets.get(&(self.packet.connection_mark & mask)).cloned();
+            }
+            Statement::Pin { keep, value } if tracked => self.packet.connection_mark = self.packet.connection_mark & keep | value,
+            Statement::Mark { keep, value } => self.packet.packet_mark = self.packet.packet_mark & keep | value,
+            Statement::Count(counter) => self.counted.push(counter),
+            Statement::SourceItself(family) if self.is(*family) => return Some(self.translated(TraceSource::Itself)),
+            Statement::Masquerade => return Some(self.translated(TraceSource::Masquerade)),
+            Statement::SourceOf(family) => {
+                let place = self.find(*family, |elements| &elements.addresses);
+                return place.map(|address| self.translated(TraceSource::Address(address)));
+            }
+            Statement::Go(jump) => return Some(jump.clone()),
+            _ => {}
+        }
+        None
+    }
+
+    fn is(&self, family: Family) -> bool {
+        Family::of(self.packet.source) == family
+    }
+
+    fn address(&self, side: Side) -> IpAddr {
+        if side == Side::Source { self.packet.source } else { self.packet.destination }
+    }
+
+    fn contains(&self, table: Table, address: IpAddr) -> bool {
+        let elements = &self.state.elements;
+        match table {
+            Table::Exempt => elements.exempt.iter().any(|range| range.contains(address)),
+            Table::Local => elements.local.iter().any(|range| range.contains(address)),
+            Table::Governed => elements.governed.iter().any(|range| range.contains(address)),
+            Table::Known => elements.known.contains(&address),
+            Table::Peers => elements.peers.contains(&address),
+            _ => false,
+        }
+    }
+
+    fn class_of(&self, family: Family, table: Table) -> Option<u32> {
+        let (elements, source) = (&self.state.elements, self.packet.source);
+        if Family::of(source) != family {
+            return None;
+        }
+        let class = match table {
+            Table::Pods => elements.pods.get(&source),
+            Table::Nets => elements.nets.iter().find(|(range, _)| range.contains(source)).map(|(_, class)| class),
+            _ => None,
+        };
+        class.map(|class| class.get())
+    }
+
+    fn verdict_of(&self, family: Family, table: Table) -> Option<Jump> {
+        let chain = match table {
+            Table::Where => self.find(family, |elements| &elements.steer).map(Steer::chain),
+            Table::Exit => self.find(family, |elements| &elements.exit).map(|exit| exit.chain().to_owned()),
+            _ => None,
+        };
+        chain.map(Jump::Goto)
+    }
+
+    /// The entry of class and destination.
+    fn find<V: Copy>(&self, family: Family, of: impl Fn(&Elements) -> &OrdMap<Place, V>) -> Option<V> {
+        let destination = self.packet.destination;
+        let class = ClassId::new(self.class).filter(|_| Family::of(destination) == family)?;
+        // Ranges are disjoint within a class: the last one that begins at the destination or before is the only candidate.
+        let bound = IpRange::new(destination, IpRange::everything(family).last())?;
+        let ((other, range), value) = of(&self.state.elements).get_prev(&(class, bound))?;
+        (*other == class && range.contains(destination)).then_some(*value)
+    }
+
+    /// The first translation of a connection counts, and ends our chain.
+    fn translated(&mut self, source: TraceSource) -> Jump {
+        self.source = source;
+        Jump::Accept
+    }
+}

@@ -1,0 +1,210 @@
+//! The backend on the real kernel, in network namespaces of its own.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{net::Ipv4Addr, sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+use egressgateway::{
+    Change, CounterSource, Driver, ErrorKind, PolicyDesired, WriteHook,
+    model::{IpRange, MarkMask, SourceNat, Verdict},
+    testing::conformance::{self, Host},
+};
+use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings};
+use egressgateway_testkit::netns::in_namespace;
+use support::{class, command, egress, gateway, ip, range, run, target, world};
+
+/// Tables of others: one of nearly our name, one that has chains where ours are.
+const NEIGHBOURS: &str = "add table inet egressgateway2\nadd set inet egressgateway2 pods4 { type ipv4_addr; }\n\
+     add element inet egressgateway2 pods4 { 10.0.0.1 }\nadd table ip egressgateway\nadd chain ip egressgateway prerouting_steer\n\
+     add rule ip egressgateway prerouting_steer accept\nadd table ip nat\n\
+     add chain ip nat post { type nat hook postrouting priority 100; }\nadd rule ip nat post masquerade\n";
+
+struct Namespace(NftablesSettings);
+
+#[async_trait]
+impl Host<Nftables> for Namespace {
+    async fn driver(&self, hook: Arc<dyn WriteHook>) -> Nftables {
+        Nftables::new(self.0, hook)
+    }
+
+    async fn foreign(&self) -> String {
+        let tables = command(&["nft", "list", "tables"], "").unwrap();
+        let others = tables.lines().filter(|table| *table != "table inet egressgateway");
+        others.map(|table| command(&[&["nft", "list"], table.split(' ').collect::<Vec<_>>().as_slice()].concat(), "").unwrap()).collect()
+    }
+}
+
+fn nftables() -> Nftables {
+    Nftables::new(NftablesSettings::default(), Arc::new(()))
+}
+
+/// Reads, plans, checks the plan with nft, applies it.
+async fn reach(desired: &PolicyDesired) -> NftState {
+    let nftables = nftables();
+    let Change { plan, after } = nftables.plan(desired, &nftables.observe().await.unwrap()).unwrap();
+    command(&["nft", "-c", "-f", "-"], &plan.to_string()).unwrap_or_else(|error| panic!("{error}\n{plan}"));
+    nftables.apply(&plan).await.unwrap();
+    let observed = nftables.observe().await.unwrap();
+    assert!(observed == after, "still to do:\n{}", nftables.plan(desired, &observed).unwrap().plan);
+    after
+}
+
+/// A state with `size` pods and policies that shares about half of its elements with the one of `seed + 1`.
+fn generated(seed: u32, size: u32) -> PolicyDesired {
+    let mut desired = if seed.is_multiple_of(2) { world() } else { gateway() };
+    for index in 0..size {
+        let id = class(100 + (index * 7 + seed * size / 2) % (2 * size));
+        let number = index + seed * size / 2;
+        let pod6 = format!("fd10:244:2::{number:x}");
+        desired.pods.insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), id);
+        desired.pods.insert(ip(&pod6), id);
+        desired.start_gate.get_or_insert_default().known.insert(ip(&pod6));
+        let first = Ipv4Addr::from_bits(0xac10_0000 + number * 16);
+        let last = Ipv4Addr::from_bits(0xac10_0000 + number * 16 + 1 + seed + index % 14);
+        let verdict = match index % 5 {
+            0 => egress(0x11, SourceNat::NodeAddress),
+            1 => egress(0x13, SourceNat::Address(ip("10.6.0.201"))),
+            2 => egress(0x14, SourceNat::Keep),
+            3 => Verdict::Hold,
+            _ => Verdict::Pass,
+        };
+        desired.destinations.insert((id, IpRange::new(first.into(), last.into()).unwrap()), verdict);
+        let exit6 = if index % 5 == 1 { egress(0x13, SourceNat::Address(ip("fd00::201"))) } else { verdict };
+        desired.destinations.insert((id, range(&format!("fd20:{number:x}::/{}", 32 + index % 90))), exit6);
+        desired.overlay.peers.insert(Ipv4Addr::from_bits(0x0a06_0100 + number).into());
+    }
+    desired
+}
+
+#[test]
+fn it_keeps_every_promise_of_a_driver() {
+    in_namespace(|| async {
+        command(&["nft", "-f", "-"], NEIGHBOURS).unwrap();
+        let small =
+            PolicyDesired { exempt: ["0.0.0.0/0".parse::<ipnet::IpNet>().unwrap()].into_iter().collect(), ..PolicyDesired::default() };
+        let mut open = generated(3, 40);
+        open.overlay.unknown_may_exit = true;
+        open.targets.remove(&target(0x13));
+        open.targets.insert(target(0xff));
+        let states = [generated(0, 60), gateway(), small, open];
+        conformance::check(&Namespace(NftablesSettings::default()), &states).await;
+    });
+}
+
+#[test]
+fn it_keeps_them_under_another_mask() {
+    in_namespace(|| async {
+        command(&["nft", "-f", "-"], NEIGHBOURS).unwrap();
+        for shift in [0, 4, 16] {
+            let mask = MarkMask::new(0xff << shift).unwrap();
+            conformance::check(&Namespace(NftablesSettings { mask }), &[world(), gateway()]).await;
+        }
+    });
+}
+
+#[test]
+fn nft_accepts_every_plan_and_no_way_shows_in_the_result() {
+    in_namespace(|| async {
+        let states = [world(), gateway(), generated(0, 100), generated(1, 100), generated(2, 30), PolicyDesired::default()];
+        for (from, to) in (0..states.len()).flat_map(|from| (0..states.len()).map(move |to| (from, to))) {
+            reach(&states[from]).await;
+            reach(&states[to]).await;
+        }
+    });
+}
+
+#[test]
+fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
+    in_namespace(|| async {
+        let desired = gateway();
+        let wanted = reach(&desired).await;
+        for tampering in [
+            "add rule inet egressgateway prerouting_steer accept",
+            "insert rule inet egressgateway prerouting_steer ip saddr 10.0.0.1 accept",
+            "add rule inet egressgateway to_11 counter",
+            "flush chain inet egressgateway forward_guard",
+            "flush chain inet egressgateway held",
+            "flush table inet egressgateway",
+            "delete table inet egressgateway",
+            "add chain inet egressgateway mine",
+            "add chain inet egressgateway mine { type filter hook input priority 0; policy drop; }",
+            "add chain inet egressgateway prerouting_steer { policy drop; }",
+            "add set inet egressgateway mine { type mark; }",
+            "add counter inet egressgateway mine",
+            "flush set inet egressgateway exempt4",
+            "flush map inet egressgateway where6",
+            "add element inet egressgateway where4 { 0:9 . 10.0.0.0/8 : accept }",
+            "add element inet egressgateway where4 { 0:9 . 10.0.0.0/8 : goto to_11 }",
+            "add element inet egressgateway targets { 0x77000000 : drop }",
+            "delete element inet egressgateway pods4 { 10.244.1.10 }",
+            "delete element inet egressgateway pods4 { 10.244.1.10 }; add element inet egressgateway pods4 { 10.244.1.10 : 0:2 }",
+            "add element inet egressgateway known4 { 10.244.1.99 }",
+            "add element inet egressgateway overlay_devices { \"eth0\" }",
+            "delete element inet egressgateway peers4 { 10.6.0.12 }",
+        ] {
+            command(&["nft", "-f", "-"], tampering).unwrap_or_else(|error| panic!("{tampering}: {error}"));
+            assert!(nftables().observe().await.unwrap() != wanted, "unnoticed: {tampering}");
+            assert!(reach(&desired).await == wanted, "{tampering}");
+        }
+    });
+}
+
+#[test]
+fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict() {
+    in_namespace(|| async {
+        let before = reach(&world()).await;
+        let mut desired = world();
+        desired.pods.remove(&ip("10.244.1.10"));
+        let change = nftables().plan(&desired, &before).unwrap();
+        run("nft delete element inet egressgateway pods4 { 10.244.1.10 }");
+        assert_eq!(nftables().apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        run("nft delete table inet egressgateway");
+        assert_eq!(nftables().apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        reach(&desired).await;
+    });
+}
+
+#[test]
+fn the_probe_passes_here_and_changes_nothing() {
+    in_namespace(|| async {
+        nftables().probe().await.unwrap();
+        assert_eq!(run("nft list tables"), "");
+        let state = reach(&world()).await;
+        nftables().probe().await.unwrap();
+        assert_eq!(nftables().observe().await.unwrap(), state);
+    });
+}
+
+#[test]
+fn counters_are_there_with_the_table_and_survive_updates() {
+    in_namespace(|| async {
+        assert!(nftables().counters().await.unwrap().is_empty());
+        reach(&world()).await;
+        let names: Vec<String> = nftables().counters().await.unwrap().into_keys().collect();
+        assert_eq!(names, ["drop_held", "drop_no_gateway", "drop_not_peer", "drop_start_gate", "drop_unknown_source", "exited", "steered"]);
+        let handle = run("nft -a list counter inet egressgateway steered");
+        reach(&gateway()).await;
+        assert_eq!(run("nft -a list counter inet egressgateway steered"), handle, "the counter is still the same object");
+    });
+}
+
+#[test]
+fn ten_thousand_policies_load_and_one_more_pod_is_one_line() {
+    in_namespace(|| async {
+        let mut desired = generated(0, 10_000);
+        let begin = Instant::now();
+        let state = reach(&desired).await;
+        assert!(state.len() > 50_000, "{}", state.len());
+        eprintln!("{} elements: read, planned, checked, applied, read again in {:?}", state.len(), begin.elapsed());
+        desired.pods.insert(ip("10.244.1.20"), class(2));
+        let begin = Instant::now();
+        let Change { plan, after } = nftables().plan(&desired, &state).unwrap();
+        let planned = begin.elapsed();
+        assert_eq!(plan.to_string().lines().count(), 1);
+        nftables().apply(&plan).await.unwrap();
+        eprintln!("one pod more: planned in {planned:?}, applied after {:?}", begin.elapsed());
+        assert_eq!(nftables().observe().await.unwrap(), after);
+    });
+}

@@ -1,0 +1,118 @@
+//! Plans without a kernel.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+
+use egressgateway::{Change, Driver, ErrorKind, Plan, PolicyDesired, model::SourceNat, model::Verdict};
+use egressgateway_backend_nftables::{NftPlan, NftState, Nftables, NftablesSettings};
+use support::{class, egress, ip, range, target, world};
+
+fn plan(desired: &PolicyDesired, current: &NftState) -> Change<NftPlan, NftState> {
+    Nftables::offline(NftablesSettings::default()).plan(desired, current).unwrap()
+}
+
+#[test]
+fn the_script_of_a_whole_node_is_the_golden_one() {
+    let script = plan(&world(), &NftState::default()).plan.to_string();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.nft");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(golden, &script).unwrap();
+    }
+    assert_eq!(script, std::fs::read_to_string(golden).unwrap(), "UPDATE_GOLDEN=1 writes the file");
+}
+
+#[test]
+fn one_pod_costs_one_element_and_one_policy_its_ranges() {
+    let before = plan(&world(), &NftState::default()).after;
+    let mut desired = world();
+    desired.pods.insert(ip("10.244.1.20"), class(2));
+    desired.pods.remove(&ip("10.244.1.10"));
+    desired.pods.insert(ip("10.244.1.11"), class(1));
+    let Change { plan: script, after } = plan(&desired, &before);
+    assert_eq!(
+        script.to_string(),
+        "delete element inet egressgateway pods4 { 10.244.1.10, 10.244.1.11 }\n\
+         add element inet egressgateway pods4 { 10.244.1.11 : 0:1, 10.244.1.20 : 0:2 }\n"
+    );
+    desired.destinations.insert((class(1), range("10.6.8.0-10.6.8.2")), Verdict::Hold);
+    desired.destinations.remove(&(class(1), range("10.6.2.0/24")));
+    assert_eq!(
+        plan(&desired, &after).plan.to_string(),
+        "delete element inet egressgateway where4 { 0:1 . 10.6.2.0/24 }\n\
+         add element inet egressgateway where4 { 0:1 . 10.6.8.0-10.6.8.2 : goto held }\n"
+    );
+}
+
+#[test]
+fn a_node_that_becomes_exit_changes_one_chain_and_the_exits_elements() {
+    let before = plan(&world(), &NftState::default()).after;
+    let mut desired = world();
+    desired.exits.insert(target(0x13));
+    let script = plan(&desired, &before).plan.to_string();
+    assert!(script.starts_with("flush chain inet egressgateway to_13\n"), "{script}");
+    assert!(script.contains("add element inet egressgateway as4 { 0:1 . 10.6.2.0/24 : 10.6.0.200 }\n"), "{script}");
+    assert!(!script.contains("where4") && !script.contains("to_11") && !script.contains("counter inet"), "{script}");
+}
+
+#[test]
+fn the_way_to_a_state_does_not_show_in_it() {
+    let direct = plan(&support::gateway(), &NftState::default()).after;
+    let around = plan(&world(), &plan(&PolicyDesired { start_gate: None, ..support::gateway() }, &direct).after).after;
+    assert_eq!(plan(&support::gateway(), &around).after, direct);
+    assert!(plan(&support::gateway(), &direct).plan.is_empty());
+}
+
+#[test]
+fn nothing_asked_is_no_table() {
+    let before = plan(&world(), &NftState::default()).after;
+    let Change { plan: script, after } = plan(&PolicyDesired::default(), &before);
+    assert_eq!(script.to_string(), "delete table inet egressgateway\n");
+    assert_eq!(after, NftState::default());
+    assert!(!after.exists() && after.is_empty());
+    assert!(plan(&PolicyDesired::default(), &after).plan.is_empty());
+}
+
+#[test]
+fn what_cannot_be_expressed_is_refused_as_invalid() {
+    let nftables = Nftables::offline(NftablesSettings::default());
+    let current = plan(&world(), &NftState::default()).after;
+    let place = |id, net| (class(id), range(net));
+    let mut family = world();
+    family.destinations.insert(place(u32::MAX, "10.9.0.0/16"), egress(0x14, SourceNat::Address(ip("fd00::1"))));
+    let mut overlap = world();
+    overlap.destinations.insert(place(1, "10.6.1.100"), Verdict::Hold);
+    let mut subnets = world();
+    subnets.subnets.insert(range("10.250.7.0/24"), class(1));
+    let mut device = world();
+    device.overlay.devices.insert("a\"b".into());
+    for desired in [family, overlap, subnets, device] {
+        for current in [&current, &NftState::default()] {
+            assert_eq!(nftables.plan(&desired, current).unwrap_err().kind, ErrorKind::Invalid);
+        }
+    }
+}
+
+#[test]
+fn one_of_ten_thousand_policies_costs_its_own_elements() {
+    let mut desired = world();
+    for policy in 0..10_000_u32 {
+        let net = range(&format!("10.{}.{}.0/24", 100 + policy / 256 % 100, policy % 256));
+        desired.destinations.insert((class(10 + policy), net), egress(0x11, SourceNat::NodeAddress));
+        desired.pods.insert(std::net::Ipv4Addr::from_bits(0x0b00_0000 + policy).into(), class(10 + policy));
+    }
+    let Change { plan: all, after } = plan(&desired, &NftState::default());
+    let objects = all.to_string().lines().filter(|line| !line.starts_with("add element")).count();
+    assert!(objects < 130, "{objects} objects are constant in number");
+    desired.pods.insert(ip("10.244.1.20"), class(77));
+    assert_eq!(plan(&desired, &after).plan.to_string(), "add element inet egressgateway pods4 { 10.244.1.20 : 0:4d }\n");
+}
+
+#[tokio::test]
+async fn an_offline_backend_only_plans() {
+    let offline = Nftables::offline(NftablesSettings::default());
+    assert_eq!(offline.observe().await.unwrap_err().kind, ErrorKind::Unsupported);
+    assert_eq!(offline.apply(&plan(&world(), &NftState::default()).plan).await.unwrap_err().kind, ErrorKind::Unsupported);
+    assert!(Arc::new(offline).probe().await.is_err());
+}

@@ -1,0 +1,96 @@
+//! Addresses of devices.
+
+use std::net::IpAddr;
+
+use egressgateway::{Error, model::Family};
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+};
+
+use crate::netlink::{Netlink, address_family};
+
+/// An address of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Index of the device.
+    pub device: u32,
+    /// The address and the length of its network's prefix.
+    pub network: IpNet,
+    /// Whether it means this host anywhere, not only on the link.
+    pub global: bool,
+    /// Whether the kernel prefers it as a source: neither deprecated, nor waiting for or failed in duplicate detection, nor
+    /// subordinate to another one of its network.
+    pub preferred: bool,
+}
+
+impl Netlink {
+    /// All addresses of all devices, in the kernel's order of preference for each device.
+    ///
+    /// # Errors
+    /// When the kernel can't be read.
+    pub async fn addresses(&self) -> Result<Vec<Address>, Error> {
+        let replies = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), "list addresses").await?;
+        let addresses = replies.into_iter().filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewAddress(message) => parse(&message),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+
+    /// Adds an address to a device; an IPv6 one can be used at once, without duplicate detection.
+    ///
+    /// # Errors
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device has it or is gone.
+    pub async fn add_address(&self, device: u32, network: IpNet) -> Result<(), Error> {
+        let mut message = message(device, network);
+        if Family::of(network.addr()) == Family::V6 {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        let what = format!("add address {network} to link {device}");
+        self.write(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, &what).await
+    }
+
+    /// Deletes an address of a device.
+    ///
+    /// # Errors
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device does not have it or is gone. The kernel's number for an absent
+    /// address is counted as such as well.
+    pub async fn delete_address(&self, device: u32, network: IpNet) -> Result<(), Error> {
+        let what = format!("delete address {network} of link {device}");
+        self.write(RouteNetlinkMessage::DelAddress(message(device, network)), 0, &what).await
+    }
+}
+
+fn message(device: u32, network: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(Family::of(network.addr()));
+    message.header.prefix_len = network.prefix_len();
+    message.header.index = device;
+    message.header.scope = AddressScope::Universe;
+    message.attributes = vec![AddressAttribute::Local(network.addr()), AddressAttribute::Address(network.addr())];
+    message
+}
+
+fn parse(message: &AddressMessage) -> Option<Address> {
+    let (mut local, mut address) = (None::<IpAddr>, None);
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let unusable = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Secondary;
+    Some(Address {
+        device: message.header.index,
+        // On a point-to-point link the second is the peer's.
+        network: IpNet::new(local.or(address)?, message.header.prefix_len).ok()?,
+        global: message.header.scope == AddressScope::Universe,
+        preferred: !flags.intersects(unusable),
+    })
+}

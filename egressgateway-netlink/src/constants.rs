@@ -1,0 +1,48 @@
+//! Every kernel name and number that this crate chooses, and the collision that each avoids.
+
+/// Route protocol number of our rules and routes: how a restarted agent finds them again.
+///
+/// Free in `/etc/iproute2/rt_protos` and in the kernel's `rtnetlink.h`: routing daemons use 8 to 18, 42, 186 to 192, Cilium none of its own,
+/// Calico 80, Kilo and flannel `boot` or `static`.
+pub const PROTOCOL: u8 = 77;
+
+/// First routing table. Calico's and Cilium's tables are elsewhere (Cilium 2004 and 2005), the main, default and local tables are skipped.
+pub const TABLE_BASE: u32 = 100;
+
+/// Tables that the kernel names itself: `default`, `main` and `local`.
+pub const RESERVED_TABLES: std::ops::RangeInclusive<u32> = 253..=255;
+
+/// The main table.
+pub const TABLE_MAIN: u32 = 254;
+
+/// Priority of the steering rules; the loop guard has the number before it. Calico's rules start at 99 only with WireGuard or
+/// eBPF host routing, Cilium's at 9 and 111; the kernel's own are 0, 32766 and 32767.
+pub const RULE_PRIORITY: u32 = 99;
+
+/// Smallest steering priority: the loop guard must come after the kernel's own rule for the local table, at 0.
+pub const RULE_PRIORITY_MIN: u32 = 2;
+
+/// Largest steering priority: ours must come before the kernel's own rule for the main table, at 32766.
+pub const RULE_PRIORITY_MAX: u32 = 32_765;
+
+/// Metric of routes that lead somewhere, the same for both families (IPv6 would choose this one by itself, IPv4 zero).
+pub const METRIC: u32 = 1024;
+
+/// Metric of the route that catches what has no next hop: worse than anything a routing daemon installs. The number is the one that
+/// routing daemons use for the same purpose.
+pub const UNREACHABLE_METRIC: u32 = 4_278_198_272;
+
+/// Link alias that marks a device as ours, readable in `ip link`.
+pub const OWNER_ALIAS: &str = "egressgateway";
+
+/// Link group that marks a device as ours. The kernel takes an alias only for a device that exists already but a group at its
+/// creation, so that a process that dies between the two leaves no device that it does not recognise. `0x65677779`, far
+/// from the small numbers that people give by hand.
+pub const LINK_GROUP: u32 = 0x6567_7779;
+
+/// Time to live of the outer header of a lightweight tunnel: the kernel would write 0, which no router forwards.
+pub const OUTER_TTL: u8 = 64;
+
+/// Multicast groups of rtnetlink that say something about what drivers own: links, neighbours, and addresses, routes and rules of
+/// both families (`RTNLGRP_*` of `linux/rtnetlink.h`).
+pub const NOTIFICATION_GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];

@@ -1,0 +1,99 @@
+//! The connection.
+
+use egressgateway::{Error, ErrorKind, model::Family};
+use futures::StreamExt as _;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::Handle;
+
+/// How often a list is read again when it changed while it was read.
+const DUMP_ATTEMPTS: u32 = 8;
+
+/// One rtnetlink connection, with a typed call for each thing that drivers read and write.
+///
+/// Clones share the connection; it ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a connection to the network namespace of the calling thread; a task of the current runtime serves it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket, or outside of a Tokio runtime.
+    pub fn open() -> Result<Self, Error> {
+        let what = "open an rtnetlink connection";
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| Error::new(ErrorKind::Invalid, what).with_source(error))?;
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(|error| Error::from_io(error, what))?;
+        // Without these, a connection that died looks like one where all went well.
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
+        runtime.spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Sends one change and waits until the kernel confirms it.
+    pub(crate) async fn write(&self, message: RouteNetlinkMessage, flags: u16, what: &str) -> Result<(), Error> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut replies = self.handle.clone().request(request).map_err(|error| lost(what).with_source(error))?;
+        while let Some(reply) = replies.next().await {
+            if let NetlinkPayload::Error(error) = reply.payload {
+                return error.code.map_or(Ok(()), |code| Err(Error::from_errno(code.get().saturating_abs(), what)));
+            }
+        }
+        Err(lost(what))
+    }
+
+    /// Reads a whole list; one that changed meanwhile is read again.
+    pub(crate) async fn dump(&self, message: RouteNetlinkMessage, what: &str) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(list) = self.dump_once(message.clone(), what).await? {
+                return Ok(list);
+            }
+        }
+        Err(Error::new(ErrorKind::Transient, format!("{what}: the list changes faster than it can be read")))
+    }
+
+    async fn dump_once(&self, message: RouteNetlinkMessage, what: &str) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut replies = self.handle.clone().request(request).map_err(|error| lost(what).with_source(error))?;
+        let (mut list, mut torn) = (Vec::new(), false);
+        while let Some(reply) = replies.next().await {
+            torn |= reply.header.flags & NLM_F_DUMP_INTR != 0;
+            match reply.payload {
+                NetlinkPayload::InnerMessage(message) => list.push(message),
+                NetlinkPayload::Error(error) => {
+                    return Err(Error::from_errno(error.code.map_or(0, |code| code.get().saturating_abs()), what));
+                }
+                NetlinkPayload::Done(done) if done.code < 0 => return Err(Error::from_errno(done.code.saturating_abs(), what)),
+                NetlinkPayload::Done(_) => return Ok((!torn).then_some(list)),
+                _ => {}
+            }
+        }
+        Err(lost(what))
+    }
+}
+
+fn lost(what: &str) -> Error {
+    Error::new(ErrorKind::Transient, format!("{what}: the rtnetlink connection is gone"))
+}
+
+/// The kernel's number for a family.
+pub(crate) fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// The family of a kernel's number, if it is one of ours.
+pub(crate) fn family_of(family: AddressFamily) -> Option<Family> {
+    match family {
+        AddressFamily::Inet => Some(Family::V4),
+        AddressFamily::Inet6 => Some(Family::V6),
+        _ => None,
+    }
+}

@@ -1,0 +1,364 @@
+//! Routes of tables that are ours.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use egressgateway::{Encap, Error, ErrorKind, NextHop, model::Family};
+use imbl::{OrdMap, OrdSet};
+use ipnet::IpNet;
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla as _};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
+        RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
+    },
+};
+
+use crate::{
+    constants::OUTER_TTL,
+    netlink::{Netlink, address_family, family_of},
+};
+
+/// What tells the routes of one family apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteKey {
+    /// Table.
+    pub table: u32,
+    /// Destination, host bits zero; it tells the family.
+    pub destination: IpNet,
+    /// Metric: of several routes to one destination the lowest is taken.
+    pub metric: u32,
+}
+
+impl RouteKey {
+    /// Family of the packets.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.destination.addr())
+    }
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} table {} metric {}", self.destination, self.table, self.metric)
+    }
+}
+
+/// What a route does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteAction {
+    /// Looks on in the next rule's table.
+    Throw,
+    /// Refuses it with an ICMP error.
+    Unreachable,
+    /// Sends it to one of these, chosen by flow.
+    Via(OrdSet<NextHop>),
+    /// Something that this crate never asks for, on so many routes of the same key.
+    Other(u32),
+}
+
+impl fmt::Display for RouteAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Throw => f.write_str("throw"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Other(_) => f.write_str("other"),
+            Self::Via(hops) => {
+                for (index, hop) in hops.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { " " };
+                    let word = if hops.len() > 1 { "nexthop " } else { "" };
+                    write!(f, "{separator}{word}{}", Hop(hop))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A next hop in the words of ip-route(8).
+struct Hop<'a>(&'a NextHop);
+
+impl fmt::Display for Hop<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NextHop { device, via, encap } = self.0;
+        match encap {
+            Some(Encap { id, remote: remote @ IpAddr::V4(_) }) => write!(f, "encap ip id {id} dst {remote} ttl {OUTER_TTL} ")?,
+            Some(Encap { id, remote }) => write!(f, "encap ip6 id {id} dst {remote} hoplimit {OUTER_TTL} csum ")?,
+            None => {}
+        }
+        write!(f, "via {via} dev {device} onlink")
+    }
+}
+
+/// Device names to indexes and back, as of one reading.
+pub(crate) struct Devices {
+    by_name: BTreeMap<String, u32>,
+    by_index: BTreeMap<u32, String>,
+}
+
+impl Devices {
+    fn index(&self, name: &str, what: &str) -> Result<u32, Error> {
+        let missing = || Error::new(ErrorKind::Conflict, format!("{what}: there is no device {name}"));
+        self.by_name.get(name).copied().ok_or_else(missing)
+    }
+}
+
+impl Netlink {
+    pub(crate) async fn devices(&self) -> Result<Devices, Error> {
+        let by_index: BTreeMap<_, _> = self.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        Ok(Devices { by_name: by_index.iter().map(|(index, name)| (name.clone(), *index)).collect(), by_index })
+    }
+
+    /// Every route of every table of a family, as the kernel says it.
+    pub(crate) async fn route_messages(&self, family: Family) -> Result<Vec<RouteMessage>, Error> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = address_family(family);
+        let replies = self.dump(RouteNetlinkMessage::GetRoute(request), &format!("list {family} routes")).await?;
+        let routes = replies.into_iter().filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        Ok(routes.filter(|route| family_of(route.header.address_family) == Some(family)).collect())
+    }
+
+    /// The routes with this protocol number, of all tables of a family.
+    pub(crate) async fn routes(&self, family: Family, protocol: u8, devices: &Devices) -> Result<OrdMap<RouteKey, RouteAction>, Error> {
+        let mut routes = OrdMap::new();
+        for message in self.route_messages(family).await? {
+            if u8::from(message.header.protocol) != protocol || message.header.flags.contains(RouteFlags::Cloned) {
+                continue;
+            }
+            let Some(key) = key(&message, family) else { continue };
+            let action = action(&message, devices);
+            let action = match routes.get(&key) {
+                Some(earlier) => merge(family, earlier, action),
+                None => action,
+            };
+            routes.insert(key, action);
+        }
+        Ok(routes)
+    }
+
+    /// Adds a route; with `replace`, in the place of the one with the same key, in one step.
+    pub(crate) async fn set_route(
+        &self,
+        key: &RouteKey,
+        action: &RouteAction,
+        protocol: u8,
+        devices: &Devices,
+        replace: bool,
+    ) -> Result<(), Error> {
+        let what = format!("{} route {key} {action}", if replace { "replace" } else { "add" });
+        let mut message = message(key, protocol);
+        message.header.scope = RouteScope::Universe;
+        match action {
+            RouteAction::Throw => message.header.kind = RouteType::Throw,
+            RouteAction::Unreachable => message.header.kind = RouteType::Unreachable,
+            RouteAction::Via(hops) => {
+                message.header.kind = RouteType::Unicast;
+                add_hops(&mut message, hops, devices, &what)?;
+            }
+            RouteAction::Other(_) => return Err(Error::new(ErrorKind::Invalid, what)),
+        }
+        let flags = NLM_F_CREATE | if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
+        self.write(RouteNetlinkMessage::NewRoute(message), flags, &what).await
+    }
+
+    /// Deletes the route with this key and protocol number, with all its next hops.
+    pub(crate) async fn delete_route(&self, key: &RouteKey, protocol: u8) -> Result<(), Error> {
+        let mut message = message(key, protocol);
+        // What a deletion does not say is not compared.
+        message.header.scope = RouteScope::NoWhere;
+        message.header.kind = RouteType::Unspec;
+        self.write(RouteNetlinkMessage::DelRoute(message), 0, &format!("delete route {key}")).await
+    }
+}
+
+fn message(key: &RouteKey, protocol: u8) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(key.family());
+    message.header.destination_prefix_length = key.destination.prefix_len();
+    message.header.protocol = RouteProtocol::from(protocol);
+    message.attributes = vec![RouteAttribute::Table(key.table), RouteAttribute::Priority(key.metric)];
+    if key.destination.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(key.destination.network())));
+    }
+    message
+}
+
+fn add_hops(message: &mut RouteMessage, hops: &OrdSet<NextHop>, devices: &Devices, what: &str) -> Result<(), Error> {
+    let mut next_hops = Vec::new();
+    for hop in hops {
+        let mut next_hop = RouteNextHop::default();
+        next_hop.flags = RouteNextHopFlags::Onlink;
+        next_hop.interface_index = devices.index(&hop.device, what)?;
+        next_hop.attributes.push(RouteAttribute::Gateway(RouteAddress::from(hop.via)));
+        if let Some(encap) = &hop.encap {
+            next_hop.attributes.extend(encapsulation(encap));
+        }
+        next_hops.push(next_hop);
+    }
+    match next_hops.as_mut_slice() {
+        [] => return Err(Error::new(ErrorKind::Invalid, format!("{what}: no next hop"))),
+        [only] => {
+            message.header.flags = RouteFlags::Onlink;
+            message.attributes.push(RouteAttribute::Oif(only.interface_index));
+            message.attributes.append(&mut only.attributes);
+        }
+        _ => message.attributes.push(RouteAttribute::MultiPath(next_hops)),
+    }
+    Ok(())
+}
+
+fn encapsulation(encap: &Encap) -> [RouteAttribute; 2] {
+    let id = u64::from(encap.id);
+    match encap.remote {
+        IpAddr::V4(remote) => [
+            RouteAttribute::EncapType(RouteLwEnCapType::Ip),
+            RouteAttribute::Encap(
+                [RouteIpTunnel::Id(id), RouteIpTunnel::Destination(remote), RouteIpTunnel::Ttl(OUTER_TTL)]
+                    .map(RouteLwTunnelEncap::Ip)
+                    .to_vec(),
+            ),
+        ],
+        IpAddr::V6(remote) => [
+            RouteAttribute::EncapType(RouteLwEnCapType::Ip6),
+            RouteAttribute::Encap(
+                [
+                    RouteIp6Tunnel::Id(id),
+                    RouteIp6Tunnel::Destination(remote),
+                    RouteIp6Tunnel::Hoplimit(OUTER_TTL),
+                    RouteIp6Tunnel::Flags(RouteIp6TunnelFlags::Checksum),
+                ]
+                .map(RouteLwTunnelEncap::Ip6)
+                .to_vec(),
+            ),
+        ],
+    }
+}
+
+/// The table of a route: the header has only room for small numbers.
+pub(crate) fn table(message: &RouteMessage) -> u32 {
+    let table = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    table.unwrap_or_else(|| u32::from(message.header.table))
+}
+
+/// The metric of a route; none said is 0.
+pub(crate) fn metric(message: &RouteMessage) -> u32 {
+    let metric = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    metric.unwrap_or_default()
+}
+
+fn key(message: &RouteMessage, family: Family) -> Option<RouteKey> {
+    let mut address = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    for attribute in &message.attributes {
+        if let RouteAttribute::Destination(destination) = attribute {
+            address = ip(destination)?;
+        }
+    }
+    let destination = IpNet::new(address, message.header.destination_prefix_length).ok()?.trunc();
+    Some(RouteKey { table: table(message), destination, metric: metric(message) })
+}
+
+pub(crate) fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+fn action(message: &RouteMessage, devices: &Devices) -> RouteAction {
+    match message.header.kind {
+        RouteType::Throw => RouteAction::Throw,
+        RouteType::Unreachable => RouteAction::Unreachable,
+        RouteType::Unicast => hops(message, devices).map_or(RouteAction::Other(1), RouteAction::Via),
+        _ => RouteAction::Other(1),
+    }
+}
+
+/// A kernel may report the next hops of one IPv6 route as routes of their own. Two IPv4 routes of one key are two routes.
+fn merge(family: Family, earlier: &RouteAction, action: RouteAction) -> RouteAction {
+    let copies = |action: &RouteAction| if let RouteAction::Other(copies) = action { *copies } else { 1 };
+    match (earlier, action) {
+        (RouteAction::Via(earlier), RouteAction::Via(hops)) if family == Family::V6 => RouteAction::Via(earlier.clone().union(hops)),
+        (earlier, action) => RouteAction::Other(copies(earlier) + copies(&action)),
+    }
+}
+
+fn hops(message: &RouteMessage, devices: &Devices) -> Option<OrdSet<NextHop>> {
+    let several = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let Some(several) = several else {
+        let device = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        return Some([next_hop(device?, &message.attributes, devices)?].into_iter().collect());
+    };
+    // What the kernel calls dead leads nowhere: the difference to what is desired must show.
+    let alive = several.iter().filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead));
+    alive.map(|hop| next_hop(hop.interface_index, &hop.attributes, devices)).collect()
+}
+
+fn next_hop(index: u32, attributes: &[RouteAttribute], devices: &Devices) -> Option<NextHop> {
+    let (mut via, mut encap) = (None, None);
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Gateway(gateway) => via = ip(gateway),
+            RouteAttribute::Encap(parts) => encap = Some(parse_encapsulation(parts)?),
+            RouteAttribute::Via(_) => return None,
+            _ => {}
+        }
+    }
+    Some(NextHop { device: devices.by_index.get(&index)?.clone(), via: via?, encap })
+}
+
+/// `LWTUNNEL_IP_ID` of `linux/lwtunnel.h`, the same number for both families.
+const LWTUNNEL_ID: u16 = 1;
+/// `LWTUNNEL_IP_DST`, the same number for both families.
+const LWTUNNEL_DESTINATION: u16 = 2;
+
+/// Reads by number and bytes: inside a multipath route the kernel says what an encapsulation is only after it.
+fn parse_encapsulation(parts: &[RouteLwTunnelEncap]) -> Option<Encap> {
+    let (mut id, mut remote) = (None, None);
+    for part in parts {
+        match part {
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(number)) | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(number)) => id = Some(*number),
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(address)) => remote = Some(IpAddr::V4(*address)),
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(address)) => remote = Some(IpAddr::V6(*address)),
+            RouteLwTunnelEncap::Other(other) if other.kind() == LWTUNNEL_ID => {
+                id = <[u8; 8]>::try_from(bytes(other)).ok().map(u64::from_be_bytes);
+            }
+            RouteLwTunnelEncap::Other(other) if other.kind() == LWTUNNEL_DESTINATION => remote = address(&bytes(other)),
+            _ => {}
+        }
+    }
+    Some(Encap { id: u32::try_from(id?).ok()?, remote: remote? })
+}
+
+fn bytes(attribute: &DefaultNla) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut bytes);
+    bytes
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}

@@ -1,0 +1,121 @@
+//! Rules and routes, as they are or as they must be, and a packet's way through them.
+
+use std::net::IpAddr;
+
+use egressgateway::{
+    Error, ErrorKind, NextHop, SteeringDesired,
+    model::{Family, TargetId},
+};
+use imbl::{OrdMap, OrdSet};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::SteeringSettings;
+use crate::{
+    constants::{METRIC, RULE_PRIORITY_MAX, RULE_PRIORITY_MIN, TABLE_MAIN, UNREACHABLE_METRIC},
+    route::{RouteAction, RouteKey},
+    rule::Rule,
+};
+
+/// What the driver owns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SteeringState {
+    /// Rules.
+    pub rules: OrdSet<Rule>,
+    /// Routes.
+    pub routes: OrdMap<RouteKey, RouteAction>,
+    /// For each family with a route over several next hops: whether flows are assigned to them by addresses and ports.
+    pub flow_hash: OrdMap<Family, bool>,
+    /// Whether the kernel has no IPv6 at all, so that there is nothing to steer.
+    pub without_ipv6: bool,
+}
+
+/// Where policy routing sends a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// As if there were no steering: no rule matches, or its table has nothing to say.
+    Unmarked,
+    /// As if there were no steering, because the destination is inside the cluster.
+    Direct,
+    /// Over one of these.
+    Via(Vec<NextHop>),
+    /// Nowhere.
+    Unreachable,
+}
+
+impl SteeringState {
+    /// Where a forwarded packet with this mark goes. Pure: what a kernel in this state would do.
+    #[must_use]
+    pub fn route(&self, mark: u32, destination: IpAddr) -> Route {
+        let family = Family::of(destination);
+        let matching = self.rules.iter().filter(|rule| rule.family == family && !rule.local && mark & rule.mask == rule.mark);
+        let Some(rule) = matching.min_by_key(|rule| rule.priority) else { return Route::Unmarked };
+        let routes = self.routes.iter().filter(|(key, _)| key.table == rule.table && key.destination.contains(&destination));
+        let best = routes.min_by_key(|(key, _)| (std::cmp::Reverse(key.destination.prefix_len()), key.metric));
+        match best {
+            None => Route::Unmarked,
+            Some((_, RouteAction::Throw)) => Route::Direct,
+            Some((_, RouteAction::Via(hops))) => Route::Via(hops.iter().cloned().collect()),
+            Some((_, RouteAction::Unreachable | RouteAction::Other(_))) => Route::Unreachable,
+        }
+    }
+
+    /// What a kernel must hold.
+    pub(super) fn of(desired: &SteeringDesired, settings: &SteeringSettings, without_ipv6: bool) -> Result<Self, Error> {
+        if !(RULE_PRIORITY_MIN..=RULE_PRIORITY_MAX).contains(&settings.rule_priority) {
+            let range = format!("{RULE_PRIORITY_MIN} to {RULE_PRIORITY_MAX}");
+            return Err(Error::new(ErrorKind::Invalid, format!("rule priority {} is not one of {range}", settings.rule_priority)));
+        }
+        if let Some(all) = desired.direct.iter().find(|network| network.prefix_len() == 0) {
+            return Err(Error::new(ErrorKind::Invalid, format!("{all} is no network inside the cluster: nothing would be steered")));
+        }
+        let mut state = Self { without_ipv6, ..Self::default() };
+        for (target, hops) in &desired.targets {
+            state.add_target(*target, hops, &desired.direct, settings)?;
+        }
+        state.flow_hash =
+            state.families().into_iter().filter(|family| state.has_several_next_hops(*family)).map(|family| (family, true)).collect();
+        Ok(state)
+    }
+
+    fn add_target(
+        &mut self,
+        target: TargetId,
+        hops: &OrdSet<NextHop>,
+        direct: &OrdSet<IpNet>,
+        settings: &SteeringSettings,
+    ) -> Result<(), Error> {
+        let none_left = || Error::new(ErrorKind::Invalid, format!("no routing table for target {target} from {}", settings.table_base));
+        let table = settings.table(target).ok_or_else(none_left)?;
+        for family in self.families() {
+            let SteeringSettings { rule_priority: priority, mask, .. } = *settings;
+            let steer = Rule { family, priority, mark: mask.mark(target), mask: mask.bits(), local: false, table };
+            self.rules.insert(Rule { priority: settings.guard_priority(), local: true, table: TABLE_MAIN, ..steer.clone() });
+            self.rules.insert(steer);
+            let default = |metric| RouteKey { table, destination: everything(family), metric };
+            self.routes.insert(default(UNREACHABLE_METRIC), RouteAction::Unreachable);
+            for network in direct.iter().filter(|network| Family::of(network.addr()) == family) {
+                self.routes.insert(RouteKey { table, destination: network.trunc(), metric: METRIC }, RouteAction::Throw);
+            }
+            let hops: OrdSet<_> = hops.iter().filter(|hop| hop.family() == family).cloned().collect();
+            if !hops.is_empty() {
+                self.routes.insert(default(METRIC), RouteAction::Via(hops));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn families(&self) -> Vec<Family> {
+        Family::ALL.into_iter().filter(|family| !(self.without_ipv6 && *family == Family::V6)).collect()
+    }
+
+    pub(super) fn has_several_next_hops(&self, family: Family) -> bool {
+        self.routes.iter().any(|(key, action)| key.family() == family && matches!(action, RouteAction::Via(hops) if hops.len() > 1))
+    }
+}
+
+fn everything(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(Ipv4Net::default()),
+        Family::V6 => IpNet::V6(Ipv6Net::default()),
+    }
+}

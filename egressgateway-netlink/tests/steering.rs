@@ -1,0 +1,246 @@
+//! The steering driver against the kernel, in namespaces of its own.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{net::IpAddr, process::Command, sync::Arc};
+
+use async_trait::async_trait;
+use egressgateway::{
+    Driver, Encap, ErrorKind, NextHop, Plan as _, SteeringDesired, WriteHook,
+    model::TargetId,
+    testing::conformance::{self, Host},
+};
+use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings};
+use egressgateway_testkit::netns::in_namespace;
+
+struct Namespace;
+
+#[async_trait]
+impl Host<Steering> for Namespace {
+    async fn driver(&self, hook: Arc<dyn WriteHook>) -> Steering {
+        Steering::new(Netlink::open().unwrap(), SteeringSettings::default(), hook)
+    }
+
+    async fn foreign(&self) -> String {
+        let lines =
+            [run("ip rule show"), run("ip -6 rule show"), run("ip -o route show table all"), run("ip -6 -o route show table all")].concat();
+        let ours = |line: &&str| !line.contains("proto 77") || line.contains("0x33/0xff");
+        lines.lines().filter(ours).map(|line| format!("{line}\n")).chain([run("ip -br link")]).collect()
+    }
+}
+
+fn run(command: &str) -> String {
+    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Two tunnel devices, and what others put beside ours.
+fn world() {
+    run("ip link set lo up
+         ip link add tun4 type veth peer name far4
+         ip link add tun6 type veth peer name far6
+         for device in tun4 far4 tun6 far6; do ip link set $device addrgenmode none up; done
+         sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+         ip rule add pref 50 fwmark 0x11000000/0xff000000 table 7
+         ip rule add pref 99 fwmark 0x4000/0x4000 table 8
+         ip rule add pref 99 fwmark 0x33/0xff table 9 protocol 77
+         ip -6 rule add pref 99 fwmark 0x4000/0x4000 table 8
+         ip route add 10.9.0.0/16 dev tun4 table 100
+         ip route add 10.9.0.0/16 dev tun4
+         ip -6 route add fd09::/64 dev tun6 table 100");
+}
+
+fn hop(device: &str, via: &str) -> NextHop {
+    NextHop { device: device.into(), via: via.parse().unwrap(), encap: None }
+}
+
+fn target(byte: u8) -> TargetId {
+    TargetId::new(byte).unwrap()
+}
+
+fn desired(targets: &[(u8, &[NextHop])], direct: &[&str]) -> SteeringDesired {
+    SteeringDesired {
+        targets: targets.iter().map(|(byte, hops)| (target(*byte), hops.iter().cloned().collect::<imbl::OrdSet<_>>())).collect(),
+        direct: direct.iter().map(|network| network.parse::<ipnet::IpNet>().unwrap()).collect(),
+    }
+}
+
+fn states() -> Vec<SteeringDesired> {
+    let (a4, b4, c4) = (hop("tun4", "172.31.0.11"), hop("tun4", "172.31.0.12"), hop("tun4", "172.31.0.13"));
+    let (a6, b6, c6) = (hop("tun6", "fd31::11"), hop("tun6", "fd31::12"), hop("tun6", "fd31::13"));
+    vec![
+        desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, &[c4.clone()])], &["10.0.0.0/8", "fd00:1::/32"]),
+        desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x05, &[c6.clone()])], &["10.0.0.0/8", "10.96.0.0/12"]),
+        desired(&[(0x11, &[b4, c4, c6, b6])], &[]),
+    ]
+}
+
+async fn reach(desired: &SteeringDesired) -> Steering {
+    let driver = Namespace.driver(Arc::new(())).await;
+    let change = driver.plan(desired, &driver.observe().await.unwrap()).unwrap();
+    driver.apply(&change.plan).await.unwrap();
+    assert_eq!(driver.observe().await.unwrap(), change.after, "{}", change.plan);
+    driver
+}
+
+#[test]
+fn steering_keeps_the_promises_of_a_driver() {
+    in_namespace(|| async {
+        world();
+        conformance::check(&Namespace, &states()).await;
+    });
+}
+
+#[test]
+fn the_kernel_itself_routes_as_the_tracer_says() {
+    in_namespace(|| async {
+        world();
+        let settings = SteeringSettings::default();
+        let state = reach(&states()[1]).await.observe().await.unwrap();
+        for mark in [0, 0x1100_0000, 0x1100_4000, 0x1300_0000, 0x0500_0000, 0x7700_0000] {
+            for to in ["1.1.1.1", "10.1.2.3", "10.97.0.1", "2001:db8::1", "fd00:1::5"] {
+                let from = if to.contains(':') { "fd09::1" } else { "10.9.0.1" };
+                let said = Command::new("ip")
+                    .args(["route", "get", to, "from", from, "mark", &format!("{mark:#x}"), "iif", "tun4"])
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
+                let route = state.route(mark, to.parse().unwrap());
+                if let Route::Via(hops) = &route {
+                    assert!(hops.iter().any(|hop| text.contains(&format!("via {}", hop.via))), "{mark:#x} → {to}: {route:?}, but {text}");
+                } else {
+                    assert!(!text.contains("172.31.0.") && !text.contains("fd31::"), "{mark:#x} → {to}: {route:?}, but {text}");
+                }
+            }
+        }
+        assert_eq!(state.route(0x1300_0000, "1.1.1.1".parse().unwrap()), Route::Unreachable);
+        assert_eq!(state.route(0x1300_0000, "10.1.1.1".parse().unwrap()), Route::Direct);
+        assert_eq!(state.route(0x7700_0000, "1.1.1.1".parse().unwrap()), Route::Unmarked);
+        assert_eq!(settings.table(TargetId::FIRST), Some(100));
+    });
+}
+
+#[test]
+fn what_the_host_sends_itself_with_a_mark_is_not_steered_again() {
+    in_namespace(|| async {
+        world();
+        run("ip link add up0 type veth peer name far0 && ip addr add 10.6.0.1/24 dev up0 && ip link set up0 up");
+        reach(&states()[0]).await;
+        let outer = run("ip route get 10.6.0.2 mark 0x11000000");
+        assert!(outer.contains("dev up0"), "{outer}");
+    });
+}
+
+#[test]
+fn routes_of_a_vanished_device_are_missed_and_come_back() {
+    in_namespace(|| async {
+        world();
+        let state = &states()[0];
+        let driver = reach(state).await;
+        run("ip link del tun4");
+        let observed = driver.observe().await.unwrap();
+        assert_eq!(observed.route(0x1100_0000, "1.1.1.1".parse().unwrap()), Route::Unreachable, "closed, not open");
+        let change = driver.plan(state, &observed).unwrap();
+        assert!(!change.plan.is_empty());
+        assert_eq!(driver.apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict, "there is no device yet");
+        run("ip link add tun4 type veth peer name far4 && ip link set tun4 up && ip link set far4 up");
+        reach(state).await;
+    });
+}
+
+#[test]
+fn what_somebody_deletes_or_adds_under_our_tag_is_put_right() {
+    in_namespace(|| async {
+        world();
+        let state = &states()[0];
+        reach(state).await;
+        run("ip rule del pref 98 fwmark 0x11000000/0xff000000
+             ip -6 rule del pref 99 fwmark 0x13000000/0xff000000
+             ip route del unreachable default table 100 metric 4278198272
+             ip route add blackhole 9.9.9.9 table 555 proto 77
+             ip -6 route append fd99::/64 via fd31::99 dev tun6 onlink table 100 proto 77
+             echo 0 > /proc/sys/net/ipv6/fib_multipath_hash_policy");
+        reach(state).await;
+        assert_eq!(run("ip route show table 555"), "");
+        assert_eq!(run("cat /proc/sys/net/ipv6/fib_multipath_hash_policy").trim(), "1");
+    });
+}
+
+#[test]
+fn the_text_of_a_plan_is_a_script_that_does_the_same() {
+    in_namespace(|| async {
+        world();
+        let driver = Namespace.driver(Arc::new(())).await;
+        let states = states();
+        for state in states.iter().chain([&SteeringDesired::default()]) {
+            let change = driver.plan(state, &driver.observe().await.unwrap()).unwrap();
+            let script = change.plan.to_string();
+            run(&script);
+            assert_eq!(driver.observe().await.unwrap(), change.after, "{script}");
+        }
+    });
+}
+
+#[test]
+fn lightweight_tunnels_are_read_back_as_they_were_written() {
+    in_namespace(|| async {
+        world();
+        run("ip link add meta type vxlan external dstport 7790 && ip link set meta up");
+        let over = |via: &str, remote: &str| NextHop {
+            device: "meta".into(),
+            via: via.parse().unwrap(),
+            encap: Some(Encap { id: 100, remote: remote.parse().unwrap() }),
+        };
+        let (one, two) = (over("172.31.0.11", "10.6.0.2"), over("172.31.0.12", "fd06::3"));
+        let (three, four) = (over("fd31::11", "10.6.0.2"), over("fd31::12", "fd06::3"));
+        let single = desired(&[(0x11, &[one.clone(), four.clone()])], &[]);
+        let several = desired(&[(0x11, &[one, two, three, four])], &[]);
+        for state in [&single, &several, &single, &SteeringDesired::default()] {
+            reach(state).await;
+        }
+    });
+}
+
+#[test]
+fn plans_are_made_without_a_kernel() {
+    let driver = Steering::offline(SteeringSettings::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(runtime.block_on(driver.observe()).unwrap_err().kind, ErrorKind::Unsupported);
+    let change = driver.plan(&states()[0], &egressgateway_netlink::SteeringState::default()).unwrap();
+    let text = change.plan.to_string();
+    let place = |line: &str| text.lines().position(|other| other == line).unwrap_or_else(|| panic!("no {line} in {text}"));
+    let unreachable = place("route add unreachable 0.0.0.0/0 table 100 metric 4278198272 proto 77");
+    let ways = place(
+        "route add 0.0.0.0/0 table 100 metric 1024 proto 77 nexthop via 172.31.0.11 dev tun4 onlink nexthop via 172.31.0.12 dev tun4 onlink",
+    );
+    let guard = place("rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77");
+    let steer = place("rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77");
+    assert!(unreachable < ways && ways < guard && guard < steer, "{text}");
+    let hop: IpAddr = "172.31.0.13".parse().unwrap();
+    assert_eq!(
+        change.after.route(0x1300_0001, "8.8.8.8".parse().unwrap()),
+        Route::Via(vec![NextHop { device: "tun4".into(), via: hop, encap: None }])
+    );
+}
+
+#[test]
+fn impossible_numbers_are_refused() {
+    let plan = |settings, desired: &SteeringDesired| Steering::offline(settings).plan(desired, &Default::default()).map(|_| ());
+    for rule_priority in [0, 1, 32_766] {
+        let settings = SteeringSettings { rule_priority, ..SteeringSettings::default() };
+        assert_eq!(plan(settings, &states()[0]).unwrap_err().kind, ErrorKind::Invalid);
+    }
+    let last = SteeringSettings { table_base: u32::MAX, ..SteeringSettings::default() };
+    assert_eq!(plan(last, &states()[0]).unwrap_err().kind, ErrorKind::Invalid);
+    let all = desired(&[(0x11, &[])], &["0.0.0.0/0"]);
+    assert_eq!(plan(SteeringSettings::default(), &all).unwrap_err().kind, ErrorKind::Invalid);
+}
+
+#[test]
+fn tables_follow_the_order_of_allotment_and_skip_the_kernels_own() {
+    let settings = SteeringSettings { table_base: 250, ..SteeringSettings::default() };
+    let tables: Vec<_> = TargetId::all().take(6).map(|target| settings.table(target).unwrap()).collect();
+    assert_eq!(tables, [250, 251, 252, 256, 257, 258]);
+    assert_eq!(settings.table(target(0x13)), Some(251), "0x12 is no target");
+}
