@@ -4,11 +4,14 @@
 
 pub mod allocator;
 pub mod api;
+pub mod controller;
 mod converge;
 mod driver;
 mod error;
 mod host;
+pub mod index;
 pub mod model;
+pub mod plan;
 mod policy;
 pub mod spec;
 mod steering;

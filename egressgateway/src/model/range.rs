@@ -100,6 +100,14 @@ pub(crate) fn successor(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
+/// The address before; none before the first one of the family.
+pub(crate) fn predecessor(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(a) => a.to_bits().checked_sub(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(a) => a.to_bits().checked_sub(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
 impl From<IpNet> for IpRange {
     fn from(net: IpNet) -> Self {
         Self { first: net.network(), last: net.broadcast() }

@@ -1,0 +1,331 @@
+//! Changes in, [`NodeDesired`] out: incremental, persistent, and equal to a rebuild from scratch.
+//!
+//! ```
+//! use egressgateway::{index::{Index, IndexSettings}, model::{NodeName, PodName}, world::{Change, Pod}};
+//!
+//! let mut index = Index::new(IndexSettings::of_node(NodeName::from("node-1")));
+//! index.apply(Change::Pod(PodName::new("default", "a"), Some(Pod::default())));
+//! assert!(index.desired().policy.pods.is_empty(), "no policy, so nobody is governed");
+//! ```
+
+mod classes;
+mod policies;
+mod selectors;
+mod who;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+
+use crate::{
+    LocalEnd, NodeDesired, StartGate, Underlay,
+    api::{ForwardMethod, SourceNatMode},
+    model::{ClassKey, Family, GatewayName, NodeName, PodName, PolicyName, TargetId, Verdict},
+    plan::{self, GatewayProblem, Reason},
+    spec::Problem,
+    world::{Change, EgressNode, Gateway, Namespace, Node, Pod, Policy},
+};
+
+use classes::Classes;
+use policies::Policies;
+use who::Who;
+
+/// What an index must know besides the cluster.
+#[derive(Clone, Debug)]
+pub struct IndexSettings {
+    /// The node whose [`NodeDesired`] is computed.
+    pub node: NodeName,
+    /// Where neither a gateway's status nor its specification says.
+    pub forward_method: ForwardMethod,
+    /// The gateway of policies that name none.
+    pub default_gateway: Option<GatewayName>,
+    /// Networks that are never steered besides those that Nodes and services tell, such as the overlay's own.
+    pub cluster_networks: Vec<IpNet>,
+    /// Whether pod networks and addresses of Nodes are never steered.
+    pub auto_cluster_networks: bool,
+    /// Whether traffic of unknown pods to governed destinations waits.
+    pub start_gate: bool,
+}
+
+impl IndexSettings {
+    /// Defaults for a node: active-passive, no default gateway, cluster networks from Nodes, start gate on.
+    #[must_use]
+    pub fn of_node(node: NodeName) -> Self {
+        Self {
+            node,
+            forward_method: ForwardMethod::default(),
+            default_gateway: None,
+            cluster_networks: Vec::new(),
+            auto_cluster_networks: true,
+            start_gate: true,
+        }
+    }
+}
+
+/// What decides about a connection of a class to a destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The policy that won.
+    pub policy: PolicyName,
+    /// What happens.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// What is wrong with an object, as its status says it too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A policy's specification.
+    Policy(PolicyName, Problem),
+    /// A policy without a gateway.
+    Unresolved(PolicyName, GatewayProblem),
+    /// A gateway's specification.
+    Gateway(GatewayName, Problem),
+}
+
+/// The cluster as one node needs it.
+#[derive(Debug)]
+pub struct Index {
+    settings: IndexSettings,
+    nodes: BTreeMap<NodeName, Node>,
+    egress_nodes: BTreeMap<NodeName, EgressNode>,
+    gateways: BTreeMap<GatewayName, Gateway>,
+    networks: Vec<IpNet>,
+    underlay: OrdMap<Family, Underlay>,
+    down: BTreeSet<NodeName>,
+    policies: Policies,
+    who: Who,
+    classes: Classes,
+    desired: NodeDesired,
+    /// Something besides pods changed since `desired` was settled.
+    stale: bool,
+}
+
+impl Index {
+    /// An index of an empty cluster.
+    #[must_use]
+    pub fn new(settings: IndexSettings) -> Self {
+        Self {
+            settings,
+            nodes: BTreeMap::new(),
+            egress_nodes: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            networks: Vec::new(),
+            underlay: OrdMap::new(),
+            down: BTreeSet::new(),
+            policies: Policies::default(),
+            who: Who::default(),
+            classes: Classes::default(),
+            desired: NodeDesired::default(),
+            stale: true,
+        }
+    }
+
+    /// Takes note of a change; what follows from it is computed by the next [`Self::desired`].
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Pod(name, pod) => return self.who.set_pod(name, pod),
+            Change::Namespace(name, namespace) => return self.who.set_namespace(name, namespace),
+            Change::Node(name, node) => set(&mut self.nodes, name, node),
+            Change::EgressNode(name, node) => set(&mut self.egress_nodes, name, node),
+            Change::Gateway(name, gateway) => set(&mut self.gateways, name, gateway),
+            Change::Policy(name, policy) => self.policies.set(name, policy),
+            Change::ClusterNetworks(networks) => self.networks = networks,
+        }
+        self.stale = true;
+    }
+
+    /// What outer packets leave by, as read from this node's kernel.
+    pub fn set_underlay(&mut self, underlay: OrdMap<Family, Underlay>) {
+        self.stale |= self.underlay != underlay;
+        self.underlay = underlay;
+    }
+
+    /// The gateway nodes that do not answer from here.
+    pub fn set_down(&mut self, nodes: BTreeSet<NodeName>) {
+        self.stale |= self.down != nodes;
+        self.down = nodes;
+    }
+
+    /// What this node must hold now.
+    pub fn desired(&mut self) -> NodeDesired {
+        if self.stale {
+            self.settle_frame();
+            self.stale = false;
+        }
+        self.who.settle(&mut self.policies, &self.settings.node);
+        self.classes.settle(&mut self.who, &mut self.policies, &mut self.desired.policy);
+        if let Some(gate) = &mut self.desired.policy.start_gate {
+            gate.known.clone_from(self.who.local());
+        }
+        self.desired.clone()
+    }
+
+    /// Whether this node must recognise pods of other nodes: it is an exit where sources decide about the address.
+    #[must_use]
+    pub fn needs_all_pods(&self) -> bool {
+        self.memberships().any(|(gateway, has_target)| has_target || needs_sources(gateway))
+    }
+
+    /// The gateways that this node belongs to, and whether it is a target of its own in them.
+    fn memberships(&self) -> impl Iterator<Item = (&Gateway, bool)> {
+        self.gateways.values().filter_map(|gateway| {
+            let member = gateway.state.members.iter().find(|member| member.node == self.settings.node)?;
+            Some((gateway, member.target.is_some()))
+        })
+    }
+
+    /// What is wrong with objects.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Trouble> {
+        let gateways = self.gateways.iter().flat_map(|(name, gateway)| {
+            gateway.spec.as_ref().err().into_iter().flatten().map(|problem| Trouble::Gateway(name.clone(), problem.clone()))
+        });
+        let policies = self.policies.all().flat_map(|(name, policy)| match &policy.spec {
+            Err(problems) => problems.iter().map(|problem| Trouble::Policy(name.clone(), problem.clone())).collect(),
+            Ok(spec) => {
+                let unresolved = plan::resolve(spec.gateway.as_ref(), self.settings.default_gateway.as_ref(), &self.gateways).err();
+                unresolved.into_iter().map(|problem| Trouble::Unresolved(name.clone(), problem)).collect::<Vec<_>>()
+            }
+        });
+        gateways.chain(policies).collect()
+    }
+
+    /// The policies that govern a source address; none where no policy does. Call [`Self::desired`] first.
+    #[must_use]
+    pub fn policies_of(&self, source: IpAddr) -> Option<ClassKey> {
+        self.who.class_of(source)
+    }
+
+    /// Which of a class's policies decides about a destination; none: no policy wants it. Exempt networks are not considered.
+    #[must_use]
+    pub fn decision(&self, class: &ClassKey, destination: IpAddr) -> Option<Decision> {
+        let stretches = self.policies.cover(class);
+        let stretch = stretches.iter().find(|stretch| stretch.range.contains(destination))?;
+        let (verdict, reason) = self.policies.verdict(&stretch.policy, Family::of(destination))?;
+        Some(Decision { policy: stretch.policy.clone(), verdict, reason })
+    }
+
+    /// The gateway of a policy; none when there is no such policy or its specification is invalid.
+    #[must_use]
+    pub fn resolve_gateway(&self, policy: &PolicyName) -> Option<Result<GatewayName, GatewayProblem>> {
+        let spec = self.policies.get(policy)?.spec.as_ref().ok()?;
+        let resolved = plan::resolve(spec.gateway.as_ref(), self.settings.default_gateway.as_ref(), &self.gateways);
+        Some(resolved.map(|(name, _)| name.clone()))
+    }
+
+    /// A policy as it was told.
+    #[must_use]
+    pub fn policy(&self, name: &PolicyName) -> Option<&Policy> {
+        self.policies.get(name)
+    }
+
+    /// The gateways.
+    #[must_use]
+    pub fn gateways(&self) -> &BTreeMap<GatewayName, Gateway> {
+        &self.gateways
+    }
+
+    /// The EgressNodes.
+    #[must_use]
+    pub fn egress_nodes(&self) -> &BTreeMap<NodeName, EgressNode> {
+        &self.egress_nodes
+    }
+
+    /// A pod as it was told.
+    #[must_use]
+    pub fn pod(&self, name: &PodName) -> Option<&Pod> {
+        self.who.pod(name)
+    }
+
+    /// Everything that does not depend on single pods, from scratch: it grows with nodes and gateways, which are few.
+    fn settle_frame(&mut self) {
+        let default_gateway = self.settings.default_gateway.as_ref();
+        self.policies.settle(default_gateway, &self.gateways);
+        self.settle_networks();
+        self.settle_targets();
+        self.settle_tunnel();
+        self.desired.policy.start_gate = self.settings.start_gate.then(|| StartGate {
+            local: self.nodes.get(&self.settings.node).into_iter().flat_map(|node| node.pod_networks.iter().copied()).collect(),
+            known: imbl::OrdSet::new(),
+            governed: self.policies.governed(),
+        });
+    }
+
+    fn settle_networks(&mut self) {
+        let told = self.networks.iter().chain(&self.settings.cluster_networks).copied();
+        let nodes = || self.nodes.values().filter(|_| self.settings.auto_cluster_networks);
+        let networks: Vec<IpNet> = told.chain(nodes().flat_map(|node| node.pod_networks.iter().copied())).collect();
+        let hosts = nodes().flat_map(|node| node.addresses.iter().copied());
+        self.desired.policy.exempt = plan::exempt(networks.iter().copied(), hosts).into_iter().collect();
+        self.desired.direct = plan::direct(networks).into_iter().collect();
+    }
+
+    fn settle_targets(&mut self) {
+        let own = &self.settings.node;
+        let mut exits: imbl::OrdSet<TargetId> = imbl::OrdSet::new();
+        let mut accepts: imbl::OrdSet<TargetId> = imbl::OrdSet::new();
+        let mut paths: OrdMap<TargetId, imbl::OrdSet<NodeName>> = OrdMap::new();
+        let mut add = |target: TargetId, nodes: Vec<NodeName>, accept: bool| {
+            if nodes.contains(own) {
+                exits.insert(target);
+            }
+            if accept {
+                accepts.insert(target);
+            }
+            paths.insert(target, nodes.into_iter().filter(|node| node != own).collect());
+        };
+        for gateway in self.gateways.values() {
+            if let Some(target) = gateway.state.target {
+                let member = gateway.state.members.iter().any(|member| member.node == *own);
+                add(target, plan::candidates(gateway, self.settings.forward_method, &self.down), member);
+            }
+            for member in &gateway.state.members {
+                if let Some(target) = member.target {
+                    let live = !self.down.contains(&member.node);
+                    add(target, live.then(|| member.node.clone()).into_iter().collect(), member.node == *own);
+                }
+            }
+        }
+        let policy = &mut self.desired.policy;
+        policy.targets = paths.keys().copied().collect();
+        policy.exits = exits;
+        policy.accepts = accepts;
+        self.desired.paths = paths;
+        let is_exit = self.memberships().next().is_some();
+        self.desired.policy.overlay.unknown_may_exit = is_exit && !self.needs_all_pods();
+    }
+
+    fn settle_tunnel(&mut self) {
+        let own = self.egress_nodes.get(&self.settings.node);
+        let local = own.and_then(|node| Some((node.mac?, node.overlay.iter().copied().collect::<imbl::OrdSet<IpNet>>())));
+        self.desired.tunnel.local = local
+            .filter(|(_, overlay)| !overlay.is_empty() && !self.underlay.is_empty())
+            .map(|(mac, overlay)| LocalEnd { overlay, mac, underlay: self.underlay.clone() });
+        let others = self.egress_nodes.iter().filter(|(name, _)| **name != self.settings.node);
+        self.desired.tunnel.peers = others.filter_map(|(name, node)| Some((name.clone(), node.peer()?))).collect();
+        self.desired.policy.overlay.peers =
+            self.desired.tunnel.peers.values().flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>()).collect();
+    }
+}
+
+/// Whether an exit of this gateway must know whose packet it translates.
+fn needs_sources(gateway: &Gateway) -> bool {
+    gateway.spec.as_ref().map_or(true, |spec| spec.source_nat != SourceNatMode::NodeAddress)
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+type NamespaceName = Arc<str>;
+type Namespaces = BTreeMap<NamespaceName, Namespace>;

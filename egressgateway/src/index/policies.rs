@@ -1,0 +1,146 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use imbl::OrdSet;
+
+use super::selectors::Selectors;
+use crate::{
+    model::{ClassKey, Family, GatewayName, IpRange, PolicyName, Verdict, range_predecessor, range_successor},
+    plan::{self, Claim, Reason, Stretch},
+    spec::Subject,
+    world::{Gateway, Policy},
+};
+
+/// The policies, what each does in either family, and what changed since it was asked last.
+#[derive(Debug, Default)]
+pub(super) struct Policies {
+    all: BTreeMap<PolicyName, Policy>,
+    pub(super) selectors: Selectors,
+    /// IPv4 and IPv6, of the policies that have a gateway.
+    verdicts: BTreeMap<PolicyName, [(Verdict, Reason); 2]>,
+    /// Disjoint pod subnets, and the policies that name them.
+    subnets: Vec<(IpRange, ClassKey)>,
+    governed: OrdSet<IpRange>,
+    /// Whom they select may have changed.
+    pub(super) changed_subjects: BTreeSet<PolicyName>,
+    /// What they do may have changed.
+    pub(super) changed_rules: BTreeSet<PolicyName>,
+    pub(super) changed_subnets: bool,
+}
+
+impl Policies {
+    pub(super) fn set(&mut self, name: PolicyName, policy: Option<Policy>) {
+        let subject = |policy: &Policy| policy.spec.as_ref().ok().map(|spec| spec.subject.clone());
+        let before = self.all.get(&name).and_then(subject);
+        let after = policy.as_ref().and_then(subject);
+        if before != after {
+            self.changed_subnets |= [&before, &after].into_iter().any(|subject| matches!(subject, Some(Subject::Subnets(_))));
+            self.changed_subjects.insert(name.clone());
+            match &after {
+                Some(Subject::Pods { pods, namespaces }) => self.selectors.insert(&name, pods, namespaces.as_ref()),
+                Some(Subject::Subnets(_)) | None => self.selectors.remove(&name),
+            }
+        }
+        self.changed_rules.insert(name.clone());
+        super::set(&mut self.all, name, policy);
+    }
+
+    pub(super) fn get(&self, name: &PolicyName) -> Option<&Policy> {
+        self.all.get(name)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (&PolicyName, &Policy)> {
+        self.all.iter()
+    }
+
+    /// Finds every policy's gateway and verdicts again.
+    pub(super) fn settle(&mut self, default: Option<&GatewayName>, gateways: &BTreeMap<GatewayName, Gateway>) {
+        let mut verdicts = BTreeMap::new();
+        for (name, policy) in &self.all {
+            let Ok(spec) = &policy.spec else { continue };
+            let Ok((_, gateway)) = plan::resolve(spec.gateway.as_ref(), default, gateways) else { continue };
+            verdicts.insert(name.clone(), Family::ALL.map(|family| plan::verdict(spec, &policy.state, gateway, family)));
+        }
+        let names = self.verdicts.keys().chain(verdicts.keys());
+        let changed = names.filter(|name| self.verdicts.get(*name) != verdicts.get(*name)).cloned();
+        self.changed_rules.extend(changed.collect::<Vec<_>>());
+        self.verdicts = verdicts;
+        if self.changed_subnets {
+            self.subnets = self.flatten_subnets();
+        }
+        if !self.changed_rules.is_empty() {
+            let ranges = self.verdicts.keys().flat_map(|name| self.claims(name)).map(|claim| claim.range);
+            self.governed = plan::merge(ranges).into_iter().collect();
+        }
+    }
+
+    fn claims(&self, name: &PolicyName) -> Vec<Claim> {
+        let policy = self.verdicts.get(name).and_then(|_| self.all.get(name));
+        policy.and_then(|policy| Some(plan::claims(name, policy.spec.as_ref().ok()?, policy.created))).unwrap_or_default()
+    }
+
+    /// Who wins where among the policies of a class.
+    pub(super) fn cover(&self, class: &ClassKey) -> Vec<Stretch> {
+        plan::cover(&class.policies().iter().flat_map(|name| self.claims(name)).collect::<Vec<_>>())
+    }
+
+    pub(super) fn verdict(&self, name: &PolicyName, family: Family) -> Option<(Verdict, Reason)> {
+        self.verdicts.get(name).map(|[v4, v6]| match family {
+            Family::V4 => *v4,
+            Family::V6 => *v6,
+        })
+    }
+
+    /// Disjoint ranges of a class with their verdicts; neighbours with the same verdict are one range.
+    pub(super) fn destinations(&self, class: &ClassKey) -> Vec<(IpRange, Verdict)> {
+        let mut ranges: Vec<(IpRange, Verdict)> = Vec::new();
+        for Stretch { range, policy } in self.cover(class) {
+            let Some((verdict, _)) = self.verdict(&policy, range.family()) else { continue };
+            match ranges.last_mut() {
+                Some((previous, same)) if *same == verdict && range_successor(previous.last()) == Some(range.first()) => {
+                    if let Some(longer) = IpRange::new(previous.first(), range.last()) {
+                        *previous = longer;
+                    }
+                }
+                _ => ranges.push((range, verdict)),
+            }
+        }
+        ranges
+    }
+
+    /// Every destination that some policy governs.
+    pub(super) fn governed(&self) -> OrdSet<IpRange> {
+        self.governed.clone()
+    }
+
+    /// Disjoint pod subnets, ascending, and the policies that name each.
+    pub(super) fn subnets(&self) -> &[(IpRange, ClassKey)] {
+        &self.subnets
+    }
+
+    fn flatten_subnets(&self) -> Vec<(IpRange, ClassKey)> {
+        let mut named: Vec<(IpRange, &PolicyName)> = Vec::new();
+        for (name, policy) in &self.all {
+            if let Ok(Subject::Subnets(subnets)) = policy.spec.as_ref().map(|spec| &spec.subject) {
+                named.extend(subnets.iter().map(|net| (IpRange::from(*net), name)));
+            }
+        }
+        named.sort();
+        let mut bounds: BTreeSet<_> = named.iter().map(|(range, _)| range.first()).collect();
+        bounds.extend(named.iter().filter_map(|(range, _)| range_successor(range.last())));
+        let bounds: Vec<_> = bounds.into_iter().collect();
+        let mut flat: Vec<(IpRange, ClassKey)> = Vec::new();
+        let mut active: Vec<(IpRange, &PolicyName)> = Vec::new();
+        let mut upcoming = named.into_iter().peekable();
+        for (index, first) in bounds.iter().enumerate() {
+            active.retain(|(range, _)| range.contains(*first));
+            while let Some(next) = upcoming.next_if(|(range, _)| range.first() == *first) {
+                active.push(next);
+            }
+            let Some(class) = ClassKey::new(active.iter().map(|(_, name)| (*name).clone())) else { continue };
+            let next = bounds.get(index + 1).filter(|next| Family::of(**next) == Family::of(*first));
+            let last = next.and_then(|next| range_predecessor(*next)).unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
+            flat.extend(IpRange::new(*first, last).map(|range| (range, class)));
+        }
+        flat
+    }
+}

@@ -1,0 +1,146 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use imbl::OrdSet;
+
+use super::{NamespaceName, Namespaces, policies::Policies};
+use crate::{
+    model::{ClassKey, IpRange, NodeName, PodName, PolicyName},
+    world::{Labels, Namespace, Pod},
+};
+
+/// Up to this many changed policies are tried on every pod one by one; beyond, every pod is matched anew through the inverted index.
+const FEW: usize = 16;
+
+/// Which policies each pod address belongs to.
+///
+/// Where several pods claim one address, as may happen while it passes from one to the next, the address belongs to the policies of all
+/// of them: the stricter reading.
+#[derive(Debug, Default)]
+pub(super) struct Who {
+    namespaces: Namespaces,
+    pods: BTreeMap<PodName, Entry>,
+    by_address: BTreeMap<IpAddr, BTreeSet<PodName>>,
+    subnets: Vec<(IpRange, ClassKey)>,
+    local: OrdSet<IpAddr>,
+    unmatched: BTreeSet<PodName>,
+    dirty: BTreeSet<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    pod: Pod,
+    policies: Option<ClassKey>,
+}
+
+impl Who {
+    pub(super) fn set_pod(&mut self, name: PodName, pod: Option<Pod>) {
+        if let Some(old) = self.pods.remove(&name) {
+            for address in old.pod.addresses {
+                self.dirty.insert(address);
+                if let Some(pods) = self.by_address.get_mut(&address) {
+                    pods.remove(&name);
+                    if pods.is_empty() {
+                        self.by_address.remove(&address);
+                    }
+                }
+            }
+        }
+        let Some(pod) = pod else { return };
+        for address in &pod.addresses {
+            self.dirty.insert(*address);
+            self.by_address.entry(*address).or_default().insert(name.clone());
+        }
+        self.unmatched.insert(name.clone());
+        self.pods.insert(name, Entry { pod, policies: None });
+    }
+
+    pub(super) fn set_namespace(&mut self, name: NamespaceName, namespace: Option<Namespace>) {
+        let labels = |namespace: Option<&Namespace>| namespace.map(|namespace| namespace.labels.clone()).unwrap_or_default();
+        if labels(self.namespaces.get(&name)) != labels(namespace.as_ref()) {
+            let first = PodName::new(name.clone(), "");
+            let pods = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == name);
+            self.unmatched.extend(pods.map(|(pod, _)| pod.clone()));
+        }
+        super::set(&mut self.namespaces, name, namespace);
+    }
+
+    pub(super) fn pod(&self, name: &PodName) -> Option<&Pod> {
+        self.pods.get(name).map(|entry| &entry.pod)
+    }
+
+    /// Addresses of this node's pods.
+    pub(super) fn local(&self) -> &OrdSet<IpAddr> {
+        &self.local
+    }
+
+    /// Matches what changed, and finds the addresses that this concerns.
+    pub(super) fn settle(&mut self, policies: &mut Policies, node: &NodeName) {
+        self.settle_matches(policies);
+        if std::mem::take(&mut policies.changed_subnets) {
+            self.subnets = policies.subnets().to_vec();
+            self.dirty.extend(self.by_address.keys());
+        }
+        for address in &self.dirty {
+            let is_local = |pod: &PodName| self.pods.get(pod).and_then(|entry| entry.pod.node.as_ref()) == Some(node);
+            if self.by_address.get(address).is_some_and(|pods| pods.iter().any(is_local)) {
+                self.local.insert(*address);
+            } else {
+                self.local.remove(address);
+            }
+        }
+    }
+
+    fn settle_matches(&mut self, policies: &mut Policies) {
+        let changed = std::mem::take(&mut policies.changed_subjects);
+        let no_labels = Labels::new();
+        let namespaces = &self.namespaces;
+        let labels_of = |name: &PodName| namespaces.get(&name.namespace).map_or(&no_labels, |namespace| &namespace.labels);
+        if changed.len() > FEW {
+            self.unmatched.extend(self.pods.keys().cloned());
+        } else if !changed.is_empty() {
+            let differs = |name: &PodName, entry: &Entry, policy: &PolicyName| {
+                let was = entry.policies.as_ref().is_some_and(|class| class.policies().contains(policy));
+                was != policies.selectors.is_selected(policy, &entry.pod.labels, labels_of(name))
+            };
+            let moved = self.pods.iter().filter(|(name, entry)| changed.iter().any(|policy| differs(name, entry, policy)));
+            self.unmatched.extend(moved.map(|(name, _)| name.clone()));
+        }
+        for name in std::mem::take(&mut self.unmatched) {
+            let Some(entry) = self.pods.get_mut(&name) else { continue };
+            let matched = ClassKey::new(policies.selectors.matching(&entry.pod.labels, labels_of(&name)));
+            if matched != entry.policies {
+                entry.policies = matched;
+                self.dirty.extend(&entry.pod.addresses);
+            }
+        }
+    }
+
+    /// Addresses whose class or place may have changed since this was asked last.
+    pub(super) fn take_dirty(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// The class of an address by the labels of its pods, together with the subnets that cover it; none where no label decides.
+    pub(super) fn class_by_pods(&self, address: IpAddr) -> Option<ClassKey> {
+        let mut by_label = self.by_address.get(&address).into_iter().flatten().filter_map(|pod| self.pods.get(pod)?.policies.as_ref());
+        let first = by_label.next()?;
+        let mut others = by_label.chain(self.class_by_subnet(address)).peekable();
+        if others.peek().is_none() {
+            return Some(first.clone());
+        }
+        ClassKey::new([first].into_iter().chain(others).flat_map(|class| class.policies().iter().cloned()))
+    }
+
+    fn class_by_subnet(&self, address: IpAddr) -> Option<&ClassKey> {
+        let behind = self.subnets.partition_point(|(range, _)| range.first() <= address);
+        let (range, class) = self.subnets.get(behind.checked_sub(1)?)?;
+        range.contains(address).then_some(class)
+    }
+
+    pub(super) fn class_of(&self, address: IpAddr) -> Option<ClassKey> {
+        self.class_by_pods(address).or_else(|| self.class_by_subnet(address).cloned())
+    }
+}

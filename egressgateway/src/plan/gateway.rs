@@ -1,0 +1,113 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use crate::{
+    api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
+    model::{Family, GatewayName, NodeName, SourceNat, Verdict},
+    spec::PolicySpec,
+    world::{Gateway, PolicyState},
+};
+
+/// Why a policy has no gateway.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GatewayProblem {
+    /// The gateway that is named, or the configured default, does not exist; none: there is no gateway at all.
+    #[error("{}", match .0 { Some(name) => format!("EgressGateway {name} does not exist"), None => "there is no EgressGateway".to_owned() })]
+    NotFound(Option<GatewayName>),
+    /// No gateway is named, none is configured as default, and there are several.
+    #[error("egressGatewayName is absent, no default is configured, and there are {0} EgressGateways")]
+    Ambiguous(usize),
+}
+
+/// The gateway of a policy: the one it names, else the configured default, else the only one there is.
+///
+/// A name that leads nowhere is never replaced by another gateway: that one has other addresses.
+///
+/// # Errors
+/// When there is none, or more than one to choose from.
+pub fn resolve<'a>(
+    named: Option<&GatewayName>,
+    default: Option<&GatewayName>,
+    gateways: &'a BTreeMap<GatewayName, Gateway>,
+) -> Result<(&'a GatewayName, &'a Gateway), GatewayProblem> {
+    if let Some(name) = named.or(default) {
+        return gateways.get_key_value(name).ok_or_else(|| GatewayProblem::NotFound(Some(name.clone())));
+    }
+    let mut all = gateways.iter();
+    match (all.next(), gateways.len()) {
+        (Some(only), 1) => Ok(only),
+        (None, _) => Err(GatewayProblem::NotFound(None)),
+        (Some(_), several) => Err(GatewayProblem::Ambiguous(several)),
+    }
+}
+
+/// Why a verdict is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The gateway carries it.
+    Steered,
+    /// The gateway's own specification is invalid.
+    InvalidGateway,
+    /// The controller has not allotted a mark (yet).
+    NoMark,
+    /// The policy wants an egress address that the controller has not given (yet).
+    NoEgressIp,
+    /// Nobody answers for the egress address.
+    NoOwner,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Steered => "the gateway carries it",
+            Self::InvalidGateway => "the gateway's specification is invalid",
+            Self::NoMark => "the gateway has no mark yet",
+            Self::NoEgressIp => "the policy has no egress address of this family yet",
+            Self::NoOwner => "no node answers for the egress address",
+        })
+    }
+}
+
+/// What happens to connections of a policy whose gateway is `gateway`.
+#[must_use]
+pub fn verdict(spec: &PolicySpec, state: &PolicyState, gateway: &Gateway, family: Family) -> (Verdict, Reason) {
+    let Ok(gateway_spec) = &gateway.spec else { return (Verdict::Hold, Reason::InvalidGateway) };
+    let of_family = |address: &IpAddr| Family::of(*address) == family;
+    let given = state.egress_ip.iter().copied().find(of_family);
+    let asked = spec.egress_ip.iter().copied().find(of_family);
+    if let Some(address) = given.filter(|given| asked.is_none_or(|asked| asked == *given)) {
+        let owner = state.node.as_ref().and_then(|node| gateway.state.members.iter().find(|member| member.node == *node));
+        return match owner.and_then(|member| member.target) {
+            Some(target) => (Verdict::Egress { target, source_nat: SourceNat::Address(address) }, Reason::Steered),
+            None => (Verdict::Hold, Reason::NoOwner),
+        };
+    }
+    let source_nat = match gateway_spec.source_nat {
+        SourceNatMode::EgressIp => return (Verdict::Hold, Reason::NoEgressIp),
+        _ if asked.is_some() => return (Verdict::Hold, Reason::NoEgressIp),
+        SourceNatMode::NodeAddress => SourceNat::NodeAddress,
+        SourceNatMode::None => SourceNat::Keep,
+    };
+    match gateway.state.target {
+        Some(target) => (Verdict::Egress { target, source_nat }, Reason::Steered),
+        None => (Verdict::Hold, Reason::NoMark),
+    }
+}
+
+/// The nodes that a gateway's traffic goes to: the first usable one in order of preference (the active one before the others), or all of
+/// them.
+#[must_use]
+pub fn candidates(gateway: &Gateway, default_method: ForwardMethod, down: &BTreeSet<NodeName>) -> Vec<NodeName> {
+    let configured = gateway.spec.as_ref().ok().and_then(|spec| spec.forward_method);
+    let method = gateway.state.forward_method.or(configured).unwrap_or(default_method);
+    let usable = || gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready && !down.contains(&member.node));
+    let active = || usable().filter(|member| member.active);
+    match method {
+        ForwardMethod::ActivePassive => active().chain(usable()).take(1).map(|member| member.node.clone()).collect(),
+        ForwardMethod::Ecmp if active().next().is_some() => active().map(|member| member.node.clone()).collect(),
+        ForwardMethod::Ecmp => usable().map(|member| member.node.clone()).collect(),
+    }
+}

@@ -1,0 +1,309 @@
+//! The index is equal to a rebuild from scratch, and each rule of planning holds.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use egressgateway::{
+    NodeDesired, Underlay,
+    api::{EgressGateway, EgressGatewayPolicy, EgressNode},
+    index::{Index, IndexSettings},
+    model::{Family, GatewayName, IpRange, MarkMask, NodeName, PodName, PolicyName, SourceNat, TargetId, Verdict},
+    world::{self, Change, Namespace, Node, Pod},
+};
+use proptest::prelude::*;
+
+fn settings() -> IndexSettings {
+    IndexSettings::of_node(NodeName::from("n1"))
+}
+
+fn object<T: serde::de::DeserializeOwned>(kind: &str, name: &str, yaml: &str) -> T {
+    let text = format!("{{apiVersion: egressgateway.spidernet.io/v1, kind: {kind}, metadata: {{name: {name}}}, {yaml}}}");
+    serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn gateway(name: &str, yaml: &str) -> Change {
+    let object: EgressGateway = object("EgressGateway", name, yaml);
+    Change::Gateway(GatewayName::from(name), Some(world::Gateway::from_api(&object, MarkMask::default())))
+}
+
+fn policy(name: &str, yaml: &str) -> Change {
+    let object: EgressGatewayPolicy = object("EgressGatewayPolicy", name, yaml);
+    Change::Policy(PolicyName::from(name), Some(world::Policy::from_api(&object)))
+}
+
+fn pod(name: &str, node: &str, address: &str, app: &str) -> Change {
+    let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
+    let pod = Pod { labels, node: Some(NodeName::from(node)), addresses: BTreeSet::from([address.parse().unwrap()]) };
+    Change::Pod(PodName::new("default", name), Some(pod))
+}
+
+fn node(name: &str, pods: &str, address: &str) -> Change {
+    let pod_networks = BTreeSet::from([pods.parse().unwrap()]);
+    let node = Node { pod_networks, addresses: vec![address.parse().unwrap()], ready: true, ..Node::default() };
+    Change::Node(NodeName::from(name), Some(node))
+}
+
+fn egress_node(name: &str, last: u8) -> Change {
+    let status = format!(
+        "spec: {{}}, status: {{vxlanIPv4IP: 172.31.0.{last}/16, tunnelMac: '66:00:00:00:00:{last:02x}', physicalInterfaceIPv4: 10.6.0.{last}}}"
+    );
+    let object: EgressNode = object("EgressNode", name, &status);
+    Change::EgressNode(NodeName::from(name), Some(world::EgressNode::from_api(&object)))
+}
+
+fn index(changes: impl IntoIterator<Item = Change>) -> Index {
+    let mut index = Index::new(settings());
+    let underlay = Underlay { device: "eth0".into(), index: 2, address: "10.6.0.1".parse().unwrap(), mtu: 1500 };
+    index.set_underlay(imbl::OrdMap::unit(Family::V4, underlay));
+    for change in changes {
+        index.apply(change);
+    }
+    index
+}
+
+const GATEWAY: &str = "spec: {nodeSelector: {matchLabels: {egress: 'true'}}}, status: {mark: 0x11000000, nodeList: [
+    {name: n2, status: Ready, active: true}, {name: n3, status: Ready}]}";
+const SHOP: &str = "spec: {appliedTo: {podSelector: {matchLabels: {app: shop}}}, destCIDR: [10.6.1.0/24]}";
+const BY_NODE: Verdict = Verdict::Egress { target: TargetId::FIRST, source_nat: SourceNat::NodeAddress };
+
+fn range(text: &str) -> IpRange {
+    IpRange::from(text.parse::<ipnet::IpNet>().unwrap())
+}
+
+fn verdicts(desired: &NodeDesired) -> BTreeMap<IpRange, Verdict> {
+    desired.policy.destinations.iter().map(|((_, range), verdict)| (*range, *verdict)).collect()
+}
+
+fn ways(index: &mut Index) -> Vec<String> {
+    index.desired().paths.get(&TargetId::FIRST).unwrap().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_matched_pod_is_steered_and_its_neighbour_is_not() {
+    let mut index = index([
+        gateway("g", GATEWAY),
+        policy("p", SHOP),
+        pod("a", "n1", "10.244.1.10", "shop"),
+        pod("b", "n1", "10.244.1.11", "blog"),
+        pod("c", "n2", "10.244.2.10", "shop"),
+        egress_node("n2", 2),
+    ]);
+    let desired = index.desired();
+    let pods: Vec<String> = desired.policy.pods.keys().map(ToString::to_string).collect();
+    assert_eq!(pods, ["10.244.1.10"], "only this node's pods, and only those of a policy");
+    assert_eq!(verdicts(&desired), BTreeMap::from([(range("10.6.1.0/24"), BY_NODE)]));
+    assert_eq!(ways(&mut index), ["n2"]);
+    let known: Vec<String> = desired.policy.start_gate.unwrap().known.iter().map(ToString::to_string).collect();
+    assert_eq!(known, ["10.244.1.10", "10.244.1.11"], "local pods are known, with a policy or without");
+    assert!(!index.needs_all_pods());
+}
+
+#[test]
+fn a_gateway_that_is_missing_or_ambiguous_steers_nothing_and_says_so() {
+    let named = SHOP.replace("spec: {", "spec: {egressGatewayName: nowhere, ");
+    let shop = pod("a", "n1", "10.244.1.10", "shop");
+    let mut missing = index([gateway("g", GATEWAY), policy("p", &named), shop.clone()]);
+    assert!(missing.desired().policy.destinations.is_empty());
+    assert_eq!(missing.problems().len(), 1);
+    let second = GATEWAY.replace("0x11000000", "0x13000000");
+    let mut ambiguous = index([gateway("g", GATEWAY), gateway("h", &second), policy("p", SHOP), shop]);
+    assert!(ambiguous.desired().policy.destinations.is_empty());
+    assert_eq!(ambiguous.problems().len(), 1);
+}
+
+#[test]
+fn a_default_gateway_that_does_not_exist_is_not_replaced_by_another() {
+    let mut index = Index::new(IndexSettings { default_gateway: Some(GatewayName::from("other")), ..settings() });
+    for change in [gateway("g", GATEWAY), policy("p", SHOP), pod("a", "n1", "10.244.1.10", "shop")] {
+        index.apply(change);
+    }
+    assert!(index.desired().policy.destinations.is_empty());
+}
+
+#[test]
+fn traffic_is_held_as_long_as_the_gateway_has_no_mark_or_the_policy_no_address() {
+    let shop = pod("a", "n1", "10.244.1.10", "shop");
+    let held = BTreeMap::from([(range("10.6.1.0/24"), Verdict::Hold)]);
+    let unmarked = GATEWAY.replace("mark: 0x11000000, ", "");
+    assert_eq!(verdicts(&index([gateway("g", &unmarked), policy("p", SHOP), shop.clone()]).desired()), held);
+    let asks = SHOP.replace("destCIDR", "egressIP: {ipv4: 10.6.1.60}, destCIDR");
+    assert_eq!(verdicts(&index([gateway("g", GATEWAY), policy("p", &asks), shop]).desired()), held);
+}
+
+#[test]
+fn an_egress_address_is_translated_at_its_owner_who_knows_all_sources() {
+    let with_target = "spec: {nodeSelector: {matchLabels: {egress: 'true'}}}, status: {mark: 0x11000000, nodeList: [
+        {name: n1, status: Ready, active: true, mark: 0x13000000}, {name: n3, status: Ready}]}";
+    let given = "spec: {appliedTo: {podSelector: {matchLabels: {app: shop}}}, destCIDR: [10.6.1.0/24], egressIP: {ipv4: 10.6.1.60}},
+        status: {egressGateway: g, egressIP: {ipv4: 10.6.1.60}, node: n1}";
+    let mut index = index([gateway("g", with_target), policy("p", given), pod("far", "n2", "10.244.2.10", "shop")]);
+    let desired = index.desired();
+    let target = TargetId::new(0x13).unwrap();
+    let verdict = Verdict::Egress { target, source_nat: SourceNat::Address("10.6.1.60".parse().unwrap()) };
+    assert_eq!(verdicts(&desired), BTreeMap::from([(range("10.6.1.0/24"), verdict)]));
+    assert!(desired.policy.exits.contains(&target) && desired.policy.accepts.contains(&target));
+    assert_eq!(desired.policy.pods.len(), 1, "the remote pod is recognised");
+    assert!(index.needs_all_pods());
+    assert!(!desired.policy.overlay.unknown_may_exit);
+}
+
+#[test]
+fn the_next_ready_node_takes_over_when_the_active_one_does_not_answer() {
+    let mut index = index([gateway("g", GATEWAY), egress_node("n2", 2), egress_node("n3", 3)]);
+    index.set_down(BTreeSet::from([NodeName::from("n2")]));
+    assert_eq!(ways(&mut index), ["n3"]);
+    index.set_down(BTreeSet::from([NodeName::from("n2"), NodeName::from("n3")]));
+    assert!(ways(&mut index).is_empty(), "the target stays, without a way: unreachable");
+}
+
+#[test]
+fn nodes_that_are_not_ready_are_never_chosen() {
+    assert!(ways(&mut index([gateway("g", &GATEWAY.replace("status: Ready", "status: NotReady"))])).is_empty());
+}
+
+#[test]
+fn ecmp_uses_every_active_node() {
+    let both = GATEWAY.replace("mark:", "forwardMethod: ecmp, mark:").replace("n3, status: Ready", "n3, status: Ready, active: true");
+    assert_eq!(ways(&mut index([gateway("g", &both)])), ["n2", "n3"]);
+}
+
+#[test]
+fn subnets_have_the_policies_that_cover_them_and_a_pods_labels_add_to_that() {
+    let subnet = |net: &str| format!("spec: {{appliedTo: {{ipv4PodSubnet: {net}}}, destCIDR: [10.6.2.0/24]}}");
+    let mut index = index([
+        gateway("g", GATEWAY),
+        policy("wide", &subnet("10.244.0.0/16")),
+        policy("narrow", &subnet("10.244.1.0/24")),
+        policy("p", SHOP),
+        pod("a", "n1", "10.244.1.10", "shop"),
+    ]);
+    assert_eq!(index.desired().policy.subnets.len(), 3, "before, inside and behind the narrow one");
+    let names = |address: &str| {
+        let class = index.policies_of(address.parse().unwrap()).unwrap();
+        class.policies().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(names("10.244.1.10"), ["narrow", "p", "wide"]);
+    assert_eq!(names("10.244.1.11"), ["narrow", "wide"]);
+    assert_eq!(names("10.244.9.1"), ["wide"]);
+}
+
+#[test]
+fn cluster_addresses_are_exempt() {
+    let services = Change::ClusterNetworks(vec!["10.96.0.0/12".parse().unwrap()]);
+    let desired = index([node("n1", "10.244.1.0/24", "10.6.0.1"), services]).desired();
+    let is_exempt = |address: &str| desired.policy.exempt.iter().any(|net| net.contains(&address.parse::<IpAddr>().unwrap()));
+    for address in ["10.244.1.9", "10.6.0.1", "10.96.0.1", "127.0.0.1", "224.0.0.1", "169.254.169.254"] {
+        assert!(is_exempt(address), "{address}");
+    }
+    assert!(!is_exempt("10.6.0.2"));
+    assert!(desired.direct.iter().all(|net| net.prefix_len() < net.max_prefix_len()));
+}
+
+#[test]
+fn two_pods_with_one_address_are_governed_by_the_policies_of_both() {
+    let other = SHOP.replace("shop", "blog").replace("10.6.1.0", "10.6.3.0");
+    for names in [["a", "b"], ["b", "a"]] {
+        let pods = [pod(names[0], "n1", "10.244.1.10", "shop"), pod(names[1], "n1", "10.244.1.10", "blog")];
+        let mut index = index([gateway("g", GATEWAY), policy("p", SHOP), policy("q", &other)].into_iter().chain(pods));
+        assert_eq!(verdicts(&index.desired()).len(), 2);
+    }
+}
+
+fn policies() -> impl Strategy<Value = Change> {
+    let subject = prop::sample::select(vec![
+        "podSelector: {matchLabels: {app: shop}}",
+        "podSelector: {matchLabels: {app: blog}}",
+        "podSelector: {matchExpressions: [{key: app, operator: Exists}]}, namespaceSelector: {matchLabels: {team: a}}",
+        "podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [shop]}]}",
+        "ipv4PodSubnet: 10.244.1.0/29",
+        "ipv4PodSubnet: 10.244.1.0/30",
+        "ipv4PodSubnet: 10.244.1.0/30, podSelector: {}",
+    ]);
+    let network = || prop::sample::select(vec!["10.6.1.0/24", "10.6.1.128/25", "10.6.0.0/16", "fd00:6::/64"]);
+    let networks = move |most| prop::collection::vec(network(), 0..most);
+    (0..5_u8, subject, networks(3), networks(2), 0..3_u32, 0..4_u8).prop_map(|(name, subject, to, except, priority, gateway)| {
+        let named = if gateway == 3 { String::new() } else { format!("egressGatewayName: g{gateway}, ") };
+        let rest = format!("destCIDR: {to:?}, exceptCIDR: {except:?}, priority: {priority}");
+        policy(&format!("p{name}"), &format!("spec: {{{named}appliedTo: {{{subject}}}, {rest}}}"))
+    })
+}
+
+fn gateways() -> impl Strategy<Value = Change> {
+    let members = prop::collection::vec((1..4_u8, prop::sample::select(vec!["Ready", "NotReady"]), any::<bool>()), 0..3);
+    (0..3_u8, any::<bool>(), prop::sample::select(vec!["NodeAddress", "None"]), members).prop_map(|(name, marked, nat, members)| {
+        let mark = if marked { format!("mark: {}, ", u32::from(0x20 + name) << 24) } else { String::new() };
+        let members = members.iter().map(|(node, status, active)| format!("{{name: n{node}, status: {status}, active: {active}}}"));
+        let members = members.collect::<Vec<_>>().join(",");
+        let spec = format!("spec: {{sourceNAT: {nat}, nodeSelector: {{matchLabels: {{egress: 'true'}}}}}}");
+        gateway(&format!("g{name}"), &format!("{spec}, status: {{{mark}nodeList: [{members}]}}"))
+    })
+}
+
+/// Objects from a small world, so that they meet often.
+fn change() -> impl Strategy<Value = Change> {
+    let app = prop::sample::select(vec!["shop", "blog", "db"]);
+    let pods = (0..8_u8, 1..3_u8, 0..6_u8, app, any::<bool>()).prop_map(|(name, node, address, app, gone)| {
+        let name = format!("pod{name}");
+        if gone {
+            Change::Pod(PodName::new("default", name), None)
+        } else {
+            pod(&name, &format!("n{node}"), &format!("10.244.1.{address}"), app)
+        }
+    });
+    let namespaces = any::<bool>().prop_map(|team| {
+        let labels = team.then(|| ("team".to_owned(), "a".to_owned())).into_iter().collect();
+        Change::Namespace(Arc::from("default"), Some(Namespace { labels }))
+    });
+    let gone = (0..5_u8, 0..4_u8).prop_map(|(name, kind)| match kind {
+        0 => Change::Policy(PolicyName::from(format!("p{name}")), None),
+        1 => Change::Gateway(GatewayName::from(format!("g{name}")), None),
+        2 => Change::Node(NodeName::from(format!("n{name}")), None),
+        _ => Change::EgressNode(NodeName::from(format!("n{name}")), None),
+    });
+    let nodes = (1..4_u8).prop_map(|name| node(&format!("n{name}"), &format!("10.24{name}.0.0/24"), &format!("10.6.0.{name}")));
+    let egress_nodes = (1..4_u8).prop_map(|name| egress_node(&format!("n{name}"), name));
+    prop_oneof![4 => policies(), 3 => gateways(), 6 => pods, 1 => namespaces, 3 => gone, 1 => nodes, 1 => egress_nodes]
+}
+
+/// The object that a change speaks of.
+fn object_of(change: &Change) -> String {
+    match change {
+        Change::Pod(name, _) => format!("pod {name}"),
+        Change::Namespace(name, _) => format!("namespace {name}"),
+        Change::Node(name, _) => format!("node {name}"),
+        Change::EgressNode(name, _) => format!("egress node {name}"),
+        Change::Gateway(name, _) => format!("gateway {name}"),
+        Change::Policy(name, _) => format!("policy {name}"),
+        Change::ClusterNetworks(_) => "networks".to_owned(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_the_order_of_events_the_index_is_a_rebuild_from_the_final_world(
+        changes in prop::collection::vec((change(), any::<bool>()), 1..40),
+        down in prop::collection::btree_set(1..4_u8, 0..2),
+    ) {
+        let mut stepwise = index([]);
+        for (change, look) in &changes {
+            stepwise.apply(change.clone());
+            if *look {
+                stepwise.desired();
+            }
+        }
+        let down: BTreeSet<NodeName> = down.iter().map(|name| NodeName::from(format!("n{name}"))).collect();
+        stepwise.set_down(down.clone());
+        let last: BTreeMap<String, Change> = changes.into_iter().map(|(change, _)| (object_of(&change), change)).collect();
+        for order in [last.values().cloned().collect::<Vec<_>>(), last.values().rev().cloned().collect()] {
+            let mut rebuilt = index(order);
+            rebuilt.set_down(down.clone());
+            prop_assert_eq!(stepwise.desired(), rebuilt.desired());
+            prop_assert_eq!(stepwise.needs_all_pods(), rebuilt.needs_all_pods());
+        }
+    }
+}
