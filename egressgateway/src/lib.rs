@@ -4,6 +4,7 @@
 
 pub mod allocator;
 pub mod api;
+pub mod config;
 pub mod controller;
 mod converge;
 mod driver;

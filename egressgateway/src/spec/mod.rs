@@ -4,12 +4,14 @@
 //! stops a daemon.
 
 mod gateway;
+mod name;
 mod network;
 mod policy;
 mod problem;
 mod selector;
 
 pub use gateway::GatewaySpec;
+pub use name::parse_name;
 pub use network::{parse_address, parse_network, parse_pool_entry};
 pub use policy::{DEFAULT_PRIORITY, PolicySpec, Subject};
 pub use problem::Problem;

@@ -1,0 +1,198 @@
+//! The configuration of the daemons: one YAML file, and each field also a flag and an environment variable.
+//!
+//! Every value takes the same way, whatever it came from: [`Config::set`] parses it and names the field, the value and the rule when it
+//! is refused. What only the whole configuration shows is told by [`Config::problems`].
+
+mod field;
+mod value;
+mod yaml;
+
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use field::Field;
+
+use crate::{
+    api::ForwardMethod,
+    controller::ControllerSettings,
+    model::{GatewayName, MarkMask},
+    spec::Problem,
+};
+
+/// The configuration of the daemons.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The tunnel between nodes.
+    pub tunnel: TunnelConfig,
+    /// Name of the policy backend; none: the first that the kernel can do.
+    pub policy_backend: Option<String>,
+    /// How gateways forward that don't say it themselves.
+    pub forward_method: ForwardMethod,
+    /// The gateway of policies that name none.
+    pub default_egress_gateway: Option<GatewayName>,
+    /// Networks that are never steered.
+    pub cluster_cidrs: ClusterCidrs,
+    /// The bits of packet and connection marks that belong to the egress gateway.
+    pub mark: MarkConfig,
+    /// Numbers of routing tables and rules.
+    pub routing: RoutingConfig,
+    /// How fast a dead gateway is noticed.
+    pub failover: FailoverConfig,
+    /// Hold a new pod's traffic to governed destinations until the agent knows the pod.
+    pub start_gate: bool,
+    /// How answers return from a gateway to the pod's node.
+    pub reply_path: ReplyPath,
+}
+
+/// The tunnel between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelConfig {
+    /// Name of the tunnel driver.
+    pub kind: String,
+    /// Network of the tunnel's IPv4 addresses; none: no IPv4 in the tunnel.
+    pub ipv4_cidr: Option<Ipv4Net>,
+    /// Network of the tunnel's IPv6 addresses; none: no IPv6 in the tunnel.
+    pub ipv6_cidr: Option<Ipv6Net>,
+    /// Virtual network identifier, 1 to 2²⁴ − 1.
+    pub vni: u32,
+    /// Outer UDP port.
+    pub port: u16,
+    /// MTU of the tunnel devices in bytes; none: the parent's, less the tunnel's headers.
+    pub mtu: Option<u32>,
+    /// Device below the tunnel; none: the one with the node's address.
+    pub parent: Option<String>,
+}
+
+/// Networks that are never steered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterCidrs {
+    /// Learn them from Nodes and services.
+    pub auto: bool,
+    /// More of them.
+    pub extra: Vec<IpNet>,
+}
+
+/// Packet and connection marks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkConfig {
+    /// The bits that belong to the egress gateway.
+    pub mask: MarkMask,
+}
+
+/// Numbers of routing tables and rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutingConfig {
+    /// The first routing table.
+    pub table_base: u32,
+    /// Priority of the `ip rule`s; the lower number is asked first.
+    pub rule_priority: u32,
+    /// Route protocol number that marks routes as ours.
+    pub protocol: u8,
+}
+
+/// How fast a dead gateway is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailoverConfig {
+    /// Time between two probes.
+    pub interval: Duration,
+    /// Unanswered probes in a row after which a gateway counts as dead.
+    pub multiplier: u32,
+}
+
+/// How answers return from a gateway to the pod's node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplyPath {
+    /// By the routes of the cluster's network.
+    #[default]
+    Cni,
+    /// Through the tunnel: for networks with strict reverse path filters.
+    Tunnel,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tunnel: TunnelConfig::default(),
+            policy_backend: None,
+            forward_method: ForwardMethod::default(),
+            default_egress_gateway: Some(GatewayName::from("egressgateway")),
+            cluster_cidrs: ClusterCidrs { auto: true, extra: Vec::new() },
+            mark: MarkConfig::default(),
+            routing: RoutingConfig { table_base: 100, rule_priority: 99, protocol: 77 },
+            failover: FailoverConfig { interval: Duration::from_millis(150), multiplier: 3 },
+            start_gate: true,
+            reply_path: ReplyPath::default(),
+        }
+    }
+}
+
+impl Default for TunnelConfig {
+    fn default() -> Self {
+        Self {
+            kind: "vxlan".to_owned(),
+            ipv4_cidr: Ipv4Net::new([172, 31, 0, 0].into(), 16).ok(),
+            ipv6_cidr: Ipv6Net::new([0xfd31, 0, 0, 0, 0, 0, 0, 0].into(), 112).ok(),
+            vni: 100,
+            port: 7789,
+            mtu: None,
+            parent: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file; what it does not mention has its default. Lists every problem, with its line.
+    ///
+    /// # Errors
+    /// Syntax errors, unknown fields, refused values, and what [`Self::problems`] finds.
+    pub fn parse(yaml: &str) -> Result<Self, Vec<Problem>> {
+        let mut config = Self::default();
+        let mut problems = yaml::apply(&mut config, yaml);
+        if problems.is_empty() {
+            problems = config.problems();
+        }
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// What is wrong with the whole that no single field shows.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let overlay = self.overlay();
+        if overlay.is_empty() {
+            problems.push(Problem::new("tunnel.ipv4CIDR", "", "must be given where tunnel.ipv6CIDR is absent: the tunnel needs addresses"));
+        }
+        for (index, extra) in self.cluster_cidrs.extra.iter().enumerate() {
+            if let Some(net) = overlay.iter().find(|net| net.contains(extra) || extra.contains(*net)) {
+                let field = format!("clusterCIDRs.extra[{index}]");
+                problems.push(Problem::new(field, extra, format!("must not overlap the tunnel's network {net}")));
+            }
+            if self.cluster_cidrs.extra[..index].contains(extra) {
+                problems.push(Problem::new(format!("clusterCIDRs.extra[{index}]"), extra, "must be listed once"));
+            }
+        }
+        if self.tunnel.ipv6_cidr.is_some() && self.tunnel.mtu.is_some_and(|mtu| mtu < value::MIN_MTU_V6) {
+            let rule = format!("must be at least {} where tunnel.ipv6CIDR is given: IPv6 needs it", value::MIN_MTU_V6);
+            problems.push(Problem::new("tunnel.mtu", self.tunnel.mtu.unwrap_or_default(), rule));
+        }
+        problems
+    }
+
+    /// Networks of the tunnel's addresses, IPv4 first.
+    #[must_use]
+    pub fn overlay(&self) -> Vec<IpNet> {
+        self.tunnel.ipv4_cidr.map(IpNet::from).into_iter().chain(self.tunnel.ipv6_cidr.map(IpNet::from)).collect()
+    }
+
+    /// What of it the controller's plan depends on.
+    #[must_use]
+    pub fn controller_settings(&self) -> ControllerSettings {
+        ControllerSettings {
+            forward_method: self.forward_method,
+            default_gateway: self.default_egress_gateway.clone(),
+            overlay: self.overlay(),
+            mask: self.mark.mask,
+        }
+    }
+}
