@@ -1,0 +1,52 @@
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use egressgateway::{Error, runtime::Health};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::CommonArguments;
+
+/// Content type of the OpenMetrics text format.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Listens where the arguments say, or else at `default`.
+///
+/// # Errors
+/// When the address is taken or not this host's.
+pub async fn listen(arguments: &CommonArguments, default: &str) -> Result<TcpListener, Error> {
+    let address = arguments.listen.map_or_else(|| default.to_owned(), |address| address.to_string());
+    TcpListener::bind(&address).await.map_err(|error| Error::from_io(error, format!("listen at {address}")))
+}
+
+/// Serves `/healthz`, `/readyz` and `/metrics` until shutdown.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(listener: TcpListener, registry: Registry, health: Health, shutdown: CancellationToken) -> Result<(), Error> {
+    let (registry, alive) = (Arc::new(registry), health.clone());
+    let router = Router::new()
+        .route("/healthz", get(move || std::future::ready(answer(alive.is_alive()))))
+        .route("/readyz", get(move || std::future::ready(answer(health.is_ready()))))
+        .route("/metrics", get(move || std::future::ready(metrics(&registry))));
+    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    served.map_err(|error| Error::from_io(error, "serve probes and metrics"))
+}
+
+fn answer(good: bool) -> (StatusCode, &'static str) {
+    if good { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+}
+
+fn metrics(registry: &Registry) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, registry) {
+        Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
