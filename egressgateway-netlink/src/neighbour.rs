@@ -88,19 +88,21 @@ impl Netlink {
     /// # Errors
     /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device is gone.
     pub async fn replace_fdb(&self, entry: &FdbEntry) -> Result<(), Error> {
-        let mut message = fdb_message(entry);
+        let mut message = fdb_message(entry.device, entry.mac);
         message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(neighbour_address(entry.remote)));
+        message.attributes.extend(entry.via.map(NeighbourAttribute::IfIndex));
         let what = format!("replace forwarding entry {} of link {}", entry.mac, entry.device);
         self.write(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, &what).await
     }
 
-    /// Deletes an entry of a forwarding database.
+    /// Deletes what a forwarding database has for a hardware address, wherever it leads.
     ///
     /// # Errors
-    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when there is none, or the device is gone.
-    pub async fn delete_fdb(&self, entry: &FdbEntry) -> Result<(), Error> {
-        let what = format!("delete forwarding entry {} of link {}", entry.mac, entry.device);
-        self.write(RouteNetlinkMessage::DelNeighbour(fdb_message(entry)), 0, &what).await
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when there is nothing, or the device is gone.
+    pub async fn delete_fdb(&self, device: u32, mac: MacAddress) -> Result<(), Error> {
+        let what = format!("delete forwarding entry {mac} of link {device}");
+        self.write(RouteNetlinkMessage::DelNeighbour(fdb_message(device, mac)), 0, &what).await
     }
 
     async fn neighbour_messages(&self, family: AddressFamily, device: u32) -> Result<Vec<NeighbourMessage>, Error> {
@@ -123,14 +125,12 @@ fn neighbour_message(neighbour: &Neighbour) -> NeighbourMessage {
     message
 }
 
-fn fdb_message(entry: &FdbEntry) -> NeighbourMessage {
+fn fdb_message(device: u32, mac: MacAddress) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = entry.device;
+    message.header.ifindex = device;
     message.header.flags = NeighbourFlags::Own;
-    message.attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
-    message.attributes.push(NeighbourAttribute::Destination(neighbour_address(entry.remote)));
-    message.attributes.extend(entry.via.map(NeighbourAttribute::IfIndex));
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     message
 }
 

@@ -123,8 +123,8 @@ fn lost_notifications_are_an_error_once() {
     in_namespace(|| async {
         world();
         let host = host(ParentChoice::Auto);
-        let script: String =
-            (0..4000).map(|number| format!("route add 10.{}.{}.0/24 via 10.7.0.9\n", 100 + number / 250, number % 250)).collect();
+        let route = |number| format!("route add 10.{}.{}.0/24 via 10.7.0.9", 100 + number / 250, number % 250);
+        let script = (0..4000).map(route).collect::<Vec<_>>().join("\n");
         let file = std::env::temp_dir().join(format!("egressgateway-routes-{}", std::process::id()));
         std::fs::write(&file, script).unwrap();
         run(&format!("ip -batch {}", file.display()));

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{net::IpAddr, process::Command, sync::Arc};
+use std::{net::IpAddr, process::Command, slice::from_ref, sync::Arc};
 
 use async_trait::async_trait;
 use egressgateway::{
@@ -10,7 +10,7 @@ use egressgateway::{
     model::TargetId,
     testing::conformance::{self, Host},
 };
-use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings};
+use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings, SteeringState};
 use egressgateway_testkit::netns::in_namespace;
 
 struct Namespace;
@@ -40,7 +40,7 @@ fn world() {
     run("ip link set lo up
          ip link add tun4 type veth peer name far4
          ip link add tun6 type veth peer name far6
-         for device in tun4 far4 tun6 far6; do ip link set $device addrgenmode none up; done
+         for device in tun4 far4 tun6 far6; do ip link set $device addrgenmode none; ip link set $device up; done
          sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
          ip rule add pref 50 fwmark 0x11000000/0xff000000 table 7
          ip rule add pref 99 fwmark 0x4000/0x4000 table 8
@@ -70,8 +70,8 @@ fn states() -> Vec<SteeringDesired> {
     let (a4, b4, c4) = (hop("tun4", "172.31.0.11"), hop("tun4", "172.31.0.12"), hop("tun4", "172.31.0.13"));
     let (a6, b6, c6) = (hop("tun6", "fd31::11"), hop("tun6", "fd31::12"), hop("tun6", "fd31::13"));
     vec![
-        desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, &[c4.clone()])], &["10.0.0.0/8", "fd00:1::/32"]),
-        desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x05, &[c6.clone()])], &["10.0.0.0/8", "10.96.0.0/12"]),
+        desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, from_ref(&c4))], &["10.0.0.0/8", "fd00:1::/32"]),
+        desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x05, from_ref(&c6))], &["10.0.0.0/8", "10.96.0.0/12"]),
         desired(&[(0x11, &[b4, c4, c6, b6])], &[]),
     ]
 }
@@ -207,7 +207,7 @@ fn plans_are_made_without_a_kernel() {
     let driver = Steering::offline(SteeringSettings::default());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     assert_eq!(runtime.block_on(driver.observe()).unwrap_err().kind, ErrorKind::Unsupported);
-    let change = driver.plan(&states()[0], &egressgateway_netlink::SteeringState::default()).unwrap();
+    let change = driver.plan(&states()[0], &SteeringState::default()).unwrap();
     let text = change.plan.to_string();
     let place = |line: &str| text.lines().position(|other| other == line).unwrap_or_else(|| panic!("no {line} in {text}"));
     let unreachable = place("route add unreachable 0.0.0.0/0 table 100 metric 4278198272 proto 77");
@@ -226,7 +226,7 @@ fn plans_are_made_without_a_kernel() {
 
 #[test]
 fn impossible_numbers_are_refused() {
-    let plan = |settings, desired: &SteeringDesired| Steering::offline(settings).plan(desired, &Default::default()).map(|_| ());
+    let plan = |settings, desired: &SteeringDesired| Steering::offline(settings).plan(desired, &SteeringState::default()).map(|_| ());
     for rule_priority in [0, 1, 32_766] {
         let settings = SteeringSettings { rule_priority, ..SteeringSettings::default() };
         assert_eq!(plan(settings, &states()[0]).unwrap_err().kind, ErrorKind::Invalid);
