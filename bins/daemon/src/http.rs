@@ -50,3 +50,40 @@ fn metrics(registry: &Registry) -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    async fn get(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_not_ready_says_so_and_shows_its_metrics() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let mut registry = Registry::default();
+        let counter: Counter = Counter::default();
+        registry.register("seen", "What was seen", counter.clone());
+        counter.inc();
+        let served = tokio::spawn(serve(listener, registry, Health::default(), shutdown.clone()));
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        let metrics = get(address, "/metrics").await;
+        assert!(metrics.contains("seen_total 1") && metrics.ends_with("# EOF\n"), "{metrics}");
+        shutdown.cancel();
+        served.await.unwrap().unwrap();
+    }
+}
