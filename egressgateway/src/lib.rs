@@ -15,6 +15,8 @@ pub mod index;
 pub mod model;
 pub mod plan;
 mod policy;
+#[cfg(feature = "runtime")]
+pub mod runtime;
 pub mod spec;
 mod steering;
 #[cfg(feature = "testing")]

@@ -4,11 +4,12 @@
 use std::{collections::BTreeMap, process::Command};
 
 /// What each library may depend on besides crates that are not ours.
-const ALLOWED: [(&str, &[&str]); 4] = [
+const ALLOWED: [(&str, &[&str]); 5] = [
     ("egressgateway", &[]),
     ("egressgateway-netlink", &["egressgateway"]),
     ("egressgateway-tunnel-vxlan", &["egressgateway", "egressgateway-netlink"]),
     ("egressgateway-backend-nftables", &["egressgateway"]),
+    ("egressgateway-daemon", &["egressgateway"]),
 ];
 
 /// What no library below the daemons may name.

@@ -1,2 +1,105 @@
-//! x
-fn main() {}
+//! The agent: one per node, keeps the node's kernel in line with the cluster.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod wiring;
+
+use std::{process::ExitCode, sync::Arc};
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use egressgateway::{DriversDesired, config::Config, model::NodeName, runtime::Agent};
+use egressgateway_daemon::{
+    CommonArguments, Failure, client, command, configuration, install_logs, install_tls, listen, serve, shutdown_on_signal,
+};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+/// Where probes and metrics are served unless the arguments say otherwise.
+const LISTEN: &str = "0.0.0.0:5810";
+
+fn main() -> ExitCode {
+    let matches = arguments().get_matches();
+    match start(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn arguments() -> Command {
+    let dry_run = |help: &'static str| Arg::new("dry-run").long("dry-run").action(ArgAction::SetTrue).help(help);
+    let node = Arg::new("node-name").long("node-name").env("NODE_NAME").value_name("NAME").global(true).help("Name of this node");
+    let agent = Command::new("egressgateway-agent")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Keeps this node's kernel in line with the cluster")
+        .arg(node)
+        .arg(dry_run("Print what would be done to the kernel, and end"))
+        .subcommand(Command::new("plan").about("Prints what would be done to the kernel"))
+        .subcommand(
+            Command::new("cleanup")
+                .about("Removes everything that is the egress gateway's from this node")
+                .arg(dry_run("Print what would be removed, and end")),
+        );
+    command(agent)
+}
+
+fn start(matches: &ArgMatches) -> Result<(), Failure> {
+    let common = CommonArguments::parse(matches)?;
+    let config = configuration(matches, |name| std::env::var(name).ok())?;
+    install_logs(&common)?;
+    install_tls()?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| egressgateway::Error::from_io(error, "start the runtime"))?;
+    runtime.block_on(async {
+        match matches.subcommand() {
+            Some(("cleanup", arguments)) => cleanup(&config, arguments.get_flag("dry-run")).await,
+            Some(_) => plan(&config, &common, node(matches)?).await,
+            None if matches.get_flag("dry-run") => plan(&config, &common, node(matches)?).await,
+            None => run(&config, &common, node(matches)?).await,
+        }
+    })
+}
+
+fn node(matches: &ArgMatches) -> Result<NodeName, Failure> {
+    let missing = || Failure::Usage(vec!["--node-name or NODE_NAME is required".to_owned()]);
+    matches.get_one::<String>("node-name").map(|name| NodeName::from(name.as_str())).ok_or_else(missing)
+}
+
+async fn run(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
+    let shutdown = shutdown_on_signal()?;
+    let mut registry = Registry::default();
+    let agent = agent(config, common, node).await?.with_metrics(&mut registry);
+    let listener = listen(common, LISTEN).await?;
+    let health = agent.health();
+    let served = tokio::spawn(serve(listener, registry, health, shutdown.clone()));
+    let result = agent.run(shutdown.clone()).await;
+    shutdown.cancel();
+    served.await.map_err(|error| egressgateway::Error::new(egressgateway::ErrorKind::Invalid, "probes").with_source(error))??;
+    Ok(result?)
+}
+
+async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
+    let shutdown: CancellationToken = shutdown_on_signal()?;
+    let text = agent(config, common, node).await?.dry_run(shutdown).await?;
+    print!("{text}");
+    Ok(())
+}
+
+async fn cleanup(config: &Config, dry_run: bool) -> Result<(), Failure> {
+    let mut node = wiring::node(config)?;
+    if dry_run {
+        print!("{}", node.drivers.dry_run(&DriversDesired::default()).await?);
+    } else {
+        node.drivers.remove_all().await?;
+    }
+    Ok(())
+}
+
+async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Result<Agent, Failure> {
+    let node = wiring::node(config)?;
+    let settings = wiring::settings(config, common, name);
+    let client = client(common.kubeconfig.as_deref()).await?;
+    let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
+    Ok(agent.with_counters(node.counters))
+}

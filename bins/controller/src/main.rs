@@ -1,2 +1,63 @@
-//! x
-fn main() {}
+//! The controller: one leader per cluster, plans and writes what agents follow.
+
+use std::{process::ExitCode, sync::Arc};
+
+use clap::{Arg, ArgMatches, Command};
+use egressgateway::{
+    Error, ErrorKind,
+    allocator::LowestFree,
+    config::Config,
+    runtime::{Controller, ControllerSettings, ElectionSettings},
+};
+use egressgateway_daemon::{
+    CommonArguments, Failure, client, command, configuration, install_logs, install_tls, listen, serve, shutdown_on_signal,
+};
+use prometheus_client::registry::Registry;
+
+/// Where probes and metrics are served unless the arguments say otherwise.
+const LISTEN: &str = "0.0.0.0:5820";
+
+fn main() -> ExitCode {
+    let matches = arguments().get_matches();
+    match start(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn arguments() -> Command {
+    let identity = Arg::new("identity").long("identity").env("POD_NAME").value_name("NAME").help("Name among candidates for leadership");
+    let controller = Command::new("egressgateway-controller")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Allots addresses and marks, elects gateways, and says so in the objects' statuses")
+        .arg(identity);
+    command(controller)
+}
+
+fn start(matches: &ArgMatches) -> Result<(), Failure> {
+    let common = CommonArguments::parse(matches)?;
+    let config = configuration(matches, |name| std::env::var(name).ok())?;
+    let identity = matches.get_one::<String>("identity").cloned();
+    let identity = identity.ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
+    install_logs(&common)?;
+    install_tls()?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Error::from_io(error, "start the runtime"))?;
+    runtime.block_on(run(&config, &common, identity))
+}
+
+async fn run(config: &Config, common: &CommonArguments, identity: String) -> Result<(), Failure> {
+    let shutdown = shutdown_on_signal()?;
+    let mut registry = Registry::default();
+    let settings = ControllerSettings::new(config.controller_settings(), ElectionSettings::new(&common.namespace, identity));
+    let client = client(common.kubeconfig.as_deref()).await?;
+    let controller = Controller::new(client, settings, Arc::new(LowestFree)).with_metrics(&mut registry);
+    let listener = listen(common, LISTEN).await?;
+    let served = tokio::spawn(serve(listener, registry, controller.health(), shutdown.clone()));
+    let result = controller.run(shutdown.clone()).await;
+    shutdown.cancel();
+    served.await.map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
+    Ok(result?)
+}

@@ -1,0 +1,85 @@
+//! From the configuration to the parts that an agent is made of: the only place that names a tunnel and a backend.
+
+use std::sync::Arc;
+
+use egressgateway::{
+    CounterSource, Drivers, Encapsulation, Reconciler,
+    config::{Config, ReplyPath},
+    index::IndexSettings,
+    model::NodeName,
+    runtime::AgentSettings,
+    spec::Problem,
+};
+use egressgateway_backend_nftables::{Nftables, NftablesSettings};
+use egressgateway_daemon::{CommonArguments, Failure};
+use egressgateway_netlink::{KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
+use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
+
+/// What drives this node's kernel.
+pub(crate) struct Node {
+    pub(crate) drivers: Drivers,
+    pub(crate) encapsulation: Arc<dyn Encapsulation>,
+    pub(crate) host: KernelHost,
+    pub(crate) counters: Arc<dyn CounterSource>,
+}
+
+/// The drivers that the configuration names; nothing of the kernel is changed.
+///
+/// # Errors
+/// When it names one that is not built in, or the kernel can't be spoken to.
+pub(crate) fn node(config: &Config) -> Result<Node, Failure> {
+    let problems = unknown(config);
+    if !problems.is_empty() {
+        return Err(problems.into());
+    }
+    let (netlink, tunnel) = (Netlink::open()?, &config.tunnel);
+    let vxlan = VxlanSettings { vni: tunnel.vni, port: tunnel.port, mtu: tunnel.mtu };
+    let steering = SteeringSettings {
+        table_base: config.routing.table_base,
+        rule_priority: config.routing.rule_priority,
+        protocol: config.routing.protocol,
+        mask: config.mark.mask,
+    };
+    let nftables = NftablesSettings { mask: config.mark.mask };
+    let parent = tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named);
+    Ok(Node {
+        drivers: Drivers {
+            tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), Arc::new(())))),
+            steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))),
+            policy: Box::new(Reconciler::new(Nftables::new(nftables, Arc::new(())))),
+        },
+        encapsulation: Arc::new(VxlanShape(vxlan)),
+        counters: Arc::new(Nftables::new(nftables, Arc::new(()))),
+        host: KernelHost::new(netlink, parent),
+    })
+}
+
+/// What the configuration names and this agent does not have.
+fn unknown(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if config.tunnel.kind != "vxlan" {
+        problems.push(Problem::new("tunnel.kind", &config.tunnel.kind, "must be vxlan: no other tunnel is built in"));
+    }
+    if let Some(backend) = config.policy_backend.as_deref().filter(|backend| *backend != "nftables") {
+        problems.push(Problem::new("policyBackend", backend, "must be auto or nftables: no other backend is built in"));
+    }
+    if config.reply_path != ReplyPath::Cni {
+        problems.push(Problem::new("replyPath", "tunnel", "must be cni: answers through the tunnel are not built in"));
+    }
+    problems
+}
+
+/// How the agent of this node works.
+pub(crate) fn settings(config: &Config, common: &CommonArguments, node: NodeName) -> AgentSettings {
+    let mut settings = AgentSettings::new(IndexSettings {
+        node,
+        forward_method: config.forward_method,
+        default_gateway: config.default_egress_gateway.clone(),
+        cluster_networks: config.cluster_cidrs.extra.iter().copied().chain(config.overlay()).collect(),
+        auto_cluster_networks: config.cluster_cidrs.auto,
+        start_gate: config.start_gate,
+    });
+    settings.mask = config.mark.mask;
+    settings.lease.namespace.clone_from(&common.namespace);
+    settings
+}

@@ -1,0 +1,35 @@
+//! Taking everything of ours off a node, and nothing else.
+
+use std::process::{Command, Output};
+
+use egressgateway_testkit::netns::in_namespace;
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let Output { status, stdout, stderr } = Command::new(program).args(arguments).output().expect("the program runs");
+    let text = String::from_utf8_lossy(&stderr).into_owned();
+    assert!(status.success(), "{program} {arguments:?}: {text}");
+    String::from_utf8_lossy(&stdout).into_owned()
+}
+
+fn agent(arguments: &[&str]) -> String {
+    run(env!("CARGO_BIN_EXE_egressgateway-agent"), arguments)
+}
+
+#[test]
+fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
+    in_namespace(|| async {
+        for table in ["egressgateway", "others"] {
+            run("nft", &["add", "table", "inet", table]);
+        }
+        run("ip", &["route", "add", "unreachable", "default", "table", "100", "protocol", "77"]);
+        run("ip", &["route", "add", "unreachable", "default", "table", "4711"]);
+        let plan = agent(&["cleanup", "--dry-run"]);
+        assert!(plan.contains("table inet egressgateway") && plan.contains("table 100"), "{plan}");
+        assert!(run("nft", &["list", "tables"]).contains("inet egressgateway"), "a dry run removes nothing");
+        agent(&["cleanup"]);
+        assert_eq!(run("nft", &["list", "tables"]).trim(), "table inet others");
+        let routes = run("ip", &["route", "show", "table", "all"]);
+        assert!(!routes.contains("table 100") && routes.contains("table 4711"), "{routes}");
+        assert_eq!(agent(&["cleanup", "--dry-run"]), "", "nothing is left to remove");
+    });
+}

@@ -1,0 +1,136 @@
+//! One node: the cluster as the API server tells it in, the kernel as the drivers make it out.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::{agent_loop::Session, backoff::Backoff, health::Health, metrics::AgentMetrics, presence::LeaseSettings};
+use crate::{CounterSource, Drivers, Encapsulation, Error, Host, index::IndexSettings, model::MarkMask};
+
+/// Field manager of what agents write.
+pub(super) const MANAGER: &str = "egressgateway-agent";
+
+/// How an agent works.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AgentSettings {
+    /// Which node this is, and what its desired state depends on.
+    pub index: IndexSettings,
+    /// The bits of marks that are ours.
+    pub mask: MarkMask,
+    /// The Lease by which the controller knows that the agent is alive.
+    pub lease: LeaseSettings,
+    /// How often the kernel is read completely, and what failed for good is tried again.
+    pub resync: Duration,
+    /// How long the host must be quiet after a change of links or routes before they are read again.
+    pub quiet: Duration,
+    /// How far apart such reads are at least, when the host is never quiet.
+    pub spacing: Duration,
+    /// How often packet counters are read.
+    pub counters: Duration,
+    /// How long a change of mere words, such as a number of entries, may wait until it is written into the status.
+    pub patience: Duration,
+    /// How often the networks of services are read.
+    pub networks: Duration,
+    /// Delays between failed attempts to change the kernel.
+    pub kernel_backoff: Backoff,
+    /// Delays between failed requests to the API server.
+    pub api_backoff: Backoff,
+}
+
+impl AgentSettings {
+    /// Settings that suit production.
+    #[must_use]
+    pub fn new(index: IndexSettings) -> Self {
+        Self {
+            index,
+            mask: MarkMask::default(),
+            lease: LeaseSettings::default(),
+            resync: Duration::from_secs(120),
+            quiet: Duration::from_millis(100),
+            spacing: Duration::from_secs(1),
+            counters: Duration::from_secs(15),
+            patience: Duration::from_secs(60),
+            networks: Duration::from_secs(300),
+            kernel_backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
+            api_backoff: Backoff::default(),
+        }
+    }
+}
+
+/// Keeps one node's kernel in line with the cluster.
+///
+/// Watches what its node needs, and nothing before everything was listed once changes the kernel. It says how it fares in its
+/// EgressNode's status and that it lives in a Lease. When it ends, the data path stays as it is.
+pub struct Agent {
+    pub(super) client: kube::Client,
+    pub(super) settings: AgentSettings,
+    pub(super) drivers: Drivers,
+    pub(super) encapsulation: Arc<dyn Encapsulation>,
+    pub(super) host: Arc<dyn Host>,
+    pub(super) counters: Option<Arc<dyn CounterSource>>,
+    pub(super) metrics: AgentMetrics,
+    pub(super) health: Health,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// An agent over a client and drivers that the caller made. `encapsulation` is the kind of tunnel that `drivers` builds.
+    #[must_use]
+    pub fn new(
+        client: kube::Client,
+        settings: AgentSettings,
+        drivers: Drivers,
+        encapsulation: Arc<dyn Encapsulation>,
+        host: Arc<dyn Host>,
+    ) -> Self {
+        let (metrics, health) = (AgentMetrics::default(), Health::default());
+        Self { client, settings, drivers, encapsulation, host, counters: None, metrics, health }
+    }
+
+    /// Where packet counters are read from.
+    #[must_use]
+    pub fn with_counters(mut self, counters: Arc<dyn CounterSource>) -> Self {
+        self.counters = Some(counters);
+        self
+    }
+
+    /// Registers what the agent counts, under the prefix `egressgateway_agent`.
+    #[must_use]
+    pub fn with_metrics(self, registry: &mut Registry) -> Self {
+        self.metrics.register(registry);
+        self
+    }
+
+    /// What probes ask; ready once everything was listed and as long as the last converge succeeded.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Works until shutdown.
+    ///
+    /// # Errors
+    /// When one of its parts ended on its own, which is a defect. Failures of the kernel or the API server are no reason to end.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let health = self.health.clone();
+        let result = Session::start(self, &shutdown).run(shutdown).await;
+        health.set_ready(false);
+        health.end();
+        result
+    }
+
+    /// Lists everything once and says what [`Self::run`] would do to the kernel then; nothing is written anywhere.
+    ///
+    /// # Errors
+    /// When the kernel can't be read, or shutdown comes first.
+    pub async fn dry_run(self, shutdown: CancellationToken) -> Result<String, Error> {
+        Session::start_reading(self).dry_run(shutdown).await
+    }
+}

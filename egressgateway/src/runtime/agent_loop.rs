@@ -1,0 +1,405 @@
+use std::{collections::BTreeSet, sync::Arc};
+
+use k8s_openapi::api::core::v1 as core;
+use kube::Api;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    agent::{Agent, AgentSettings, MANAGER},
+    cluster_networks::ClusterNetworks,
+    convergence::{Convergence, entries},
+    feeds::{self, Feeds, kind},
+    gate::Gate,
+    health::Health,
+    metrics::AgentMetrics,
+    node_status::{Report, StatusWriter, wait_until},
+    observed::Observed,
+    presence::Presence,
+    recorded::{self, Recorders},
+    watch::{Message, Scope},
+};
+use crate::{
+    CounterSource, Error, ErrorKind, Host,
+    api::{self, EgressNodeStatus, Interface},
+    index::Index,
+    model::NodeName,
+    world::Change,
+};
+
+/// How many messages may wait for the loop; watches wait once there are more.
+const INBOX: usize = 4096;
+
+/// What an agent's watches tell.
+#[derive(Debug)]
+enum Seen {
+    World(Change),
+    /// The own EgressNode, with its status as it is.
+    Own(Change, Option<Box<Observed<EgressNodeStatus>>>),
+}
+
+impl From<Change> for Seen {
+    fn from(change: Change) -> Self {
+        Self::World(change)
+    }
+}
+
+/// A running agent.
+pub(super) struct Session {
+    settings: AgentSettings,
+    index: Index,
+    gate: Gate,
+    convergence: Convergence,
+    recorders: Recorders,
+    host: Arc<dyn Host>,
+    interfaces: Option<Vec<Interface>>,
+    underlay: imbl::OrdMap<crate::model::Family, crate::Underlay>,
+    inbox: mpsc::Receiver<Message<Seen>>,
+    pods: watch::Sender<Scope>,
+    own: watch::Sender<Option<Observed<EgressNodeStatus>>>,
+    reports: watch::Sender<Option<Report>>,
+    metrics: AgentMetrics,
+    health: Health,
+    tasks: JoinSet<()>,
+    due: Due,
+}
+
+/// What is to be done, and when.
+#[derive(Debug)]
+struct Due {
+    /// The desired state may have changed.
+    converge: bool,
+    /// Not before: the last attempt failed.
+    retry: Option<Instant>,
+    /// The host changed and is read again then.
+    host: Option<Instant>,
+    /// The host was read last.
+    host_read: Option<Instant>,
+    /// Everything is read again then.
+    resync: Instant,
+}
+
+impl Session {
+    /// Starts all that an agent does besides converging.
+    pub(super) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
+        let client = agent.client.clone();
+        let counters = agent.counters.clone();
+        let mut session = Self::start_reading(agent);
+        let settings = session.settings.clone();
+        let writer = StatusWriter {
+            nodes: Api::all(client.clone()),
+            node: settings.index.node.clone(),
+            manager: MANAGER,
+            backoff: settings.api_backoff.clone(),
+            patience: settings.patience,
+            metrics: session.metrics.write.clone(),
+        };
+        session.tasks.spawn(writer.run(session.reports.subscribe(), session.own.subscribe()));
+        let presence = Presence {
+            client,
+            node: settings.index.node.clone(),
+            manager: MANAGER,
+            settings: settings.lease.clone(),
+            backoff: settings.api_backoff.clone(),
+            metrics: session.metrics.lease.clone(),
+        };
+        session.tasks.spawn(presence.run(shutdown.clone()));
+        if let Some(counters) = counters {
+            session.tasks.spawn(read_counters(counters, settings.counters, session.metrics.clone()));
+        }
+        session
+    }
+
+    /// Starts watching, and nothing that writes.
+    pub(super) fn start_reading(agent: Agent) -> Self {
+        let Agent { client, settings, drivers, encapsulation, host, metrics, health, .. } = agent;
+        let (out, inbox) = mpsc::channel(INBOX);
+        let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
+        let recorders = Recorders::default();
+        let drivers = recorded::record(drivers, &recorders, &metrics);
+        let mut tasks = JoinSet::new();
+        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone() };
+        let kinds = spawn_watches(&feeds, &settings, pod_scope, &mut tasks);
+        let now = Instant::now();
+        Self {
+            index: Index::new(settings.index.clone()),
+            gate: Gate::new(kinds),
+            convergence: Convergence::new(drivers, encapsulation, metrics.clone()),
+            due: Due { converge: true, retry: None, host: Some(now), host_read: None, resync: now + settings.resync },
+            underlay: imbl::OrdMap::new(),
+            interfaces: None,
+            own: watch::Sender::new(None),
+            reports: watch::Sender::new(None),
+            settings,
+            recorders,
+            host,
+            inbox,
+            pods,
+            metrics,
+            health,
+            tasks,
+        }
+    }
+
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+        loop {
+            self.wait(&shutdown).await?;
+            if shutdown.is_cancelled() {
+                break;
+            }
+            self.work().await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn dry_run(mut self, shutdown: CancellationToken) -> Result<String, Error> {
+        while !shutdown.is_cancelled() {
+            self.refresh().await;
+            if self.may_write() {
+                return self.convergence.dry_run(&self.index.desired()).await;
+            }
+            self.wait(&shutdown).await?;
+        }
+        Err(Error::new(ErrorKind::Transient, format!("ended before these were listed: {}", self.gate.missing().join(", "))))
+    }
+
+    /// Waits until there may be something to do, and takes in everything that waits.
+    async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+        let retry = self.due.retry.filter(|_| self.due.converge);
+        let wake = [retry, self.due.host, Some(self.due.resync)].into_iter().flatten().min();
+        let mut batch = Vec::new();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = self.inbox.recv_many(&mut batch, INBOX) => {}
+            changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
+            Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
+                return Err(ended_alone(ended));
+            },
+            () = wait_until(wake) => {}
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            batch.push(message);
+        }
+        for message in batch {
+            self.take(message);
+        }
+        self.follow_needed_pods();
+        Ok(())
+    }
+
+    fn take(&mut self, message: Message<Seen>) {
+        match message {
+            Message::Seen(seen) => {
+                self.due.converge = true;
+                for seen in seen {
+                    let change = match seen {
+                        Seen::World(change) => change,
+                        Seen::Own(change, observed) => {
+                            self.own.send_replace(observed.map(|observed| *observed));
+                            change
+                        }
+                    };
+                    self.index.apply(change);
+                }
+            }
+            Message::Synced(kind, scope) => {
+                tracing::debug!(kind, ?scope, "listed");
+                self.gate.synced(kind, scope);
+            }
+            Message::Interrupted(kind, error) => {
+                tracing::warn!(kind, %error, "watch starts again");
+                self.metrics.watch.restarted(kind);
+            }
+        }
+    }
+
+    fn needed_pods(&self) -> Scope {
+        if self.index.needs_all_pods() { Scope::default() } else { own_pods(&self.settings.index.node) }
+    }
+
+    fn follow_needed_pods(&self) {
+        let needed = self.needed_pods();
+        self.pods.send_if_modified(|scope| {
+            let other = *scope != needed;
+            if other {
+                tracing::info!(all = needed.fields.is_none(), "the pods that are followed change");
+                *scope = needed;
+            }
+            other
+        });
+    }
+
+    /// Several changes of the host become one read soon after the first, and reads keep `spacing` apart.
+    fn host_changed(&mut self, changed: &Result<(), Error>) {
+        if let Err(error) = changed {
+            tracing::warn!(error = error.chain(), "changes of the host may have been missed");
+        }
+        let soon = Instant::now() + self.settings.quiet;
+        self.due.host = Some(self.due.host_read.map_or(soon, |read| soon.max(read + self.settings.spacing)));
+    }
+
+    fn may_write(&mut self) -> bool {
+        let needed = self.needed_pods();
+        self.interfaces.is_some() && self.gate.is_open(&needed)
+    }
+
+    /// Reads again what it is time to read again.
+    async fn refresh(&mut self) {
+        if self.due.host.is_some_and(|at| at <= Instant::now()) {
+            self.read_host().await;
+            self.convergence.forget_links_and_routes();
+            self.due.converge = true;
+        }
+        if self.due.resync <= Instant::now() {
+            self.convergence.forget_all();
+            self.due.resync = Instant::now() + self.settings.resync;
+            self.due.converge = true;
+        }
+    }
+
+    /// Does what is due.
+    async fn work(&mut self) {
+        self.refresh().await;
+        let waits = self.due.retry.is_some_and(|at| at > Instant::now());
+        if self.due.converge && !waits && self.may_write() {
+            self.converge().await;
+        }
+    }
+
+    async fn read_host(&mut self) {
+        self.due.host_read = Some(Instant::now());
+        self.due.host = None;
+        let read = async { Ok::<_, Error>((self.host.underlay().await?, self.host.interfaces().await?)) };
+        match read.await {
+            Ok((underlay, interfaces)) => {
+                if self.underlay != underlay || self.interfaces.is_none() {
+                    self.index.set_underlay(underlay.clone());
+                    self.underlay = underlay;
+                }
+                self.interfaces = Some(interfaces);
+            }
+            Err(error) => {
+                tracing::error!(kind = error.kind.as_str(), error = error.chain(), "the host can't be read");
+                self.due.host = Some(Instant::now() + self.settings.spacing.max(self.settings.quiet));
+            }
+        }
+    }
+
+    async fn converge(&mut self) {
+        self.metrics.watch.synced();
+        self.due.converge = false;
+        let desired = self.index.desired();
+        let result = self.convergence.converge(&desired).await;
+        self.due.retry = match &result {
+            Ok(_) => {
+                self.settings.kernel_backoff.succeeded();
+                None
+            }
+            Err(error) if error.kind.is_retryable() => {
+                self.due.converge = true;
+                Some(Instant::now() + self.settings.kernel_backoff.delay())
+            }
+            Err(_) => None,
+        };
+        self.health.set_ready(result.is_ok());
+        let report = Report {
+            underlay: self.underlay.clone(),
+            interfaces: self.interfaces.clone().unwrap_or_default(),
+            addressed: desired.tunnel.local.is_some(),
+            tunnel: self.recorders.tunnel.read(),
+            steering: self.recorders.steering.read(),
+            policy: self.recorders.policy.read(),
+            entries: entries(&desired.policy),
+        };
+        self.metrics.tunnel_ready(report.is_tunnel_ready());
+        self.reports.send_replace(Some(report));
+    }
+}
+
+fn own_pods(node: &NodeName) -> Scope {
+    Scope { fields: Some(format!("spec.nodeName={node}")), labels: None }
+}
+
+/// Starts the watches of an agent; returns what must be listed before anything is written.
+fn spawn_watches(
+    feeds: &Feeds<Seen>,
+    settings: &AgentSettings,
+    pods: watch::Receiver<Scope>,
+    tasks: &mut JoinSet<()>,
+) -> BTreeSet<&'static str> {
+    let everything = || watch::channel(Scope::default()).1;
+    let (mask, own) = (settings.mask, settings.index.node.clone());
+    let world = |change: Option<Change>| change.map(Seen::World);
+    tasks.spawn(feeds.all::<core::Pod>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
+    tasks.spawn(
+        feeds.all::<core::Namespace>(kind::NAMESPACES, everything(), Box::new(move |key, sight| world(feeds::namespace(key, sight)))).run(),
+    );
+    tasks.spawn(feeds.all::<core::Node>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
+    let egress_nodes = feeds.all::<api::EgressNode>(
+        kind::EGRESS_NODES,
+        everything(),
+        Box::new(move |key, sight| {
+            let change = feeds::egress_node(key, sight)?;
+            if *key.name != *own.as_str() {
+                return Some(Seen::World(change));
+            }
+            let node = feeds::known(sight).ok()?;
+            let observed = node.map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
+            Some(Seen::Own(change, observed))
+        }),
+    );
+    tasks.spawn(egress_nodes.run());
+    tasks.spawn(
+        feeds
+            .all::<api::EgressGateway>(
+                kind::GATEWAYS,
+                everything(),
+                Box::new(move |key, sight| Some(Seen::World(feeds::gateway(key, sight, mask)))),
+            )
+            .run(),
+    );
+    tasks.spawn(
+        feeds
+            .all::<api::EgressGatewayPolicy>(
+                kind::POLICIES,
+                everything(),
+                Box::new(move |key, sight| Some(Seen::World(feeds::policy(key, sight)))),
+            )
+            .run(),
+    );
+    let mut kinds = BTreeSet::from([kind::PODS, kind::NAMESPACES, kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES]);
+    if settings.index.auto_cluster_networks {
+        let networks = ClusterNetworks {
+            client: feeds.client.clone(),
+            interval: settings.networks,
+            backoff: settings.api_backoff.clone(),
+            out: feeds.out.clone(),
+        };
+        tasks.spawn(networks.run());
+        kinds.insert(kind::CLUSTER_NETWORKS);
+    }
+    kinds
+}
+
+async fn read_counters(source: Arc<dyn CounterSource>, interval: std::time::Duration, metrics: AgentMetrics) {
+    loop {
+        match source.counters().await {
+            Ok(counters) => metrics.packets(counters),
+            Err(error) => tracing::debug!(error = error.chain(), "counters were not read"),
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// A part of a daemon ended though nobody asked it to.
+pub(super) fn ended_alone(ended: Result<(), tokio::task::JoinError>) -> Error {
+    let error = Error::new(ErrorKind::Invalid, "a part of the daemon ended on its own");
+    match ended {
+        Err(cause) => error.with_source(cause),
+        Ok(()) => error,
+    }
+}

@@ -1,0 +1,96 @@
+//! The cluster's one planner: watches, plans wholesale, and writes what differs, as long as it leads.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::{backoff::Backoff, controller_loop::Session, election::ElectionSettings, health::Health, metrics::ControllerMetrics};
+use crate::{Error, allocator::Allocator, controller};
+
+/// Field manager of what controllers write.
+pub(super) const MANAGER: &str = "egressgateway-controller";
+
+/// How a controller works.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ControllerSettings {
+    /// What its plans depend on.
+    pub plan: controller::ControllerSettings,
+    /// How one of several controllers becomes the leader.
+    pub election: ElectionSettings,
+    /// Namespace of the agents' Leases.
+    pub agents: String,
+    /// How long changes are gathered before the next plan.
+    pub settle: Duration,
+    /// How often a leader compares everything again, and tries again what failed for good.
+    pub resync: Duration,
+    /// Delays between failed requests to the API server.
+    pub backoff: Backoff,
+}
+
+impl ControllerSettings {
+    /// Settings that suit production; agents' Leases are where the leader's is.
+    #[must_use]
+    pub fn new(plan: controller::ControllerSettings, election: ElectionSettings) -> Self {
+        Self {
+            plan,
+            agents: election.namespace.clone(),
+            election,
+            settle: Duration::from_millis(50),
+            resync: Duration::from_secs(300),
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+/// Makes EgressNodes, allots addresses and marks, elects gateways, and writes the statuses that say so.
+///
+/// All of it follows from [`controller::plan`], so a new leader goes on where the last one stopped. Controllers that do not lead
+/// watch as well, and write nothing.
+pub struct Controller {
+    pub(super) client: kube::Client,
+    pub(super) settings: ControllerSettings,
+    pub(super) allocator: Arc<dyn Allocator>,
+    pub(super) metrics: ControllerMetrics,
+    pub(super) health: Health,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Controller {
+    /// A controller over a client that the caller made.
+    #[must_use]
+    pub fn new(client: kube::Client, settings: ControllerSettings, allocator: Arc<dyn Allocator>) -> Self {
+        Self { client, settings, allocator, metrics: ControllerMetrics::default(), health: Health::default() }
+    }
+
+    /// Registers what the controller counts, under the prefix `egressgateway_controller`.
+    #[must_use]
+    pub fn with_metrics(self, registry: &mut Registry) -> Self {
+        self.metrics.register(registry);
+        self
+    }
+
+    /// What probes ask; ready once everything was listed, leader or not.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Works until shutdown, then hands leadership over.
+    ///
+    /// # Errors
+    /// When one of its parts ended on its own, which is a defect.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let health = self.health.clone();
+        let result = Session::start(self, &shutdown).run(shutdown).await;
+        health.set_ready(false);
+        health.end();
+        result
+    }
+}

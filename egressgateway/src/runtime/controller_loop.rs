@@ -1,0 +1,352 @@
+use std::sync::Arc;
+
+use futures::StreamExt;
+use k8s_openapi::{
+    api::{coordination::v1::Lease, core::v1 as core},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    agent_loop::ended_alone,
+    controller::{Controller, ControllerSettings, MANAGER},
+    election::{Election, Leading},
+    failure,
+    feeds::{self, Feeds, kind},
+    gate::Gate,
+    health::Health,
+    metrics::ControllerMetrics,
+    mirror::{Mirror, Seen},
+    node_status::wait_until,
+    observed::Observed,
+    presence,
+    watch::{Key, Message, Scope, Sight, key},
+    writes::{Write, writes},
+};
+use crate::{
+    Error, ErrorKind,
+    allocator::Allocator,
+    api::{EgressGateway, EgressGatewayPolicy, EgressNode},
+    controller,
+    model::MarkMask,
+};
+
+/// How many messages may wait for the loop.
+const INBOX: usize = 4096;
+/// How many requests are under way at once.
+const CONCURRENCY: usize = 8;
+
+/// A running controller.
+pub(super) struct Session {
+    client: Client,
+    settings: ControllerSettings,
+    allocator: Arc<dyn Allocator>,
+    mirror: Mirror,
+    gate: Gate,
+    inbox: mpsc::Receiver<Message<Seen>>,
+    leading: watch::Receiver<Leading>,
+    metrics: ControllerMetrics,
+    health: Health,
+    watches: JoinSet<()>,
+    election: JoinSet<()>,
+    /// The next plan; none: nothing changed.
+    plan: Option<Instant>,
+    resync: Instant,
+    /// When it was last looked whether a Lease went stale.
+    looked: Instant,
+}
+
+impl Session {
+    pub(super) fn start(controller: Controller, shutdown: &CancellationToken) -> Self {
+        let Controller { client, settings, allocator, metrics, health } = controller;
+        let (out, inbox) = mpsc::channel(INBOX);
+        let (leader, leading) = watch::channel(None);
+        let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
+        let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone() };
+        spawn_watches(&feeds, &settings, &mut watches);
+        let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone());
+        election.spawn(candidate.run(leader, shutdown.clone()));
+        let gate = Gate::new([kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES, kind::LEASES]);
+        let looked = Instant::now();
+        let resync = looked + settings.resync;
+        Self {
+            client,
+            settings,
+            allocator,
+            mirror: Mirror::default(),
+            gate,
+            inbox,
+            leading,
+            metrics,
+            health,
+            watches,
+            election,
+            plan: None,
+            resync,
+            looked,
+        }
+    }
+
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+        loop {
+            self.wait(&shutdown).await?;
+            if shutdown.is_cancelled() {
+                break;
+            }
+            self.work().await;
+        }
+        // The election hands over before the process ends.
+        while self.election.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+        let now = Instant::now();
+        let expiry = self.mirror.freshness.next_expiry(self.looked);
+        let open = self.gate.is_open(&Scope::default());
+        let term = self.leading.borrow().filter(|until| *until > now);
+        let plan = self.plan.filter(|_| open && term.is_some());
+        let wake = [plan, expiry, term, Some(self.resync)].into_iter().flatten().min();
+        let mut batch = Vec::new();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = self.inbox.recv_many(&mut batch, INBOX) => {}
+            Ok(()) = self.leading.changed() => self.leader_changed(term.is_some()),
+            Some(ended) = self.watches.join_next() => return Err(ended_alone(ended)),
+            Some(ended) = self.election.join_next() => if !shutdown.is_cancelled() {
+                return Err(ended_alone(ended));
+            },
+            () = wait_until(wake) => {}
+        }
+        self.look_at_leases(expiry);
+        while let Ok(message) = self.inbox.try_recv() {
+            batch.push(message);
+        }
+        for message in batch {
+            self.take(message);
+        }
+        Ok(())
+    }
+
+    /// A Lease that went stale since the last look changes the plan.
+    fn look_at_leases(&mut self, expiry: Option<Instant>) {
+        self.looked = Instant::now();
+        if expiry.is_some_and(|at| at <= self.looked) {
+            self.plan_soon();
+        }
+    }
+
+    /// A new leader plans at once.
+    fn leader_changed(&mut self, led: bool) {
+        let leads = self.leads();
+        self.metrics.leading(leads);
+        if leads && !led {
+            self.plan = Some(Instant::now());
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.leading.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn plan_soon(&mut self) {
+        let soon = Instant::now() + self.settings.settle;
+        self.plan = Some(self.plan.map_or(soon, |at| at.min(soon)));
+    }
+
+    fn take(&mut self, message: Message<Seen>) {
+        match message {
+            Message::Seen(seen) => {
+                let now = Instant::now();
+                let mut news = false;
+                for seen in seen {
+                    news |= self.mirror.take(seen, now);
+                }
+                if news {
+                    self.plan_soon();
+                }
+            }
+            Message::Synced(kind, scope) => {
+                tracing::debug!(kind, "listed");
+                self.gate.synced(kind, scope);
+                if self.gate.is_open(&Scope::default()) && !self.health.is_ready() {
+                    self.metrics.watch.synced();
+                    self.health.set_ready(true);
+                    self.plan_soon();
+                }
+            }
+            Message::Interrupted(kind, error) => {
+                tracing::warn!(kind, %error, "watch starts again");
+                self.metrics.watch.restarted(kind);
+            }
+        }
+    }
+
+    async fn work(&mut self) {
+        let now = Instant::now();
+        if self.resync <= now {
+            self.resync = now + self.settings.resync;
+            self.plan_soon();
+        }
+        self.metrics.leading(self.leads());
+        let due = self.plan.is_some_and(|at| at <= now);
+        if due && self.leads() && self.gate.is_open(&Scope::default()) {
+            self.plan = None;
+            self.plan_and_write().await;
+        }
+    }
+
+    async fn plan_and_write(&mut self) {
+        let began = Instant::now();
+        self.mirror.cluster.fresh_leases = self.mirror.freshness.fresh(began);
+        let plan = controller::plan(&self.mirror.cluster, &*self.allocator, &self.settings.plan);
+        let writes = writes(plan, &self.mirror, Timestamp::now());
+        self.metrics.planned(began.elapsed(), self.mirror.cluster.fresh_leases.len());
+        if writes.is_empty() {
+            self.settings.backoff.succeeded();
+            return;
+        }
+        tracing::info!(writes = writes.len(), "the cluster is not as planned");
+        let this = &*self;
+        let results: Vec<_> = futures::stream::iter(writes).map(|write| this.perform(write)).buffer_unordered(CONCURRENCY).collect().await;
+        let (mut failed, mut again) = (false, false);
+        for result in results {
+            match result {
+                Ok(Some(seen)) => {
+                    again |= self.mirror.take(seen, Instant::now());
+                }
+                Ok(None) => {}
+                Err(error) => failed |= error.kind.is_retryable(),
+            }
+        }
+        if failed {
+            self.plan = Some(Instant::now() + self.settings.backoff.delay());
+        } else if again {
+            self.settings.backoff.succeeded();
+            self.plan_soon();
+        }
+    }
+
+    /// Sends one request, unless leadership ended; returns what it made of the object.
+    async fn perform(&self, write: Write) -> Result<Option<Seen>, Error> {
+        if !self.leads() {
+            return Ok(None);
+        }
+        let (kind, description) = (write.kind(), write.describe());
+        let result = self.send(write).await.map_err(|error| failure::from_api(error, description.clone()));
+        self.metrics.write.wrote(kind, result.as_ref().map(|_| ()).map_err(|error| error.kind));
+        match &result {
+            Ok(_) => tracing::debug!("{description}"),
+            Err(error) if error.kind == ErrorKind::Conflict => tracing::debug!(error = error.chain(), "the object changed meanwhile"),
+            Err(error) => tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "write failed"),
+        }
+        result
+    }
+
+    async fn send(&self, write: Write) -> Result<Option<Seen>, kube::Error> {
+        let mask = self.settings.plan.mask;
+        Ok(match write {
+            Write::Create(name, uid) => {
+                let nodes: Api<EgressNode> = Api::all(self.client.clone());
+                let node = nodes.create(&PostParams::default(), &new_egress_node(name.as_str(), uid)).await?;
+                egress_node(&key(&node), Some(&Ok(node)))
+            }
+            Write::Delete(name, uid) => {
+                let nodes: Api<EgressNode> = Api::all(self.client.clone());
+                let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+                nodes.delete(name.as_str(), &DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }).await?;
+                None
+            }
+            Write::EgressNode(name, status) => {
+                let node = self.apply_status::<EgressNode>(name.as_str(), &status).await?;
+                egress_node(&key(&node), Some(&Ok(node)))
+            }
+            Write::Gateway(name, status) => {
+                let object = self.apply_status::<EgressGateway>(name.as_str(), &status).await?;
+                gateway(&key(&object), Some(&Ok(object)), mask)
+            }
+            Write::Policy(name, status) => {
+                let object = self.apply_status::<EgressGatewayPolicy>(name.as_str(), &status).await?;
+                policy(&key(&object), Some(&Ok(object)))
+            }
+        })
+    }
+
+    async fn apply_status<K>(&self, name: &str, status: &impl Serialize) -> Result<K, kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let body = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": {"name": name},
+            "status": status,
+        });
+        let objects: Api<K> = Api::all(self.client.clone());
+        objects.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)).await
+    }
+}
+
+fn new_egress_node(name: &str, uid: String) -> EgressNode {
+    let owner = OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: name.to_owned(),
+        uid,
+        controller: Some(true),
+        ..OwnerReference::default()
+    };
+    let metadata = ObjectMeta { name: Some(name.to_owned()), owner_references: Some(vec![owner]), ..ObjectMeta::default() };
+    EgressNode { metadata, ..EgressNode::default() }
+}
+
+fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut JoinSet<()>) {
+    let everything = || watch::channel(Scope::default()).1;
+    let agents = Scope { fields: None, labels: Some(format!("{}={}", presence::LABEL, presence::LABEL_VALUE)) };
+    let mask = settings.plan.mask;
+    let nodes = feeds.all::<core::Node>(kind::NODES, everything(), Box::new(|key, sight| feeds::node(key, sight).map(Seen::World)));
+    tasks.spawn(nodes.run());
+    tasks.spawn(feeds.all::<EgressNode>(kind::EGRESS_NODES, everything(), Box::new(egress_node)).run());
+    let gateways = feeds.all::<EgressGateway>(kind::GATEWAYS, everything(), Box::new(move |key, sight| gateway(key, sight, mask)));
+    tasks.spawn(gateways.run());
+    tasks.spawn(feeds.all::<EgressGatewayPolicy>(kind::POLICIES, everything(), Box::new(policy)).run());
+    let leases = Api::namespaced(feeds.client.clone(), &settings.agents);
+    tasks.spawn(feeds.of::<Lease>(kind::LEASES, leases, watch::channel(agents).1, Box::new(lease)).run());
+}
+
+fn egress_node(key: &Key, sight: Option<&Sight<EgressNode>>) -> Option<Seen> {
+    let change = feeds::egress_node(key, sight)?;
+    let node = feeds::known(sight).ok()?;
+    let observed = node.map(|node| Observed::new(node, node.status.clone().unwrap_or_default()));
+    Some(Seen::EgressNode((&*key.name).into(), change, observed))
+}
+
+/// A gateway that can't be read keeps what is known of it: marks must outlive a mistake.
+fn gateway(key: &Key, sight: Option<&Sight<EgressGateway>>, mask: MarkMask) -> Option<Seen> {
+    let gateway = feeds::known(sight).ok()?;
+    let observed = gateway.map(|gateway| Observed::new(gateway, gateway.status.clone().unwrap_or_default()));
+    Some(Seen::Gateway((&*key.name).into(), feeds::gateway(key, sight, mask), observed))
+}
+
+fn policy(key: &Key, sight: Option<&Sight<EgressGatewayPolicy>>) -> Option<Seen> {
+    let policy = feeds::known(sight).ok()?;
+    let observed = policy.map(|policy| Observed::new(policy, policy.status.clone().unwrap_or_default()));
+    Some(Seen::Policy((&*key.name).into(), feeds::policy(key, sight), observed))
+}
+
+fn lease(key: &Key, sight: Option<&Sight<Lease>>) -> Option<Seen> {
+    let node = presence::node_of(&key.name)?;
+    Some(Seen::Lease(node, feeds::known(sight).ok()?.and_then(|lease| lease.spec.clone())))
+}

@@ -1,0 +1,221 @@
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::metrics::AgentMetrics;
+use crate::{Drivers, DriversDesired, Encapsulation, Error, ErrorKind, NodeDesired, Outcome, PolicyDesired};
+
+/// How often a conflict is answered at once by reading the kernel again; what conflicts longer waits like any other failure.
+const ATTEMPTS: u32 = 3;
+
+/// Brings the node to one desired state after another.
+pub(super) struct Convergence {
+    drivers: Drivers,
+    encapsulation: Arc<dyn Encapsulation>,
+    metrics: AgentMetrics,
+    /// Everything that the kernel may hold of ours: what was reached last, and what was tried since then.
+    before: Option<DriversDesired>,
+    number: u64,
+}
+
+impl Convergence {
+    pub(super) fn new(drivers: Drivers, encapsulation: Arc<dyn Encapsulation>, metrics: AgentMetrics) -> Self {
+        Self { drivers, encapsulation, metrics, before: None, number: 0 }
+    }
+
+    /// The next read of the kernel is complete: devices, routes and rules, and the packet filter's tables.
+    pub(super) fn forget_all(&mut self) {
+        self.drivers.invalidate();
+    }
+
+    /// Devices, routes and rules are read again; the packet filter, whose state is large, is not.
+    pub(super) fn forget_links_and_routes(&mut self) {
+        self.drivers.tunnel.invalidate();
+        self.drivers.steering.invalidate();
+    }
+
+    /// Converges once; conflicts are tried again at once.
+    pub(super) async fn converge(&mut self, desired: &NodeDesired) -> Result<Outcome, Error> {
+        let next = desired.for_drivers(&*self.encapsulation);
+        let began = Instant::now();
+        self.number += 1;
+        let first = self.number == 1;
+        let mut result = self.drivers.converge(self.before.as_ref(), &next).await;
+        for _ in 1..ATTEMPTS {
+            match &result {
+                Err(error) if error.kind == ErrorKind::Conflict => {
+                    tracing::debug!(number = self.number, error = error.chain(), "the kernel is not as last seen; reading it again");
+                    self.drivers.invalidate();
+                    self.before = self.before.take().map(|before| union(&before, &next));
+                    result = self.drivers.converge(self.before.as_ref(), &next).await;
+                }
+                _ => break,
+            }
+        }
+        self.tell(first, &next.policy, began.elapsed(), &result);
+        self.before = match &result {
+            Ok(_) => Some(next),
+            Err(_) => self.before.take().map(|before| union(&before, &next)),
+        };
+        result
+    }
+
+    /// What a converge would do, as text.
+    pub(super) async fn dry_run(&mut self, desired: &NodeDesired) -> Result<String, Error> {
+        self.drivers.dry_run(&desired.for_drivers(&*self.encapsulation)).await
+    }
+
+    fn tell(&self, first: bool, policy: &PolicyDesired, took: Duration, result: &Result<Outcome, Error>) {
+        let outcome = match result {
+            Ok(Outcome::Unchanged) => "unchanged",
+            Ok(Outcome::Applied) => "applied",
+            Err(_) => "failed",
+        };
+        self.metrics.converged(first, outcome);
+        self.metrics.entries(entries(policy));
+        let (number, took) = (self.number, took.as_secs_f64());
+        let (pods, destinations, targets) = (policy.pods.len(), policy.destinations.len(), policy.targets.len());
+        match result {
+            Ok(Outcome::Unchanged) if !first => tracing::debug!(number, first, outcome, took, pods, destinations, targets, "converged"),
+            Ok(_) => tracing::info!(number, first, outcome, took, pods, destinations, targets, "converged"),
+            Err(error) => {
+                tracing::error!(number, first, outcome, took, kind = error.kind.as_str(), error = error.chain(), "converge failed");
+            }
+        }
+    }
+}
+
+/// Size of a classification, in entries.
+pub(super) fn entries(policy: &PolicyDesired) -> usize {
+    policy.pods.len() + policy.subnets.len() + policy.destinations.len()
+}
+
+/// What may be in the kernel after a failure on the way from one state to another.
+fn union(before: &DriversDesired, next: &DriversDesired) -> DriversDesired {
+    DriversDesired {
+        tunnel: before.tunnel.union(&next.tunnel),
+        steering: before.steering.union(&next.steering),
+        policy: next.policy.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{LocalEnd, NextHop, OverlayLinks, Peer, Reconcile, SteeringDesired, TunnelDesired, model::Family, model::NodeName};
+
+    struct Shapeless;
+
+    impl Encapsulation for Shapeless {
+        fn kind(&self) -> &'static str {
+            "none"
+        }
+
+        fn next_hop(&self, _peer: &Peer, _family: Family) -> Option<NextHop> {
+            None
+        }
+
+        fn links(&self, _local: &LocalEnd) -> OverlayLinks {
+            OverlayLinks { devices: imbl::OrdSet::new(), port: 0, mtu: imbl::OrdMap::new() }
+        }
+    }
+
+    /// What drivers were asked, in order, and the failures that they answer with first.
+    #[derive(Clone, Default)]
+    struct Journal {
+        calls: Arc<Mutex<Vec<String>>>,
+        failures: Arc<Mutex<Vec<(&'static str, ErrorKind)>>>,
+    }
+
+    impl Journal {
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.calls.lock().unwrap())
+        }
+
+        fn fail(&self, driver: &'static str, kind: ErrorKind, times: usize) {
+            self.failures.lock().unwrap().extend(std::iter::repeat_n((driver, kind), times));
+        }
+
+        fn call(&self, driver: &'static str, call: String) -> Result<Outcome, Error> {
+            self.calls.lock().unwrap().push(call);
+            let mut failures = self.failures.lock().unwrap();
+            match failures.iter().position(|(name, _)| *name == driver) {
+                Some(index) => Err(Error::new(failures.remove(index).1, driver)),
+                None => Ok(Outcome::Applied),
+            }
+        }
+    }
+
+    struct Fake<D>(&'static str, Journal, fn(&D) -> String);
+
+    #[async_trait]
+    impl<D: Sync> Reconcile<D> for Fake<D> {
+        async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
+            self.1.call(self.0, format!("{} {}", self.0, (self.2)(desired)))
+        }
+
+        async fn dry_run(&mut self, _desired: &D) -> Result<String, Error> {
+            Ok(String::new())
+        }
+
+        fn invalidate(&mut self) {
+            let _ = self.1.call("", format!("{} reads", self.0));
+        }
+    }
+
+    fn convergence(journal: &Journal) -> Convergence {
+        let drivers = Drivers {
+            tunnel: Box::new(Fake("tunnel", journal.clone(), |desired: &TunnelDesired| {
+                desired.peers.keys().map(NodeName::as_str).collect::<Vec<_>>().join("+")
+            })),
+            steering: Box::new(Fake("steering", journal.clone(), |_: &SteeringDesired| String::new())),
+            policy: Box::new(Fake("policy", journal.clone(), |_: &PolicyDesired| String::new())),
+        };
+        Convergence::new(drivers, Arc::new(Shapeless), AgentMetrics::default())
+    }
+
+    fn with_peer(name: &str) -> NodeDesired {
+        let peer = Peer { overlay: imbl::OrdSet::new(), underlay: imbl::OrdSet::new(), mac: "66:00:00:00:00:01".parse().unwrap() };
+        let tunnel = TunnelDesired { local: None, peers: imbl::OrdMap::unit(NodeName::from(name), peer) };
+        NodeDesired { tunnel, ..NodeDesired::default() }
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_answered_by_reading_again_at_once_but_not_for_ever() {
+        let journal = Journal::default();
+        let mut convergence = convergence(&journal);
+        journal.fail("policy", ErrorKind::Conflict, 1);
+        assert_eq!(convergence.converge(&with_peer("a")).await.unwrap(), Outcome::Applied);
+        assert_eq!(journal.take(), ["policy ", "tunnel reads", "steering reads", "policy reads", "policy ", "tunnel a", "steering "]);
+        journal.fail("policy", ErrorKind::Conflict, 99);
+        assert_eq!(convergence.converge(&with_peer("a")).await.unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(journal.take().iter().filter(|call| *call == "policy ").count(), 3);
+    }
+
+    #[tokio::test]
+    async fn other_failures_are_not_tried_again_at_once() {
+        let journal = Journal::default();
+        let mut convergence = convergence(&journal);
+        journal.fail("policy", ErrorKind::Transient, 1);
+        assert_eq!(convergence.converge(&with_peer("a")).await.unwrap_err().kind, ErrorKind::Transient);
+        assert_eq!(journal.take(), ["policy "]);
+    }
+
+    #[tokio::test]
+    async fn ways_that_a_failed_attempt_may_have_made_stay_until_the_policy_has_moved_on() {
+        let journal = Journal::default();
+        let mut convergence = convergence(&journal);
+        convergence.converge(&with_peer("a")).await.unwrap();
+        journal.fail("policy", ErrorKind::Transient, 1);
+        convergence.converge(&with_peer("b")).await.unwrap_err();
+        journal.take();
+        convergence.converge(&with_peer("c")).await.unwrap();
+        let tunnel: Vec<_> = journal.take().into_iter().filter(|call| call.starts_with("tunnel")).collect();
+        assert_eq!(tunnel, ["tunnel a+b+c", "tunnel c"]);
+    }
+}

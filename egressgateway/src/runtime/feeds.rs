@@ -1,0 +1,111 @@
+//! The kinds of objects that daemons follow, each trimmed the moment it arrives.
+
+use k8s_openapi::api::core::v1 as core;
+use kube::{
+    Api, Client, Resource,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+};
+use tokio::sync::mpsc;
+
+use super::{
+    backoff::Backoff,
+    watch::{Key, Message, Scope, Sight, Trim, Watch},
+};
+use crate::{
+    api,
+    model::{GatewayName, MarkMask, NodeName, PolicyName},
+    spec::Problem,
+    world::{self, Change},
+};
+
+/// The names of watches, as metrics and logs show them.
+pub(super) mod kind {
+    pub(in crate::runtime) const PODS: &str = "pods";
+    pub(in crate::runtime) const NAMESPACES: &str = "namespaces";
+    pub(in crate::runtime) const NODES: &str = "nodes";
+    pub(in crate::runtime) const EGRESS_NODES: &str = "egressnodes";
+    pub(in crate::runtime) const GATEWAYS: &str = "egressgateways";
+    pub(in crate::runtime) const POLICIES: &str = "egressgatewaypolicies";
+    pub(in crate::runtime) const LEASES: &str = "leases";
+    pub(in crate::runtime) const CLUSTER_NETWORKS: &str = "clusternetworks";
+}
+
+/// Starts watches that tell one listener.
+pub(super) struct Feeds<M> {
+    pub(super) client: Client,
+    pub(super) out: mpsc::Sender<Message<M>>,
+    pub(super) backoff: Backoff,
+}
+
+impl<M: Send + 'static> Feeds<M> {
+    /// Follows a kind in all namespaces, as far as `scope` goes.
+    pub(super) fn all<K>(&self, kind: &'static str, scope: tokio::sync::watch::Receiver<Scope>, trim: Trim<K, M>) -> Watch<K, M>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        self.of(kind, Api::all(self.client.clone()), scope, trim)
+    }
+
+    /// Follows what `api` shows, as far as `scope` goes.
+    pub(super) fn of<K>(
+        &self,
+        kind: &'static str,
+        api: Api<DeserializeGuard<K>>,
+        scope: tokio::sync::watch::Receiver<Scope>,
+        trim: Trim<K, M>,
+    ) -> Watch<K, M> {
+        Watch { kind, api, scope, trim, backoff: self.backoff.clone(), out: self.out.clone() }
+    }
+}
+
+pub(super) fn pod(key: &Key, sight: Option<&Sight<core::Pod>>) -> Option<Change> {
+    let pod = known(sight).ok()?;
+    Some(Change::Pod(key.clone(), pod.and_then(world::Pod::from_api)))
+}
+
+pub(super) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Option<Change> {
+    let namespace = known(sight).ok()?;
+    Some(Change::Namespace(key.name.clone(), namespace.map(world::Namespace::from_api)))
+}
+
+pub(super) fn node(key: &Key, sight: Option<&Sight<core::Node>>) -> Option<Change> {
+    let node = known(sight).ok()?;
+    Some(Change::Node(NodeName::from(&*key.name), node.map(world::Node::from_api)))
+}
+
+pub(super) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> Option<Change> {
+    let node = known(sight).ok()?;
+    Some(Change::EgressNode(NodeName::from(&*key.name), node.map(world::EgressNode::from_api)))
+}
+
+/// A gateway that can't be read is a gateway with a problem: its traffic is held, it does not leave uncontrolled.
+pub(super) fn gateway(key: &Key, sight: Option<&Sight<api::EgressGateway>>, mask: MarkMask) -> Change {
+    let gateway = sight.map(|sight| match sight {
+        Ok(gateway) => world::Gateway::from_api(gateway, mask),
+        Err(invalid) => {
+            let bare = api::EgressGateway { metadata: invalid.metadata.clone(), ..api::EgressGateway::default() };
+            world::Gateway { spec: Err(unreadable(&invalid.error)), ..world::Gateway::from_api(&bare, mask) }
+        }
+    });
+    Change::Gateway(GatewayName::from(&*key.name), gateway)
+}
+
+pub(super) fn policy(key: &Key, sight: Option<&Sight<api::EgressGatewayPolicy>>) -> Change {
+    let policy = sight.map(|sight| match sight {
+        Ok(policy) => world::Policy::from_api(policy),
+        Err(invalid) => {
+            let bare = api::EgressGatewayPolicy { metadata: invalid.metadata.clone(), ..api::EgressGatewayPolicy::default() };
+            world::Policy { spec: Err(unreadable(&invalid.error)), ..world::Policy::from_api(&bare) }
+        }
+    });
+    Change::Policy(PolicyName::from(&*key.name), policy)
+}
+
+fn unreadable(error: &str) -> Vec<Problem> {
+    vec![Problem::new("spec", error, "must be as the resource definition says")]
+}
+
+/// An object that is there or gone; an error where it can't be read: what is known of it stays.
+pub(super) fn known<K>(sight: Option<&Sight<K>>) -> Result<Option<&K>, &InvalidObject> {
+    sight.map(Result::as_ref).transpose()
+}

@@ -1,0 +1,262 @@
+//! What the daemons count, in a registry of the embedder's.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter as Count},
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::{Counter, ErrorKind};
+
+/// Which driver, "tunnel", "steering" or "policy".
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DriverLabel {
+    driver: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DriverErrorLabels {
+    driver: &'static str,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabels {
+    first: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WatchLabel {
+    watch: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WriteLabels {
+    object: &'static str,
+    result: &'static str,
+}
+
+/// What every watching daemon counts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WatchMetrics {
+    restarts: Family<WatchLabel, Count>,
+    synced: Gauge,
+}
+
+impl WatchMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("watch_restarts", "Lists and watches that failed and were started again", self.restarts.clone());
+        registry.register("synced", "Whether everything was listed once (1) or nothing may be written yet (0)", self.synced.clone());
+    }
+
+    pub(super) fn restarted(&self, watch: &'static str) {
+        self.restarts.get_or_create(&WatchLabel { watch }).inc();
+    }
+
+    pub(super) fn synced(&self) {
+        self.synced.set(1);
+    }
+}
+
+/// What is counted of a Lease.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeaseMetrics {
+    renewals: Count,
+    failures: Family<KindLabel, Count>,
+}
+
+impl LeaseMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("lease_renewals", "Successful renewals of this daemon's Lease", self.renewals.clone());
+        registry.register("lease_failures", "Failed renewals of this daemon's Lease", self.failures.clone());
+    }
+
+    pub(super) fn renewed(&self) {
+        self.renewals.inc();
+    }
+
+    pub(super) fn failed(&self, kind: ErrorKind) {
+        self.failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+}
+
+/// What is counted of requests that change objects.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WriteMetrics {
+    writes: Family<WriteLabels, Count>,
+}
+
+impl WriteMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("api_writes", "Requests that change objects, by kind of object and result", self.writes.clone());
+    }
+
+    pub(super) fn wrote(&self, object: &'static str, result: Result<(), ErrorKind>) {
+        let result = result.map_or_else(ErrorKind::as_str, |()| "ok");
+        self.writes.get_or_create(&WriteLabels { object, result }).inc();
+    }
+}
+
+/// What an agent counts.
+#[derive(Clone, Debug)]
+pub(super) struct AgentMetrics {
+    pub(super) watch: WatchMetrics,
+    pub(super) lease: LeaseMetrics,
+    pub(super) write: WriteMetrics,
+    durations: Family<DriverLabel, Histogram, fn() -> Histogram>,
+    errors: Family<DriverErrorLabels, Count>,
+    converges: Family<OutcomeLabels, Count>,
+    tunnel_ready: Gauge,
+    entries: Gauge,
+    packets: Packets,
+}
+
+impl Default for AgentMetrics {
+    fn default() -> Self {
+        Self {
+            watch: WatchMetrics::default(),
+            lease: LeaseMetrics::default(),
+            write: WriteMetrics::default(),
+            durations: Family::new_with_constructor(histogram),
+            errors: Family::default(),
+            converges: Family::default(),
+            tunnel_ready: Gauge::default(),
+            entries: Gauge::default(),
+            packets: Packets::default(),
+        }
+    }
+}
+
+/// From a tenth of a millisecond to about half a minute.
+fn histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 19))
+}
+
+impl AgentMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("egressgateway_agent");
+        self.watch.register(registry);
+        self.lease.register(registry);
+        self.write.register(registry);
+        registry.register("reconcile_duration_seconds", "Time that a driver took to plan and apply", self.durations.clone());
+        registry.register("reconcile_errors", "Failures of drivers by kind", self.errors.clone());
+        registry.register("converges", "Converges of the node by outcome; first is the one after start", self.converges.clone());
+        registry.register("tunnel_ready", "Whether the tunnel is built", self.tunnel_ready.clone());
+        registry.register("policy_entries", "Entries of the classification: pods, subnets and destinations", self.entries.clone());
+        registry.register_collector(Box::new(self.packets.clone()));
+    }
+
+    pub(super) fn reconciled(&self, driver: &'static str, took: Duration, failed: Option<ErrorKind>) {
+        self.durations.get_or_create(&DriverLabel { driver }).observe(took.as_secs_f64());
+        if let Some(kind) = failed {
+            self.errors.get_or_create(&DriverErrorLabels { driver, kind: kind.as_str() }).inc();
+        }
+    }
+
+    pub(super) fn converged(&self, first: bool, outcome: &'static str) {
+        let first = if first { "true" } else { "false" };
+        self.converges.get_or_create(&OutcomeLabels { first, outcome }).inc();
+    }
+
+    pub(super) fn tunnel_ready(&self, ready: bool) {
+        self.tunnel_ready.set(i64::from(ready));
+    }
+
+    pub(super) fn entries(&self, entries: usize) {
+        self.entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn packets(&self, counters: BTreeMap<String, Counter>) {
+        *self.packets.0.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+    }
+}
+
+/// What a controller counts.
+#[derive(Clone, Debug)]
+pub(super) struct ControllerMetrics {
+    pub(super) watch: WatchMetrics,
+    pub(super) lease: LeaseMetrics,
+    pub(super) write: WriteMetrics,
+    leading: Gauge,
+    plans: Histogram,
+    ready: Gauge<f64, AtomicU64>,
+}
+
+impl Default for ControllerMetrics {
+    fn default() -> Self {
+        Self {
+            watch: WatchMetrics::default(),
+            lease: LeaseMetrics::default(),
+            write: WriteMetrics::default(),
+            leading: Gauge::default(),
+            plans: histogram(),
+            ready: Gauge::default(),
+        }
+    }
+}
+
+impl ControllerMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("egressgateway_controller");
+        self.watch.register(registry);
+        self.lease.register(registry);
+        self.write.register(registry);
+        registry.register("leading", "Whether this process is the leader", self.leading.clone());
+        registry.register("plan_duration_seconds", "Time that a plan of the whole cluster took", self.plans.clone());
+        registry.register("agents_fresh", "Agents whose Lease is fresh", self.ready.clone());
+    }
+
+    pub(super) fn leading(&self, leading: bool) {
+        self.leading.set(i64::from(leading));
+    }
+
+    pub(super) fn planned(&self, took: Duration, fresh: usize) {
+        self.plans.observe(took.as_secs_f64());
+        self.ready.set(f64::from(u32::try_from(fresh).unwrap_or(u32::MAX)));
+    }
+}
+
+/// The packet filter's counters as they were read last.
+#[derive(Clone, Default)]
+struct Packets(Arc<Mutex<BTreeMap<String, Counter>>>);
+
+impl fmt::Debug for Packets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Packets")
+    }
+}
+
+impl Collector for Packets {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let counters = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let mut family = encoder.encode_descriptor("packets", "Packets that met a rule, since the rules were made", None, kind)?;
+        for (rule, counter) in &counters {
+            ConstCounter::new(counter.packets).encode(family.encode_family(&[("rule", rule.as_str())])?)?;
+        }
+        let mut family = encoder.encode_descriptor("bytes", "Bytes of packets that met a rule, since the rules were made", None, kind)?;
+        for (rule, counter) in &counters {
+            ConstCounter::new(counter.bytes).encode(family.encode_family(&[("rule", rule.as_str())])?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,31 @@
+//! Watch loops, leases and status writing over a `kube::Client` that the caller makes. Nothing here sets a global.
+
+mod agent;
+mod agent_loop;
+mod backoff;
+mod cluster_networks;
+mod conditions;
+mod controller;
+mod controller_loop;
+mod convergence;
+mod election;
+mod failure;
+mod feeds;
+mod freshness;
+mod gate;
+mod health;
+mod metrics;
+mod mirror;
+mod node_status;
+mod observed;
+mod presence;
+mod recorded;
+mod watch;
+mod writes;
+
+pub use agent::{Agent, AgentSettings};
+pub use backoff::Backoff;
+pub use controller::{Controller, ControllerSettings};
+pub use election::ElectionSettings;
+pub use health::Health;
+pub use presence::LeaseSettings;

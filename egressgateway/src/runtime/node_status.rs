@@ -1,0 +1,275 @@
+//! What the agent says of its node: devices, and whether tunnel and policy are as they must be.
+
+use std::time::Duration;
+
+use imbl::OrdMap;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::{sync::watch, time::Instant};
+
+use super::{backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed, recorded::Record};
+use crate::{
+    Error, ErrorKind, Underlay,
+    api::{EgressNode, EgressNodePhase, EgressNodeStatus, Interface},
+    model::{Family, NodeName},
+};
+
+/// Condition: the tunnel and the routes into it are built.
+pub(super) const TUNNEL_READY: &str = "TunnelReady";
+/// Condition: classification and translation are in the kernel.
+pub(super) const POLICY_PROGRAMMED: &str = "PolicyProgrammed";
+
+/// What is to be told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Report {
+    pub(super) underlay: OrdMap<Family, Underlay>,
+    pub(super) interfaces: Vec<Interface>,
+    /// The controller gave the node an address.
+    pub(super) addressed: bool,
+    pub(super) tunnel: Record,
+    pub(super) steering: Record,
+    pub(super) policy: Record,
+    /// Entries of the classification.
+    pub(super) entries: usize,
+}
+
+impl Report {
+    pub(super) fn is_tunnel_ready(&self) -> bool {
+        self.addressed && self.tunnel == Record::Good && self.steering == Record::Good
+    }
+
+    /// The fields that are the agent's; when its conditions took their status is not known here.
+    pub(super) fn status(&self) -> EgressNodeStatus {
+        let address = |family| self.underlay.get(&family).map(|underlay| underlay.address.to_string());
+        let parent = self.underlay.get(&Family::V4).or_else(|| self.underlay.get(&Family::V6));
+        EgressNodeStatus {
+            phase: self.is_tunnel_ready().then_some(EgressNodePhase::Succeeded),
+            physical_interface: parent.map(|underlay| underlay.device.clone()),
+            physical_interface_ipv4: address(Family::V4),
+            physical_interface_ipv6: address(Family::V6),
+            interfaces: self.interfaces.clone(),
+            conditions: vec![self.policy_programmed(), self.tunnel_ready()],
+            ..EgressNodeStatus::default()
+        }
+    }
+
+    fn tunnel_ready(&self) -> Condition {
+        match [&self.tunnel, &self.steering].into_iter().find(|record| **record != Record::Good) {
+            Some(record) => unfinished(TUNNEL_READY, record),
+            None if !self.addressed => {
+                condition(TUNNEL_READY, "False", "NoAddress", "the node has no address in the overlay yet".to_owned())
+            }
+            None => condition(TUNNEL_READY, "True", "Built", "tunnel and routes are built".to_owned()),
+        }
+    }
+
+    fn policy_programmed(&self) -> Condition {
+        match &self.policy {
+            Record::Good => condition(POLICY_PROGRAMMED, "True", "Programmed", format!("{} entries", self.entries)),
+            record => unfinished(POLICY_PROGRAMMED, record),
+        }
+    }
+}
+
+fn unfinished(name: &str, record: &Record) -> Condition {
+    match record {
+        Record::Failed { kind, message } => condition(name, "False", reason(*kind), message.clone()),
+        Record::Good | Record::Unknown => condition(name, "Unknown", "NotTried", "not tried yet".to_owned()),
+    }
+}
+
+/// A category in the form of a condition's reason.
+fn reason(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Conflict => "Conflict",
+        ErrorKind::Invalid => "Invalid",
+        ErrorKind::Permission => "Permission",
+        ErrorKind::Transient => "Transient",
+        ErrorKind::Unsupported => "Unsupported",
+    }
+}
+
+fn condition(name: &str, status: &str, reason: &str, message: String) -> Condition {
+    Condition {
+        type_: name.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: None,
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+    }
+}
+
+/// How a status that is to be written compares with what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Difference {
+    /// Nothing to write.
+    None,
+    /// Only words of messages, such as the number of entries: not urgent.
+    Messages,
+    /// Something that others act on.
+    Substance,
+}
+
+fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Difference {
+    let succeeded = |status: &EgressNodeStatus| status.phase == Some(EgressNodePhase::Succeeded);
+    let facts = |status: &EgressNodeStatus| EgressNodeStatus {
+        physical_interface: status.physical_interface.clone(),
+        physical_interface_ipv4: status.physical_interface_ipv4.clone(),
+        physical_interface_ipv6: status.physical_interface_ipv6.clone(),
+        interfaces: status.interfaces.clone(),
+        ..EgressNodeStatus::default()
+    };
+    let conditions = |status: &EgressNodeStatus, words: bool| {
+        let mut conditions: Vec<_> = status
+            .conditions
+            .iter()
+            .map(|condition| {
+                let message = if words { condition.message.clone() } else { String::new() };
+                (condition.type_.clone(), condition.status.clone(), condition.reason.clone(), message)
+            })
+            .collect();
+        conditions.sort();
+        conditions
+    };
+    if succeeded(next) != succeeded(existing) || facts(next) != facts(existing) || conditions(next, false) != conditions(existing, false) {
+        Difference::Substance
+    } else if conditions(next, true) != conditions(existing, true) {
+        Difference::Messages
+    } else {
+        Difference::None
+    }
+}
+
+/// Writes the node's status whenever it differs from what is there; a slow API server keeps nothing else waiting.
+pub(super) struct StatusWriter {
+    pub(super) nodes: Api<EgressNode>,
+    pub(super) node: NodeName,
+    pub(super) manager: &'static str,
+    pub(super) backoff: Backoff,
+    /// How long a change of mere words may wait.
+    pub(super) patience: Duration,
+    pub(super) metrics: WriteMetrics,
+}
+
+impl StatusWriter {
+    /// Writes until what is to be told ends.
+    pub(super) async fn run(
+        mut self,
+        mut reports: watch::Receiver<Option<Report>>,
+        mut observed: watch::Receiver<Option<Observed<EgressNodeStatus>>>,
+    ) {
+        let mut held: Option<Observed<EgressNodeStatus>> = None;
+        let mut written = Instant::now();
+        loop {
+            match observed.borrow_and_update().clone() {
+                Some(seen) if held.as_ref().is_some_and(|held| seen.is_outdated_by(held)) => {}
+                seen => held = seen,
+            }
+            let report = reports.borrow_and_update().clone();
+            let again = match (&report, &held) {
+                (Some(report), Some(existing)) => {
+                    let mut next = report.status();
+                    stamp(&mut next.conditions, &existing.status.conditions, Timestamp::now());
+                    let patient_until = Some(written + self.patience).filter(|until| *until > Instant::now());
+                    match (difference(&next, &existing.status), patient_until) {
+                        (Difference::None, _) => None,
+                        (Difference::Messages, Some(until)) => Some(until),
+                        _ => match self.write(&next).await {
+                            Ok(answer) => {
+                                held = Some(answer);
+                                written = Instant::now();
+                                self.backoff.succeeded();
+                                continue;
+                            }
+                            Err(error) => {
+                                tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "status was not written");
+                                Some(Instant::now() + self.backoff.delay())
+                            }
+                        },
+                    }
+                }
+                _ => None,
+            };
+            let going = tokio::select! {
+                changed = reports.changed() => changed.is_ok(),
+                changed = observed.changed() => changed.is_ok(),
+                () = wait_until(again) => true,
+            };
+            if !going {
+                return;
+            }
+        }
+    }
+
+    async fn write(&self, status: &EgressNodeStatus) -> Result<Observed<EgressNodeStatus>, Error> {
+        let body = json!({
+            "apiVersion": <EgressNode as kube::Resource>::api_version(&()),
+            "kind": <EgressNode as kube::Resource>::kind(&()),
+            "metadata": {"name": self.node.as_str()},
+            "status": status,
+        });
+        let parameters = PatchParams::apply(self.manager).force();
+        let result = self.nodes.patch_status(self.node.as_str(), &parameters, &Patch::Apply(&body)).await;
+        let result = result.map_err(|error| failure::from_api(error, format!("write status of EgressNode {}", self.node)));
+        self.metrics.wrote("EgressNode", result.as_ref().map(|_| ()).map_err(|error| error.kind));
+        result.map(|node| Observed::new(&node, node.status.clone().unwrap_or_default()))
+    }
+}
+
+/// Never without a time.
+pub(super) async fn wait_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let good = || Record::Good;
+        Report { addressed: true, tunnel: good(), steering: good(), policy: good(), entries: 3, ..Report::default() }
+    }
+
+    #[test]
+    fn a_built_tunnel_is_ready_and_one_without_an_address_is_not() {
+        let status = report().status();
+        assert_eq!(status.phase, Some(EgressNodePhase::Succeeded));
+        assert!(status.conditions.iter().all(|condition| condition.status == "True"));
+        let status = Report { addressed: false, ..report() }.status();
+        assert_eq!(status.phase, None);
+        assert_eq!(status.conditions[1].reason, "NoAddress");
+    }
+
+    #[test]
+    fn a_failed_driver_is_told_with_its_reason() {
+        let failed = Record::Failed { kind: ErrorKind::Unsupported, message: "no nf_tables".to_owned() };
+        let status = Report { policy: failed.clone(), ..report() }.status();
+        assert_eq!((status.conditions[0].status.as_str(), status.conditions[0].reason.as_str()), ("False", "Unsupported"));
+        assert_eq!(status.phase, Some(EgressNodePhase::Succeeded));
+        let status = Report { steering: failed, ..report() }.status();
+        assert_eq!((status.phase, status.conditions[1].message.as_str()), (None, "no nf_tables"));
+    }
+
+    #[test]
+    fn the_number_of_entries_is_not_urgent_and_the_time_of_transition_no_difference() {
+        let status = report().status();
+        let mut existing = EgressNodeStatus { tunnel_mac: Some("66:00:00:00:00:01".to_owned()), ..status.clone() };
+        existing.conditions[0].last_transition_time = Time(Timestamp::from_second(7).unwrap());
+        existing.conditions.reverse();
+        assert_eq!(difference(&status, &existing), Difference::None);
+        assert_eq!(difference(&Report { entries: 4, ..report() }.status(), &existing), Difference::Messages);
+        existing.phase = Some(EgressNodePhase::Init);
+        assert_eq!(difference(&status, &existing), Difference::Substance);
+    }
+}

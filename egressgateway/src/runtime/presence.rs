@@ -1,0 +1,160 @@
+//! The agent says that it is alive: one Lease per node, in the namespace of the daemons.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::Node,
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    backoff::{Backoff, shortened},
+    failure,
+    metrics::LeaseMetrics,
+};
+use crate::{Error, model::NodeName};
+
+/// Label of the agents' Leases, by which the controller finds them.
+pub(super) const LABEL: &str = "app.kubernetes.io/component";
+/// Its value.
+pub(super) const LABEL_VALUE: &str = "egressgateway-agent";
+/// A Lease's name is this and the node's name.
+const PREFIX: &str = "egressgateway-agent-";
+
+/// The node whose agent holds a Lease of this name; none for others' Leases.
+pub(super) fn node_of(lease: &str) -> Option<NodeName> {
+    lease.strip_prefix(PREFIX).filter(|node| !node.is_empty()).map(NodeName::from)
+}
+
+/// Where and how long an agent's Lease is held.
+#[derive(Clone, Debug)]
+pub struct LeaseSettings {
+    /// Namespace of the Leases.
+    pub namespace: String,
+    /// How long a Lease that is not renewed counts as held.
+    pub duration: Duration,
+    /// How often it is renewed; a fraction of `duration`.
+    pub renew: Duration,
+}
+
+impl Default for LeaseSettings {
+    /// Namespace `kube-system`, 40 seconds, renewed every 10, as the kubelet does it.
+    fn default() -> Self {
+        Self { namespace: "kube-system".to_owned(), duration: Duration::from_secs(40), renew: Duration::from_secs(10) }
+    }
+}
+
+/// Holds the Lease of one node.
+pub(super) struct Presence {
+    pub(super) client: Client,
+    pub(super) node: NodeName,
+    pub(super) manager: &'static str,
+    pub(super) settings: LeaseSettings,
+    pub(super) backoff: Backoff,
+    pub(super) metrics: LeaseMetrics,
+}
+
+impl Presence {
+    /// Renews until shutdown. The Lease stays: a restarting agent leaves the data path as it is.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+        let mut owner = None;
+        loop {
+            if owner.is_none() {
+                owner = self.node_uid().await;
+            }
+            let wait = match self.renew(owner.as_deref()).await {
+                Ok(()) => {
+                    self.metrics.renewed();
+                    self.backoff.succeeded();
+                    self.settings.renew / 2 + shortened(self.settings.renew)
+                }
+                Err(error) => {
+                    tracing::warn!(error = error.chain(), "lease was not renewed");
+                    self.metrics.failed(error.kind);
+                    self.backoff.delay().min(self.settings.renew)
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(self.settings.renew)) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// The node's UID makes the Lease go with the node; without it the Lease works as well.
+    async fn node_uid(&self) -> Option<String> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        nodes.get_metadata(self.node.as_str()).await.ok()?.metadata.uid
+    }
+
+    async fn renew(&self, owner: Option<&str>) -> Result<(), Error> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.settings.namespace);
+        let lease = self.lease(owner);
+        let name = lease.metadata.name.clone().unwrap_or_default();
+        let parameters = PatchParams::apply(self.manager).force();
+        let patch = Patch::Apply(&lease);
+        match tokio::time::timeout(self.settings.duration / 2, leases.patch(&name, &parameters, &patch)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(failure::from_api(error, format!("renew Lease {name}"))),
+            Err(_) => Err(Error::new(crate::ErrorKind::Transient, format!("renew Lease {name}: no answer in time"))),
+        }
+    }
+
+    fn lease(&self, owner: Option<&str>) -> Lease {
+        let owner = owner.map(|uid| OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: self.node.as_str().to_owned(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
+        });
+        Lease {
+            metadata: ObjectMeta {
+                name: Some(format!("{PREFIX}{}", self.node)),
+                namespace: Some(self.settings.namespace.clone()),
+                labels: Some(BTreeMap::from([(LABEL.to_owned(), LABEL_VALUE.to_owned())])),
+                owner_references: owner.map(|owner| vec![owner]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.node.as_str().to_owned()),
+                lease_duration_seconds: Some(seconds(self.settings.duration)),
+                renew_time: Some(MicroTime(Timestamp::now())),
+                ..LeaseSpec::default()
+            }),
+        }
+    }
+}
+
+/// A duration in the whole seconds of a Lease, at least one.
+pub(super) fn seconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_nanos().div_ceil(1_000_000_000)).unwrap_or(i32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_tells_its_node_by_name() {
+        assert_eq!(node_of("egressgateway-agent-node1"), Some(NodeName::from("node1")));
+        assert_eq!(node_of("egressgateway-agent-"), None);
+        assert_eq!(node_of("kube-scheduler"), None);
+    }
+
+    #[test]
+    fn a_lease_lasts_whole_seconds_and_never_none() {
+        assert_eq!(seconds(Duration::from_millis(300)), 1);
+        assert_eq!(seconds(Duration::from_millis(1500)), 2);
+        assert_eq!(seconds(Duration::ZERO), 1);
+    }
+}

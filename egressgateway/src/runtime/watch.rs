@@ -1,0 +1,212 @@
+//! One kind of object, followed: every list replaces what was known, so that a deletion which happened unseen is found by difference.
+
+use std::{collections::BTreeSet, fmt::Debug};
+
+use futures::{StreamExt, stream::BoxStream};
+use kube::{
+    Api, Resource,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+
+use super::backoff::Backoff;
+use crate::model::PodName;
+
+/// Namespace and name; the namespace of cluster-scoped objects is empty.
+pub(super) type Key = PodName;
+
+/// Which objects of a kind are followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Scope {
+    /// Field selector.
+    pub(super) fields: Option<String>,
+    /// Label selector.
+    pub(super) labels: Option<String>,
+}
+
+impl Scope {
+    fn config(&self) -> watcher::Config {
+        let mut config = watcher::Config::default();
+        config.field_selector.clone_from(&self.fields);
+        config.label_selector.clone_from(&self.labels);
+        config
+    }
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Message<M> {
+    /// Objects are so now, or gone.
+    Seen(Vec<M>),
+    /// Everything in this scope was told.
+    Synced(&'static str, Scope),
+    /// A list or watch failed; it starts again by itself.
+    Interrupted(&'static str, watcher::Error),
+}
+
+/// An object as an API server handed it out: it may not be what its type says.
+pub(super) type Sight<K> = Result<K, InvalidObject>;
+
+/// Makes an object small at once; none: the sight says nothing, what is known stays. An object that is gone comes as none.
+pub(super) type Trim<K, M> = Box<dyn Fn(&Key, Option<&Sight<K>>) -> Option<M> + Send + Sync>;
+
+/// A followed kind of object.
+pub(super) struct Watch<K, M> {
+    /// Names the watch in metrics and logs, such as "pods".
+    pub(super) kind: &'static str,
+    /// Where the objects are.
+    pub(super) api: Api<DeserializeGuard<K>>,
+    /// Which of them; a change of scope takes effect once the new scope was listed.
+    pub(super) scope: watch::Receiver<Scope>,
+    /// Makes them small.
+    pub(super) trim: Trim<K, M>,
+    /// Between failed attempts.
+    pub(super) backoff: Backoff,
+    /// Who is told.
+    pub(super) out: mpsc::Sender<Message<M>>,
+}
+
+/// One list and the watch that continues it.
+struct Feed<K, M> {
+    scope: Scope,
+    stream: BoxStream<'static, watcher::Result<Event<DeserializeGuard<K>>>>,
+    listed: Vec<(Key, Option<M>)>,
+}
+
+/// The listener has gone.
+struct Closed;
+
+impl<K, M> Watch<K, M>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    M: Send + 'static,
+{
+    /// Follows until the listener has gone.
+    pub(super) async fn run(mut self) {
+        let mut known = BTreeSet::new();
+        let mut current = self.feed();
+        let mut next: Option<Feed<K, M>> = None;
+        let mut fixed = false;
+        loop {
+            let told = tokio::select! {
+                changed = self.scope.changed(), if !fixed => {
+                    fixed = changed.is_err();
+                    let wanted = self.scope.borrow_and_update().clone();
+                    next = (wanted != current.scope).then(|| self.feed());
+                    Ok(())
+                }
+                event = current.stream.next() => self.take(&mut current, event, &mut known).await.map(|_| ()),
+                event = step(next.as_mut()) => match &mut next {
+                    Some(feed) => match self.take_next(feed, event, &mut known).await {
+                        Ok(true) => {
+                            if let Some(feed) = next.take() {
+                                current = feed;
+                            }
+                            Ok(())
+                        }
+                        other => other.map(|_| ()),
+                    },
+                    None => Ok(()),
+                },
+                () = self.out.closed() => Err(Closed),
+            };
+            if told.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn feed(&mut self) -> Feed<K, M> {
+        let scope = self.scope.borrow_and_update().clone();
+        let stream = kube::runtime::watcher(self.api.clone(), scope.config()).backoff(self.backoff.clone()).boxed();
+        Feed { scope, stream, listed: Vec::new() }
+    }
+
+    /// One event of the scope in force.
+    async fn take(
+        &self,
+        feed: &mut Feed<K, M>,
+        event: Option<watcher::Result<Event<DeserializeGuard<K>>>>,
+        known: &mut BTreeSet<Key>,
+    ) -> Result<bool, Closed> {
+        match event {
+            Some(Ok(Event::Apply(object))) => {
+                let (key, seen) = self.sight(&object);
+                known.insert(key);
+                self.tell(seen.into_iter().collect()).await?;
+            }
+            Some(Ok(Event::Delete(object))) => {
+                let key = key(&object);
+                known.remove(&key);
+                self.tell((self.trim)(&key, None).into_iter().collect()).await?;
+            }
+            other => return self.take_next(feed, other, known).await,
+        }
+        Ok(false)
+    }
+
+    /// One event of a scope that is being listed; true once it was listed and is in force. Until then it says nothing.
+    async fn take_next(
+        &self,
+        feed: &mut Feed<K, M>,
+        event: Option<watcher::Result<Event<DeserializeGuard<K>>>>,
+        known: &mut BTreeSet<Key>,
+    ) -> Result<bool, Closed> {
+        match event {
+            Some(Ok(Event::Init)) => feed.listed.clear(),
+            Some(Ok(Event::InitApply(object))) => feed.listed.push(self.sight(&object)),
+            Some(Ok(Event::InitDone)) => {
+                let listed = std::mem::take(&mut feed.listed);
+                self.replace(listed, known).await?;
+                self.send(Message::Synced(self.kind, feed.scope.clone())).await?;
+                return Ok(true);
+            }
+            Some(Ok(Event::Apply(_) | Event::Delete(_))) | None => {}
+            Some(Err(error)) => self.send(Message::Interrupted(self.kind, error)).await?,
+        }
+        Ok(false)
+    }
+
+    async fn replace(&self, listed: Vec<(Key, Option<M>)>, known: &mut BTreeSet<Key>) -> Result<(), Closed> {
+        let now: BTreeSet<Key> = listed.iter().map(|(key, _)| key.clone()).collect();
+        let gone = known.difference(&now).filter_map(|key| (self.trim)(key, None));
+        let seen = gone.chain(listed.into_iter().filter_map(|(_, seen)| seen)).collect();
+        *known = now;
+        self.tell(seen).await
+    }
+
+    fn sight(&self, object: &DeserializeGuard<K>) -> (Key, Option<M>) {
+        let key = key(object);
+        if let Err(invalid) = &object.0 {
+            tracing::warn!(kind = self.kind, object = %key, error = %invalid.error, "object is not what its type says");
+        }
+        let seen = (self.trim)(&key, Some(&object.0));
+        (key, seen)
+    }
+
+    async fn tell(&self, seen: Vec<M>) -> Result<(), Closed> {
+        if seen.is_empty() { Ok(()) } else { self.send(Message::Seen(seen)).await }
+    }
+
+    async fn send(&self, message: Message<M>) -> Result<(), Closed> {
+        self.out.send(message).await.map_err(|_| Closed)
+    }
+}
+
+/// The next event of a feed that may not be; never without one.
+async fn step<K, M>(feed: Option<&mut Feed<K, M>>) -> Option<watcher::Result<Event<DeserializeGuard<K>>>> {
+    match feed {
+        Some(feed) => feed.stream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) fn key<K: Resource>(object: &K) -> Key {
+    let meta = object.meta();
+    Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}

@@ -1,0 +1,136 @@
+//! From a plan of the whole cluster to the requests that are needed: what is so already is not written.
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{conditions::stamp, mirror::Mirror, observed::Observed};
+use crate::{
+    api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNodePhase, EgressNodeStatus},
+    controller::ClusterPlan,
+    model::{GatewayName, NodeName, PolicyName},
+};
+
+/// One request.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Write {
+    /// Make a node's EgressNode, owned by the Node with this UID.
+    Create(NodeName, String),
+    /// Delete the EgressNode with this UID.
+    Delete(NodeName, String),
+    /// The controller's part of an EgressNode's status.
+    EgressNode(NodeName, EgressNodeStatus),
+    /// An EgressGateway's status.
+    Gateway(GatewayName, EgressGatewayStatus),
+    /// An EgressGatewayPolicy's status.
+    Policy(PolicyName, EgressGatewayPolicyStatus),
+}
+
+impl Write {
+    /// Kind of the object, as a metric label.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Create(..) | Self::Delete(..) | Self::EgressNode(..) => "EgressNode",
+            Self::Gateway(..) => "EgressGateway",
+            Self::Policy(..) => "EgressGatewayPolicy",
+        }
+    }
+
+    /// What it does, in words.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Create(name, _) => format!("create EgressNode {name}"),
+            Self::Delete(name, _) => format!("delete EgressNode {name}"),
+            Self::EgressNode(name, _) => format!("write status of EgressNode {name}"),
+            Self::Gateway(name, _) => format!("write status of EgressGateway {name}"),
+            Self::Policy(name, _) => format!("write status of EgressGatewayPolicy {name}"),
+        }
+    }
+}
+
+/// The requests that lead from what is there to the plan. Addresses come first, then what depends on them.
+pub(super) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<Write> {
+    let mut writes = Vec::new();
+    let absent = |name: &NodeName| !mirror.egress_nodes.contains_key(name);
+    writes.extend(plan.create.into_iter().filter(|(name, _)| absent(name)).map(|(name, uid)| Write::Create(name, uid)));
+    let uid = |name: NodeName| mirror.egress_nodes.get(&name).map(|held| Write::Delete(name, held.uid.clone()));
+    writes.extend(plan.delete.into_iter().filter_map(uid));
+    for (name, next) in plan.egress_nodes {
+        if mirror.egress_nodes.get(&name).is_some_and(|held| !says(&held.status, &next)) {
+            writes.push(Write::EgressNode(name, next));
+        }
+    }
+    for (name, mut next) in plan.gateways {
+        let Some(held) = mirror.gateways.get(&name) else { continue };
+        stamp(&mut next.conditions, &held.status.conditions, now);
+        if differs(held, &next) {
+            writes.push(Write::Gateway(name, next));
+        }
+    }
+    for (name, mut next) in plan.policies {
+        let Some(held) = mirror.policies.get(&name) else { continue };
+        stamp(&mut next.conditions, &held.status.conditions, now);
+        if differs(held, &next) {
+            writes.push(Write::Policy(name, next));
+        }
+    }
+    writes
+}
+
+fn differs<S: PartialEq>(held: &Observed<S>, next: &S) -> bool {
+    held.status != *next
+}
+
+/// Whether an EgressNode's status says what the controller wants said. That the tunnel is built is the agent's to say.
+fn says(held: &EgressNodeStatus, next: &EgressNodeStatus) -> bool {
+    let phase = held.phase == next.phase || (held.phase, next.phase) == (Some(EgressNodePhase::Succeeded), Some(EgressNodePhase::Init));
+    phase && held.vxlan_ipv4_ip == next.vxlan_ipv4_ip && held.vxlan_ipv6_ip == next.vxlan_ipv6_ip && held.tunnel_mac == next.tunnel_mac
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+    use super::*;
+
+    fn ready(second: i64, status: &str) -> Vec<Condition> {
+        vec![Condition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: "Because".to_owned(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: Time(Timestamp::from_second(second).unwrap()),
+        }]
+    }
+
+    fn gateway(second: i64, status: &str) -> EgressGatewayStatus {
+        EgressGatewayStatus { mark: Some(0x1100_0000), conditions: ready(second, status), ..EgressGatewayStatus::default() }
+    }
+
+    fn planned(status: EgressGatewayStatus, held: EgressGatewayStatus) -> Vec<Write> {
+        let name = GatewayName::from("a");
+        let mut mirror = Mirror::default();
+        mirror.gateways.insert(name.clone(), Observed { status: held, ..Observed::default() });
+        let plan = ClusterPlan { gateways: [(name, status)].into(), ..ClusterPlan::default() };
+        writes(plan, &mirror, Timestamp::from_second(99).unwrap())
+    }
+
+    #[test]
+    fn a_status_that_is_so_already_is_not_written() {
+        assert_eq!(planned(gateway(0, "True"), gateway(7, "True")), []);
+    }
+
+    #[test]
+    fn a_status_that_differs_is_written_with_the_time_of_its_transition() {
+        assert_eq!(planned(gateway(0, "False"), gateway(7, "True")), [Write::Gateway("a".into(), gateway(99, "False"))]);
+    }
+
+    #[test]
+    fn a_tunnel_that_the_agent_built_is_not_taken_back() {
+        let address =
+            |phase| EgressNodeStatus { phase: Some(phase), vxlan_ipv4_ip: Some("172.31.0.1/16".to_owned()), ..EgressNodeStatus::default() };
+        assert!(says(&address(EgressNodePhase::Succeeded), &address(EgressNodePhase::Init)));
+        assert!(!says(&address(EgressNodePhase::Succeeded), &address(EgressNodePhase::Failed)));
+        let moved = EgressNodeStatus { vxlan_ipv4_ip: Some("172.31.0.2/16".to_owned()), ..address(EgressNodePhase::Init) };
+        assert!(!says(&address(EgressNodePhase::Succeeded), &moved));
+    }
+}

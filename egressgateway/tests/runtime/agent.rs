@@ -1,0 +1,243 @@
+use std::time::Duration;
+
+use egressgateway::{
+    ErrorKind,
+    api::{EgressGateway, EgressGatewayPolicy, EgressNode, EgressNodePhase},
+};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::json;
+
+use crate::{
+    kernel::Kernel,
+    server::{ALL_PODS, Server},
+    support::{NODE, Running, pod, policy, populate, settings, until},
+};
+
+async fn cluster() -> (Server, Kernel) {
+    let server = Server::start();
+    populate(&server.client()).await;
+    (server, Kernel::new())
+}
+
+async fn programmed(kernel: &Kernel) {
+    kernel.until("the governed pod", |held| held.policy.pods.len() == 1 && held.policy.destinations.len() == 1).await;
+}
+
+#[tokio::test]
+async fn programs_the_node_once_everything_was_listed_and_says_so() {
+    let (server, kernel) = cluster().await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    let held = kernel.held();
+    assert_eq!(held.pods.iter().find(|pods| **pods > 0), Some(&1), "the first policy has everything");
+    assert_eq!(held.tunnel.peers.len(), 1);
+    assert_eq!(held.steering.targets.len(), 1);
+    let node = until(Api::<EgressNode>::all(server.client()), NODE, "a built tunnel", |node| {
+        node.status.as_ref().is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
+    })
+    .await;
+    let status = node.status.unwrap();
+    assert_eq!(status.physical_interface.as_deref(), Some("eth0"));
+    assert_eq!(status.vxlan_ipv4_ip.as_deref(), Some("172.31.0.1/16"), "what the controller wrote stays");
+    assert!(status.conditions.iter().all(|condition| condition.status == "True"), "{:?}", status.conditions);
+    assert!(agent.health.is_ready());
+    assert_eq!(agent.metric("egressgateway_agent_tunnel_ready"), Some(1.0));
+    assert_eq!(agent.metric("egressgateway_agent_packets_total{rule=\"steered\"}"), Some(7.0));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn writes_nothing_before_every_watch_was_listed() {
+    for held_back in ["namespaces", "nodes", "egressnodes", "egressgateways", "egressgatewaypolicies", "pods"] {
+        let (server, kernel) = cluster().await;
+        kernel.tamper(|held| held.policy.targets.insert(egressgateway::model::TargetId::FIRST).map_or((), |_| ()));
+        server.hold_lists(held_back);
+        let written = server.writes("egressnodes");
+        let agent = Running::start(&server.client(), &kernel, settings());
+        server.until_list_waits(held_back).await;
+        for other in ["namespaces", "nodes", "egressnodes", "egressgateways", "egressgatewaypolicies", "pods"] {
+            if other != held_back {
+                server.until_watched(other).await;
+            }
+        }
+        assert_eq!(kernel.held().applied, 0, "{held_back} was not listed");
+        assert!(!agent.health.is_ready());
+        assert_eq!(server.writes("egressnodes"), written);
+        server.release_lists(held_back);
+        programmed(&kernel).await;
+        agent.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_agent_finds_everything_as_it_must_be() {
+    let (server, kernel) = cluster().await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    until(Api::<EgressNode>::all(server.client()), NODE, "a built tunnel", |node| {
+        node.status.as_ref().is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
+    })
+    .await;
+    agent.stop().await;
+    let (applied, written) = (kernel.held().applied, server.writes("egressnodes"));
+    let agent = Running::start(&server.client(), &kernel, settings());
+    agent.until_ready().await;
+    assert_eq!(agent.metric("egressgateway_agent_converges_total{first=\"true\",outcome=\"unchanged\"}"), Some(1.0));
+    assert_eq!(kernel.held().applied, applied);
+    pod(&server.client(), "pod2", NODE, "10.0.1.2").await;
+    kernel.until("the new pod", |held| held.policy.pods.len() == 2).await;
+    assert_eq!(server.writes("egressnodes"), written, "an unchanged status, or one more pod, is not written");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn survives_expired_and_broken_watches_and_finds_what_was_deleted_meanwhile() {
+    let (server, kernel) = cluster().await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    policy(&server.client(), "more", "10.20.0.0/16").await;
+    kernel.until("another policy", |held| held.policy.destinations.len() == 2).await;
+    for (fault, name) in [(Server::expire_watches as fn(&Server), "more"), (Server::break_watches, "more")] {
+        fault(&server);
+        let policies = Api::<EgressGatewayPolicy>::all(server.client());
+        policies.delete(name, &DeleteParams::default()).await.unwrap();
+        kernel.until("no deleted policy", |held| held.policy.destinations.len() == 1).await;
+        policy(&server.client(), "more", "10.20.0.0/16").await;
+        kernel.until("a new policy", |held| held.policy.destinations.len() == 2).await;
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn survives_an_api_server_that_answers_with_errors() {
+    let (server, kernel) = cluster().await;
+    server.fail_next(10, 500);
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn many_changes_become_few_converges() {
+    let (server, kernel) = cluster().await;
+    for number in 2..=100 {
+        pod(&server.client(), &format!("pod{number}"), NODE, &format!("10.0.1.{number}")).await;
+    }
+    let agent = Running::start(&server.client(), &kernel, settings());
+    let held = kernel.until("all pods", |held| held.policy.pods.len() == 100).await;
+    assert!(held.applied <= 6, "{} writes for one list", held.applied);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_somebody_else_removed_is_repaired_and_repairing_ends() {
+    let (server, kernel) = cluster().await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    agent.until_ready().await;
+    kernel.tamper(|held| held.tunnel.peers = imbl::OrdMap::new());
+    kernel.until("its peer again", |held| held.tunnel.peers.len() == 1).await;
+    let reads = kernel.held().read;
+    // The repair itself is heard of, and looked at once more: tunnel and steering. Then nothing more is heard.
+    kernel.until("one more look", |held| held.read >= reads + 2).await;
+    let more = tokio::time::timeout(Duration::from_millis(500), kernel.until("a further look", |held| held.read > reads + 4)).await;
+    assert!(more.is_err(), "looking goes on for ever: {} reads", kernel.held().read);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_failing_kernel_is_tried_again_and_told() {
+    let (server, kernel) = cluster().await;
+    kernel.fail(ErrorKind::Transient, 6);
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    assert_eq!(kernel.failures_left(), 0);
+    kernel.fail(ErrorKind::Permission, 100);
+    pod(&server.client(), "pod2", NODE, "10.0.1.2").await;
+    until(Api::<EgressNode>::all(server.client()), NODE, "its failure", |node| {
+        node.status.iter().flat_map(|status| &status.conditions).any(|condition| condition.reason == "Permission")
+    })
+    .await;
+    assert!(!agent.health.is_ready());
+    assert_eq!(kernel.held().policy.pods.len(), 1);
+    assert!(kernel.failures_left() > 90, "what can't succeed waits until something changes");
+    kernel.heal();
+    pod(&server.client(), "pod3", NODE, "10.0.1.3").await;
+    kernel.until("both pods", |held| held.policy.pods.len() == 3).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn follows_all_pods_while_it_must_recognise_them_and_loses_none_on_the_way() {
+    let (server, kernel) = cluster().await;
+    let client = server.client();
+    pod(&client, "remote", "node2", "10.0.2.1").await;
+    let agent = Running::start(&client, &kernel, settings());
+    programmed(&kernel).await;
+    let gateways = Api::<EgressGateway>::all(client.clone());
+    let exit_here = json!({
+        "spec": {"sourceNAT": "EgressIP", "egressIPs": {"ipv4": ["10.6.1.1"]}},
+    });
+    gateways.patch("exit", &PatchParams::default(), &Patch::Merge(&exit_here)).await.unwrap();
+    let status = json!({"status": {"nodeList": [
+        {"name": NODE, "status": "Ready", "active": true, "egressIPs": ["10.6.1.1"], "mark": 0x1300_0000},
+    ]}});
+    gateways.patch_status("exit", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    let policies = Api::<EgressGatewayPolicy>::all(client.clone());
+    let address = json!({"status": {"egressGateway": "exit", "egressIP": {"ipv4": "10.6.1.1"}, "node": NODE}});
+    policies.patch_status("shop", &PatchParams::default(), &Patch::Merge(&address)).await.unwrap();
+    let held = kernel.until("the remote pod", |held| held.policy.pods.len() == 2).await;
+    let first = held.pods.iter().position(|pods| *pods > 0).unwrap();
+    assert!(held.pods[first..].iter().all(|pods| *pods >= 1), "the own pod was always there: {:?}", held.pods);
+    agent.stop().await;
+    server.hold_lists(ALL_PODS);
+    let agent = Running::start(&client, &kernel, settings());
+    server.until_list_waits(ALL_PODS).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), kernel.until("a write", |now| now.applied > held.applied)).await;
+    assert!(early.is_err(), "the remote pods are not known yet");
+    server.release_lists(ALL_PODS);
+    agent.until_ready().await;
+    let after = kernel.held();
+    assert!(after.pods[held.pods.len()..].iter().all(|pods| *pods == 2), "a restart forgets no remote pod: {:?}", after.pods);
+    let back = json!({"status": {"nodeList": [{"name": "node2", "status": "Ready", "active": true}]}});
+    gateways.patch_status("exit", &PatchParams::default(), &Patch::Merge(&back)).await.unwrap();
+    kernel.until("the own pod only", |held| held.policy.pods.len() == 1).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn holds_a_lease_and_renews_it() {
+    let (server, kernel) = cluster().await;
+    let mut settings = settings();
+    settings.lease.renew = Duration::from_millis(100);
+    let agent = Running::start(&server.client(), &kernel, settings);
+    let leases = Api::<Lease>::namespaced(server.client(), "kube-system");
+    let name = format!("egressgateway-agent-{NODE}");
+    let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
+    let first = until(leases.clone(), &name, "a holder", |lease| renewed(lease).is_some()).await;
+    assert_eq!(first.spec.as_ref().unwrap().holder_identity.as_deref(), Some(NODE));
+    assert_eq!(first.metadata.owner_references.as_ref().map(|owners| owners[0].name.as_str()), Some(NODE));
+    until(leases, &name, "a renewal", |lease| renewed(lease) > renewed(&first)).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn odd_objects_stop_nothing() {
+    let (server, kernel) = cluster().await;
+    server.put_raw("egressgatewaypolicies", json!({"metadata": {"name": "odd"}, "spec": {"appliedTo": "everything"}}));
+    let huge: Vec<String> = (0..20_000).map(|number| format!("10.{}.{}.0/24", number / 250, number % 250)).collect();
+    server
+        .put_raw(
+            "egressgatewaypolicies",
+            json!({"metadata": {"name": "huge"}, "spec": {"egressGatewayName": "none", "appliedTo": {"podSelector": {"matchLabels": {"app": "none"}}}, "destCIDR": huge}}),
+        );
+    let pods = Api::<Pod>::namespaced(server.client(), "default");
+    crate::support::put(&pods, json!({"metadata": {"name": "bare", "namespace": "default"}, "spec": {"containers": []}})).await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    agent.stop().await;
+}

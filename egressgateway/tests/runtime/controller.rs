@@ -1,0 +1,257 @@
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use egressgateway::{
+    allocator::LowestFree,
+    api::{EgressGateway, EgressGatewayPolicy, EgressNode, EgressNodePhase, ForwardMethod, GatewayNodeStatus},
+    controller,
+    model::MarkMask,
+    runtime::{Backoff, Controller, ControllerSettings, ElectionSettings, Health},
+};
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::Node,
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    runtime::wait::{await_condition, conditions},
+};
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    server::Server,
+    support::{PATIENCE, node, policy, put, until},
+};
+
+struct Running {
+    health: Health,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), egressgateway::Error>>,
+}
+
+fn settings(identity: &str) -> ControllerSettings {
+    let plan = controller::ControllerSettings {
+        forward_method: ForwardMethod::ActivePassive,
+        default_gateway: None,
+        overlay: vec!["172.31.0.0/16".parse().unwrap()],
+        mask: MarkMask::default(),
+    };
+    let mut election = ElectionSettings::new("kube-system", identity);
+    election.duration = Duration::from_secs(1);
+    election.retry = Duration::from_millis(100);
+    let mut settings = ControllerSettings::new(plan, election);
+    settings.settle = Duration::from_millis(10);
+    settings.backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(100));
+    settings
+}
+
+impl Running {
+    fn start(client: &Client, identity: &str) -> Self {
+        let controller = Controller::new(client.clone(), settings(identity), Arc::new(LowestFree));
+        let (health, shutdown) = (controller.health(), CancellationToken::new());
+        Self { health, task: tokio::spawn(controller.run(shutdown.clone())), shutdown }
+    }
+
+    /// As SIGTERM does it.
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.task).await.expect("the controller ends when asked to").unwrap().unwrap();
+    }
+
+    /// As SIGKILL does it.
+    async fn kill(self) {
+        self.task.abort();
+        self.task.await.unwrap_err();
+    }
+}
+
+async fn agent_lease(client: &Client, name: &str, seconds: i32) {
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(format!("egressgateway-agent-{name}")),
+            labels: Some([("app.kubernetes.io/component".to_owned(), "egressgateway-agent".to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(name.to_owned()),
+            lease_duration_seconds: Some(seconds),
+            renew_time: Some(MicroTime(Timestamp::now())),
+            ..LeaseSpec::default()
+        }),
+    };
+    let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
+    leases.create(&kube::api::PostParams::default(), &lease).await.unwrap();
+}
+
+async fn tunnel_built(client: &Client, name: &str) {
+    let status = json!({"status": {"phase": "Succeeded", "physicalInterfaceIPv4": "10.6.0.1", "conditions": [{
+        "type": "TunnelReady", "status": "True", "reason": "Built", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]}});
+    let nodes = Api::<EgressNode>::all(client.clone());
+    nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+}
+
+async fn gateway(client: &Client) {
+    let object = json!({"metadata": {"name": "exit"}, "spec": {"nodeSelector": {"matchLabels": {"egress": "true"}}}});
+    put(&Api::<EgressGateway>::all(client.clone()), object).await;
+}
+
+async fn addressed(client: &Client, name: &str) -> EgressNode {
+    until(Api::<EgressNode>::all(client.clone()), name, "an address", |node| {
+        node.status.as_ref().is_some_and(|status| status.vxlan_ipv4_ip.is_some())
+    })
+    .await
+}
+
+fn is(status: GatewayNodeStatus) -> impl Fn(&EgressGateway) -> bool {
+    move |gateway| gateway.status.iter().flat_map(|status| &status.node_list).any(|node| node.status == status)
+}
+
+async fn leader(client: &Client, identity: &str) {
+    let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
+    until(leases, "egressgateway-controller", identity, |lease| {
+        lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(identity)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn makes_an_egress_node_for_each_node_and_elects_gateways() {
+    let server = Server::start();
+    let client = server.client();
+    node(&client, "node1", 1).await;
+    node(&client, "node2", 2).await;
+    agent_lease(&client, "node1", 3600).await;
+    gateway(&client).await;
+    policy(&client, "shop", "10.9.0.0/16").await;
+    let controller = Running::start(&client, "a");
+    let mut addresses = BTreeSet::new();
+    for name in ["node1", "node2"] {
+        let egress_node = addressed(&client, name).await;
+        let owner = &egress_node.owner_references()[0];
+        let uid = Api::<Node>::all(client.clone()).get(name).await.unwrap().uid();
+        assert_eq!((owner.kind.as_str(), Some(&owner.uid)), ("Node", uid.as_ref()));
+        addresses.insert(egress_node.status.unwrap().vxlan_ipv4_ip);
+    }
+    assert_eq!(addresses.len(), 2);
+    tunnel_built(&client, "node1").await;
+    let gateway = until(Api::<EgressGateway>::all(client.clone()), "exit", "an active node", |gateway| {
+        gateway.status.iter().flat_map(|status| &status.node_list).any(|node| node.active)
+    })
+    .await;
+    assert!(gateway.status.as_ref().unwrap().mark.is_some());
+    let built = Api::<EgressNode>::all(client.clone()).get("node1").await.unwrap();
+    assert_eq!(built.status.unwrap().phase, Some(EgressNodePhase::Succeeded), "what the agent said stays");
+    until(Api::<EgressGatewayPolicy>::all(client.clone()), "shop", "its gateway", |policy| {
+        policy.status.as_ref().is_some_and(|status| status.egress_gateway.as_deref() == Some("exit"))
+    })
+    .await;
+    let egress_nodes = Api::<EgressNode>::all(client.clone());
+    let uid = egress_nodes.get("node2").await.unwrap().uid().unwrap();
+    Api::<Node>::all(client.clone()).delete("node2", &DeleteParams::default()).await.unwrap();
+    let gone = await_condition(egress_nodes, "node2", conditions::is_deleted(&uid));
+    tokio::time::timeout(PATIENCE, gone).await.expect("it goes with its node").unwrap();
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_leader_finds_everything_as_planned_and_writes_nothing() {
+    let server = Server::start();
+    let client = server.client();
+    node(&client, "node1", 1).await;
+    gateway(&client).await;
+    policy(&client, "shop", "10.9.0.0/16").await;
+    let first = Running::start(&client, "a");
+    addressed(&client, "node1").await;
+    until(Api::<EgressGatewayPolicy>::all(client.clone()), "shop", "a status", |policy| policy.status.is_some()).await;
+    until(Api::<EgressGateway>::all(client.clone()), "exit", "a mark", |gateway| {
+        gateway.status.as_ref().is_some_and(|status| status.mark.is_some())
+    })
+    .await;
+    first.stop().await;
+    let kinds = ["egressnodes", "egressgateways", "egressgatewaypolicies"];
+    let written: Vec<usize> = kinds.iter().map(|kind| server.writes(kind)).collect();
+    let second = Running::start(&client, "b");
+    leader(&client, "b").await;
+    node(&client, "node2", 2).await;
+    addressed(&client, "node2").await;
+    assert_eq!(server.writes("egressgatewaypolicies"), written[2], "the policy's status is as it was");
+    let nodes = Api::<EgressNode>::all(client.clone()).list(&ListParams::default()).await.unwrap();
+    assert_eq!(nodes.items.len(), 2);
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn only_the_leader_writes_and_the_next_takes_over_at_once_when_it_hands_over() {
+    let server = Server::start();
+    let client = server.client();
+    let first = Running::start(&client, "a");
+    leader(&client, "a").await;
+    let second = Running::start(&client, "b");
+    while !second.health.is_ready() {
+        tokio::task::yield_now().await;
+    }
+    node(&client, "node1", 1).await;
+    addressed(&client, "node1").await;
+    let before = tokio::time::Instant::now();
+    first.stop().await;
+    leader(&client, "b").await;
+    assert!(before.elapsed() < Duration::from_millis(900), "no expiry was waited for");
+    node(&client, "node2", 2).await;
+    addressed(&client, "node2").await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_died_is_followed_after_its_lease_expired() {
+    let server = Server::start();
+    let client = server.client();
+    let first = Running::start(&client, "a");
+    leader(&client, "a").await;
+    let second = Running::start(&client, "b");
+    first.kill().await;
+    let died = tokio::time::Instant::now();
+    leader(&client, "b").await;
+    assert!(died.elapsed() >= Duration::from_millis(500), "a lease that may still be held is not taken");
+    node(&client, "node1", 1).await;
+    addressed(&client, "node1").await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_lease_is_not_renewed_is_unknown() {
+    let server = Server::start();
+    let client = server.client();
+    node(&client, "node1", 1).await;
+    agent_lease(&client, "node1", 1).await;
+    gateway(&client).await;
+    let controller = Running::start(&client, "a");
+    addressed(&client, "node1").await;
+    tunnel_built(&client, "node1").await;
+    let gateways = Api::<EgressGateway>::all(client.clone());
+    until(gateways.clone(), "exit", "an unknown node", is(GatewayNodeStatus::Unknown)).await;
+    let renewed = json!({"spec": {"renewTime": MicroTime(Timestamp::now()), "leaseDurationSeconds": 3600}});
+    let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
+    leases.patch("egressgateway-agent-node1", &PatchParams::default(), &Patch::Merge(&renewed)).await.unwrap();
+    until(gateways, "exit", "a ready node", is(GatewayNodeStatus::Ready)).await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn writes_that_fail_are_tried_again() {
+    let server = Server::start();
+    let client = server.client();
+    let controller = Running::start(&client, "a");
+    leader(&client, "a").await;
+    server.fail_writes("egressnodes", 3, 500);
+    server.fail_writes("egressnodes", 2, 409);
+    node(&client, "node1", 1).await;
+    addressed(&client, "node1").await;
+    controller.stop().await;
+}

@@ -1,0 +1,9 @@
+//! The daemons against an API server in this process, and a kernel that only remembers.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod agent;
+mod controller;
+mod kernel;
+mod server;
+mod support;
