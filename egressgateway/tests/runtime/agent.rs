@@ -241,3 +241,15 @@ async fn odd_objects_stop_nothing() {
     programmed(&kernel).await;
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_packet_filter_that_somebody_else_changed_is_repaired_long_before_the_next_complete_read() {
+    let (server, kernel) = cluster().await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    for _ in 0..3 {
+        kernel.tamper_policy(|policy| *policy = egressgateway::PolicyDesired::default());
+        programmed(&kernel).await;
+    }
+    agent.stop().await;
+}

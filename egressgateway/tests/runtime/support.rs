@@ -172,6 +172,7 @@ impl Running {
         let mut registry = Registry::default();
         let agent = Agent::new(client.clone(), settings, kernel.drivers(), std::sync::Arc::new(FakeTunnel), kernel.host.clone())
             .with_counters(std::sync::Arc::new(Seven))
+            .with_monitor(kernel.filter.clone())
             .with_metrics(&mut registry);
         let (health, shutdown) = (agent.health(), CancellationToken::new());
         let task = tokio::spawn(agent.run(shutdown.clone()));
