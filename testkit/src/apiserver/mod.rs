@@ -29,6 +29,9 @@ pub use fault::{Effect, Fault};
 use resource::{Resource, Resources};
 use store::Store;
 
+/// How many requests there were, by verb and resource.
+pub type Requests = BTreeMap<(String, String), usize>;
+
 /// A running API server; it ends when this is dropped.
 #[derive(Debug)]
 pub struct ApiServer {
@@ -48,7 +51,7 @@ struct Shared {
     store: Mutex<Store>,
     resources: Mutex<Resources>,
     faults: Mutex<Vec<Fault>>,
-    requests: Mutex<BTreeMap<(String, String), usize>>,
+    requests: channel::Sender<Requests>,
     /// Resource version of the latest write: watches wait for it.
     written: channel::Sender<u64>,
     /// Counts up when all watches shall end.
@@ -68,14 +71,13 @@ impl Shared {
     }
 
     fn count(&self, verb: &str, resource: &str) {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        *requests.entry((verb.to_owned(), resource.to_owned())).or_default() += 1;
+        self.requests.send_modify(|requests| *requests.entry((verb.to_owned(), resource.to_owned())).or_default() += 1);
     }
 
     /// Uses up a fault that a request meets.
-    fn meet_fault(&self, verb: &str, resource: &str) -> Option<Effect> {
+    fn meet_fault(&self, verb: &str, resource: &str, query: &str) -> Option<Effect> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = faults.iter_mut().find(|fault| fault.meets(verb, resource))?;
+        let fault = faults.iter_mut().find(|fault| fault.meets(verb, resource, query))?;
         fault.times -= 1;
         Some(fault.effect)
     }
@@ -108,7 +110,7 @@ impl ApiServer {
             store: Mutex::default(),
             resources: Mutex::new(Resources::default()),
             faults: Mutex::default(),
-            requests: Mutex::default(),
+            requests: channel::Sender::default(),
             written: channel::Sender::new(0),
             dropped: channel::Sender::new(0),
             released: channel::Sender::new(0),
@@ -195,8 +197,21 @@ impl ApiServer {
         let resource = self.shared.resources().of_object(&object).ok_or_else(|| format!("unknown kind: {object}"))?;
         let object = admission::admit(&resource, object).map_err(|refusal| refusal.message)?;
         self.shared.defined(&resource, &object);
+        self.store(&resource, object)
+    }
+
+    /// The same without a look at its schema: what was stored before a rule was made stays stored.
+    ///
+    /// # Errors
+    /// When its kind is not known.
+    pub fn put_unchecked(&self, object: Value) -> Result<(), String> {
+        let resource = self.shared.resources().of_object(&object).ok_or_else(|| format!("unknown kind: {object}"))?;
+        self.store(&resource, object)
+    }
+
+    fn store(&self, resource: &Resource, object: Value) -> Result<(), String> {
         let mut store = self.shared.store();
-        store.put(&resource, object).map_err(|status| status.message)?;
+        store.put(resource, object).map_err(|refusal| refusal.message)?;
         self.shared.written.send_replace(store.version());
         Ok(())
     }
@@ -236,14 +251,30 @@ impl ApiServer {
     /// How many requests there were so far, by verb (get, list, watch, create, update, patch, delete) and resource (plural, with
     /// `/status` for its status).
     #[must_use]
-    pub fn requests(&self) -> BTreeMap<(String, String), usize> {
-        self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn requests(&self) -> Requests {
+        self.shared.requests.borrow().clone()
     }
 
     /// How many requests of these verbs there were for a resource.
     #[must_use]
     pub fn count(&self, verb: &str, resource: &str) -> usize {
         self.requests().get(&(verb.to_owned(), resource.to_owned())).copied().unwrap_or_default()
+    }
+
+    /// How many requests there were to write objects of a resource or their status, refused ones included.
+    #[must_use]
+    pub fn writes(&self, resource: &str) -> usize {
+        let own = |name: &str| name.strip_suffix("/status").unwrap_or(name) == resource;
+        let writing = |verb: &str| !["get", "list", "watch"].contains(&verb);
+        self.requests().iter().filter(|((verb, name), _)| writing(verb) && own(name)).map(|(_, count)| count).sum()
+    }
+
+    /// Waits until there were so many of these requests since the start.
+    pub async fn requested(&self, verb: &str, resource: &str, times: usize) {
+        let key = (verb.to_owned(), resource.to_owned());
+        let mut requests = self.shared.requests.subscribe();
+        // The sender lives as long as this server.
+        let _ = requests.wait_for(|requests| requests.get(&key).is_some_and(|count| *count >= times)).await;
     }
 }
 
