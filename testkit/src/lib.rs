@@ -1,4 +1,5 @@
 //! Test equipment of the egress gateway. Never published.
 
+pub mod apiserver;
 pub mod lab;
 pub mod netns;

@@ -1,0 +1,31 @@
+//! Faults on demand.
+
+/// What happens instead of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// This HTTP status, with a Kubernetes `Status` as its body.
+    Status(u16),
+    /// No answer until [`super::ApiServer::heal`].
+    Hang,
+    /// The connection is closed.
+    Reset,
+}
+
+/// Requests that meet a fault.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// get, list, watch, create, update, patch, delete; none: all.
+    pub verb: Option<&'static str>,
+    /// Plural name, with `/status` for the status; none: all.
+    pub resource: Option<&'static str>,
+    /// How many requests meet it.
+    pub times: usize,
+    /// What happens to them.
+    pub effect: Effect,
+}
+
+impl Fault {
+    pub(super) fn meets(&self, verb: &str, resource: &str) -> bool {
+        self.times > 0 && self.verb.is_none_or(|own| own == verb) && self.resource.is_none_or(|own| own == resource)
+    }
+}

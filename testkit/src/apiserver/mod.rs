@@ -1,0 +1,254 @@
+//! A Kubernetes API server in this process, for the ordinary `kube` client: enough of the real one's rules to test controllers against,
+//! and faults on demand.
+//!
+//! It runs on a thread of its own, in the network namespace of whoever started it, so a test that blocks does not block it.
+
+mod admission;
+mod apply;
+mod fault;
+mod http;
+mod patch;
+mod resource;
+mod selector;
+mod status;
+mod store;
+mod watch;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use kube::Client;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::{Notify, watch as channel};
+
+pub use fault::{Effect, Fault};
+use resource::{Resource, Resources};
+use store::Store;
+
+/// A running API server; it ends when this is dropped.
+#[derive(Debug)]
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    listener: Option<Listener>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    stop: Arc<Notify>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Mutex<Store>,
+    resources: Mutex<Resources>,
+    faults: Mutex<Vec<Fault>>,
+    requests: Mutex<BTreeMap<(String, String), usize>>,
+    /// Resource version of the latest write: watches wait for it.
+    written: channel::Sender<u64>,
+    /// Counts up when all watches shall end.
+    dropped: channel::Sender<u64>,
+    /// Counts up when hanging requests may go on.
+    released: channel::Sender<u64>,
+    paused: channel::Sender<bool>,
+}
+
+impl Shared {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resources(&self) -> MutexGuard<'_, Resources> {
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, verb: &str, resource: &str) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        *requests.entry((verb.to_owned(), resource.to_owned())).or_default() += 1;
+    }
+
+    /// Uses up a fault that a request meets.
+    fn meet_fault(&self, verb: &str, resource: &str) -> Option<Effect> {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = faults.iter_mut().find(|fault| fault.meets(verb, resource))?;
+        fault.times -= 1;
+        Some(fault.effect)
+    }
+
+    /// Serves the kind that a stored definition defines.
+    fn defined(&self, resource: &Resource, object: &Value) {
+        if resource.kind == "CustomResourceDefinition" {
+            self.resources().define(object);
+        }
+    }
+}
+
+impl ApiServer {
+    /// Starts on a free port of the loopback address.
+    ///
+    /// # Panics
+    /// When no socket can be bound.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// Starts at an address, in the network namespace of the calling thread.
+    ///
+    /// # Panics
+    /// When the address can't be bound.
+    #[must_use]
+    pub fn start_at(address: SocketAddr) -> Self {
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            resources: Mutex::new(Resources::default()),
+            faults: Mutex::default(),
+            requests: Mutex::default(),
+            written: channel::Sender::new(0),
+            dropped: channel::Sender::new(0),
+            released: channel::Sender::new(0),
+            paused: channel::Sender::new(false),
+        });
+        let mut server = Self { shared, address, listener: None };
+        server.resume_listening();
+        server
+    }
+
+    /// Listens again after [`Self::stop`], at the same address and with everything that was stored.
+    ///
+    /// # Panics
+    /// When the address can't be bound.
+    pub fn resume_listening(&mut self) {
+        let stop = Arc::new(Notify::new());
+        let (bound, address) = std::sync::mpsc::channel();
+        let (shared, wanted, until) = (self.shared.clone(), self.address, stop.clone());
+        let thread = std::thread::Builder::new().name("apiserver".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind(wanted).await.expect("the API server's address");
+                let _ = bound.send(listener.local_addr().expect("a bound address"));
+                http::serve(listener, shared, until).await;
+            });
+        });
+        self.address = address.recv().expect("the API server starts");
+        self.listener = Some(Listener { stop, thread: thread.expect("a thread") });
+    }
+
+    /// Closes every connection and stops listening; what is stored stays.
+    pub fn stop(&mut self) {
+        if let Some(Listener { stop, thread }) = self.listener.take() {
+            stop.notify_one();
+            let _ = thread.join();
+        }
+    }
+
+    /// Its base address.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// An ordinary client. Call it inside a runtime.
+    ///
+    /// # Panics
+    /// When the client can't be made, which is an error of this server.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let config = kube::Config::new(self.url().parse().expect("an address"));
+        Client::try_from(config).expect("a client")
+    }
+
+    /// A kubeconfig without credentials.
+    #[must_use]
+    pub fn kubeconfig(&self) -> String {
+        let cluster = format!("{{name: testkit, cluster: {{server: \"{}\"}}}}", self.url());
+        format!(
+            "apiVersion: v1\nkind: Config\nclusters: [{cluster}]\nusers: [{{name: testkit, user: {{}}}}]\n\
+             contexts: [{{name: testkit, context: {{cluster: testkit, user: testkit}}}}]\ncurrent-context: testkit\n"
+        )
+    }
+
+    /// Creates or replaces (its status included, where one is given) every object of a YAML text.
+    ///
+    /// # Errors
+    /// The first object that can't be parsed or is refused.
+    pub fn apply_yaml(&self, yaml: &str) -> Result<(), String> {
+        for document in serde_yaml::Deserializer::from_str(yaml) {
+            let object = Value::deserialize(document).map_err(|error| error.to_string())?;
+            if !object.is_null() {
+                self.put(object)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates or replaces one object, whatever its resource version; a status that is given is taken too, and one that is not stays.
+    ///
+    /// # Errors
+    /// When its kind is not known.
+    pub fn put(&self, object: Value) -> Result<(), String> {
+        let resource = self.shared.resources().of_object(&object).ok_or_else(|| format!("unknown kind: {object}"))?;
+        let object = admission::admit(&resource, object).map_err(|refusal| refusal.message)?;
+        self.shared.defined(&resource, &object);
+        let mut store = self.shared.store();
+        store.put(&resource, object).map_err(|status| status.message)?;
+        self.shared.written.send_replace(store.version());
+        Ok(())
+    }
+
+    /// Answers the next matching requests in another way.
+    pub fn fault(&self, fault: Fault) {
+        self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+    }
+
+    /// Removes all faults, and lets hanging requests go on.
+    pub fn heal(&self) {
+        self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.shared.released.send_modify(|count| *count += 1);
+    }
+
+    /// Forgets the history: a watch that wants to continue from an earlier version is told 410 Gone.
+    pub fn compact(&self) {
+        self.shared.store().compact();
+        self.drop_watches();
+    }
+
+    /// Ends all watches; clients continue where they were.
+    pub fn drop_watches(&self) {
+        self.shared.dropped.send_modify(|count| *count += 1);
+    }
+
+    /// Answers nothing until [`Self::resume`].
+    pub fn pause(&self) {
+        self.shared.paused.send_replace(true);
+    }
+
+    /// Answers again.
+    pub fn resume(&self) {
+        self.shared.paused.send_replace(false);
+    }
+
+    /// How many requests there were so far, by verb (get, list, watch, create, update, patch, delete) and resource (plural, with
+    /// `/status` for its status).
+    #[must_use]
+    pub fn requests(&self) -> BTreeMap<(String, String), usize> {
+        self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many requests of these verbs there were for a resource.
+    #[must_use]
+    pub fn count(&self, verb: &str, resource: &str) -> usize {
+        self.requests().get(&(verb.to_owned(), resource.to_owned())).copied().unwrap_or_default()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
