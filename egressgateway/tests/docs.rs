@@ -21,17 +21,18 @@ This is the whole file, with every default:
 | field | flag | variable | meaning |
 |---|---|---|---|
 {fields}
-The agent has the tunnel `vxlan`, the policy backend `nftables` and the reply path `cni`; it refuses to start with others. Numbers and masks must be the same
-on all nodes. `egressctl plan --config` shows what another value would change.
+`failover.*` is read and checked, and nothing follows it yet: whether a gateway is alive is decided by its Node and its agent's Lease. The agent has
+the tunnel `vxlan`, the policy backend `nftables` and the reply path `cni`; it refuses to start with others. Numbers and masks must
+be the same on all nodes. `egressctl plan --config` shows what another value would change.
 ";
 
 fn hold(name: &str, text: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
-    if env::var_os("UPDATE").is_some() {
+    if env::var_os("UPDATE").is_some_and(|update| update == "1") {
         fs::write(&path, text).unwrap();
     }
     let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == text, "docs/{name} differs from the code: run this test with UPDATE=1 and look at the difference");
+    assert!(written == text, "docs/{name} differs from the code: run UPDATE=1 cargo test -p egressgateway --test docs");
 }
 
 #[test]
