@@ -58,7 +58,7 @@ impl Config {
             "routing.rulePriority",
             "routing-rule-priority",
             "EGRESSGATEWAY_ROUTING_RULE_PRIORITY",
-            "priority of the routing rules, 1 to 32765",
+            "priority of the routing rules, 2 to 32765",
         ),
         field(
             "routing.protocol",

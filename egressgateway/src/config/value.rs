@@ -17,6 +17,8 @@ pub(super) const MIN_MTU_V6: u32 = 1280;
 const MIN_MTU: u32 = 576;
 /// The rule that looks into the main table has priority 32766: ours come before it.
 const LAST_RULE_PRIORITY: u32 = 32765;
+/// The rule that looks into the local table has priority 0, and the number before ours is the loop guard's.
+const FIRST_RULE_PRIORITY: u32 = 2;
 /// Route protocols below are the kernel's and the administrator's own (rtnetlink(7)).
 const FIRST_FREE_PROTOCOL: u8 = 5;
 /// Table numbers above the base that must exist: one for each mark byte.
@@ -56,7 +58,7 @@ impl Config {
             "clusterCIDRs.extra" => self.cluster_cidrs.extra = networks(text)?,
             "mark.mask" => self.mark.mask = mask(text)?,
             "routing.tableBase" => self.routing.table_base = number(text, 1..=u32::MAX - TABLES)?,
-            "routing.rulePriority" => self.routing.rule_priority = number(text, 1..=LAST_RULE_PRIORITY)?,
+            "routing.rulePriority" => self.routing.rule_priority = number(text, FIRST_RULE_PRIORITY..=LAST_RULE_PRIORITY)?,
             "routing.protocol" => self.routing.protocol = number(text, FIRST_FREE_PROTOCOL..=u8::MAX)?,
             "failover.interval" => self.failover.interval = duration(text)?,
             "failover.multiplier" => self.failover.multiplier = number(text, 1..=100)?,

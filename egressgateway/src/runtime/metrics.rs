@@ -260,3 +260,69 @@ impl Collector for Packets {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fmt::Write, fs, path::Path};
+
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    const DOCUMENTATION: &str = "# Metrics
+
+Both daemons serve `/metrics` in the OpenMetrics text format: the agent at port 5810, the controller at 5820. A program that embeds them has the same
+in its own registry.
+
+- `driver` is `tunnel`, `steering` or `policy`; `kind` is the kind of an error.
+- `rule` is a [counter of the packet filter](datapath.md#the-nftables-table). The agent reads them every 15 seconds; they start anew when the table does.
+- Converges with `first=\"true\"` and `outcome=\"applied\"` are changes that a restarted agent made: none, where nothing happened meanwhile.
+
+";
+
+    /// One row for each metric of a registry in which every metric has a sample.
+    fn rows(registry: &Registry) -> String {
+        let mut text = String::new();
+        encode(&mut text, registry).unwrap();
+        let mut rows = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
+        for entry in text.split("# HELP ").skip(1) {
+            let mut lines = entry.lines();
+            let (name, help) = lines.next().and_then(|line| line.split_once(' ')).unwrap();
+            let kind = lines.next().and_then(|line| line.rsplit(' ').next()).unwrap();
+            let sample = lines.find(|line| !line.starts_with('#')).unwrap();
+            let labels = sample.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
+            let labels: Vec<_> = labels.split(',').filter_map(|label| label.split_once('=')).map(|(label, _)| label).collect();
+            let labels: Vec<_> = labels.iter().filter(|label| **label != "le").map(|label| format!("`{label}`")).collect();
+            let total = if kind == "counter" { "_total" } else { "" };
+            writeln!(rows, "| `{name}{total}` | {kind} | {} | {} |", labels.join(", "), help.trim_end_matches('.')).unwrap();
+        }
+        rows
+    }
+
+    fn common(watch: &WatchMetrics, lease: &LeaseMetrics, write: &WriteMetrics) {
+        watch.restarted("pods");
+        lease.failed(ErrorKind::Transient);
+        write.wrote("status", Ok(()));
+    }
+
+    #[test]
+    fn the_documentation_names_every_metric() {
+        let (agent, mut agents) = (AgentMetrics::default(), Registry::default());
+        common(&agent.watch, &agent.lease, &agent.write);
+        agent.reconciled("tunnel", Duration::ZERO, Some(ErrorKind::Transient));
+        agent.converged(true, "applied");
+        agent.packets([("steered".to_owned(), Counter::default())].into());
+        agent.register(&mut agents);
+        let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());
+        common(&controller.watch, &controller.lease, &controller.write);
+        controller.register(&mut controllers);
+
+        let text = format!("{DOCUMENTATION}## Agent\n\n{}\n## Controller\n\n{}", rows(&agents), rows(&controllers));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+        if env::var_os("UPDATE").is_some_and(|update| update == "1") {
+            fs::write(&path, &text).unwrap();
+        }
+        let written = fs::read_to_string(&path).unwrap_or_default();
+        assert!(written == text, "docs/metrics.md differs from the code: run UPDATE=1 cargo test -p egressgateway --lib metrics");
+    }
+}

@@ -1,0 +1,48 @@
+//! Documentation that says what the code says.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{env, fmt::Write, fs, path::PathBuf};
+
+use egressgateway::config::Config;
+use serde_yaml::Value;
+
+const CONFIGURATION: &str = "# Configuration
+
+One YAML file for both daemons (`--config`), and each of its fields also a flag and an environment variable. A flag goes before its variable,
+that before the file, that before the default. Unknown fields and bad values are refused at start, all at once, each with its field, value
+and rule.
+
+This is the whole file, with every default:
+
+```yaml
+{defaults}```
+
+| field | flag | variable | meaning |
+|---|---|---|---|
+{fields}
+`failover.*` is read and checked, and nothing follows it yet: whether a gateway is alive is decided by its Node and its agent's Lease. The agent has
+the tunnel `vxlan`, the policy backend `nftables` and the reply path `cni`; it refuses to start with others. Numbers and masks must
+be the same on all nodes. `egressctl plan --config` shows what another value would change.
+";
+
+fn hold(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    if env::var_os("UPDATE").is_some_and(|update| update == "1") {
+        fs::write(&path, text).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == text, "docs/{name} differs from the code: run UPDATE=1 cargo test -p egressgateway --test docs");
+}
+
+#[test]
+fn the_configuration_is_documented_field_by_field() {
+    let defaults = serde_yaml::to_string(&Config::default()).unwrap();
+    assert_eq!(Config::parse(&defaults).unwrap(), Config::default());
+    let mut fields = String::new();
+    for field in Config::FIELDS {
+        assert_ne!(Config::default().value(field.path), None::<Value>, "{} has no value", field.path);
+        writeln!(fields, "| `{}` | `--{}` | `{}` | {} |", field.path, field.flag, field.env, field.help).unwrap();
+    }
+    hold("configuration.md", &CONFIGURATION.replace("{defaults}", &defaults).replace("{fields}", &fields));
+}
