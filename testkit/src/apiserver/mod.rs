@@ -27,7 +27,8 @@ use tokio::sync::{Notify, watch as channel};
 
 pub use fault::{Effect, Fault};
 use resource::{Resource, Resources};
-use store::Store;
+use selector::Selection;
+use store::{Store, Write};
 
 /// How many requests there were, by verb and resource.
 pub type Requests = BTreeMap<(String, String), usize>;
@@ -212,6 +213,45 @@ impl ApiServer {
     fn store(&self, resource: &Resource, object: Value) -> Result<(), String> {
         let mut store = self.shared.store();
         store.put(resource, object).map_err(|refusal| refusal.message)?;
+        self.shared.written.send_replace(store.version());
+        Ok(())
+    }
+
+    /// An object as it is stored; the namespace is empty where the kind has none.
+    #[must_use]
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let resource = self.shared.resources().of_kind(kind)?;
+        let write = Write { resource: &resource, namespace, name, status: false, manager: "test" };
+        self.shared.store().get(&write).ok().map(|object| (*object).clone())
+    }
+
+    /// All objects of a kind.
+    #[must_use]
+    pub fn list(&self, kind: &str) -> Vec<Value> {
+        let Some(resource) = self.shared.resources().of_kind(kind) else { return Vec::new() };
+        let objects = self.shared.store().list(&resource, "", &Selection::default(), None);
+        objects.into_iter().map(|(_, object)| (*object).clone()).collect()
+    }
+
+    /// Changes an object, its status included, by a merge patch.
+    ///
+    /// # Errors
+    /// When there is no such object, or the result is refused.
+    pub fn merge(&self, kind: &str, namespace: &str, name: &str, patch: &Value) -> Result<(), String> {
+        let mut object = self.get(kind, namespace, name).ok_or_else(|| format!("no {kind} {namespace}/{name}"))?;
+        json_patch::merge(&mut object, patch);
+        self.put(object)
+    }
+
+    /// Deletes an object, as its finalizers allow.
+    ///
+    /// # Errors
+    /// When there is no such object.
+    pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<(), String> {
+        let resource = self.shared.resources().of_kind(kind).ok_or_else(|| format!("unknown kind: {kind}"))?;
+        let write = Write { resource: &resource, namespace, name, status: false, manager: "test" };
+        let mut store = self.shared.store();
+        store.delete(&write, &Value::Null).map_err(|refusal| refusal.message)?;
         self.shared.written.send_replace(store.version());
         Ok(())
     }
