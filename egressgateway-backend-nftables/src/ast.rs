@@ -43,6 +43,8 @@ pub enum ConnectionState {
     Established,
     /// Of no connection that it could be.
     Invalid,
+    /// Not looked at, because a rule said so.
+    Untracked,
 }
 
 /// Direction of a packet within its connection.
@@ -100,6 +102,8 @@ pub(crate) enum Statement {
         family: Family,
         table: Table,
     },
+    /// Class and destination leave here with their own address.
+    Keeps(Family),
     /// Continues as the map says of class and destination, if it does.
     VerdictOf {
         family: Family,
@@ -179,6 +183,7 @@ impl Table {
             Self::Nets => (vec![address], Some("classid"), true),
             Self::Where | Self::Exit => (vec!["classid", address], Some("verdict"), true),
             Self::As => (vec!["classid", address], Some(address), true),
+            Self::Kept => (vec!["classid", address], None, true),
         };
         Declaration { key, data, interval }
     }
@@ -255,6 +260,7 @@ impl fmt::Display for Statement {
                 ConnectionState::New => "ct state new",
                 ConnectionState::Established => "ct state established",
                 ConnectionState::Invalid => "ct state invalid",
+                ConnectionState::Untracked => "ct state untracked",
             }),
             Self::Direction(direction) => f.write_str(match direction {
                 Direction::Original => "ct direction original",
@@ -268,6 +274,7 @@ impl fmt::Display for Statement {
             Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
             Self::ForgetClass => f.write_str("meta priority set 0:0"),
             Self::ClassOf { family, table } => write!(f, "meta priority set {} saddr map @{}", header(*family), table.name(*family)),
+            Self::Keeps(family) => write!(f, "meta priority . {} daddr @{}", header(*family), Table::Kept.name(*family)),
             Self::VerdictOf { family, table } => write!(f, "meta priority . {} daddr vmap @{}", header(*family), table.name(*family)),
             Self::VerdictOfPin { mask } => write!(f, "ct mark & {mask:#010x} vmap @{TARGETS}"),
             Self::Pin { keep, value } => mangle(f, "ct mark", *keep, *value),

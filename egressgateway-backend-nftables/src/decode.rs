@@ -67,6 +67,9 @@ fn matching(body: &Value) -> Option<Statement> {
     if left.pointer("/ct/key").is_some_and(|key| key == "mark") || left.get("&").is_some_and(|and| is_ct_mark(&and[0])) {
         return pinned(left, right, negated);
     }
+    if let Some(family) = class_and_destination(left) {
+        return (!negated && set_name(right)? == Table::Kept.name(family)).then_some(Statement::Keeps(family));
+    }
     if let Some((side, family)) = address_field(left) {
         let (table, of) = Table::parse(set_name(right)?)?;
         return (of == family).then_some(Statement::Address { side, family, negated, table });

@@ -66,6 +66,7 @@ pub(crate) struct Elements {
     pub(crate) steer: OrdMap<Place, Steer>,
     pub(crate) exit: OrdMap<Place, ExitAs>,
     pub(crate) addresses: OrdMap<Place, IpAddr>,
+    pub(crate) kept: OrdSet<Place>,
     pub(crate) exempt: OrdSet<IpRange>,
     pub(crate) local: OrdSet<IpRange>,
     pub(crate) governed: OrdSet<IpRange>,
@@ -85,6 +86,7 @@ struct Origin {
     destinations: OrdMap<Place, Verdict>,
     targets: OrdSet<TargetId>,
     exiting: BTreeSet<TargetId>,
+    accepts: OrdSet<TargetId>,
     exempt: OrdSet<IpNet>,
     governed: OrdSet<IpRange>,
 }
@@ -108,6 +110,7 @@ impl Elements {
             destinations: desired.destinations.clone(),
             targets: desired.targets.clone(),
             exiting: desired.accepts.iter().chain(&desired.exits).copied().collect(),
+            accepts: desired.accepts.clone(),
             exempt: desired.exempt.clone(),
             governed: desired.start_gate.as_ref().map(|gate| gate.governed.clone()).unwrap_or_default(),
         };
@@ -141,7 +144,9 @@ impl Elements {
 
     /// Fills the three maps of destinations.
     fn place(&mut self, origin: &Origin, current: &Self, before: Option<&Origin>) -> Result<(), Error> {
-        let Some(before) = before.filter(|before| before.targets == origin.targets && before.exiting == origin.exiting) else {
+        let Some(before) = before
+            .filter(|before| before.targets == origin.targets && before.exiting == origin.exiting && before.accepts == origin.accepts)
+        else {
             ranges::check_disjoint(origin.destinations.keys().copied(), "destinations of a class")?;
             for (place, verdict) in &origin.destinations {
                 self.put(*place, *verdict, origin)?;
@@ -149,6 +154,7 @@ impl Elements {
             return Ok(());
         };
         (self.steer, self.exit, self.addresses) = (current.steer.clone(), current.exit.clone(), current.addresses.clone());
+        self.kept = current.kept.clone();
         let mut added = Vec::new();
         for change in before.destinations.diff(&origin.destinations) {
             let (place, verdict) = match change {
@@ -186,6 +192,12 @@ impl Elements {
             }
         };
         set(&mut self.steer, place, steer);
+        // Only what others may send here: this node's own pods get their answers here, too.
+        if matches!(verdict, Verdict::Egress { target, source_nat: SourceNat::Keep } if origin.accepts.contains(&target)) {
+            self.kept.insert(place);
+        } else {
+            self.kept.remove(&place);
+        }
         set(&mut self.exit, place, exit);
         set(&mut self.addresses, place, address);
         Ok(())

@@ -63,6 +63,8 @@ pub(crate) const FIND_CLASS: &str = "find_class";
 pub(crate) const DECIDE: &str = "decide";
 /// Chain: came through the overlay and no verdict says where to.
 pub(crate) const UNCLASSIFIED: &str = "unclassified";
+/// Chain: what leaves here with its own address is not tracked.
+pub(crate) const UNTRACK: &str = "untrack";
 /// Chain: verdict `Hold`.
 pub(crate) const HELD: &str = "held";
 /// Chain: verdict with a target that does not exist.
@@ -110,12 +112,25 @@ pub(crate) enum Table {
     Exit,
     /// Class and destination to egress address.
     As,
+    /// Class and destination that leave here with their own address.
+    Kept,
 }
 
 impl Table {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] =
-        [Self::Exempt, Self::Local, Self::Known, Self::Governed, Self::Peers, Self::Pods, Self::Nets, Self::Where, Self::Exit, Self::As];
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Exempt,
+        Self::Local,
+        Self::Known,
+        Self::Governed,
+        Self::Peers,
+        Self::Pods,
+        Self::Nets,
+        Self::Where,
+        Self::Exit,
+        Self::As,
+        Self::Kept,
+    ];
 
     /// Its name in the kernel.
     pub(crate) const fn name(self, family: Family) -> &'static str {
@@ -140,6 +155,8 @@ impl Table {
             (Self::Exit, Family::V6) => "exit6",
             (Self::As, Family::V4) => "as4",
             (Self::As, Family::V6) => "as6",
+            (Self::Kept, Family::V4) => "kept4",
+            (Self::Kept, Family::V6) => "kept6",
         }
     }
 

@@ -145,6 +145,10 @@ impl Reader {
                 let (key, value) = pair(element)?;
                 elements.nets.insert(range(key, family)?, class(value)?);
             }
+            Table::Kept => {
+                let [of, to] = element["concat"].as_array()?.as_slice() else { return None };
+                elements.kept.insert((class(of)?, range(to, family)?));
+            }
             Table::Where | Table::Exit | Table::As => {
                 let (key, value) = pair(element)?;
                 let [of, to] = key["concat"].as_array()?.as_slice() else { return None };

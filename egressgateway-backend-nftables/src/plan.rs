@@ -178,6 +178,7 @@ impl Elements {
         all.map(Table::Where, &old.steer, &new.steer);
         all.map(Table::Exit, &old.exit, &new.exit);
         all.map(Table::As, &old.addresses, &new.addresses);
+        all.set(Table::Kept, &old.kept, &new.kept);
         all.map_named(&old.targets, &new.targets, |_| TARGETS);
         all.set_named(&old.devices, &new.devices, |_| DEVICES);
         all

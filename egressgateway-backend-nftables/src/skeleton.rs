@@ -16,18 +16,19 @@ use crate::{
     names::{
         AS_ADDRESS, AS_NODE, AS_SELF, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE,
         EXITED, FIND_CLASS, FORWARD, HELD, NO_GATEWAY, OUTER_IN, OUTER_OUT, POST_CLEAR, POST_RESTORE, POST_TRANSLATE, PREROUTING,
-        PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED, Table, UNCLASSIFIED, steer_chain,
-        to_chain,
+        PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED, Table, UNCLASSIFIED, UNTRACK,
+        steer_chain, to_chain,
     },
 };
 
 const FROM_OVERLAY: Statement = Overlay { way: Way::In, negated: false };
 const INTO_OVERLAY: Statement = Overlay { way: Way::Out, negated: false };
 
-/// All chains of the table. They depend on the mask, the overlay's numbers and the targets, never on policies or pods.
-pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask) -> BTreeMap<String, Chain> {
+/// All chains of the table. They depend on the mask, the overlay's numbers, the targets and whether anything leaves here with its own
+/// address (`keeps`), never on policies or pods.
+pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, keeps: bool) -> BTreeMap<String, Chain> {
     let mut chains: BTreeMap<String, Chain> = [
-        (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port))),
+        (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port, keeps))),
         (OUTER_OUT, base("filter", "output", PRIORITY_RAW, outer_out(desired.overlay.port))),
         (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(mask))),
         (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(desired, mask))),
@@ -49,6 +50,9 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask) -> BTreeMap<String
     ]
     .map(|(name, chain)| (name.to_owned(), chain))
     .into();
+    if keeps {
+        chains.insert(UNTRACK.into(), plain(untrack()));
+    }
     for target in &desired.targets {
         chains.insert(to_chain(*target), plain(to(*target, desired, mask)));
         chains.insert(steer_chain(*target), plain(vec![vec![Statement::Mark { keep: mask.keep(), value: mask.mark(*target) }]]));
@@ -91,7 +95,7 @@ fn address(side: Side, family: Family, table: Table) -> Statement {
 
 /// Anybody on the underlay can send to the tunnel's port: whoever is no peer is dropped before anything else looks at the packet. The
 /// rest needs no connection tracking; it would only fill the table.
-fn outer_in(port: u16) -> Vec<Rule> {
+fn outer_in(port: u16, keeps: bool) -> Vec<Rule> {
     if port == 0 {
         return Vec::new();
     }
@@ -103,7 +107,17 @@ fn outer_in(port: u16) -> Vec<Rule> {
         })
         .into();
     rules.push(to_us.into_iter().chain([Statement::Untrack]).collect());
+    if keeps {
+        rules.push(go([FROM_OVERLAY], jump(UNTRACK)));
+    }
     rules
+}
+
+/// What leaves here as it is gets its answers past this node, at the node of its pod. Connection tracking would see half of each
+/// connection and take the rest for invalid, which others drop.
+fn untrack() -> Vec<Rule> {
+    let kept = Family::ALL.map(|family| vec![Statement::Keeps(family), Statement::Untrack]);
+    [go([], jump(FIND_CLASS))].into_iter().chain(kept).chain([vec![ForgetClass]]).collect()
 }
 
 fn outer_out(port: u16) -> Vec<Rule> {

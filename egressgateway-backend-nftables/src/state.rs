@@ -41,7 +41,7 @@ impl NftState {
         }
         let (elements, memory) = Elements::of(desired, mask, &current.elements, &current.memory)?;
         let declarations = declarations();
-        let chains = skeleton::chains(desired, mask);
+        let chains = skeleton::chains(desired, mask, !elements.kept.is_empty());
         Ok(Self {
             exists: true,
             counters: COUNTERS.map(str::to_owned).into(),
@@ -62,9 +62,9 @@ impl NftState {
     /// Number of elements in all sets and maps: how much the kernel was told.
     #[must_use]
     pub fn len(&self) -> usize {
-        let Elements { pods, nets, steer, exit, addresses, exempt, local, governed, known, peers, devices, targets } = &self.elements;
+        let Elements { pods, nets, steer, exit, addresses, kept, exempt, local, governed, known, peers, devices, targets } = &self.elements;
         let maps = pods.len() + nets.len() + steer.len() + exit.len() + addresses.len() + targets.len();
-        maps + exempt.len() + local.len() + governed.len() + known.len() + peers.len() + devices.len()
+        maps + kept.len() + exempt.len() + local.len() + governed.len() + known.len() + peers.len() + devices.len()
     }
 
     /// Whether no set and no map has an element.

@@ -62,6 +62,8 @@ impl TracePacket {
 pub enum TraceVerdict {
     /// Goes on.
     Accept {
+        /// Connection tracking does not look at it: its further way begins as [`ConnectionState::Untracked`].
+        untracked: bool,
         /// Packet mark, all bits: [`MarkMask::target`](egressgateway::model::MarkMask::target) says whether and where it is steered.
         packet_mark: u32,
         /// Connection mark, all bits: the pin that later packets follow.
@@ -111,6 +113,8 @@ impl NftState {
     #[must_use]
     pub fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
         match self.hook("postrouting", packet, Some(out_device)) {
+            // Nobody's source translation sees what is not tracked.
+            (TraceVerdict::Accept { untracked: true, .. }, _) => TraceSource::Itself,
             (TraceVerdict::Drop { counter }, _) => TraceSource::Drop { counter },
             (TraceVerdict::Accept { .. }, source) => source,
         }
@@ -130,8 +134,9 @@ impl NftState {
                 return (TraceVerdict::Drop { counter: walk.counted.pop() }, walk.source);
             }
         }
-        let Walk { packet: TracePacket { packet_mark, connection_mark, .. }, counted, source, .. } = walk;
-        (TraceVerdict::Accept { packet_mark, connection_mark, counted }, source)
+        let Walk { packet: TracePacket { state, packet_mark, connection_mark, .. }, counted, source, .. } = walk;
+        let untracked = state == ConnectionState::Untracked;
+        (TraceVerdict::Accept { untracked, packet_mark, connection_mark, counted }, source)
     }
 }
 
@@ -195,7 +200,7 @@ impl Walk<'_> {
 
     /// Whether a match fails, or a lookup finds nothing, which ends the rule.
     fn stops(&self, statement: &Statement) -> bool {
-        let tracked = self.packet.state != ConnectionState::Invalid;
+        let tracked = self.is_tracked();
         match statement {
             // The tracer's packets are the inner ones, and say nothing about TCP.
             Statement::UdpPort(_) | Statement::Syn | Statement::Foreign(_) => true,
@@ -213,13 +218,14 @@ impl Walk<'_> {
             Statement::Pinned { mask, negated, value } => !tracked || (self.packet.connection_mark & mask == *value) == *negated,
             Statement::VerdictOfPin { .. } => !tracked,
             Statement::Protocol(family) => !self.is(*family),
+            Statement::Keeps(family) => !self.keeps(*family),
             _ => false,
         }
     }
 
     /// Does what a statement does; where it leads to, if it leads away.
     fn statement(&mut self, statement: &Statement) -> Option<Jump> {
-        let tracked = self.packet.state != ConnectionState::Invalid;
+        let tracked = self.is_tracked();
         match statement {
             Statement::ForgetClass => self.class = 0,
             Statement::ClassOf { family, table } => self.class = self.class_of(*family, *table).unwrap_or(self.class),
@@ -231,6 +237,7 @@ impl Walk<'_> {
             Statement::Mark { keep, value } => self.packet.packet_mark = self.packet.packet_mark & keep | value,
             Statement::Count(counter) => self.counted.push(counter),
             Statement::SourceItself(family) if self.is(*family) => return Some(self.translated(TraceSource::Itself)),
+            Statement::Untrack => self.packet.state = ConnectionState::Untracked,
             Statement::Masquerade => return Some(self.translated(TraceSource::Masquerade)),
             Statement::SourceOf(family) => {
                 let place = self.find(*family, |elements| &elements.addresses);
@@ -240,6 +247,10 @@ impl Walk<'_> {
             _ => {}
         }
         None
+    }
+
+    fn is_tracked(&self) -> bool {
+        !matches!(self.packet.state, ConnectionState::Invalid | ConnectionState::Untracked)
     }
 
     fn is(&self, family: Family) -> bool {
@@ -284,14 +295,26 @@ impl Walk<'_> {
         chain.map(Jump::Goto)
     }
 
+    fn keeps(&self, family: Family) -> bool {
+        let places = &self.state.elements.kept;
+        self.place(family, |place| places.get_prev(place).copied()).is_some()
+    }
+
     /// The entry of class and destination.
     fn find<V: Copy>(&self, family: Family, of: impl Fn(&Elements) -> &OrdMap<Place, V>) -> Option<V> {
+        let entries = of(&self.state.elements);
+        let place = self.place(family, |place| entries.get_prev(place).map(|(place, _)| *place))?;
+        entries.get(&place).copied()
+    }
+
+    /// The place of this packet, among those of which `last` gives the last one up to a bound.
+    fn place(&self, family: Family, last: impl Fn(&Place) -> Option<Place>) -> Option<Place> {
         let destination = self.packet.destination;
         let class = ClassId::new(self.class).filter(|_| Family::of(destination) == family)?;
         // Ranges are disjoint within a class: the last one that begins at the destination or before is the only candidate.
         let bound = IpRange::new(destination, IpRange::everything(family).last())?;
-        let ((other, range), value) = of(&self.state.elements).get_prev(&(class, bound))?;
-        (*other == class && range.contains(destination)).then_some(*value)
+        let (other, range) = last(&(class, bound))?;
+        (other == class && range.contains(destination)).then_some((other, range))
     }
 
     /// The first translation of a connection counts, and ends our chain.

@@ -17,10 +17,10 @@ fn plan(desired: &PolicyDesired, current: &NftState) -> Change<NftPlan, NftState
 fn the_script_of_a_whole_node_is_the_golden_one() {
     let script = plan(&world(), &NftState::default()).plan.to_string();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.nft");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var_os("UPDATE").is_some() {
         std::fs::write(golden, &script).unwrap();
     }
-    assert_eq!(script, std::fs::read_to_string(golden).unwrap(), "UPDATE_GOLDEN=1 writes the file");
+    assert_eq!(script, std::fs::read_to_string(golden).unwrap(), "UPDATE=1 writes the file");
 }
 
 #[test]

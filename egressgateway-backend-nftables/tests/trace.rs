@@ -23,7 +23,7 @@ fn packet(source: &str, destination: &str) -> TracePacket {
 }
 
 fn marks(packet: u32, connection: u32, counted: &[&'static str]) -> TraceVerdict {
-    TraceVerdict::Accept { packet_mark: packet, connection_mark: connection, counted: counted.to_vec() }
+    TraceVerdict::Accept { untracked: false, packet_mark: packet, connection_mark: connection, counted: counted.to_vec() }
 }
 
 fn dropped(counter: &'static str) -> TraceVerdict {
@@ -167,4 +167,20 @@ fn another_mask_moves_our_byte_and_nothing_else() {
     let state = Nftables::new(settings, Arc::new(())).plan(&world(), &NftState::default()).unwrap().after;
     let busy = TracePacket { connection_mark: 0x4400_0001, packet_mark: 0x4400_c000, ..packet("10.244.1.10", "10.6.1.1") };
     assert_eq!(state.trace(&busy), marks(0x4411_c000, 0x4411_0001, &["steered"]));
+}
+
+#[test]
+fn what_leaves_a_gateway_as_itself_is_not_tracked_there() {
+    let mut desired = gateway();
+    let kept = support::egress(0x11, egressgateway::model::SourceNat::Keep);
+    desired.destinations.insert((support::class(1), support::range("10.6.7.0/24")), kept);
+    let arriving = |destination: &str| packet("10.244.1.10", destination).from_device(OVERLAY);
+    let untracked = TraceVerdict::Accept { untracked: true, packet_mark: 0, connection_mark: 0, counted: Vec::new() };
+    assert_eq!(state(&desired).trace(&arriving("10.6.7.1")), untracked);
+    assert_eq!(state(&desired).trace(&arriving("10.6.1.1")), marks(0, EXIT, &[]), "what is translated is tracked");
+    let later = TracePacket { state: ConnectionState::Untracked, ..arriving("10.6.7.1") };
+    assert_eq!(state(&desired).trace_source(&later, "eth0"), TraceSource::Itself);
+    assert_eq!(state(&desired).trace_forward(&later, OVERLAY), dropped("drop_no_gateway"), "a loop");
+    desired.accepts.clear();
+    assert_eq!(state(&desired).trace(&arriving("10.6.7.1")), dropped("drop_no_gateway"), "a gateway no more");
 }

@@ -186,7 +186,7 @@ impl Demo {
         println!("The cluster stays, with the policies applied again and gateway-2 as gateway. In another shell, as root:\n");
         for (what, command) in [
             ("rules of a client", "ip netns exec client-1 nft list table inet egressgateway"),
-            ("its routes", "ip netns exec client-1 ip route show table all proto 242"),
+            ("its routes", "ip netns exec client-1 ip route show table all proto 77"),
             ("a gateway's tunnel", "ip netns exec gateway-2 ip -d link show egress-vxlan-v4"),
             ("a gateway's traffic", "ip netns exec gateway-2 tcpdump -ni any port 8080 or port 7789"),
             ("all namespaces", "ip netns list"),

@@ -11,7 +11,7 @@ use egressgateway::{
     explain::{Explanation, Offline, UNDERLAY_DEVICE, Verdict},
     model::{Family, MarkMask, NodeName},
 };
-use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings, TracePacket, TraceSource, TraceVerdict};
+use egressgateway_backend_nftables::{ConnectionState, NftState, Nftables, NftablesSettings, TracePacket, TraceSource, TraceVerdict};
 use egressgateway_netlink::{Route, Steering, SteeringSettings, SteeringState};
 use egressgateway_tunnel_vxlan::VxlanShape;
 
@@ -89,10 +89,15 @@ impl Plans {
         for (node, mut packet) in arriving {
             let (routes, rules) = &self.nodes[&node];
             if packet.in_device.is_some() {
-                let TraceVerdict::Accept { packet_mark, connection_mark, .. } = rules.trace(&packet) else { continue };
+                let TraceVerdict::Accept { untracked, packet_mark, connection_mark, .. } = rules.trace(&packet) else { continue };
                 (packet.packet_mark, packet.connection_mark) = (packet_mark, connection_mark);
+                if untracked {
+                    packet.state = ConnectionState::Untracked;
+                }
             }
-            assert_eq!(packet.connection_mark, MarkMask::default().exit_mark(), "pinned as leaving here");
+            if packet.state != ConnectionState::Untracked {
+                assert_eq!(packet.connection_mark, MarkMask::default().exit_mark(), "pinned as leaving here");
+            }
             assert_eq!(routes.route(packet.packet_mark, packet.destination), Route::Unmarked, "leaves by the main table");
             if matches!(rules.trace_forward(&packet, UNDERLAY_DEVICE), TraceVerdict::Drop { .. }) {
                 continue;

@@ -1,0 +1,72 @@
+//! What changes while the cluster runs.
+
+use std::time::Duration;
+
+use egressgateway_testkit::lab::PodSpec;
+
+use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, policy, usual_policy};
+
+pub(crate) fn a_new_pod_is_governed_and_an_address_that_changes_hands_is_not(path: &DataPath) {
+    let world = World::governed(path);
+    let new = world.cluster.pod("client-2", PodSpec::new("new").label("app", "shopping"));
+    let addresses = new.addresses().to_vec();
+    world.leaves_by(&new, GOVERNED, GATEWAYS[0]);
+    new.delete().unwrap();
+    world.cluster.api.delete("Pod", "default", "new").unwrap();
+    let heir = world.cluster.pod("client-2", PodSpec::new("heir").label("app", "blog"));
+    assert_eq!(heir.addresses(), addresses, "the address is used again");
+    world.leaves_by(&heir, GOVERNED, "client-2");
+}
+
+pub(crate) fn the_label_of_a_namespace_decides(path: &DataPath) {
+    let world = World::start(path);
+    world.cluster.lab.namespace("team", [("tier", "none")]);
+    let pod = world.cluster.lab.pod(CLIENT, PodSpec::new("member").namespace("team").label("app", "shopping")).unwrap();
+    world.cluster.publish();
+    world.cluster.apply(GATEWAY);
+    world.cluster.apply(&usual_policy().replace("appliedTo: {", "appliedTo: {namespaceSelector: {matchLabels: {tier: gold}}, "));
+    world.leaves_by(&pod, GOVERNED, CLIENT);
+    world.cluster.lab.namespace("team", [("tier", "gold")]);
+    world.cluster.publish();
+    world.leaves_by(&pod, GOVERNED, GATEWAYS[0]);
+    world.leaves_by(&world.shop, GOVERNED, CLIENT);
+}
+
+pub(crate) fn moving_the_label_moves_the_traffic(path: &DataPath) {
+    let world = World::governed(path);
+    world.cluster.label_node(GATEWAYS[0], "egress", None);
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    world.leaves_by(&world.local, GOVERNED, GATEWAYS[1]);
+    world.cluster.node_ready(GATEWAYS[1], false);
+    world.cluster.label_node(GATEWAYS[0], "egress", Some("true"));
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+    world.leaves_by(&world.local, GOVERNED, GATEWAYS[0]);
+}
+
+pub(crate) fn an_open_connection_goes_on_while_other_policies_come_and_go(path: &DataPath) {
+    let world = World::governed(path);
+    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|endpoint| world.shop.open_tcp(endpoint).unwrap()).collect();
+    let other = policy("  destCIDR: [\"10.6.2.0/24\", \"fd00:6:2::/64\"]\n").replace("name: shopping", "name: more");
+    for _ in 0..3 {
+        world.cluster.apply(&other);
+        world.leaves_by(&world.shop, OTHER, GATEWAYS[0]);
+        world.cluster.delete("EgressGatewayPolicy", "more");
+        world.leaves_by(&world.shop, OTHER, CLIENT);
+        for flow in &mut flows {
+            flow.echo().unwrap();
+        }
+    }
+}
+
+pub(crate) fn a_deleted_policy_lets_go(path: &DataPath) {
+    let world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    let mut flow = world.shop.open_tcp(world.endpoints(GOVERNED)[0]).unwrap();
+    world.cluster.delete("EgressGatewayPolicy", "shopping");
+    world.leaves_by(&world.shop, GOVERNED, CLIENT);
+    // What began under the policy ends as it began: with the gateway's address, or not at all.
+    let _ = flow.echo();
+    std::thread::sleep(Duration::from_millis(100));
+    let (pod, server) = (world.shop.v4(), world.endpoints(GOVERNED)[0].ip());
+    assert_eq!(capture.count(|packet| packet.is_bare(pod, server)), 0, "no bare pod address on the wire");
+}

@@ -1,0 +1,77 @@
+//! Daemons come and go; the data path stays.
+
+use egressgateway_testkit::{
+    cluster::{CONTROLLER, agent},
+    lab::Flow,
+};
+use nix::sys::signal::Signal;
+
+use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, OTHER, World, policy};
+
+/// The number of first converges of a fresh agent that changed nothing.
+const UNCHANGED: &str = "egressgateway_agent_converges_total{first=\"true\",outcome=\"unchanged\"}";
+
+fn first_plan_is_empty(world: &World, node: &str) {
+    let unchanged = world.cluster.eventually(&format!("the new agent of {node} converged once"), || {
+        let text = world.cluster.metrics(node, 5810).map_err(|error| error.to_string())?;
+        let first = |line: &&str| line.starts_with("egressgateway_agent_converges_total{first=\"true\"") && !line.ends_with(" 0");
+        text.lines().find(first).map(str::to_owned).ok_or(text)
+    });
+    assert_eq!(unchanged, format!("{UNCHANGED} 1"), "{}", world.cluster.log(&agent(node)));
+}
+
+fn go_on(flows: &mut [Flow]) {
+    for flow in flows {
+        flow.echo().unwrap();
+    }
+}
+
+pub(crate) fn agents_and_controller_killed_at_any_time_change_nothing(path: &DataPath) {
+    let mut world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|endpoint| world.shop.open_tcp(endpoint).unwrap()).collect();
+    for node in [CLIENT, GATEWAYS[0]] {
+        world.cluster.kill(&agent(node), Signal::SIGKILL);
+        go_on(&mut flows);
+        world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+        world.cluster.start_agent(node);
+        first_plan_is_empty(&world, node);
+        go_on(&mut flows);
+    }
+    world.cluster.kill(CONTROLLER, Signal::SIGKILL);
+    world.cluster.start_controller();
+    world.cluster.eventually("the new controller leads", || {
+        let leading = world.cluster.log(CONTROLLER).matches("\"leading\"").count();
+        if leading == 2 { Ok(()) } else { Err(format!("{leading} times")) }
+    });
+    go_on(&mut flows);
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+}
+
+pub(crate) fn an_agent_catches_up_with_what_changed_while_it_was_dead(path: &DataPath) {
+    let mut world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
+    world.cluster.label_node(GATEWAYS[0], "egress", None);
+    world.leaves_by(&world.local, GOVERNED, GATEWAYS[1]);
+    world.cluster.start_agent(CLIENT);
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+    world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
+    world.cluster.apply(&policy("  destCIDR: [\"10.6.2.0/24\", \"fd00:6:2::/64\"]\n"));
+    world.cluster.start_agent(CLIENT);
+    world.leaves_by(&world.shop, OTHER, GATEWAYS[1]);
+    world.leaves_by(&world.shop, GOVERNED, CLIENT);
+}
+
+pub(crate) fn a_shutdown_leaves_the_data_path_as_it_is(path: &DataPath) {
+    let mut world = World::governed(path);
+    for node in [CLIENT, GATEWAYS[0]] {
+        world.cluster.kill(&agent(node), Signal::SIGTERM);
+    }
+    world.cluster.kill(CONTROLLER, Signal::SIGTERM);
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+    world.leaves_by(&world.local, GOVERNED, GATEWAYS[0]);
+    world.leaves_by(&world.blog, GOVERNED, CLIENT);
+}
