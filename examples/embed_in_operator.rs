@@ -46,7 +46,8 @@ struct Ends {
     overlay: IpAddr,
 }
 
-/// All objects as one complete state. Pure: the same objects give the same state, in whatever order they came.
+/// All objects as one complete state. Pure: the same objects give the same state, in whatever order they came. What is no network is
+/// left out here; a real operator would say so in the object's status.
 fn desired(me: &str, fleet: &Fleet, objects: &BTreeMap<String, StaticEgressSpec>) -> NodeDesired {
     let mut next = NodeDesired::default();
     let hosts = fleet.nodes.values().map(|ends| ends.underlay);
