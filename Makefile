@@ -6,7 +6,7 @@ BUILD = cargo build --workspace --bins
 
 demo: setup
 	$(BUILD)
-	KEEP=$(KEEP) cargo run --quiet --workspace --bin demo
+	cargo run --quiet --workspace --bin demo -- $(if $(KEEP),--keep) --backend $(or $(BACKEND),auto)
 
 test: setup
 	cargo fmt --all --check

@@ -7,7 +7,8 @@ use egressgateway::{
 use serde_json::Value;
 
 use crate::{
-    command::{nft, nft_json},
+    command::{self, nft, nft_json},
+    monitor::{NftMonitor, Writers},
     names::{COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
     observe,
     plan::{self, NftPlan},
@@ -27,19 +28,28 @@ pub struct Nftables {
     settings: NftablesSettings,
     /// None when it may only plan.
     hook: Option<Arc<dyn WriteHook>>,
+    writers: Writers,
 }
 
 impl Nftables {
     /// A backend that asks `hook` before each transaction.
     #[must_use]
     pub fn new(settings: NftablesSettings, hook: Arc<dyn WriteHook>) -> Self {
-        Self { settings, hook: Some(hook) }
+        Self { settings, hook: Some(hook), writers: Writers::default() }
     }
 
     /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
     #[must_use]
     pub fn offline(settings: NftablesSettings) -> Self {
-        Self { settings, hook: None }
+        Self { settings, hook: None, writers: Writers::default() }
+    }
+
+    /// Notices, from now on, that somebody other than this backend and its clones changes the table.
+    ///
+    /// # Errors
+    /// When the kernel refuses the subscription, or outside of a Tokio runtime.
+    pub fn monitor(&self) -> Result<NftMonitor, Error> {
+        NftMonitor::open(self.writers.clone())
     }
 
     fn hook(&self) -> Result<&dyn WriteHook, Error> {
@@ -122,7 +132,7 @@ impl Driver for Nftables {
             return Ok(());
         }
         hook.before(plan.verb())?;
-        nft(&["-f", "-"], plan.script(), &format!("{} {TABLE_PATH}", plan.verb())).await.map(drop)
+        command::write(plan.script(), &format!("{} {TABLE_PATH}", plan.verb()), &self.writers).await
     }
 }
 

@@ -6,10 +6,22 @@ use egressgateway::{Error, ErrorKind};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::names::{NFT, NFT_PACKAGE};
+use crate::{
+    monitor::Writers,
+    names::{NFT, NFT_PACKAGE},
+};
 
 /// Runs nft with `arguments`, gives it `input`, and returns what it printed.
 pub(crate) async fn nft(arguments: &[&str], input: &str, context: &str) -> Result<String, Error> {
+    run(arguments, input, context, |_| {}).await
+}
+
+/// Runs a script that changes the table, and remembers who did it before it can.
+pub(crate) async fn write(script: &str, context: &str, writers: &Writers) -> Result<(), Error> {
+    run(&["-f", "-"], script, context, |process| writers.remember(process)).await.map(drop)
+}
+
+async fn run(arguments: &[&str], input: &str, context: &str, started: impl FnOnce(u32)) -> Result<String, Error> {
     let mut child = Command::new(NFT)
         .args(arguments)
         // The C library's own words for an errno, in no language but its first.
@@ -20,6 +32,9 @@ pub(crate) async fn nft(arguments: &[&str], input: &str, context: &str) -> Resul
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| not_started(error, context))?;
+    if let Some(process) = child.id() {
+        started(process);
+    }
     let stdin = child.stdin.take();
     let write = async {
         if let Some(mut stdin) = stdin {

@@ -38,6 +38,7 @@ mod backend;
 mod command;
 mod decode;
 mod elements;
+mod monitor;
 mod names;
 mod observe;
 mod plan;
@@ -50,6 +51,7 @@ pub use ast::{ConnectionState, DestinationKind, Direction};
 pub use backend::{Nftables, NftablesSettings};
 #[cfg(doc)]
 use egressgateway::{CounterSource, Driver, PolicyBackend};
+pub use monitor::NftMonitor;
 pub use plan::NftPlan;
 pub use state::NftState;
 pub use trace::{TracePacket, TraceSource, TraceVerdict};

@@ -168,3 +168,12 @@ pub(crate) fn target_of_chain(prefix: &str, chain: &str) -> Option<TargetId> {
     let target = u8::from_str_radix(digits, 16).ok().and_then(TargetId::new)?;
     (target.to_string() == digits).then_some(target)
 }
+
+/// Netlink multicast group of nftables: NFNLGRP_NFTABLES.
+pub(crate) const NOTIFICATION_GROUP: u32 = 7;
+/// Number of the `inet` family in netfilter messages: NFPROTO_INET.
+pub(crate) const NOTIFICATION_FAMILY: u8 = 1;
+/// Length of what precedes the attributes of a netfilter message: `struct nfgenmsg`, which begins with the family.
+pub(crate) const NOTIFICATION_HEADER: usize = 4;
+/// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE, NFTA_OBJ_TABLE: one number for all.
+pub(crate) const TABLE_ATTRIBUTE: u16 = 1;

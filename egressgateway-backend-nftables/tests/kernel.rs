@@ -3,11 +3,15 @@
 
 mod support;
 
-use std::{net::Ipv4Addr, sync::Arc, time::Instant};
+use std::{
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use egressgateway::{
-    Change, CounterSource, Driver, ErrorKind, PolicyDesired, WriteHook,
+    Change, CounterSource, Driver, ErrorKind, PolicyDesired, PolicyMonitor, WriteHook,
     model::{IpRange, MarkMask, SourceNat, Verdict},
     testing::conformance::{self, Host},
 };
@@ -221,5 +225,34 @@ fn ten_thousand_policies_load_and_one_more_pod_is_one_line() {
         nftables().apply(&plan).await.unwrap();
         eprintln!("one pod more: planned in {planned:?}, applied after {:?}", begin.elapsed());
         assert_eq!(nftables().observe().await.unwrap(), after);
+    });
+}
+
+#[test]
+fn what_others_do_to_the_table_is_noticed_and_what_we_do_is_not() {
+    in_namespace(|| async {
+        let ours = nftables();
+        let monitor = ours.monitor().unwrap();
+        let quiet = |doing: &'static str| {
+            let changed = monitor.changed();
+            async move { assert!(tokio::time::timeout(Duration::from_millis(300), changed).await.is_err(), "{doing} was noticed") }
+        };
+        let noticed = |doing: &'static str| {
+            let changed = monitor.changed();
+            async move { tokio::time::timeout(Duration::from_secs(5), changed).await.expect(doing).unwrap() }
+        };
+        let plan = ours.plan(&world(), &NftState::default()).unwrap().plan;
+        ours.apply(&plan).await.unwrap();
+        quiet("an own transaction").await;
+        command(&["nft", "-f", "-"], NEIGHBOURS).unwrap();
+        quiet("a table of somebody else").await;
+        run("nft flush map inet egressgateway pods4");
+        noticed("flushed elements").await;
+        run("nft add rule inet egressgateway prerouting_steer accept");
+        noticed("a rule more").await;
+        run("nft delete table inet egressgateway");
+        noticed("the table's end").await;
+        reach(&world()).await;
+        noticed("another backend at work").await;
     });
 }

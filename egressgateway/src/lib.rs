@@ -77,6 +77,6 @@ pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};
 pub use error::{Error, ErrorKind};
 pub use host::Host;
-pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, StartGate};
+pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};
 pub use steering::{Encap, NextHop, SteeringDesired};
 pub use tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay};

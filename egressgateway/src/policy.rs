@@ -91,3 +91,15 @@ pub trait CounterSource: Send + Sync {
     /// When the kernel can't be read. A host without our rules has no counters, which is no error.
     async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error>;
 }
+
+/// How an agent learns that somebody else changed what a backend wrote.
+#[async_trait]
+pub trait PolicyMonitor: Send + Sync {
+    /// Waits until somebody other than the backend changed what is ours since the last call.
+    ///
+    /// Several changes may be reported as one. Cancelling the wait loses nothing.
+    ///
+    /// # Errors
+    /// When notifications were lost or the kernel can't be listened to: read everything again.
+    async fn changed(&self) -> Result<(), Error>;
+}

@@ -1,5 +1,6 @@
 //! Test equipment of the egress gateway. Never published.
 
 pub mod apiserver;
+pub mod cluster;
 pub mod lab;
 pub mod netns;

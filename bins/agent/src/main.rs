@@ -101,5 +101,5 @@ async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Res
     let settings = wiring::settings(config, common, name);
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
-    Ok(agent.with_counters(node.counters))
+    Ok(agent.with_counters(node.counters).with_monitor(node.monitor))
 }

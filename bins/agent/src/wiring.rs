@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, Drivers, Encapsulation, Reconciler,
+    CounterSource, Drivers, Encapsulation, PolicyMonitor, Reconciler,
     config::{Config, ReplyPath},
     index::IndexSettings,
     model::NodeName,
@@ -21,6 +21,7 @@ pub(crate) struct Node {
     pub(crate) encapsulation: Arc<dyn Encapsulation>,
     pub(crate) host: KernelHost,
     pub(crate) counters: Arc<dyn CounterSource>,
+    pub(crate) monitor: Arc<dyn PolicyMonitor>,
 }
 
 /// The drivers that the configuration names; nothing of the kernel is changed.
@@ -40,16 +41,17 @@ pub(crate) fn node(config: &Config) -> Result<Node, Failure> {
         protocol: config.routing.protocol,
         mask: config.mark.mask,
     };
-    let nftables = NftablesSettings { mask: config.mark.mask };
+    let nftables = Nftables::new(NftablesSettings { mask: config.mark.mask }, Arc::new(()));
     let parent = tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named);
     Ok(Node {
         drivers: Drivers {
             tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), Arc::new(())))),
             steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))),
-            policy: Box::new(Reconciler::new(Nftables::new(nftables, Arc::new(())))),
+            policy: Box::new(Reconciler::new(nftables.clone())),
         },
         encapsulation: Arc::new(VxlanShape(vxlan)),
-        counters: Arc::new(Nftables::new(nftables, Arc::new(()))),
+        monitor: Arc::new(nftables.monitor()?),
+        counters: Arc::new(nftables),
         host: KernelHost::new(netlink, parent),
     })
 }

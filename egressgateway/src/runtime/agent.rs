@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::{agent_loop::Session, backoff::Backoff, health::Health, metrics::AgentMetrics, presence::LeaseSettings};
-use crate::{CounterSource, Drivers, Encapsulation, Error, Host, index::IndexSettings, model::MarkMask};
+use crate::{CounterSource, Drivers, Encapsulation, Error, Host, PolicyMonitor, index::IndexSettings, model::MarkMask};
 
 /// Field manager of what agents write.
 pub(super) const MANAGER: &str = "egressgateway-agent";
@@ -70,6 +70,7 @@ pub struct Agent {
     pub(super) encapsulation: Arc<dyn Encapsulation>,
     pub(super) host: Arc<dyn Host>,
     pub(super) counters: Option<Arc<dyn CounterSource>>,
+    pub(super) monitor: Option<Arc<dyn PolicyMonitor>>,
     pub(super) metrics: AgentMetrics,
     pub(super) health: Health,
 }
@@ -91,13 +92,20 @@ impl Agent {
         host: Arc<dyn Host>,
     ) -> Self {
         let (metrics, health) = (AgentMetrics::default(), Health::default());
-        Self { client, settings, drivers, encapsulation, host, counters: None, metrics, health }
+        Self { client, settings, drivers, encapsulation, host, counters: None, monitor: None, metrics, health }
     }
 
     /// Where packet counters are read from.
     #[must_use]
     pub fn with_counters(mut self, counters: Arc<dyn CounterSource>) -> Self {
         self.counters = Some(counters);
+        self
+    }
+
+    /// How the agent notices that somebody else changed the packet filter; without it, the next complete read does.
+    #[must_use]
+    pub fn with_monitor(mut self, monitor: Arc<dyn PolicyMonitor>) -> Self {
+        self.monitor = Some(monitor);
         self
     }
 

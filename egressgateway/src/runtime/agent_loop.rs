@@ -24,7 +24,7 @@ use super::{
     watch::{Message, Scope},
 };
 use crate::{
-    CounterSource, Error, ErrorKind, Host,
+    CounterSource, Error, ErrorKind, Host, PolicyMonitor,
     api::{self, EgressNodeStatus, Interface},
     index::Index,
     model::NodeName,
@@ -56,6 +56,7 @@ pub(super) struct Session {
     convergence: Convergence,
     recorders: Recorders,
     host: Arc<dyn Host>,
+    monitor: Option<Arc<dyn PolicyMonitor>>,
     interfaces: Option<Vec<Interface>>,
     underlay: imbl::OrdMap<crate::model::Family, crate::Underlay>,
     inbox: mpsc::Receiver<Message<Seen>>,
@@ -79,6 +80,10 @@ struct Due {
     host: Option<Instant>,
     /// The host was read last.
     host_read: Option<Instant>,
+    /// The packet filter was changed by somebody else and is read again then.
+    policy: Option<Instant>,
+    /// It was read for such a reason last.
+    policy_read: Option<Instant>,
     /// Everything is read again then.
     resync: Instant,
 }
@@ -116,7 +121,7 @@ impl Session {
 
     /// Starts watching, and nothing that writes.
     pub(super) fn start_reading(agent: Agent) -> Self {
-        let Agent { client, settings, drivers, encapsulation, host, metrics, health, .. } = agent;
+        let Agent { client, settings, drivers, encapsulation, host, monitor, metrics, health, .. } = agent;
         let (out, inbox) = mpsc::channel(INBOX);
         let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
         let recorders = Recorders::default();
@@ -129,7 +134,15 @@ impl Session {
             index: Index::new(settings.index.clone()),
             gate: Gate::new(kinds),
             convergence: Convergence::new(drivers, encapsulation, metrics.clone()),
-            due: Due { converge: true, retry: None, host: Some(now), host_read: None, resync: now + settings.resync },
+            due: Due {
+                converge: true,
+                retry: None,
+                host: Some(now),
+                host_read: None,
+                policy: None,
+                policy_read: None,
+                resync: now + settings.resync,
+            },
             underlay: imbl::OrdMap::new(),
             interfaces: None,
             own: watch::Sender::new(None),
@@ -137,6 +150,7 @@ impl Session {
             settings,
             recorders,
             host,
+            monitor,
             inbox,
             pods,
             metrics,
@@ -170,12 +184,13 @@ impl Session {
     /// Waits until there may be something to do, and takes in everything that waits.
     async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         let retry = self.due.retry.filter(|_| self.due.converge);
-        let wake = [retry, self.due.host, Some(self.due.resync)].into_iter().flatten().min();
+        let wake = [retry, self.due.host, self.due.policy, Some(self.due.resync)].into_iter().flatten().min();
         let mut batch = Vec::new();
         tokio::select! {
             () = shutdown.cancelled() => {}
             _ = self.inbox.recv_many(&mut batch, INBOX) => {}
             changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
+            changed = policy_changed(self.monitor.as_deref()), if self.due.policy.is_none() => self.policy_changed(&changed),
             Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
                 return Err(ended_alone(ended));
             },
@@ -242,6 +257,16 @@ impl Session {
         self.due.host = Some(self.due.host_read.map_or(soon, |read| soon.max(read + self.settings.spacing)));
     }
 
+    /// The first change is answered at once: until then governed traffic may be without its rules. More of them keep `spacing` apart.
+    fn policy_changed(&mut self, changed: &Result<(), Error>) {
+        match changed {
+            Ok(()) => tracing::warn!("somebody else changed the packet filter; it is read again"),
+            Err(error) => tracing::warn!(error = error.chain(), "changes of the packet filter may have been missed"),
+        }
+        let now = Instant::now();
+        self.due.policy = Some(self.due.policy_read.map_or(now, |read| now.max(read + self.settings.spacing)));
+    }
+
     fn may_write(&mut self) -> bool {
         let needed = self.needed_pods();
         self.interfaces.is_some() && self.gate.is_open(&needed)
@@ -252,6 +277,12 @@ impl Session {
         if self.due.host.is_some_and(|at| at <= Instant::now()) {
             self.read_host().await;
             self.convergence.forget_links_and_routes();
+            self.due.converge = true;
+        }
+        if self.due.policy.is_some_and(|at| at <= Instant::now()) {
+            self.due.policy = None;
+            self.due.policy_read = Some(Instant::now());
+            self.convergence.forget_policy();
             self.due.converge = true;
         }
         if self.due.resync <= Instant::now() {
@@ -317,6 +348,13 @@ impl Session {
         };
         self.metrics.tunnel_ready(report.is_tunnel_ready());
         self.reports.send_replace(Some(report));
+    }
+}
+
+async fn policy_changed(monitor: Option<&dyn PolicyMonitor>) -> Result<(), Error> {
+    match monitor {
+        Some(monitor) => monitor.changed().await,
+        None => std::future::pending().await,
     }
 }
 

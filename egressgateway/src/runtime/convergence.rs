@@ -35,6 +35,11 @@ impl Convergence {
         self.drivers.steering.invalidate();
     }
 
+    /// The packet filter is read again.
+    pub(super) fn forget_policy(&mut self) {
+        self.drivers.policy.invalidate();
+    }
+
     /// Converges once; conflicts are tried again at once.
     pub(super) async fn converge(&mut self, desired: &NodeDesired) -> Result<Outcome, Error> {
         let next = desired.for_drivers(&*self.encapsulation);

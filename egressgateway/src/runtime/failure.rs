@@ -4,7 +4,12 @@ use crate::{Error, ErrorKind};
 ///
 /// An object that is gone (404) counts as a conflict, as one that changed (409) does: what was last seen of it is not so any more.
 pub(super) fn from_api(error: kube::Error, context: impl Into<String>) -> Error {
-    Error::new(kind(&error), context).with_source(error)
+    let failure = Error::new(kind(&error), context);
+    match error {
+        // The client's own words for an answer repeat it several times.
+        kube::Error::Api(status) => failure.with_source(format!("{} ({} {})", status.message, status.code, status.reason)),
+        error => failure.with_source(error),
+    }
 }
 
 fn kind(error: &kube::Error) -> ErrorKind {

@@ -4,6 +4,7 @@ use egressgateway::{
     ErrorKind,
     api::{EgressGateway, EgressGatewayPolicy, EgressNode, EgressNodePhase},
 };
+use egressgateway_testkit::apiserver::{ApiServer, Effect, Fault};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api,
@@ -13,12 +14,11 @@ use serde_json::json;
 
 use crate::{
     kernel::Kernel,
-    server::{ALL_PODS, Server},
     support::{NODE, Running, pod, policy, populate, settings, until},
 };
 
-async fn cluster() -> (Server, Kernel) {
-    let server = Server::start();
+async fn cluster() -> (ApiServer, Kernel) {
+    let server = ApiServer::start();
     populate(&server.client()).await;
     (server, Kernel::new())
 }
@@ -55,19 +55,19 @@ async fn writes_nothing_before_every_watch_was_listed() {
     for held_back in ["namespaces", "nodes", "egressnodes", "egressgateways", "egressgatewaypolicies", "pods"] {
         let (server, kernel) = cluster().await;
         kernel.tamper(|held| held.policy.targets.insert(egressgateway::model::TargetId::FIRST).map_or((), |_| ()));
-        server.hold_lists(held_back);
+        server.fault(Fault::new("list", held_back, usize::MAX, Effect::Hang));
         let written = server.writes("egressnodes");
         let agent = Running::start(&server.client(), &kernel, settings());
-        server.until_list_waits(held_back).await;
+        server.requested("list", held_back, 1).await;
         for other in ["namespaces", "nodes", "egressnodes", "egressgateways", "egressgatewaypolicies", "pods"] {
             if other != held_back {
-                server.until_watched(other).await;
+                server.requested("watch", other, 1).await;
             }
         }
         assert_eq!(kernel.held().applied, 0, "{held_back} was not listed");
         assert!(!agent.health.is_ready());
         assert_eq!(server.writes("egressnodes"), written);
-        server.release_lists(held_back);
+        server.heal();
         programmed(&kernel).await;
         agent.stop().await;
     }
@@ -101,7 +101,7 @@ async fn survives_expired_and_broken_watches_and_finds_what_was_deleted_meanwhil
     programmed(&kernel).await;
     policy(&server.client(), "more", "10.20.0.0/16").await;
     kernel.until("another policy", |held| held.policy.destinations.len() == 2).await;
-    for (fault, name) in [(Server::expire_watches as fn(&Server), "more"), (Server::break_watches, "more")] {
+    for (fault, name) in [(ApiServer::compact as fn(&ApiServer), "more"), (ApiServer::drop_watches, "more")] {
         fault(&server);
         let policies = Api::<EgressGatewayPolicy>::all(server.client());
         policies.delete(name, &DeleteParams::default()).await.unwrap();
@@ -115,7 +115,7 @@ async fn survives_expired_and_broken_watches_and_finds_what_was_deleted_meanwhil
 #[tokio::test]
 async fn survives_an_api_server_that_answers_with_errors() {
     let (server, kernel) = cluster().await;
-    server.fail_next(10, 500);
+    server.fault(Fault { verb: None, resource: None, query: None, times: 10, effect: Effect::Status(500) });
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
     agent.stop().await;
@@ -194,12 +194,14 @@ async fn follows_all_pods_while_it_must_recognise_them_and_loses_none_on_the_way
     let first = held.pods.iter().position(|pods| *pods > 0).unwrap();
     assert!(held.pods[first..].iter().all(|pods| *pods >= 1), "the own pod was always there: {:?}", held.pods);
     agent.stop().await;
-    server.hold_lists(ALL_PODS);
+    let of_all_nodes = |query: &str| !query.contains("fieldSelector");
+    server.fault(Fault { query: Some(of_all_nodes), ..Fault::new("list", "pods", usize::MAX, Effect::Hang) });
+    let listed = server.count("list", "pods");
     let agent = Running::start(&client, &kernel, settings());
-    server.until_list_waits(ALL_PODS).await;
+    server.requested("list", "pods", listed + 2).await;
     let early = tokio::time::timeout(Duration::from_millis(200), kernel.until("a write", |now| now.applied > held.applied)).await;
     assert!(early.is_err(), "the remote pods are not known yet");
-    server.release_lists(ALL_PODS);
+    server.heal();
     agent.until_ready().await;
     let after = kernel.held();
     assert!(after.pods[held.pods.len()..].iter().all(|pods| *pods == 2), "a restart forgets no remote pod: {:?}", after.pods);
@@ -228,16 +230,29 @@ async fn holds_a_lease_and_renews_it() {
 #[tokio::test]
 async fn odd_objects_stop_nothing() {
     let (server, kernel) = cluster().await;
-    server.put_raw("egressgatewaypolicies", json!({"metadata": {"name": "odd"}, "spec": {"appliedTo": "everything"}}));
+    let stored = |name: &str, spec: serde_json::Value| {
+        let object =
+            json!({"apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressGatewayPolicy", "metadata": {"name": name}, "spec": spec});
+        server.put_unchecked(object).unwrap();
+    };
+    stored("odd", json!({"appliedTo": "everything"}));
     let huge: Vec<String> = (0..20_000).map(|number| format!("10.{}.{}.0/24", number / 250, number % 250)).collect();
-    server
-        .put_raw(
-            "egressgatewaypolicies",
-            json!({"metadata": {"name": "huge"}, "spec": {"egressGatewayName": "none", "appliedTo": {"podSelector": {"matchLabels": {"app": "none"}}}, "destCIDR": huge}}),
-        );
+    stored("huge", json!({"egressGatewayName": "none", "appliedTo": {"podSelector": {"matchLabels": {"app": "none"}}}, "destCIDR": huge}));
     let pods = Api::<Pod>::namespaced(server.client(), "default");
     crate::support::put(&pods, json!({"metadata": {"name": "bare", "namespace": "default"}, "spec": {"containers": []}})).await;
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_packet_filter_that_somebody_else_changed_is_repaired_long_before_the_next_complete_read() {
+    let (server, kernel) = cluster().await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    programmed(&kernel).await;
+    for _ in 0..3 {
+        kernel.tamper_policy(|policy| *policy = egressgateway::PolicyDesired::default());
+        programmed(&kernel).await;
+    }
     agent.stop().await;
 }

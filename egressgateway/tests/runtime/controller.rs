@@ -7,6 +7,7 @@ use egressgateway::{
     model::MarkMask,
     runtime::{Backoff, Controller, ControllerSettings, ElectionSettings, Health},
 };
+use egressgateway_testkit::apiserver::{ApiServer, Effect, Fault};
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
@@ -24,10 +25,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    server::Server,
-    support::{PATIENCE, node, policy, put, until},
-};
+use crate::support::{PATIENCE, node, policy, put, until};
 
 struct Running {
     health: Health,
@@ -123,7 +121,7 @@ async fn leader(client: &Client, identity: &str) {
 
 #[tokio::test]
 async fn makes_an_egress_node_for_each_node_and_elects_gateways() {
-    let server = Server::start();
+    let server = ApiServer::start();
     let client = server.client();
     node(&client, "node1", 1).await;
     node(&client, "node2", 2).await;
@@ -162,7 +160,7 @@ async fn makes_an_egress_node_for_each_node_and_elects_gateways() {
 
 #[tokio::test]
 async fn a_new_leader_finds_everything_as_planned_and_writes_nothing() {
-    let server = Server::start();
+    let server = ApiServer::start();
     let client = server.client();
     node(&client, "node1", 1).await;
     gateway(&client).await;
@@ -189,7 +187,7 @@ async fn a_new_leader_finds_everything_as_planned_and_writes_nothing() {
 
 #[tokio::test]
 async fn only_the_leader_writes_and_the_next_takes_over_at_once_when_it_hands_over() {
-    let server = Server::start();
+    let server = ApiServer::start();
     let client = server.client();
     let first = Running::start(&client, "a");
     leader(&client, "a").await;
@@ -210,7 +208,7 @@ async fn only_the_leader_writes_and_the_next_takes_over_at_once_when_it_hands_ov
 
 #[tokio::test]
 async fn a_leader_that_died_is_followed_after_its_lease_expired() {
-    let server = Server::start();
+    let server = ApiServer::start();
     let client = server.client();
     let first = Running::start(&client, "a");
     leader(&client, "a").await;
@@ -226,7 +224,7 @@ async fn a_leader_that_died_is_followed_after_its_lease_expired() {
 
 #[tokio::test]
 async fn an_agent_whose_lease_is_not_renewed_is_unknown() {
-    let server = Server::start();
+    let server = ApiServer::start();
     let client = server.client();
     node(&client, "node1", 1).await;
     agent_lease(&client, "node1", 1).await;
@@ -245,12 +243,13 @@ async fn an_agent_whose_lease_is_not_renewed_is_unknown() {
 
 #[tokio::test]
 async fn writes_that_fail_are_tried_again() {
-    let server = Server::start();
+    let server = ApiServer::start();
     let client = server.client();
     let controller = Running::start(&client, "a");
     leader(&client, "a").await;
-    server.fail_writes("egressnodes", 3, 500);
-    server.fail_writes("egressnodes", 2, 409);
+    server.fault(Fault::new("create", "egressnodes", 2, Effect::Status(500)));
+    server.fault(Fault::new("patch", "egressnodes/status", 2, Effect::Status(409)));
+    server.fault(Fault::new("patch", "egressnodes/status", 1, Effect::Status(500)));
     node(&client, "node1", 1).await;
     addressed(&client, "node1").await;
     controller.stop().await;

@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use egressgateway::{
     Change, Counter, CounterSource, Driver, Drivers, Encapsulation, Error, ErrorKind, Host, LocalEnd, NextHop, OverlayLinks, Peer, Plan,
-    PolicyDesired, Reconciler, SteeringDesired, TunnelDesired, Underlay, api::Interface, model::Family,
+    PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay, api::Interface, model::Family,
 };
 use imbl::{OrdMap, OrdSet};
 use tokio::sync::{Notify, watch};
@@ -34,11 +34,17 @@ pub(crate) struct Kernel {
     held: Arc<watch::Sender<Held>>,
     failures: Arc<Mutex<Vec<ErrorKind>>>,
     pub(crate) host: Arc<FakeHost>,
+    pub(crate) filter: Arc<FakeMonitor>,
 }
 
 impl Kernel {
     pub(crate) fn new() -> Self {
-        Self { held: Arc::new(watch::Sender::new(Held::default())), failures: Arc::default(), host: Arc::new(FakeHost::new()) }
+        Self {
+            held: Arc::new(watch::Sender::new(Held::default())),
+            failures: Arc::default(),
+            host: Arc::new(FakeHost::new()),
+            filter: Arc::default(),
+        }
     }
 
     pub(crate) fn drivers(&self) -> Drivers {
@@ -65,6 +71,12 @@ impl Kernel {
     pub(crate) fn tamper(&self, with: impl FnOnce(&mut Held)) {
         self.held.send_modify(with);
         self.host.changed.notify_one();
+    }
+
+    /// Somebody else changes the packet filter, of which the host itself does not hear.
+    pub(crate) fn tamper_policy(&self, with: impl FnOnce(&mut PolicyDesired)) {
+        self.held.send_modify(|held| with(&mut held.policy));
+        self.filter.0.notify_one();
     }
 
     /// The next writes fail.
@@ -138,6 +150,18 @@ where
             // As on a real host: our own writes are heard of, too.
             self.kernel.host.changed.notify_one();
         }
+        Ok(())
+    }
+}
+
+/// Tells of tampering with the packet filter.
+#[derive(Debug, Default)]
+pub(crate) struct FakeMonitor(Notify);
+
+#[async_trait]
+impl PolicyMonitor for FakeMonitor {
+    async fn changed(&self) -> Result<(), Error> {
+        self.0.notified().await;
         Ok(())
     }
 }

@@ -5,5 +5,4 @@
 mod agent;
 mod controller;
 mod kernel;
-mod server;
 mod support;

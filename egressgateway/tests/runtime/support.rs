@@ -8,7 +8,7 @@ use egressgateway::{
     model::NodeName,
     runtime::{Agent, AgentSettings, Backoff, Health},
 };
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
@@ -133,7 +133,6 @@ pub(crate) async fn pod(client: &Client, name: &str, node: &str, address: &str) 
 
 /// Two nodes, a gateway on the second, a policy, and a governed pod on the first.
 pub(crate) async fn populate(client: &Client) {
-    put(&Api::<Namespace>::all(client.clone()), json!({"metadata": {"name": "default"}})).await;
     for (name, number) in [("node1", 1), ("node2", 2)] {
         node(client, name, number).await;
         egress_node(client, name, number).await;
@@ -172,6 +171,7 @@ impl Running {
         let mut registry = Registry::default();
         let agent = Agent::new(client.clone(), settings, kernel.drivers(), std::sync::Arc::new(FakeTunnel), kernel.host.clone())
             .with_counters(std::sync::Arc::new(Seven))
+            .with_monitor(kernel.filter.clone())
             .with_metrics(&mut registry);
         let (health, shutdown) = (agent.health(), CancellationToken::new());
         let task = tokio::spawn(agent.run(shutdown.clone()));

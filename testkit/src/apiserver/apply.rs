@@ -60,7 +60,10 @@ impl Managers {
         let former = self.0.insert(own.clone(), wanted.keys().cloned().collect()).unwrap_or_default();
         let others: BTreeSet<&Path> = self.0.iter().filter(|(owner, _)| **owner != own).flat_map(|(_, fields)| fields).collect();
         let mut next = current.clone();
-        for path in former.iter().filter(|path| !wanted.contains_key(*path) && !others.contains(path)) {
+        let mut unwanted: Vec<&Path> = former.iter().filter(|path| !wanted.contains_key(*path) && !others.contains(path)).collect();
+        // An item is found by its key, which therefore goes last.
+        unwanted.sort_by_key(|path| is_key(path));
+        for path in unwanted {
             erase(&mut next, path);
         }
         for (path, value) in &wanted {
@@ -174,6 +177,10 @@ fn erase(object: &mut Value, path: &[Step]) {
     }
 }
 
+fn is_key(path: &[Step]) -> bool {
+    matches!(path, [.., Step::Item { key, .. }, Step::Field(field)] if field == key)
+}
+
 fn shown(path: &[Step]) -> String {
     path.iter()
         .map(|step| match step {
@@ -198,6 +205,16 @@ mod tests {
             managers.apply("controller", true, &object, &json!({"status": {"conditions": [condition("C", "True")]}}), false).unwrap();
         let object = managers.apply("agent", true, &object, &json!({"status": {"conditions": [condition("B", "False")]}}), false).unwrap();
         assert_eq!(object, json!({"status": {"conditions": [condition("B", "False"), condition("C", "True")]}}));
+    }
+
+    #[test]
+    fn an_item_that_is_no_longer_wanted_goes_as_a_whole() {
+        let mut managers = Managers::default();
+        let list = |items: Value| json!({"status": {"nodeList": items}});
+        let both = list(json!([{"active": true, "name": "a", "status": "Ready"}, {"name": "b", "status": "Ready"}]));
+        let object = managers.apply("controller", true, &json!({}), &both, false).unwrap();
+        let one = list(json!([{"name": "b", "status": "Ready"}]));
+        assert_eq!(managers.apply("controller", true, &object, &one, false).unwrap(), one);
     }
 
     #[test]

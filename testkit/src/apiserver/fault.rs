@@ -18,6 +18,8 @@ pub struct Fault {
     pub verb: Option<&'static str>,
     /// Plural name, with `/status` for the status; none: all.
     pub resource: Option<&'static str>,
+    /// Only requests whose query is so; none: all.
+    pub query: Option<fn(&str) -> bool>,
     /// How many requests meet it.
     pub times: usize,
     /// What happens to them.
@@ -25,7 +27,16 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub(super) fn meets(&self, verb: &str, resource: &str) -> bool {
-        self.times > 0 && self.verb.is_none_or(|own| own == verb) && self.resource.is_none_or(|own| own == resource)
+    /// These requests, `times` of them.
+    #[must_use]
+    pub fn new(verb: &'static str, resource: &'static str, times: usize, effect: Effect) -> Self {
+        Self { verb: Some(verb), resource: Some(resource), query: None, times, effect }
+    }
+
+    pub(super) fn meets(&self, verb: &str, resource: &str, query: &str) -> bool {
+        self.times > 0
+            && self.verb.is_none_or(|own| own == verb)
+            && self.resource.is_none_or(|own| own == resource)
+            && self.query.is_none_or(|matches| matches(query))
     }
 }

@@ -158,7 +158,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         return Ok(refused(&Refusal::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")));
     };
     shared.count(verb, &call.resource_name());
-    match shared.meet_fault(verb, &call.resource_name()) {
+    match shared.meet_fault(verb, &call.resource_name(), parts.uri.query().unwrap_or_default()) {
         Some(Effect::Status(code)) => return Ok(refused(&Refusal::of_code(code))),
         Some(Effect::Reset) => return Err(io::ErrorKind::ConnectionReset.into()),
         Some(Effect::Hang) => {

@@ -27,7 +27,11 @@ use tokio::sync::{Notify, watch as channel};
 
 pub use fault::{Effect, Fault};
 use resource::{Resource, Resources};
-use store::Store;
+use selector::Selection;
+use store::{Store, Write};
+
+/// How many requests there were, by verb and resource.
+pub type Requests = BTreeMap<(String, String), usize>;
 
 /// A running API server; it ends when this is dropped.
 #[derive(Debug)]
@@ -48,7 +52,7 @@ struct Shared {
     store: Mutex<Store>,
     resources: Mutex<Resources>,
     faults: Mutex<Vec<Fault>>,
-    requests: Mutex<BTreeMap<(String, String), usize>>,
+    requests: channel::Sender<Requests>,
     /// Resource version of the latest write: watches wait for it.
     written: channel::Sender<u64>,
     /// Counts up when all watches shall end.
@@ -68,14 +72,13 @@ impl Shared {
     }
 
     fn count(&self, verb: &str, resource: &str) {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        *requests.entry((verb.to_owned(), resource.to_owned())).or_default() += 1;
+        self.requests.send_modify(|requests| *requests.entry((verb.to_owned(), resource.to_owned())).or_default() += 1);
     }
 
     /// Uses up a fault that a request meets.
-    fn meet_fault(&self, verb: &str, resource: &str) -> Option<Effect> {
+    fn meet_fault(&self, verb: &str, resource: &str, query: &str) -> Option<Effect> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = faults.iter_mut().find(|fault| fault.meets(verb, resource))?;
+        let fault = faults.iter_mut().find(|fault| fault.meets(verb, resource, query))?;
         fault.times -= 1;
         Some(fault.effect)
     }
@@ -108,7 +111,7 @@ impl ApiServer {
             store: Mutex::default(),
             resources: Mutex::new(Resources::default()),
             faults: Mutex::default(),
-            requests: Mutex::default(),
+            requests: channel::Sender::default(),
             written: channel::Sender::new(0),
             dropped: channel::Sender::new(0),
             released: channel::Sender::new(0),
@@ -195,8 +198,60 @@ impl ApiServer {
         let resource = self.shared.resources().of_object(&object).ok_or_else(|| format!("unknown kind: {object}"))?;
         let object = admission::admit(&resource, object).map_err(|refusal| refusal.message)?;
         self.shared.defined(&resource, &object);
+        self.store(&resource, object)
+    }
+
+    /// The same without a look at its schema: what was stored before a rule was made stays stored.
+    ///
+    /// # Errors
+    /// When its kind is not known.
+    pub fn put_unchecked(&self, object: Value) -> Result<(), String> {
+        let resource = self.shared.resources().of_object(&object).ok_or_else(|| format!("unknown kind: {object}"))?;
+        self.store(&resource, object)
+    }
+
+    fn store(&self, resource: &Resource, object: Value) -> Result<(), String> {
         let mut store = self.shared.store();
-        store.put(&resource, object).map_err(|status| status.message)?;
+        store.put(resource, object).map_err(|refusal| refusal.message)?;
+        self.shared.written.send_replace(store.version());
+        Ok(())
+    }
+
+    /// An object as it is stored; the namespace is empty where the kind has none.
+    #[must_use]
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let resource = self.shared.resources().of_kind(kind)?;
+        let write = Write { resource: &resource, namespace, name, status: false, manager: "test" };
+        self.shared.store().get(&write).ok().map(|object| (*object).clone())
+    }
+
+    /// All objects of a kind.
+    #[must_use]
+    pub fn list(&self, kind: &str) -> Vec<Value> {
+        let Some(resource) = self.shared.resources().of_kind(kind) else { return Vec::new() };
+        let objects = self.shared.store().list(&resource, "", &Selection::default(), None);
+        objects.into_iter().map(|(_, object)| (*object).clone()).collect()
+    }
+
+    /// Changes an object, its status included, by a merge patch.
+    ///
+    /// # Errors
+    /// When there is no such object, or the result is refused.
+    pub fn merge(&self, kind: &str, namespace: &str, name: &str, patch: &Value) -> Result<(), String> {
+        let mut object = self.get(kind, namespace, name).ok_or_else(|| format!("no {kind} {namespace}/{name}"))?;
+        json_patch::merge(&mut object, patch);
+        self.put(object)
+    }
+
+    /// Deletes an object, as its finalizers allow.
+    ///
+    /// # Errors
+    /// When there is no such object.
+    pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<(), String> {
+        let resource = self.shared.resources().of_kind(kind).ok_or_else(|| format!("unknown kind: {kind}"))?;
+        let write = Write { resource: &resource, namespace, name, status: false, manager: "test" };
+        let mut store = self.shared.store();
+        store.delete(&write, &Value::Null).map_err(|refusal| refusal.message)?;
         self.shared.written.send_replace(store.version());
         Ok(())
     }
@@ -236,14 +291,30 @@ impl ApiServer {
     /// How many requests there were so far, by verb (get, list, watch, create, update, patch, delete) and resource (plural, with
     /// `/status` for its status).
     #[must_use]
-    pub fn requests(&self) -> BTreeMap<(String, String), usize> {
-        self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn requests(&self) -> Requests {
+        self.shared.requests.borrow().clone()
     }
 
     /// How many requests of these verbs there were for a resource.
     #[must_use]
     pub fn count(&self, verb: &str, resource: &str) -> usize {
         self.requests().get(&(verb.to_owned(), resource.to_owned())).copied().unwrap_or_default()
+    }
+
+    /// How many requests there were to write objects of a resource or their status, refused ones included.
+    #[must_use]
+    pub fn writes(&self, resource: &str) -> usize {
+        let own = |name: &str| name.strip_suffix("/status").unwrap_or(name) == resource;
+        let writing = |verb: &str| !["get", "list", "watch"].contains(&verb);
+        self.requests().iter().filter(|((verb, name), _)| writing(verb) && own(name)).map(|(_, count)| count).sum()
+    }
+
+    /// Waits until there were so many of these requests since the start.
+    pub async fn requested(&self, verb: &str, resource: &str, times: usize) {
+        let key = (verb.to_owned(), resource.to_owned());
+        let mut requests = self.shared.requests.subscribe();
+        // The sender lives as long as this server.
+        let _ = requests.wait_for(|requests| requests.get(&key).is_some_and(|count| *count >= times)).await;
     }
 }
 

@@ -96,6 +96,10 @@ impl Resources {
         self.0.get(&(group.to_owned(), plural.to_owned())).cloned()
     }
 
+    pub(super) fn of_kind(&self, kind: &str) -> Option<Resource> {
+        self.0.values().find(|resource| resource.kind == kind).cloned()
+    }
+
     pub(super) fn of_object(&self, object: &Value) -> Option<Resource> {
         let kind = object["kind"].as_str()?;
         let api_version = object["apiVersion"].as_str()?;

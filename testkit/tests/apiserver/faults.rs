@@ -17,7 +17,7 @@ fn node(name: &str) -> Node {
 }
 
 fn fault(effect: Effect, times: usize) -> Fault {
-    Fault { verb: Some("get"), resource: Some("nodes"), times, effect }
+    Fault::new("get", "nodes", times, effect)
 }
 
 #[tokio::test]
