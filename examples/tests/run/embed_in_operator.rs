@@ -50,6 +50,9 @@ fn a_node_sends_what_the_objects_say_through_the_tunnel_and_follows_them() {
         run("ip", &["rule", "del", "pref", "99", "fwmark", "0x13000000/0xff000000"]);
         operator.says("2 objects: Applied");
         assert!(run("ip", &["rule"]).contains("fwmark 0x13000000/0xff000000 lookup 101"), "what somebody took is back");
+        run("nft", &["delete", "table", "inet", "egressgateway"]);
+        operator.says("2 objects: Applied");
+        assert!(map("where4").contains("192.0.2.0/24"), "and so is the packet filter");
 
         operator.stop();
         assert!(map("where4").contains("192.0.2.0/24"), "the data path stays");
