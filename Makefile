@@ -19,11 +19,8 @@ test: setup
 bench: setup
 	cargo bench --package egressgateway --bench index
 
-# Builds every crate that is published from its own package. The libraries choose no Kubernetes version, so one is chosen here. A debug
-# build in a target directory of its own: it shows that packages are complete, and is not rebuilt where nothing changed.
 package: setup
-	CARGO_PROFILE_DEV_DEBUG=0 K8S_OPENAPI_ENABLED_VERSION=1.37 cargo package --workspace --exclude egressgateway-testkit --exclude egressgateway-examples \
-		--allow-dirty --target-dir target/package-check
+	./scripts/package
 
 setup:
 	@./scripts/setup

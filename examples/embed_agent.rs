@@ -56,14 +56,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
 /// An agent over VXLAN and nftables. Another tunnel or backend is another line here.
 fn agent(client: kube::Client, settings: AgentSettings) -> Result<Agent, egressgateway::Error> {
     let netlink = Netlink::open()?;
-    let (vxlan, nftables) = (VxlanSettings::default(), NftablesSettings::default());
+    let vxlan = VxlanSettings::default();
     let hook = Arc::new(()); // Asked before every write; this one always agrees.
+    let nftables = Nftables::new(NftablesSettings::default(), hook.clone());
     let drivers = Drivers {
         tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), hook.clone()))),
-        steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), SteeringSettings::default(), hook.clone()))),
-        policy: Box::new(Reconciler::new(Nftables::new(nftables, hook.clone()))),
+        steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), SteeringSettings::default(), hook))),
+        policy: Box::new(Reconciler::new(nftables.clone())),
     };
     let host = KernelHost::new(netlink, ParentChoice::Auto);
     let agent = Agent::new(client, settings, drivers, Arc::new(VxlanShape(vxlan)), Arc::new(host));
-    Ok(agent.with_counters(Arc::new(Nftables::new(nftables, hook))))
+    Ok(agent.with_monitor(Arc::new(nftables.monitor()?)).with_counters(Arc::new(nftables)))
 }

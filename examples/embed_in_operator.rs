@@ -5,10 +5,10 @@
 //! a file such as `fleet.yaml` next to this one. `embed_in_operator crd` prints the resource's definition.
 #![allow(missing_docs)] // The derive macro's items have none.
 
-use std::{collections::BTreeMap, error::Error, fs, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, error::Error, fs, net::IpAddr, sync::Arc, time::Duration};
 
 use egressgateway::{
-    Drivers, DriversDesired, Encapsulation, Host, LocalEnd, NodeDesired, Peer, Reconciler,
+    Drivers, DriversDesired, Encapsulation, Host, LocalEnd, NodeDesired, Peer, PolicyMonitor, Reconciler,
     model::{ClassIds, ClassKey, IpRange, MacAddress, NodeName, PolicyName, SourceNat, TargetId, Verdict},
     plan,
 };
@@ -46,7 +46,8 @@ struct Ends {
     overlay: IpAddr,
 }
 
-/// All objects as one complete state. Pure: the same objects give the same state, in whatever order they came.
+/// All objects as one complete state. Pure: the same objects give the same state, in whatever order they came. What is no network is
+/// left out here; a real operator would say so in the object's status.
 fn desired(me: &str, fleet: &Fleet, objects: &BTreeMap<String, StaticEgressSpec>) -> NodeDesired {
     let mut next = NodeDesired::default();
     let hosts = fleet.nodes.values().map(|ends| ends.underlay);
@@ -105,17 +106,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let netlink = Netlink::open()?;
     let host = KernelHost::new(netlink.clone(), ParentChoice::Auto);
     let (vxlan, hook) = (VxlanSettings::default(), Arc::new(()));
+    let nftables = Nftables::new(NftablesSettings::default(), hook.clone());
+    let monitor = nftables.monitor()?;
     let mut drivers = Drivers {
         tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), hook.clone()))),
-        steering: Box::new(Reconciler::new(Steering::new(netlink, SteeringSettings::default(), hook.clone()))),
-        policy: Box::new(Reconciler::new(Nftables::new(NftablesSettings::default(), hook))),
+        steering: Box::new(Reconciler::new(Steering::new(netlink, SteeringSettings::default(), hook))),
+        policy: Box::new(Reconciler::new(nftables)),
     };
     let shape: &dyn Encapsulation = &VxlanShape(vxlan);
 
     let (store, writer) = reflector::store();
     let api: Api<StaticEgress> = Api::all(Client::try_default().await?);
     let mut events = watcher(api, watcher::Config::default()).default_backoff().reflect(writer).boxed();
-    let (mut stop, mut listed) = (std::pin::pin!(tokio::signal::ctrl_c()), false);
+    let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
+    let (mut listed, mut again) = (false, false);
     let mut before: Option<DriversDesired> = None;
     loop {
         tokio::select! {
@@ -123,8 +127,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 Ok(event) => listed |= matches!(event, Some(Event::InitDone)),
                 Err(error) => eprintln!("{error}"), // The watch starts again by itself.
             },
-            // Somebody changed the host, perhaps what is ours: read it again.
-            changed = host.changed() => { changed?; drivers.invalidate() }
+            // Somebody changed the host or our rules, or that may have been missed: read them again.
+            _ = host.changed() => drivers.invalidate(),
+            _ = monitor.changed() => drivers.invalidate(),
+            () = tokio::time::sleep(Duration::from_millis(100)), if again => {}
             signal = &mut stop => return Ok(signal?),
         }
         if !listed {
@@ -135,8 +141,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let overlay = [IpNet::new(own.overlay, fleet.overlay.prefix_len())?].into_iter().collect();
         next.tunnel.local = Some(LocalEnd { overlay, mac: MacAddress::from_seed(me), underlay: host.underlay().await? });
         let next = next.for_drivers(shape);
-        let outcome = drivers.converge(before.as_ref(), &next).await?;
-        println!("{} objects: {outcome:?}", objects.len());
-        before = Some(next);
+        match drivers.converge(before.as_ref(), &next).await {
+            Ok(outcome) => {
+                println!("{} objects: {outcome:?}", objects.len());
+                (before, again) = (Some(next), false);
+            }
+            // A failed driver reads the kernel again before it plans.
+            Err(error) if error.kind.is_retryable() => again = true,
+            Err(error) => return Err(error.into()),
+        }
     }
 }

@@ -24,7 +24,7 @@
 //! address to hardware address).
 //!
 //! The overlay address comes with its network's route in the main table. Steered traffic does not need it, its next hops are `onlink`;
-//! what nodes say to each other over the tunnel (echo requests that probe a gateway, and its answers) does.
+//! what nodes say to each other over the tunnel (an echo request to a gateway, and its answer) does.
 //!
 //! Outer UDP checksums are on: RFC 8200 wants them over IPv6, where an outer packet without one is not accepted; over
 //! IPv4 they let network cards coalesce packets.

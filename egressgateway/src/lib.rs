@@ -1,4 +1,53 @@
-//! Kubernetes egress gateway as a library.
+//! Kubernetes egress gateway as a library: traffic of chosen pods to chosen destinations leaves the cluster through chosen nodes.
+//!
+//! ```
+//! use egressgateway::{
+//!     api::{EgressGateway, EgressGatewayPolicy},
+//!     index::{Index, IndexSettings},
+//!     model::{MarkMask, NodeName, PodName, TargetId, Verdict},
+//!     world::{Change, Gateway, Labels, Pod, Policy},
+//! };
+//!
+//! // The objects, as the API server has them once the controller has allotted a mark.
+//! let gateway: EgressGateway = serde_yaml::from_str("
+//! metadata: {name: egressgateway}
+//! spec: {nodeSelector: {matchLabels: {egress: 'true'}}}
+//! status: {mark: 0x11000000, nodeList: [{name: node-2, status: Ready, active: true}]}
+//! ")?;
+//! let policy: EgressGatewayPolicy = serde_yaml::from_str("
+//! metadata: {name: policy}
+//! spec: {appliedTo: {podSelector: {matchLabels: {app: shopping}}}, destCIDR: [10.6.1.0/24]}
+//! ")?;
+//! let address: std::net::IpAddr = "10.244.1.10".parse()?;
+//! let pod = Pod {
+//!     labels: Labels::from([("app".into(), "shopping".into())]),
+//!     node: Some(NodeName::from("node-1")),
+//!     addresses: [address].into(),
+//! };
+//!
+//! // What node-1 must hold because of them. Nothing here touches a cluster or a kernel.
+//! let mut index = Index::new(IndexSettings::of_node(NodeName::from("node-1")));
+//! index.apply(Change::Gateway("egressgateway".into(), Some(Gateway::from_api(&gateway, MarkMask::default()))));
+//! index.apply(Change::Policy("policy".into(), Some(Policy::from_api(&policy))));
+//! index.apply(Change::Pod(PodName::new("default", "shopping-1"), Some(pod)));
+//! let desired = index.desired();
+//!
+//! let class = desired.policy.pods[&address];
+//! let (place, verdict) = desired.policy.destinations.get_min().ok_or("no destinations")?;
+//! assert_eq!(place.0, class);
+//! assert!(matches!(verdict, Verdict::Egress { target: TargetId::FIRST, .. }));
+//! assert!(desired.paths[&TargetId::FIRST].contains(&NodeName::from("node-2")));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! - [`api`]: the three objects, with their definitions; [`spec`] is what they ask for once it is checked, [`world`] the whole cluster.
+//! - [`controller`] and [`index`]: pure planning, for the cluster and for one node. [`explain`] asks both about a connection.
+//! - [`Driver`], [`Tunnel`], [`PolicyBackend`] and [`CounterSource`]: what drives a kernel. [`Drivers`] brings a node from one
+//!   [`NodeDesired`] to the next; a [`Reconciler`] makes each step cost its difference. Drivers are crates of their own.
+//! - `runtime` (feature, on by default): the loops of agent and controller over a `kube::Client` that the caller makes.
+//! - `testing` (feature): a conformance suite for drivers.
+//!
+//! The library sets nothing that is global to a process, and chooses no Kubernetes version: enable a `v1_*` feature of `k8s-openapi`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -75,7 +75,7 @@ fn every_field_can_be_changed() {
         ("clusterCIDRs.extra", "10.96.0.0/12, fd96::/108"),
         ("mark.mask", "0x0000ff00"),
         ("routing.tableBase", "3000"),
-        ("routing.rulePriority", "1"),
+        ("routing.rulePriority", "2"),
         ("routing.protocol", "200"),
         ("failover.interval", "1s 500ms"),
         ("failover.multiplier", "5"),

@@ -15,15 +15,18 @@ const ALLOWED: [(&str, &[&str]); 5] = [
 /// What no library below the daemons may name.
 const NO_KUBE: [&str; 3] = ["egressgateway-netlink", "egressgateway-tunnel-vxlan", "egressgateway-backend-nftables"];
 
-fn dependencies() -> BTreeMap<String, Vec<String>> {
+fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--format-version=1"]).output().unwrap();
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap().iter();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+fn dependencies() -> BTreeMap<String, Vec<String>> {
     let normal = |package: &serde_json::Value| {
         let dependencies = package["dependencies"].as_array().unwrap().iter();
         dependencies.filter(|d| d["kind"].is_null()).map(|d| d["name"].as_str().unwrap().to_owned()).collect()
     };
-    packages.map(|package| (package["name"].as_str().unwrap().to_owned(), normal(package))).collect()
+    packages().iter().map(|package| (package["name"].as_str().unwrap().to_owned(), normal(package))).collect()
 }
 
 #[test]
@@ -49,5 +52,18 @@ fn every_library_is_in_the_list() {
     let others = ["egressgateway-agent", "egressgateway-controller", "egressctl", "egressgateway-testkit", "egressgateway-examples"];
     for name in dependencies().keys() {
         assert!(listed.contains(&name.as_str()) || others.contains(&name.as_str()), "{name} needs an entry here");
+    }
+}
+
+#[test]
+fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
+    for package in packages() {
+        let name = package["name"].as_str().unwrap();
+        let internal = ["egressgateway-testkit", "egressgateway-examples"].contains(&name);
+        assert_eq!(package["publish"].as_array().is_some_and(Vec::is_empty), internal, "{name}: publish");
+        let needed = ["description", "license", "repository", "rust_version"];
+        for field in needed.into_iter().chain((!internal).then_some("readme")) {
+            assert!(package[field].is_string(), "{name} has no {field}");
+        }
     }
 }

@@ -2,4 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod dry_run;
+mod embed_agent;
+mod embed_in_operator;
+mod node;
 mod support;
