@@ -174,7 +174,9 @@ impl Elements {
         let steer = match verdict {
             Verdict::Pass => None,
             Verdict::Hold => Some(Steer::Held),
-            Verdict::Egress { target, .. } if origin.targets.contains(&target) => Some(Steer::To(target)),
+            Verdict::Egress { target, .. } if origin.targets.contains(&target) || origin.accepts.contains(&target) => {
+                Some(Steer::To(target))
+            }
             Verdict::Egress { .. } => Some(Steer::NoGateway),
         };
         let source = match verdict {

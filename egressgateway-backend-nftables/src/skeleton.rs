@@ -53,8 +53,10 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, keeps: bool) -> BT
     if keeps {
         chains.insert(UNTRACK.into(), plain(untrack()));
     }
-    for target in &desired.targets {
+    for target in desired.targets.iter().chain(&desired.accepts) {
         chains.insert(to_chain(*target), plain(to(*target, desired, mask)));
+    }
+    for target in &desired.targets {
         chains.insert(steer_chain(*target), plain(vec![vec![Statement::Mark { keep: mask.keep(), value: mask.mark(*target) }]]));
     }
     chains
@@ -203,6 +205,8 @@ fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     };
     let own = if desired.exits.contains(&target) {
         vec![exit]
+    } else if !desired.targets.contains(&target) {
+        dropped(DROP_NO_GATEWAY)
     } else {
         vec![Count(STEERED), Pin { keep: mask.keep(), value: mask.mark(target) }]
     };

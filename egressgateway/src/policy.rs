@@ -26,11 +26,13 @@ pub struct PolicyDesired {
     pub destinations: OrdMap<(ClassId, IpRange), Verdict>,
     /// Never steered: cluster, service and node addresses.
     pub exempt: OrdSet<IpNet>,
-    /// Targets that exist. A connection pinned to one that does not is dropped and counted.
+    /// Targets that have a way out, here or elsewhere. A connection that is pinned to another one is dropped and counted, and so is a
+    /// new connection that is destined for one.
     pub targets: OrdSet<TargetId>,
     /// Those of `targets` that this node's own pods leave through here, at once, instead of through the tunnel.
     pub exits: OrdSet<TargetId>,
-    /// Those of `targets` that other nodes may send here: their sources are translated as `destinations` says.
+    /// Targets that other nodes may send here, whether or not this node knows a way for its own pods: sources are translated as
+    /// `destinations` says.
     pub accepts: OrdSet<TargetId>,
     /// Traffic of pods that are not known yet waits, where this is on.
     pub start_gate: Option<StartGate>,

@@ -294,7 +294,8 @@ impl Index {
             }
         }
         let policy = &mut self.desired.policy;
-        policy.targets = paths.keys().copied().collect();
+        policy.targets =
+            paths.iter().filter(|(_, nodes)| !nodes.is_empty()).map(|(target, _)| *target).chain(exits.iter().copied()).collect();
         policy.exits = exits;
         policy.accepts = accepts;
         self.desired.paths = paths;
