@@ -83,6 +83,18 @@ impl Nftables {
         }
     }
 
+    /// What our table has of some kind; none where there is no table, even if it went away just now.
+    async fn list(&self, what: &[&str], context: &str) -> Result<Option<Vec<Value>>, Error> {
+        self.hook()?;
+        if !self.has_table().await? {
+            return Ok(None);
+        }
+        match nft_json(&[&["list"], what, &[TABLE_FAMILY, TABLE]].concat(), context).await {
+            Err(error) if error.kind == ErrorKind::Conflict && !self.has_table().await? => Ok(None),
+            listed => listed.map(Some),
+        }
+    }
+
     /// Whether our table is there. nft says that a table is missing only in words, so it is looked up among all.
     async fn has_table(&self) -> Result<bool, Error> {
         let tables = nft_json(&["list", "tables", TABLE_FAMILY], "list nftables tables").await?;
@@ -109,11 +121,7 @@ impl Driver for Nftables {
     type Plan = NftPlan;
 
     async fn observe(&self) -> Result<NftState, Error> {
-        self.hook()?;
-        if !self.has_table().await? {
-            return Ok(NftState::default());
-        }
-        let objects = nft_json(&["list", "table", TABLE_FAMILY, TABLE], "list table inet egressgateway").await?;
+        let Some(objects) = self.list(&["table"], "list table inet egressgateway").await? else { return Ok(NftState::default()) };
         let state = observe::state(&objects);
         for foreign in state.foreign() {
             tracing::warn!(foreign, "table {TABLE_PATH} holds something that is not ours; it will be replaced");
@@ -145,11 +153,7 @@ impl PolicyBackend for Nftables {
 #[async_trait]
 impl CounterSource for Nftables {
     async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error> {
-        self.hook()?;
-        if !self.has_table().await? {
-            return Ok(BTreeMap::new());
-        }
-        let objects = nft_json(&["list", "counters", "table", TABLE_FAMILY, TABLE], "list nftables counters").await?;
+        let Some(objects) = self.list(&["counters", "table"], "list nftables counters").await? else { return Ok(BTreeMap::new()) };
         let counters = objects.iter().filter_map(|object| {
             let counter = &object["counter"];
             let name = counter["name"].as_str().filter(|name| COUNTERS.contains(name))?;
