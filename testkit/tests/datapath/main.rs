@@ -55,6 +55,7 @@ macro_rules! every_check_on {
                 the_data_path_stands_while_the_api_server_is_away;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing
+                an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right
                 an_agent_catches_up_with_what_changed_while_it_was_dead
                 a_shutdown_leaves_the_data_path_as_it_is;
             hosts:

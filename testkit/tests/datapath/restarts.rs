@@ -75,3 +75,20 @@ pub(crate) fn a_shutdown_leaves_the_data_path_as_it_is(path: &DataPath) {
     world.leaves_by(&world.local, GOVERNED, GATEWAYS[0]);
     world.leaves_by(&world.blog, GOVERNED, CLIENT);
 }
+
+pub(crate) fn an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right(path: &DataPath) {
+    let mut world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    let wide = |third: usize| policy(&format!("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\", \"10.9.{third}.0/24\"]\n"));
+    for round in 0..8 {
+        // The next state is applied while the agent is between any two of its steps, or has not begun.
+        world.cluster.apply(&wide(round));
+        world.cluster.label_node(GATEWAYS[round % 2], "egress", None);
+        world.cluster.label_node(GATEWAYS[(round + 1) % 2], "egress", Some("true"));
+        std::thread::sleep(std::time::Duration::from_millis(u64::try_from(round).unwrap() * 9));
+        world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
+        world.cluster.start_agent(CLIENT);
+        world.leaves_by(&world.shop, GOVERNED, GATEWAYS[(round + 1) % 2]);
+    }
+    assert_eq!(world.leaks(&capture), [""; 0]);
+}
