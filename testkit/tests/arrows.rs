@@ -4,16 +4,18 @@
 use std::{collections::BTreeMap, process::Command};
 
 /// What each library may depend on besides crates that are not ours.
-const ALLOWED: [(&str, &[&str]); 5] = [
+const ALLOWED: [(&str, &[&str]); 6] = [
     ("egressgateway", &[]),
     ("egressgateway-netlink", &["egressgateway"]),
     ("egressgateway-tunnel-vxlan", &["egressgateway", "egressgateway-netlink"]),
     ("egressgateway-backend-nftables", &["egressgateway"]),
+    ("egressgateway-backend-netfilter", &["egressgateway"]),
     ("egressgateway-daemon", &["egressgateway"]),
 ];
 
 /// What no library below the daemons may name.
-const NO_KUBE: [&str; 3] = ["egressgateway-netlink", "egressgateway-tunnel-vxlan", "egressgateway-backend-nftables"];
+const NO_KUBE: [&str; 4] =
+    ["egressgateway-netlink", "egressgateway-tunnel-vxlan", "egressgateway-backend-nftables", "egressgateway-backend-netfilter"];
 
 fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--format-version=1"]).output().unwrap();

@@ -1,0 +1,176 @@
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+use async_trait::async_trait;
+use egressgateway::{
+    Change, Counter, CounterSource, Driver, Error, ErrorKind, Plan, PolicyBackend, PolicyDesired, WriteHook,
+    model::{Family, MarkMask},
+};
+
+use crate::{
+    command,
+    flavour::{Flavour, IptablesFlavour},
+    ipset::Ipset,
+    names::COUNTERS,
+    plan::{self, NetfilterPlan, Step},
+    save,
+    state::NetfilterState,
+};
+
+/// What the backend needs to know apart from the desired state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetfilterSettings {
+    /// The byte of packet and connection marks that is ours. Of packet marks, the sixteen lowest other bits are borrowed while the first
+    /// packet of a governed connection is classified, and are 0 afterwards.
+    pub mask: MarkMask,
+    /// Which iptables holds our chains.
+    pub flavour: IptablesFlavour,
+}
+
+/// The backend. It keeps nothing but the flavour that it chose: what it knows of the kernel is in [`NetfilterState`].
+#[derive(Clone, Debug)]
+pub struct Netfilter {
+    settings: NetfilterSettings,
+    /// None when it may only plan.
+    hook: Option<Arc<dyn WriteHook>>,
+    flavour: Arc<OnceLock<Flavour>>,
+}
+
+impl Netfilter {
+    /// A backend that asks `hook` before each transaction: the sets' changes, and a family's rules.
+    #[must_use]
+    pub fn new(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Self {
+        Self { settings, hook: Some(hook), flavour: Arc::default() }
+    }
+
+    /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
+    #[must_use]
+    pub fn offline(settings: NetfilterSettings) -> Self {
+        Self { settings, hook: None, flavour: Arc::default() }
+    }
+
+    fn hook(&self) -> Result<&dyn WriteHook, Error> {
+        self.hook.as_deref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this netfilter backend only plans"))
+    }
+
+    /// The flavour, chosen once: two of them would make two sets of rules.
+    async fn flavour(&self) -> Result<Flavour, Error> {
+        self.hook()?;
+        if let Some(flavour) = self.flavour.get() {
+            return Ok(*flavour);
+        }
+        let chosen = Flavour::choose(self.settings.flavour).await?;
+        tracing::debug!(flavour = ?chosen, "iptables");
+        Ok(*self.flavour.get_or_init(|| chosen))
+    }
+
+    /// Whether the kernel and the programs have what the rules need; changes nothing that lasts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] names the kernel option or the package that is missing, [`ErrorKind::Permission`] the capability.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let flavour = self.flavour().await?;
+        Ipset::open()?.probe().await?;
+        for family in Family::ALL {
+            let version = command::version(flavour, family).await?;
+            for (table, rule, option) in PROBES {
+                let script = format!("*{table}\n:EGW-PROBE - [0:0]\n-A EGW-PROBE {rule}\nCOMMIT\n");
+                match command::restore(flavour, family, &script, true).await {
+                    Ok(()) => {}
+                    Err(error) if matches!(error.kind, ErrorKind::Permission | ErrorKind::Transient) => return Err(error),
+                    Err(error) => {
+                        let context =
+                            format!("{family}: {version} with this kernel can't hold `{rule}` in table {table}: {option} is needed");
+                        return Err(Error::new(ErrorKind::Unsupported, context).with_source(error.chain()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A rule of each kind, and what it needs.
+const PROBES: [(&str, &str, &str); 11] = [
+    ("raw", "-p udp -m udp --dport 7789 -j CT --notrack", "CONFIG_IP_NF_RAW, CONFIG_IP6_NF_RAW and CONFIG_NETFILTER_XT_TARGET_CT"),
+    ("raw", "-m addrtype --dst-type LOCAL -j RETURN", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE"),
+    ("mangle", "-j RETURN", "CONFIG_IP_NF_MANGLE and CONFIG_IP6_NF_MANGLE"),
+    ("mangle", "-m conntrack --ctdir REPLY -j RETURN", "CONFIG_NETFILTER_XT_MATCH_CONNTRACK"),
+    ("mangle", "-m connmark --mark 0x0/0xff -j RETURN", "CONFIG_NETFILTER_XT_CONNMARK"),
+    ("mangle", "-m mark --mark 0x0/0xff -j MARK --set-xmark 0x0/0xff", "CONFIG_NETFILTER_XT_MARK"),
+    ("mangle", "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000", "CONFIG_NETFILTER_XT_TARGET_TCPMSS"),
+    ("mangle", "-m comment --comment egressgateway -j RETURN", "CONFIG_NETFILTER_XT_MATCH_COMMENT"),
+    ("filter", "-j RETURN", "CONFIG_IP_NF_FILTER and CONFIG_IP6_NF_FILTER"),
+    ("nat", "-j RETURN", "CONFIG_IP_NF_NAT and CONFIG_IP6_NF_NAT"),
+    ("nat", "-j MASQUERADE", "CONFIG_NETFILTER_XT_TARGET_MASQUERADE"),
+];
+
+#[async_trait]
+impl Driver for Netfilter {
+    type Desired = PolicyDesired;
+    type State = NetfilterState;
+    type Plan = NetfilterPlan;
+
+    async fn observe(&self) -> Result<NetfilterState, Error> {
+        let flavour = self.flavour().await?;
+        let mut tables = BTreeMap::new();
+        for family in Family::ALL {
+            tables.extend(save::parse(&command::save(flavour, family, false).await?, family));
+        }
+        Ok(NetfilterState { sets: Ipset::open()?.list().await?, tables })
+    }
+
+    fn plan(&self, desired: &PolicyDesired, current: &NetfilterState) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {
+        let after = NetfilterState::of(desired, self.settings.mask)?;
+        Ok(Change { plan: plan::plan(current, &after), after })
+    }
+
+    async fn apply(&self, plan: &NetfilterPlan) -> Result<(), Error> {
+        let hook = self.hook()?;
+        if plan.is_empty() {
+            return Ok(());
+        }
+        let flavour = self.flavour().await?;
+        for step in &plan.steps {
+            match step {
+                Step::Sets(changes) => {
+                    hook.before("change ipsets")?;
+                    let mut ipset = Ipset::open()?;
+                    for change in changes {
+                        ipset.change(change).await?;
+                    }
+                }
+                Step::Restore { family, script } => {
+                    hook.before("restore iptables")?;
+                    command::restore(flavour, *family, script, false).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PolicyBackend for Netfilter {
+    fn kind(&self) -> &'static str {
+        "netfilter"
+    }
+}
+
+#[async_trait]
+impl CounterSource for Netfilter {
+    async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error> {
+        let flavour = self.flavour().await?;
+        let mut sum: BTreeMap<String, Counter> = BTreeMap::new();
+        for family in Family::ALL {
+            for (name, counter) in save::counters(&command::save(flavour, family, true).await?) {
+                let sum = sum.entry(name).or_default();
+                sum.packets += counter.packets;
+                sum.bytes += counter.bytes;
+            }
+        }
+        debug_assert!(sum.len() <= COUNTERS.len());
+        Ok(sum)
+    }
+}

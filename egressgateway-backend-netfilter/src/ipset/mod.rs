@@ -1,0 +1,151 @@
+//! ipsets over netlink: no process for any of them.
+
+mod constants;
+mod message;
+
+use std::collections::BTreeMap;
+
+use egressgateway::{Error, ErrorKind, model::Family};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+
+use crate::{
+    names::SET_PREFIX,
+    plan::SetChange,
+    set::{Entry, Kind, Set, Shape},
+};
+use constants::{
+    CMD_ADD, CMD_CREATE, CMD_DEL, CMD_DESTROY, CMD_LIST, CMD_TYPE, ENTRIES_PER_MESSAGE, ERR_PRIVATE, ERRORS, NLM_F_CREATE, NLM_F_DUMP,
+    NLM_F_EXCL, NLMSG_DONE, NLMSG_ERROR,
+};
+use message::{Request, answers, listed};
+
+/// A socket to the kernel's ipset.
+pub(crate) struct Ipset {
+    socket: TokioSocket,
+    sequence: u32,
+}
+
+/// Why the kernel refused something: an errno or one of ipset's own numbers, and the entry that it is about, counted from 1.
+struct Refusal {
+    errno: i32,
+    entry: Option<usize>,
+}
+
+impl Ipset {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+            socket.socket_mut().bind_auto()?;
+            socket.socket_mut().connect(&SocketAddr::new(0, 0))?;
+            Ok(Self { socket, sequence: 0 })
+        };
+        open().map_err(|error: std::io::Error| Error::from_io(error, "open a netlink socket for ipset"))
+    }
+
+    /// Whether the kernel has the set types, with packet marks.
+    pub(crate) async fn probe(&mut self) -> Result<(), Error> {
+        for kind in Kind::ALL {
+            for family in Family::ALL {
+                let context = format!("ipset type {} for {family}", kind.name());
+                let needed = kind.revision();
+                match self.ask(Request::new(CMD_TYPE, 0).kind(kind, family), &context).await?.0 {
+                    Some(Refusal { errno, .. }) if Error::from_errno(errno, "").kind == ErrorKind::Permission => {
+                        let advice = "ipset needs CAP_NET_ADMIN in the host's network namespace";
+                        return Err(Error::from_errno(errno, advice));
+                    }
+                    Some(refusal) => {
+                        let option = if kind == Kind::Addresses { "CONFIG_IP_SET_HASH_IP" } else { "CONFIG_IP_SET_HASH_NET" };
+                        let context = format!("the kernel has no {context} of revision {needed}: CONFIG_IP_SET and {option} are needed");
+                        return Err(Error::new(ErrorKind::Unsupported, context).with_source(error(&refusal, String::new()).chain()));
+                    }
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All sets of ours.
+    pub(crate) async fn list(&mut self) -> Result<BTreeMap<String, Set>, Error> {
+        let (refusal, bodies) = self.ask(Request::new(CMD_LIST, NLM_F_DUMP), "list ipsets").await?;
+        if let Some(refusal) = refusal {
+            return Err(error(&refusal, "list ipsets".into()));
+        }
+        let mut sets: BTreeMap<String, Set> = BTreeMap::new();
+        for listed in bodies.iter().filter_map(|body| listed(body)).filter(|listed| listed.name.starts_with(SET_PREFIX)) {
+            // A type that we never make: it looks as if it were none of ours, and is replaced like one of the wrong family.
+            let strange = Shape { kind: Kind::Networks, family: Family::V4, marked: false };
+            let set = sets.entry(listed.name).or_insert_with(|| Set { shape: listed.shape.unwrap_or(strange), entries: BTreeMap::new() });
+            set.entries.extend(listed.entries);
+        }
+        Ok(sets)
+    }
+
+    /// Does one change; `shapes` are those of the sets that are there.
+    pub(crate) async fn change(&mut self, change: &SetChange) -> Result<(), Error> {
+        match change {
+            SetChange::Create(name, shape) => {
+                let request = Request::new(CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL).set(name).shape(*shape);
+                self.write(request, format!("create ipset {name} ({shape})")).await
+            }
+            SetChange::Destroy(name) => self.write(Request::new(CMD_DESTROY, 0).set(name), format!("destroy ipset {name}")).await,
+            SetChange::Add { set, kind, entries, new } => {
+                let flags = if *new { NLM_F_EXCL } else { 0 };
+                for entries in entries.chunks(ENTRIES_PER_MESSAGE) {
+                    let request = Request::new(CMD_ADD, flags).set(set).entries(*kind, entries, true);
+                    self.write_entries(request, &format!("add to ipset {set}"), entries).await?;
+                }
+                Ok(())
+            }
+            SetChange::Delete { set, kind, entries } => {
+                for entries in entries.chunks(ENTRIES_PER_MESSAGE) {
+                    let request = Request::new(CMD_DEL, NLM_F_EXCL).set(set).entries(*kind, entries, false);
+                    self.write_entries(request, &format!("delete from ipset {set}"), entries).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn write(&mut self, request: Request, context: String) -> Result<(), Error> {
+        match self.ask(request, &context).await?.0 {
+            Some(refusal) => Err(error(&refusal, context)),
+            None => Ok(()),
+        }
+    }
+
+    async fn write_entries(&mut self, request: Request, context: &str, entries: &[(ipnet::IpNet, Entry)]) -> Result<(), Error> {
+        let Some(refusal) = self.ask(request, context).await?.0 else { return Ok(()) };
+        let entry = refusal.entry.and_then(|line| entries.get(line - 1)).or(entries.first().filter(|_| entries.len() == 1));
+        Err(error(&refusal, entry.map_or_else(|| context.to_owned(), |(net, _)| format!("{context}: {net}"))))
+    }
+
+    /// Sends a request and waits for its end: what was refused, and the bodies of all messages that came.
+    async fn ask(&mut self, request: Request, context: &str) -> Result<(Option<Refusal>, Vec<Vec<u8>>), Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let failed = |error| Error::from_io(error, context);
+        let sent = request.finish(self.sequence);
+        self.socket.send(&sent).await.map_err(failed)?;
+        let mut bodies = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full().await.map_err(failed)?;
+            for answer in answers(&datagram).filter(|answer| answer.sequence == self.sequence) {
+                match answer.kind {
+                    NLMSG_ERROR if answer.errno() == 0 => return Ok((None, bodies)),
+                    NLMSG_ERROR => return Ok((Some(Refusal { errno: answer.errno(), entry: answer.refused_entry() }), bodies)),
+                    NLMSG_DONE => return Ok((None, bodies)),
+                    _ => bodies.push(answer.body.to_vec()),
+                }
+            }
+        }
+    }
+}
+
+fn error(refusal: &Refusal, context: String) -> Error {
+    if refusal.errno < ERR_PRIVATE {
+        return Error::from_errno(refusal.errno, context);
+    }
+    let known = ERRORS.iter().find(|(number, ..)| *number == refusal.errno);
+    let (errno, words) = known.map_or((22, "ipset gave no reason"), |(_, errno, words)| (*errno, *words));
+    Error::new(Error::from_errno(errno, "").kind, context).with_source(format!("{words} (ipset error {})", refusal.errno))
+}

@@ -1,0 +1,52 @@
+//! iptables and ipset policy backend: own chains, which begin with `EGW-`, and own sets, which begin with `egw-`.
+//!
+//! ```
+//! use egressgateway::{Driver, PolicyDesired, model::{ClassId, IpRange, SourceNat, TargetId, Verdict}};
+//! use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings, NetfilterState};
+//!
+//! // Pod 10.244.1.10 leaves for 10.6.1.0/24 through target 0x11.
+//! let (pod, class, target) = ("10.244.1.10".parse()?, ClassId::new(1).ok_or("0")?, TargetId::FIRST);
+//! let destination = IpRange::from("10.6.1.0/24".parse::<ipnet::IpNet>()?);
+//! let egress = Verdict::Egress { target, source_nat: SourceNat::NodeAddress };
+//! let desired = PolicyDesired {
+//!     pods: [(pod, class)].into_iter().collect(),
+//!     destinations: [((class, destination), egress)].into_iter().collect(),
+//!     targets: [target].into_iter().collect(),
+//!     ..PolicyDesired::default()
+//! };
+//!
+//! // A plan is what ipset and iptables-restore would be given.
+//! let change = Netfilter::offline(NetfilterSettings::default()).plan(&desired, &NetfilterState::default())?;
+//! assert!(change.plan.to_string().contains("add egw-where-00000001-v4 10.6.1.0/24 skbmark 0x11000000/0xff00ffff\n"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The number of rules that a packet passes does not depend on the number of policies or pods, except where pods leave a gateway with
+//! their own address. One pod's change is one entry. Sets are changed over netlink; chains are replaced as a whole, all of one table in
+//! one transaction. Others' rules stay as they are; our jumps come first, and the next plan moves them there again.
+//!
+//! - [`Netfilter`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Netfilter::probe`]; [`Netfilter::offline`] only
+//!   plans.
+//! - [`NetfilterState`] is what our sets and chains hold.
+//! - [`IptablesFlavour`]: rules are kept by `iptables-legacy` or `iptables-nft`, whichever the cluster uses.
+
+mod backend;
+mod bits;
+mod command;
+mod flavour;
+mod ipset;
+mod names;
+mod numbers;
+mod plan;
+mod rules;
+mod save;
+mod set;
+mod state;
+mod tree;
+
+pub use backend::{Netfilter, NetfilterSettings};
+#[cfg(doc)]
+use egressgateway::{CounterSource, Driver, PolicyBackend};
+pub use flavour::IptablesFlavour;
+pub use plan::NetfilterPlan;
+pub use state::NetfilterState;

@@ -1,0 +1,144 @@
+//! Names and numbers that the kernel and its tools know us by.
+
+use egressgateway::model::{ClassId, Family};
+
+/// Every chain whose name begins like this is ours.
+pub(crate) const CHAIN_PREFIX: &str = "EGW-";
+/// Every ipset whose name begins like this is ours.
+pub(crate) const SET_PREFIX: &str = "egw-";
+/// The comment on jumps from the kernel's own chains into ours.
+pub(crate) const COMMENT: &str = "egressgateway";
+
+/// Longest name of a set: `IPSET_MAXNAMELEN` without the closing zero.
+#[cfg(test)]
+pub(crate) const SET_NAME_LENGTH: usize = 31;
+/// Longest name of a chain: `XT_EXTENSION_MAXNAMELEN` without the closing zero.
+#[cfg(test)]
+pub(crate) const CHAIN_NAME_LENGTH: usize = 28;
+
+/// The tables that we have chains in, in the order in which they are written: what pins a connection comes last, so that all that the
+/// pin leads to is there.
+pub(crate) const TABLES: [&str; 4] = [RAW, NAT, FILTER, MANGLE];
+pub(crate) const RAW: &str = "raw";
+pub(crate) const MANGLE: &str = "mangle";
+pub(crate) const NAT: &str = "nat";
+pub(crate) const FILTER: &str = "filter";
+
+/// Table, chain of the kernel, our chain.
+pub(crate) const JUMPS: [(&str, &str, &str); 7] = [
+    (RAW, "PREROUTING", PREROUTING),
+    (RAW, "OUTPUT", OUTPUT),
+    (MANGLE, "PREROUTING", PREROUTING),
+    (MANGLE, "FORWARD", FORWARD),
+    (MANGLE, "POSTROUTING", POSTROUTING),
+    (FILTER, "FORWARD", FORWARD),
+    (NAT, "POSTROUTING", POSTROUTING),
+];
+
+pub(crate) const PREROUTING: &str = "EGW-PREROUTING";
+pub(crate) const OUTPUT: &str = "EGW-OUTPUT";
+pub(crate) const FORWARD: &str = "EGW-FORWARD";
+pub(crate) const GUARD: &str = "EGW-GUARD";
+pub(crate) const POSTROUTING: &str = "EGW-POSTROUTING";
+pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
+pub(crate) const CLASS: &str = "EGW-CLASS";
+pub(crate) const VERDICT: &str = "EGW-VERDICT";
+pub(crate) const STEER: &str = "EGW-STEER";
+pub(crate) const NO_VERDICT: &str = "EGW-NO-VERDICT";
+pub(crate) const UNCLASSIFIED: &str = "EGW-UNCLASSIFIED";
+pub(crate) const EXIT: &str = "EGW-EXIT";
+pub(crate) const SOURCE: &str = "EGW-SOURCE";
+pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
+
+/// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter, table, chain.
+pub(crate) const COUNTERS: [(&str, &str, &str); 7] = [
+    ("steered", MANGLE, STEERED),
+    ("exited", NAT, EXITED),
+    ("drop_no_gateway", MANGLE, NO_GATEWAY),
+    ("drop_held", MANGLE, HELD),
+    ("drop_unknown_source", MANGLE, UNKNOWN_SOURCE),
+    ("drop_not_peer", RAW, NOT_PEER),
+    ("drop_start_gate", MANGLE, START_GATE),
+];
+pub(crate) const STEERED: &str = "EGW-STEERED";
+pub(crate) const EXITED: &str = "EGW-EXITED";
+pub(crate) const NO_GATEWAY: &str = "EGW-NO-GATEWAY";
+pub(crate) const HELD: &str = "EGW-HELD";
+pub(crate) const UNKNOWN_SOURCE: &str = "EGW-UNKNOWN-SOURCE";
+pub(crate) const NOT_PEER: &str = "EGW-NOT-PEER";
+pub(crate) const START_GATE: &str = "EGW-START-GATE";
+
+/// Sets that are there whatever the policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Common {
+    Pods,
+    Nets,
+    Exempt,
+    Local,
+    Known,
+    Governed,
+    Peers,
+}
+
+impl Common {
+    pub(crate) const ALL: [Self; 7] = [Self::Pods, Self::Nets, Self::Exempt, Self::Local, Self::Known, Self::Governed, Self::Peers];
+
+    pub(crate) fn name(self, family: Family) -> String {
+        let what = match self {
+            Self::Pods => "pods",
+            Self::Nets => "nets",
+            Self::Exempt => "exempt",
+            Self::Local => "local",
+            Self::Known => "known",
+            Self::Governed => "governed",
+            Self::Peers => "peers",
+        };
+        format!("{SET_PREFIX}{what}-{}", suffix(family))
+    }
+}
+
+/// Where the pods of a class go.
+pub(crate) fn where_set(class: ClassId, family: Family) -> String {
+    format!("{SET_PREFIX}where-{:08x}-{}", class.get(), suffix(family))
+}
+
+/// The pods of a class that leave here as themselves.
+pub(crate) fn keeper_set(class: ClassId, family: Family) -> String {
+    format!("{SET_PREFIX}keeper-{:08x}-{}", class.get(), suffix(family))
+}
+
+/// The destinations that they have when they do.
+pub(crate) fn kept_set(class: ClassId, family: Family) -> String {
+    format!("{SET_PREFIX}kept-{:08x}-{}", class.get(), suffix(family))
+}
+
+/// The chain that looks up the destination of a class.
+pub(crate) fn class_chain(class: ClassId) -> String {
+    format!("EGW-C-{:08x}", class.get())
+}
+
+fn suffix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "v4",
+        Family::V6 => "v6",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_fits_the_kernel() {
+        let class = ClassId::new(u32::MAX).into_iter();
+        for class in class {
+            for name in [where_set(class, Family::V4), keeper_set(class, Family::V6), kept_set(class, Family::V6)] {
+                assert!(name.len() <= SET_NAME_LENGTH - 2, "{name} needs room for a suffix");
+            }
+            assert!(class_chain(class).len() <= CHAIN_NAME_LENGTH);
+        }
+        for name in COUNTERS.map(|(_, _, chain)| chain).into_iter().chain([UNCLASSIFIED, NO_VERDICT, VERDICT]) {
+            assert!(name.starts_with(CHAIN_PREFIX) && name.len() + 4 <= CHAIN_NAME_LENGTH, "{name}");
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The chains: who, where, how and as whom, for any number of policies and pods.
+
+use std::collections::BTreeMap;
+
+use egressgateway::{
+    PolicyDesired,
+    model::{ClassId, Family, TargetId},
+};
+
+use crate::{
+    bits::Bits,
+    names::{
+        CLASS, CLASSIFY, Common, EXIT, EXITED, FILTER, FORWARD, GUARD, HELD, MANGLE, NAT, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT,
+        POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain,
+        keeper_set, kept_set, where_set,
+    },
+    numbers::{AS_NODE, AS_SELF, Numbers},
+    set::{HELD_BYTE, Set},
+    tree::{Chains, Tree},
+};
+
+/// All our chains of one family, by table.
+pub(crate) fn rules(
+    desired: &PolicyDesired,
+    family: Family,
+    bits: Bits,
+    numbers: &Numbers,
+    sets: &BTreeMap<String, Set>,
+) -> BTreeMap<String, Chains> {
+    let render = Render { desired, family, bits, numbers, sets };
+    [(RAW, render.raw()), (NAT, render.nat()), (FILTER, render.filter()), (MANGLE, render.mangle())]
+        .map(|(table, chains)| (table.to_owned(), chains))
+        .into()
+}
+
+struct Render<'a> {
+    desired: &'a PolicyDesired,
+    family: Family,
+    bits: Bits,
+    numbers: &'a Numbers,
+    sets: &'a BTreeMap<String, Set>,
+}
+
+/// A packet that belongs to no connection.
+const INVALID: &str = "-m conntrack --ctstate INVALID";
+
+fn chains<const N: usize>(chains: [(&str, Vec<String>); N]) -> Chains {
+    chains.map(|(name, rules)| (name.to_owned(), rules)).into()
+}
+
+impl Render<'_> {
+    fn devices(&self) -> impl Iterator<Item = &String> {
+        self.desired.overlay.devices.iter()
+    }
+
+    /// One rule for each of the overlay's devices.
+    fn each_device(&self, way: &str, rest: &str) -> Vec<String> {
+        self.devices().map(|device| format!("{way} {device} {rest}")).collect()
+    }
+
+    fn set(&self, set: Common, side: &str) -> String {
+        format!("-m set --match-set {} {side}", set.name(self.family))
+    }
+
+    fn not_in(&self, set: Common, side: &str) -> String {
+        format!("-m set ! --match-set {} {side}", set.name(self.family))
+    }
+
+    /// Connection mark byte is `value`.
+    fn pinned(&self, value: u32) -> String {
+        format!("-m connmark --mark {value:#x}/{:#x}", self.bits.mask())
+    }
+
+    fn not_pinned(&self, value: u32) -> String {
+        format!("-m connmark ! --mark {value:#x}/{:#x}", self.bits.mask())
+    }
+
+    fn pin(&self, value: u32) -> String {
+        format!("-j CONNMARK --set-xmark {value:#x}/{:#x}", self.bits.mask())
+    }
+
+    /// Packet mark bits of `mask` become `value`.
+    fn mark(value: u32, mask: u32) -> String {
+        format!("-j MARK --set-xmark {value:#x}/{mask:#x}")
+    }
+
+    /// Anybody on the underlay can send to the tunnel's port: whoever is no peer is dropped before anything else looks at the packet.
+    /// The rest needs no connection tracking.
+    fn raw(&self) -> Chains {
+        let port = self.desired.overlay.port;
+        let mut raw = chains([(NOT_PEER, vec!["-j DROP".into()])]);
+        let (mut arriving, mut leaving) = (Vec::new(), Vec::new());
+        if port > 0 {
+            let outer = format!("-p udp -m udp --dport {port}");
+            let to_us = format!("{outer} -m addrtype --dst-type LOCAL");
+            arriving.push(format!("{to_us} {} -g {NOT_PEER}", self.not_in(Common::Peers, "src")));
+            arriving.push(format!("{to_us} -j CT --notrack"));
+            leaving.push(format!("{outer} -j CT --notrack"));
+            let untrack = self.untrack();
+            if !untrack.is_empty() {
+                arriving.extend(self.each_device("-i", &format!("-j {UNTRACK}")));
+                raw.insert(UNTRACK.into(), untrack);
+            }
+        }
+        raw.extend(chains([(PREROUTING, arriving), (OUTPUT, leaving)]));
+        raw
+    }
+
+    /// What leaves here as it is gets its answers past this node, at the node of its pod. Connection tracking would see half of each
+    /// connection and take the rest for invalid, which others drop. The class is not known yet: only the mangle table maps marks.
+    fn untrack(&self) -> Vec<String> {
+        let keeping = |class: &&ClassId| self.sets.contains_key(&kept_set(**class, self.family));
+        let rule = |class: &ClassId| {
+            let (who, to) = (keeper_set(*class, self.family), kept_set(*class, self.family));
+            format!("-m set --match-set {who} src -m set --match-set {to} dst -j CT --notrack")
+        };
+        self.numbers.classes.keys().filter(keeping).map(rule).collect()
+    }
+
+    fn mangle(&self) -> Chains {
+        let drop = || vec!["-j DROP".to_owned()];
+        let mut mangle = chains([
+            (PREROUTING, self.prerouting()),
+            (FORWARD, self.forward()),
+            (GUARD, [self.each_device("-o", "-j RETURN"), vec![format!("-g {NO_GATEWAY}")]].concat()),
+            (POSTROUTING, self.postrouting()),
+            (CLASSIFY, self.classify()),
+            (NO_VERDICT, self.each_device("-i", &format!("-g {UNCLASSIFIED}"))),
+            (UNCLASSIFIED, self.unclassified()),
+            (EXIT, self.exit()),
+            (STEERED, vec!["-m comment --comment steered".into()]),
+            (NO_GATEWAY, drop()),
+            (HELD, drop()),
+            (UNKNOWN_SOURCE, drop()),
+            (START_GATE, drop()),
+        ]);
+        self.classes(&mut mangle);
+        self.verdicts(&mut mangle);
+        self.steer(&mut mangle);
+        mangle
+    }
+
+    /// Replies go back as they came. A packet that belongs to no connection can be neither pinned nor translated, so it is classified
+    /// to be dropped if it is governed.
+    fn prerouting(&self) -> Vec<String> {
+        vec![
+            "-m conntrack --ctdir REPLY -j RETURN".into(),
+            format!("-m conntrack --ctstate NEW {} -j {CLASSIFY}", self.pinned(0)),
+            format!("{INVALID} -j {CLASSIFY}"),
+            format!("{} -j RETURN", self.pinned(0)),
+            format!("{} -j RETURN", self.pinned(self.bits.exit())),
+            format!("{} -j {STEER}", self.not_pinned(0)),
+        ]
+    }
+
+    /// Later packets follow the pin; a target that is gone has no way.
+    fn steer(&self, mangle: &mut Chains) {
+        let leaves = self.desired.targets.iter().map(|target| (u16::from(target.byte()), "-j RETURN".to_owned())).collect();
+        let mut tree = Chains::new();
+        let otherwise = format!("-g {NO_GATEWAY}");
+        self.bytes(STEER, &otherwise).grow(&mut tree, &leaves);
+        let mask = self.bits.mask();
+        if let Some(root) = tree.get_mut(STEER) {
+            root.insert(0, format!("-j CONNMARK --restore-mark --nfmask {mask:#x} --ctmask {mask:#x}"));
+        }
+        mangle.extend(tree);
+    }
+
+    /// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes and devices change nothing about
+    /// that. What came through the overlay does not enter it again.
+    fn forward(&self) -> Vec<String> {
+        let mut rules = vec![format!("{} -j RETURN", self.pinned(0))];
+        for from in self.devices() {
+            rules.extend(self.devices().map(|into| format!("-i {from} -o {into} -g {NO_GATEWAY}")));
+        }
+        rules.push(format!("-m conntrack --ctdir ORIGINAL {} -j {GUARD}", self.not_pinned(self.bits.exit())));
+        if let Some(bytes) = self.desired.overlay.mss.get(&self.family) {
+            // Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
+            rules.push(format!("-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {bytes}"));
+        }
+        rules
+    }
+
+    /// Our byte does not travel into the underlay. What exits gets the number of its source, for the nat table, which can't look it up:
+    /// before the connection is confirmed, because nobody translates later packets.
+    fn postrouting(&self) -> Vec<String> {
+        let mut rules = self.each_device("-o", &Self::mark(0, self.bits.mask()));
+        rules.extend(self.each_device("-o", "-j RETURN"));
+        rules.push(format!("-m conntrack --ctstate NEW ! --ctstatus CONFIRMED {} -j {EXIT}", self.pinned(self.bits.exit())));
+        rules
+    }
+
+    fn exit(&self) -> Vec<String> {
+        let scratch = self.bits.scratch();
+        let mut rules = self.find_class();
+        rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -j {CLASS}"));
+        rules.push(Self::mark(0, self.bits.mask()));
+        rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -j RETURN"));
+        rules.push(if self.desired.overlay.unknown_may_exit {
+            Self::mark(self.bits.number(AS_NODE), scratch)
+        } else {
+            format!("-g {UNKNOWN_SOURCE}")
+        });
+        rules
+    }
+
+    /// The exempt come first. What is for this host or for a group does not leave the cluster.
+    fn classify(&self) -> Vec<String> {
+        let scratch = self.bits.scratch();
+        let mut rules = vec![
+            format!("{} -j RETURN", self.set(Common::Exempt, "dst")),
+            "-m addrtype --dst-type LOCAL -j RETURN".into(),
+            "-m addrtype --dst-type MULTICAST -j RETURN".into(),
+            format!(
+                "{} {} {} -g {START_GATE}",
+                self.set(Common::Local, "src"),
+                self.not_in(Common::Known, "src"),
+                self.set(Common::Governed, "dst")
+            ),
+            // Others' packets keep all bits of their mark.
+            format!("{} {} -g {NO_VERDICT}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src")),
+        ];
+        rules.extend(self.find_class());
+        rules.push(format!("-j {CLASS}"));
+        rules.push(Self::mark(0, scratch));
+        rules.push(format!("-m mark ! --mark 0x0/{:#x} -g {VERDICT}", self.bits.mask()));
+        rules.push(format!("-g {NO_VERDICT}"));
+        rules
+    }
+
+    /// An exact address overwrites what its subnet said.
+    fn find_class(&self) -> Vec<String> {
+        let map = |set: Common| format!("-j SET --map-set {} src --map-mark", set.name(self.family));
+        vec![Self::mark(0, self.bits.all()), map(Common::Nets), map(Common::Pods)]
+    }
+
+    /// A class that has no chain (yet) is held: its pods are in the sets, so they are governed.
+    fn classes(&self, mangle: &mut Chains) {
+        let numbers = &self.numbers.classes;
+        let leaves = numbers.iter().map(|(class, number)| (*number, format!("-g {}", class_chain(*class)))).collect();
+        let held = format!("-g {HELD}");
+        Tree { root: CLASS, width: 16, place: &|number| self.bits.number(number), otherwise: Some(&held) }.grow(mangle, &leaves);
+        for class in numbers.keys() {
+            let name = where_set(*class, self.family);
+            let lookup = self.sets.contains_key(&name).then(|| format!("-j SET --map-set {name} dst --map-mark"));
+            let rules = [Self::mark(0, self.bits.scratch())].into_iter().chain(lookup).collect();
+            mangle.insert(class_chain(*class), rules);
+        }
+    }
+
+    /// What the byte in the packet mark says. One that no chain is for has no way.
+    fn verdicts(&self, mangle: &mut Chains) {
+        let targets = self.desired.targets.iter().chain(&self.desired.accepts);
+        let mut leaves = BTreeMap::from([(u16::from(HELD_BYTE), format!("-g {HELD}"))]);
+        for target in targets {
+            let name = format!("EGW-TO-{target}");
+            leaves.insert(u16::from(target.byte()), format!("-g {name}"));
+            mangle.insert(name, self.to(*target));
+        }
+        let otherwise = format!("-g {NO_GATEWAY}");
+        self.bytes(VERDICT, &otherwise).grow(mangle, &leaves);
+    }
+
+    fn bytes<'a>(&'a self, root: &'a str, otherwise: &'a str) -> Bytes<'a> {
+        Bytes { root, otherwise, bits: self.bits }
+    }
+
+    /// Pins a new connection to `target`, or to this node where it exits here.
+    fn to(&self, target: TargetId) -> Vec<String> {
+        let exit = self.pin(self.bits.exit());
+        let mut rules = vec![format!("{INVALID} -g {NO_GATEWAY}"), Self::mark(0, self.bits.mask())];
+        if self.desired.accepts.contains(&target) {
+            for device in self.devices() {
+                rules.extend([format!("-i {device} {exit}"), format!("-i {device} -j RETURN")]);
+            }
+        } else {
+            rules.extend(self.each_device("-i", &format!("-g {NO_GATEWAY}")));
+        }
+        if self.desired.exits.contains(&target) {
+            rules.push(exit);
+        } else if self.desired.targets.contains(&target) {
+            rules.extend([format!("-j {STEERED}"), self.pin(self.bits.target(target))]);
+        } else {
+            rules.push(format!("-g {NO_GATEWAY}"));
+        }
+        rules
+    }
+
+    /// What comes through the overlay was governed for the node that sent it; here nothing says as whom it leaves.
+    fn unclassified(&self) -> Vec<String> {
+        if self.desired.overlay.unknown_may_exit {
+            vec![format!("{INVALID} -g {UNKNOWN_SOURCE}"), self.pin(self.bits.exit())]
+        } else {
+            vec![format!("-g {UNKNOWN_SOURCE}")]
+        }
+    }
+
+    /// A host that drops forwarded packets by default lets pass what exits here for other nodes, and the answers. On the pod's own node
+    /// nothing is accepted: network policies decide there.
+    fn filter(&self) -> Chains {
+        let exit = self.pinned(self.bits.exit());
+        let mut rules = self.each_device("-i", &format!("{exit} -j ACCEPT"));
+        rules.extend(self.each_device("-i", "-m conntrack --ctstate UNTRACKED -j ACCEPT"));
+        rules.push(format!("{exit} -m conntrack --ctdir REPLY -j ACCEPT"));
+        chains([(FORWARD, rules)])
+    }
+
+    /// What enters the tunnel keeps its source; accepting it keeps every later masquerade away. What exits has the number of its source
+    /// in the packet mark. The nat table can't drop: whatever has no source was dropped before.
+    fn nat(&self) -> Chains {
+        let mut post = self.each_device("-o", "-j ACCEPT");
+        post.push(format!("{} -j {SOURCE}", self.pinned(self.bits.exit())));
+        let own = |last: &str| vec![format!("-j {EXITED}"), Self::mark(0, self.bits.scratch()), last.to_owned()];
+        let mut nat = chains([
+            (POSTROUTING, post),
+            (EXITED, vec!["-m comment --comment exited".into()]),
+            ("EGW-AS-NODE", own("-j MASQUERADE")),
+            ("EGW-AS-SELF", own("-j ACCEPT")),
+        ]);
+        let mut leaves = BTreeMap::from([(AS_SELF, "-g EGW-AS-SELF".to_owned())]);
+        for (address, number) in self.numbers.addresses.iter().filter(|(address, _)| Family::of(**address) == self.family) {
+            let name = format!("EGW-AS-{number:04x}");
+            leaves.insert(*number, format!("-g {name}"));
+            nat.insert(name, own(&format!("-j SNAT --to-source {address}")));
+        }
+        let node = "-g EGW-AS-NODE";
+        Tree { root: SOURCE, width: 16, place: &|number| self.bits.number(number), otherwise: Some(node) }.grow(&mut nat, &leaves);
+        nat
+    }
+}
+
+/// A tree over our byte.
+struct Bytes<'a> {
+    root: &'a str,
+    otherwise: &'a str,
+    bits: Bits,
+}
+
+impl Bytes<'_> {
+    fn grow(&self, chains: &mut Chains, leaves: &BTreeMap<u16, String>) {
+        let place = |byte: u16| self.bits.byte(u8::try_from(byte).unwrap_or(u8::MAX));
+        Tree { root: self.root, width: 8, place: &place, otherwise: Some(self.otherwise) }.grow(chains, leaves);
+    }
+}

@@ -1,0 +1,113 @@
+//! What `iptables-save` prints, as far as it is ours.
+
+use std::collections::BTreeMap;
+
+use egressgateway::{Counter, model::Family};
+
+use crate::{
+    names::{CHAIN_PREFIX, COUNTERS},
+    state::{Jump, Table},
+};
+
+/// Rules of others that are known to sit in the flavour that a cluster uses.
+const CLUSTER_CHAINS: [&str; 5] = ["KUBE-", "cali-", "CNI-", "CILIUM_", "FLANNEL-"];
+
+/// Our chains and the jumps into them.
+pub(crate) fn parse(text: &str, family: Family) -> BTreeMap<(Family, String), Table> {
+    let mut tables: BTreeMap<(Family, String), Table> = BTreeMap::new();
+    let (mut name, mut positions) = (String::new(), BTreeMap::new());
+    for line in text.lines() {
+        if let Some(table) = line.strip_prefix('*') {
+            table.clone_into(&mut name);
+            positions.clear();
+        } else if let Some(chain) = line.strip_prefix(':').and_then(own_word) {
+            tables.entry((family, name.clone())).or_default().chains.insert(chain.to_owned(), Vec::new());
+        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
+            let position = positions.entry(chain.to_owned()).or_insert(0_usize);
+            if chain.starts_with(CHAIN_PREFIX) {
+                let table = tables.entry((family, name.clone())).or_default();
+                table.chains.entry(chain.to_owned()).or_default().push(rule.to_owned());
+            } else if leads_to_us(rule) {
+                let jump = Jump { chain: chain.to_owned(), position: *position, rule: rule.to_owned() };
+                tables.entry((family, name.clone())).or_default().jumps.insert(jump);
+            }
+            *position += 1;
+        }
+    }
+    tables
+}
+
+/// The first word, if it is one of our chains.
+fn own_word(text: &str) -> Option<&str> {
+    text.split(' ').next().filter(|chain| chain.starts_with(CHAIN_PREFIX))
+}
+
+fn leads_to_us(rule: &str) -> bool {
+    let mut words = rule.split(' ').rev();
+    let last = words.next().is_some_and(|word| word.starts_with(CHAIN_PREFIX));
+    last && words.next().is_some_and(|word| word == "-j" || word == "-g")
+}
+
+/// What our counting rules counted, from `iptables-save --counters`.
+pub(crate) fn counters(text: &str) -> BTreeMap<String, Counter> {
+    let (mut table, mut counters) = (String::new(), BTreeMap::new());
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            name.clone_into(&mut table);
+        }
+        let Some((numbers, rule)) = line.strip_prefix('[').and_then(|rest| rest.split_once("] -A ")) else { continue };
+        let own = |(_, of, chain): &&(&str, &str, &str)| *of == table && rule.split(' ').next() == Some(chain);
+        let number = |text: &str| text.parse::<u64>().ok();
+        let counted = numbers.split_once(':').and_then(|(packets, bytes)| Some((number(packets)?, number(bytes)?)));
+        if let (Some((name, ..)), Some((packets, bytes))) = (COUNTERS.iter().find(own), counted) {
+            let counter: &mut Counter = counters.entry((*name).to_owned()).or_default();
+            counter.packets += packets;
+            counter.bytes += bytes;
+        }
+    }
+    counters
+}
+
+/// How many rules lead to chains of cluster components: the flavour that has most of them is the one that counts on a host.
+pub(crate) fn cluster_rules(text: &str) -> usize {
+    let of_cluster = |line: &&str| {
+        let chain = line.strip_prefix("-A ").or_else(|| line.strip_prefix(':'));
+        chain.is_some_and(|rest| CLUSTER_CHAINS.iter().any(|prefix| rest.starts_with(prefix)))
+    };
+    text.lines().filter(of_cluster).count()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SAVED: &str = "# Generated\n*mangle\n:PREROUTING ACCEPT [5:10]\n:EGW-A - [0:0]\n:KUBE-X - [0:0]\n:EGW-B - [0:0]\n\
+        -A PREROUTING -j KUBE-X\n-A PREROUTING -m comment --comment egressgateway -j EGW-A\n-A EGW-A -j DROP\n-A KUBE-X -j EGW-AB -x\n\
+        -A KUBE-X -g EGW-A\nCOMMIT\n*nat\n:KUBE-Y - [0:0]\nCOMMIT\n";
+
+    #[test]
+    fn only_what_is_ours_is_read_and_jumps_with_their_place() {
+        let tables = parse(SAVED, Family::V4);
+        assert_eq!(tables.keys().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["mangle"]);
+        let table = &tables[&(Family::V4, "mangle".to_owned())];
+        assert_eq!(table.chains, [("EGW-A".into(), vec!["-j DROP".into()]), ("EGW-B".into(), vec![])].into());
+        let jumps: Vec<_> = table.jumps.iter().map(|jump| (jump.chain.as_str(), jump.position)).collect();
+        assert_eq!(jumps, [("KUBE-X", 1), ("PREROUTING", 1)]);
+    }
+
+    #[test]
+    fn counters_are_summed_by_name() {
+        let counted = counters("*mangle\n[2:80] -A EGW-HELD -j DROP\n[9:9] -A EGW-TO-11 -j DROP\n*raw\n[1:1] -A EGW-HELD -j DROP\n");
+        assert_eq!(counted, [("drop_held".to_owned(), Counter { packets: 2, bytes: 80 })].into());
+    }
+
+    #[test]
+    fn whatever_is_printed_is_read_without_harm() {
+        for length in 0..SAVED.len() {
+            parse(&SAVED[..length], Family::V6);
+            counters(&SAVED[length..]);
+        }
+        assert_eq!(cluster_rules(SAVED), 4);
+    }
+}

@@ -1,0 +1,280 @@
+//! The backend on the real kernel, in network namespaces of its own, with both flavours of iptables.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{fmt::Write as _, sync::Arc};
+
+use async_trait::async_trait;
+use egressgateway::{
+    Change, CounterSource, Driver, ErrorKind, PolicyDesired, WriteHook,
+    model::{MarkMask, SourceNat, Verdict},
+    testing::conformance::{self, Host},
+};
+use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, NetfilterState};
+use support::{class, command, egress, gateway, in_namespace, ip, range, run, target, world};
+
+const FLAVOURS: [IptablesFlavour; 2] = [IptablesFlavour::Legacy, IptablesFlavour::Nft];
+const TABLES: [&str; 4] = ["raw", "nat", "filter", "mangle"];
+
+fn word(flavour: IptablesFlavour) -> &'static str {
+    if flavour == IptablesFlavour::Legacy { "legacy" } else { "nft" }
+}
+
+/// Rules of others, in every table that we write to, some of nearly our names.
+fn neighbours(flavour: IptablesFlavour) {
+    let word = word(flavour);
+    command(&["ipset", "restore"], "create egx-pods-v4 hash:ip\nadd egx-pods-v4 10.0.0.1\ncreate egw hash:net family inet6\n").unwrap();
+    for program in [format!("iptables-{word}-restore"), format!("ip6tables-{word}-restore")] {
+        let rules: String = TABLES
+            .map(|table| {
+                let point = if table == "nat" {
+                    "POSTROUTING"
+                } else if table == "raw" {
+                    "PREROUTING"
+                } else {
+                    "FORWARD"
+                };
+                format!(
+                    "*{table}\n:KUBE-X - [0:0]\n:EGWX - [0:0]\n-A {point} -m comment --comment \"of the cluster\" -j KUBE-X\n\
+                     -A KUBE-X -m mark --mark 0x4000/0x4000 -j RETURN\n-A {point} -p udp -m udp --dport 53 -j EGWX\nCOMMIT\n"
+                )
+            })
+            .concat();
+        command(&[&program, "--noflush"], &rules).unwrap();
+    }
+}
+
+struct Namespace(NetfilterSettings);
+
+#[async_trait]
+impl Host<Netfilter> for Namespace {
+    async fn driver(&self, hook: Arc<dyn WriteHook>) -> Netfilter {
+        Netfilter::new(self.0, hook)
+    }
+
+    /// Both flavours, all rules but ours, byte by byte but for the counters of the kernel's own chains.
+    async fn foreign(&self) -> String {
+        let mut text = String::new();
+        for program in ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save", "ipset save"] {
+            for line in run(program).lines() {
+                let ours = ["EGW-", " egw-"].iter().any(|own| line.contains(own)) || line.starts_with('#');
+                let line = if line.starts_with(':') { line.split(" [").next().unwrap() } else { line };
+                writeln!(text, "{}", if ours { "" } else { line }).unwrap();
+            }
+            text = text.lines().filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect();
+        }
+        text
+    }
+}
+
+fn netfilter(flavour: IptablesFlavour) -> Netfilter {
+    Netfilter::new(NetfilterSettings { flavour, ..NetfilterSettings::default() }, Arc::new(()))
+}
+
+/// Reads, plans, applies, reads again.
+async fn reach(flavour: IptablesFlavour, desired: &PolicyDesired) -> NetfilterState {
+    let netfilter = netfilter(flavour);
+    let Change { plan, after } = netfilter.plan(desired, &netfilter.observe().await.unwrap()).unwrap();
+    netfilter.apply(&plan).await.unwrap_or_else(|error| panic!("{}\n{plan}", error.chain()));
+    let observed = netfilter.observe().await.unwrap();
+    assert!(observed == after, "still to do:\n{}", netfilter.plan(desired, &observed).unwrap().plan);
+    after
+}
+
+/// A state with `size` pods and policies that shares about half of its entries with the one of `seed + 1`.
+fn generated(seed: u32, size: u32) -> PolicyDesired {
+    let mut desired = if seed.is_multiple_of(2) { world() } else { gateway() };
+    for index in 0..size {
+        let id = class(100 + (index * 7 + seed * size / 2) % (2 * size));
+        let number = index + seed * size / 2;
+        let pod6 = format!("fd10:244:2::{number:x}");
+        desired.pods.insert(std::net::Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), id);
+        desired.pods.insert(ip(&pod6), id);
+        desired.start_gate.get_or_insert_default().known.insert(ip(&pod6));
+        let first = std::net::Ipv4Addr::from_bits(0xac10_0000 + number * 16);
+        let last = std::net::Ipv4Addr::from_bits(0xac10_0000 + number * 16 + 1 + seed + index % 14);
+        let verdict = match index % 5 {
+            0 => egress(0x11, SourceNat::NodeAddress),
+            1 => egress(0x13, SourceNat::Address(ip("10.6.0.201"))),
+            2 => egress(0x14, SourceNat::Keep),
+            3 => Verdict::Hold,
+            _ => Verdict::Pass,
+        };
+        desired.destinations.insert((id, range(&format!("{first}-{last}"))), verdict);
+        let exit6 = if index % 5 == 1 { egress(0x13, SourceNat::Address(ip("fd00::201"))) } else { verdict };
+        desired.destinations.insert((id, range(&format!("fd20:{number:x}::/{}", 32 + index % 90))), exit6);
+        desired.overlay.peers.insert(std::net::Ipv4Addr::from_bits(0x0a06_0100 + number).into());
+    }
+    desired
+}
+
+async fn keeps_every_promise(flavour: IptablesFlavour) {
+    neighbours_of_legacy_are_there(IptablesFlavour::Legacy);
+    neighbours(flavour);
+    let small = PolicyDesired { exempt: ["0.0.0.0/0".parse::<ipnet::IpNet>().unwrap()].into_iter().collect(), ..PolicyDesired::default() };
+    let mut open = generated(3, 12);
+    open.overlay.unknown_may_exit = true;
+    open.targets.remove(&target(0x13));
+    open.targets.insert(target(0xff));
+    let settings = NetfilterSettings { flavour, ..NetfilterSettings::default() };
+    conformance::check(&Namespace(settings), &[generated(0, 20), gateway(), small, open]).await;
+}
+
+#[test]
+fn it_keeps_every_promise_of_a_driver_with_iptables_legacy() {
+    in_namespace(|| keeps_every_promise(IptablesFlavour::Legacy));
+}
+
+#[test]
+fn it_keeps_every_promise_of_a_driver_with_iptables_nft() {
+    in_namespace(|| keeps_every_promise(IptablesFlavour::Nft));
+}
+
+#[test]
+fn it_keeps_them_under_another_mask() {
+    in_namespace(|| async {
+        neighbours(IptablesFlavour::Nft);
+        for (shift, flavour) in [(0, FLAVOURS[0]), (12, FLAVOURS[1])] {
+            neighbours_of_legacy_are_there(flavour);
+            let mask = MarkMask::new(0xff << shift).unwrap();
+            conformance::walk(&Namespace(NetfilterSettings { mask, flavour }), &[world(), gateway()]).await;
+        }
+    });
+}
+
+/// A table of iptables-legacy begins to exist when it is first asked for, and stays.
+fn neighbours_of_legacy_are_there(flavour: IptablesFlavour) {
+    if flavour == IptablesFlavour::Legacy {
+        for program in ["iptables-legacy", "ip6tables-legacy"] {
+            TABLES.iter().for_each(|table| drop(run(&format!("{program} -t {table} -S"))));
+        }
+    }
+}
+
+#[test]
+fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
+    in_namespace(|| async {
+        for flavour in FLAVOURS {
+            let word = word(flavour);
+            let desired = gateway();
+            let wanted = reach(flavour, &desired).await;
+            for tampering in [
+                format!("iptables-{word} -t mangle -I PREROUTING 1 -j ACCEPT"),
+                format!("iptables-{word} -t mangle -D PREROUTING -m comment --comment egressgateway -j EGW-PREROUTING"),
+                format!("iptables-{word} -t filter -A INPUT -j EGW-FORWARD"),
+                format!("iptables-{word} -t mangle -I PREROUTING 1 -m comment --comment egressgateway -j EGW-PREROUTING"),
+                format!("iptables-{word} -t mangle -A EGW-PREROUTING -j ACCEPT"),
+                format!("ip6tables-{word} -t mangle -I EGW-CLASSIFY -s fd00::7 -j ACCEPT"),
+                format!("iptables-{word} -t nat -F EGW-POSTROUTING"),
+                format!("iptables-{word} -t raw -N EGW-MINE"),
+                format!("iptables-{word} -t mangle -F"),
+                "ipset flush egw-exempt-v4".to_owned(),
+                "ipset flush egw-where-00000001-v6".to_owned(),
+                "ipset del egw-pods-v4 10.244.1.10".to_owned(),
+                "ipset add -exist egw-pods-v4 10.244.1.10 skbmark 0x2/0xffff".to_owned(),
+                "ipset add egw-known-v4 10.244.1.99".to_owned(),
+                "ipset create egw-mine hash:net,port".to_owned(),
+                "ipset add egw-exempt-v4 10.244.7.0/24 nomatch".to_owned(),
+            ] {
+                run(&tampering);
+                assert!(netfilter(flavour).observe().await.unwrap() != wanted, "unnoticed: {tampering}");
+                assert!(reach(flavour, &desired).await == wanted, "{tampering}");
+            }
+            reach(flavour, &PolicyDesired::default()).await;
+        }
+    });
+}
+
+#[test]
+fn a_set_of_the_wrong_type_is_replaced() {
+    in_namespace(|| async {
+        run("ipset create egw-pods-v4 hash:net family inet6");
+        reach(FLAVOURS[1], &world()).await;
+    });
+}
+
+#[test]
+fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict_and_names_the_entry() {
+    in_namespace(|| async {
+        let netfilter = netfilter(FLAVOURS[1]);
+        let before = reach(FLAVOURS[1], &world()).await;
+        let mut desired = world();
+        desired.pods.remove(&ip("10.244.1.10"));
+        desired.pods.remove(&ip("10.244.1.12"));
+        let change = netfilter.plan(&desired, &before).unwrap();
+        run("ipset del egw-pods-v4 10.244.1.12");
+        let error = netfilter.apply(&change.plan).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error.chain().contains("delete from ipset egw-pods-v4: 10.244.1.12"), "{}", error.chain());
+        let mut more = world();
+        more.pods.insert(ip("10.244.1.77"), class(1));
+        let change = netfilter.plan(&more, &before).unwrap();
+        run("ipset add egw-pods-v4 10.244.1.77");
+        assert_eq!(netfilter.apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        reach(FLAVOURS[1], &desired).await;
+    });
+}
+
+#[test]
+fn the_probe_passes_here_and_changes_nothing() {
+    in_namespace(|| async {
+        for flavour in FLAVOURS {
+            netfilter(flavour).probe().await.unwrap();
+            assert_eq!(netfilter(flavour).observe().await.unwrap(), NetfilterState::default());
+        }
+    });
+}
+
+#[test]
+fn rules_go_where_those_of_the_cluster_are() {
+    for flavour in FLAVOURS {
+        in_namespace(move || async move {
+            neighbours(flavour);
+            reach(IptablesFlavour::Auto, &world()).await;
+            let (own, other) = if flavour == FLAVOURS[0] { ("legacy", "nft") } else { ("nft", "legacy") };
+            assert!(run(&format!("iptables-{own}-save")).contains("EGW-PREROUTING"));
+            assert!(!run(&format!("iptables-{other}-save")).contains("EGW-PREROUTING"));
+        });
+    }
+}
+
+#[test]
+fn counters_are_there_with_the_rules_and_survive_updates() {
+    in_namespace(|| async {
+        for flavour in FLAVOURS {
+            let netfilter = netfilter(flavour);
+            assert!(netfilter.counters().await.unwrap().is_empty());
+            reach(flavour, &world()).await;
+            let names: Vec<String> = netfilter.counters().await.unwrap().into_keys().collect();
+            let all = ["drop_held", "drop_no_gateway", "drop_not_peer", "drop_start_gate", "drop_unknown_source", "exited", "steered"];
+            assert_eq!(names, all);
+            let program = format!("iptables-{}-restore", word(flavour));
+            let counted = "*mangle\n:EGW-HELD - [0:0]\n[7:70] -A EGW-HELD -j DROP\nCOMMIT\n";
+            command(&[&program, "--noflush", "--counters"], counted).unwrap();
+            reach(flavour, &gateway()).await;
+            assert_eq!(netfilter.counters().await.unwrap()["drop_held"].packets, 7, "{flavour:?}");
+            reach(flavour, &PolicyDesired::default()).await;
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_policies_load_and_one_more_pod_is_one_entry() {
+    in_namespace(|| async {
+        let flavour = FLAVOURS[0];
+        let mut desired = generated(0, 10_000);
+        let begin = std::time::Instant::now();
+        let state = reach(flavour, &desired).await;
+        assert!(state.len() > 50_000, "{}", state.len());
+        eprintln!("{} entries, {} rules: read, planned, applied, read again in {:?}", state.len(), state.rules(), begin.elapsed());
+        desired.pods.insert(ip("10.244.1.20"), class(2));
+        let begin = std::time::Instant::now();
+        let Change { plan, after } = netfilter(flavour).plan(&desired, &state).unwrap();
+        let planned = begin.elapsed();
+        assert_eq!(plan.to_string().lines().count(), 2);
+        netfilter(flavour).apply(&plan).await.unwrap();
+        eprintln!("one pod more: planned in {planned:?}, applied after {:?}", begin.elapsed());
+        assert_eq!(netfilter(flavour).observe().await.unwrap(), after);
+    });
+}

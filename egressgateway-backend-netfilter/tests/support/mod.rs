@@ -1,0 +1,134 @@
+//! Desired states for the tests.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+use std::{
+    io::Write,
+    net::IpAddr,
+    process::{Command, Stdio},
+};
+
+use egressgateway::{
+    Overlay, PolicyDesired, StartGate,
+    model::{ClassId, Family, IpRange, SourceNat, TargetId, Verdict},
+};
+use ipnet::IpNet;
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// "a-b", a prefix or an address.
+pub fn range(text: &str) -> IpRange {
+    match text.split_once('-') {
+        Some((first, last)) => IpRange::new(ip(first), ip(last)).unwrap(),
+        None => text.parse::<IpNet>().map_or_else(|_| IpRange::single(ip(text)), IpRange::from),
+    }
+}
+
+pub fn class(id: u32) -> ClassId {
+    ClassId::new(id).unwrap()
+}
+
+pub fn target(byte: u8) -> TargetId {
+    TargetId::new(byte).unwrap()
+}
+
+pub fn egress(byte: u8, source_nat: SourceNat) -> Verdict {
+    Verdict::Egress { target: target(byte), source_nat }
+}
+
+/// A client node: 1a goes to 10.6.1.0/24 but for .77 through 11, to 10.6.2.0/24 through 13; 1b to everywhere through 11; 2a exits here.
+pub fn world() -> PolicyDesired {
+    let node = SourceNat::NodeAddress;
+    PolicyDesired {
+        pods: [("10.244.1.10", 1), ("fd10:244:1::10", 1), ("10.244.1.11", 2), ("fd10:244:1::11", 2), ("10.244.1.12", u32::MAX)]
+            .map(|(pod, id)| (ip(pod), class(id)))
+            .into_iter()
+            .collect(),
+        subnets: [("10.250.0.0/16", 2), ("fd10:250::/32", 2), ("10.251.0.1-10.251.0.6", 1)]
+            .map(|(net, id)| (range(net), class(id)))
+            .into_iter()
+            .collect(),
+        destinations: [
+            (1, "10.6.1.0-10.6.1.76", egress(0x11, node)),
+            (1, "10.6.1.78-10.6.1.255", egress(0x11, node)),
+            (1, "10.6.2.0/24", egress(0x13, SourceNat::Address(ip("10.6.0.200")))),
+            (1, "10.6.3.0/24", Verdict::Hold),
+            (1, "10.6.4.0/24", Verdict::Pass),
+            (1, "10.6.5.5", egress(0x99, node)),
+            (1, "fd00::1:0/112", egress(0x11, node)),
+            (1, "fd00::2:0/112", egress(0x13, SourceNat::Address(ip("fd00::200")))),
+            (2, "0.0.0.0/0", egress(0x11, node)),
+            (2, "::/0", egress(0x11, node)),
+            (u32::MAX, "10.6.1.0/24", egress(0x14, SourceNat::Keep)),
+        ]
+        .map(|(id, net, verdict)| ((class(id), range(net)), verdict))
+        .into_iter()
+        .collect(),
+        exempt: ["10.244.0.0/16", "10.96.0.0/16", "10.97.0.0/16", "10.6.0.11/32", "10.6.0.0/24", "fd10:244::/32", "fd00::/112"]
+            .map(|net| net.parse::<IpNet>().unwrap())
+            .into_iter()
+            .collect(),
+        targets: [0x11, 0x13, 0x14].map(target).into_iter().collect(),
+        exits: [target(0x14)].into_iter().collect(),
+        accepts: [target(0x14)].into_iter().collect(),
+        start_gate: Some(StartGate {
+            local: ["10.244.1.0/24", "fd10:244:1::/64"].map(|net| net.parse::<IpNet>().unwrap()).into_iter().collect(),
+            known: ["10.244.1.10", "10.244.1.11", "10.244.1.12", "10.244.1.13", "fd10:244:1::10", "fd10:244:1::11"]
+                .map(ip)
+                .into_iter()
+                .collect(),
+            governed: ["10.6.1.0/24", "10.6.2.0/24", "0.0.0.0/0", "::/0"].map(range).into_iter().collect(),
+        }),
+        overlay: Overlay {
+            devices: ["egress-vxlan-v4", "egress-vxlan-v6"].map(str::to_owned).into_iter().collect(),
+            port: 7789,
+            peers: ["10.6.0.12", "10.6.0.13", "fd00::12"].map(ip).into_iter().collect(),
+            mss: [(Family::V4, 1410_u16), (Family::V6, 1390)].into_iter().collect(),
+            unknown_may_exit: false,
+        },
+    }
+}
+
+/// The gateway of the same world: it answers for 11 and 13.
+pub fn gateway() -> PolicyDesired {
+    let mut gateway = world();
+    gateway.exits = [0x11, 0x13].map(target).into_iter().collect();
+    gateway.accepts = gateway.exits.clone();
+    gateway
+}
+
+/// Runs a program in the namespace of this thread; its output, or what went wrong.
+pub fn command(words: &[&str], input: &str) -> Result<String, String> {
+    let (program, arguments) = words.split_first().unwrap();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{program}: {error}"))?;
+    child.stdin.take().unwrap().write_all(input.as_bytes()).map_err(|error| error.to_string())?;
+    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(format!("{words:?}: {}", text(&output.stderr))) }
+}
+
+/// The same for words in one string, which must succeed.
+pub fn run(line: &str) -> String {
+    command(&line.split(' ').collect::<Vec<_>>(), "").unwrap()
+}
+
+/// Runs `test` in a network namespace of its own and with a lock of its own: iptables-legacy shares one between namespaces.
+pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    egressgateway_testkit::netns::in_namespace(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        test()
+    });
+}
