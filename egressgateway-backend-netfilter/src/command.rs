@@ -95,7 +95,7 @@ const WORDS: [(&str, ErrorKind); 19] = [
 fn refused(stderr: &str, input: &str, context: &str) -> Error {
     let told = |line: &&str| !line.trim().is_empty() && !line.starts_with("# Warning") && !line.starts_with("Try `");
     let mut cause = stderr.lines().filter(told).collect::<Vec<_>>().join("; ");
-    let number = stderr.split_whitespace().skip_while(|word| !word.eq_ignore_ascii_case("line")).nth(1);
+    let number = stderr.split_whitespace().skip_while(|word| *word != "line" && *word != "line:").nth(1);
     let number = number.and_then(|word| word.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().ok());
     if let Some(line) = number.and_then(|number| input.lines().nth(number.checked_sub(1)?)) {
         cause = format!("{cause} ({line})");

@@ -5,7 +5,7 @@
 //! use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings, NetfilterState};
 //!
 //! // Pod 10.244.1.10 leaves for 10.6.1.0/24 through target 0x11.
-//! let (pod, class, target) = ("10.244.1.10".parse()?, ClassId::new(1).ok_or("0")?, TargetId::FIRST);
+//! let (pod, class, target) = ("10.244.1.10".parse::<std::net::IpAddr>()?, ClassId::new(1).ok_or("0")?, TargetId::FIRST);
 //! let destination = IpRange::from("10.6.1.0/24".parse::<ipnet::IpNet>()?);
 //! let egress = Verdict::Egress { target, source_nat: SourceNat::NodeAddress };
 //! let desired = PolicyDesired {

@@ -172,7 +172,7 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
                 "ipset flush egw-exempt-v4".to_owned(),
                 "ipset flush egw-where-00000001-v6".to_owned(),
                 "ipset del egw-pods-v4 10.244.1.10".to_owned(),
-                "ipset add -exist egw-pods-v4 10.244.1.10 skbmark 0x2/0xffff".to_owned(),
+                "ipset add -exist egw-pods-v4 10.244.1.10 skbmark 0x3/0xffff".to_owned(),
                 "ipset add egw-known-v4 10.244.1.99".to_owned(),
                 "ipset create egw-mine hash:net,port".to_owned(),
                 "ipset add egw-exempt-v4 10.244.7.0/24 nomatch".to_owned(),

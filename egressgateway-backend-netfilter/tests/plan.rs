@@ -31,7 +31,7 @@ fn one_pod_costs_one_entry_and_one_policy_its_ranges() {
     let Change { plan: script, after } = plan(&desired, &before);
     assert_eq!(
         script.to_string(),
-        "# ipset restore\nadd egw-pods-v4 10.244.1.20 skbmark 0x2/0xffff\nadd egw-pods-v4 10.244.1.11 skbmark 0x1/0xffff -exist\n\
+        "# ipset restore\nadd egw-pods-v4 10.244.1.20 skbmark 0x3/0xffff\nadd egw-pods-v4 10.244.1.11 skbmark 0x2/0xffff -exist\n\
          del egw-pods-v4 10.244.1.10\n"
     );
     desired.destinations.insert((class(1), range("10.6.8.0-10.6.8.2")), Verdict::Hold);
@@ -97,7 +97,7 @@ fn ten_thousand_policies_make_no_chain_long_and_one_more_pod_is_one_entry() {
     script.lines().filter_map(|line| line.strip_prefix("-A ")?.split(' ').next()).for_each(|chain| *lengths.entry(chain).or_default() += 1);
     assert!(lengths.values().all(|rules| *rules <= 17), "{lengths:?}");
     desired.pods.insert(ip("10.244.1.20"), class(77));
-    assert_eq!(plan(&desired, &after).plan.to_string(), "# ipset restore\nadd egw-pods-v4 10.244.1.20 skbmark 0x4d/0xffff\n");
+    assert_eq!(plan(&desired, &after).plan.to_string(), "# ipset restore\nadd egw-pods-v4 10.244.1.20 skbmark 0x4e/0xffff\n");
 }
 
 #[test]
