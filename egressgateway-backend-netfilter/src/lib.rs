@@ -27,7 +27,8 @@
 //!
 //! - [`Netfilter`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Netfilter::probe`]; [`Netfilter::offline`] only
 //!   plans.
-//! - [`NetfilterState`] is what our sets and chains hold.
+//! - [`NetfilterState`] is what our sets and chains hold. [`NetfilterState::trace`] walks a packet through the rules up to the routing decision,
+//!   [`NetfilterState::trace_forward`] through the guard, [`NetfilterState::trace_source`] says as whom it leaves.
 //! - [`IptablesFlavour`]: rules are kept by `iptables-legacy` or `iptables-nft`, whichever the cluster uses.
 
 mod backend;
@@ -37,16 +38,19 @@ mod flavour;
 mod ipset;
 mod names;
 mod numbers;
+mod packet;
 mod plan;
 mod rules;
 mod save;
 mod set;
 mod state;
+mod trace;
 mod tree;
 
 pub use backend::{Netfilter, NetfilterSettings};
 #[cfg(doc)]
 use egressgateway::{CounterSource, Driver, PolicyBackend};
 pub use flavour::IptablesFlavour;
+pub use packet::{ConnectionState, DestinationKind, Direction, TracePacket, TraceSource, TraceVerdict};
 pub use plan::NetfilterPlan;
 pub use state::NetfilterState;

@@ -300,7 +300,9 @@ impl Render<'_> {
     fn filter(&self) -> Chains {
         let exit = self.pinned(self.bits.exit());
         let mut rules = self.each_device("-i", &format!("{exit} -j ACCEPT"));
-        rules.extend(self.each_device("-i", "-m conntrack --ctstate UNTRACKED -j ACCEPT"));
+        if !self.untrack().is_empty() {
+            rules.extend(self.each_device("-i", "-m conntrack --ctstate UNTRACKED -j ACCEPT"));
+        }
         rules.push(format!("{exit} -m conntrack --ctdir REPLY -j ACCEPT"));
         chains([(FORWARD, rules)])
     }

@@ -58,8 +58,8 @@ pub(crate) fn counters(text: &str) -> BTreeMap<String, Counter> {
         let Some((numbers, rule)) = line.strip_prefix('[').and_then(|rest| rest.split_once("] -A ")) else { continue };
         let own = |(_, of, chain): &&(&str, &str, &str)| *of == table && rule.split(' ').next() == Some(chain);
         let number = |text: &str| text.parse::<u64>().ok();
-        let counted = numbers.split_once(':').and_then(|(packets, bytes)| Some((number(packets)?, number(bytes)?)));
-        if let (Some((name, ..)), Some((packets, bytes))) = (COUNTERS.iter().find(own), counted) {
+        let both = numbers.split_once(':').and_then(|(packets, bytes)| Some((number(packets)?, number(bytes)?)));
+        if let (Some((name, ..)), Some((packets, bytes))) = (COUNTERS.iter().find(own), both) {
             let counter: &mut Counter = counters.entry((*name).to_owned()).or_default();
             counter.packets += packets;
             counter.bytes += bytes;

@@ -1,0 +1,135 @@
+//! What a trace looks at, and what it finds.
+
+use std::net::IpAddr;
+
+/// What connection tracking says of a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// The first packet of a connection.
+    #[default]
+    New,
+    /// A later packet.
+    Established,
+    /// A packet of no connection.
+    Invalid,
+    /// Connection tracking does not look at it.
+    Untracked,
+}
+
+impl ConnectionState {
+    /// As iptables writes it.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::New => "NEW",
+            Self::Established => "ESTABLISHED",
+            Self::Invalid => "INVALID",
+            Self::Untracked => "UNTRACKED",
+        }
+    }
+}
+
+/// Which way a packet goes within its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// As the first packet.
+    #[default]
+    Original,
+    /// Back.
+    Reply,
+}
+
+/// What the routing tables say of a destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DestinationKind {
+    /// Somebody else's address.
+    #[default]
+    Unicast,
+    /// This host's.
+    Local,
+    /// A group's.
+    Multicast,
+}
+
+/// What the rules look at. Build it with [`TracePacket::new`] and set what differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TracePacket {
+    /// Source address, before source translation.
+    pub source: IpAddr,
+    /// Destination address, after destination translation.
+    pub destination: IpAddr,
+    /// Device that the packet came by; a pod's own device unless it is one of the overlay's.
+    pub in_device: Option<String>,
+    /// What the routing tables say of the destination.
+    pub destination_kind: DestinationKind,
+    /// What connection tracking says of the packet.
+    pub state: ConnectionState,
+    /// Which way within its connection.
+    pub direction: Direction,
+    /// Connection mark so far, all bits.
+    pub connection_mark: u32,
+    /// Packet mark so far, all bits.
+    pub packet_mark: u32,
+}
+
+impl TracePacket {
+    /// The first packet of a connection of a local pod.
+    #[must_use]
+    pub fn new(source: IpAddr, destination: IpAddr) -> Self {
+        Self {
+            source,
+            destination,
+            in_device: None,
+            destination_kind: DestinationKind::default(),
+            state: ConnectionState::default(),
+            direction: Direction::default(),
+            connection_mark: 0,
+            packet_mark: 0,
+        }
+    }
+
+    /// The same packet as it comes out of an overlay device.
+    #[must_use]
+    pub fn from_device(mut self, device: impl Into<String>) -> Self {
+        self.in_device = Some(device.into());
+        self
+    }
+}
+
+/// Where a packet stands after a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceVerdict {
+    /// Goes on.
+    Accept {
+        /// Connection tracking does not look at it: its further way begins as [`ConnectionState::Untracked`].
+        untracked: bool,
+        /// Packet mark, all bits: [`MarkMask::target`](egressgateway::model::MarkMask::target) says whether and where it is steered.
+        packet_mark: u32,
+        /// Connection mark, all bits: the pin that later packets follow.
+        connection_mark: u32,
+        /// Counters that were met, by name.
+        counted: Vec<&'static str>,
+    },
+    /// Ends here.
+    Drop {
+        /// The counter that says why; none where a rule of somebody else drops.
+        counter: Option<&'static str>,
+    },
+}
+
+/// The source that a connection leaves with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceSource {
+    /// None of our rules says anything: whatever the rest of the host does.
+    Untouched,
+    /// Its own, kept from every other translation.
+    Itself,
+    /// The node's, on the outgoing device.
+    Masquerade,
+    /// This egress address.
+    Address(IpAddr),
+    /// It does not leave.
+    Drop {
+        /// The counter that says why; none where a rule of somebody else drops.
+        counter: Option<&'static str>,
+    },
+}

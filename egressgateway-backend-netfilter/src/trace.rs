@@ -1,0 +1,234 @@
+//! A packet's way through the rendered rules, without a kernel.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use egressgateway::model::Family;
+use ipnet::IpNet;
+
+use crate::{
+    names::{COUNTERS, FILTER, MANGLE, NAT, RAW},
+    packet::{ConnectionState, DestinationKind, Direction, TracePacket, TraceSource, TraceVerdict},
+    set::{Entry, Set},
+    state::NetfilterState,
+};
+
+impl NetfilterState {
+    /// Prerouting: classification, pin and mark. Its result decides the route.
+    #[must_use]
+    pub fn trace(&self, packet: &TracePacket) -> TraceVerdict {
+        self.hook(&[RAW, MANGLE], "PREROUTING", packet, None).0
+    }
+
+    /// Forwarding, with the marks that [`Self::trace`] gave and the device that the route leads to.
+    #[must_use]
+    pub fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
+        self.hook(&[MANGLE, FILTER], "FORWARD", packet, Some(out_device)).0
+    }
+
+    /// Postrouting: the source that a new connection leaves with, with the marks that [`Self::trace`] gave.
+    #[must_use]
+    pub fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
+        match self.hook(&[MANGLE, NAT], "POSTROUTING", packet, Some(out_device)) {
+            // Nobody's source translation sees what is not tracked.
+            (TraceVerdict::Accept { untracked: true, .. }, _) => TraceSource::Itself,
+            (TraceVerdict::Drop { counter }, _) => TraceSource::Drop { counter },
+            (TraceVerdict::Accept { .. }, source) => source,
+        }
+    }
+
+    /// What our chains of these tables do to a packet at one of the kernel's own.
+    fn hook(&self, tables: &[&str], point: &str, packet: &TracePacket, out: Option<&str>) -> (TraceVerdict, TraceSource) {
+        let family = Family::of(packet.source);
+        let mut packet = packet.clone();
+        let (mut counted, mut source) = (Vec::new(), TraceSource::Untouched);
+        for name in tables {
+            let Some(table) = self.tables.get(&(family, (*name).to_owned())) else { continue };
+            // The kernel asks the nat table about a connection's first packet only.
+            if *name == NAT && packet.state != ConnectionState::New {
+                continue;
+            }
+            let mut walk = Walk { sets: &self.sets, chains: &table.chains, table: name, out, packet, counted, source };
+            let jumps = table.jumps.iter().filter(|jump| jump.chain == point);
+            let dropped = jumps.filter_map(|jump| jump.rule.split(' ').next_back()).any(|chain| walk.chain(chain, 0) == Step::Drop);
+            Walk { packet, counted, source, .. } = walk;
+            if dropped {
+                return (TraceVerdict::Drop { counter: counted.pop() }, source);
+            }
+        }
+        let TracePacket { state, packet_mark, connection_mark, .. } = packet;
+        (TraceVerdict::Accept { untracked: state == ConnectionState::Untracked, packet_mark, connection_mark, counted }, source)
+    }
+}
+
+/// Deeper than any of our trees.
+const JUMP_DEPTH: usize = 32;
+
+/// What a rule or a chain says about the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The next rule.
+    Next,
+    /// Back to who jumped here.
+    Back,
+    Accept,
+    Drop,
+}
+
+struct Walk<'a> {
+    sets: &'a BTreeMap<String, Set>,
+    chains: &'a BTreeMap<String, Vec<String>>,
+    table: &'a str,
+    out: Option<&'a str>,
+    packet: TracePacket,
+    counted: Vec<&'static str>,
+    source: TraceSource,
+}
+
+impl Walk<'_> {
+    fn chain(&mut self, name: &str, depth: usize) -> Step {
+        let chains = self.chains;
+        let Some(rules) = chains.get(name).filter(|_| depth < JUMP_DEPTH) else { return Step::Drop };
+        self.counted.extend(COUNTERS.iter().find(|(_, table, chain)| *table == self.table && *chain == name).map(|(counter, ..)| counter));
+        for rule in rules {
+            match self.rule(rule, depth) {
+                Step::Next => {}
+                Step::Back => return Step::Next,
+                end => return end,
+            }
+        }
+        Step::Next
+    }
+
+    /// Matches one after the other, then the target.
+    fn rule(&mut self, rule: &str, depth: usize) -> Step {
+        let mut words = rule.split(' ');
+        let (mut negated, mut module) = (false, "");
+        while let Some(word) = words.next() {
+            let mut value = || words.next().unwrap_or_default();
+            let found = match word {
+                "!" => {
+                    negated = true;
+                    continue;
+                }
+                "-m" => {
+                    module = value();
+                    continue;
+                }
+                "-j" | "-g" => {
+                    let target = value();
+                    return self.target(word, target, &words.collect::<Vec<_>>(), depth);
+                }
+                "--comment" => !value().is_empty(),
+                "--match-set" => {
+                    let set = value();
+                    self.lookup(set, value()).is_some()
+                }
+                _ => self.matches(module, word, value()),
+            };
+            // Whatever asks connection tracking fails without it, negated or not.
+            let asks = word == "--ctdir" || word == "--ctstatus" || (word == "--mark" && module == "connmark");
+            if found == negated || (asks && !self.is_tracked()) {
+                return Step::Next;
+            }
+            negated = false;
+        }
+        Step::Next
+    }
+
+    fn matches(&self, module: &str, word: &str, value: &str) -> bool {
+        let packet = &self.packet;
+        match word {
+            "-i" => packet.in_device.as_deref() == Some(value),
+            "-o" => self.out == Some(value),
+            "--ctstate" => value == packet.state.word(),
+            "--ctstatus" => packet.state != ConnectionState::New,
+            "--ctdir" => (value == "REPLY") == (packet.direction == Direction::Reply),
+            "--dst-type" => {
+                (value == "LOCAL" && packet.destination_kind == DestinationKind::Local)
+                    || (value == "MULTICAST" && packet.destination_kind == DestinationKind::Multicast)
+            }
+            "--mark" => {
+                let mark = if module == "connmark" { packet.connection_mark } else { packet.packet_mark };
+                bits(value).is_some_and(|(value, mask)| mark & mask == value)
+            }
+            // The tracer's packets are the inner ones, and say nothing about TCP.
+            _ => false,
+        }
+    }
+
+    fn target(&mut self, way: &str, target: &str, options: &[&str], depth: usize) -> Step {
+        match target {
+            "ACCEPT" => {
+                if self.table == NAT {
+                    self.source = TraceSource::Itself;
+                }
+                return Step::Accept;
+            }
+            "DROP" => return Step::Drop,
+            "RETURN" => return Step::Back,
+            "MASQUERADE" => {
+                self.source = TraceSource::Masquerade;
+                return Step::Accept;
+            }
+            "SNAT" => {
+                self.source = options.get(1).and_then(|address| address.parse().ok()).map_or(TraceSource::Untouched, TraceSource::Address);
+                return Step::Accept;
+            }
+            "CT" => self.packet.state = ConnectionState::Untracked,
+            "MARK" => self.set_mark(options, false),
+            "CONNMARK" if self.is_tracked() => self.set_mark(options, true),
+            "SET" => self.map(options),
+            "CONNMARK" | "TCPMSS" => {}
+            chain => {
+                let step = self.chain(chain, depth + 1);
+                return if way == "-g" && step == Step::Next { Step::Back } else { step };
+            }
+        }
+        Step::Next
+    }
+
+    fn set_mark(&mut self, options: &[&str], connection: bool) {
+        match options {
+            ["--set-xmark", value] => {
+                let Some((value, mask)) = bits(value) else { return };
+                let mark = if connection { &mut self.packet.connection_mark } else { &mut self.packet.packet_mark };
+                *mark = *mark & !mask ^ value;
+            }
+            ["--restore-mark", "--nfmask", mask, ..] => {
+                let Some((mask, _)) = bits(mask) else { return };
+                self.packet.packet_mark = self.packet.packet_mark & !mask | self.packet.connection_mark & mask;
+            }
+            _ => {}
+        }
+    }
+
+    fn map(&mut self, options: &[&str]) {
+        if let ["--map-set", set, side, "--map-mark"] = options
+            && let Some(Entry::Mark { value, mask }) = self.lookup(set, side)
+        {
+            self.packet.packet_mark = self.packet.packet_mark & !mask ^ value;
+        }
+    }
+
+    /// The entry with the longest prefix, unless it says that the address is not in.
+    fn lookup(&self, set: &str, side: &str) -> Option<Entry> {
+        let entries = &self.sets.get(set)?.entries;
+        let address: IpAddr = if side == "src" { self.packet.source } else { self.packet.destination };
+        let prefixes = (0..=Family::of(address).bits()).rev().filter_map(|length| IpNet::new(address, length).ok());
+        let entry = prefixes.filter_map(|net| entries.get(&net.trunc()).copied()).next()?;
+        (entry != Entry::Out).then_some(entry)
+    }
+
+    fn is_tracked(&self) -> bool {
+        !matches!(self.packet.state, ConnectionState::Invalid | ConnectionState::Untracked)
+    }
+}
+
+/// "VALUE/MASK" or "VALUE", hexadecimal.
+fn bits(text: &str) -> Option<(u32, u32)> {
+    let number = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    match text.split_once('/') {
+        Some((value, mask)) => Some((number(value)?, number(mask)?)),
+        None => Some((number(text)?, u32::MAX)),
+    }
+}
