@@ -120,7 +120,7 @@ pub(crate) fn plan(current: &NetfilterState, after: &NetfilterState) -> Netfilte
 /// Where a class goes is known before a pod has it, and a pod is known to be classified after it is. So no packet meets less than its
 /// policy, in whatever moment it comes.
 fn sets(current: &NetfilterState, after: &NetfilterState) -> (Vec<SetChange>, Vec<SetChange>) {
-    let (mut before, mut later, mut known, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut before, mut places, mut later, mut known, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (name, set) in &after.sets {
         let Some(old) = current.sets.get(name) else {
             before.push(SetChange::Create(name.clone(), set.shape));
@@ -129,7 +129,10 @@ fn sets(current: &NetfilterState, after: &NetfilterState) -> (Vec<SetChange>, Ve
         };
         let Difference { new, changed, gone } = Difference::of(&old.entries, &set.entries);
         let is = |common: Common| Family::ALL.iter().any(|family| common.name(*family) == *name);
-        let add = if is(Common::Pods) || is(Common::Nets) {
+        // A place names a target and a source that the rules must know first.
+        let add = if !Common::ALL.into_iter().any(is) {
+            &mut places
+        } else if is(Common::Pods) || is(Common::Nets) {
             &mut later
         } else if is(Common::Known) {
             &mut known
@@ -144,9 +147,7 @@ fn sets(current: &NetfilterState, after: &NetfilterState) -> (Vec<SetChange>, Ve
         }
     }
     last.extend(current.sets.keys().filter(|name| !after.sets.contains_key(*name)).cloned().map(SetChange::Destroy));
-    later.append(&mut known);
-    later.append(&mut last);
-    (before, later)
+    (before, [places, later, known, last].concat())
 }
 
 fn added(set: &str, kind: Kind, entries: BTreeMap<IpNet, Entry>, new: bool) -> Option<SetChange> {

@@ -1,6 +1,6 @@
 //! The chains: who, where, how and as whom, for any number of policies and pods.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use egressgateway::{
     PolicyDesired,
@@ -135,6 +135,7 @@ impl Render<'_> {
             (START_GATE, drop()),
         ]);
         self.classes(&mut mangle);
+        self.sources(&mut mangle);
         self.verdicts(&mut mangle);
         self.steer(&mut mangle);
         mangle
@@ -195,13 +196,27 @@ impl Render<'_> {
         let mut rules = self.find_class();
         rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -j {CLASS}"));
         rules.push(Self::mark(0, self.bits.mask()));
-        rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -j RETURN"));
+        rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -g {SOURCE}"));
         rules.push(if self.desired.overlay.unknown_may_exit {
             Self::mark(self.bits.number(AS_NODE), scratch)
         } else {
             format!("-g {UNKNOWN_SOURCE}")
         });
         rules
+    }
+
+    /// Sources that the nat table knows. It can't drop what it does not know, and changes at another moment than the sets.
+    fn sources(&self, mangle: &mut Chains) {
+        let numbers = self.addresses().map(|(_, number)| number).chain([AS_NODE, AS_SELF]);
+        let leaves = numbers.map(|number| (number, "-j RETURN".to_owned())).collect();
+        let unknown = format!("-g {UNKNOWN_SOURCE}");
+        Tree { root: SOURCE, width: 16, place: &|number| self.bits.number(number), otherwise: Some(&unknown) }.grow(mangle, &leaves);
+    }
+
+    /// Egress addresses of this family, with their numbers.
+    fn addresses(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        let own = |(address, _): &(&IpAddr, &u16)| Family::of(**address) == self.family;
+        self.numbers.addresses.iter().filter(own).map(|(address, number)| (*address, *number))
     }
 
     /// The exempt come first. What is for this host or for a group does not leave the cluster.
@@ -320,9 +335,9 @@ impl Render<'_> {
             ("EGW-AS-SELF", own("-j ACCEPT")),
         ]);
         let mut leaves = BTreeMap::from([(AS_SELF, "-g EGW-AS-SELF".to_owned())]);
-        for (address, number) in self.numbers.addresses.iter().filter(|(address, _)| Family::of(**address) == self.family) {
+        for (address, number) in self.addresses() {
             let name = format!("EGW-AS-{number:04x}");
-            leaves.insert(*number, format!("-g {name}"));
+            leaves.insert(number, format!("-g {name}"));
             nat.insert(name, own(&format!("-j SNAT --to-source {address}")));
         }
         let node = "-g EGW-AS-NODE";

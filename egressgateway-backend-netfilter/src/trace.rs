@@ -191,8 +191,8 @@ impl Walk<'_> {
         match options {
             ["--set-xmark", value] => {
                 let Some((value, mask)) = bits(value) else { return };
-                let mark = if connection { &mut self.packet.connection_mark } else { &mut self.packet.packet_mark };
-                *mark = *mark & !mask ^ value;
+                let old = if connection { &mut self.packet.connection_mark } else { &mut self.packet.packet_mark };
+                *old = *old & !mask ^ value;
             }
             ["--restore-mark", "--nfmask", mask, ..] => {
                 let Some((mask, _)) = bits(mask) else { return };
@@ -214,8 +214,8 @@ impl Walk<'_> {
     fn lookup(&self, set: &str, side: &str) -> Option<Entry> {
         let entries = &self.sets.get(set)?.entries;
         let address: IpAddr = if side == "src" { self.packet.source } else { self.packet.destination };
-        let prefixes = (0..=Family::of(address).bits()).rev().filter_map(|length| IpNet::new(address, length).ok());
-        let entry = prefixes.filter_map(|net| entries.get(&net.trunc()).copied()).next()?;
+        let mut prefixes = (0..=Family::of(address).bits()).rev().filter_map(|length| IpNet::new(address, length).ok());
+        let entry = prefixes.find_map(|net| entries.get(&net.trunc()).copied())?;
         (entry != Entry::Out).then_some(entry)
     }
 

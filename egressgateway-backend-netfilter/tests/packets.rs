@@ -148,7 +148,9 @@ impl Lab {
 
 /// Runs a test with each flavour, in namespaces of its own.
 fn in_both_flavours<F: Future<Output = ()> + 'static>(test: fn(IptablesFlavour) -> F) {
-    FLAVOURS.into_iter().for_each(|flavour| in_namespace(move || test(flavour)));
+    for flavour in FLAVOURS {
+        in_namespace(move || test(flavour));
+    }
 }
 
 /// Waits until so many datagrams with this source arrived.
