@@ -81,7 +81,7 @@ impl Ipset {
         Ok(sets)
     }
 
-    /// Does one change; `shapes` are those of the sets that are there.
+    /// Does one change. What is there already, or not there any more, is a conflict.
     pub(crate) async fn change(&mut self, change: &SetChange) -> Result<(), Error> {
         match change {
             SetChange::Create(name, shape) => {
