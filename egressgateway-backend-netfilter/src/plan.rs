@@ -179,11 +179,13 @@ impl Difference {
 /// The script for one family; empty when nothing changes.
 fn restore(current: &NetfilterState, after: &NetfilterState, family: Family) -> String {
     let none = Table::default();
-    let table =
-        |state: &'_ NetfilterState, name: &str| state.tables.get(&(family, name.to_owned())).cloned().unwrap_or_else(|| none.clone());
     // What pins connections comes last, and goes first.
     let order: Vec<&str> = if after.exists() { TABLES.to_vec() } else { TABLES.into_iter().rev().collect() };
-    order.into_iter().map(|name| transaction(name, &table(current, name), &table(after, name))).collect()
+    let script = order.into_iter().map(|name| {
+        let key = (family, name.to_owned());
+        transaction(name, current.tables.get(&key).unwrap_or(&none), after.tables.get(&key).unwrap_or(&none))
+    });
+    script.collect()
 }
 
 /// What changes one table. Chains are replaced as a whole; one that stays as it is keeps its counters.
