@@ -52,6 +52,10 @@ pub(crate) fn a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back(path:
     }
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     assert_eq!(world.leaks(&capture), [""; 0]);
+    world.cluster.eventually("what found no way into the tunnel shows in the counters", || {
+        let (steered, tunnelled) = (world.counted(CLIENT, "steered"), world.counted(CLIENT, "tunnelled"));
+        if steered > tunnelled && tunnelled > 0.0 { Ok(()) } else { Err(format!("{steered} steered, {tunnelled} tunnelled")) }
+    });
 }
 
 pub(crate) fn rules_deleted_by_hand_come_back_at_once(path: &DataPath) {
