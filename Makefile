@@ -17,7 +17,7 @@ test: setup
 	$(MAKE) package
 
 bench: setup
-	cargo bench --package egressgateway --bench index
+	cargo bench --package egressgateway-benchmarks
 
 package: setup
 	./scripts/package
