@@ -4,10 +4,22 @@ use std::time::{Duration, Instant};
 
 use egressgateway_testkit::lab::{Packet, Protocol};
 
-use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, OTHER, World, measured, policy};
+use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, measured, policy};
 
 /// How often a governed connection is tried while something breaks.
 const STEP: Duration = Duration::from_millis(5);
+
+pub(crate) fn a_deleted_gateway_object_lets_nothing_out(path: &DataPath) {
+    let world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    world.cluster.delete("EgressGateway", "exit");
+    world.is_dropped(&world.shop, GOVERNED);
+    world.is_dropped(&world.local, GOVERNED);
+    world.leaves_by(&world.shop, OTHER, CLIENT);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+    world.cluster.apply(GATEWAY);
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+}
 
 pub(crate) fn without_a_gateway_governed_traffic_is_dropped_and_counted(path: &DataPath) {
     let world = World::governed(path);
