@@ -6,7 +6,7 @@ BUILD = cargo build --workspace --bins
 
 demo: setup
 	$(BUILD)
-	cargo run --quiet --workspace --bin demo -- $(if $(KEEP),--keep) --backend $(or $(BACKEND),auto)
+	$(or $(CARGO_TARGET_DIR),target)/debug/demo $(if $(KEEP),--keep) --backend $(or $(BACKEND),auto)
 
 test: setup
 	cargo fmt --all --check
@@ -17,7 +17,7 @@ test: setup
 	$(MAKE) package
 
 bench: setup
-	cargo bench --package egressgateway --bench index
+	cargo bench --package egressgateway-benchmarks
 
 package: setup
 	./scripts/package

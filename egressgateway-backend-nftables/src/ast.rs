@@ -88,6 +88,8 @@ pub(crate) enum Statement {
     },
     State(ConnectionState),
     Direction(Direction),
+    /// A packet of this connection has left the host before.
+    Confirmed,
     Pinned {
         mask: u32,
         negated: bool,
@@ -266,6 +268,7 @@ impl fmt::Display for Statement {
                 Direction::Original => "ct direction original",
                 Direction::Reply => "ct direction reply",
             }),
+            Self::Confirmed => f.write_str("ct status confirmed"),
             Self::Pinned { mask, negated, value } => {
                 write!(f, "ct mark & {mask:#010x} {} {value:#010x}", if *negated { "!=" } else { "==" })
             }

@@ -109,6 +109,7 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
     match (left.pointer("/ct/key")?.as_str()?, right.as_str()?) {
         ("state", "new") => Some(Statement::State(ConnectionState::New)),
         ("state", "invalid") => Some(Statement::State(ConnectionState::Invalid)),
+        ("status", "confirmed") => Some(Statement::Confirmed),
         ("direction", "original") => Some(Statement::Direction(Direction::Original)),
         ("direction", "reply") => Some(Statement::Direction(Direction::Reply)),
         _ => None,

@@ -15,6 +15,8 @@ pub(crate) const TABLE_PATH: &str = "inet egressgateway";
 
 /// New connections sent to a gateway.
 pub(crate) const STEERED: &str = "steered";
+/// Of the steered connections, those whose first packet entered the tunnel: the others found no way there.
+pub(crate) const TUNNELLED: &str = "tunnelled";
 /// New connections that left here.
 pub(crate) const EXITED: &str = "exited";
 /// Pinned to, or destined for, a target that has no way out.
@@ -28,7 +30,8 @@ pub(crate) const DROP_NOT_PEER: &str = "drop_not_peer";
 /// Packets of pods that are not known yet.
 pub(crate) const DROP_START_GATE: &str = "drop_start_gate";
 /// All counters, in the order in which they are declared.
-pub(crate) const COUNTERS: [&str; 7] = [STEERED, EXITED, DROP_NO_GATEWAY, DROP_HELD, DROP_UNKNOWN_SOURCE, DROP_NOT_PEER, DROP_START_GATE];
+pub(crate) const COUNTERS: [&str; 8] =
+    [STEERED, TUNNELLED, EXITED, DROP_NO_GATEWAY, DROP_HELD, DROP_UNKNOWN_SOURCE, DROP_NOT_PEER, DROP_START_GATE];
 
 /// Connection tracking begins at -200: what is dropped or untracked must be so before. nftables' and iptables' `raw`.
 pub(crate) const PRIORITY_RAW: i32 = -300;
@@ -65,6 +68,8 @@ pub(crate) const DECIDE: &str = "decide";
 pub(crate) const UNCLASSIFIED: &str = "unclassified";
 /// Chain: what leaves here with its own address is not tracked.
 pub(crate) const UNTRACK: &str = "untrack";
+/// Chain: counts first packets that enter the tunnel.
+pub(crate) const ENTER: &str = "enter_tunnel";
 /// Chain: verdict `Hold`.
 pub(crate) const HELD: &str = "held";
 /// Chain: verdict with a target that does not exist.

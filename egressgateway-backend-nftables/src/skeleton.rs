@@ -15,9 +15,9 @@ use crate::{
     },
     names::{
         AS_ADDRESS, AS_NODE, AS_SELF, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE,
-        EXITED, FIND_CLASS, FORWARD, HELD, NO_GATEWAY, OUTER_IN, OUTER_OUT, POST_CLEAR, POST_RESTORE, POST_TRANSLATE, PREROUTING,
-        PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED, Table, UNCLASSIFIED, UNTRACK,
-        steer_chain, to_chain,
+        ENTER, EXITED, FIND_CLASS, FORWARD, HELD, NO_GATEWAY, OUTER_IN, OUTER_OUT, POST_CLEAR, POST_RESTORE, POST_TRANSLATE, PREROUTING,
+        PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED, TUNNELLED, Table, UNCLASSIFIED,
+        UNTRACK, steer_chain, to_chain,
     },
 };
 
@@ -42,6 +42,7 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, keeps: bool) -> BT
         (FIND_CLASS, plain(find_class())),
         (DECIDE, plain(decide())),
         (UNCLASSIFIED, plain(unclassified(desired.overlay.unknown_may_exit, mask))),
+        (ENTER, plain(vec![go([Statement::Confirmed], Jump::Return), vec![Count(TUNNELLED)]])),
         (HELD, plain(vec![dropped(DROP_HELD)])),
         (NO_GATEWAY, plain(vec![dropped(DROP_NO_GATEWAY)])),
         (AS_NODE, plain(vec![vec![Count(EXITED), Statement::Masquerade]])),
@@ -149,6 +150,7 @@ fn forward(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
         drop_if([FROM_OVERLAY, INTO_OVERLAY], DROP_NO_GATEWAY),
         drop_if([Statement::Direction(Direction::Original), pinned(true, mask.exit_mark()), elsewhere], DROP_NO_GATEWAY),
     ];
+    rules.push(go([INTO_OVERLAY, Statement::State(ConnectionState::New)], jump(ENTER)));
     // Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
     rules.extend(
         desired.overlay.mss.iter().map(|(family, bytes)| vec![Statement::Protocol(*family), Statement::Syn, Statement::Segment(*bytes)]),

@@ -217,6 +217,7 @@ impl Walk<'_> {
             Statement::Direction(direction) => !tracked || self.packet.direction != *direction,
             Statement::Pinned { mask, negated, value } => !tracked || (self.packet.connection_mark & mask == *value) == *negated,
             Statement::VerdictOfPin { .. } => !tracked,
+            Statement::Confirmed => self.packet.state != ConnectionState::Established,
             Statement::Protocol(family) => !self.is(*family),
             Statement::Keeps(family) => !self.keeps(*family),
             _ => false,

@@ -202,7 +202,10 @@ fn counters_are_there_with_the_table_and_survive_updates() {
         assert!(nftables().counters().await.unwrap().is_empty());
         reach(&world()).await;
         let names: Vec<String> = nftables().counters().await.unwrap().into_keys().collect();
-        assert_eq!(names, ["drop_held", "drop_no_gateway", "drop_not_peer", "drop_start_gate", "drop_unknown_source", "exited", "steered"]);
+        assert_eq!(
+            names,
+            ["drop_held", "drop_no_gateway", "drop_not_peer", "drop_start_gate", "drop_unknown_source", "exited", "steered", "tunnelled"]
+        );
         let handle = run("nft -a list counter inet egressgateway steered");
         reach(&gateway()).await;
         assert_eq!(run("nft -a list counter inet egressgateway steered"), handle, "the counter is still the same object");

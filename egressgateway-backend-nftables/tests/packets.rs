@@ -160,6 +160,7 @@ fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave() {
         lab.pod.send("fd00::1:92");
         arrived(&lab.far, "fd10:244:1::10", 1).await;
         lab.count("steered", 2).await;
+        lab.count("tunnelled", 2).await;
         command(&["bash", "-e"], "ip rule del pref 99; ip -6 rule del pref 99").unwrap();
         lab.pod.send("10.6.1.92");
         lab.count("drop_no_gateway", 1).await;

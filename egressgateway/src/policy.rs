@@ -83,7 +83,8 @@ pub struct Counter {
 
 /// What the packet filter counted since its table was made.
 ///
-/// Names are the same for every backend: `steered` (new connections sent to a gateway), `exited` (new connections that left here),
+/// Names are the same for every backend: `steered` (new connections sent to a gateway), `tunnelled` (those of
+/// them that entered the tunnel; the rest found no way there), `exited` (new connections that left here),
 /// and what was dropped: `drop_no_gateway`, `drop_held`, `drop_unknown_source`, `drop_not_peer`, `drop_start_gate`.
 #[async_trait]
 pub trait CounterSource: Send + Sync {

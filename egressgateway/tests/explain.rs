@@ -67,7 +67,7 @@ fn every_answer_has_its_cause() {
         ("a", "10.6.2.1", Verdict::Egress, Cause::Steered),
         ("a", "10.6.7.1", Verdict::Pass, Cause::Exception),
         ("a", "192.0.2.1", Verdict::Pass, Cause::NoPolicyForDestination),
-        ("a", "10.9.0.1", Verdict::Pass, Cause::NoGateway),
+        ("a", "10.9.0.1", Verdict::Drop, Cause::NoGateway),
         ("a", "10.6.0.13", Verdict::Pass, Cause::Exempt),
         ("a", "10.244.2.10", Verdict::Pass, Cause::Exempt),
         ("a", "fd00::1", Verdict::Drop, Cause::NoTunnel),

@@ -51,7 +51,14 @@ fn drivers_never_name_kube() {
 #[test]
 fn every_library_is_in_the_list() {
     let listed: Vec<&str> = ALLOWED.iter().map(|(name, _)| *name).collect();
-    let others = ["egressgateway-agent", "egressgateway-controller", "egressctl", "egressgateway-testkit", "egressgateway-examples"];
+    let others = [
+        "egressgateway-agent",
+        "egressgateway-controller",
+        "egressctl",
+        "egressgateway-testkit",
+        "egressgateway-examples",
+        "egressgateway-benchmarks",
+    ];
     for name in dependencies().keys() {
         assert!(listed.contains(&name.as_str()) || others.contains(&name.as_str()), "{name} needs an entry here");
     }
@@ -61,7 +68,7 @@ fn every_library_is_in_the_list() {
 fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
     for package in packages() {
         let name = package["name"].as_str().unwrap();
-        let internal = ["egressgateway-testkit", "egressgateway-examples"].contains(&name);
+        let internal = ["egressgateway-testkit", "egressgateway-examples", "egressgateway-benchmarks"].contains(&name);
         assert_eq!(package["publish"].as_array().is_some_and(Vec::is_empty), internal, "{name}: publish");
         let needed = ["description", "license", "repository", "rust_version"];
         for field in needed.into_iter().chain((!internal).then_some("readme")) {

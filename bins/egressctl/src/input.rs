@@ -48,7 +48,7 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config), String> {
         match trouble {
             Trouble::Policy(name, problem) => eprintln!("warning: EgressGatewayPolicy {name}: {problem}"),
             Trouble::Gateway(name, problem) => eprintln!("warning: EgressGateway {name}: {problem}"),
-            Trouble::Unresolved(name, problem) => eprintln!("warning: EgressGatewayPolicy {name} steers nothing: {problem}"),
+            Trouble::Unresolved(name, problem) => eprintln!("warning: EgressGatewayPolicy {name} holds what it governs: {problem}"),
         }
     }
     Ok((cluster, config))

@@ -86,7 +86,10 @@ fn other_kinds_are_only_noted_and_a_policy_without_a_gateway_is_a_warning() {
     let (code, _, errors) = egressctl(&["plan", "-f", "-"], text);
     assert_eq!(code, 0, "{errors}");
     assert!(errors.contains("note: -: document 1: Deployment d: says nothing about egress"), "{errors}");
-    assert!(errors.contains("warning: EgressGatewayPolicy p steers nothing: EgressGateway egressgateway does not exist"), "{errors}");
+    assert!(
+        errors.contains("warning: EgressGatewayPolicy p holds what it governs: EgressGateway egressgateway does not exist"),
+        "{errors}"
+    );
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub enum Cause {
     NoPolicyForDestination,
     /// The policies that would govern the destination except it.
     Exception,
-    /// The policy that would govern the destination has no gateway.
+    /// A policy governs the destination and leads to no gateway, or not to a single one: held.
     NoGateway,
     /// A policy governs the destination and its gateway carries it.
     Steered,

@@ -132,9 +132,6 @@ impl Way<'_> {
             answer.say(object(policy), says);
             causes.insert(cause);
         }
-        if causes.contains(&Cause::NoGateway) {
-            return answer.pass(Cause::NoGateway, "the policy for this destination has no gateway, so it steers nothing");
-        }
         if causes.contains(&Cause::Exception) {
             return answer.pass(Cause::Exception, "the destination is an exception of the policy");
         }
@@ -144,12 +141,9 @@ impl Way<'_> {
     fn declines(&self, policy: &PolicyName) -> (Cause, String) {
         let spec = self.index.policy(policy).and_then(|policy| policy.spec.as_ref().ok());
         let exception = spec.and_then(|spec| spec.exceptions.iter().find(|net| net.contains(&self.destination)));
-        match (exception, self.index.resolve_gateway(policy)) {
-            (Some(net), _) => (Cause::Exception, format!("selects the pod and excepts {net}")),
-            (None, Some(Err(problem))) if self.claim(policy).is_some() => {
-                (Cause::NoGateway, format!("selects the pod and governs the destination, but steers nothing: {problem}"))
-            }
-            (None, _) => (Cause::NoPolicyForDestination, "selects the pod and does not name this destination".to_owned()),
+        match exception {
+            Some(net) => (Cause::Exception, format!("selects the pod and excepts {net}")),
+            None => (Cause::NoPolicyForDestination, "selects the pod and does not name this destination".to_owned()),
         }
     }
 
@@ -163,29 +157,30 @@ impl Way<'_> {
     fn governed(&self, mut answer: Answer, class: &ClassKey, decision: &Decision) -> Explanation {
         let winner = &decision.policy;
         answer.explanation.policy = Some(winner.to_string());
-        let gateway = self.index.resolve_gateway(winner).and_then(Result::ok);
-        answer.explanation.gateway = gateway.as_ref().map(ToString::to_string);
+        let resolved = self.index.resolve_gateway(winner);
+        let gateway = resolved.as_ref().and_then(|resolved| resolved.as_ref().ok());
+        answer.explanation.gateway = gateway.map(ToString::to_string);
         let claim = self.claim(winner);
         let names = claim.as_ref().map_or_else(String::new, |claim| format!(" with a /{} prefix", claim.rank.prefix.0));
         answer.say(object(winner), format!("selects the pod and governs the destination{names}"));
         for rival in class.policies().iter().filter(|policy| *policy != winner) {
-            let says = claim.as_ref().zip(self.claim(rival)).map_or_else(
-                || self.declines(rival).1,
-                |(won, lost)| match self.index.resolve_gateway(rival) {
-                    Some(Err(problem)) => format!("governs it too, but steers nothing: {problem}"),
-                    _ => format!("governs it too and loses: {}", beaten(won, &lost)),
-                },
-            );
+            let says = claim
+                .as_ref()
+                .zip(self.claim(rival))
+                .map_or_else(|| self.declines(rival).1, |(won, lost)| format!("governs it too and loses: {}", beaten(won, &lost)));
             answer.say(object(rival), says);
         }
         let gateway = gateway.map_or_else(|| "its gateway".to_owned(), |gateway| format!("EgressGateway {gateway}"));
-        match decision.verdict {
-            model::Verdict::Pass => answer.pass(Cause::NoPolicyForDestination, "the policy leaves the destination alone"),
-            model::Verdict::Hold => {
+        match (decision.verdict, &resolved) {
+            (model::Verdict::Pass, _) => answer.pass(Cause::NoPolicyForDestination, "the policy leaves the destination alone"),
+            (model::Verdict::Hold, Some(Err(problem))) => {
+                answer.dropped(Cause::NoGateway, format!("{} holds it: {problem}", object(winner)))
+            }
+            (model::Verdict::Hold, _) => {
                 answer.say(&gateway, decision.reason.to_string());
                 answer.dropped(Cause::Held, format!("{} holds it: {}", object(winner), decision.reason))
             }
-            model::Verdict::Egress { target, source_nat } => self.steered(answer, &gateway, target, source_nat),
+            (model::Verdict::Egress { target, source_nat }, _) => self.steered(answer, &gateway, target, source_nat),
         }
     }
 

@@ -57,8 +57,12 @@ impl Policies {
         let mut verdicts = BTreeMap::new();
         for (name, policy) in &self.all {
             let Ok(spec) = &policy.spec else { continue };
-            let Ok((_, gateway)) = plan::resolve(spec.gateway.as_ref(), default, gateways) else { continue };
-            verdicts.insert(name.clone(), Family::ALL.map(|family| plan::verdict(spec, &policy.state, gateway, family)));
+            let gateway = plan::resolve(spec.gateway.as_ref(), default, gateways).ok();
+            let verdict = |family| match gateway {
+                Some((_, gateway)) => plan::verdict(spec, &policy.state, gateway, family),
+                None => (Verdict::Hold, Reason::NoGateway),
+            };
+            verdicts.insert(name.clone(), Family::ALL.map(verdict));
         }
         let names = self.verdicts.keys().chain(verdicts.keys());
         let changed = names.filter(|name| self.verdicts.get(*name) != verdicts.get(*name)).cloned();

@@ -24,7 +24,8 @@ pub enum GatewayProblem {
 
 /// The gateway of a policy: the one it names, else the configured default, else the only one there is.
 ///
-/// A name that leads nowhere is never replaced by another gateway: that one has other addresses.
+/// A name that leads nowhere is never replaced by another gateway: that one has other addresses. What the policy governs is held then: the
+/// deletion of a gateway must not let its traffic out with other addresses.
 ///
 /// # Errors
 /// When there is none, or more than one to choose from.
@@ -49,6 +50,8 @@ pub fn resolve<'a>(
 pub enum Reason {
     /// The gateway carries it.
     Steered,
+    /// The policy leads to no gateway, or it is not clear to which.
+    NoGateway,
     /// The gateway's own specification is invalid.
     InvalidGateway,
     /// The controller has not allotted a mark (yet).
@@ -63,6 +66,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Steered => "the gateway carries it",
+            Self::NoGateway => "the policy leads to no gateway",
             Self::InvalidGateway => "the gateway's specification is invalid",
             Self::NoMark => "the gateway has no mark yet",
             Self::NoEgressIp => "the policy has no egress address of this family yet",

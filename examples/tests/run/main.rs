@@ -1,6 +1,7 @@
 //! Every example is run, as its reader would.
 #![allow(clippy::unwrap_used)]
 
+mod custom_backend;
 mod dry_run;
 mod embed_agent;
 mod embed_in_operator;

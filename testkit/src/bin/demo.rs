@@ -189,11 +189,12 @@ impl Demo {
             ("its routes", "ip netns exec client-1 ip route show table all proto 77"),
             ("a gateway's tunnel", "ip netns exec gateway-2 ip -d link show egress-vxlan-v4"),
             ("a gateway's traffic", "ip netns exec gateway-2 tcpdump -ni any port 8080 or port 7789"),
+            ("as whom a pod is seen", "ip netns exec pod.default.shop-1 timeout 1 bash -c 'head -1 </dev/tcp/10.6.1.92/8080'"),
             ("all namespaces", "ip netns list"),
         ] {
-            println!("  {what:<20} {enter} {command}");
+            println!("  {what:<22} {enter} {command}");
         }
-        println!("  {:<20} KUBECONFIG={} (in namespace: {enter} bash)", "the API server", self.cluster.kubeconfig().display());
+        println!("  {:<22} KUBECONFIG={} (in namespace: {enter} bash)", "the API server", self.cluster.kubeconfig().display());
         println!("\nEnter ends it.");
         let _ = io::stdin().lock().read_line(&mut String::new());
     }

@@ -66,7 +66,11 @@ pub(crate) fn a_deleted_policy_lets_go(path: &DataPath) {
     world.leaves_by(&world.shop, GOVERNED, CLIENT);
     // What began under the policy ends as it began: with the gateway's address, or not at all.
     let _ = flow.echo();
-    std::thread::sleep(Duration::from_millis(100));
+    // The capture has caught up once it shows what was sent after it.
+    let (blog, server) = (world.blog.v4(), world.endpoints(OTHER)[0]);
+    let client = world.cluster.lab.node(CLIENT).like(blog);
+    world.blog.connect_tcp(server).unwrap();
+    capture.wait_for(Duration::from_secs(5), |packet| packet.is_bare(client, server.ip())).unwrap();
     let (pod, server) = (world.shop.v4(), world.endpoints(GOVERNED)[0].ip());
     assert_eq!(capture.count(|packet| packet.is_bare(pod, server)), 0, "no bare pod address on the wire");
 }

@@ -4,10 +4,22 @@ use std::time::{Duration, Instant};
 
 use egressgateway_testkit::lab::{Packet, Protocol};
 
-use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, OTHER, World, measured, policy};
+use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, measured, policy};
 
 /// How often a governed connection is tried while something breaks.
 const STEP: Duration = Duration::from_millis(5);
+
+pub(crate) fn a_deleted_gateway_object_lets_nothing_out(path: &DataPath) {
+    let world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    world.cluster.delete("EgressGateway", "exit");
+    world.is_dropped(&world.shop, GOVERNED);
+    world.is_dropped(&world.local, GOVERNED);
+    world.leaves_by(&world.shop, OTHER, CLIENT);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+    world.cluster.apply(GATEWAY);
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+}
 
 pub(crate) fn without_a_gateway_governed_traffic_is_dropped_and_counted(path: &DataPath) {
     let world = World::governed(path);
@@ -52,6 +64,10 @@ pub(crate) fn a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back(path:
     }
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     assert_eq!(world.leaks(&capture), [""; 0]);
+    world.cluster.eventually("what found no way into the tunnel shows in the counters", || {
+        let (steered, tunnelled) = (world.counted(CLIENT, "steered"), world.counted(CLIENT, "tunnelled"));
+        if steered > tunnelled && tunnelled > 0.0 { Ok(()) } else { Err(format!("{steered} steered, {tunnelled} tunnelled")) }
+    });
 }
 
 pub(crate) fn rules_deleted_by_hand_come_back_at_once(path: &DataPath) {

@@ -48,6 +48,7 @@ macro_rules! every_check_on {
                 an_open_connection_goes_on_while_other_policies_come_and_go
                 a_deleted_policy_lets_go;
             failures:
+                a_deleted_gateway_object_lets_nothing_out
                 without_a_gateway_governed_traffic_is_dropped_and_counted
                 a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back
                 rules_deleted_by_hand_come_back_at_once

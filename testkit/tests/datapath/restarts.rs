@@ -85,6 +85,7 @@ pub(crate) fn an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up
         world.cluster.apply(&wide(round));
         world.cluster.label_node(GATEWAYS[round % 2], "egress", None);
         world.cluster.label_node(GATEWAYS[(round + 1) % 2], "egress", Some("true"));
+        // Not a wait for anything: the moment of the kill differs from round to round.
         std::thread::sleep(std::time::Duration::from_millis(u64::try_from(round).unwrap() * 9));
         world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
         world.cluster.start_agent(CLIENT);

@@ -27,20 +27,21 @@ pub(crate) fn ask(world: &World, pod: &Pod, source: IpAddr, destination: IpAddr)
     if is_exempt(world, destination) {
         return Answer::Pass;
     }
-    let mut best: Option<(u32, i32, i64, &str, &Policy, &Gateway)> = None;
+    let mut best: Option<(u32, i32, i64, &str, &Policy)> = None;
     for policy in &world.policies {
         if !policy.is_valid || !selects(world, policy, pod, source) {
             continue;
         }
-        let Some(gateway) = gateway_of(world, policy) else { continue };
         let Some(length) = governs(policy, destination) else { continue };
-        let rank = (policy.priority.unwrap_or(1000), -i32::from(length), policy.created, policy.name.as_str(), policy, gateway);
+        let rank = (policy.priority.unwrap_or(1000), -i32::from(length), policy.created, policy.name.as_str(), policy);
         let wins = best.is_none_or(|best| (rank.0, rank.1, rank.2, rank.3) < (best.0, best.1, best.2, best.3));
         if wins {
             best = Some(rank);
         }
     }
-    let Some((.., policy, gateway)) = best else { return Answer::Pass };
+    let Some((.., policy)) = best else { return Answer::Pass };
+    // Governed, and nobody knows where it should leave: it does not.
+    let Some(gateway) = gateway_of(world, policy) else { return Answer::Drop };
     leave(world, pod, source, destination, policy, gateway)
 }
 
