@@ -68,6 +68,7 @@ mod policy;
 pub mod runtime;
 pub mod spec;
 mod steering;
+mod succession;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tunnel;
@@ -79,4 +80,5 @@ pub use error::{Error, ErrorKind};
 pub use host::Host;
 pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};
 pub use steering::{Encap, NextHop, SteeringDesired};
+pub use succession::Succession;
 pub use tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay};

@@ -1,0 +1,119 @@
+//! One driver takes over from others on a live host.
+
+use async_trait::async_trait;
+
+use crate::{Error, ErrorKind, Outcome, Reconcile};
+
+/// A driver, and those that may have done its work here before, such as the other policy backend of an earlier configuration.
+///
+/// What the former ones left is removed once the present one is in force, so that there is no moment with neither.
+pub struct Succession<D> {
+    present: Box<dyn Reconcile<D>>,
+    /// Those that may still own something.
+    former: Vec<Box<dyn Reconcile<D>>>,
+}
+
+impl<D> std::fmt::Debug for Succession<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Succession").field("former", &self.former.len()).finish_non_exhaustive()
+    }
+}
+
+impl<D> Succession<D> {
+    /// `present` from now on, after any of `former`.
+    #[must_use]
+    pub fn new(present: Box<dyn Reconcile<D>>, former: Vec<Box<dyn Reconcile<D>>>) -> Self {
+        Self { present, former }
+    }
+}
+
+#[async_trait]
+impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
+    async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
+        let mut outcome = self.present.reconcile(desired).await?;
+        while let Some(former) = self.former.last_mut() {
+            match former.reconcile(&D::default()).await {
+                Ok(Outcome::Unchanged) => {}
+                Ok(Outcome::Applied) => outcome = Outcome::Applied,
+                // A host that can't do what the former one needs holds nothing of it.
+                Err(error) if error.kind == ErrorKind::Unsupported => {}
+                Err(error) => return Err(error),
+            }
+            self.former.pop();
+        }
+        Ok(outcome)
+    }
+
+    async fn dry_run(&mut self, desired: &D) -> Result<String, Error> {
+        let mut text = self.present.dry_run(desired).await?;
+        for former in &mut self.former {
+            match former.dry_run(&D::default()).await {
+                Ok(removal) => text.push_str(&removal),
+                Err(error) if error.kind == ErrorKind::Unsupported => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(text)
+    }
+
+    fn invalidate(&mut self) {
+        self.present.invalidate();
+        self.former.iter_mut().for_each(|former| former.invalidate());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    type Journal = Arc<Mutex<Vec<String>>>;
+
+    struct Fake {
+        name: &'static str,
+        journal: Journal,
+        answers: Vec<Result<Outcome, ErrorKind>>,
+    }
+
+    #[async_trait]
+    impl Reconcile<u8> for Fake {
+        async fn reconcile(&mut self, desired: &u8) -> Result<Outcome, Error> {
+            self.journal.lock().unwrap().push(format!("{} {desired}", self.name));
+            self.answers.pop().unwrap_or(Ok(Outcome::Unchanged)).map_err(|kind| Error::new(kind, self.name))
+        }
+
+        async fn dry_run(&mut self, desired: &u8) -> Result<String, Error> {
+            Ok(format!("{} {desired}\n", self.name))
+        }
+
+        fn invalidate(&mut self) {}
+    }
+
+    fn succession(journal: &Journal, present: Vec<Result<Outcome, ErrorKind>>, former: Vec<Result<Outcome, ErrorKind>>) -> Succession<u8> {
+        let fake = |name, answers| Box::new(Fake { name, journal: journal.clone(), answers });
+        Succession::new(fake("new", present), vec![fake("old", former)])
+    }
+
+    #[tokio::test]
+    async fn the_former_goes_once_the_present_is_in_force_and_is_not_asked_again() {
+        let journal = Journal::default();
+        let mut both = succession(&journal, vec![Err(ErrorKind::Transient)], vec![Ok(Outcome::Applied)]);
+        assert_eq!(both.dry_run(&7).await.unwrap(), "new 7\nold 0\n");
+        both.reconcile(&7).await.unwrap_err();
+        assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Applied);
+        assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Unchanged);
+        assert_eq!(*journal.lock().unwrap(), ["new 7", "new 7", "old 0", "new 7"]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_removal_is_tried_again_and_an_impossible_one_is_not() {
+        let journal = Journal::default();
+        let mut both = succession(&journal, Vec::new(), vec![Err(ErrorKind::Unsupported), Err(ErrorKind::Transient)]);
+        both.reconcile(&7).await.unwrap_err();
+        both.reconcile(&7).await.unwrap();
+        both.reconcile(&7).await.unwrap();
+        assert_eq!(*journal.lock().unwrap(), ["new 7", "old 0", "new 7", "old 0", "new 7"]);
+    }
+}
