@@ -9,14 +9,18 @@ use egressgateway::{
     model::{Family, MarkMask},
 };
 
+use imbl::OrdMap;
+
 use crate::{
+    bits::Bits,
     command,
     flavour::{Flavour, IptablesFlavour},
+    monitor::{NetfilterMonitor, Writes},
     ipset::Ipset,
     names::COUNTERS,
     plan::{self, NetfilterPlan, Step},
     save,
-    state::NetfilterState,
+    state::{NetfilterState, Tables},
 };
 
 /// What the backend needs to know apart from the desired state.
@@ -29,6 +33,16 @@ pub struct NetfilterSettings {
     pub flavour: IptablesFlavour,
 }
 
+/// What of a host a backend looks after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Scope {
+    /// Sets, and chains of one flavour.
+    #[default]
+    All,
+    /// Chains of one flavour: another one's refer to the same sets.
+    Chains,
+}
+
 /// The backend. It keeps nothing but the flavour that it chose: what it knows of the kernel is in [`NetfilterState`].
 #[derive(Clone, Debug)]
 pub struct Netfilter {
@@ -36,19 +50,45 @@ pub struct Netfilter {
     /// None when it may only plan.
     hook: Option<Arc<dyn WriteHook>>,
     flavour: Arc<OnceLock<Flavour>>,
+    scope: Scope,
+    writes: Writes,
 }
 
 impl Netfilter {
     /// A backend that asks `hook` before each transaction: the sets' changes, and a family's rules.
     #[must_use]
     pub fn new(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Self {
-        Self { settings, hook: Some(hook), flavour: Arc::default() }
+        Self { settings, hook: Some(hook), flavour: Arc::default(), scope: Scope::All, writes: Writes::default() }
     }
 
     /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
     #[must_use]
     pub fn offline(settings: NetfilterSettings) -> Self {
-        Self { settings, hook: None, flavour: Arc::default() }
+        Self { settings, hook: None, flavour: Arc::default(), scope: Scope::All, writes: Writes::default() }
+    }
+
+    /// A backend that removes the chains that another flavour left behind; the sets belong to the flavour that is in force now.
+    #[must_use]
+    pub fn former_flavour(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Self {
+        Self { scope: Scope::Chains, ..Self::new(settings, hook) }
+    }
+
+    /// Notices, from now on, that somebody other than this backend and its clones changes our sets or chains: it looks every few seconds,
+    /// because the kernel does not tell.
+    #[must_use]
+    pub fn monitor(&self) -> NetfilterMonitor {
+        NetfilterMonitor::new(self.clone(), self.writes.clone())
+    }
+
+    /// The iptables that keeps our rules on this host.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the programs are missing, or when the host's rules can't be read.
+    pub async fn iptables(&self) -> Result<IptablesFlavour, Error> {
+        Ok(match self.flavour().await? {
+            Flavour::Legacy => IptablesFlavour::Legacy,
+            Flavour::Nft => IptablesFlavour::Nft,
+        })
     }
 
     fn hook(&self) -> Result<&dyn WriteHook, Error> {
@@ -115,16 +155,18 @@ impl Driver for Netfilter {
 
     async fn observe(&self) -> Result<NetfilterState, Error> {
         let flavour = self.flavour().await?;
-        let mut tables = BTreeMap::new();
+        let mut tables = Tables::new();
         for family in Family::ALL {
             tables.extend(save::parse(&command::save(flavour, family, false).await?, family));
         }
-        Ok(NetfilterState { sets: Ipset::open()?.list().await?, tables })
+        let sets = if self.scope == Scope::All { Ipset::open()?.list().await? } else { OrdMap::new() };
+        Ok(NetfilterState::observed(sets, tables))
     }
 
     fn plan(&self, desired: &PolicyDesired, current: &NetfilterState) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {
-        let after = NetfilterState::of(desired, self.settings.mask)?;
-        Ok(Change { plan: plan::plan(current, &after), after })
+        let bits = Bits::new(self.settings.mask);
+        let after = NetfilterState::of(desired, bits, current)?;
+        Ok(Change { plan: plan::plan(current, &after, bits), after })
     }
 
     async fn apply(&self, plan: &NetfilterPlan) -> Result<(), Error> {
@@ -133,13 +175,13 @@ impl Driver for Netfilter {
             return Ok(());
         }
         let flavour = self.flavour().await?;
+        let _writing = self.writes.begin();
         for step in &plan.steps {
             match step {
                 Step::Sets(changes) => {
-                    hook.before("change ipsets")?;
                     let mut ipset = Ipset::open()?;
                     for change in changes {
-                        ipset.change(change).await?;
+                        ipset.change(change, hook).await?;
                     }
                 }
                 Step::Restore { family, script } => {

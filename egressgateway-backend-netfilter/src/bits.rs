@@ -35,6 +35,13 @@ impl Bits {
         (number & low) | ((number & !low) << 8)
     }
 
+    /// The number that the borrowed bits of a mark say.
+    pub(crate) fn number_in(self, mark: u32) -> u16 {
+        let low = (1_u32 << self.mask().trailing_zeros()) - 1;
+        let borrowed = mark & self.scratch();
+        u16::try_from((borrowed & low) | ((borrowed & !low) >> 8)).unwrap_or(0)
+    }
+
     pub(crate) fn target(self, target: TargetId) -> u32 {
         self.mask.mark(target)
     }
@@ -61,6 +68,7 @@ mod tests {
             assert_eq!((bits.scratch().count_ones(), bits.scratch() & bits.mask()), (16, 0), "{shift}");
             let ones: u32 = (0..16).map(|bit| bits.number(1 << bit)).sum();
             assert_eq!(ones, bits.scratch());
+            assert!([0, 1, 0x1234, u16::MAX].iter().all(|number| bits.number_in(bits.number(*number) | bits.mask()) == *number));
         }
         assert_eq!(Bits::new(MarkMask::default()).number(0x1234), 0x1234);
         assert_eq!(Bits::new(MarkMask::new(0xff0).unwrap()).number(0x1234), 0x0012_3004);

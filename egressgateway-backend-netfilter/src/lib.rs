@@ -34,8 +34,10 @@
 mod backend;
 mod bits;
 mod command;
+mod content;
 mod flavour;
 mod ipset;
+mod monitor;
 mod names;
 mod numbers;
 mod packet;
@@ -45,12 +47,14 @@ mod save;
 mod set;
 mod state;
 mod trace;
+mod transition;
 mod tree;
 
 pub use backend::{Netfilter, NetfilterSettings};
 #[cfg(doc)]
 use egressgateway::{CounterSource, Driver, PolicyBackend};
 pub use flavour::IptablesFlavour;
+pub use monitor::NetfilterMonitor;
 pub use packet::{ConnectionState, DestinationKind, Direction, TracePacket, TraceSource, TraceVerdict};
 pub use plan::NetfilterPlan;
 pub use state::NetfilterState;

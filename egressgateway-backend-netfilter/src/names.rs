@@ -6,6 +6,12 @@ use egressgateway::model::{ClassId, Family};
 pub(crate) const CHAIN_PREFIX: &str = "EGW-";
 /// Every ipset whose name begins like this is ours.
 pub(crate) const SET_PREFIX: &str = "egw-";
+/// Chains that look up the destination of a class.
+pub(crate) const CLASS_PREFIX: &str = "EGW-C-";
+/// Chains that give a connection its source.
+pub(crate) const AS_PREFIX: &str = "EGW-AS-";
+/// Sets of the destinations of a class.
+pub(crate) const WHERE_PREFIX: &str = "egw-where-";
 /// The comment on jumps from the kernel's own chains into ours.
 pub(crate) const COMMENT: &str = "egressgateway";
 
@@ -48,11 +54,14 @@ pub(crate) const NO_VERDICT: &str = "EGW-NO-VERDICT";
 pub(crate) const UNCLASSIFIED: &str = "EGW-UNCLASSIFIED";
 pub(crate) const EXIT: &str = "EGW-EXIT";
 pub(crate) const SOURCE: &str = "EGW-SOURCE";
+pub(crate) const AS_NODE_CHAIN: &str = "EGW-AS-NODE";
+pub(crate) const AS_SELF_CHAIN: &str = "EGW-AS-SELF";
 pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
 
 /// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter, table, chain.
-pub(crate) const COUNTERS: [(&str, &str, &str); 7] = [
+pub(crate) const COUNTERS: [(&str, &str, &str); 8] = [
     ("steered", MANGLE, STEERED),
+    ("tunnelled", MANGLE, TUNNELLED),
     ("exited", NAT, EXITED),
     ("drop_no_gateway", MANGLE, NO_GATEWAY),
     ("drop_held", MANGLE, HELD),
@@ -61,6 +70,7 @@ pub(crate) const COUNTERS: [(&str, &str, &str); 7] = [
     ("drop_start_gate", MANGLE, START_GATE),
 ];
 pub(crate) const STEERED: &str = "EGW-STEERED";
+pub(crate) const TUNNELLED: &str = "EGW-TUNNELLED";
 pub(crate) const EXITED: &str = "EGW-EXITED";
 pub(crate) const NO_GATEWAY: &str = "EGW-NO-GATEWAY";
 pub(crate) const HELD: &str = "EGW-HELD";
@@ -99,7 +109,7 @@ impl Common {
 
 /// Where the pods of a class go.
 pub(crate) fn where_set(class: ClassId, family: Family) -> String {
-    format!("{SET_PREFIX}where-{:08x}-{}", class.get(), suffix(family))
+    format!("{WHERE_PREFIX}{:08x}-{}", class.get(), suffix(family))
 }
 
 /// The pods of a class that leave here as themselves.
@@ -114,7 +124,12 @@ pub(crate) fn kept_set(class: ClassId, family: Family) -> String {
 
 /// The chain that looks up the destination of a class.
 pub(crate) fn class_chain(class: ClassId) -> String {
-    format!("EGW-C-{:08x}", class.get())
+    format!("{CLASS_PREFIX}{:08x}", class.get())
+}
+
+/// The set that is filled to take the place of another.
+pub(crate) fn temporary(set: &str) -> String {
+    format!("{set}-new")
 }
 
 fn suffix(family: Family) -> &'static str {
@@ -133,7 +148,7 @@ mod tests {
         let class = ClassId::new(u32::MAX).into_iter();
         for class in class {
             for name in [where_set(class, Family::V4), keeper_set(class, Family::V6), kept_set(class, Family::V6)] {
-                assert!(name.len() <= SET_NAME_LENGTH - 2, "{name} needs room for a suffix");
+                assert!(temporary(&name).len() <= SET_NAME_LENGTH, "{name}");
             }
             assert!(class_chain(class).len() <= CHAIN_NAME_LENGTH);
         }

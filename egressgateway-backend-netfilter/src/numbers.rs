@@ -8,10 +8,11 @@ use std::{
 
 use egressgateway::{
     Error, ErrorKind, PolicyDesired,
-    model::{ClassId, SourceNat, Verdict},
+    model::{ClassId, Family, SourceNat, Verdict},
 };
+use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::bits::Bits;
+use crate::{bits::Bits, content::Roles as _};
 
 /// Source number of the node's own address.
 pub(crate) const AS_NODE: u16 = 1;
@@ -26,14 +27,17 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    pub(crate) fn of(desired: &PolicyDesired) -> Result<Self, Error> {
-        let who = desired.pods.values().chain(desired.subnets.values());
-        let classes: BTreeSet<ClassId> = who.copied().chain(desired.destinations.keys().map(|(class, _)| *class)).collect();
-        let addresses: BTreeSet<IpAddr> = desired.destinations.values().filter_map(|verdict| exit_address(desired, verdict)).collect();
+    pub(crate) fn of(uses: &Uses) -> Result<Self, Error> {
         Ok(Self {
-            classes: deal(classes.into_iter().map(|class| (class.get(), class)), 1, "classes")?,
-            addresses: deal(addresses.into_iter().map(|address| (fold(address), address)), AS_SELF + 1, "egress addresses")?,
+            classes: deal(uses.classes.keys().map(|class| (class.get(), *class)), 1, "classes")?,
+            addresses: deal(uses.addresses.keys().map(|address| (fold(*address), *address)), AS_SELF + 1, "egress addresses")?,
         })
+    }
+
+    /// Whether everything that has a number in both has the same one in both.
+    pub(crate) fn keep(&self, old: &Self) -> bool {
+        let classes = self.classes.iter().all(|(class, number)| old.classes.get(class).is_none_or(|before| before == number));
+        classes && self.addresses.iter().all(|(address, number)| old.addresses.get(address).is_none_or(|before| before == number))
     }
 
     /// The mark bits of a class.
@@ -51,13 +55,69 @@ impl Numbers {
     }
 }
 
-/// The address that something leaves here with.
-fn exit_address(desired: &PolicyDesired, verdict: &Verdict) -> Option<IpAddr> {
-    match verdict {
-        Verdict::Egress { target, source_nat: SourceNat::Address(address) } => {
-            (desired.accepts.contains(target) || desired.exits.contains(target)).then_some(*address)
+/// How often a desired state names what needs a number, or a set of its own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Uses {
+    classes: OrdMap<ClassId, usize>,
+    addresses: OrdMap<IpAddr, usize>,
+    /// Classes that leave here as themselves for some destination.
+    pub(crate) keeping: OrdMap<(ClassId, Family), usize>,
+}
+
+impl Uses {
+    /// Counts what changed between two states of the same roles, the first of which this counted.
+    pub(crate) fn follow(&self, from: &PolicyDesired, to: &PolicyDesired) -> Self {
+        let mut uses = self.clone();
+        from.pods.diff(&to.pods).for_each(|change| each(&change, |_, class, way| count(&mut uses.classes, *class, way)));
+        from.subnets.diff(&to.subnets).for_each(|change| each(&change, |_, class, way| count(&mut uses.classes, *class, way)));
+        from.destinations.diff(&to.destinations).for_each(|change| {
+            each(&change, |(class, range), verdict, way| {
+                count(&mut uses.classes, *class, way);
+                if to.keeps(verdict) {
+                    count(&mut uses.keeping, (*class, range.family()), way);
+                }
+                if let Verdict::Egress { target, source_nat: SourceNat::Address(address) } = verdict
+                    && to.exits_here(*target)
+                {
+                    count(&mut uses.addresses, *address, way);
+                }
+            });
+        });
+        uses
+    }
+
+    pub(crate) fn needs_same_numbers(&self, other: &Self) -> bool {
+        fn same_keys<K: Ord + Clone>(one: &OrdMap<K, usize>, other: &OrdMap<K, usize>) -> bool {
+            one.diff(other).all(|change| matches!(change, DiffItem::Update { .. }))
         }
-        _ => None,
+        same_keys(&self.classes, &other.classes) && same_keys(&self.addresses, &other.addresses)
+    }
+}
+
+/// One use more or less.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    More,
+    Less,
+}
+
+fn each<'a, K, V>(change: &DiffItem<'a, 'a, K, V>, mut tell: impl FnMut(&'a K, &'a V, Way)) {
+    match *change {
+        DiffItem::Add(key, value) => tell(key, value, Way::More),
+        DiffItem::Update { old, new } => {
+            tell(old.0, old.1, Way::Less);
+            tell(new.0, new.1, Way::More);
+        }
+        DiffItem::Remove(key, value) => tell(key, value, Way::Less),
+    }
+}
+
+fn count<K: Ord + Clone>(uses: &mut OrdMap<K, usize>, key: K, way: Way) {
+    let uses_now = uses.get(&key).copied().unwrap_or(0);
+    match (way, uses_now) {
+        (Way::More, now) => drop(uses.insert(key, now + 1)),
+        (Way::Less, 0 | 1) => drop(uses.remove(&key)),
+        (Way::Less, now) => drop(uses.insert(key, now - 1)),
     }
 }
 

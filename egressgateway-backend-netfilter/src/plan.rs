@@ -3,15 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Write as _},
+    sync::Arc,
 };
 
 use egressgateway::{Plan, model::Family};
+use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 
 use crate::{
-    names::{Common, TABLES},
+    bits::Bits,
+    names::{Common, NAT, TABLES, temporary},
     set::{Entry, Kind, Set, Shape, family},
-    state::{Jump, NetfilterState, Table},
+    state::{Jump, NetfilterState, Table, Tables},
+    transition,
 };
 
 /// What to do with sets, and what to give to `iptables-restore --noflush`, step by step.
@@ -20,10 +24,11 @@ pub struct NetfilterPlan {
     pub(crate) steps: Vec<Step>,
 }
 
-/// One step: its parts reach the kernel together or one after the other, but nothing else comes between.
+/// One step. At every moment between two of them, and between two writes of one, a new connection meets what the state before or the
+/// one after says of it, or is dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Over netlink.
+    /// Over netlink, one after the other.
     Sets(Vec<SetChange>),
     /// One transaction per table.
     Restore { family: Family, script: String },
@@ -44,6 +49,11 @@ pub(crate) enum SetChange {
         set: String,
         kind: Kind,
         entries: Vec<(IpNet, Entry)>,
+    },
+    /// One set takes the place of the other, in all rules at once.
+    Swap {
+        set: String,
+        with: String,
     },
     Destroy(String),
 }
@@ -74,6 +84,7 @@ impl fmt::Display for SetChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Create(set, shape) => writeln!(f, "create {set} {shape}"),
+            Self::Swap { set, with } => writeln!(f, "swap {set} {with}"),
             Self::Destroy(set) => writeln!(f, "destroy {set}"),
             Self::Add { set, entries, new, .. } => entries.iter().try_for_each(|(net, entry)| {
                 let exist = if *new { "" } else { " -exist" };
@@ -94,110 +105,185 @@ fn short(net: IpNet) -> String {
 }
 
 /// What leads from `current` to `after`.
-pub(crate) fn plan(current: &NetfilterState, after: &NetfilterState) -> NetfilterPlan {
-    // A set of the wrong type can't be replaced while rules refer to it.
-    let wrong = |(name, set): (&String, &Set)| after.sets.get(name).is_some_and(|wanted| wanted.shape != set.shape);
-    if current.sets.iter().any(wrong) {
-        let empty = NetfilterState::default();
-        let mut steps = plan(current, &empty).steps;
-        steps.extend(plan(&empty, after).steps);
-        return NetfilterPlan { steps };
-    }
-    let (before, later) = sets(current, after);
-    let mut steps = Vec::new();
-    steps.extend(Some(before).filter(|changes| !changes.is_empty()).map(Step::Sets));
-    for family in Family::ALL {
-        steps.extend(
-            Some(restore(current, after, family)).filter(|script| !script.is_empty()).map(|script| Step::Restore { family, script }),
-        );
-    }
-    steps.extend(Some(later).filter(|changes| !changes.is_empty()).map(Step::Sets));
-    NetfilterPlan { steps }
+pub(crate) fn plan(current: &NetfilterState, after: &NetfilterState, bits: Bits) -> NetfilterPlan {
+    let mut plan = NetfilterPlan::default();
+    let held = plan.hold_wrong_sets(current, after);
+    let current = held.as_ref().unwrap_or(current);
+    let sets = SetChanges::between(current, after);
+    let between = transition::tables(current, after, bits);
+    plan.sets(sets.before);
+    plan.tables(&current.tables, &between);
+    plan.sets(sets.later);
+    plan.tables(&between, &after.tables);
+    plan.sets(sets.last);
+    plan
 }
 
-/// What changes in sets before the rules do, and after.
+impl NetfilterPlan {
+    /// Adds to the step before, if that is about sets too.
+    fn sets(&mut self, changes: Vec<SetChange>) {
+        match self.steps.last_mut() {
+            _ if changes.is_empty() => {}
+            Some(Step::Sets(before)) => before.extend(changes),
+            _ => self.steps.push(Step::Sets(changes)),
+        }
+    }
+
+    fn tables(&mut self, current: &Tables, after: &Tables) {
+        for family in Family::ALL {
+            let script = restore(current, after, family);
+            if !script.is_empty() {
+                self.steps.push(Step::Restore { family, script });
+            }
+        }
+    }
+
+    /// A set of the wrong shape can't be replaced while rules refer to it. Chains that do drop everything until they are written anew;
+    /// returns the state in which the wrong sets are gone.
+    fn hold_wrong_sets(&mut self, current: &NetfilterState, after: &NetfilterState) -> Option<NetfilterState> {
+        let is_wrong = |name: &String, set: &Set| after.sets.get(name).is_some_and(|wanted| wanted.shape != set.shape);
+        let wrong: Vec<&String> = current.sets.iter().filter(|(name, set)| is_wrong(name, set)).map(|(name, _)| name).collect();
+        if wrong.is_empty() {
+            return None;
+        }
+        let refers = |rule: &String| rule.split(' ').any(|word| wrong.iter().any(|name| *name == word));
+        let mut held = current.clone();
+        for ((_, name), table) in &mut held.tables {
+            let way = if name == NAT { "-j RETURN" } else { "-j DROP" };
+            for rules in Arc::make_mut(table).chains.values_mut().filter(|rules| rules.iter().any(refers)) {
+                *rules = vec![way.to_owned()];
+            }
+        }
+        self.tables(&current.tables, &held.tables);
+        self.sets(wrong.iter().map(|name| SetChange::Destroy((*name).clone())).collect());
+        for name in wrong {
+            held.sets.remove(name);
+        }
+        Some(held)
+    }
+}
+
+/// What changes in sets before the rules do, after that, and when nothing refers to what is left over.
 ///
 /// Where a class goes is known before a pod has it, and a pod is known to be classified after it is. So no packet meets less than its
 /// policy, in whatever moment it comes.
-fn sets(current: &NetfilterState, after: &NetfilterState) -> (Vec<SetChange>, Vec<SetChange>) {
-    let (mut before, mut places, mut later, mut known, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (name, set) in &after.sets {
-        let Some(old) = current.sets.get(name) else {
-            before.push(SetChange::Create(name.clone(), set.shape));
-            before.extend(added(name, set.shape.kind, set.entries.clone(), true));
-            continue;
-        };
-        let Difference { new, changed, gone } = Difference::of(&old.entries, &set.entries);
-        let is = |common: Common| Family::ALL.iter().any(|family| common.name(*family) == *name);
-        // A place names a target and a source that the rules must know first.
-        let add = if !Common::ALL.into_iter().any(is) {
-            &mut places
-        } else if is(Common::Pods) || is(Common::Nets) {
-            &mut later
-        } else if is(Common::Known) {
-            &mut known
-        } else {
-            &mut before
-        };
-        add.extend(added(name, set.shape.kind, new, true));
-        add.extend(added(name, set.shape.kind, changed, false));
-        if !gone.is_empty() {
-            let delete = SetChange::Delete { set: name.clone(), kind: set.shape.kind, entries: gone.into_iter().collect() };
-            if is(Common::Known) { before.push(delete) } else { last.push(delete) }
-        }
-    }
-    last.extend(current.sets.keys().filter(|name| !after.sets.contains_key(*name)).cloned().map(SetChange::Destroy));
-    (before, [places, later, known, last].concat())
+struct SetChanges {
+    before: Vec<SetChange>,
+    later: Vec<SetChange>,
+    last: Vec<SetChange>,
 }
 
-fn added(set: &str, kind: Kind, entries: BTreeMap<IpNet, Entry>, new: bool) -> Option<SetChange> {
-    let entries: Vec<_> = entries.into_iter().collect();
+/// From so many changes on, and at least half of what a set has, it is replaced as a whole.
+const REPLACED_FROM: usize = 256;
+
+impl SetChanges {
+    fn between(current: &NetfilterState, after: &NetfilterState) -> Self {
+        let (mut before, mut places, mut later, mut known) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut gone, mut last) = (Vec::new(), Vec::new());
+        let is = |name: &str, common: Common| Family::ALL.iter().any(|family| common.name(*family) == name);
+        for change in current.sets.diff(&after.sets) {
+            match change {
+                DiffItem::Remove(name, _) => last.push(SetChange::Destroy(name.clone())),
+                DiffItem::Add(name, set) => made(&mut before, name, set),
+                DiffItem::Update { old: (_, old), new: (name, set) } => {
+                    // A place names a target and a source that the rules must know first.
+                    let stage: &mut Vec<SetChange> = if !Common::ALL.into_iter().any(|common| is(name, common)) {
+                        &mut places
+                    } else if is(name, Common::Pods) || is(name, Common::Nets) {
+                        &mut later
+                    } else if is(name, Common::Known) {
+                        &mut known
+                    } else {
+                        &mut before
+                    };
+                    let difference = Difference::of(old, set);
+                    if difference.len() >= REPLACED_FROM.max(set.entries.len() / 2) {
+                        replaced(stage, name, set, current.sets.contains_key(&temporary(name)));
+                        continue;
+                    }
+                    let Some(Shape { kind, .. }) = set.shape else { continue };
+                    stage.extend(added(name, kind, difference.new, true));
+                    stage.extend(added(name, kind, difference.changed, false));
+                    if !difference.gone.is_empty() {
+                        let delete = SetChange::Delete { set: name.clone(), kind, entries: difference.gone };
+                        if is(name, Common::Known) { before.push(delete) } else { gone.push(delete) }
+                    }
+                }
+            }
+        }
+        Self { before, later: [places, later, known, gone].concat(), last }
+    }
+}
+
+fn made(list: &mut Vec<SetChange>, name: &str, set: &Set) {
+    let Some(shape) = set.shape else { return };
+    list.push(SetChange::Create(name.to_owned(), shape));
+    list.extend(added(name, shape.kind, set.entries.iter().map(|(net, entry)| (*net, *entry)).collect(), true));
+}
+
+/// Filled under another name, then swapped: a packet meets all of the old entries or all of the new ones.
+fn replaced(list: &mut Vec<SetChange>, name: &str, set: &Set, left_over: bool) {
+    let with = temporary(name);
+    list.extend(left_over.then(|| SetChange::Destroy(with.clone())));
+    made(list, &with, set);
+    list.push(SetChange::Swap { set: name.to_owned(), with: with.clone() });
+    list.push(SetChange::Destroy(with));
+}
+
+fn added(set: &str, kind: Kind, entries: Vec<(IpNet, Entry)>, new: bool) -> Option<SetChange> {
     (!entries.is_empty()).then(|| SetChange::Add { set: set.to_owned(), kind, entries, new })
 }
 
+#[derive(Default)]
 struct Difference {
-    new: BTreeMap<IpNet, Entry>,
-    changed: BTreeMap<IpNet, Entry>,
-    gone: BTreeMap<IpNet, Entry>,
+    new: Vec<(IpNet, Entry)>,
+    changed: Vec<(IpNet, Entry)>,
+    gone: Vec<(IpNet, Entry)>,
 }
 
 impl Difference {
-    fn of(old: &BTreeMap<IpNet, Entry>, wanted: &BTreeMap<IpNet, Entry>) -> Self {
-        let mut difference = Self { new: BTreeMap::new(), changed: BTreeMap::new(), gone: BTreeMap::new() };
-        for (net, entry) in wanted {
-            match old.get(net) {
-                None => drop(difference.new.insert(*net, *entry)),
-                Some(other) if other != entry => drop(difference.changed.insert(*net, *entry)),
-                Some(_) => {}
+    fn of(old: &Set, wanted: &Set) -> Self {
+        let mut difference = Self::default();
+        for change in old.entries.diff(&wanted.entries) {
+            match change {
+                DiffItem::Add(net, entry) => difference.new.push((*net, *entry)),
+                DiffItem::Update { new: (net, entry), .. } => difference.changed.push((*net, *entry)),
+                DiffItem::Remove(net, entry) => difference.gone.push((*net, *entry)),
             }
         }
-        difference.gone = old.iter().filter(|(net, _)| !wanted.contains_key(*net)).map(|(net, entry)| (*net, *entry)).collect();
         difference
+    }
+
+    fn len(&self) -> usize {
+        self.new.len() + self.changed.len() + self.gone.len()
     }
 }
 
 /// The script for one family; empty when nothing changes.
-fn restore(current: &NetfilterState, after: &NetfilterState, family: Family) -> String {
-    let none = Table::default();
+fn restore(current: &Tables, after: &Tables, family: Family) -> String {
+    let none = Arc::default();
     // What pins connections comes last, and goes first.
-    let order: Vec<&str> = if after.exists() { TABLES.to_vec() } else { TABLES.into_iter().rev().collect() };
+    let order: Vec<&str> = if after.is_empty() { TABLES.into_iter().rev().collect() } else { TABLES.to_vec() };
     let script = order.into_iter().map(|name| {
         let key = (family, name.to_owned());
-        transaction(name, current.tables.get(&key).unwrap_or(&none), after.tables.get(&key).unwrap_or(&none))
+        transaction(name, current.get(&key).unwrap_or(&none), after.get(&key).unwrap_or(&none))
     });
     script.collect()
 }
 
 /// What changes one table. Chains are replaced as a whole; one that stays as it is keeps its counters.
-fn transaction(name: &str, current: &Table, after: &Table) -> String {
-    let written: Vec<_> = after.chains.iter().filter(|(chain, rules)| current.chains.get(*chain) != Some(rules)).collect();
+fn transaction(name: &str, current: &Arc<Table>, after: &Arc<Table>) -> String {
+    if Arc::ptr_eq(current, after) {
+        return String::new();
+    }
+    let written: BTreeMap<_, _> = after.chains.iter().filter(|(chain, rules)| current.chains.get(*chain) != Some(rules)).collect();
     let gone: BTreeSet<_> = current.chains.keys().filter(|chain| !after.chains.contains_key(*chain)).collect();
     let jumps = if current.jumps == after.jumps { None } else { Some((&current.jumps, &after.jumps)) };
     if written.is_empty() && gone.is_empty() && jumps.is_none() {
         return String::new();
     }
     let mut script = format!("*{name}\n");
-    for chain in written.iter().map(|(chain, _)| *chain).chain(gone.iter().copied()) {
+    for chain in written.keys().chain(&gone) {
         let _ = writeln!(script, ":{chain} - [0:0]");
     }
     for (chain, rules) in &written {

@@ -6,16 +6,18 @@ use egressgateway::{
     PolicyDesired,
     model::{ClassId, Family, TargetId},
 };
+use imbl::OrdMap;
 
 use crate::{
     bits::Bits,
+    content::HELD_BYTE,
     names::{
-        CLASS, CLASSIFY, Common, EXIT, EXITED, FILTER, FORWARD, GUARD, HELD, MANGLE, NAT, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT,
-        POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain,
-        keeper_set, kept_set, where_set,
+        AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXITED, FILTER, FORWARD, GUARD, HELD, MANGLE, NAT,
+        NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, TUNNELLED,
+        UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
-    set::{HELD_BYTE, Set},
+    set::Set,
     tree::{Chains, Tree},
 };
 
@@ -25,7 +27,7 @@ pub(crate) fn rules(
     family: Family,
     bits: Bits,
     numbers: &Numbers,
-    sets: &BTreeMap<String, Set>,
+    sets: &OrdMap<String, Set>,
 ) -> BTreeMap<String, Chains> {
     let render = Render { desired, family, bits, numbers, sets };
     [(RAW, render.raw()), (NAT, render.nat()), (FILTER, render.filter()), (MANGLE, render.mangle())]
@@ -38,7 +40,7 @@ struct Render<'a> {
     family: Family,
     bits: Bits,
     numbers: &'a Numbers,
-    sets: &'a BTreeMap<String, Set>,
+    sets: &'a OrdMap<String, Set>,
 }
 
 /// A packet that belongs to no connection.
@@ -129,6 +131,7 @@ impl Render<'_> {
             (UNCLASSIFIED, self.unclassified()),
             (EXIT, self.exit()),
             (STEERED, vec!["-m comment --comment steered".into()]),
+            (TUNNELLED, vec!["-m comment --comment tunnelled".into()]),
             (NO_GATEWAY, drop()),
             (HELD, drop()),
             (UNKNOWN_SOURCE, drop()),
@@ -175,6 +178,7 @@ impl Render<'_> {
             rules.extend(self.devices().map(|into| format!("-i {from} -o {into} -g {NO_GATEWAY}")));
         }
         rules.push(format!("-m conntrack --ctdir ORIGINAL {} -j {GUARD}", self.not_pinned(self.bits.exit())));
+        rules.extend(self.each_device("-o", &format!("-m conntrack --ctstate NEW -j {TUNNELLED}")));
         if let Some(bytes) = self.desired.overlay.mss.get(&self.family) {
             // Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
             rules.push(format!("-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {bytes}"));
@@ -195,6 +199,8 @@ impl Render<'_> {
         let scratch = self.bits.scratch();
         let mut rules = self.find_class();
         rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -j {CLASS}"));
+        // A verdict without a source is from before this node became the exit.
+        rules.push(format!("-m mark --mark 0x0/{scratch:#x} -m mark ! --mark 0x0/{:#x} -g {UNKNOWN_SOURCE}", self.bits.mask()));
         rules.push(Self::mark(0, self.bits.mask()));
         rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -g {SOURCE}"));
         rules.push(if self.desired.overlay.unknown_may_exit {
@@ -209,8 +215,7 @@ impl Render<'_> {
     fn sources(&self, mangle: &mut Chains) {
         let numbers = self.addresses().map(|(_, number)| number).chain([AS_NODE, AS_SELF]);
         let leaves = numbers.map(|number| (number, "-j RETURN".to_owned())).collect();
-        let unknown = format!("-g {UNKNOWN_SOURCE}");
-        Tree { root: SOURCE, width: 16, place: &|number| self.bits.number(number), otherwise: Some(&unknown) }.grow(mangle, &leaves);
+        mangle.extend(source_tree(self.bits, &leaves));
     }
 
     /// Egress addresses of this family, with their numbers.
@@ -249,12 +254,11 @@ impl Render<'_> {
         vec![Self::mark(0, self.bits.all()), map(Common::Nets), map(Common::Pods)]
     }
 
-    /// A class that has no chain (yet) is held: its pods are in the sets, so they are governed.
+    /// The class of a packet, and the lookup of its destination.
     fn classes(&self, mangle: &mut Chains) {
         let numbers = &self.numbers.classes;
         let leaves = numbers.iter().map(|(class, number)| (*number, format!("-g {}", class_chain(*class)))).collect();
-        let held = format!("-g {HELD}");
-        Tree { root: CLASS, width: 16, place: &|number| self.bits.number(number), otherwise: Some(&held) }.grow(mangle, &leaves);
+        mangle.extend(class_tree(self.bits, &leaves));
         for class in numbers.keys() {
             let name = where_set(*class, self.family);
             let lookup = self.sets.contains_key(&name).then(|| format!("-j SET --map-set {name} dst --map-mark"));
@@ -322,28 +326,49 @@ impl Render<'_> {
         chains([(FORWARD, rules)])
     }
 
-    /// What enters the tunnel keeps its source; accepting it keeps every later masquerade away. What exits has the number of its source
-    /// in the packet mark. The nat table can't drop: whatever has no source was dropped before.
+    /// What enters the tunnel keeps its source: it is translated to itself, which keeps every later masquerade away. What exits has the
+    /// number of its source in the packet mark. The nat table can't drop: whatever has no source was dropped before.
     fn nat(&self) -> Chains {
-        let mut post = self.each_device("-o", "-j ACCEPT");
+        let itself = format!("-j NETMAP --to {}/0", if self.family == Family::V4 { "0.0.0.0" } else { "::" });
+        let mut post = self.each_device("-o", &itself);
         post.push(format!("{} -j {SOURCE}", self.pinned(self.bits.exit())));
         let own = |last: &str| vec![format!("-j {EXITED}"), Self::mark(0, self.bits.scratch()), last.to_owned()];
         let mut nat = chains([
             (POSTROUTING, post),
             (EXITED, vec!["-m comment --comment exited".into()]),
-            ("EGW-AS-NODE", own("-j MASQUERADE")),
-            ("EGW-AS-SELF", own("-j ACCEPT")),
+            (AS_NODE_CHAIN, own("-j MASQUERADE")),
+            (AS_SELF_CHAIN, own(&itself)),
         ]);
-        let mut leaves = BTreeMap::from([(AS_SELF, "-g EGW-AS-SELF".to_owned())]);
+        let mut leaves = BTreeMap::from([(AS_SELF, format!("-g {AS_SELF_CHAIN}"))]);
         for (address, number) in self.addresses() {
-            let name = format!("EGW-AS-{number:04x}");
+            let name = format!("{AS_PREFIX}{number:04x}");
             leaves.insert(number, format!("-g {name}"));
             nat.insert(name, own(&format!("-j SNAT --to-source {address}")));
         }
-        let node = "-g EGW-AS-NODE";
-        Tree { root: SOURCE, width: 16, place: &|number| self.bits.number(number), otherwise: Some(node) }.grow(&mut nat, &leaves);
+        nat.extend(translation_tree(self.bits, &leaves));
         nat
     }
+}
+
+/// Class to what its destination says. A class that no chain is for (yet) is held: its pods are in the sets, so they are governed.
+pub(crate) fn class_tree(bits: Bits, leaves: &BTreeMap<u16, String>) -> Chains {
+    numbers(CLASS, bits, leaves, &format!("-g {HELD}"))
+}
+
+/// Sources that the nat table knows; others do not leave.
+pub(crate) fn source_tree(bits: Bits, leaves: &BTreeMap<u16, String>) -> Chains {
+    numbers(SOURCE, bits, leaves, &format!("-g {UNKNOWN_SOURCE}"))
+}
+
+/// Source to its translation.
+pub(crate) fn translation_tree(bits: Bits, leaves: &BTreeMap<u16, String>) -> Chains {
+    numbers(SOURCE, bits, leaves, &format!("-g {AS_NODE_CHAIN}"))
+}
+
+fn numbers(root: &str, bits: Bits, leaves: &BTreeMap<u16, String>, otherwise: &str) -> Chains {
+    let mut tree = Chains::new();
+    Tree { root, width: 16, place: &|number| bits.number(number), otherwise: Some(otherwise) }.grow(&mut tree, leaves);
+    tree
 }
 
 /// A tree over our byte.

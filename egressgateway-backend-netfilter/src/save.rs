@@ -1,19 +1,19 @@
 //! What `iptables-save` prints, as far as it is ours.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use egressgateway::{Counter, model::Family};
 
 use crate::{
     names::{CHAIN_PREFIX, COUNTERS},
-    state::{Jump, Table},
+    state::{Jump, Table, Tables},
 };
 
 /// Rules of others that are known to sit in the flavour that a cluster uses.
 const CLUSTER_CHAINS: [&str; 5] = ["KUBE-", "cali-", "CNI-", "CILIUM_", "FLANNEL-"];
 
 /// Our chains and the jumps into them.
-pub(crate) fn parse(text: &str, family: Family) -> BTreeMap<(Family, String), Table> {
+pub(crate) fn parse(text: &str, family: Family) -> Tables {
     let mut tables: BTreeMap<(Family, String), Table> = BTreeMap::new();
     let (mut name, mut positions) = (String::new(), BTreeMap::new());
     for line in text.lines() {
@@ -34,7 +34,7 @@ pub(crate) fn parse(text: &str, family: Family) -> BTreeMap<(Family, String), Ta
             *position += 1;
         }
     }
-    tables
+    tables.into_iter().map(|(key, table)| (key, Arc::new(table))).collect()
 }
 
 /// The first word, if it is one of our chains.

@@ -1,18 +1,12 @@
-//! The ipsets: what is in them.
+//! What an ipset is: how it looks things up, and what its entries say.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::fmt;
 
-use egressgateway::{
-    Error, ErrorKind, PolicyDesired,
-    model::{ClassId, Family, IpRange, SourceNat, TargetId, Verdict},
-};
+use egressgateway::model::Family;
+use imbl::OrdMap;
 use ipnet::IpNet;
 
-use crate::{
-    bits::Bits,
-    names::{Common, keeper_set, kept_set, where_set},
-    numbers::Numbers,
-};
+use crate::names::Common;
 
 /// How a set looks things up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,10 +57,35 @@ pub(crate) enum Entry {
 }
 
 /// One set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Set {
-    pub(crate) shape: Shape,
-    pub(crate) entries: BTreeMap<IpNet, Entry>,
+    /// None when it is like none that we make: another type, or with time limits.
+    pub(crate) shape: Option<Shape>,
+    pub(crate) entries: OrdMap<IpNet, Entry>,
+}
+
+impl Set {
+    pub(crate) fn new(shape: Shape) -> Self {
+        Self { shape: Some(shape), entries: OrdMap::new() }
+    }
+}
+
+impl Shape {
+    /// How a set that is there whatever the policies looks things up.
+    pub(crate) fn of(common: Common, family: Family) -> Self {
+        let (kind, marked) = match common {
+            Common::Pods => (Kind::Addresses, true),
+            Common::Nets => (Kind::Networks, true),
+            Common::Known | Common::Peers => (Kind::Addresses, false),
+            Common::Exempt | Common::Local | Common::Governed => (Kind::Networks, false),
+        };
+        Self { kind, family, marked }
+    }
+
+    /// Networks, with marks or without.
+    pub(crate) fn networks(family: Family, marked: bool) -> Self {
+        Self { kind: Kind::Networks, family, marked }
+    }
 }
 
 impl fmt::Display for Shape {
@@ -78,129 +97,6 @@ impl fmt::Display for Shape {
 
 /// Room that nobody needs: the kernel's own default of 65536 is too little, and the limit costs nothing.
 pub(crate) const MAX_ELEMENTS: u32 = 1 << 24;
-
-/// Byte that says "held" in an entry; it is no target's.
-pub(crate) const HELD_BYTE: u8 = TargetId::EXIT_BYTE;
-
-/// All sets that `desired` asks for.
-pub(crate) fn sets(desired: &PolicyDesired, bits: Bits, numbers: &Numbers) -> Result<BTreeMap<String, Set>, Error> {
-    let mut sets = BTreeMap::new();
-    for family in Family::ALL {
-        for common in Common::ALL {
-            let (kind, marked) = match common {
-                Common::Pods => (Kind::Addresses, true),
-                Common::Nets => (Kind::Networks, true),
-                Common::Known | Common::Peers => (Kind::Addresses, false),
-                Common::Exempt | Common::Local | Common::Governed => (Kind::Networks, false),
-            };
-            sets.insert(common.name(family), Set { shape: Shape { kind, family, marked }, entries: BTreeMap::new() });
-        }
-    }
-    let class = |class: &ClassId| Entry::Mark { value: numbers.class(*class, bits), mask: bits.scratch() };
-    let gate = desired.start_gate.clone().unwrap_or_default();
-    let mut filler = Filler { sets: &mut sets };
-    desired.pods.iter().for_each(|(pod, id)| filler.common(Common::Pods, IpNet::from(*pod), class(id)));
-    desired.subnets.iter().for_each(|(net, id)| filler.range(Common::Nets, *net, class(id)));
-    desired.exempt.iter().for_each(|net| filler.range(Common::Exempt, IpRange::from(*net), Entry::In));
-    gate.local.iter().for_each(|net| filler.range(Common::Local, IpRange::from(*net), Entry::In));
-    gate.governed.iter().for_each(|net| filler.range(Common::Governed, *net, Entry::In));
-    gate.known.iter().for_each(|pod| filler.common(Common::Known, IpNet::from(*pod), Entry::In));
-    desired.overlay.peers.iter().for_each(|peer| filler.common(Common::Peers, IpNet::from(*peer), Entry::In));
-    filler.places(desired, bits, numbers)?;
-    filler.keepers(desired);
-    Ok(sets)
-}
-
-struct Filler<'a> {
-    sets: &'a mut BTreeMap<String, Set>,
-}
-
-impl Filler<'_> {
-    fn common(&mut self, set: Common, net: IpNet, entry: Entry) {
-        if let Some(set) = self.sets.get_mut(&set.name(family(net))) {
-            set.entries.insert(net, entry);
-        }
-    }
-
-    fn range(&mut self, set: Common, range: IpRange, entry: Entry) {
-        for net in prefixes(range) {
-            self.common(set, net, entry);
-        }
-    }
-
-    fn own(&mut self, name: String, range: IpRange, marked: bool, entry: Entry) {
-        let shape = Shape { kind: Kind::Networks, family: range.family(), marked };
-        let set = self.sets.entry(name).or_insert_with(|| Set { shape, entries: BTreeMap::new() });
-        set.entries.extend(prefixes(range).map(|net| (net, entry)));
-    }
-
-    /// Where each class goes, and as whom it leaves where it exits here.
-    fn places(&mut self, desired: &PolicyDesired, bits: Bits, numbers: &Numbers) -> Result<(), Error> {
-        for ((class, range), verdict) in &desired.destinations {
-            let (byte, source) = match verdict {
-                Verdict::Pass => continue,
-                Verdict::Hold => (HELD_BYTE, 0),
-                Verdict::Egress { target, source_nat } => {
-                    let exits = desired.accepts.contains(target) || desired.exits.contains(target);
-                    let source = if exits { numbers.source(*source_nat, bits) } else { 0 };
-                    if let SourceNat::Address(address) = source_nat
-                        && exits
-                        && Family::of(*address) != range.family()
-                    {
-                        let context = format!("class {class} to {range}: {address} is of the other address family");
-                        return Err(Error::new(ErrorKind::Invalid, context));
-                    }
-                    (target.byte(), source)
-                }
-            };
-            let entry = Entry::Mark { value: bits.byte(byte) | source, mask: bits.all() };
-            self.own(where_set(*class, range.family()), *range, true, entry);
-        }
-        Ok(())
-    }
-
-    /// Who leaves here as itself, and where to: only what others may send here.
-    fn keepers(&mut self, desired: &PolicyDesired) {
-        let mut keeping = std::collections::BTreeSet::new();
-        for ((class, range), verdict) in &desired.destinations {
-            if matches!(verdict, Verdict::Egress { target, source_nat: SourceNat::Keep } if desired.accepts.contains(target)) {
-                self.own(kept_set(*class, range.family()), *range, false, Entry::In);
-                keeping.insert((*class, range.family()));
-            }
-        }
-        for (class, family) in &keeping {
-            let shape = Shape { kind: Kind::Networks, family: *family, marked: false };
-            self.sets.insert(keeper_set(*class, *family), Set { shape, entries: BTreeMap::new() });
-        }
-        for (net, class) in desired.subnets.iter().filter(|(net, class)| keeping.contains(&(**class, net.family()))) {
-            self.own(keeper_set(*class, net.family()), *net, false, Entry::In);
-        }
-        for (pod, class) in &desired.pods {
-            let family = Family::of(*pod);
-            // An exact address takes precedence over its subnet.
-            if let Some((_, other)) = subnet(desired, *pod).filter(|(_, other)| other != class && keeping.contains(&(*other, family))) {
-                self.own(keeper_set(other, family), IpRange::single(*pod), false, Entry::Out);
-            }
-            if keeping.contains(&(*class, family)) {
-                self.own(keeper_set(*class, family), IpRange::single(*pod), false, Entry::In);
-            }
-        }
-    }
-}
-
-/// The subnet that an address lies in; they are disjoint.
-fn subnet(desired: &PolicyDesired, address: IpAddr) -> Option<(IpRange, ClassId)> {
-    let bound = IpRange::new(address, IpRange::everything(Family::of(address)).last())?;
-    desired.subnets.get_prev(&bound).map(|(net, class)| (*net, *class)).filter(|(net, _)| net.contains(address))
-}
-
-/// The prefixes of a range. `hash:net` takes none of length 0, so everything is written as its two halves.
-fn prefixes(range: IpRange) -> impl Iterator<Item = IpNet> {
-    range.prefixes().into_iter().flat_map(|net| match net.prefix_len() {
-        0 => net.subnets(1).map_or_else(|_| vec![net], Iterator::collect),
-        _ => vec![net],
-    })
-}
 
 pub(crate) fn family(net: IpNet) -> Family {
     Family::of(net.addr())

@@ -1,28 +1,49 @@
 //! What our sets and chains hold.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use egressgateway::{
-    Error, ErrorKind, PolicyDesired,
-    model::{Family, MarkMask},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
+
+use egressgateway::{Error, ErrorKind, PolicyDesired, model::Family};
+use imbl::OrdMap;
 
 use crate::{
     bits::Bits,
+    content::Content,
     names::{COMMENT, JUMPS},
-    numbers::Numbers,
     rules,
-    set::{self, Set},
+    set::Set,
     tree::Chains,
 };
+
+/// Our chains of each table of each family.
+pub(crate) type Tables = BTreeMap<(Family, String), Arc<Table>>;
 
 /// All our sets, chains and jumps on a host, or that there are none (the default).
 ///
 /// Two states are equal when the kernel would do the same with every packet and nothing in our chains and sets is somebody else's.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NetfilterState {
-    pub(crate) sets: BTreeMap<String, Set>,
-    pub(crate) tables: BTreeMap<(Family, String), Table>,
+    pub(crate) sets: OrdMap<String, Set>,
+    pub(crate) tables: Tables,
+    pub(crate) memory: Memory,
+}
+
+/// From what a state was made, so that the next one costs the difference. Says nothing about the kernel: all memories are equal.
+#[derive(Clone, Default)]
+pub(crate) struct Memory(Option<Arc<Content>>);
+
+impl PartialEq for Memory {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Memory")
+    }
 }
 
 /// What is ours in one table of one family.
@@ -42,22 +63,24 @@ pub(crate) struct Jump {
 }
 
 impl NetfilterState {
-    /// The state that `desired` asks for.
-    pub(crate) fn of(desired: &PolicyDesired, mask: MarkMask) -> Result<Self, Error> {
+    /// What was read from a host.
+    pub(crate) fn observed(sets: OrdMap<String, Set>, tables: Tables) -> Self {
+        Self { sets, tables, memory: Memory::default() }
+    }
+
+    /// The state that `desired` asks for, from `current`.
+    pub(crate) fn of(desired: &PolicyDesired, bits: Bits, current: &Self) -> Result<Self, Error> {
         if *desired == PolicyDesired::default() {
             return Ok(Self::default());
         }
         check(desired)?;
-        let (bits, numbers) = (Bits::new(mask), Numbers::of(desired)?);
-        let sets = set::sets(desired, bits, &numbers)?;
-        let mut tables = BTreeMap::new();
-        for family in Family::ALL {
-            for (name, chains) in rules::rules(desired, family, bits, &numbers, &sets) {
-                let jumps = JUMPS.into_iter().filter(|(table, ..)| *table == name).map(|(_, chain, own)| Jump::first(chain, own)).collect();
-                tables.insert((family, name), Table { chains, jumps });
-            }
-        }
-        Ok(Self { sets, tables })
+        let previous = current.memory.0.as_deref();
+        let content = Content::of(desired, bits, previous)?;
+        let tables = match previous.filter(|previous| previous.has_same_rules(&content)) {
+            Some(_) => current.tables.clone(),
+            None => tables(desired, bits, &content, current),
+        };
+        Ok(Self { sets: content.sets.clone(), tables, memory: Memory(Some(Arc::new(content))) })
     }
 
     /// Whether the host has anything of ours.
@@ -85,6 +108,20 @@ impl NetfilterState {
     }
 }
 
+/// All rules; tables that stay as they are stay the same in memory too.
+fn tables(desired: &PolicyDesired, bits: Bits, content: &Content, current: &NetfilterState) -> Tables {
+    let mut tables = Tables::new();
+    for family in Family::ALL {
+        for (name, chains) in rules::rules(desired, family, bits, &content.numbers, &content.sets) {
+            let jumps = JUMPS.into_iter().filter(|(table, ..)| *table == name).map(|(_, chain, own)| Jump::first(chain, own)).collect();
+            let (key, table) = ((family, name), Table { chains, jumps });
+            let same = current.tables.get(&key).filter(|old| ***old == table).cloned();
+            tables.insert(key, same.unwrap_or_else(|| Arc::new(table)));
+        }
+    }
+    tables
+}
+
 impl Jump {
     /// The jump that we write: before all others' rules.
     fn first(chain: &str, own: &str) -> Self {
@@ -100,13 +137,5 @@ fn check(desired: &PolicyDesired) -> Result<(), Error> {
     if let Some(name) = desired.overlay.devices.iter().find(|name| !fits(name)) {
         return invalid(format!("overlay device {name:?} is no device name"));
     }
-    let subnets = desired.subnets.keys().zip(desired.subnets.keys().skip(1));
-    if let Some((one, next)) = subnets.into_iter().find(|(one, next)| one.overlaps(next)) {
-        return invalid(format!("pod subnets overlap: {one} and {next}"));
-    }
-    let mut places = desired.destinations.keys().zip(desired.destinations.keys().skip(1));
-    match places.find(|((class, one), (other, next))| class == other && one.overlaps(next)) {
-        Some(((class, one), (_, next))) => invalid(format!("destinations of class {class} overlap: {one} and {next}")),
-        None => Ok(()),
-    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use egressgateway::model::Family;
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
@@ -75,7 +76,7 @@ enum Step {
 }
 
 struct Walk<'a> {
-    sets: &'a BTreeMap<String, Set>,
+    sets: &'a OrdMap<String, Set>,
     chains: &'a BTreeMap<String, Vec<String>>,
     table: &'a str,
     out: Option<&'a str>,
@@ -158,14 +159,14 @@ impl Walk<'_> {
 
     fn target(&mut self, way: &str, target: &str, options: &[&str], depth: usize) -> Step {
         match target {
-            "ACCEPT" => {
-                if self.table == NAT {
-                    self.source = TraceSource::Itself;
-                }
-                return Step::Accept;
-            }
+            "ACCEPT" => return Step::Accept,
             "DROP" => return Step::Drop,
             "RETURN" => return Step::Back,
+            // To its own address: the network that it maps to is everything.
+            "NETMAP" => {
+                self.source = TraceSource::Itself;
+                return Step::Accept;
+            }
             "MASQUERADE" => {
                 self.source = TraceSource::Masquerade;
                 return Step::Accept;

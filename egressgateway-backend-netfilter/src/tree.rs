@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::bits::Bits;
+
 /// Chains of one table: the rules of each, as `iptables-save` prints them.
 pub(crate) type Chains = BTreeMap<String, Vec<String>>;
 
@@ -55,6 +57,27 @@ impl Tree<'_> {
     }
 }
 
+/// The leaves of a tree of sixteen-bit numbers, whoever wrote it: each number with what to do.
+pub(crate) fn leaves(chains: &Chains, root: &str, bits: Bits) -> BTreeMap<u16, String> {
+    let whole = format!("/{:#x}", bits.scratch());
+    let leaf = |rule: &String| {
+        let (mark, leaf) = rule.strip_prefix("-m mark --mark 0x")?.split_once(' ')?;
+        let value = u32::from_str_radix(mark.strip_suffix(&whole)?, 16).ok()?;
+        Some((bits.number_in(value), leaf.to_owned()))
+    };
+    chains.iter().filter(|(name, _)| is_part(name, root)).flat_map(|(_, rules)| rules.iter().filter_map(leaf)).collect()
+}
+
+/// Whether a chain is one of a tree's.
+pub(crate) fn is_part(name: &str, root: &str) -> bool {
+    name.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
+/// The chain that a leaf leads to.
+pub(crate) fn goal(leaf: &str) -> Option<&str> {
+    leaf.strip_prefix("-g ")
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -74,6 +97,16 @@ mod tests {
         assert_eq!(chains["T"], ["-m mark --mark 0x100000/0xf00000 -g T-1", "-m mark --mark 0x900000/0xffff00 -g L9000", "-j DROP"]);
         assert_eq!(chains["T-12"], ["-m mark --mark 0x123000/0xfff000 -g T-123", "-j DROP"]);
         assert_eq!(chains["T-123"][0], "-m mark --mark 0x123400/0xffff00 -g L1234");
+    }
+
+    #[test]
+    fn leaves_are_read_back() {
+        let bits = Bits::new(egressgateway::model::MarkMask::default());
+        let leaves: BTreeMap<u16, String> = [1, 2, 0x12, 0x1234, 0xffff].map(|number| (number, format!("-g L{number:x}"))).into();
+        let mut chains = Chains::new();
+        Tree { root: "T", width: 16, place: &|number| bits.number(number), otherwise: Some("-j DROP") }.grow(&mut chains, &leaves);
+        chains.insert("TX".into(), vec!["-m mark --mark 0x7/0xffff -g OTHER".into()]);
+        assert_eq!(super::leaves(&chains, "T", bits), leaves);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::Deserialize;
 const DOCUMENTED: &str = "
 tunnel: {kind: vxlan, ipv4CIDR: 172.31.0.0/16, ipv6CIDR: 'fd31::/112', vni: 100, port: 7789, mtu: auto, parent: auto}
 policyBackend: auto
+iptables: auto
 forwardMethod: active-passive
 defaultEgressGateway: egressgateway
 clusterCIDRs: {auto: true, extra: []}
@@ -69,6 +70,7 @@ fn every_field_can_be_changed() {
         ("tunnel.mtu", "1400"),
         ("tunnel.parent", "eth1"),
         ("policyBackend", "netfilter"),
+        ("iptables", "legacy"),
         ("forwardMethod", "ecmp"),
         ("defaultEgressGateway", ""),
         ("clusterCIDRs.auto", "false"),

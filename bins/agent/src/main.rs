@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod backend;
 mod wiring;
 
 use std::{process::ExitCode, sync::Arc};
@@ -87,18 +88,20 @@ async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Resu
 }
 
 async fn cleanup(config: &Config, dry_run: bool) -> Result<(), Failure> {
-    let mut node = wiring::node(config)?;
+    let mut drivers = wiring::removal(config)?;
     if dry_run {
-        print!("{}", node.drivers.dry_run(&DriversDesired::default()).await?);
+        print!("{}", drivers.dry_run(&DriversDesired::default()).await?);
     } else {
-        node.drivers.remove_all().await?;
+        drivers.remove_all().await?;
     }
     Ok(())
 }
 
 async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Result<Agent, Failure> {
-    let node = wiring::node(config)?;
-    let settings = wiring::settings(config, common, name);
+    let node = wiring::node(config).await?;
+    let mut settings = wiring::settings(config, common, name);
+    tracing::info!(backend = node.backend, "policy backend");
+    settings.backend = Some(node.backend);
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
     Ok(agent.with_counters(node.counters).with_monitor(node.monitor))

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, Drivers, Encapsulation, PolicyMonitor, Reconciler,
+    CounterSource, Drivers, Encapsulation, PolicyDesired, PolicyMonitor, Reconcile, Reconciler,
     config::{Config, ReplyPath},
     index::IndexSettings,
     model::NodeName,
     runtime::AgentSettings,
     spec::Problem,
 };
-use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_daemon::{CommonArguments, Failure};
 use egressgateway_netlink::{KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
+
+use crate::backend::{self, Backend};
 
 /// What drives this node's kernel.
 pub(crate) struct Node {
@@ -22,38 +23,58 @@ pub(crate) struct Node {
     pub(crate) host: KernelHost,
     pub(crate) counters: Arc<dyn CounterSource>,
     pub(crate) monitor: Arc<dyn PolicyMonitor>,
+    /// Which policy backend, and why.
+    pub(crate) backend: String,
 }
 
 /// The drivers that the configuration names; nothing of the kernel is changed.
 ///
 /// # Errors
 /// When it names one that is not built in, or the kernel can't be spoken to.
-pub(crate) fn node(config: &Config) -> Result<Node, Failure> {
+pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
+    check(config)?;
+    let Backend { policy, counters, monitor, why } = backend::choose(config).await?;
+    let (netlink, parent) = (Netlink::open()?, config.tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named));
+    Ok(Node {
+        drivers: drivers(config, &netlink, policy),
+        encapsulation: Arc::new(VxlanShape(vxlan(config))),
+        monitor,
+        counters,
+        host: KernelHost::new(netlink, parent),
+        backend: why,
+    })
+}
+
+/// The drivers that remove what any configuration may have left.
+///
+/// # Errors
+/// When the configuration names what is not built in, or the kernel can't be spoken to.
+pub(crate) fn removal(config: &Config) -> Result<Drivers, Failure> {
+    check(config)?;
+    Ok(drivers(config, &Netlink::open()?, backend::removal(config)))
+}
+
+fn check(config: &Config) -> Result<(), Failure> {
     let problems = unknown(config);
-    if !problems.is_empty() {
-        return Err(problems.into());
-    }
-    let (netlink, tunnel) = (Netlink::open()?, &config.tunnel);
-    let vxlan = VxlanSettings { vni: tunnel.vni, port: tunnel.port, mtu: tunnel.mtu };
+    if problems.is_empty() { Ok(()) } else { Err(problems.into()) }
+}
+
+fn vxlan(config: &Config) -> VxlanSettings {
+    VxlanSettings { vni: config.tunnel.vni, port: config.tunnel.port, mtu: config.tunnel.mtu }
+}
+
+fn drivers(config: &Config, netlink: &Netlink, policy: Box<dyn Reconcile<PolicyDesired>>) -> Drivers {
     let steering = SteeringSettings {
         table_base: config.routing.table_base,
         rule_priority: config.routing.rule_priority,
         protocol: config.routing.protocol,
         mask: config.mark.mask,
     };
-    let nftables = Nftables::new(NftablesSettings { mask: config.mark.mask }, Arc::new(()));
-    let parent = tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named);
-    Ok(Node {
-        drivers: Drivers {
-            tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), Arc::new(())))),
-            steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))),
-            policy: Box::new(Reconciler::new(nftables.clone())),
-        },
-        encapsulation: Arc::new(VxlanShape(vxlan)),
-        monitor: Arc::new(nftables.monitor()?),
-        counters: Arc::new(nftables),
-        host: KernelHost::new(netlink, parent),
-    })
+    Drivers {
+        tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan(config), Arc::new(())))),
+        steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))),
+        policy,
+    }
 }
 
 /// What the configuration names and this agent does not have.
@@ -62,9 +83,7 @@ fn unknown(config: &Config) -> Vec<Problem> {
     if config.tunnel.kind != "vxlan" {
         problems.push(Problem::new("tunnel.kind", &config.tunnel.kind, "must be vxlan: no other tunnel is built in"));
     }
-    if let Some(backend) = config.policy_backend.as_deref().filter(|backend| *backend != "nftables") {
-        problems.push(Problem::new("policyBackend", backend, "must be auto or nftables: no other backend is built in"));
-    }
+    problems.extend(backend::unknown(config));
     if config.reply_path != ReplyPath::Cni {
         problems.push(Problem::new("replyPath", "tunnel", "must be cni: answers through the tunnel are not built in"));
     }

@@ -19,6 +19,7 @@ pub(super) const NLA_TYPE_MASK: u16 = 0x3fff;
 
 pub(super) const CMD_CREATE: u8 = 2;
 pub(super) const CMD_DESTROY: u8 = 3;
+pub(super) const CMD_SWAP: u8 = 6;
 pub(super) const CMD_LIST: u8 = 7;
 pub(super) const CMD_ADD: u8 = 9;
 pub(super) const CMD_DEL: u8 = 10;
@@ -27,6 +28,8 @@ pub(super) const CMD_TYPE: u8 = 13;
 pub(super) const ATTR_PROTOCOL: u16 = 1;
 pub(super) const ATTR_SETNAME: u16 = 2;
 pub(super) const ATTR_TYPENAME: u16 = 3;
+/// `IPSET_ATTR_SETNAME2`, which has the number of the type's name.
+pub(super) const ATTR_SETNAME2: u16 = ATTR_TYPENAME;
 pub(super) const ATTR_REVISION: u16 = 4;
 pub(super) const ATTR_FAMILY: u16 = 5;
 pub(super) const ATTR_DATA: u16 = 7;
@@ -35,6 +38,7 @@ pub(super) const ATTR_LINENO: u16 = 9;
 
 pub(super) const ATTR_IP: u16 = 1;
 pub(super) const ATTR_CIDR: u16 = 3;
+pub(super) const ATTR_TIMEOUT: u16 = 6;
 pub(super) const ATTR_CADT_FLAGS: u16 = 8;
 pub(super) const ATTR_MAXELEM: u16 = 19;
 pub(super) const ATTR_SKBMARK: u16 = 27;
@@ -51,6 +55,9 @@ pub(super) const AF_INET6: u8 = 10;
 
 /// Entries in one message: well below the 64 KiB that an attribute can hold.
 pub(super) const ENTRIES_PER_MESSAGE: usize = 500;
+
+/// `EINVAL`: what netfilter says where no subsystem answers to a number.
+pub(super) const NO_SUBSYSTEM: i32 = 22;
 
 /// From here on errors are ipset's own.
 pub(super) const ERR_PRIVATE: i32 = 4096;

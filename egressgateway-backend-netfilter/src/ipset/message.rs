@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use super::constants::{
     AF_INET, AF_INET6, ATTR_ADT, ATTR_CADT_FLAGS, ATTR_CIDR, ATTR_DATA, ATTR_FAMILY, ATTR_IP, ATTR_IPADDR_IPV4, ATTR_IPADDR_IPV6,
-    ATTR_LINENO, ATTR_MAXELEM, ATTR_PROTOCOL, ATTR_REVISION, ATTR_SETNAME, ATTR_SKBMARK, ATTR_TYPENAME, FLAG_NOMATCH, FLAG_SKBINFO,
-    NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_REQUEST, PROTOCOL, SUBSYSTEM,
+    ATTR_LINENO, ATTR_MAXELEM, ATTR_PROTOCOL, ATTR_REVISION, ATTR_SETNAME, ATTR_SETNAME2, ATTR_SKBMARK, ATTR_TIMEOUT, ATTR_TYPENAME,
+    FLAG_NOMATCH, FLAG_SKBINFO, NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_REQUEST, PROTOCOL, SUBSYSTEM,
 };
 use crate::set::{Entry, Kind, MAX_ELEMENTS, Shape};
 
@@ -57,6 +57,12 @@ impl Request {
 
     pub(super) fn set(mut self, name: &str) -> Self {
         self.text(ATTR_SETNAME, name);
+        self
+    }
+
+    /// The other set of a swap.
+    pub(super) fn second(mut self, name: &str) -> Self {
+        self.text(ATTR_SETNAME2, name);
         self
     }
 
@@ -160,6 +166,7 @@ impl Answer<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Listed {
     pub(super) name: String,
+    /// None in later messages, and where it is like none that we make.
     pub(super) shape: Option<Shape>,
     pub(super) entries: Vec<(IpNet, Entry)>,
 }
@@ -174,8 +181,12 @@ pub(super) fn listed(body: &[u8]) -> Option<Listed> {
             ATTR_TYPENAME => kind = Kind::ALL.into_iter().find(|kind| text(value) == Some(kind.name())),
             ATTR_FAMILY => family = value.first().map(|family| if *family == AF_INET { Family::V4 } else { Family::V6 }),
             ATTR_DATA => {
-                let flags = attributes(value).find(|(kind, _)| *kind == ATTR_CADT_FLAGS).and_then(|(_, flags)| be_u32(flags));
-                marked = Some(flags.unwrap_or(0) & FLAG_SKBINFO != 0);
+                let number = |wanted| attributes(value).find(|(kind, _)| *kind == wanted).and_then(|(_, number)| be_u32(number));
+                marked = match (number(ATTR_CADT_FLAGS).unwrap_or(0), number(ATTR_MAXELEM), number(ATTR_TIMEOUT)) {
+                    (0, Some(MAX_ELEMENTS), None) => Some(false),
+                    (FLAG_SKBINFO, Some(MAX_ELEMENTS), None) => Some(true),
+                    _ => None,
+                };
             }
             ATTR_ADT => listed.entries.extend(attributes(value).filter_map(|(_, entry)| self::entry(entry))),
             _ => {}

@@ -5,17 +5,19 @@ mod message;
 
 use std::collections::BTreeMap;
 
-use egressgateway::{Error, ErrorKind, model::Family};
+use egressgateway::{Error, ErrorKind, WriteHook, model::Family};
+use imbl::OrdMap;
+use ipnet::IpNet;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 
 use crate::{
     names::SET_PREFIX,
     plan::SetChange,
-    set::{Entry, Kind, Set, Shape},
+    set::{Entry, Kind, Set},
 };
 use constants::{
-    CMD_ADD, CMD_CREATE, CMD_DEL, CMD_DESTROY, CMD_LIST, CMD_TYPE, ENTRIES_PER_MESSAGE, ERR_PRIVATE, ERRORS, NLM_F_CREATE, NLM_F_DUMP,
-    NLM_F_EXCL, NLMSG_DONE, NLMSG_ERROR,
+    CMD_ADD, CMD_CREATE, CMD_DEL, CMD_DESTROY, CMD_LIST, CMD_SWAP, CMD_TYPE, ENTRIES_PER_MESSAGE, ERR_PRIVATE, ERRORS, NO_SUBSYSTEM, NLM_F_CREATE,
+    NLM_F_DUMP, NLM_F_EXCL, NLMSG_DONE, NLMSG_ERROR,
 };
 use message::{Request, answers, listed};
 
@@ -66,32 +68,44 @@ impl Ipset {
     }
 
     /// All sets of ours.
-    pub(crate) async fn list(&mut self) -> Result<BTreeMap<String, Set>, Error> {
+    pub(crate) async fn list(&mut self) -> Result<OrdMap<String, Set>, Error> {
         let (refusal, bodies) = self.ask(Request::new(CMD_LIST, NLM_F_DUMP), "list ipsets").await?;
-        if let Some(refusal) = refusal {
-            return Err(error(&refusal, "list ipsets".into()));
+        match refusal {
+            Some(Refusal { errno: NO_SUBSYSTEM, .. }) => {
+                return Err(Error::new(ErrorKind::Unsupported, "the kernel has no ipset: CONFIG_IP_SET is needed"));
+            }
+            Some(refusal) => return Err(error(&refusal, "list ipsets".into())),
+            None => {}
         }
         let mut sets: BTreeMap<String, Set> = BTreeMap::new();
         for listed in bodies.iter().filter_map(|body| listed(body)).filter(|listed| listed.name.starts_with(SET_PREFIX)) {
-            // A type that we never make: it looks as if it were none of ours, and is replaced like one of the wrong family.
-            let strange = Shape { kind: Kind::Networks, family: Family::V4, marked: false };
-            let set = sets.entry(listed.name).or_insert_with(|| Set { shape: listed.shape.unwrap_or(strange), entries: BTreeMap::new() });
+            let set = sets.entry(listed.name).or_default();
+            set.shape = set.shape.or(listed.shape);
             set.entries.extend(listed.entries);
         }
-        Ok(sets)
+        Ok(sets.into_iter().collect())
     }
 
-    /// Does one change. What is there already, or not there any more, is a conflict.
-    pub(crate) async fn change(&mut self, change: &SetChange) -> Result<(), Error> {
+    /// Does one change, and asks `hook` before each message. What is there already, or not there any more, is a conflict.
+    pub(crate) async fn change(&mut self, change: &SetChange, hook: &dyn WriteHook) -> Result<(), Error> {
         match change {
             SetChange::Create(name, shape) => {
+                hook.before("create ipset")?;
                 let request = Request::new(CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL).set(name).shape(*shape);
                 self.write(request, format!("create ipset {name} ({shape})")).await
             }
-            SetChange::Destroy(name) => self.write(Request::new(CMD_DESTROY, 0).set(name), format!("destroy ipset {name}")).await,
+            SetChange::Destroy(name) => {
+                hook.before("destroy ipset")?;
+                self.write(Request::new(CMD_DESTROY, 0).set(name), format!("destroy ipset {name}")).await
+            }
+            SetChange::Swap { set, with } => {
+                hook.before("swap ipsets")?;
+                self.write(Request::new(CMD_SWAP, 0).set(set).second(with), format!("swap ipsets {set} and {with}")).await
+            }
             SetChange::Add { set, kind, entries, new } => {
                 let flags = if *new { NLM_F_EXCL } else { 0 };
                 for entries in entries.chunks(ENTRIES_PER_MESSAGE) {
+                    hook.before("add to ipset")?;
                     let request = Request::new(CMD_ADD, flags).set(set).entries(*kind, entries, true);
                     self.write_entries(request, &format!("add to ipset {set}"), entries).await?;
                 }
@@ -99,6 +113,7 @@ impl Ipset {
             }
             SetChange::Delete { set, kind, entries } => {
                 for entries in entries.chunks(ENTRIES_PER_MESSAGE) {
+                    hook.before("delete from ipset")?;
                     let request = Request::new(CMD_DEL, NLM_F_EXCL).set(set).entries(*kind, entries, false);
                     self.write_entries(request, &format!("delete from ipset {set}"), entries).await?;
                 }
@@ -114,7 +129,7 @@ impl Ipset {
         }
     }
 
-    async fn write_entries(&mut self, request: Request, context: &str, entries: &[(ipnet::IpNet, Entry)]) -> Result<(), Error> {
+    async fn write_entries(&mut self, request: Request, context: &str, entries: &[(IpNet, Entry)]) -> Result<(), Error> {
         let Some(refusal) = self.ask(request, context).await?.0 else { return Ok(()) };
         let entry = refusal.entry.and_then(|line| entries.get(line - 1)).or(entries.first().filter(|_| entries.len() == 1));
         Err(error(&refusal, entry.map_or_else(|| context.to_owned(), |(net, _)| format!("{context}: {net}"))))

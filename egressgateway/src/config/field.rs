@@ -38,6 +38,7 @@ impl Config {
         field("tunnel.mtu", "tunnel-mtu", "EGRESSGATEWAY_TUNNEL_MTU", "MTU of the tunnel in bytes, 576 to 65535, or auto"),
         field("tunnel.parent", "tunnel-parent", "EGRESSGATEWAY_TUNNEL_PARENT", "device below the tunnel, or auto"),
         field("policyBackend", "policy-backend", "EGRESSGATEWAY_POLICY_BACKEND", "name of the policy backend, or auto"),
+        field("iptables", "iptables", "EGRESSGATEWAY_IPTABLES", "whose rules the netfilter backend joins: auto, legacy or nft"),
         field("forwardMethod", "forward-method", "EGRESSGATEWAY_FORWARD_METHOD", "active-passive or ecmp, for gateways that don't say"),
         field(
             "defaultEgressGateway",

@@ -27,6 +27,8 @@ pub struct Config {
     pub tunnel: TunnelConfig,
     /// Name of the policy backend; none: the first that the kernel can do.
     pub policy_backend: Option<String>,
+    /// Whose rules the netfilter backend joins.
+    pub iptables: Iptables,
     /// How gateways forward that don't say it themselves.
     pub forward_method: ForwardMethod,
     /// The gateway of policies that name none.
@@ -100,6 +102,18 @@ pub struct FailoverConfig {
     pub multiplier: u32,
 }
 
+/// Which iptables keeps the rules of the netfilter backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Iptables {
+    /// The one that keeps the rules of kube-proxy and the CNI.
+    #[default]
+    Auto,
+    /// `iptables-legacy`.
+    Legacy,
+    /// `iptables-nft`.
+    Nft,
+}
+
 /// How answers return from a gateway to the pod's node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReplyPath {
@@ -115,6 +129,7 @@ impl Default for Config {
         Self {
             tunnel: TunnelConfig::default(),
             policy_backend: None,
+            iptables: Iptables::default(),
             forward_method: ForwardMethod::default(),
             default_egress_gateway: Some(GatewayName::from("egressgateway")),
             cluster_cidrs: ClusterCidrs { auto: true, extra: Vec::new() },

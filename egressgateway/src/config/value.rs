@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use serde_yaml::{Mapping, Value};
 
-use super::{Config, ReplyPath, yaml};
+use super::{Config, Iptables, ReplyPath, yaml};
 use crate::{
     api::ForwardMethod,
     model::{Family, GatewayName, MarkMask},
@@ -50,6 +50,9 @@ impl Config {
             "tunnel.mtu" => self.tunnel.mtu = auto(text, |text| number(text, MIN_MTU..=65535))?,
             "tunnel.parent" => self.tunnel.parent = auto(text, device)?,
             "policyBackend" => self.policy_backend = auto(text, driver_name)?,
+            "iptables" => {
+                self.iptables = choice(text, &[("auto", Iptables::Auto), ("legacy", Iptables::Legacy), ("nft", Iptables::Nft)])?;
+            }
             "forwardMethod" => {
                 self.forward_method = choice(text, &[("active-passive", ForwardMethod::ActivePassive), ("ecmp", ForwardMethod::Ecmp)])?;
             }
@@ -83,6 +86,11 @@ impl Config {
             "tunnel.mtu" => self.tunnel.mtu.map_or_else(|| "auto".into(), Value::from),
             "tunnel.parent" => or(self.tunnel.parent.clone(), "auto"),
             "policyBackend" => or(self.policy_backend.clone(), "auto"),
+            "iptables" => text(&match self.iptables {
+                Iptables::Auto => "auto",
+                Iptables::Legacy => "legacy",
+                Iptables::Nft => "nft",
+            }),
             "forwardMethod" => text(&match self.forward_method {
                 ForwardMethod::ActivePassive => "active-passive",
                 ForwardMethod::Ecmp => "ecmp",

@@ -19,6 +19,8 @@ pub struct AgentSettings {
     pub index: IndexSettings,
     /// The bits of marks that are ours.
     pub mask: MarkMask,
+    /// Which policy backend is at work and why, in words, for the node's condition.
+    pub backend: Option<String>,
     /// The Lease by which the controller knows that the agent is alive.
     pub lease: LeaseSettings,
     /// How often the kernel is read completely, and what failed for good is tried again.
@@ -46,6 +48,7 @@ impl AgentSettings {
         Self {
             index,
             mask: MarkMask::default(),
+            backend: None,
             lease: LeaseSettings::default(),
             resync: Duration::from_secs(120),
             quiet: Duration::from_millis(100),

@@ -345,6 +345,7 @@ impl Session {
             steering: self.recorders.steering.read(),
             policy: self.recorders.policy.read(),
             entries: entries(&desired.policy),
+            backend: self.settings.backend.clone(),
         };
         self.metrics.tunnel_ready(report.is_tunnel_ready());
         self.reports.send_replace(Some(report));

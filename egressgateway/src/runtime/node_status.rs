@@ -38,6 +38,8 @@ pub(super) struct Report {
     pub(super) policy: Record,
     /// Entries of the classification.
     pub(super) entries: usize,
+    /// Which policy backend is at work, and why.
+    pub(super) backend: Option<String>,
 }
 
 impl Report {
@@ -72,7 +74,10 @@ impl Report {
 
     fn policy_programmed(&self) -> Condition {
         match &self.policy {
-            Record::Good => condition(POLICY_PROGRAMMED, "True", "Programmed", format!("{} entries", self.entries)),
+            Record::Good => {
+                let backend = self.backend.as_ref().map(|backend| format!(" in {backend}")).unwrap_or_default();
+                condition(POLICY_PROGRAMMED, "True", "Programmed", format!("{} entries{backend}", self.entries))
+            }
             record => unfinished(POLICY_PROGRAMMED, record),
         }
     }

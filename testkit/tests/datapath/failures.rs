@@ -79,6 +79,7 @@ pub(crate) fn rules_deleted_by_hand_come_back_at_once(path: &DataPath) {
             .node(node)
             .run(match path.backend {
                 "nftables" => "nft delete table inet egressgateway",
+                "netfilter" => "for t in mangle nat; do iptables-nft -t $t -F; ip6tables-nft -t $t -F; done; ipset flush egw-pods-v4",
                 other => panic!("how are the rules of {other} deleted?"),
             })
             .unwrap();

@@ -72,3 +72,4 @@ macro_rules! every_check_on {
 }
 
 every_check_on!(nftables_over_vxlan, crate::DataPath { backend: "nftables", tunnel: "vxlan" });
+every_check_on!(netfilter_over_vxlan, crate::DataPath { backend: "netfilter", tunnel: "vxlan" });

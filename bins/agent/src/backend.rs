@@ -1,0 +1,178 @@
+//! Which policy backend a node gets, and why.
+
+use std::sync::Arc;
+
+use egressgateway::{
+    CounterSource, Error, ErrorKind, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession,
+    config::{Config, Iptables},
+    spec::Problem,
+};
+#[cfg(feature = "netfilter")]
+use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
+#[cfg(feature = "nftables")]
+use egressgateway_backend_nftables::{Nftables, NftablesSettings};
+use egressgateway_daemon::Failure;
+
+type Policy = Box<dyn Reconcile<PolicyDesired>>;
+
+/// The backend of this node.
+pub(crate) struct Backend {
+    pub(crate) policy: Policy,
+    pub(crate) counters: Arc<dyn CounterSource>,
+    pub(crate) monitor: Arc<dyn PolicyMonitor>,
+    /// Its name and why it was chosen, for the log and the node's condition.
+    pub(crate) why: String,
+}
+
+/// Backends that this agent was built with.
+const BUILT_IN: &[&str] = &[
+    #[cfg(feature = "nftables")]
+    "nftables",
+    #[cfg(feature = "netfilter")]
+    "netfilter",
+];
+
+/// What the configuration names and this agent does not have.
+pub(crate) fn unknown(config: &Config) -> Option<Problem> {
+    let name = config.policy_backend.as_deref().filter(|name| !BUILT_IN.contains(name))?;
+    let rule = format!("must be auto or {}: this agent was built without any other backend", BUILT_IN.join(" or "));
+    Some(Problem::new("policyBackend", name, &rule))
+}
+
+/// The backend that the configuration names, or the first that this host can do: nftables before netfilter. What another backend left
+/// behind is removed once this one is in force.
+///
+/// # Errors
+/// When the host can't do any, each with what it lacks.
+pub(crate) async fn choose(config: &Config) -> Result<Backend, Failure> {
+    let mut lacking = Vec::new();
+    for name in BUILT_IN {
+        if let Some(asked) = config.policy_backend.as_deref() {
+            if asked == *name {
+                return made(name, config, "as configured").await;
+            }
+            continue;
+        }
+        match probe(name, config).await {
+            Ok(()) if lacking.is_empty() => return made(name, config, "chosen because this host has what it needs").await,
+            Ok(()) => return made(name, config, &format!("chosen because {}", lacking.join("; "))).await,
+            Err(error) if error.kind == ErrorKind::Unsupported => lacking.push(format!("{name} can't be used: {}", error.chain())),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Error::new(ErrorKind::Unsupported, format!("no policy backend works on this host: {}", lacking.join("; "))).into())
+}
+
+async fn probe(name: &str, config: &Config) -> Result<(), Error> {
+    match name {
+        #[cfg(feature = "nftables")]
+        "nftables" => nftables(config).probe().await,
+        #[cfg(feature = "netfilter")]
+        "netfilter" => netfilter(config).probe().await,
+        _ => Err(Error::new(ErrorKind::Unsupported, format!("this agent was built without {name}"))),
+    }
+}
+
+async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure> {
+    let _ = config;
+    match name {
+        #[cfg(feature = "nftables")]
+        "nftables" => {
+            let backend = nftables(config);
+            Ok(Backend {
+                policy: Box::new(Succession::new(Box::new(Reconciler::new(backend.clone())), netfilter_of_any_flavour(config))),
+                monitor: Arc::new(backend.monitor()?),
+                counters: Arc::new(backend),
+                why: format!("nftables, {why}"),
+            })
+        }
+        #[cfg(feature = "netfilter")]
+        "netfilter" => {
+            let backend = netfilter(config);
+            let flavour = backend.iptables().await?;
+            let (word, other) = match flavour {
+                IptablesFlavour::Legacy => ("legacy", IptablesFlavour::Nft),
+                _ => ("nft", IptablesFlavour::Legacy),
+            };
+            let other = NetfilterSettings { flavour: other, ..settings(config) };
+            let mut former: Vec<Policy> = vec![Box::new(Reconciler::new(Netfilter::former_flavour(other, Arc::new(()))))];
+            former.extend(former_nftables(config));
+            Ok(Backend {
+                policy: Box::new(Succession::new(Box::new(Reconciler::new(backend.clone())), former)),
+                monitor: Arc::new(backend.monitor()),
+                counters: Arc::new(backend),
+                why: format!("netfilter with iptables-{word}, {why}"),
+            })
+        }
+        _ => Err(Error::new(ErrorKind::Unsupported, format!("this agent was built without {name}")).into()),
+    }
+}
+
+/// Takes away what any backend left on this host.
+pub(crate) fn removal(config: &Config) -> Policy {
+    let mut all = netfilter_of_any_flavour(config);
+    all.extend(former_nftables(config));
+    Box::new(Succession::new(Box::new(Nothing), all))
+}
+
+/// Nothing is in force.
+struct Nothing;
+
+#[async_trait::async_trait]
+impl Reconcile<PolicyDesired> for Nothing {
+    async fn reconcile(&mut self, _: &PolicyDesired) -> Result<egressgateway::Outcome, Error> {
+        Ok(egressgateway::Outcome::Unchanged)
+    }
+
+    async fn dry_run(&mut self, _: &PolicyDesired) -> Result<String, Error> {
+        Ok(String::new())
+    }
+
+    fn invalidate(&mut self) {}
+}
+
+#[cfg(feature = "nftables")]
+fn nftables(config: &Config) -> Nftables {
+    Nftables::new(NftablesSettings { mask: config.mark.mask }, Arc::new(()))
+}
+
+#[cfg(feature = "nftables")]
+fn former_nftables(config: &Config) -> Vec<Policy> {
+    vec![Box::new(Reconciler::new(nftables(config)))]
+}
+
+#[cfg(not(feature = "nftables"))]
+fn former_nftables(_: &Config) -> Vec<Policy> {
+    Vec::new()
+}
+
+#[cfg(feature = "netfilter")]
+fn settings(config: &Config) -> NetfilterSettings {
+    let flavour = match config.iptables {
+        Iptables::Auto => IptablesFlavour::Auto,
+        Iptables::Legacy => IptablesFlavour::Legacy,
+        Iptables::Nft => IptablesFlavour::Nft,
+    };
+    NetfilterSettings { mask: config.mark.mask, flavour }
+}
+
+#[cfg(feature = "netfilter")]
+fn netfilter(config: &Config) -> Netfilter {
+    Netfilter::new(settings(config), Arc::new(()))
+}
+
+/// The last one goes first: sets can go when no chain refers to them.
+#[cfg(feature = "netfilter")]
+fn netfilter_of_any_flavour(config: &Config) -> Vec<Policy> {
+    let of = |flavour| NetfilterSettings { flavour, ..settings(config) };
+    vec![
+        Box::new(Reconciler::new(Netfilter::new(of(IptablesFlavour::Nft), Arc::new(())))),
+        Box::new(Reconciler::new(Netfilter::former_flavour(of(IptablesFlavour::Legacy), Arc::new(())))),
+    ]
+}
+
+#[cfg(not(feature = "netfilter"))]
+fn netfilter_of_any_flavour(_: &Config) -> Vec<Policy> {
+    let _ = Iptables::Auto;
+    Vec::new()
+}

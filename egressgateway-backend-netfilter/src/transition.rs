@@ -1,0 +1,141 @@
+//! What stands between two sets of rules while sets change: nothing that a number of the old sets means may be taken for another's.
+
+use std::{cell::OnceCell, collections::BTreeSet, sync::Arc};
+
+use egressgateway::model::Family;
+
+use crate::{
+    bits::Bits,
+    names::{AS_PREFIX, CLASS, CLASS_PREFIX, Common, HELD, MANGLE, NAT, SOURCE, WHERE_PREFIX},
+    rules,
+    set::{Entry, Set},
+    state::{NetfilterState, Table, Tables},
+    tree::{self, Chains},
+};
+
+/// The tables to have while the sets change from those of `current` to those of `after`.
+///
+/// Classes and egress addresses have numbers in the sets, and the rules say what a number means. Both change in one moment only within
+/// one table. So the rules in between know the numbers of both states: what goes is still known, and a number that means something
+/// else now, or may do so in what an interrupted change left, is held.
+pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Bits) -> Tables {
+    let mut tables = after.tables.clone();
+    if current.tables == after.tables {
+        return tables;
+    }
+    for family in Family::ALL {
+        let of = |name: &str| (family, name.to_owned());
+        let get = |tables: &Tables, name: &str| tables.get(&of(name)).cloned();
+        if let (Some(old), Some(new)) = (get(&current.tables, NAT), get(&after.tables, NAT)) {
+            let (nat, unsafe_numbers) = translations(&old, &new, current, family, bits);
+            if let Some(mangle) = tables.get_mut(&of(MANGLE)).filter(|_| !unsafe_numbers.is_empty() || nat.chains != new.chains) {
+                let mut known = tree::leaves(&nat.chains, SOURCE, bits);
+                known.extend(tree::leaves(&mangle.chains, SOURCE, bits));
+                known.retain(|number, _| !unsafe_numbers.contains(number));
+                for leaf in known.values_mut() {
+                    "-j RETURN".clone_into(leaf);
+                }
+                replace(&mut Arc::make_mut(mangle).chains, SOURCE, rules::source_tree(bits, &known));
+            }
+            if nat.chains != new.chains {
+                tables.insert(of(NAT), Arc::new(nat));
+            }
+        }
+        if let (Some(old), Some(new)) = (get(&current.tables, MANGLE), tables.get_mut(&of(MANGLE))) {
+            classes(&old, new, current, family, bits);
+        }
+    }
+    tables
+}
+
+/// The nat table in between, and the numbers that nothing may leave with until the sets have changed.
+fn translations(old: &Table, new: &Table, current: &NetfilterState, family: Family, bits: Bits) -> (Table, BTreeSet<u16>) {
+    let (before, wanted) = (tree::leaves(&old.chains, SOURCE, bits), tree::leaves(&new.chains, SOURCE, bits));
+    let in_use = OnceCell::new();
+    let used = |number: u16| {
+        let places = |name: &String| name.starts_with(WHERE_PREFIX);
+        in_use.get_or_init(|| Used::by(current, family, bits, bits.all(), places)).contains(number)
+    };
+    let chain = |table: &Table, leaf: &String| tree::goal(leaf).and_then(|name| table.chains.get(name)).cloned();
+    let (mut nat, mut risky) = (new.clone(), BTreeSet::new());
+    let mut all = wanted.clone();
+    for (number, leaf) in &before {
+        match wanted.get(number) {
+            Some(other) if chain(old, leaf) == chain(new, other) => {}
+            Some(_) => drop(risky.insert(*number)),
+            None => drop(all.insert(*number, leaf.clone())),
+        }
+        if let (Some(name), Some(rules)) = (tree::goal(leaf).filter(|name| name.starts_with(AS_PREFIX)), chain(old, leaf)) {
+            nat.chains.insert(name.to_owned(), rules);
+        }
+    }
+    risky.extend(wanted.keys().filter(|number| !before.contains_key(number) && used(**number)));
+    replace(&mut nat.chains, SOURCE, rules::translation_tree(bits, &all));
+    (nat, risky)
+}
+
+/// Makes the mangle table know the classes of both states.
+fn classes(old: &Table, new: &mut Arc<Table>, current: &NetfilterState, family: Family, bits: Bits) {
+    let (before, wanted) = (tree::leaves(&old.chains, CLASS, bits), tree::leaves(&new.chains, CLASS, bits));
+    let in_use = OnceCell::new();
+    let used = |number: u16| {
+        let pods = [Common::Pods, Common::Nets].map(|common| common.name(family));
+        in_use.get_or_init(|| Used::by(current, family, bits, bits.scratch(), |name: &String| pods.contains(name))).contains(number)
+    };
+    let mut all = wanted.clone();
+    for (number, leaf) in &mut all {
+        if before.get(number) != Some(leaf) && used(*number) {
+            *leaf = format!("-g {HELD}");
+        }
+    }
+    for (number, leaf) in before.iter().filter(|(number, _)| !wanted.contains_key(number)) {
+        all.insert(*number, leaf.clone());
+    }
+    if all == wanted {
+        return;
+    }
+    let table = Arc::make_mut(new);
+    for name in before.values().filter_map(|leaf| tree::goal(leaf)).filter(|name| name.starts_with(CLASS_PREFIX)) {
+        if let (false, Some(rules)) = (table.chains.contains_key(name), old.chains.get(name)) {
+            table.chains.insert(name.to_owned(), rules.clone());
+        }
+    }
+    replace(&mut table.chains, CLASS, rules::class_tree(bits, &all));
+}
+
+/// Takes a tree out of a table and puts another one in.
+fn replace(chains: &mut Chains, root: &str, tree: Chains) {
+    chains.retain(|name, _| !tree::is_part(name, root));
+    chains.extend(tree);
+}
+
+/// Numbers that entries have.
+enum Used {
+    These(BTreeSet<u16>),
+    /// Entries of another mark mask: they may be taken for anything.
+    Any,
+}
+
+impl Used {
+    /// The numbers in the sets of one family that `of` chooses, whose entries set the bits of `mask`.
+    fn by(state: &NetfilterState, family: Family, bits: Bits, mask: u32, of: impl Fn(&String) -> bool) -> Self {
+        let is_of = |set: &Set| set.shape.is_none_or(|shape| shape.family == family);
+        let mut numbers = BTreeSet::new();
+        for (_, set) in state.sets.iter().filter(|(name, set)| of(name) && is_of(set)) {
+            for entry in set.entries.values() {
+                match entry {
+                    Entry::Mark { value, mask: own } if *own == mask => drop(numbers.insert(bits.number_in(*value))),
+                    _ => return Self::Any,
+                }
+            }
+        }
+        Self::These(numbers)
+    }
+
+    fn contains(&self, number: u16) -> bool {
+        match self {
+            Self::These(numbers) => numbers.contains(&number),
+            Self::Any => true,
+        }
+    }
+}
