@@ -43,7 +43,7 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// Is told when somebody other than the backend that it came from changes sets or chains. Made by [`Netfilter::monitor`].
+/// Is told when somebody other than the backend that it came from changes sets or chains, and once after the backend itself wrote. Made by [`Netfilter::monitor`].
 #[derive(Debug)]
 pub struct NetfilterMonitor {
     backend: Netfilter,
@@ -70,10 +70,10 @@ impl PolicyMonitor for NetfilterMonitor {
             pause = PERIOD.max(began.elapsed() * SHARE);
             // The backend wrote meanwhile: nothing can be said about what was read.
             if number % 2 == 1 || number != self.writes.number() {
-                *seen = None;
                 continue;
             }
-            let changed = seen.as_ref().is_some_and(|(before, state)| *before == number && *state != now);
+            // Whether the first state after a write is what was written, only the reader who planned it can say.
+            let changed = seen.as_ref().is_none_or(|(before, state)| *before != number || *state != now);
             *seen = Some((number, now));
             if changed {
                 return Ok(());

@@ -46,6 +46,7 @@ pub(crate) const OUTPUT: &str = "EGW-OUTPUT";
 pub(crate) const FORWARD: &str = "EGW-FORWARD";
 pub(crate) const GUARD: &str = "EGW-GUARD";
 pub(crate) const POSTROUTING: &str = "EGW-POSTROUTING";
+pub(crate) const LET_GO: &str = "EGW-LET-GO";
 pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
 pub(crate) const CLASS: &str = "EGW-CLASS";
 pub(crate) const VERDICT: &str = "EGW-VERDICT";

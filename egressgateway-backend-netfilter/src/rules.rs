@@ -12,7 +12,7 @@ use crate::{
     bits::Bits,
     content::HELD_BYTE,
     names::{
-        AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXITED, FILTER, FORWARD, GUARD, HELD, MANGLE, NAT,
+        AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXITED, FILTER, FORWARD, GUARD, HELD, LET_GO, MANGLE, NAT,
         NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, TUNNELLED,
         UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set, kept_set, where_set,
     },
@@ -127,6 +127,7 @@ impl Render<'_> {
             (GUARD, [self.each_device("-o", "-j RETURN"), vec![format!("-g {NO_GATEWAY}")]].concat()),
             (POSTROUTING, self.postrouting()),
             (CLASSIFY, self.classify()),
+            (LET_GO, vec![self.pin(0), Self::mark(0, self.bits.mask())]),
             (NO_VERDICT, self.each_device("-i", &format!("-g {UNCLASSIFIED}"))),
             (UNCLASSIFIED, self.unclassified()),
             (EXIT, self.exit()),
@@ -174,6 +175,12 @@ impl Render<'_> {
     /// that. What came through the overlay does not enter it again.
     fn forward(&self) -> Vec<String> {
         let mut rules = vec![format!("{} -j RETURN", self.pinned(0))];
+        // Classification saw a service's address, which nothing said is the cluster's; the real destination is.
+        rules.push(format!(
+            "-m conntrack --ctstate DNAT --ctdir ORIGINAL {} {} -g {LET_GO}",
+            self.not_pinned(self.bits.exit()),
+            self.set(Common::Exempt, "dst")
+        ));
         for from in self.devices() {
             rules.extend(self.devices().map(|into| format!("-i {from} -o {into} -g {NO_GATEWAY}")));
         }

@@ -249,7 +249,16 @@ fn counters_are_there_with_the_rules_and_survive_updates() {
             assert!(netfilter.counters().await.unwrap().is_empty());
             reach(flavour, &world()).await;
             let names: Vec<String> = netfilter.counters().await.unwrap().into_keys().collect();
-            let all = ["drop_held", "drop_no_gateway", "drop_not_peer", "drop_start_gate", "drop_unknown_source", "exited", "steered", "tunnelled"];
+            let all = [
+                "drop_held",
+                "drop_no_gateway",
+                "drop_not_peer",
+                "drop_start_gate",
+                "drop_unknown_source",
+                "exited",
+                "steered",
+                "tunnelled",
+            ];
             assert_eq!(names, all);
             let program = format!("iptables-{}-restore", word(flavour));
             let counted = "*mangle\n:EGW-HELD - [0:0]\n[7:70] -A EGW-HELD -j DROP\nCOMMIT\n";

@@ -81,6 +81,8 @@ enum Backend {
     /// One nftables table.
     #[default]
     Nftables,
+    /// ipsets and iptables chains.
+    Netfilter,
 }
 
 fn pod(text: &str) -> Result<PodName, String> {

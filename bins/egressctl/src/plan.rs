@@ -1,6 +1,7 @@
 use std::fmt::Write;
 
 use egressgateway::{Driver, Error, config::Config, explain::Offline, model::NodeName};
+use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{Steering, SteeringSettings};
 use egressgateway_tunnel_vxlan::Vxlan;
@@ -38,8 +39,13 @@ pub(crate) fn plan(
 fn of_node(cluster: &Offline, config: &Config, node: &NodeName, backend: Backend) -> Result<NodePlan, String> {
     let desired = cluster.for_drivers(node).ok_or_else(|| format!("there is no Node {node}"))?;
     let failed = |error: Error| format!("Node {node}: {}", error.chain());
-    let Backend::Nftables = backend;
     let mask = config.mark.mask;
+    let policy = match backend {
+        Backend::Nftables => from_nothing(&Nftables::offline(NftablesSettings { mask }), &desired.policy),
+        Backend::Netfilter => {
+            from_nothing(&Netfilter::offline(NetfilterSettings { mask, flavour: IptablesFlavour::Auto }), &desired.policy)
+        }
+    };
     let routing = &config.routing;
     let steering =
         SteeringSettings { table_base: routing.table_base, rule_priority: routing.rule_priority, protocol: routing.protocol, mask };
@@ -47,7 +53,7 @@ fn of_node(cluster: &Offline, config: &Config, node: &NodeName, backend: Backend
         node: node.to_string(),
         tunnel: from_nothing(&Vxlan::offline(input::vxlan(config)), &desired.tunnel).map_err(failed)?,
         steering: from_nothing(&Steering::offline(steering), &desired.steering).map_err(failed)?,
-        policy: from_nothing(&Nftables::offline(NftablesSettings { mask }), &desired.policy).map_err(failed)?,
+        policy: policy.map_err(failed)?,
     })
 }
 
@@ -55,13 +61,19 @@ fn from_nothing<D: Driver>(driver: &D, desired: &D::Desired) -> Result<String, E
     Ok(driver.plan(desired, &D::State::default())?.plan.to_string())
 }
 
+/// Gives each part of a plan to the command in its heading, one after the other.
+const EACH_SECTION: &str = "function end() { if (command && close(command)) exit 1 } /^# / { end(); command = substr($0, 3); next } { print | command } END { end() }";
+
 /// A shell script: run on the node as root, it programs what the agent would. The policy comes first, as the agent has it: it drops
 /// what has no way yet.
 fn text(plan: &NodePlan, backend: Backend) -> String {
     let NodePlan { node, tunnel, steering, policy } = plan;
-    let Backend::Nftables = backend;
+    let program = match backend {
+        Backend::Nftables => "nft -f -".to_owned(),
+        Backend::Netfilter => format!("awk '{EACH_SECTION}'"),
+    };
     let mut text = String::new();
     // Writing into a String never fails.
-    let _ = write!(text, "# {node}: policy\nnft -f - <<END\n{policy}END\n# {node}: tunnel\n{tunnel}# {node}: steering\n{steering}");
+    let _ = write!(text, "# {node}: policy\n{program} <<END\n{policy}END\n# {node}: tunnel\n{tunnel}# {node}: steering\n{steering}");
     text
 }

@@ -19,6 +19,7 @@ use egressgateway::{
     explain::{self, Manifests, Offline, OfflineSettings},
     model::PodName,
 };
+use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{Steering, SteeringSettings};
 use egressgateway_testkit::netns;
@@ -27,7 +28,13 @@ use serde::Deserialize;
 use support::{Answer, Plans};
 
 /// The backends: name, plan from nothing, and the command that checks it from its standard input.
-const BACKENDS: [Backend; 1] = [Backend { name: "nftables", plan: nftables, check: &["nft", "-c", "-f", "-"] }];
+const BACKENDS: [Backend; 2] = [
+    Backend { name: "nftables", plan: nftables, check: &["nft", "-c", "-f", "-"] },
+    Backend { name: "netfilter", plan: netfilter, check: &["awk", EACH_SECTION] },
+];
+
+/// Gives each part of a plan to the command in its heading, one after the other.
+const EACH_SECTION: &str = "function end() { if (command && close(command)) exit 1 } /^# / { end(); command = substr($0, 3); next } { print | command } END { end() }";
 
 struct Backend {
     name: &'static str,
@@ -37,6 +44,10 @@ struct Backend {
 
 fn nftables(desired: &DriversDesired) -> String {
     from_nothing(&Nftables::offline(NftablesSettings::default()), &desired.policy)
+}
+
+fn netfilter(desired: &DriversDesired) -> String {
+    from_nothing(&Netfilter::offline(NetfilterSettings::default()), &desired.policy)
 }
 
 fn from_nothing<D: Driver>(driver: &D, desired: &D::Desired) -> String {
@@ -102,19 +113,19 @@ fn every_node_plans_what_it_always_did() {
 
 #[test]
 fn the_backends_own_tools_accept_every_plan() {
-    netns::in_namespace(|| async {
-        for name in scenarios() {
-            let cluster = cluster(&name);
-            for node in cluster.nodes() {
-                let desired = cluster.for_drivers(node).unwrap();
-                for backend in &BACKENDS {
-                    let output = run(Command::new(backend.check[0]).args(&backend.check[1..]), &(backend.plan)(&desired));
-                    let errors = String::from_utf8_lossy(&output.stderr);
-                    assert!(output.status.success(), "{name}, {node}, {}: {errors}", backend.name);
-                }
+    for name in scenarios() {
+        let cluster = cluster(&name);
+        for node in cluster.nodes() {
+            let desired = cluster.for_drivers(node).unwrap();
+            for backend in &BACKENDS {
+                let (plan, what) = ((backend.plan)(&desired), format!("{name}, {node}, {}", backend.name));
+                netns::in_namespace(move || async move {
+                    let output = run(Command::new(backend.check[0]).args(&backend.check[1..]), &plan);
+                    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+                });
             }
         }
-    });
+    }
 }
 
 fn run(command: &mut Command, input: &str) -> Output {
