@@ -79,13 +79,21 @@ impl Cluster {
         let api = lab.root().enter(|| ApiServer::start_at(address)).expect("the lab's root");
         let cluster = Self { daemons: BTreeMap::new(), api, lab, directory };
         std::fs::write(cluster.kubeconfig(), cluster.api.kubeconfig()).expect("the kubeconfig");
-        std::fs::write(cluster.path("config.yaml"), config).expect("the configuration");
+        cluster.configure(config);
         cluster.publish();
         cluster
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Another configuration file, for daemons that start from now on.
+    ///
+    /// # Panics
+    /// When it can't be written.
+    pub fn configure(&self, config: &str) {
+        std::fs::write(self.path("config.yaml"), config).expect("the configuration");
     }
 
     /// A kubeconfig that reaches the API server from every node.

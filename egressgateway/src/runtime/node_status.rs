@@ -137,7 +137,9 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
             .conditions
             .iter()
             .map(|condition| {
-                let message = if words { condition.message.clone() } else { String::new() };
+                // Why something fails may be told in ever other words; what is in force is told in other words when it is another.
+                let good = condition.message.chars().filter(|c| !c.is_ascii_digit() && condition.status == "True").collect();
+                let message = if words { condition.message.clone() } else { good };
                 (condition.type_.clone(), condition.status.clone(), condition.reason.clone(), message)
             })
             .collect();

@@ -58,7 +58,8 @@ macro_rules! every_check_on {
                 agents_and_controller_killed_at_any_time_change_nothing
                 an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right
                 an_agent_catches_up_with_what_changed_while_it_was_dead
-                a_shutdown_leaves_the_data_path_as_it_is;
+                a_shutdown_leaves_the_data_path_as_it_is
+                another_backend_takes_over_without_a_gap_and_nothing_of_this_one_stays;
             hosts:
                 an_overlay_with_loose_reverse_path_filters_and_a_drop_policy
                 strict_reverse_path_filters_on_a_routed_network

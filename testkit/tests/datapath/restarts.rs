@@ -93,3 +93,43 @@ pub(crate) fn an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up
     }
     assert_eq!(world.leaks(&capture), [""; 0]);
 }
+
+/// Prints what a node has of a backend.
+fn traces(backend: &str) -> &'static str {
+    match backend {
+        "nftables" => "nft list tables | grep 'inet egressgateway' || true",
+        "netfilter" => {
+            "for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $p-save 2>/dev/null | grep EGW- | head -1; done; ipset list -n | grep egw- || true"
+        }
+        other => panic!("what does {other} leave behind?"),
+    }
+}
+
+pub(crate) fn another_backend_takes_over_without_a_gap_and_nothing_of_this_one_stays(path: &DataPath) {
+    let mut world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|endpoint| world.shop.open_tcp(endpoint).unwrap()).collect();
+    let other = if path.backend == "nftables" { "netfilter" } else { "nftables" };
+    world.cluster.configure(&format!("policyBackend: {other}\ntunnel: {{kind: {}}}\n", path.tunnel));
+    for node in [CLIENT, GATEWAYS[0]] {
+        let has = |world: &World, backend| world.cluster.lab.node(node).run(traces(backend)).unwrap();
+        assert!(!has(&world, path.backend).is_empty() && has(&world, other).is_empty());
+        world.cluster.kill(&agent(node), Signal::SIGKILL);
+        world.cluster.start_agent(node);
+        world.cluster.eventually(&format!("{node} has nothing of {} any more", path.backend), || {
+            for endpoint in world.endpoints(GOVERNED) {
+                world.shop.connect_udp(endpoint).map_err(|error| error.to_string())?;
+            }
+            let left = has(&world, path.backend);
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        });
+        assert!(!has(&world, other).is_empty(), "{node} has {other}");
+        go_on(&mut flows);
+        world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+        world.cluster.eventually("the node's condition says which backend", || {
+            let conditions = world.cluster.status("EgressNode", node)["conditions"].to_string();
+            if conditions.contains(&format!("in {other}")) && conditions.contains("as configured") { Ok(()) } else { Err(conditions) }
+        });
+    }
+    assert_eq!(world.leaks(&capture), [""; 0]);
+}
