@@ -37,6 +37,8 @@ mod command;
 mod content;
 mod flavour;
 mod ipset;
+#[cfg(test)]
+mod moments;
 mod monitor;
 mod names;
 mod numbers;

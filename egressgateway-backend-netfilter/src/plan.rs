@@ -25,7 +25,7 @@ pub struct NetfilterPlan {
 }
 
 /// One step. At every moment between two of them, and between two writes of one, a new connection meets what the state before or the
-/// one after says of it, or is dropped.
+/// one after says of its pod's class, before or after, or is dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Over netlink, one after the other.
@@ -179,7 +179,7 @@ const REPLACED_FROM: usize = 256;
 impl SetChanges {
     fn between(current: &NetfilterState, after: &NetfilterState) -> Self {
         let (mut before, mut places, mut later, mut known) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (mut gone, mut last) = (Vec::new(), Vec::new());
+        let (mut gone, mut last, mut replacements) = (Vec::new(), Vec::new(), BTreeSet::new());
         let is = |name: &str, common: Common| Family::ALL.iter().any(|family| common.name(*family) == name);
         for change in current.sets.diff(&after.sets) {
             match change {
@@ -199,6 +199,7 @@ impl SetChanges {
                     let difference = Difference::of(old, set);
                     if difference.len() >= REPLACED_FROM.max(set.entries.len() / 2) {
                         replaced(stage, name, set, current.sets.contains_key(&temporary(name)));
+                        replacements.insert(temporary(name));
                         continue;
                     }
                     let Some(Shape { kind, .. }) = set.shape else { continue };
@@ -211,6 +212,9 @@ impl SetChanges {
                 }
             }
         }
+        // What an interrupted replacement left over went before the new one was filled.
+        let left_over = |change: &SetChange| matches!(change, SetChange::Destroy(name) if replacements.contains(name));
+        last.retain(|change| !left_over(change));
         Self { before, later: [places, later, known, gone].concat(), last }
     }
 }

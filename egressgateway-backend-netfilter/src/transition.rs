@@ -1,6 +1,10 @@
 //! What stands between two sets of rules while sets change: nothing that a number of the old sets means may be taken for another's.
 
-use std::{cell::OnceCell, collections::BTreeSet, sync::Arc};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use egressgateway::model::Family;
 
@@ -27,7 +31,8 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Bit
         let of = |name: &str| (family, name.to_owned());
         let get = |tables: &Tables, name: &str| tables.get(&of(name)).cloned();
         if let (Some(old), Some(new)) = (get(&current.tables, NAT), get(&after.tables, NAT)) {
-            let (nat, unsafe_numbers) = translations(&old, &new, current, family, bits);
+            let allowed = get(&current.tables, MANGLE).map(|mangle| tree::leaves(&mangle.chains, SOURCE, bits)).unwrap_or_default();
+            let (nat, unsafe_numbers) = translations((&old, &new), &allowed, current, family, bits);
             if let Some(mangle) = tables.get_mut(&of(MANGLE)).filter(|_| !unsafe_numbers.is_empty() || nat.chains != new.chains) {
                 let mut known = tree::leaves(&nat.chains, SOURCE, bits);
                 known.extend(tree::leaves(&mangle.chains, SOURCE, bits));
@@ -49,7 +54,13 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Bit
 }
 
 /// The nat table in between, and the numbers that nothing may leave with until the sets have changed.
-fn translations(old: &Table, new: &Table, current: &NetfilterState, family: Family, bits: Bits) -> (Table, BTreeSet<u16>) {
+fn translations(
+    (old, new): (&Table, &Table),
+    allowed: &BTreeMap<u16, String>,
+    current: &NetfilterState,
+    family: Family,
+    bits: Bits,
+) -> (Table, BTreeSet<u16>) {
     let (before, wanted) = (tree::leaves(&old.chains, SOURCE, bits), tree::leaves(&new.chains, SOURCE, bits));
     let in_use = OnceCell::new();
     let used = |number: u16| {
@@ -69,7 +80,8 @@ fn translations(old: &Table, new: &Table, current: &NetfilterState, family: Fami
             nat.chains.insert(name.to_owned(), rules);
         }
     }
-    risky.extend(wanted.keys().filter(|number| !before.contains_key(number) && used(**number)));
+    // What nothing leaves with now was held by an interrupted change, and its entries may mean another address.
+    risky.extend(all.keys().filter(|number| !(before.contains_key(number) && allowed.contains_key(number)) && used(**number)));
     replace(&mut nat.chains, SOURCE, rules::translation_tree(bits, &all));
     (nat, risky)
 }

@@ -1,0 +1,211 @@
+//! Between any two writes of a plan, a packet meets what the old or the new state says of its class, or is dropped.
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use egressgateway::{
+    PolicyDesired,
+    model::{ClassId, Family, IpRange, MarkMask, SourceNat, TargetId, Verdict},
+};
+
+use crate::{
+    bits::Bits,
+    packet::{TracePacket, TraceSource, TraceVerdict},
+    plan::{SetChange, Step, plan},
+    set::Set,
+    state::{Jump, NetfilterState, Table},
+};
+
+const EXIT: u32 = 0x1200_0000;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn class(id: u32) -> ClassId {
+    ClassId::new(id).unwrap()
+}
+
+fn target(byte: u8) -> TargetId {
+    TargetId::new(byte).unwrap()
+}
+
+/// Pods, and what their classes say: class, destination, target and source.
+fn world(pods: &[(&str, u32)], places: &[(u32, &str, u8, SourceNat)], exits: bool) -> PolicyDesired {
+    let mut desired = PolicyDesired::default();
+    desired.overlay.devices.insert("egress-vxlan-v4".into());
+    desired.targets = [0x11, 0x13].map(target).into_iter().collect();
+    if exits {
+        desired.exits = desired.targets.clone();
+        desired.accepts = desired.targets.clone();
+        desired.overlay.unknown_may_exit = true;
+    }
+    desired.pods = pods.iter().map(|(pod, id)| (ip(pod), class(*id))).collect();
+    for (id, net, byte, source_nat) in places {
+        let range = IpRange::from(net.parse::<ipnet::IpNet>().unwrap());
+        desired.destinations.insert((class(*id), range), Verdict::Egress { target: target(*byte), source_nat: *source_nat });
+    }
+    desired
+}
+
+/// Classes 1 and 0x10000 want the same number, so that one makes the other move; so do the addresses.
+fn worlds(exits: bool) -> Vec<PolicyDesired> {
+    let as_ = |text: &str| SourceNat::Address(ip(text));
+    let (node, first, second) = (SourceNat::NodeAddress, as_("10.6.0.200"), as_("10.6.0.201"));
+    // 10.6.0.200 is 0x0a0600c8, which folds to 0x0ace; 10.7.0.201 to 0x0ace too.
+    let same = as_("10.7.0.201");
+    let (one, two) = (("10.244.0.1", 1), ("10.244.0.2", 0x1_0000));
+    let mut worlds = vec![
+        world(&[two], &[(0x1_0000, "10.6.1.0/24", 0x11, first)], exits),
+        world(&[one, two], &[(0x1_0000, "10.6.1.0/24", 0x11, first), (1, "10.6.1.0/24", 0x13, second)], exits),
+        world(&[one, two], &[(0x1_0000, "10.6.1.0/24", 0x11, same), (1, "10.6.1.0/24", 0x13, first)], exits),
+        world(&[one], &[(1, "10.6.1.0/24", 0x13, same)], exits),
+        world(&[one, ("10.244.0.2", 1)], &[(1, "10.6.1.0/24", 0x13, node), (1, "10.6.2.0/24", 0x11, first)], exits),
+        world(&[("10.244.0.1", 0x1_0000)], &[(0x1_0000, "10.6.0.0/16", 0x11, node)], exits),
+    ];
+    let mut many = world(&[one, two], &[(1, "10.6.1.0/24", 0x13, second)], exits);
+    let more = (0..600_u32).map(|index| (IpAddr::from(std::net::Ipv4Addr::from_bits(0x0b00_0000 + index)), class(1 + index % 2 * 0xffff)));
+    many.pods.extend(more);
+    worlds.push(many);
+    worlds
+}
+
+/// What a kernel does with one part of a plan, write by write.
+fn moments(state: &NetfilterState, step: &Step) -> Vec<NetfilterState> {
+    let mut now = state.clone();
+    match step {
+        Step::Sets(changes) => changes.iter().flat_map(|change| change_set(&mut now, change)).collect(),
+        Step::Restore { family, script } => script.split_inclusive("COMMIT\n").map(|table| restore(&mut now, *family, table)).collect(),
+    }
+}
+
+fn change_set(now: &mut NetfilterState, change: &SetChange) -> Vec<NetfilterState> {
+    let mut seen = Vec::new();
+    match change {
+        SetChange::Create(name, shape) => assert!(now.sets.insert(name.clone(), Set::new(*shape)).is_none(), "{name} is there"),
+        SetChange::Destroy(name) => {
+            let refers = |rule: &String| rule.split(' ').any(|word| word == name);
+            assert!(!now.tables.values().any(|table| table.chains.values().flatten().any(refers)), "{name} is in use");
+            assert!(now.sets.remove(name).is_some(), "{name} is not there");
+        }
+        SetChange::Swap { set, with } => {
+            let (one, other) = (now.sets[set].clone(), now.sets[with].clone());
+            now.sets.insert(set.clone(), other);
+            now.sets.insert(with.clone(), one);
+        }
+        SetChange::Add { set, entries, new, .. } => {
+            for (net, entry) in entries {
+                assert_eq!(now.sets[set].entries.contains_key(net), !new, "{set} {net}");
+                now.sets.get_mut(set).unwrap().entries.insert(*net, *entry);
+                seen.push(now.clone());
+            }
+        }
+        SetChange::Delete { set, entries, .. } => {
+            for (net, _) in entries {
+                assert!(now.sets.get_mut(set).unwrap().entries.remove(net).is_some(), "{set} {net}");
+                seen.push(now.clone());
+            }
+        }
+    }
+    seen.push(now.clone());
+    seen
+}
+
+fn restore(now: &mut NetfilterState, family: Family, script: &str) -> NetfilterState {
+    let mut lines = script.lines();
+    let name = lines.next().unwrap().strip_prefix('*').unwrap().to_owned();
+    let table = now.tables.entry((family, name)).or_default();
+    let Table { chains, jumps } = Arc::make_mut(table);
+    for line in lines {
+        let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match verb {
+            "-A" => {
+                let (chain, rule) = rest.split_once(' ').unwrap();
+                for set in rule.split(' ').skip_while(|word| !word.ends_with("-set")).skip(1).take(1) {
+                    assert!(now.sets.contains_key(set), "{set} is not there for {line}");
+                }
+                chains.get_mut(chain).unwrap().push(rule.to_owned());
+            }
+            "-I" => {
+                let (chain, rule) = rest.split_once(" 1 ").unwrap();
+                jumps.insert(Jump { chain: chain.to_owned(), position: 0, rule: rule.to_owned() });
+            }
+            "-D" => {
+                let (chain, rule) = rest.split_once(' ').unwrap();
+                jumps.retain(|jump| jump.chain != chain || jump.rule != rule);
+            }
+            "-X" => drop(chains.remove(rest).unwrap()),
+            "COMMIT" => {}
+            chain => drop(chains.insert(chain.strip_prefix(':').unwrap().to_owned(), Vec::new())),
+        }
+    }
+    if chains.is_empty() && jumps.is_empty() {
+        now.tables.retain(|_, table| !table.chains.is_empty() || !table.jumps.is_empty());
+    }
+    now.clone()
+}
+
+/// What a packet meets: its way, and as whom it leaves if it exits here.
+fn met(state: &NetfilterState, source: &str, destination: &str) -> (TraceVerdict, TraceSource) {
+    let mut packet = TracePacket::new(ip(source), ip(destination));
+    let way = state.trace(&packet);
+    packet.connection_mark = EXIT;
+    // A number alone: what it counted on the way does not matter.
+    (way, state.trace_source(&packet, "eth0"))
+}
+
+/// Every class that a pod has in one of these worlds, with what any of them says of that class: a plan changes classes and destinations
+/// one after the other, as an administrator might.
+fn possible(worlds: &[&PolicyDesired]) -> Vec<NetfilterState> {
+    let mixed = worlds.iter().flat_map(|who| worlds.iter().map(|place| PolicyDesired { pods: who.pods.clone(), ..(*place).clone() }));
+    mixed.map(|desired| NetfilterState::of(&desired, Bits::new(MarkMask::default()), &NetfilterState::default()).unwrap()).collect()
+}
+
+fn check_all(current: &NetfilterState, before: &[&PolicyDesired], desired: &PolicyDesired, what: &str) -> Vec<NetfilterState> {
+    let bits = Bits::new(MarkMask::default());
+    let after = NetfilterState::of(desired, bits, current).unwrap();
+    let allowed = possible(&[before, &[desired]].concat());
+    let packets: Vec<_> =
+        ["10.244.0.1", "10.244.0.2"].iter().flat_map(|pod| ["10.6.1.5", "10.6.2.5", "10.9.9.9"].map(|to| (*pod, to))).collect();
+    let answers: Vec<Vec<_>> =
+        packets.iter().map(|(source, destination)| allowed.iter().map(|state| met(state, source, destination)).collect()).collect();
+    let mut now = current.clone();
+    let mut all = Vec::new();
+    for step in plan(current, &after, bits).steps {
+        for moment in moments(&now, &step) {
+            for ((source, destination), answers) in packets.iter().zip(&answers) {
+                let (way, leaves) = met(&moment, source, destination);
+                let known = matches!(way, TraceVerdict::Drop { .. }) || answers.iter().any(|answer| answer.0 == way);
+                assert!(known, "{what}: {source} to {destination} is {way:?} at\n{step:?}");
+                let known = matches!(leaves, TraceSource::Drop { .. }) || answers.iter().any(|answer| answer.1 == leaves);
+                assert!(known, "{what}: {source} to {destination} leaves as {leaves:?} at\n{step:?}");
+            }
+            now = moment.clone();
+            all.push(moment);
+        }
+    }
+    assert!(now == after, "{what}: the plan leads elsewhere");
+    all
+}
+
+#[test]
+fn between_any_two_writes_no_number_is_taken_for_anothers() {
+    let mut seen = BTreeSet::new();
+    for exits in [false, true] {
+        let worlds = worlds(exits);
+        for (from, before) in worlds.iter().enumerate() {
+            let current = NetfilterState::of(before, Bits::new(MarkMask::default()), &NetfilterState::default()).unwrap();
+            for (to, desired) in worlds.iter().enumerate() {
+                let all = check_all(&current, &[before], desired, &format!("{from} → {to}, exits: {exits}"));
+                seen.insert(all.len());
+                // Interrupted at any moment, and read again: on to a third state.
+                let third = &worlds[(from + to + 1) % worlds.len()];
+                for (index, moment) in all.iter().enumerate().step_by(all.len() / 8 + 1) {
+                    let read = NetfilterState::observed(moment.sets.clone(), moment.tables.clone());
+                    check_all(&read, &[before, desired], third, &format!("{from} → {to} interrupted at {index} → third, exits: {exits}"));
+                }
+            }
+        }
+    }
+    assert!(seen.len() > 5, "plans of many lengths: {seen:?}");
+}
