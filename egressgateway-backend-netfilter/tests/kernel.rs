@@ -113,12 +113,12 @@ async fn keeps_every_promise(flavour: IptablesFlavour) {
     neighbours_of_legacy_are_there(IptablesFlavour::Legacy);
     neighbours(flavour);
     let small = PolicyDesired { exempt: ["0.0.0.0/0".parse::<ipnet::IpNet>().unwrap()].into_iter().collect(), ..PolicyDesired::default() };
-    let mut open = generated(3, 12);
+    let mut open = generated(3, 2);
     open.overlay.unknown_may_exit = true;
     open.targets.remove(&target(0x13));
     open.targets.insert(target(0xff));
     let settings = NetfilterSettings { flavour, ..NetfilterSettings::default() };
-    conformance::check(&Namespace(settings), &[generated(0, 20), gateway(), small, open]).await;
+    conformance::check(&Namespace(settings), &[generated(0, 5), gateway(), small, open]).await;
 }
 
 #[test]
