@@ -1,0 +1,11 @@
+//! What the measurements share: namespaces of their own, many policies, the layouts that are compared, and tables of figures.
+#![allow(clippy::missing_panics_doc, clippy::unwrap_used)]
+
+pub mod command;
+pub mod conntrack;
+pub mod layout;
+pub mod namespace;
+pub mod policies;
+pub mod proposal;
+pub mod statistics;
+pub mod world;
