@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     bits::Bits,
-    names::{Common, NAT, TABLES, temporary},
+    names::{Common, NOT_PEER, START_GATE, TABLES, temporary},
     set::{Entry, Kind, Set, Shape, family},
     state::{Jump, NetfilterState, Table, Tables},
     transition,
@@ -138,29 +138,44 @@ impl NetfilterPlan {
         }
     }
 
-    /// A set of the wrong shape can't be replaced while rules refer to it. Chains that do drop everything until they are written anew;
-    /// returns the state in which the wrong sets are gone.
+    /// A set of the wrong shape can't be replaced while rules refer to it. Until they are written anew, rules that do are gone or drop
+    /// what they can't tell apart; returns the state in which the wrong sets are gone.
     fn hold_wrong_sets(&mut self, current: &NetfilterState, after: &NetfilterState) -> Option<NetfilterState> {
         let is_wrong = |name: &String, set: &Set| after.sets.get(name).is_some_and(|wanted| wanted.shape != set.shape);
-        let wrong: Vec<&String> = current.sets.iter().filter(|(name, set)| is_wrong(name, set)).map(|(name, _)| name).collect();
+        let wrong: BTreeSet<&str> = current.sets.iter().filter(|(name, set)| is_wrong(name, set)).map(|(name, _)| name.as_str()).collect();
         if wrong.is_empty() {
             return None;
         }
-        let refers = |rule: &String| rule.split(' ').any(|word| wrong.iter().any(|name| *name == word));
         let mut held = current.clone();
-        for ((_, name), table) in &mut held.tables {
-            let way = if name == NAT { "-j RETURN" } else { "-j DROP" };
-            for rules in Arc::make_mut(table).chains.values_mut().filter(|rules| rules.iter().any(refers)) {
-                *rules = vec![way.to_owned()];
+        for table in held.tables.values_mut() {
+            for rules in Arc::make_mut(table).chains.values_mut() {
+                *rules = rules.iter().filter_map(|rule| without(rule, &wrong)).collect();
             }
         }
         self.tables(&current.tables, &held.tables);
-        self.sets(wrong.iter().map(|name| SetChange::Destroy((*name).clone())).collect());
+        self.sets(wrong.iter().map(|name| SetChange::Destroy((*name).to_owned())).collect());
         for name in wrong {
             held.sets.remove(name);
         }
         Some(held)
     }
+}
+
+/// A rule that refers to none of `sets`; none where there is no such rule that lets less pass.
+///
+/// What would be classified by them is dropped, and what they keep from being dropped is dropped too. Nothing else is: other packets of
+/// the host pass these chains as well.
+fn without(rule: &str, sets: &BTreeSet<&str>) -> Option<String> {
+    let words: Vec<&str> = rule.split(' ').collect();
+    if !words.iter().any(|word| sets.contains(word)) {
+        return Some(rule.to_owned());
+    }
+    if words.contains(&"--map-set") {
+        return Some("-j DROP".to_owned());
+    }
+    let (matches, goal) = rule.rsplit_once(" -g ").filter(|(_, goal)| [NOT_PEER, START_GATE].contains(goal))?;
+    let others = matches.split("-m ").filter(|part| !part.split(' ').any(|word| sets.contains(word)));
+    Some(format!("{}-g {goal}", others.map(|part| format!("{} ", part.trim_end())).collect::<Vec<_>>().join("-m ").trim_start()))
 }
 
 /// What changes in sets before the rules do, after that, and when nothing refers to what is left over.
@@ -307,4 +322,29 @@ fn transaction(name: &str, current: &Arc<Table>, after: &Arc<Table>) -> String {
         let _ = writeln!(script, "-X {chain}");
     }
     script + "COMMIT\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_without_its_set_lets_less_pass_and_drops_nothing_of_others() {
+        let sets = ["egw-peers-v4", "egw-pods-v4", "egw-known-v4", "egw-exempt-v4"].into();
+        for (rule, wanted) in [
+            ("-m conntrack --ctdir REPLY -j RETURN", Some("-m conntrack --ctdir REPLY -j RETURN")),
+            ("-m set --match-set egw-exempt-v4 dst -j RETURN", None),
+            ("-j SET --map-set egw-pods-v4 src --map-mark", Some("-j DROP")),
+            (
+                "-p udp -m udp --dport 7789 -m addrtype --dst-type LOCAL -m set ! --match-set egw-peers-v4 src -g EGW-NOT-PEER",
+                Some("-p udp -m udp --dport 7789 -m addrtype --dst-type LOCAL -g EGW-NOT-PEER"),
+            ),
+            (
+                "-m set --match-set egw-local-v4 src -m set ! --match-set egw-known-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE",
+                Some("-m set --match-set egw-local-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE"),
+            ),
+        ] {
+            assert_eq!(without(rule, &sets).as_deref(), wanted, "{rule}");
+        }
+    }
 }
