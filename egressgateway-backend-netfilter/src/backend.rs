@@ -19,7 +19,7 @@ use crate::{
     monitor::{NetfilterMonitor, Writes},
     names::COUNTERS,
     plan::{self, NetfilterPlan, Step},
-    save,
+    save::{self, Owner},
     state::{NetfilterState, Tables},
 };
 
@@ -157,7 +157,7 @@ impl Driver for Netfilter {
         let flavour = self.flavour().await?;
         let mut tables = Tables::new();
         for family in Family::ALL {
-            tables.extend(save::parse(&command::save(flavour, family, false).await?, family));
+            tables.extend(save::parse(&command::save(flavour, family, false).await?, family, Owner::Backend));
         }
         let sets = if self.scope == Scope::All { Ipset::open()?.list().await? } else { OrdMap::new() };
         Ok(NetfilterState::observed(sets, tables))

@@ -27,8 +27,8 @@
 //!
 //! - [`Netfilter`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Netfilter::probe`]; [`Netfilter::offline`] only
 //!   plans.
-//! - [`NetfilterState`] is what our sets and chains hold. [`NetfilterState::trace`] walks a packet through the rules up to the routing decision,
-//!   [`NetfilterState::trace_forward`] through the guard, [`NetfilterState::trace_source`] says as whom it leaves.
+//! - [`NetfilterState`] is what our sets and chains hold, and can be asked about any packet ([`Trace`]).
+//! - [`Transit`] works beside any backend on hosts whose iptables would drop what exits there.
 //! - [`IptablesFlavour`]: rules are kept by `iptables-legacy` or `iptables-nft`, whichever the cluster uses.
 
 mod backend;
@@ -42,21 +42,21 @@ mod moments;
 mod monitor;
 mod names;
 mod numbers;
-mod packet;
 mod plan;
 mod rules;
 mod save;
 mod set;
 mod state;
 mod trace;
+mod transit;
 mod transition;
 mod tree;
 
 pub use backend::{Netfilter, NetfilterSettings};
 #[cfg(doc)]
-use egressgateway::{CounterSource, Driver, PolicyBackend};
+use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
 pub use flavour::IptablesFlavour;
 pub use monitor::NetfilterMonitor;
-pub use packet::{ConnectionState, DestinationKind, Direction, TracePacket, TraceSource, TraceVerdict};
 pub use plan::NetfilterPlan;
 pub use state::NetfilterState;
+pub use transit::{Transit, TransitState};

@@ -6,11 +6,11 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use egressgateway::{
     PolicyDesired,
     model::{ClassId, Family, IpRange, MarkMask, SourceNat, TargetId, Verdict},
+    trace::{Trace, TracePacket, TraceSource, TraceVerdict},
 };
 
 use crate::{
     bits::Bits,
-    packet::{TracePacket, TraceSource, TraceVerdict},
     plan::{SetChange, Step, plan},
     set::Set,
     state::{Jump, NetfilterState, Table},

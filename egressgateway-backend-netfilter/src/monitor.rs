@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use egressgateway::{Driver, Error, PolicyMonitor};
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{backend::Netfilter, state::NetfilterState};
+use crate::backend::Netfilter;
 
 /// How often the host is read.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -43,30 +43,31 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// Is told when somebody other than the backend that it came from changes sets or chains, and once after the backend itself wrote. Made by [`Netfilter::monitor`].
+/// Is told when somebody other than the driver that it came from changes what is the driver's, and once after the driver itself wrote. Made by
+/// [`Netfilter::monitor`] and [`Transit::monitor`](crate::Transit::monitor).
 #[derive(Debug)]
-pub struct NetfilterMonitor {
-    backend: Netfilter,
+pub struct NetfilterMonitor<D: Driver = Netfilter> {
+    driver: D,
     writes: Writes,
     /// What was read last, and the number of writes before it.
-    seen: Mutex<Option<(u64, NetfilterState)>>,
+    seen: Mutex<Option<(u64, D::State)>>,
 }
 
-impl NetfilterMonitor {
-    pub(crate) fn new(backend: Netfilter, writes: Writes) -> Self {
-        Self { backend, writes, seen: Mutex::new(None) }
+impl<D: Driver> NetfilterMonitor<D> {
+    pub(crate) fn new(driver: D, writes: Writes) -> Self {
+        Self { driver, writes, seen: Mutex::new(None) }
     }
 }
 
 #[async_trait]
-impl PolicyMonitor for NetfilterMonitor {
+impl<D: Driver> PolicyMonitor for NetfilterMonitor<D> {
     async fn changed(&self) -> Result<(), Error> {
         let mut pause = PERIOD;
         loop {
             tokio::time::sleep(pause).await;
             let mut seen = self.seen.lock().await;
             let (number, began) = (self.writes.number(), Instant::now());
-            let now = self.backend.observe().await?;
+            let now = self.driver.observe().await?;
             pause = PERIOD.max(began.elapsed() * SHARE);
             // The backend wrote meanwhile: nothing can be said about what was read.
             if number % 2 == 1 || number != self.writes.number() {

@@ -2,8 +2,10 @@
 
 use egressgateway::model::{ClassId, Family};
 
-/// Every chain whose name begins like this is ours.
+/// Every chain whose name begins like this is ours; but for one, the backend's.
 pub(crate) const CHAIN_PREFIX: &str = "EGW-";
+/// The chain of [`Transit`](crate::Transit), which is not the backend's.
+pub(crate) const TRANSIT: &str = "EGW-TRANSIT";
 /// Every ipset whose name begins like this is ours.
 pub(crate) const SET_PREFIX: &str = "egw-";
 /// Chains that look up the destination of a class.

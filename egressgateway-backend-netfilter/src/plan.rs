@@ -129,7 +129,7 @@ impl NetfilterPlan {
         }
     }
 
-    fn tables(&mut self, current: &Tables, after: &Tables) {
+    pub(crate) fn tables(&mut self, current: &Tables, after: &Tables) {
         for family in Family::ALL {
             let script = restore(current, after, family);
             if !script.is_empty() {

@@ -321,16 +321,8 @@ impl Render<'_> {
         }
     }
 
-    /// A host that drops forwarded packets by default lets pass what exits here for other nodes, and the answers. On the pod's own node
-    /// nothing is accepted: network policies decide there.
     fn filter(&self) -> Chains {
-        let exit = self.pinned(self.bits.exit());
-        let mut rules = self.each_device("-i", &format!("{exit} -j ACCEPT"));
-        if !self.untrack().is_empty() {
-            rules.extend(self.each_device("-i", "-m conntrack --ctstate UNTRACKED -j ACCEPT"));
-        }
-        rules.push(format!("{exit} -m conntrack --ctdir REPLY -j ACCEPT"));
-        chains([(FORWARD, rules)])
+        chains([(FORWARD, forwarding(self.desired, self.bits))])
     }
 
     /// What enters the tunnel keeps its source: it is translated to itself, which keeps every later masquerade away. What exits has the
@@ -355,6 +347,16 @@ impl Render<'_> {
         nat.extend(translation_tree(self.bits, &leaves));
         nat
     }
+}
+
+/// A host that drops forwarded packets by default lets pass what exits here for other nodes, and the answers. On the pod's own node
+/// nothing is accepted: network policies decide there. What comes from the tunnel and is not tracked leaves as it is.
+pub(crate) fn forwarding(desired: &PolicyDesired, bits: Bits) -> Vec<String> {
+    let exit = format!("-m connmark --mark {:#x}/{:#x}", bits.exit(), bits.mask());
+    let untracked = "-m conntrack --ctstate UNTRACKED".to_owned();
+    let devices = || desired.overlay.devices.iter();
+    let accepted = [&exit, &untracked].into_iter().flat_map(|what| devices().map(move |device| format!("-i {device} {what} -j ACCEPT")));
+    accepted.chain([format!("{exit} -m conntrack --ctdir REPLY -j ACCEPT")]).collect()
 }
 
 /// Class to what its destination says. A class that no chain is for (yet) is held: its pods are in the sets, so they are governed.

@@ -5,29 +5,44 @@ use std::{collections::BTreeMap, sync::Arc};
 use egressgateway::{Counter, model::Family};
 
 use crate::{
-    names::{CHAIN_PREFIX, COUNTERS},
+    names::{CHAIN_PREFIX, COUNTERS, TRANSIT},
     state::{Jump, Table, Tables},
 };
 
 /// Rules of others that are known to sit in the flavour that a cluster uses.
 const CLUSTER_CHAINS: [&str; 5] = ["KUBE-", "cali-", "CNI-", "CILIUM_", "FLANNEL-"];
 
-/// Our chains and the jumps into them.
-pub(crate) fn parse(text: &str, family: Family) -> Tables {
+/// Whose chains are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The policy backend's.
+    Backend,
+    /// That of [`Transit`](crate::Transit).
+    Transit,
+}
+
+impl Owner {
+    fn has(self, chain: &str) -> bool {
+        chain.starts_with(CHAIN_PREFIX) && (chain == TRANSIT) == (self == Self::Transit)
+    }
+}
+
+/// An owner's chains and the jumps into them.
+pub(crate) fn parse(text: &str, family: Family, owner: Owner) -> Tables {
     let mut tables: BTreeMap<(Family, String), Table> = BTreeMap::new();
     let (mut name, mut positions) = (String::new(), BTreeMap::new());
     for line in text.lines() {
         if let Some(table) = line.strip_prefix('*') {
             table.clone_into(&mut name);
             positions.clear();
-        } else if let Some(chain) = line.strip_prefix(':').and_then(own_word) {
+        } else if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()).filter(|chain| owner.has(chain)) {
             tables.entry((family, name.clone())).or_default().chains.insert(chain.to_owned(), Vec::new());
         } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
             let position = positions.entry(chain.to_owned()).or_insert(0_usize);
-            if chain.starts_with(CHAIN_PREFIX) {
+            if owner.has(chain) {
                 let table = tables.entry((family, name.clone())).or_default();
                 table.chains.entry(chain.to_owned()).or_default().push(rule.to_owned());
-            } else if leads_to_us(rule) {
+            } else if leads_to(rule, owner) {
                 let jump = Jump { chain: chain.to_owned(), position: *position, rule: rule.to_owned() };
                 tables.entry((family, name.clone())).or_default().jumps.insert(jump);
             }
@@ -37,15 +52,21 @@ pub(crate) fn parse(text: &str, family: Family) -> Tables {
     tables.into_iter().map(|(key, table)| (key, Arc::new(table))).collect()
 }
 
-/// The first word, if it is one of our chains.
-fn own_word(text: &str) -> Option<&str> {
-    text.split(' ').next().filter(|chain| chain.starts_with(CHAIN_PREFIX))
+fn leads_to(rule: &str, owner: Owner) -> bool {
+    let mut words = rule.split(' ').rev();
+    let last = words.next().is_some_and(|word| owner.has(word));
+    last && words.next().is_some_and(|word| word == "-j" || word == "-g")
 }
 
-fn leads_to_us(rule: &str) -> bool {
-    let mut words = rule.split(' ').rev();
-    let last = words.next().is_some_and(|word| word.starts_with(CHAIN_PREFIX));
-    last && words.next().is_some_and(|word| word == "-j" || word == "-g")
+/// Whether rules of others, or the policy of the chain, may drop what this host forwards.
+pub(crate) fn restricts_forwarding(text: &str) -> bool {
+    let filter = text.lines().skip_while(|line| *line != "*filter").take_while(|line| *line != "COMMIT");
+    let others = |rule: &str| !leads_to(rule, Owner::Backend) && !leads_to(rule, Owner::Transit);
+    filter.filter_map(|line| line.split_once("FORWARD ")).any(|(before, rest)| match before {
+        ":" => rest.starts_with("DROP"),
+        "-A " => others(rest),
+        _ => false,
+    })
 }
 
 /// What our counting rules counted, from `iptables-save --counters`.
@@ -88,12 +109,28 @@ mod tests {
 
     #[test]
     fn only_what_is_ours_is_read_and_jumps_with_their_place() {
-        let tables = parse(SAVED, Family::V4);
+        let tables = parse(SAVED, Family::V4, Owner::Backend);
         assert_eq!(tables.keys().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["mangle"]);
         let table = &tables[&(Family::V4, "mangle".to_owned())];
         assert_eq!(table.chains, [("EGW-A".into(), vec!["-j DROP".into()]), ("EGW-B".into(), vec![])].into());
         let jumps: Vec<_> = table.jumps.iter().map(|jump| (jump.chain.as_str(), jump.position)).collect();
         assert_eq!(jumps, [("KUBE-X", 1), ("PREROUTING", 1)]);
+    }
+
+    #[test]
+    fn the_chain_for_transit_is_read_by_its_owner_only() {
+        let saved = "*filter\n:FORWARD ACCEPT [0:0]\n:EGW-FORWARD - [0:0]\n:EGW-TRANSIT - [0:0]\n-A FORWARD -j EGW-TRANSIT\n\
+                     -A FORWARD -j EGW-FORWARD\n-A EGW-TRANSIT -j ACCEPT\nCOMMIT\n";
+        for (owner, chain, position) in [(Owner::Backend, "EGW-FORWARD", 1), (Owner::Transit, "EGW-TRANSIT", 0)] {
+            let tables = parse(saved, Family::V6, owner);
+            let table = &tables[&(Family::V6, "filter".to_owned())];
+            assert_eq!(table.chains.keys().collect::<Vec<_>>(), [chain]);
+            assert_eq!(table.jumps.iter().map(|jump| jump.position).collect::<Vec<_>>(), [position]);
+        }
+        assert!(!restricts_forwarding(saved), "only our own rules");
+        assert!(restricts_forwarding(&saved.replace("FORWARD ACCEPT", "FORWARD DROP")));
+        assert!(restricts_forwarding(&saved.replace("-A FORWARD -j EGW-TRANSIT", "-A FORWARD -j DOCKER-USER")));
+        assert!(!restricts_forwarding("*mangle\n:FORWARD DROP [0:0]\nCOMMIT\n"), "another table");
     }
 
     #[test]
@@ -105,7 +142,8 @@ mod tests {
     #[test]
     fn whatever_is_printed_is_read_without_harm() {
         for length in 0..SAVED.len() {
-            parse(&SAVED[..length], Family::V6);
+            parse(&SAVED[..length], Family::V6, Owner::Backend);
+            restricts_forwarding(&SAVED[..length]);
             counters(&SAVED[length..]);
         }
         assert_eq!(cluster_rules(SAVED), 4);

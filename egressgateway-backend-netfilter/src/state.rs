@@ -124,13 +124,13 @@ fn tables(desired: &PolicyDesired, bits: Bits, content: &Content, current: &Netf
 
 impl Jump {
     /// The jump that we write: before all others' rules.
-    fn first(chain: &str, own: &str) -> Self {
+    pub(crate) fn first(chain: &str, own: &str) -> Self {
         Self { chain: chain.to_owned(), position: 0, rule: format!("-m comment --comment {COMMENT} -j {own}") }
     }
 }
 
 /// Refuses what the kernel would refuse or misunderstand.
-fn check(desired: &PolicyDesired) -> Result<(), Error> {
+pub(crate) fn check(desired: &PolicyDesired) -> Result<(), Error> {
     let invalid = |context: String| Err(Error::new(ErrorKind::Invalid, context));
     // A plus at the end is iptables' wildcard.
     let fits = |name: &&String| (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c));

@@ -2,33 +2,29 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use egressgateway::model::Family;
+use egressgateway::{
+    model::Family,
+    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceSource, TraceVerdict},
+};
 use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
     names::{COUNTERS, FILTER, MANGLE, NAT, RAW},
-    packet::{ConnectionState, DestinationKind, Direction, TracePacket, TraceSource, TraceVerdict},
     set::{Entry, Set},
     state::NetfilterState,
 };
 
-impl NetfilterState {
-    /// Prerouting: classification, pin and mark. Its result decides the route.
-    #[must_use]
-    pub fn trace(&self, packet: &TracePacket) -> TraceVerdict {
+impl Trace for NetfilterState {
+    fn trace(&self, packet: &TracePacket) -> TraceVerdict {
         self.hook(&[RAW, MANGLE], "PREROUTING", packet, None).0
     }
 
-    /// Forwarding, with the marks that [`Self::trace`] gave and the device that the route leads to.
-    #[must_use]
-    pub fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
+    fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
         self.hook(&[MANGLE, FILTER], "FORWARD", packet, Some(out_device)).0
     }
 
-    /// Postrouting: the source that a new connection leaves with, with the marks that [`Self::trace`] gave.
-    #[must_use]
-    pub fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
+    fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
         match self.hook(&[MANGLE, NAT], "POSTROUTING", packet, Some(out_device)) {
             // Nobody's source translation sees what is not tracked.
             (TraceVerdict::Accept { untracked: true, .. }, _) => TraceSource::Itself,
@@ -36,7 +32,9 @@ impl NetfilterState {
             (TraceVerdict::Accept { .. }, source) => source,
         }
     }
+}
 
+impl NetfilterState {
     /// What our chains of these tables do to a packet at one of the kernel's own.
     fn hook(&self, tables: &[&str], point: &str, packet: &TracePacket, out: Option<&str>) -> (TraceVerdict, TraceSource) {
         let family = Family::of(packet.source);
@@ -141,7 +139,7 @@ impl Walk<'_> {
         match word {
             "-i" => packet.in_device.as_deref() == Some(value),
             "-o" => self.out == Some(value),
-            "--ctstate" => value == packet.state.word(),
+            "--ctstate" => value == state_word(packet.state),
             "--ctstatus" => packet.state != ConnectionState::New,
             "--ctdir" => (value == "REPLY") == (packet.direction == Direction::Reply),
             "--dst-type" => {
@@ -222,6 +220,16 @@ impl Walk<'_> {
 
     fn is_tracked(&self) -> bool {
         !matches!(self.packet.state, ConnectionState::Invalid | ConnectionState::Untracked)
+    }
+}
+
+/// As iptables writes it.
+const fn state_word(state: ConnectionState) -> &'static str {
+    match state {
+        ConnectionState::New => "NEW",
+        ConnectionState::Established => "ESTABLISHED",
+        ConnectionState::Invalid => "INVALID",
+        ConnectionState::Untracked => "UNTRACKED",
     }
 }
 

@@ -1,18 +1,18 @@
 //! The backend on the real kernel, in network namespaces of its own, with both flavours of iptables.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{fmt::Write as _, sync::Arc};
 
 use async_trait::async_trait;
+use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
 use egressgateway::{
     Change, CounterSource, Driver, ErrorKind, PolicyDesired, WriteHook,
     model::{MarkMask, SourceNat, Verdict},
     testing::conformance::{self, Host},
 };
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, NetfilterState};
-use support::{class, command, egress, gateway, in_namespace, ip, range, run, target, world};
+use egressgateway_testkit::netns::in_namespace;
+use egressgateway_testkit::shell::{command, run};
 
 const FLAVOURS: [IptablesFlavour; 2] = [IptablesFlavour::Legacy, IptablesFlavour::Nft];
 const TABLES: [&str; 4] = ["raw", "nat", "filter", "mangle"];
@@ -84,7 +84,7 @@ async fn reach(flavour: IptablesFlavour, desired: &PolicyDesired) -> NetfilterSt
 
 /// A state with `size` pods and policies that shares about half of its entries with the one of `seed + 1`.
 fn generated(seed: u32, size: u32) -> PolicyDesired {
-    let mut desired = if seed.is_multiple_of(2) { world() } else { gateway() };
+    let mut desired = if seed.is_multiple_of(2) { client() } else { gateway() };
     for index in 0..size {
         let id = class(100 + (index * 7 + seed * size / 2) % (2 * size));
         let number = index + seed * size / 2;
@@ -141,7 +141,7 @@ fn it_keeps_them_under_another_mask() {
         for (shift, flavour) in [(0, FLAVOURS[0]), (12, FLAVOURS[1])] {
             neighbours_of_legacy_are_there(flavour);
             let mask = MarkMask::new(0xff << shift).unwrap();
-            conformance::walk(&Namespace(NetfilterSettings { mask, flavour }), &[world(), gateway()]).await;
+            conformance::walk(&Namespace(NetfilterSettings { mask, flavour }), &[client(), gateway()]).await;
         }
     });
 }
@@ -195,13 +195,13 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
 fn sets_of_the_wrong_type_are_replaced_although_rules_refer_to_them() {
     in_namespace(|| async {
         run("ipset create egw-pods-v4 hash:net family inet6");
-        let wanted = reach(FLAVOURS[1], &world()).await;
+        let wanted = reach(FLAVOURS[1], &client()).await;
         // A set that rules refer to can't be destroyed, so this is what another version may have left.
         for set in ["egw-peers-v4", "egw-pods-v4", "egw-known-v4", "egw-where-00000001-v4"] {
             for program in ["iptables-nft", "ip6tables-nft"] {
                 let saved = run(&format!("{program}-save"));
-                let rules: String = saved.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
-                let bare: String = rules.lines().filter(|line| !line.contains(set)).map(|line| format!("{line}\n")).collect();
+                let rules: String = saved.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
+                let bare: String = rules.lines().filter(|line| !line.contains(set)).flat_map(|line| [line, "\n"]).collect();
                 command(&[&format!("{program}-restore")], &bare).unwrap();
                 if program == "iptables-nft" {
                     run(&format!("ipset destroy {set}"));
@@ -210,7 +210,7 @@ fn sets_of_the_wrong_type_are_replaced_although_rules_refer_to_them() {
                 }
             }
             assert!(netfilter(FLAVOURS[1]).observe().await.unwrap() != wanted, "unnoticed: {set}");
-            assert!(reach(FLAVOURS[1], &world()).await == wanted, "{set}");
+            assert!(reach(FLAVOURS[1], &client()).await == wanted, "{set}");
         }
     });
 }
@@ -219,8 +219,8 @@ fn sets_of_the_wrong_type_are_replaced_although_rules_refer_to_them() {
 fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict_and_names_the_entry() {
     in_namespace(|| async {
         let netfilter = netfilter(FLAVOURS[1]);
-        let before = reach(FLAVOURS[1], &world()).await;
-        let mut desired = world();
+        let before = reach(FLAVOURS[1], &client()).await;
+        let mut desired = client();
         desired.pods.remove(&ip("10.244.1.10"));
         desired.pods.remove(&ip("10.244.1.12"));
         let change = netfilter.plan(&desired, &before).unwrap();
@@ -228,7 +228,7 @@ fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict_and_names_the_entry() {
         let error = netfilter.apply(&change.plan).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Conflict);
         assert!(error.chain().contains("delete from ipset egw-pods-v4: 10.244.1.12"), "{}", error.chain());
-        let mut more = world();
+        let mut more = client();
         more.pods.insert(ip("10.244.1.77"), class(1));
         let change = netfilter.plan(&more, &before).unwrap();
         run("ipset add egw-pods-v4 10.244.1.77");
@@ -252,7 +252,7 @@ fn rules_go_where_those_of_the_cluster_are() {
     for flavour in FLAVOURS {
         in_namespace(move || async move {
             neighbours(flavour);
-            reach(IptablesFlavour::Auto, &world()).await;
+            reach(IptablesFlavour::Auto, &client()).await;
             let (own, other) = if flavour == FLAVOURS[0] { ("legacy", "nft") } else { ("nft", "legacy") };
             assert!(run(&format!("iptables-{own}-save")).contains("EGW-PREROUTING"));
             assert!(!run(&format!("iptables-{other}-save")).contains("EGW-PREROUTING"));
@@ -266,7 +266,7 @@ fn counters_are_there_with_the_rules_and_survive_updates() {
         for flavour in FLAVOURS {
             let netfilter = netfilter(flavour);
             assert!(netfilter.counters().await.unwrap().is_empty());
-            reach(flavour, &world()).await;
+            reach(flavour, &client()).await;
             let names: Vec<String> = netfilter.counters().await.unwrap().into_keys().collect();
             let all = [
                 "drop_held",

@@ -1,11 +1,9 @@
 //! Plans without a kernel.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
+use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
 use egressgateway::{Change, Driver, ErrorKind, Plan, PolicyDesired, model::SourceNat, model::Verdict};
 use egressgateway_backend_netfilter::{Netfilter, NetfilterPlan, NetfilterSettings, NetfilterState};
-use support::{class, egress, ip, range, target, world};
 
 fn plan(desired: &PolicyDesired, current: &NetfilterState) -> Change<NetfilterPlan, NetfilterState> {
     Netfilter::offline(NetfilterSettings::default()).plan(desired, current).unwrap()
@@ -13,7 +11,7 @@ fn plan(desired: &PolicyDesired, current: &NetfilterState) -> Change<NetfilterPl
 
 #[test]
 fn the_script_of_a_whole_node_is_the_golden_one() {
-    let script = plan(&world(), &NetfilterState::default()).plan.to_string();
+    let script = plan(&client(), &NetfilterState::default()).plan.to_string();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.netfilter");
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(golden, &script).unwrap();
@@ -23,8 +21,8 @@ fn the_script_of_a_whole_node_is_the_golden_one() {
 
 #[test]
 fn one_pod_costs_one_entry_and_one_policy_its_ranges() {
-    let before = plan(&world(), &NetfilterState::default()).after;
-    let mut desired = world();
+    let before = plan(&client(), &NetfilterState::default()).after;
+    let mut desired = client();
     desired.pods.insert(ip("10.244.1.20"), class(2));
     desired.pods.remove(&ip("10.244.1.10"));
     desired.pods.insert(ip("10.244.1.11"), class(1));
@@ -44,15 +42,15 @@ fn one_pod_costs_one_entry_and_one_policy_its_ranges() {
 
 #[test]
 fn the_way_to_a_state_does_not_show_in_it() {
-    let direct = plan(&support::gateway(), &NetfilterState::default()).after;
-    let around = plan(&world(), &plan(&PolicyDesired { start_gate: None, ..support::gateway() }, &direct).after).after;
-    assert_eq!(plan(&support::gateway(), &around).after, direct);
-    assert!(plan(&support::gateway(), &direct).plan.is_empty());
+    let direct = plan(&gateway(), &NetfilterState::default()).after;
+    let around = plan(&client(), &plan(&PolicyDesired { start_gate: None, ..gateway() }, &direct).after).after;
+    assert_eq!(plan(&gateway(), &around).after, direct);
+    assert!(plan(&gateway(), &direct).plan.is_empty());
 }
 
 #[test]
 fn nothing_asked_is_nothing_there() {
-    let before = plan(&world(), &NetfilterState::default()).after;
+    let before = plan(&client(), &NetfilterState::default()).after;
     assert!(before.exists() && !before.is_empty());
     let Change { plan: script, after } = plan(&PolicyDesired::default(), &before);
     let text = script.to_string();
@@ -65,14 +63,14 @@ fn nothing_asked_is_nothing_there() {
 #[test]
 fn what_cannot_be_expressed_is_refused_as_invalid() {
     let place = |id, net| (class(id), range(net));
-    let mut family = world();
+    let mut family = client();
     family.destinations.insert(place(u32::MAX, "10.9.0.0/16"), egress(0x14, SourceNat::Address(ip("fd00::1"))));
-    let mut overlap = world();
+    let mut overlap = client();
     overlap.destinations.insert(place(1, "10.6.1.100"), Verdict::Hold);
-    let mut subnets = world();
+    let mut subnets = client();
     subnets.subnets.insert(range("10.250.7.0/24"), class(1));
     let devices = ["a\"b", "eth+", "", "a b", "longer-than-a-name"].map(|name| {
-        let mut device = world();
+        let mut device = client();
         device.overlay.devices.insert(name.into());
         device
     });
@@ -84,7 +82,7 @@ fn what_cannot_be_expressed_is_refused_as_invalid() {
 
 #[test]
 fn ten_thousand_policies_make_no_chain_long_and_one_more_pod_is_one_entry() {
-    let mut desired = world();
+    let mut desired = client();
     for policy in 0..10_000_u32 {
         let net = range(&format!("10.{}.{}.0/24", 100 + policy / 256 % 100, policy % 256));
         desired.destinations.insert((class(10 + policy), net), egress(0x11, SourceNat::NodeAddress));
@@ -102,8 +100,8 @@ fn ten_thousand_policies_make_no_chain_long_and_one_more_pod_is_one_entry() {
 
 #[test]
 fn a_node_that_becomes_exit_changes_one_chain_and_the_sources() {
-    let before = plan(&world(), &NetfilterState::default()).after;
-    let mut desired = world();
+    let before = plan(&client(), &NetfilterState::default()).after;
+    let mut desired = client();
     desired.exits.insert(target(0x13));
     let script = plan(&desired, &before).plan.to_string();
     assert!(script.contains(":EGW-TO-13 - [0:0]\n") && !script.contains("EGW-TO-11") && !script.contains("EGW-C-"), "{script}");
@@ -115,6 +113,6 @@ fn a_node_that_becomes_exit_changes_one_chain_and_the_sources() {
 async fn an_offline_backend_only_plans() {
     let offline = Netfilter::offline(NetfilterSettings::default());
     assert_eq!(offline.observe().await.unwrap_err().kind, ErrorKind::Unsupported);
-    assert_eq!(offline.apply(&plan(&world(), &NetfilterState::default()).plan).await.unwrap_err().kind, ErrorKind::Unsupported);
+    assert_eq!(offline.apply(&plan(&client(), &NetfilterState::default()).plan).await.unwrap_err().kind, ErrorKind::Unsupported);
     assert!(offline.probe().await.is_err());
 }

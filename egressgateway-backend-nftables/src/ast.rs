@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use egressgateway::model::Family;
+use egressgateway::{
+    model::Family,
+    trace::{ConnectionState, DestinationKind, Direction},
+};
 
 use crate::names::{DEVICES, TARGETS, Table};
 
@@ -19,42 +22,6 @@ pub(crate) enum Jump {
     Call(String),
     /// To a chain, and from there to who jumped here.
     Goto(String),
-}
-
-/// Kinds of destination that the routing tables tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DestinationKind {
-    /// Somewhere else.
-    #[default]
-    Unicast,
-    /// This host.
-    Local,
-    /// A group.
-    Multicast,
-}
-
-/// Kinds of packet that connection tracking tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ConnectionState {
-    /// Of a connection that has not been answered yet.
-    #[default]
-    New,
-    /// Of an answered connection.
-    Established,
-    /// Of no connection that it could be.
-    Invalid,
-    /// Not looked at, because a rule said so.
-    Untracked,
-}
-
-/// Direction of a packet within its connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Direction {
-    /// As the first packet.
-    #[default]
-    Original,
-    /// The other.
-    Reply,
 }
 
 /// Which address of a packet.

@@ -2,11 +2,14 @@
 //!
 //! The kernel keeps rules as byte code, and nft puts them into words again: some come back in other words than they were written in.
 
-use egressgateway::model::Family;
+use egressgateway::{
+    model::Family,
+    trace::{ConnectionState, DestinationKind, Direction},
+};
 use serde_json::Value;
 
 use crate::{
-    ast::{ConnectionState, DestinationKind, Direction, Jump, Side, Statement, Way},
+    ast::{Jump, Side, Statement, Way},
     names::{COUNTERS, DEVICES, TARGETS, Table},
 };
 

@@ -2,8 +2,8 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use egressgateway::{Driver, Plan, model::{ClassId, IpRange, SourceNat, TargetId, Verdict}, PolicyDesired};
-//! use egressgateway_backend_nftables::{Nftables, NftablesSettings, NftState, TracePacket, TraceVerdict};
+//! use egressgateway::{Driver, Plan, model::{ClassId, IpRange, SourceNat, TargetId, Verdict}, PolicyDesired, trace::{Trace, TracePacket, TraceVerdict}};
+//! use egressgateway_backend_nftables::{Nftables, NftablesSettings, NftState};
 //!
 //! // Pod 10.244.1.10 leaves for 10.6.1.0/24 through target 0x11.
 //! let (pod, class, target) = ("10.244.1.10".parse()?, ClassId::new(1).ok_or("0")?, TargetId::FIRST);
@@ -30,8 +30,7 @@
 //! table is read, and the next plan repairs them.
 //!
 //! - [`Nftables`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Nftables::probe`]; [`Nftables::offline`] only plans.
-//! - [`NftState`] is what the table holds. [`NftState::trace`] walks a packet through its rules up to the routing decision,
-//!   [`NftState::trace_forward`] through the guard, [`NftState::trace_source`] says as whom it leaves.
+//! - [`NftState`] is what the table holds, and can be asked about any packet ([`Trace`]).
 
 mod ast;
 mod backend;
@@ -47,11 +46,9 @@ mod skeleton;
 mod state;
 mod trace;
 
-pub use ast::{ConnectionState, DestinationKind, Direction};
 pub use backend::{Nftables, NftablesSettings};
 #[cfg(doc)]
-use egressgateway::{CounterSource, Driver, PolicyBackend};
+use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
 pub use monitor::NftMonitor;
 pub use plan::NftPlan;
 pub use state::NftState;
-pub use trace::{TracePacket, TraceSource, TraceVerdict};

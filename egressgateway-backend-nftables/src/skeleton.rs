@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use egressgateway::{
     PolicyDesired,
     model::{Family, MarkMask, TargetId},
+    trace::{ConnectionState, DestinationKind, Direction},
 };
 
 use crate::{
     ast::{
-        Chain, ConnectionState, DestinationKind, Direction, Hook, Jump, Rule, Side,
+        Chain, Hook, Jump, Rule, Side,
         Statement::{self, Address, ClassOf, Count, Destination, ForgetClass, Go, Overlay, Pin, Pinned, VerdictOf, VerdictOfPin},
         Way,
     },

@@ -2,116 +2,29 @@
 
 use std::net::IpAddr;
 
-use egressgateway::model::{ClassId, Family, IpRange};
+use egressgateway::{
+    model::{ClassId, Family, IpRange},
+    trace::{ConnectionState, Trace, TracePacket, TraceSource, TraceVerdict},
+};
 use imbl::OrdMap;
 
 use crate::{
-    ast::{ConnectionState, DestinationKind, Direction, Hook, Jump, Rule, Side, Statement, Way},
+    ast::{Hook, Jump, Rule, Side, Statement, Way},
     elements::{Elements, Place, Steer},
     names::Table,
     state::NftState,
 };
 
-/// What the rules look at. Build it with [`TracePacket::new`] and set what differs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TracePacket {
-    /// Source address, before source translation.
-    pub source: IpAddr,
-    /// Destination address, after destination translation.
-    pub destination: IpAddr,
-    /// Device that the packet came by; a pod's own device unless it is one of the overlay's.
-    pub in_device: Option<String>,
-    /// What the routing tables say of the destination.
-    pub destination_kind: DestinationKind,
-    /// What connection tracking says of the packet.
-    pub state: ConnectionState,
-    /// Which way within its connection.
-    pub direction: Direction,
-    /// Connection mark so far, all bits.
-    pub connection_mark: u32,
-    /// Packet mark so far, all bits.
-    pub packet_mark: u32,
-}
-
-impl TracePacket {
-    /// The first packet of a connection of a local pod.
-    #[must_use]
-    pub fn new(source: IpAddr, destination: IpAddr) -> Self {
-        Self {
-            source,
-            destination,
-            in_device: None,
-            destination_kind: DestinationKind::default(),
-            state: ConnectionState::default(),
-            direction: Direction::default(),
-            connection_mark: 0,
-            packet_mark: 0,
-        }
-    }
-
-    /// The same packet as it comes out of an overlay device.
-    #[must_use]
-    pub fn from_device(mut self, device: impl Into<String>) -> Self {
-        self.in_device = Some(device.into());
-        self
-    }
-}
-
-/// Where a packet stands after a hook.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TraceVerdict {
-    /// Goes on.
-    Accept {
-        /// Connection tracking does not look at it: its further way begins as [`ConnectionState::Untracked`].
-        untracked: bool,
-        /// Packet mark, all bits: [`MarkMask::target`](egressgateway::model::MarkMask::target) says whether and where it is steered.
-        packet_mark: u32,
-        /// Connection mark, all bits: the pin that later packets follow.
-        connection_mark: u32,
-        /// Counters that were met, by name.
-        counted: Vec<&'static str>,
-    },
-    /// Ends here.
-    Drop {
-        /// The counter that says why; none where a rule of somebody else drops.
-        counter: Option<&'static str>,
-    },
-}
-
-/// The source that a connection leaves with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TraceSource {
-    /// None of our rules says anything: whatever the rest of the host does.
-    Untouched,
-    /// Its own, kept from every other translation.
-    Itself,
-    /// The node's, on the outgoing device.
-    Masquerade,
-    /// This egress address.
-    Address(IpAddr),
-    /// It does not leave.
-    Drop {
-        /// The counter that says why; none where a rule of somebody else drops.
-        counter: Option<&'static str>,
-    },
-}
-
-impl NftState {
-    /// Prerouting: classification, pin and mark. Its result decides the route.
-    #[must_use]
-    pub fn trace(&self, packet: &TracePacket) -> TraceVerdict {
+impl Trace for NftState {
+    fn trace(&self, packet: &TracePacket) -> TraceVerdict {
         self.hook("prerouting", packet, None).0
     }
 
-    /// Forwarding, with the marks that [`Self::trace`] gave and the device that the route leads to.
-    #[must_use]
-    pub fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
+    fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
         self.hook("forward", packet, Some(out_device)).0
     }
 
-    /// Postrouting: the source that a new connection leaves with, with the marks that [`Self::trace`] gave.
-    #[must_use]
-    pub fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
+    fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
         match self.hook("postrouting", packet, Some(out_device)) {
             // Nobody's source translation sees what is not tracked.
             (TraceVerdict::Accept { untracked: true, .. }, _) => TraceSource::Itself,
@@ -119,7 +32,9 @@ impl NftState {
             (TraceVerdict::Accept { .. }, source) => source,
         }
     }
+}
 
+impl NftState {
     /// All our chains of one hook, by priority.
     fn hook(&self, hook: &str, packet: &TracePacket, out_device: Option<&str>) -> (TraceVerdict, TraceSource) {
         // The kernel asks nat chains about a connection's first packet only.

@@ -1,8 +1,6 @@
 //! The backend on the real kernel, in network namespaces of its own.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{
     net::Ipv4Addr,
     sync::Arc,
@@ -10,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
 use egressgateway::{
     Change, CounterSource, Driver, ErrorKind, PolicyDesired, PolicyMonitor, WriteHook,
     model::{IpRange, MarkMask, SourceNat, Verdict},
@@ -17,7 +16,7 @@ use egressgateway::{
 };
 use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings};
 use egressgateway_testkit::netns::in_namespace;
-use support::{class, command, egress, gateway, ip, range, run, target, world};
+use egressgateway_testkit::shell::{command, run};
 
 /// Tables of others: one of nearly our name, one that has chains where ours are.
 const NEIGHBOURS: &str = "add table inet egressgateway2\nadd set inet egressgateway2 pods4 { type ipv4_addr; }\n\
@@ -57,7 +56,7 @@ async fn reach(desired: &PolicyDesired) -> NftState {
 
 /// A state with `size` pods and policies that shares about half of its elements with the one of `seed + 1`.
 fn generated(seed: u32, size: u32) -> PolicyDesired {
-    let mut desired = if seed.is_multiple_of(2) { world() } else { gateway() };
+    let mut desired = if seed.is_multiple_of(2) { client() } else { gateway() };
     for index in 0..size {
         let id = class(100 + (index * 7 + seed * size / 2) % (2 * size));
         let number = index + seed * size / 2;
@@ -103,7 +102,7 @@ fn it_keeps_them_under_another_mask() {
         command(&["nft", "-f", "-"], NEIGHBOURS).unwrap();
         for shift in [0, 4, 16] {
             let mask = MarkMask::new(0xff << shift).unwrap();
-            conformance::check(&Namespace(NftablesSettings { mask }), &[world(), gateway()]).await;
+            conformance::check(&Namespace(NftablesSettings { mask }), &[client(), gateway()]).await;
         }
     });
 }
@@ -111,7 +110,7 @@ fn it_keeps_them_under_another_mask() {
 #[test]
 fn nft_accepts_every_plan_and_no_way_shows_in_the_result() {
     in_namespace(|| async {
-        let states = [world(), gateway(), generated(0, 100), generated(1, 100), generated(2, 30), PolicyDesired::default()];
+        let states = [client(), gateway(), generated(0, 100), generated(1, 100), generated(2, 30), PolicyDesired::default()];
         for (from, to) in (0..states.len()).flat_map(|from| (0..states.len()).map(move |to| (from, to))) {
             reach(&states[from]).await;
             reach(&states[to]).await;
@@ -173,8 +172,8 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
 #[test]
 fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict() {
     in_namespace(|| async {
-        let before = reach(&world()).await;
-        let mut desired = world();
+        let before = reach(&client()).await;
+        let mut desired = client();
         desired.pods.remove(&ip("10.244.1.10"));
         let change = nftables().plan(&desired, &before).unwrap();
         run("nft delete element inet egressgateway pods4 { 10.244.1.10 }");
@@ -190,7 +189,7 @@ fn the_probe_passes_here_and_changes_nothing() {
     in_namespace(|| async {
         nftables().probe().await.unwrap();
         assert_eq!(run("nft list tables"), "");
-        let state = reach(&world()).await;
+        let state = reach(&client()).await;
         nftables().probe().await.unwrap();
         assert_eq!(nftables().observe().await.unwrap(), state);
     });
@@ -200,7 +199,7 @@ fn the_probe_passes_here_and_changes_nothing() {
 fn counters_are_there_with_the_table_and_survive_updates() {
     in_namespace(|| async {
         assert!(nftables().counters().await.unwrap().is_empty());
-        reach(&world()).await;
+        reach(&client()).await;
         let names: Vec<String> = nftables().counters().await.unwrap().into_keys().collect();
         assert_eq!(
             names,
@@ -244,7 +243,7 @@ fn what_others_do_to_the_table_is_noticed_and_what_we_do_is_not() {
             let changed = monitor.changed();
             async move { tokio::time::timeout(Duration::from_secs(5), changed).await.expect(doing).unwrap() }
         };
-        let plan = ours.plan(&world(), &NftState::default()).unwrap().plan;
+        let plan = ours.plan(&client(), &NftState::default()).unwrap().plan;
         ours.apply(&plan).await.unwrap();
         quiet("an own transaction").await;
         command(&["nft", "-f", "-"], NEIGHBOURS).unwrap();
@@ -255,7 +254,7 @@ fn what_others_do_to_the_table_is_noticed_and_what_we_do_is_not() {
         noticed("a rule more").await;
         run("nft delete table inet egressgateway");
         noticed("the table's end").await;
-        reach(&world()).await;
+        reach(&client()).await;
         noticed("another backend at work").await;
     });
 }

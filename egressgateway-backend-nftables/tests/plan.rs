@@ -1,13 +1,11 @@
 //! Plans without a kernel.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::sync::Arc;
 
+use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
 use egressgateway::{Change, Driver, ErrorKind, Plan, PolicyDesired, model::SourceNat, model::Verdict};
 use egressgateway_backend_nftables::{NftPlan, NftState, Nftables, NftablesSettings};
-use support::{class, egress, ip, range, target, world};
 
 fn plan(desired: &PolicyDesired, current: &NftState) -> Change<NftPlan, NftState> {
     Nftables::offline(NftablesSettings::default()).plan(desired, current).unwrap()
@@ -15,7 +13,7 @@ fn plan(desired: &PolicyDesired, current: &NftState) -> Change<NftPlan, NftState
 
 #[test]
 fn the_script_of_a_whole_node_is_the_golden_one() {
-    let script = plan(&world(), &NftState::default()).plan.to_string();
+    let script = plan(&client(), &NftState::default()).plan.to_string();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.nft");
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(golden, &script).unwrap();
@@ -25,8 +23,8 @@ fn the_script_of_a_whole_node_is_the_golden_one() {
 
 #[test]
 fn one_pod_costs_one_element_and_one_policy_its_ranges() {
-    let before = plan(&world(), &NftState::default()).after;
-    let mut desired = world();
+    let before = plan(&client(), &NftState::default()).after;
+    let mut desired = client();
     desired.pods.insert(ip("10.244.1.20"), class(2));
     desired.pods.remove(&ip("10.244.1.10"));
     desired.pods.insert(ip("10.244.1.11"), class(1));
@@ -47,8 +45,8 @@ fn one_pod_costs_one_element_and_one_policy_its_ranges() {
 
 #[test]
 fn a_node_that_becomes_exit_changes_one_chain_and_the_exits_elements() {
-    let before = plan(&world(), &NftState::default()).after;
-    let mut desired = world();
+    let before = plan(&client(), &NftState::default()).after;
+    let mut desired = client();
     desired.exits.insert(target(0x13));
     let script = plan(&desired, &before).plan.to_string();
     assert!(script.starts_with("flush chain inet egressgateway to_13\n"), "{script}");
@@ -58,15 +56,15 @@ fn a_node_that_becomes_exit_changes_one_chain_and_the_exits_elements() {
 
 #[test]
 fn the_way_to_a_state_does_not_show_in_it() {
-    let direct = plan(&support::gateway(), &NftState::default()).after;
-    let around = plan(&world(), &plan(&PolicyDesired { start_gate: None, ..support::gateway() }, &direct).after).after;
-    assert_eq!(plan(&support::gateway(), &around).after, direct);
-    assert!(plan(&support::gateway(), &direct).plan.is_empty());
+    let direct = plan(&gateway(), &NftState::default()).after;
+    let around = plan(&client(), &plan(&PolicyDesired { start_gate: None, ..gateway() }, &direct).after).after;
+    assert_eq!(plan(&gateway(), &around).after, direct);
+    assert!(plan(&gateway(), &direct).plan.is_empty());
 }
 
 #[test]
 fn nothing_asked_is_no_table() {
-    let before = plan(&world(), &NftState::default()).after;
+    let before = plan(&client(), &NftState::default()).after;
     let Change { plan: script, after } = plan(&PolicyDesired::default(), &before);
     assert_eq!(script.to_string(), "delete table inet egressgateway\n");
     assert_eq!(after, NftState::default());
@@ -77,15 +75,15 @@ fn nothing_asked_is_no_table() {
 #[test]
 fn what_cannot_be_expressed_is_refused_as_invalid() {
     let nftables = Nftables::offline(NftablesSettings::default());
-    let current = plan(&world(), &NftState::default()).after;
+    let current = plan(&client(), &NftState::default()).after;
     let place = |id, net| (class(id), range(net));
-    let mut family = world();
+    let mut family = client();
     family.destinations.insert(place(u32::MAX, "10.9.0.0/16"), egress(0x14, SourceNat::Address(ip("fd00::1"))));
-    let mut overlap = world();
+    let mut overlap = client();
     overlap.destinations.insert(place(1, "10.6.1.100"), Verdict::Hold);
-    let mut subnets = world();
+    let mut subnets = client();
     subnets.subnets.insert(range("10.250.7.0/24"), class(1));
-    let mut device = world();
+    let mut device = client();
     device.overlay.devices.insert("a\"b".into());
     for desired in [family, overlap, subnets, device] {
         for current in [&current, &NftState::default()] {
@@ -96,7 +94,7 @@ fn what_cannot_be_expressed_is_refused_as_invalid() {
 
 #[test]
 fn one_of_ten_thousand_policies_costs_its_own_elements() {
-    let mut desired = world();
+    let mut desired = client();
     for policy in 0..10_000_u32 {
         let net = range(&format!("10.{}.{}.0/24", 100 + policy / 256 % 100, policy % 256));
         desired.destinations.insert((class(10 + policy), net), egress(0x11, SourceNat::NodeAddress));
@@ -113,6 +111,6 @@ fn one_of_ten_thousand_policies_costs_its_own_elements() {
 async fn an_offline_backend_only_plans() {
     let offline = Nftables::offline(NftablesSettings::default());
     assert_eq!(offline.observe().await.unwrap_err().kind, ErrorKind::Unsupported);
-    assert_eq!(offline.apply(&plan(&world(), &NftState::default()).plan).await.unwrap_err().kind, ErrorKind::Unsupported);
+    assert_eq!(offline.apply(&plan(&client(), &NftState::default()).plan).await.unwrap_err().kind, ErrorKind::Unsupported);
     assert!(Arc::new(offline).probe().await.is_err());
 }

@@ -44,8 +44,9 @@
 //! - [`controller`] and [`index`]: pure planning, for the cluster and for one node. [`explain`] asks both about a connection.
 //! - [`Driver`], [`Tunnel`], [`PolicyBackend`] and [`CounterSource`]: what drives a kernel. [`Drivers`] brings a node from one
 //!   [`NodeDesired`] to the next; a [`Reconciler`] makes each step cost its difference. Drivers are crates of their own.
+//! - [`trace`]: what a backend's rules do to a packet, asked without a kernel.
 //! - `runtime` (feature, on by default): the loops of agent and controller over a `kube::Client` that the caller makes.
-//! - `testing` (feature): a conformance suite for drivers.
+//! - `testing` (feature): what every driver must promise, and every policy backend mean, as suites.
 //!
 //! The library sets nothing that is global to a process, and chooses no Kubernetes version: enable a `v1_*` feature of `k8s-openapi`.
 
@@ -71,6 +72,8 @@ mod steering;
 mod succession;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod together;
+pub mod trace;
 mod tunnel;
 pub mod world;
 
@@ -81,4 +84,5 @@ pub use host::Host;
 pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};
 pub use steering::{Encap, NextHop, SteeringDesired};
 pub use succession::Succession;
+pub use together::Together;
 pub use tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay};

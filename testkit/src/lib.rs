@@ -4,3 +4,5 @@ pub mod apiserver;
 pub mod cluster;
 pub mod lab;
 pub mod netns;
+pub mod packets;
+pub mod shell;

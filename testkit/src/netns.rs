@@ -2,7 +2,10 @@
 
 use std::future::Future;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 
 /// Makes a skipped test a failure when set: continuous integration runs everything.
 pub const REQUIRE_ALL: &str = "EGRESSGATEWAY_REQUIRE_ALL";
@@ -22,7 +25,8 @@ pub fn have_root() -> bool {
 }
 
 /// Runs `test` in a network namespace of its own: a new thread with a current-thread runtime, so that every socket and every child
-/// process of the test is inside. Skipped without root (see [`have_root`]).
+/// process of the test is inside. With a `/run` of its own too: iptables-legacy keeps a lock there that is shared between
+/// network namespaces. Skipped without root (see [`have_root`]).
 ///
 /// # Panics
 /// When the test does, or when no namespace can be made.
@@ -31,7 +35,10 @@ pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 's
         return;
     }
     let thread = std::thread::Builder::new().name("netns".into()).spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("mounts of its own");
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("a /run of its own");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(test());
     });

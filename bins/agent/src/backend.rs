@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, Error, ErrorKind, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession,
+    CounterSource, Error, ErrorKind, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession, Together,
     config::{Config, Iptables},
     spec::Problem,
 };
 #[cfg(feature = "netfilter")]
-use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
+use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, Transit};
 #[cfg(feature = "nftables")]
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_daemon::Failure;
@@ -79,12 +79,11 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
         #[cfg(feature = "nftables")]
         "nftables" => {
             let backend = nftables(config);
-            Ok(Backend {
-                policy: Box::new(Succession::new(Box::new(Reconciler::new(backend.clone())), netfilter_of_any_flavour(config))),
-                monitor: Arc::new(backend.monitor()?),
-                counters: Arc::new(backend),
-                why: format!("nftables, {why}"),
-            })
+            #[allow(unused_mut)]
+            let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()?));
+            #[cfg(feature = "netfilter")]
+            node.beside_iptables(config, &[IptablesFlavour::Legacy, IptablesFlavour::Nft]).await?;
+            Ok(node.after(netfilter_of_any_flavour(config), Arc::new(backend), format!("nftables, {why}")))
         }
         #[cfg(feature = "netfilter")]
         "netfilter" => {
@@ -94,25 +93,59 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
                 IptablesFlavour::Legacy => ("legacy", IptablesFlavour::Nft),
                 _ => ("nft", IptablesFlavour::Legacy),
             };
-            let other = NetfilterSettings { flavour: other, ..settings(config) };
-            let mut former: Vec<Policy> = vec![Box::new(Reconciler::new(Netfilter::former_flavour(other, Arc::new(()))))];
+            let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()));
+            node.beside_iptables(config, &[other]).await?;
+            let mut former = transit_left_in(config, flavour).await?;
+            former.push(Box::new(Reconciler::new(Netfilter::former_flavour(of_flavour(config, other), Arc::new(())))));
             former.extend(former_nftables(config));
-            Ok(Backend {
-                policy: Box::new(Succession::new(Box::new(Reconciler::new(backend.clone())), former)),
-                monitor: Arc::new(backend.monitor()),
-                counters: Arc::new(backend),
-                why: format!("netfilter with iptables-{word}, {why}"),
-            })
+            Ok(node.after(former, Arc::new(backend), format!("netfilter with iptables-{word}, {why}")))
         }
         _ => Err(Error::new(ErrorKind::Unsupported, format!("this agent was built without {name}")).into()),
     }
 }
 
+/// A backend, and what works beside it on this host.
+struct InForce {
+    drivers: Vec<Policy>,
+    monitors: Vec<Arc<dyn PolicyMonitor>>,
+}
+
+impl InForce {
+    fn new(backend: Policy, monitor: Arc<dyn PolicyMonitor>) -> Self {
+        Self { drivers: vec![backend], monitors: vec![monitor] }
+    }
+
+    /// Firewalls kept by these flavours of iptables let pass what exits here.
+    #[cfg(feature = "netfilter")]
+    async fn beside_iptables(&mut self, config: &Config, flavours: &[IptablesFlavour]) -> Result<(), Error> {
+        for flavour in flavours {
+            if let Some(transit) = transit(config, *flavour).await? {
+                self.monitors.push(Arc::new(transit.monitor()));
+                self.drivers.push(Box::new(Reconciler::new(transit)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What works on this node from now on, once what `former` left is gone.
+    fn after(self, former: Vec<Policy>, counters: Arc<dyn CounterSource>, why: String) -> Backend {
+        let policy = Box::new(Succession::new(Box::new(Together::new(self.drivers)), former));
+        Backend { policy, counters, monitor: Arc::new(self.monitors), why }
+    }
+}
+
 /// Takes away what any backend left on this host.
-pub(crate) fn removal(config: &Config) -> Policy {
+///
+/// # Errors
+/// When the host's firewalls can't be read.
+pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     let mut all = netfilter_of_any_flavour(config);
+    #[cfg(feature = "netfilter")]
+    for flavour in [IptablesFlavour::Legacy, IptablesFlavour::Nft] {
+        all.extend(transit_left_in(config, flavour).await?);
+    }
     all.extend(former_nftables(config));
-    Box::new(Succession::new(Box::new(Nothing), all))
+    Ok(Box::new(Succession::new(Box::new(Nothing), all)))
 }
 
 /// Nothing is in force.
@@ -147,27 +180,43 @@ fn former_nftables(_: &Config) -> Vec<Policy> {
 }
 
 #[cfg(feature = "netfilter")]
-fn settings(config: &Config) -> NetfilterSettings {
-    let flavour = match config.iptables {
-        Iptables::Auto => IptablesFlavour::Auto,
-        Iptables::Legacy => IptablesFlavour::Legacy,
-        Iptables::Nft => IptablesFlavour::Nft,
-    };
+fn of_flavour(config: &Config, flavour: IptablesFlavour) -> NetfilterSettings {
     NetfilterSettings { mask: config.mark.mask, flavour }
 }
 
 #[cfg(feature = "netfilter")]
 fn netfilter(config: &Config) -> Netfilter {
-    Netfilter::new(settings(config), Arc::new(()))
+    let flavour = match config.iptables {
+        Iptables::Auto => IptablesFlavour::Auto,
+        Iptables::Legacy => IptablesFlavour::Legacy,
+        Iptables::Nft => IptablesFlavour::Nft,
+    };
+    Netfilter::new(of_flavour(config, flavour), Arc::new(()))
+}
+
+/// None where the host has no such iptables.
+#[cfg(feature = "netfilter")]
+async fn transit(config: &Config, flavour: IptablesFlavour) -> Result<Option<Transit>, Error> {
+    match Transit::open(of_flavour(config, flavour), Arc::new(())).await {
+        Ok(transit) => Ok(Some(transit)),
+        Err(error) if error.kind == ErrorKind::Unsupported => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what let pass other backends' exits.
+#[cfg(feature = "netfilter")]
+async fn transit_left_in(config: &Config, flavour: IptablesFlavour) -> Result<Vec<Policy>, Error> {
+    let transit = transit(config, flavour).await?;
+    Ok(transit.into_iter().map(|transit| Box::new(Reconciler::new(transit)) as Policy).collect())
 }
 
 /// The last one goes first: sets can go when no chain refers to them.
 #[cfg(feature = "netfilter")]
 fn netfilter_of_any_flavour(config: &Config) -> Vec<Policy> {
-    let of = |flavour| NetfilterSettings { flavour, ..settings(config) };
     vec![
-        Box::new(Reconciler::new(Netfilter::new(of(IptablesFlavour::Nft), Arc::new(())))),
-        Box::new(Reconciler::new(Netfilter::former_flavour(of(IptablesFlavour::Legacy), Arc::new(())))),
+        Box::new(Reconciler::new(Netfilter::new(of_flavour(config, IptablesFlavour::Nft), Arc::new(())))),
+        Box::new(Reconciler::new(Netfilter::former_flavour(of_flavour(config, IptablesFlavour::Legacy), Arc::new(())))),
     ]
 }
 

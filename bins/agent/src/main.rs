@@ -88,7 +88,7 @@ async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Resu
 }
 
 async fn cleanup(config: &Config, dry_run: bool) -> Result<(), Failure> {
-    let mut drivers = wiring::removal(config)?;
+    let mut drivers = wiring::removal(config).await?;
     if dry_run {
         print!("{}", drivers.dry_run(&DriversDesired::default()).await?);
     } else {

@@ -49,9 +49,9 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
 ///
 /// # Errors
 /// When the configuration names what is not built in, or the kernel can't be spoken to.
-pub(crate) fn removal(config: &Config) -> Result<Drivers, Failure> {
+pub(crate) async fn removal(config: &Config) -> Result<Drivers, Failure> {
     check(config)?;
-    Ok(drivers(config, &Netlink::open()?, backend::removal(config)))
+    Ok(drivers(config, &Netlink::open()?, backend::removal(config).await?))
 }
 
 fn check(config: &Config) -> Result<(), Failure> {

@@ -154,7 +154,7 @@ struct Expected {
 fn packets_go_where_the_scenario_says() {
     for name in scenarios() {
         let cluster = cluster(&name);
-        let plans = Plans::of(&cluster);
+        let plans = support::BACKENDS.map(|(_, rules)| Plans::of(&cluster, rules));
         let expected = fs::read_to_string(folder().join(format!("{name}.expect.yaml"))).unwrap();
         for expected in serde_yaml::from_str::<Vec<Expected>>(&expected).unwrap() {
             let (namespace, pod) = expected.from.split_once('/').unwrap();
@@ -173,8 +173,10 @@ fn packets_go_where_the_scenario_says() {
             }
             let exits: Vec<String> = answer.exits.iter().map(|exit| format!("{}={}", exit.node, exit.source.unwrap())).collect();
             assert!(expected.exits.as_ref().is_none_or(|wanted| *wanted == exits.join(" ")), "{context}");
-            let traced = plans.trace(&answer.on.as_deref().unwrap().into(), answer.address.unwrap(), expected.to);
-            assert_eq!(traced, Answer::of(&answer), "the packet's way through the plans, {context}");
+            for plans in &plans {
+                let traced = plans.trace(&answer.on.as_deref().unwrap().into(), answer.address.unwrap(), expected.to);
+                assert_eq!(traced, Answer::of(&answer), "the packet's way through the plans, {context}");
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ mod world;
 use egressgateway::explain::{self, Manifests, Offline, OfflineSettings, Statuses};
 use egressgateway::model::PodName;
 
-use support::{Answer, Plans, tunnel};
+use support::{Answer, BACKENDS, Plans, tunnel};
 use world::{Dice, World};
 
 /// How many worlds are tried, and from which seed on; `WORLD=seed` tries that one alone.
@@ -31,7 +31,7 @@ fn try_world(seed: u64, met: &mut [usize; 3]) {
     let mut dice = Dice::new(seed);
     let world = World::random(&mut dice);
     let offline = offline(&world);
-    let plans = Plans::of(&offline);
+    let plans = BACKENDS.map(|(name, rules)| (name, Plans::of(&offline, rules)));
     for _ in 0..PACKETS {
         // Most addresses are nobody's business; what happens to the others is what is wanted here.
         let draw = || {
@@ -44,8 +44,10 @@ fn try_world(seed: u64, met: &mut [usize; 3]) {
         let naive = naive::ask(&world, pod, source, destination);
         let context = || format!("seed {seed}: {source} → {destination}\n{}\n{explanation}", world.manifest());
         assert_eq!(naive, Answer::of(&explanation), "the rules read literally against the explanation, {}", context());
-        let traced = plans.trace(&pod.node.as_str().into(), source, destination);
-        assert_eq!(naive, traced, "the rules read literally against the packet's way, {}", context());
+        for (backend, plans) in &plans {
+            let traced = plans.trace(&pod.node.as_str().into(), source, destination);
+            assert_eq!(naive, traced, "the rules read literally against the packet's way with {backend}, {}", context());
+        }
         met[match naive {
             Answer::Pass => 0,
             Answer::Egress(_) => 1,

@@ -57,8 +57,18 @@ pub(crate) fn ipv6_alone(path: &DataPath) {
     works(path, lab(), Families::V6);
 }
 
-pub(crate) fn a_firewall_that_drops_transit_loses_traffic_and_leaks_none(path: &DataPath) {
-    let world = World::start_in(path, lab().forward_policy(ForwardPolicy::DropButWorkloads), Families::Dual);
+pub(crate) fn a_firewall_of_iptables_nft_that_drops_transit_lets_exits_pass(path: &DataPath) {
+    works(path, lab().rules_by(RuleTool::IptablesNft).forward_policy(ForwardPolicy::DropButWorkloads), Families::Dual);
+}
+
+pub(crate) fn a_firewall_of_iptables_legacy_that_drops_transit_lets_exits_pass(path: &DataPath) {
+    works(path, lab().rules_by(RuleTool::IptablesLegacy).forward_policy(ForwardPolicy::DropButWorkloads), Families::Dual);
+}
+
+/// Nothing in another table can accept what an nftables table drops.
+pub(crate) fn a_firewall_of_nftables_that_drops_transit_loses_traffic_and_leaks_none(path: &DataPath) {
+    let firewall = lab().rules_by(RuleTool::Nft).forward_policy(ForwardPolicy::DropButWorkloads);
+    let world = World::start_in(path, firewall, Families::Dual);
     world.cluster.apply(GATEWAY);
     world.cluster.apply(&usual_policy());
     world.is_dropped(&world.shop, GOVERNED);

@@ -67,7 +67,9 @@ macro_rules! every_check_on {
                 rules_by_iptables_legacy_without_masquerade
                 ipv4_alone
                 ipv6_alone
-                a_firewall_that_drops_transit_loses_traffic_and_leaks_none;
+                a_firewall_of_iptables_nft_that_drops_transit_lets_exits_pass
+                a_firewall_of_iptables_legacy_that_drops_transit_lets_exits_pass
+                a_firewall_of_nftables_that_drops_transit_loses_traffic_and_leaks_none;
         }
     };
 }

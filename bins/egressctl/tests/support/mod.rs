@@ -7,11 +7,13 @@ use std::{
 };
 
 use egressgateway::{
-    Driver, DriversDesired, Encapsulation, NextHop,
+    Driver, DriversDesired, Encapsulation, NextHop, PolicyDesired,
     explain::{Explanation, Offline, UNDERLAY_DEVICE, Verdict},
     model::{Family, MarkMask, NodeName},
+    trace::{ConnectionState, Trace, TracePacket, TraceSource, TraceVerdict},
 };
-use egressgateway_backend_nftables::{ConnectionState, NftState, Nftables, NftablesSettings, TracePacket, TraceSource, TraceVerdict};
+use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings};
+use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{Route, Steering, SteeringSettings, SteeringState};
 use egressgateway_tunnel_vxlan::VxlanShape;
 
@@ -39,23 +41,36 @@ impl Answer {
     }
 }
 
+/// A policy backend's rules for a node, made from nothing.
+pub(crate) type Rules = fn(&PolicyDesired) -> Box<dyn Trace>;
+
+/// Every policy backend there is.
+pub(crate) const BACKENDS: [(&str, Rules); 2] = [("nftables", nftables), ("netfilter", netfilter)];
+
+fn nftables(desired: &PolicyDesired) -> Box<dyn Trace> {
+    Box::new(after(&Nftables::offline(NftablesSettings::default()), desired))
+}
+
+fn netfilter(desired: &PolicyDesired) -> Box<dyn Trace> {
+    Box::new(after(&Netfilter::offline(NetfilterSettings::default()), desired))
+}
+
+fn after<D: Driver>(driver: &D, desired: &D::Desired) -> D::State {
+    driver.plan(desired, &D::State::default()).unwrap().after
+}
+
 /// What every node would hold, planned from nothing.
 pub(crate) struct Plans {
-    nodes: BTreeMap<NodeName, (SteeringState, NftState)>,
+    nodes: BTreeMap<NodeName, (SteeringState, Box<dyn Trace>)>,
     desired: BTreeMap<NodeName, DriversDesired>,
 }
 
 impl Plans {
-    pub(crate) fn of(offline: &Offline) -> Self {
+    pub(crate) fn of(offline: &Offline, rules: Rules) -> Self {
         let steering = Steering::offline(SteeringSettings::default());
-        let nftables = Nftables::offline(NftablesSettings::default());
         let desired: BTreeMap<NodeName, DriversDesired> =
             offline.nodes().map(|node| (node.clone(), offline.for_drivers(node).unwrap())).collect();
-        let states = |desired: &DriversDesired| {
-            let routes = steering.plan(&desired.steering, &SteeringState::default()).unwrap().after;
-            let rules = nftables.plan(&desired.policy, &NftState::default()).unwrap().after;
-            (routes, rules)
-        };
+        let states = |desired: &DriversDesired| (after(&steering, &desired.steering), rules(&desired.policy));
         Self { nodes: desired.iter().map(|(node, desired)| (node.clone(), states(desired))).collect(), desired }
     }
 

@@ -1,23 +1,25 @@
-//! Desired states for the tests.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+//! Desired states that tests of policy backends share: one client node, one gateway, and what they are made of.
+//!
+//! All functions panic on a text that is not what it should be: the texts are written in tests.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
-use std::{
-    io::Write,
-    net::IpAddr,
-    process::{Command, Stdio},
-};
+use std::net::IpAddr;
 
-use egressgateway::{
+use ipnet::IpNet;
+
+use crate::{
     Overlay, PolicyDesired, StartGate,
     model::{ClassId, Family, IpRange, SourceNat, TargetId, Verdict},
 };
-use ipnet::IpNet;
 
+/// An address.
+#[must_use]
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 /// "a-b", a prefix or an address.
+#[must_use]
 pub fn range(text: &str) -> IpRange {
     match text.split_once('-') {
         Some((first, last)) => IpRange::new(ip(first), ip(last)).unwrap(),
@@ -25,20 +27,27 @@ pub fn range(text: &str) -> IpRange {
     }
 }
 
+/// A class by its number.
+#[must_use]
 pub fn class(id: u32) -> ClassId {
     ClassId::new(id).unwrap()
 }
 
+/// A target by its mark byte.
+#[must_use]
 pub fn target(byte: u8) -> TargetId {
     TargetId::new(byte).unwrap()
 }
 
+/// Leaves through a target.
+#[must_use]
 pub fn egress(byte: u8, source_nat: SourceNat) -> Verdict {
     Verdict::Egress { target: target(byte), source_nat }
 }
 
 /// A client node: 1a goes to 10.6.1.0/24 but for .77 through 11, to 10.6.2.0/24 through 13; 1b to everywhere through 11; 2a exits here.
-pub fn world() -> PolicyDesired {
+#[must_use]
+pub fn client() -> PolicyDesired {
     let node = SourceNat::NodeAddress;
     PolicyDesired {
         pods: [("10.244.1.10", 1), ("fd10:244:1::10", 1), ("10.244.1.11", 2), ("fd10:244:1::11", 2), ("10.244.1.12", u32::MAX)]
@@ -91,44 +100,10 @@ pub fn world() -> PolicyDesired {
 }
 
 /// The gateway of the same world: it answers for 11 and 13.
+#[must_use]
 pub fn gateway() -> PolicyDesired {
-    let mut gateway = world();
+    let mut gateway = client();
     gateway.exits = [0x11, 0x13].map(target).into_iter().collect();
     gateway.accepts = gateway.exits.clone();
     gateway
-}
-
-/// Runs a program in the namespace of this thread; its output, or what went wrong.
-pub fn command(words: &[&str], input: &str) -> Result<String, String> {
-    let (program, arguments) = words.split_first().unwrap();
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("{program}: {error}"))?;
-    child.stdin.take().unwrap().write_all(input.as_bytes()).map_err(|error| error.to_string())?;
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(format!("{words:?}: {}", text(&output.stderr))) }
-}
-
-/// The same for words in one string, which must succeed.
-pub fn run(line: &str) -> String {
-    command(&line.split(' ').collect::<Vec<_>>(), "").unwrap()
-}
-
-/// Runs `test` in a network namespace of its own and with a lock of its own: iptables-legacy shares one between namespaces.
-pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    use nix::{
-        mount::{MsFlags, mount},
-        sched::{CloneFlags, unshare},
-    };
-    egressgateway_testkit::netns::in_namespace(move || {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-        test()
-    });
 }

@@ -1,31 +1,19 @@
-//! What a trace looks at, and what it finds.
+//! A packet's way through a backend's rules, without a kernel: what a trace looks at, and what it finds.
 
 use std::net::IpAddr;
 
 /// What connection tracking says of a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConnectionState {
-    /// The first packet of a connection.
+    /// Of a connection that has not been answered yet.
     #[default]
     New,
-    /// A later packet.
+    /// Of an answered connection.
     Established,
-    /// A packet of no connection.
+    /// Of no connection that it could be.
     Invalid,
-    /// Connection tracking does not look at it.
+    /// Not looked at, because a rule said so.
     Untracked,
-}
-
-impl ConnectionState {
-    /// As iptables writes it.
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::New => "NEW",
-            Self::Established => "ESTABLISHED",
-            Self::Invalid => "INVALID",
-            Self::Untracked => "UNTRACKED",
-        }
-    }
 }
 
 /// Which way a packet goes within its connection.
@@ -102,7 +90,7 @@ pub enum TraceVerdict {
     Accept {
         /// Connection tracking does not look at it: its further way begins as [`ConnectionState::Untracked`].
         untracked: bool,
-        /// Packet mark, all bits: [`MarkMask::target`](egressgateway::model::MarkMask::target) says whether and where it is steered.
+        /// Packet mark, all bits: [`MarkMask::target`](crate::model::MarkMask::target) says whether and where it is steered.
         packet_mark: u32,
         /// Connection mark, all bits: the pin that later packets follow.
         connection_mark: u32,
@@ -132,4 +120,22 @@ pub enum TraceSource {
         /// The counter that says why; none where a rule of somebody else drops.
         counter: Option<&'static str>,
     },
+}
+
+/// Rules that can be walked: the state that a policy backend plans from or to.
+///
+/// A packet passes [`trace`](Self::trace), is routed by the mark that it got there, and passes [`trace_forward`](Self::trace_forward) and
+/// [`trace_source`](Self::trace_source) with the marks and the [`ConnectionState`] of the first. Rules of others are not known here.
+pub trait Trace: Send + Sync {
+    /// Prerouting: classification, pin and mark. Its result decides the route.
+    #[must_use]
+    fn trace(&self, packet: &TracePacket) -> TraceVerdict;
+
+    /// Forwarding, to the device that the route leads to.
+    #[must_use]
+    fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict;
+
+    /// Postrouting: the source that a new connection leaves with.
+    #[must_use]
+    fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource;
 }

@@ -1,0 +1,178 @@
+//! What a policy backend's rules must mean: one list of packets and of what they meet, for every backend that can be [traced](Trace).
+
+use crate::{
+    PolicyDesired,
+    model::SourceNat,
+    testing::worlds::{class, client, egress, gateway, ip, range},
+    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceSource, TraceVerdict},
+};
+
+const EXIT: u32 = 0x1200_0000;
+const OVERLAY: &str = "egress-vxlan-v4";
+
+/// The rules that a backend makes of a desired state from nothing, with the default mask.
+type Rules<'a> = &'a dyn Fn(&PolicyDesired) -> Box<dyn Trace>;
+
+/// Holds a backend to the list.
+///
+/// # Panics
+/// When a packet meets something else.
+pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
+    a_pods_new_connection_is_steered_as_its_class_and_destination_say(rules);
+    an_exact_address_takes_precedence_over_its_subnet(rules);
+    later_packets_follow_the_pin_and_replies_are_left_alone(rules);
+    what_belongs_to_no_connection_does_not_leave_where_it_is_governed(rules);
+    what_is_for_this_host_or_a_group_is_not_steered(rules);
+    a_gateway_lets_out_what_its_targets_cover_and_drops_other_sources(rules);
+    the_source_at_the_exit_is_what_the_policy_says(rules);
+    the_guard_lets_a_steered_connection_leave_through_the_overlay_only(rules);
+    what_leaves_a_gateway_as_itself_is_not_tracked_there(rules);
+}
+
+fn packet(source: &str, destination: &str) -> TracePacket {
+    TracePacket::new(ip(source), ip(destination))
+}
+
+fn marks(packet: u32, connection: u32, counted: &[&'static str]) -> TraceVerdict {
+    TraceVerdict::Accept { untracked: false, packet_mark: packet, connection_mark: connection, counted: counted.to_vec() }
+}
+
+fn dropped(counter: &'static str) -> TraceVerdict {
+    TraceVerdict::Drop { counter: Some(counter) }
+}
+
+fn a_pods_new_connection_is_steered_as_its_class_and_destination_say(state: Rules<'_>) {
+    let state = state(&client());
+    let untouched = marks(0, 0, &[]);
+    for (source, destination, verdict) in [
+        ("10.244.1.10", "10.6.1.76", marks(0x1100_0000, 0x1100_0000, &["steered"])),
+        ("10.244.1.10", "10.6.1.77", untouched.clone()),
+        ("10.244.1.10", "10.6.2.1", marks(0x1300_0000, 0x1300_0000, &["steered"])),
+        ("10.244.1.10", "10.6.3.1", dropped("drop_held")),
+        ("10.244.1.10", "10.6.4.1", untouched.clone()),
+        ("10.244.1.10", "10.6.5.5", dropped("drop_no_gateway")),
+        ("10.244.1.10", "10.96.0.10", untouched.clone()),
+        ("fd10:244:1::10", "fd00::1:7", marks(0x1100_0000, 0x1100_0000, &["steered"])),
+        ("fd10:244:1::10", "fd00::7", untouched.clone()),
+        ("fd10:244:1::11", "2001:db8::1", marks(0x1100_0000, 0x1100_0000, &["steered"])),
+        ("10.250.3.4", "10.6.9.9", marks(0x1100_0000, 0x1100_0000, &["steered"])),
+        ("10.251.0.6", "10.6.3.1", dropped("drop_held")),
+        ("10.251.0.7", "10.6.3.1", untouched.clone()),
+        ("10.244.1.12", "10.6.1.1", marks(0, EXIT, &[])),
+        ("10.244.1.13", "10.6.1.1", untouched.clone()),
+        ("10.244.1.99", "10.6.1.1", dropped("drop_start_gate")),
+        ("10.244.1.99", "10.96.0.10", untouched.clone()),
+        ("192.0.2.1", "10.6.1.1", untouched),
+    ] {
+        assert_eq!(state.trace(&packet(source, destination)), verdict, "{source} → {destination}");
+    }
+}
+
+fn an_exact_address_takes_precedence_over_its_subnet(state: Rules<'_>) {
+    let mut desired = client();
+    desired.pods.insert(ip("10.250.3.4"), class(1));
+    assert_eq!(state(&desired).trace(&packet("10.250.3.4", "10.6.3.1")), dropped("drop_held"));
+}
+
+fn later_packets_follow_the_pin_and_replies_are_left_alone(state: Rules<'_>) {
+    let state = state(&client());
+    let mut later = packet("10.244.1.10", "10.6.4.1");
+    later.state = ConnectionState::Established;
+    assert_eq!(state.trace(&later), marks(0, 0, &[]), "began before");
+    later.connection_mark = 0x1300_0042;
+    later.packet_mark = 0x4000;
+    assert_eq!(state.trace(&later), marks(0x1300_4000, 0x1300_0042, &[]), "others' bits stay");
+    later.connection_mark = 0x7700_0000;
+    assert_eq!(state.trace(&later), dropped("drop_no_gateway"), "the target is gone");
+    later.direction = Direction::Reply;
+    assert_eq!(state.trace(&later), marks(0x4000, 0x7700_0000, &[]));
+}
+
+fn what_belongs_to_no_connection_does_not_leave_where_it_is_governed(state: Rules<'_>) {
+    let state = state(&client());
+    let mut stray = packet("10.244.1.10", "10.6.1.1");
+    stray.state = ConnectionState::Invalid;
+    assert_eq!(state.trace(&stray), dropped("drop_no_gateway"));
+    stray.destination = ip("10.6.4.1");
+    assert_eq!(state.trace(&stray), marks(0, 0, &[]));
+}
+
+fn what_is_for_this_host_or_a_group_is_not_steered(state: Rules<'_>) {
+    let state = state(&client());
+    for kind in [DestinationKind::Local, DestinationKind::Multicast] {
+        let mut local = packet("10.244.1.11", "10.6.9.1");
+        local.destination_kind = kind;
+        assert_eq!(state.trace(&local), marks(0, 0, &[]), "{kind:?}");
+    }
+}
+
+fn a_gateway_lets_out_what_its_targets_cover_and_drops_other_sources(state: Rules<'_>) {
+    let mut desired = gateway();
+    let from_overlay = |source: &str, destination: &str| packet(source, destination).from_device(OVERLAY);
+    let exits = marks(0, EXIT, &[]);
+    for (source, destination, strict, open) in [
+        ("10.244.1.10", "10.6.1.1", exits.clone(), exits.clone()),
+        ("10.244.1.10", "10.6.2.1", exits.clone(), exits.clone()),
+        ("10.244.1.10", "10.6.3.1", dropped("drop_held"), dropped("drop_held")),
+        ("10.244.1.12", "10.6.1.1", dropped("drop_no_gateway"), dropped("drop_no_gateway")),
+        ("10.244.9.9", "10.6.1.1", dropped("drop_unknown_source"), exits.clone()),
+        ("10.244.1.10", "10.6.1.77", dropped("drop_unknown_source"), exits.clone()),
+        ("172.31.0.2", "10.6.0.11", marks(0, 0, &[]), marks(0, 0, &[])),
+    ] {
+        desired.overlay.unknown_may_exit = false;
+        assert_eq!(state(&desired).trace(&from_overlay(source, destination)), strict, "strict: {source} → {destination}");
+        desired.overlay.unknown_may_exit = true;
+        assert_eq!(state(&desired).trace(&from_overlay(source, destination)), open, "open: {source} → {destination}");
+    }
+}
+
+fn the_source_at_the_exit_is_what_the_policy_says(state: Rules<'_>) {
+    let mut desired = gateway();
+    desired.destinations.insert((class(1), range("10.6.7.0/24")), egress(0x11, SourceNat::Keep));
+    let unknown = |may_exit| {
+        let mut desired = desired.clone();
+        desired.overlay.unknown_may_exit = may_exit;
+        state(&desired)
+    };
+    let leaving = |source: &str, destination: &str| TracePacket { connection_mark: EXIT | 5, ..packet(source, destination) };
+    let strict = unknown(false);
+    for (source, destination, expected) in [
+        ("10.244.1.10", "10.6.1.1", TraceSource::Masquerade),
+        ("10.244.1.10", "10.6.2.1", TraceSource::Address(ip("10.6.0.200"))),
+        ("fd10:244:1::10", "fd00::2:1", TraceSource::Address(ip("fd00::200"))),
+        ("10.244.1.10", "10.6.7.1", TraceSource::Itself),
+        ("10.244.9.9", "10.6.1.1", TraceSource::Drop { counter: Some("drop_unknown_source") }),
+    ] {
+        assert_eq!(strict.trace_source(&leaving(source, destination), "eth0"), expected, "{source} → {destination}");
+    }
+    assert_eq!(unknown(true).trace_source(&leaving("10.244.9.9", "10.6.1.1"), "eth0"), TraceSource::Masquerade);
+    assert_eq!(strict.trace_source(&packet("10.244.1.10", "10.6.1.1"), "eth0"), TraceSource::Untouched, "not pinned");
+    assert_eq!(strict.trace_source(&packet("10.244.1.10", "10.6.1.1"), OVERLAY), TraceSource::Itself, "enters the tunnel");
+}
+
+fn the_guard_lets_a_steered_connection_leave_through_the_overlay_only(state: Rules<'_>) {
+    let state = state(&client());
+    let pinned = |mark| TracePacket { connection_mark: mark, state: ConnectionState::Established, ..packet("10.244.1.10", "10.6.1.1") };
+    assert_eq!(state.trace_forward(&pinned(0x1100_0000), "eth0"), dropped("drop_no_gateway"));
+    assert_eq!(state.trace_forward(&pinned(0x1100_0000), OVERLAY), marks(0, 0x1100_0000, &[]));
+    assert_eq!(state.trace_forward(&pinned(EXIT), "eth0"), marks(0, EXIT, &[]));
+    assert_eq!(state.trace_forward(&pinned(EXIT).from_device(OVERLAY), OVERLAY), dropped("drop_no_gateway"), "a loop");
+    assert_eq!(state.trace_forward(&pinned(0), "eth0"), marks(0, 0, &[]));
+    let reply = TracePacket { direction: Direction::Reply, ..pinned(0x1100_0000) };
+    assert_eq!(state.trace_forward(&reply, "cali1"), marks(0, 0x1100_0000, &[]));
+}
+
+fn what_leaves_a_gateway_as_itself_is_not_tracked_there(state: Rules<'_>) {
+    let mut desired = gateway();
+    let kept = egress(0x11, SourceNat::Keep);
+    desired.destinations.insert((class(1), range("10.6.7.0/24")), kept);
+    let arriving = |destination: &str| packet("10.244.1.10", destination).from_device(OVERLAY);
+    let untracked = TraceVerdict::Accept { untracked: true, packet_mark: 0, connection_mark: 0, counted: Vec::new() };
+    assert_eq!(state(&desired).trace(&arriving("10.6.7.1")), untracked);
+    assert_eq!(state(&desired).trace(&arriving("10.6.1.1")), marks(0, EXIT, &[]), "what is translated is tracked");
+    let later = TracePacket { state: ConnectionState::Untracked, ..arriving("10.6.7.1") };
+    assert_eq!(state(&desired).trace_source(&later, "eth0"), TraceSource::Itself);
+    assert_eq!(state(&desired).trace_forward(&later, OVERLAY), dropped("drop_no_gateway"), "a loop");
+    desired.accepts.clear();
+    assert_eq!(state(&desired).trace(&arriving("10.6.7.1")), dropped("drop_no_gateway"), "a gateway no more");
+}

@@ -1,0 +1,337 @@
+//! Packets through the kernel: a node between a pod, a server and the far end of its overlay. One list for every policy backend.
+//!
+//! [`packet_tests!`](crate::packet_tests) makes a test of each check.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use egressgateway::{
+    CounterSource, Driver, PolicyDesired,
+    model::SourceNat,
+    testing::worlds::{class, client, egress, gateway, ip, range, target},
+};
+
+use crate::{
+    netns::in_namespace,
+    shell::{command, run},
+};
+
+/// What classifies the packets, and what the host's rules are kept with.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<D> {
+    /// The backend.
+    pub backend: fn() -> D,
+    /// Lines of a shell: a CNI that masquerades whatever leaves by another device than `pod0`.
+    pub masquerade: &'static str,
+}
+
+/// A policy backend as these checks need it.
+pub trait Backend: Driver<Desired = PolicyDesired> + CounterSource + 'static {}
+
+impl<D: Driver<Desired = PolicyDesired> + CounterSource + 'static> Backend for D {}
+
+/// The checks as tests on one host: `packet_tests!(name, HOST)`.
+#[macro_export]
+macro_rules! packet_tests {
+    ($name:ident, $host:expr) => {
+        $crate::packet_tests! { $name, $host,
+            a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave
+            a_connection_keeps_its_way_when_the_policy_goes_and_ends_with_its_target
+            what_exits_leaves_as_the_policy_says_and_strangers_do_not
+            what_leaves_a_gateway_as_itself_is_not_tracked_and_the_rest_is
+            what_belongs_to_no_connection_does_not_leave
+        }
+    };
+    ($name:ident, $host:expr, $($check:ident)+) => {
+        mod $name {
+            $(
+                #[test]
+                fn $check() {
+                    $crate::packets::$check($host);
+                }
+            )+
+        }
+    };
+}
+
+/// Another network namespace, there as long as its process.
+struct Neighbour(Child);
+
+impl Neighbour {
+    fn new() -> Self {
+        let mut child =
+            Command::new("unshare").args(["-n", "sh", "-c", "echo ready; exec sleep 600"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+
+    /// Runs lines of a shell in it.
+    fn run(&self, script: &str) -> String {
+        let pid = self.0.id().to_string();
+        command(&["nsenter", "-t", &pid, "-n", "bash", "-e"], script).unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
+    /// Sends one datagram of a new connection.
+    fn send(&self, destination: &str) {
+        self.run(&format!("echo x > /dev/udp/{destination}/9"));
+    }
+
+    /// A connection that sends a datagram per line.
+    fn connect(&self, destination: &str) -> Child {
+        let script = format!("exec 3<>/dev/udp/{destination}/9; while read line; do echo $line >&3; done");
+        let pid = self.0.id().to_string();
+        Command::new("nsenter").args(["-t", &pid, "-n", "bash", "-c", &script]).stdin(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// How many datagrams came with this source.
+    fn seen(&self, source: &str) -> u64 {
+        let listed = self.run("nft list set inet seen from4; nft list set inet seen from6");
+        let after = listed.split(&format!(" {source} counter packets ")).nth(1);
+        after.map_or(0, |text| text.split(' ').next().unwrap().parse().unwrap())
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Counts by source what arrives for port 9.
+const SEEN: &str = "nft -f - <<END
+add table inet seen
+add set inet seen from4 { type ipv4_addr; flags dynamic; size 64; counter; }
+add set inet seen from6 { type ipv6_addr; flags dynamic; size 64; counter; }
+add chain inet seen pre { type filter hook prerouting priority 0; }
+add rule inet seen pre udp dport 9 add @from4 { ip saddr }
+add rule inet seen pre udp dport 9 add @from6 { ip6 saddr }
+END
+";
+
+struct Lab<D> {
+    pod: Neighbour,
+    server: Neighbour,
+    far: Neighbour,
+    backend: D,
+}
+
+impl<D: Backend> Lab<D> {
+    fn new(host: &Host<D>) -> Self {
+        let [pod, server, far] = [(); 3].map(|()| Neighbour::new());
+        let devices = [
+            ("pod0", &pod, "10.244.1.1/24", "fd10:244:1::1/64"),
+            ("out0", &server, "10.6.1.1/16", "fd00::1:1/104"),
+            ("egress-vxlan-v4", &far, "172.31.0.1/24", "fd31::1/64"),
+        ];
+        let links = devices.map(|(device, neighbour, own, own6)| {
+            let pid = neighbour.0.id();
+            format!(
+                "ip link add {device} type veth peer name eth0 netns {pid}\nip addr add {own} dev {device}\n\
+                 ip addr add {own6} dev {device} nodad\nip link set {device} up\n"
+            )
+        });
+        // A CNI that masquerades whatever leaves, and routes for the mark of target 11.
+        let script = links.concat()
+            + "ip link set lo up\nsysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 \
+             net.ipv4.conf.egress-vxlan-v4.rp_filter=0\n\
+             ip rule add pref 99 fwmark 0x11000000/0xff000000 lookup 100\nip -6 rule add pref 99 fwmark 0x11000000/0xff000000 lookup 100\n\
+             ip route add default via 172.31.0.2 dev egress-vxlan-v4 table 100\n\
+             ip -6 route add default via fd31::2 dev egress-vxlan-v4 table 100\n";
+        run(&(script + host.masquerade));
+        let up = "ip link set lo up; ip link set eth0 up\n";
+        pod.run(&format!(
+            "ip addr add 10.244.1.10/24 dev eth0; ip addr add 10.244.1.99/24 dev eth0; ip addr add fd10:244:1::10/64 dev eth0 nodad\n{up}\
+             ip route add default via 10.244.1.1; ip -6 route add default via fd10:244:1::1\nip route add 10.6.1.93 via 10.244.1.1 src 10.244.1.99"
+        ));
+        server.run(&format!(
+            "ip addr add 10.6.1.92/16 dev eth0; ip addr add 10.6.2.1/16 dev eth0\nip addr add fd00::1:92/104 dev eth0 nodad\n\
+             ip addr add fd00::2:1/104 dev eth0 nodad\n{up}{SEEN}"
+        ));
+        far.run(&format!(
+            "ip addr add 172.31.0.2/24 dev eth0; ip addr add fd31::2/64 dev eth0 nodad\nip addr add 10.244.9.9/32 dev lo; \
+             ip addr add 10.250.3.4/32 dev lo\n{up}{SEEN}ip route add 10.6.1.92 via 172.31.0.1 src 10.250.3.4\n\
+             ip route add 10.6.2.1 via 172.31.0.1 src 10.244.9.9"
+        ));
+        Self { pod, server, far, backend: (host.backend)() }
+    }
+
+    async fn program(&self, desired: &PolicyDesired) {
+        let change = self.backend.plan(desired, &self.backend.observe().await.unwrap()).unwrap();
+        self.backend.apply(&change.plan).await.unwrap();
+    }
+
+    async fn counted(&self) -> BTreeMap<String, u64> {
+        self.backend.counters().await.unwrap().into_iter().map(|(name, counter)| (name, counter.packets)).collect()
+    }
+
+    /// Waits until the counter has this value, so that the packet is where it goes.
+    async fn count(&self, counter: &str, expected: u64) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.counted().await[counter] != expected {
+            assert!(Instant::now() < deadline, "{counter} should be {expected}: {:?}", self.counted().await);
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Waits until so many datagrams with this source arrived.
+async fn arrived(at: &Neighbour, source: &str, expected: u64) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while at.seen(source) != expected {
+        assert!(Instant::now() < deadline, "{source} should have arrived {expected} times, not {}", at.seen(source));
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What is steered and can not go by the tunnel does not go at all.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        lab.program(&client()).await;
+        lab.pod.send("10.6.1.92");
+        arrived(&lab.far, "10.244.1.10", 1).await;
+        lab.pod.send("fd00::1:92");
+        arrived(&lab.far, "fd10:244:1::10", 1).await;
+        lab.count("steered", 2).await;
+        lab.count("tunnelled", 2).await;
+        run("ip rule del pref 99; ip -6 rule del pref 99");
+        lab.pod.send("10.6.1.92");
+        lab.count("drop_no_gateway", 1).await;
+        lab.pod.send("fd00::1:92");
+        lab.count("drop_no_gateway", 2).await;
+        lab.pod.send("10.6.3.1");
+        lab.count("drop_held", 1).await;
+        lab.pod.send("10.6.1.93");
+        lab.count("drop_start_gate", 1).await;
+        assert_eq!(lab.server.run("nft list ruleset | grep -c 'counter packets' || true"), "0\n", "nothing reached the server");
+    });
+}
+
+/// The pin decides, not the policy of the moment.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn a_connection_keeps_its_way_when_the_policy_goes_and_ends_with_its_target<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        let mut desired = client();
+        lab.program(&desired).await;
+        let mut connection = lab.pod.connect("10.6.1.92");
+        let mut lines = connection.stdin.take().unwrap();
+        lines.write_all(b"1\n").unwrap();
+        arrived(&lab.far, "10.244.1.10", 1).await;
+        desired.pods.clear();
+        lab.program(&desired).await;
+        lines.write_all(b"2\n").unwrap();
+        arrived(&lab.far, "10.244.1.10", 2).await;
+        lab.pod.send("10.6.1.92");
+        arrived(&lab.server, "10.6.1.1", 1).await;
+        desired.targets.remove(&target(0x11));
+        lab.program(&desired).await;
+        lines.write_all(b"3\n").unwrap();
+        lab.count("drop_no_gateway", 1).await;
+        assert_eq!((lab.far.seen("10.244.1.10"), lab.server.seen("10.244.1.10")), (2, 0));
+        drop(lines);
+        connection.wait().unwrap();
+    });
+}
+
+/// Sources at the exit.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn what_exits_leaves_as_the_policy_says_and_strangers_do_not<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        let mut desired = gateway();
+        desired.destinations.remove(&(class(2), range("0.0.0.0/0")));
+        desired.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Address(ip("10.6.0.201"))));
+        lab.program(&desired).await;
+        lab.pod.send("10.6.1.92");
+        arrived(&lab.server, "10.6.1.1", 1).await;
+        lab.pod.send("10.6.2.1");
+        arrived(&lab.server, "10.6.0.200", 1).await;
+        lab.pod.send("fd00::2:1");
+        arrived(&lab.server, "fd00::200", 1).await;
+        lab.far.send("10.6.1.92");
+        arrived(&lab.server, "10.6.0.201", 1).await;
+        lab.count("exited", 4).await;
+        lab.far.send("10.6.2.1");
+        lab.count("drop_unknown_source", 1).await;
+        desired.overlay.unknown_may_exit = true;
+        lab.program(&desired).await;
+        lab.far.send("10.6.2.1");
+        arrived(&lab.server, "10.6.1.1", 2).await;
+        lab.server.run("echo x > /dev/udp/10.6.1.1/7789");
+        lab.count("drop_not_peer", 1).await;
+        assert_eq!(lab.server.seen("10.244.9.9"), 0);
+    });
+}
+
+/// Kept sources leave no trace in connection tracking, all others do.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn what_leaves_a_gateway_as_itself_is_not_tracked_and_the_rest_is<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        let mut desired = gateway();
+        desired.destinations.remove(&(class(2), range("0.0.0.0/0")));
+        desired.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Keep));
+        lab.program(&desired).await;
+        lab.far.send("10.6.1.92");
+        arrived(&lab.server, "10.250.3.4", 1).await;
+        assert_eq!(lab.counted().await["exited"], 0, "nobody translated it");
+        desired.pods.insert(ip("10.250.3.4"), class(1));
+        lab.program(&desired).await;
+        lab.far.send("10.6.1.92");
+        arrived(&lab.server, "10.6.1.1", 1).await;
+        lab.count("exited", 1).await;
+        desired.pods.remove(&ip("10.250.3.4"));
+        desired.accepts.clear();
+        lab.program(&desired).await;
+        lab.far.send("10.6.1.92");
+        lab.count("drop_no_gateway", 1).await;
+        assert_eq!(lab.server.seen("10.250.3.4"), 1);
+    });
+}
+
+/// A segment that begins nothing.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn what_belongs_to_no_connection_does_not_leave<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        lab.program(&client()).await;
+        // A TCP segment that begins nothing is invalid where connection tracking is strict.
+        run("sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0");
+        lab.pod.run(STRAY);
+        lab.count("drop_no_gateway", 1).await;
+        assert_eq!(lab.server.seen("10.244.1.10"), 0);
+    });
+}
+
+/// Sends an acknowledgement of nothing: a raw TCP header, with its checksum.
+const STRAY: &str = "python3 - <<END
+import socket, struct
+head = struct.pack('!HHIIBBHHH', 4000, 80, 7, 9, 5 << 4, 0x10, 1024, 0, 0)
+pseudo = socket.inet_aton('10.244.1.10') + socket.inet_aton('10.6.1.92') + struct.pack('!BBH', 0, 6, len(head))
+total = sum(struct.unpack('!%dH' % ((len(pseudo) + len(head)) // 2), pseudo + head))
+total = (total & 0xffff) + (total >> 16)
+total = ~((total & 0xffff) + (total >> 16)) & 0xffff
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+raw.sendto(head[:16] + struct.pack('!H', total) + head[18:], ('10.6.1.92', 0))
+END
+";
