@@ -77,7 +77,7 @@ impl Netfilter {
     /// because the kernel does not tell.
     #[must_use]
     pub fn monitor(&self) -> NetfilterMonitor {
-        NetfilterMonitor::new(self.clone(), self.writes.clone())
+        NetfilterMonitor::new(self.clone(), self.writes.clone(), |before, now| before != now)
     }
 
     /// The iptables that keeps our rules on this host.

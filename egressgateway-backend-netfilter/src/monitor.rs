@@ -51,11 +51,12 @@ pub struct NetfilterMonitor<D: Driver = Netfilter> {
     writes: Writes,
     /// What was read last, and the number of writes before it.
     seen: Mutex<Option<(u64, D::State)>>,
+    differ: fn(&D::State, &D::State) -> bool,
 }
 
 impl<D: Driver> NetfilterMonitor<D> {
-    pub(crate) fn new(driver: D, writes: Writes) -> Self {
-        Self { driver, writes, seen: Mutex::new(None) }
+    pub(crate) fn new(driver: D, writes: Writes, differ: fn(&D::State, &D::State) -> bool) -> Self {
+        Self { driver, writes, seen: Mutex::new(None), differ }
     }
 }
 
@@ -74,7 +75,7 @@ impl<D: Driver> PolicyMonitor for NetfilterMonitor<D> {
                 continue;
             }
             // Whether the first state after a write is what was written, only the reader who planned it can say.
-            let changed = seen.as_ref().is_none_or(|(before, state)| *before != number || *state != now);
+            let changed = seen.as_ref().is_none_or(|(before, state)| *before != number || (self.differ)(state, &now));
             *seen = Some((number, now));
             if changed {
                 return Ok(());

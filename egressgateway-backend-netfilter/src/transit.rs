@@ -33,11 +33,19 @@ pub struct Transit {
 }
 
 /// What a host's `FORWARD` chains have of ours, and whether they restrict anything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// States are equal where the same of it is ours.
+#[derive(Clone, Debug, Default)]
 pub struct TransitState {
     tables: Tables,
     /// Families whose forwarding others restrict.
     restricted: BTreeSet<Family>,
+}
+
+impl PartialEq for TransitState {
+    fn eq(&self, other: &Self) -> bool {
+        self.tables == other.tables
+    }
 }
 
 impl Transit {
@@ -55,7 +63,8 @@ impl Transit {
     /// Notices changes as [`Netfilter::monitor`](crate::Netfilter::monitor) does, and that a firewall comes or goes.
     #[must_use]
     pub fn monitor(&self) -> NetfilterMonitor<Self> {
-        NetfilterMonitor::new(self.clone(), self.writes.clone())
+        let differ = |before: &TransitState, now: &TransitState| before != now || before.restricted != now.restricted;
+        NetfilterMonitor::new(self.clone(), self.writes.clone(), differ)
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     command::{self, nft, nft_json},
+    exact,
     monitor::{NftMonitor, Writers},
     names::{COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
     observe,
@@ -140,7 +141,11 @@ impl Driver for Nftables {
             return Ok(());
         }
         hook.before(plan.verb())?;
-        command::write(plan.script(), &format!("{} {TABLE_PATH}", plan.verb()), &self.writers).await
+        let context = format!("{} {TABLE_PATH}", plan.verb());
+        match plan.exact() {
+            Some(changes) => exact::write(changes, &context, &self.writers).await,
+            None => command::write(plan.script(), &context, &self.writers).await,
+        }
     }
 }
 

@@ -37,6 +37,7 @@ mod backend;
 mod command;
 mod decode;
 mod elements;
+mod exact;
 mod monitor;
 mod names;
 mod observe;

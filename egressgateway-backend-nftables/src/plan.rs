@@ -14,6 +14,7 @@ use imbl::{OrdMap, OrdSet, ordmap, ordset};
 use crate::{
     ast::{Chain, Jump},
     elements::{ExitAs, Place, Steer},
+    exact::{self, ExactChange},
     names::{DEVICES, ELEMENTS_PER_COMMAND, TABLE_PATH, TARGETS, Table},
     state::NftState,
 };
@@ -23,6 +24,8 @@ use crate::{
 pub struct NftPlan {
     verb: &'static str,
     script: String,
+    /// The same, where it is about few single addresses only.
+    exact: Option<Vec<ExactChange>>,
 }
 
 impl NftPlan {
@@ -30,6 +33,11 @@ impl NftPlan {
     #[must_use]
     pub fn verb(&self) -> &'static str {
         self.verb
+    }
+
+    /// The same as messages to the kernel, where nft is not needed.
+    pub(crate) fn exact(&self) -> Option<&[ExactChange]> {
+        self.exact.as_deref()
     }
 
     /// What nft reads.
@@ -55,9 +63,10 @@ impl Plan for NftPlan {
 pub(crate) fn plan(current: &NftState, after: &NftState) -> NftPlan {
     match (current.exists, after.exists) {
         (false, false) => NftPlan::default(),
-        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {TABLE_PATH}\n") },
+        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {TABLE_PATH}\n"), exact: None },
         (false, true) => {
-            NftPlan { verb: "create table", script: format!("add table {TABLE_PATH}\n{}", changes(&NftState::default(), after)) }
+            let script = format!("add table {TABLE_PATH}\n{}", changes(&NftState::default(), after));
+            NftPlan { verb: "create table", script, exact: None }
         }
         (true, true) if must_replace(current, after) => NftPlan {
             verb: "replace table",
@@ -65,8 +74,9 @@ pub(crate) fn plan(current: &NftState, after: &NftState) -> NftPlan {
                 "add table {TABLE_PATH}\ndelete table {TABLE_PATH}\nadd table {TABLE_PATH}\n{}",
                 changes(&NftState::default(), after)
             ),
+            exact: None,
         },
-        (true, true) => NftPlan { verb: "update table", script: changes(current, after) },
+        (true, true) => NftPlan { verb: "update table", script: changes(current, after), exact: exact::between(current, after) },
     }
 }
 

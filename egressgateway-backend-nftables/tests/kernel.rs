@@ -177,9 +177,37 @@ fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict() {
         desired.pods.remove(&ip("10.244.1.10"));
         let change = nftables().plan(&desired, &before).unwrap();
         run("nft delete element inet egressgateway pods4 { 10.244.1.10 }");
-        assert_eq!(nftables().apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        let refused = nftables().apply(&change.plan).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Conflict);
+        assert!(refused.to_string().contains("delete element pods4 10.244.1.10"), "{refused}");
         run("nft delete table inet egressgateway");
         assert_eq!(nftables().apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        reach(&desired).await;
+    });
+}
+
+#[test]
+fn addresses_come_move_and_go_one_by_one_and_all_together_or_not_at_all() {
+    in_namespace(|| async {
+        let mut desired = client();
+        reach(&desired).await;
+        for pod in ["10.244.1.10", "fd10:244:1::10", "10.244.1.40", "fd10:244:1::40"] {
+            desired.pods.insert(ip(pod), class(2));
+            desired.start_gate.get_or_insert_default().known.insert(ip(pod));
+            reach(&desired).await;
+            desired.overlay.peers.insert(ip(pod));
+            reach(&desired).await;
+        }
+        desired = client();
+        let before = reach(&desired).await;
+        (0..100_u32).for_each(|number| drop(desired.pods.insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), class(1))));
+        desired.pods.remove(&ip("10.244.1.10"));
+        let change = nftables().plan(&desired, &before).unwrap();
+        // The last of the hundred is there with another class: nothing of the plan is done.
+        run("nft add element inet egressgateway pods4 { 10.10.0.99 : 0:9 }");
+        let moved_on = nftables().observe().await.unwrap();
+        assert_eq!(nftables().apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        assert!(nftables().observe().await.unwrap() == moved_on);
         reach(&desired).await;
     });
 }

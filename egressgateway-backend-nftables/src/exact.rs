@@ -1,0 +1,256 @@
+//! Single addresses, over netlink: the program nft takes tens of milliseconds to read large sets before it changes one element.
+//!
+//! Messages are those of `linux/netfilter/nf_tables.h`, between the batch messages of `linux/netfilter/nfnetlink.h`: the kernel
+//! commits all of them or none.
+
+use std::net::IpAddr;
+
+use egressgateway::{
+    Error,
+    model::{ClassId, Family},
+};
+use imbl::{OrdSet, ordmap, ordset};
+use netlink_packet_core::{DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+
+use crate::{
+    elements::Elements,
+    monitor::Writers,
+    names::{NOTIFICATION_FAMILY, TABLE, TABLE_ATTRIBUTE, Table},
+    state::NftState,
+};
+
+/// So many changes of a plan at most are worth messages of their own.
+const MOST: usize = 256;
+
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u16 = 10;
+/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
+const BATCH: [u16; 2] = [16, 17];
+/// `NFT_MSG_NEWSETELEM`.
+const NEW: u16 = SUBSYSTEM << 8 | 0x0c;
+/// `NFT_MSG_DELSETELEM`.
+const DELETE: u16 = SUBSYSTEM << 8 | 0x0e;
+/// `NFTA_SET_ELEM_LIST_SET`.
+const SET: u16 = 2;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`.
+const ELEMENTS: u16 = 3;
+/// `NFTA_LIST_ELEM`.
+const ELEMENT: u16 = 1;
+/// `NFTA_SET_ELEM_KEY`.
+const KEY: u16 = 1;
+/// `NFTA_SET_ELEM_DATA`.
+const DATA: u16 = 2;
+/// `NFTA_DATA_VALUE`.
+const VALUE: u16 = 1;
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+/// `NLMSG_ERROR`.
+const ERROR: u16 = 2;
+
+/// One address comes to a set or map, or goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ExactChange {
+    table: Table,
+    address: IpAddr,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Goes,
+    Comes,
+    /// To a map.
+    ComesAs(ClassId),
+}
+
+/// The changes that lead from `current` to `after`, where there is nothing else to change, and not much of that. What goes comes first.
+pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactChange>> {
+    let mut only = current.clone();
+    only.elements = Elements {
+        pods: after.elements.pods.clone(),
+        known: after.elements.known.clone(),
+        peers: after.elements.peers.clone(),
+        ..only.elements
+    };
+    if only != *after {
+        return None;
+    }
+    let mut changes = Vec::new();
+    let pod = |address: &IpAddr, what| ExactChange { table: Table::Pods, address: *address, what };
+    for change in current.elements.pods.diff(&after.elements.pods) {
+        match change {
+            ordmap::DiffItem::Add(address, class) => changes.push(pod(address, What::ComesAs(*class))),
+            ordmap::DiffItem::Remove(address, _) => changes.push(pod(address, What::Goes)),
+            ordmap::DiffItem::Update { new: (address, class), .. } => {
+                changes.extend([pod(address, What::Goes), pod(address, What::ComesAs(*class))]);
+            }
+        }
+        if changes.len() > MOST {
+            return None;
+        }
+    }
+    for table in [Table::Known, Table::Peers] {
+        let of =
+            |elements: &Elements| -> OrdSet<IpAddr> { if table == Table::Known { elements.known.clone() } else { elements.peers.clone() } };
+        for change in of(&current.elements).diff(&of(&after.elements)) {
+            changes.push(match change {
+                ordset::DiffItem::Add(address) => ExactChange { table, address: *address, what: What::Comes },
+                ordset::DiffItem::Remove(address) => ExactChange { table, address: *address, what: What::Goes },
+            });
+            if changes.len() > MOST {
+                return None;
+            }
+        }
+    }
+    changes.sort_by_key(|change| change.what != What::Goes);
+    Some(changes)
+}
+
+/// Makes the changes, all or none.
+pub(crate) async fn write(changes: &[ExactChange], context: &str, writers: &Writers) -> Result<(), Error> {
+    let failed = |error| Error::from_io(error, context);
+    let socket = open(writers).map_err(failed)?;
+    socket.send(&batch(changes)).await.map_err(failed)?;
+    let mut pending = changes.len();
+    while pending > 0 {
+        let (datagram, _) = socket.recv_from_full().await.map_err(failed)?;
+        for (sequence, errno) in answers(&datagram) {
+            if errno != 0 {
+                // Sequence 0 is the batch as a whole.
+                let which = (sequence as usize).checked_sub(1).and_then(|index| changes.get(index));
+                let what = which.map_or_else(|| context.to_owned(), |change| format!("{context}: {change}"));
+                return Err(Error::from_errno(errno, what));
+            }
+            pending = pending.saturating_sub(1);
+        }
+    }
+    Ok(())
+}
+
+fn open(writers: &Writers) -> std::io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+    let mut address = SocketAddr::new(0, 0);
+    socket.socket_mut().bind_auto()?;
+    socket.socket_ref().get_address(&mut address)?;
+    socket.socket_mut().connect(&SocketAddr::new(0, 0))?;
+    writers.remember(address.port_number());
+    Ok(socket)
+}
+
+impl std::fmt::Display for ExactChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verb = if self.what == What::Goes { "delete" } else { "add" };
+        write!(f, "{verb} element {} {}", self.table.name(Family::of(self.address)), self.address)
+    }
+}
+
+impl ExactChange {
+    fn message(&self, sequence: u32) -> Vec<u8> {
+        let key = match self.address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let mut element = attribute(KEY | NESTED, &attribute(VALUE, &key));
+        if let What::ComesAs(class) = self.what {
+            // A packet's priority is a number of the host.
+            element.extend(attribute(DATA | NESTED, &attribute(VALUE, &class.get().to_ne_bytes())));
+        }
+        let name = |name: &str| [name.as_bytes(), &[0]].concat();
+        let body = [
+            attribute(TABLE_ATTRIBUTE, &name(TABLE)),
+            attribute(SET, &name(self.table.name(Family::of(self.address)))),
+            attribute(ELEMENTS | NESTED, &attribute(ELEMENT | NESTED, &element)),
+        ];
+        let (kind, flags) = if self.what == What::Goes { (DELETE, NLM_F_ACK) } else { (NEW, NLM_F_ACK | NLM_F_CREATE) };
+        message(kind, flags, sequence, [NOTIFICATION_FAMILY, 0, 0, 0], &body.concat())
+    }
+}
+
+/// One transaction; the messages of the changes are numbered from 1.
+fn batch(changes: &[ExactChange]) -> Vec<u8> {
+    // `struct nfgenmsg`: no family, version 0, the subsystem in network byte order.
+    let [high, low] = SUBSYSTEM.to_be_bytes();
+    let mut bytes = message(BATCH[0], 0, 0, [0, 0, high, low], &[]);
+    for (change, sequence) in changes.iter().zip(1..) {
+        bytes.extend(change.message(sequence));
+    }
+    bytes.extend(message(BATCH[1], 0, 0, [0, 0, high, low], &[]));
+    bytes
+}
+
+fn message(kind: u16, flags: u16, sequence: u32, generic: [u8; 4], body: &[u8]) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = kind;
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let length = header.buffer_len() + generic.len() + body.len();
+    header.length = u32::try_from(length).unwrap_or(u32::MAX);
+    let mut bytes = vec![0; header.buffer_len()];
+    header.emit(&mut bytes);
+    bytes.extend(generic);
+    bytes.extend(body);
+    bytes
+}
+
+/// Padded to the alignment of the next.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let attribute = DefaultNla::new(kind, value.to_vec());
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
+}
+
+/// What the kernel says of each message: its sequence number, and an errno or 0.
+fn answers(datagram: &[u8]) -> impl Iterator<Item = (u32, i32)> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        loop {
+            let message = NetlinkBuffer::new_checked(rest).ok()?;
+            let length = usize::try_from(message.length()).ok()?;
+            let errno = message.payload().get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+            let (kind, sequence) = (message.message_type(), message.sequence_number());
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            if let (ERROR, Some(errno)) = (kind, errno) {
+                return Some((sequence, errno.saturating_neg()));
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn change(address: &str, what: What) -> ExactChange {
+        ExactChange { table: Table::Pods, address: address.parse().unwrap(), what }
+    }
+
+    #[test]
+    fn a_message_is_what_the_kernels_header_says() {
+        let bytes = change("10.0.0.1", What::ComesAs(ClassId::new(7).unwrap())).message(3);
+        assert_eq!(bytes.len() % 4, 0);
+        assert_eq!(u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize, bytes.len());
+        assert_eq!(bytes[4..8], [NEW.to_ne_bytes(), (NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE).to_ne_bytes()].concat());
+        let position = bytes.windows(4).position(|window| window == [10, 0, 0, 1]).unwrap();
+        assert_eq!(bytes[position + 12..position + 16], 7_u32.to_ne_bytes());
+        assert_eq!(change("fd00::1", What::Goes).message(1)[4..6], DELETE.to_ne_bytes());
+    }
+
+    #[test]
+    fn answers_are_read_by_their_number_and_nothing_harms() {
+        let answer = |sequence: u32, errno: i32| {
+            let [a, b, c, d] = errno.to_ne_bytes();
+            message(ERROR, 0, sequence, [a, b, c, d], &[0; 16])
+        };
+        let both = [answer(1, 0), answer(2, -17)].concat();
+        assert_eq!(answers(&both).collect::<Vec<_>>(), [(1, 0), (2, 17)]);
+        for length in 0..both.len() {
+            let _ = answers(&both[..length]).count();
+            let _ = answers(&both[length..]).count();
+        }
+        assert_eq!(answers(&[0; 64]).count(), 0);
+        assert_eq!(answers(&[255; 64]).count(), 0);
+    }
+}
