@@ -6,6 +6,9 @@
 /// Calico 80, Kilo and flannel `boot` or `static`.
 pub const PROTOCOL: u8 = 77;
 
+/// Route protocol number of the routes to a tunnel's peers: another than [`PROTOCOL`], because those all belong to policy routing.
+pub const PEER_PROTOCOL: u8 = 78;
+
 /// First routing table. Calico's and Cilium's tables are elsewhere (Cilium 2004 and 2005), the main, default and local tables are skipped.
 pub const TABLE_BASE: u32 = 100;
 

@@ -6,7 +6,10 @@ use egressgateway::{Error, model::MacAddress};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
 };
 
 use crate::{
@@ -39,6 +42,8 @@ pub struct Link {
     pub generates_addresses: bool,
     /// Attributes of a VXLAN device.
     pub vxlan: Option<VxlanLink>,
+    /// Attributes of a Geneve device.
+    pub geneve: Option<GeneveLink>,
 }
 
 impl Link {
@@ -64,6 +69,17 @@ pub struct VxlanLink {
     pub learning: bool,
     /// Whether routes carry the outer addresses.
     pub external: bool,
+}
+
+/// Attributes of a Geneve device that cannot change during its life.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GeneveLink {
+    /// UDP port of the outer packets.
+    pub port: u16,
+    /// Whether routes carry the outer addresses.
+    pub external: bool,
+    /// Whether packets travel without an inner Ethernet header.
+    pub without_ethernet: bool,
 }
 
 /// Changes of a device; none leaves as it is.
@@ -123,6 +139,25 @@ impl Netlink {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
         ];
         self.write(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &format!("add VXLAN link {name}")).await
+    }
+
+    /// Adds a Geneve device, down, in [`LINK_GROUP`], that takes outer addresses and the identifier from routes.
+    ///
+    /// # Errors
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the name or the port is taken: of such a device there is one for each port.
+    /// [`Unsupported`](egressgateway::ErrorKind::Unsupported) when the kernel has no Geneve.
+    pub async fn add_geneve(&self, name: &str, mac: MacAddress, mtu: u32, port: u16) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        // No identifier: the kernel refuses one beside outer addresses from routes.
+        let data = vec![InfoGeneve::Port(port), InfoGeneve::CollectMetadata];
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::Group(LINK_GROUP),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Geneve), LinkInfo::Data(InfoData::Geneve(data))]),
+        ];
+        self.write(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &format!("add Geneve link {name}")).await
     }
 
     /// Changes a device.
@@ -186,6 +221,7 @@ fn parse_info(link: &mut Link, info: &[LinkInfo]) {
         match item {
             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
             LinkInfo::Data(InfoData::Vxlan(attributes)) => link.vxlan = Some(parse_vxlan(attributes)),
+            LinkInfo::Data(InfoData::Geneve(attributes)) => link.geneve = Some(parse_geneve(attributes)),
             _ => {}
         }
     }
@@ -206,6 +242,19 @@ fn parse_vxlan(attributes: &[InfoVxlan]) -> VxlanLink {
         }
     }
     vxlan
+}
+
+fn parse_geneve(attributes: &[InfoGeneve]) -> GeneveLink {
+    let mut geneve = GeneveLink::default();
+    for attribute in attributes {
+        match attribute {
+            InfoGeneve::Port(port) => geneve.port = *port,
+            InfoGeneve::CollectMetadata => geneve.external = true,
+            InfoGeneve::InnerProtoInherit => geneve.without_ethernet = true,
+            _ => {}
+        }
+    }
+    geneve
 }
 
 fn generates_addresses(families: &[AfSpecUnspec]) -> bool {

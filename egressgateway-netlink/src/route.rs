@@ -85,12 +85,19 @@ struct Hop<'a>(&'a NextHop);
 impl fmt::Display for Hop<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let NextHop { device, via, encap } = self.0;
-        match encap {
-            Some(Encap { id, remote: remote @ IpAddr::V4(_) }) => write!(f, "encap ip id {id} dst {remote} ttl {OUTER_TTL} ")?,
-            Some(Encap { id, remote }) => write!(f, "encap ip6 id {id} dst {remote} hoplimit {OUTER_TTL} csum ")?,
-            None => {}
+        if let Some(encap) = encap {
+            write!(f, "{} ", encap_words(encap))?;
         }
         write!(f, "via {via} dev {device} onlink")
+    }
+}
+
+/// An outer header in the words of ip-route(8), with the time to live that it gets here: [`OUTER_TTL`].
+#[must_use]
+pub fn encap_words(Encap { id, source, remote }: &Encap) -> String {
+    match remote {
+        IpAddr::V4(_) => format!("encap ip id {id} src {source} dst {remote} ttl {OUTER_TTL}"),
+        IpAddr::V6(_) => format!("encap ip6 id {id} src {source} dst {remote} hoplimit {OUTER_TTL} csum"),
     }
 }
 
@@ -198,7 +205,7 @@ fn add_hops(message: &mut RouteMessage, hops: &OrdSet<NextHop>, devices: &Device
         next_hop.interface_index = devices.index(&hop.device, what)?;
         next_hop.attributes.push(RouteAttribute::Gateway(RouteAddress::from(hop.via)));
         if let Some(encap) = &hop.encap {
-            next_hop.attributes.extend(encapsulation(encap));
+            next_hop.attributes.extend(OutgoingEncap(encap).attributes());
         }
         next_hops.push(next_hop);
     }
@@ -214,30 +221,43 @@ fn add_hops(message: &mut RouteMessage, hops: &OrdSet<NextHop>, devices: &Device
     Ok(())
 }
 
-fn encapsulation(encap: &Encap) -> [RouteAttribute; 2] {
-    let id = u64::from(encap.id);
-    match encap.remote {
-        IpAddr::V4(remote) => [
-            RouteAttribute::EncapType(RouteLwEnCapType::Ip),
-            RouteAttribute::Encap(
-                [RouteIpTunnel::Id(id), RouteIpTunnel::Destination(remote), RouteIpTunnel::Ttl(OUTER_TTL)]
-                    .map(RouteLwTunnelEncap::Ip)
-                    .to_vec(),
-            ),
-        ],
-        IpAddr::V6(remote) => [
-            RouteAttribute::EncapType(RouteLwEnCapType::Ip6),
-            RouteAttribute::Encap(
-                [
+/// An outer header as the kernel is told it.
+pub(crate) struct OutgoingEncap<'a>(pub(crate) &'a Encap);
+
+impl OutgoingEncap<'_> {
+    pub(crate) fn attributes(&self) -> [RouteAttribute; 2] {
+        let Encap { id, source, remote } = self.0;
+        let id = u64::from(*id);
+        match (source, remote) {
+            (IpAddr::V4(source), IpAddr::V4(remote)) => {
+                let parts = [
+                    RouteIpTunnel::Id(id),
+                    RouteIpTunnel::Destination(*remote),
+                    RouteIpTunnel::Source(*source),
+                    RouteIpTunnel::Ttl(OUTER_TTL),
+                ];
+                let parts = parts.map(RouteLwTunnelEncap::Ip).to_vec();
+                [RouteAttribute::EncapType(RouteLwEnCapType::Ip), RouteAttribute::Encap(parts)]
+            }
+            (source, remote) => {
+                let parts = [
                     RouteIp6Tunnel::Id(id),
-                    RouteIp6Tunnel::Destination(remote),
+                    RouteIp6Tunnel::Destination(ipv6(*remote)),
+                    RouteIp6Tunnel::Source(ipv6(*source)),
                     RouteIp6Tunnel::Hoplimit(OUTER_TTL),
                     RouteIp6Tunnel::Flags(RouteIp6TunnelFlags::Checksum),
-                ]
-                .map(RouteLwTunnelEncap::Ip6)
-                .to_vec(),
-            ),
-        ],
+                ];
+                let parts = parts.map(RouteLwTunnelEncap::Ip6).to_vec();
+                [RouteAttribute::EncapType(RouteLwEnCapType::Ip6), RouteAttribute::Encap(parts)]
+            }
+        }
+    }
+}
+
+fn ipv6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
     }
 }
 
@@ -333,23 +353,35 @@ fn next_hop(index: u32, attributes: &[RouteAttribute], devices: &Devices) -> Opt
 const LWTUNNEL_ID: u16 = 1;
 /// `LWTUNNEL_IP_DST`, the same number for both families.
 const LWTUNNEL_DESTINATION: u16 = 2;
+/// `LWTUNNEL_IP_SRC`, the same number for both families.
+const LWTUNNEL_SOURCE: u16 = 3;
+/// `LWTUNNEL_IP_TTL` and `LWTUNNEL_IP6_HOPLIMIT`.
+const LWTUNNEL_TTL: u16 = 4;
 
-/// Reads by number and bytes: inside a multipath route the kernel says what an encapsulation is only after it.
-fn parse_encapsulation(parts: &[RouteLwTunnelEncap]) -> Option<Encap> {
-    let (mut id, mut remote) = (None, None);
+/// Reads by number and bytes: inside a multipath route the kernel says what an encapsulation is only after it. None is what we do not
+/// write, such as another time to live.
+pub(crate) fn parse_encapsulation(parts: &[RouteLwTunnelEncap]) -> Option<Encap> {
+    let (mut id, mut remote, mut source, mut ttl) = (None, None, None, None);
     for part in parts {
         match part {
             RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(number)) | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(number)) => id = Some(*number),
             RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(address)) => remote = Some(IpAddr::V4(*address)),
             RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(address)) => remote = Some(IpAddr::V6(*address)),
-            RouteLwTunnelEncap::Other(other) if other.kind() == LWTUNNEL_ID => {
-                id = <[u8; 8]>::try_from(bytes(other)).ok().map(u64::from_be_bytes);
-            }
-            RouteLwTunnelEncap::Other(other) if other.kind() == LWTUNNEL_DESTINATION => remote = address(&bytes(other)),
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Source(address)) => source = Some(IpAddr::V4(*address)),
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(address)) => source = Some(IpAddr::V6(*address)),
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Ttl(hops)) | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Hoplimit(hops)) => ttl = Some(*hops),
+            RouteLwTunnelEncap::Other(other) => match (other.kind(), bytes(other)) {
+                (LWTUNNEL_ID, bytes) => id = <[u8; 8]>::try_from(bytes).ok().map(u64::from_be_bytes),
+                (LWTUNNEL_DESTINATION, bytes) => remote = address(&bytes),
+                (LWTUNNEL_SOURCE, bytes) => source = address(&bytes),
+                (LWTUNNEL_TTL, bytes) => ttl = bytes.first().copied(),
+                _ => {}
+            },
             _ => {}
         }
     }
-    Some(Encap { id: u32::try_from(id?).ok()?, remote: remote? })
+    let encap = Encap { id: u32::try_from(id?).ok()?, source: source?, remote: remote? };
+    (ttl == Some(OUTER_TTL)).then_some(encap)
 }
 
 fn bytes(attribute: &DefaultNla) -> Vec<u8> {

@@ -213,7 +213,11 @@ fn lightweight_tunnels_are_read_back_as_they_were_written() {
         let over = |via: &str, remote: &str| NextHop {
             device: "meta".into(),
             via: via.parse().unwrap(),
-            encap: Some(Encap { id: 100, remote: remote.parse().unwrap() }),
+            encap: Some(Encap {
+                id: 100,
+                source: if remote.contains(':') { "fd06::1" } else { "10.6.0.1" }.parse().unwrap(),
+                remote: remote.parse().unwrap(),
+            }),
         };
         let (one, two) = (over("172.31.0.11", "10.6.0.2"), over("172.31.0.12", "fd06::3"));
         let (three, four) = (over("fd31::11", "10.6.0.2"), over("fd31::12", "fd06::3"));

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use egressgateway::{
     Change, Driver, Encapsulation, Error, ErrorKind, LocalEnd, NextHop, OverlayLinks, Peer, TunnelDesired, WriteHook, model::Family,
 };
-use egressgateway_netlink::{Address, FdbEntry, Link, Neighbour, Netlink, constants::OWNER_ALIAS, sysctl};
+use egressgateway_netlink::{Address, FdbEntry, Link, Netlink, sysctl};
 use imbl::{OrdMap, OrdSet};
 
 use crate::{
@@ -76,21 +76,24 @@ impl Driver for Vxlan {
 
     async fn apply(&self, plan: &VxlanPlan) -> Result<(), Error> {
         let netlink = self.netlink()?;
-        let mut indexes: OrdMap<String, u32> = indexes(netlink).await?;
-        for (family, step) in &plan.steps {
-            self.hook.before(step.verb())?;
-            let name = device(*family);
-            match step {
-                VxlanStep::AddLink(mac, mtu, vxlan) => {
-                    netlink.add_vxlan(name, *mac, *mtu, vxlan).await?;
-                    indexes = self::indexes(netlink).await?;
-                }
-                VxlanStep::DeleteLink => netlink.delete_link(name).await?,
-                VxlanStep::ChangeLink(change) => netlink.change_link(name, change).await?,
-                VxlanStep::Tune => PARAMETERS.iter().try_for_each(|(key, value)| sysctl::write(&parameter(name, key), value))?,
-                step => {
-                    let gone = || Error::new(ErrorKind::Conflict, format!("{}: device {name} is gone", step.verb()));
-                    on_device(netlink, indexes.get(name).copied().ok_or_else(gone)?, step).await?;
+        for family in Family::ALL {
+            let name = device(family);
+            let mut index = netlink.index(name).await?;
+            for step in plan.steps.iter().filter(|(of, _)| *of == family).map(|(_, step)| step) {
+                self.hook.before(step.verb())?;
+                let there = || index.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("{}: device {name} is gone", step.verb())));
+                match step {
+                    VxlanStep::AddLink(mac, mtu, vxlan) => {
+                        netlink.add_vxlan(name, *mac, *mtu, vxlan).await?;
+                        index = netlink.index(name).await?;
+                    }
+                    VxlanStep::DeleteLink => netlink.delete_link(name).await?,
+                    VxlanStep::SetFdb(mac, remote) => {
+                        let entry = FdbEntry { device: there()?, mac: *mac, remote: remote.address, via: remote.via };
+                        netlink.replace_fdb(&entry).await?;
+                    }
+                    VxlanStep::DeleteFdb(mac) => netlink.delete_fdb(there()?, *mac).await?,
+                    VxlanStep::Device(step) => netlink.take(step, name, index, &PARAMETERS).await?,
                 }
             }
         }
@@ -103,8 +106,8 @@ impl Encapsulation for Vxlan {
         self.shape.kind()
     }
 
-    fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop> {
-        self.shape.next_hop(peer, family)
+    fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
+        self.shape.next_hop(local, peer, family)
     }
 
     fn links(&self, local: &LocalEnd) -> OverlayLinks {
@@ -112,48 +115,10 @@ impl Encapsulation for Vxlan {
     }
 }
 
-/// The steps that name the device by its index.
-async fn on_device(netlink: &Netlink, device: u32, step: &VxlanStep) -> Result<(), Error> {
-    match step {
-        VxlanStep::AddAddress(network) => netlink.add_address(device, *network).await,
-        VxlanStep::DeleteAddress(network) => netlink.delete_address(device, *network).await,
-        VxlanStep::SetFdb(mac, remote) => {
-            netlink.replace_fdb(&FdbEntry { device, mac: *mac, remote: remote.address, via: remote.via }).await
-        }
-        VxlanStep::DeleteFdb(mac) => netlink.delete_fdb(device, *mac).await,
-        VxlanStep::SetNeighbour(address, mac) => netlink.replace_neighbour(&Neighbour { device, address: *address, mac: *mac }).await,
-        VxlanStep::DeleteNeighbour(address, mac) => netlink.delete_neighbour(&Neighbour { device, address: *address, mac: *mac }).await,
-        VxlanStep::AddLink(..) | VxlanStep::DeleteLink | VxlanStep::ChangeLink(_) | VxlanStep::Tune => Ok(()),
-    }
-}
-
-async fn indexes(netlink: &Netlink) -> Result<OrdMap<String, u32>, Error> {
-    Ok(netlink.links().await?.into_iter().map(|link| (link.name, link.index)).collect())
-}
-
 async fn read(netlink: &Netlink, link: &Link, addresses: &[Address]) -> Result<Device, Error> {
     let mut fdb: OrdMap<_, OrdSet<Remote>> = OrdMap::new();
     for entry in netlink.fdb(link.index).await? {
         fdb.entry(entry.mac).or_default().insert(Remote { address: entry.remote, via: entry.via });
     }
-    let mut tuned = true;
-    for (key, value) in PARAMETERS {
-        tuned &= sysctl::read(&parameter(&link.name, key))?.as_deref() == Some(value);
-    }
-    Ok(Device {
-        vxlan: link.vxlan.clone(),
-        mac: link.mac,
-        mtu: link.mtu,
-        marked: link.alias.as_deref() == Some(OWNER_ALIAS),
-        generates_addresses: link.generates_addresses,
-        tuned,
-        up: link.up,
-        addresses: addresses.iter().filter(|address| address.device == link.index).map(|address| address.network).collect(),
-        fdb,
-        neighbours: netlink.neighbours(link.index).await?.into_iter().map(|neighbour| (neighbour.address, neighbour.mac)).collect(),
-    })
-}
-
-fn parameter<'a>(device: &'a str, key: &'a str) -> [&'a str; 4] {
-    ["ipv4", "conf", device, key]
+    Ok(Device { vxlan: link.vxlan.clone(), link: netlink.overlay_device(link, addresses, &PARAMETERS).await?, fdb })
 }

@@ -1,17 +1,13 @@
 //! The steps from one state to another.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use egressgateway::{
     Error, ErrorKind, Plan,
     model::{Family, MacAddress},
 };
-use egressgateway_netlink::{
-    LinkChange, VxlanLink,
-    constants::{LINK_GROUP, OWNER_ALIAS},
-};
+use egressgateway_netlink::{OverlayStep, VxlanLink, constants::LINK_GROUP};
 use imbl::{OrdMap, OrdSet};
-use ipnet::IpNet;
 
 use crate::{
     constants::{PARAMETERS, device},
@@ -25,22 +21,12 @@ pub enum VxlanStep {
     AddLink(MacAddress, u32, VxlanLink),
     /// Deletes the device.
     DeleteLink,
-    /// Changes the device.
-    ChangeLink(LinkChange),
-    /// Sets its kernel parameters, [`PARAMETERS`].
-    Tune,
-    /// Adds an address.
-    AddAddress(IpNet),
-    /// Deletes an address.
-    DeleteAddress(IpNet),
+    /// Changes its link, addresses or neighbours.
+    Device(OverlayStep),
     /// Says where a hardware address is.
     SetFdb(MacAddress, Remote),
     /// Forgets where a hardware address is.
     DeleteFdb(MacAddress),
-    /// Says who has an overlay address.
-    SetNeighbour(IpAddr, MacAddress),
-    /// Forgets who has an overlay address.
-    DeleteNeighbour(IpAddr, MacAddress),
 }
 
 impl VxlanStep {
@@ -50,14 +36,9 @@ impl VxlanStep {
         match self {
             Self::AddLink(..) => "add link",
             Self::DeleteLink => "delete link",
-            Self::ChangeLink(_) => "change link",
-            Self::Tune => "set sysctl",
-            Self::AddAddress(_) => "add address",
-            Self::DeleteAddress(_) => "delete address",
+            Self::Device(step) => step.verb(),
             Self::SetFdb(..) => "replace forwarding entry",
             Self::DeleteFdb(_) => "delete forwarding entry",
-            Self::SetNeighbour(..) => "replace neighbour",
-            Self::DeleteNeighbour(..) => "delete neighbour",
         }
     }
 }
@@ -109,55 +90,22 @@ impl Plan for VxlanPlan {
 }
 
 fn create(steps: &mut Vec<VxlanStep>, new: &Device, without_ipv6: bool) {
-    if let (Some(mac), Some(vxlan)) = (new.mac, &new.vxlan) {
-        steps.push(VxlanStep::AddLink(mac, new.mtu, vxlan.clone()));
-        change(steps, &new.created(without_ipv6), new);
+    if let (Some(mac), Some(vxlan)) = (new.link.mac, &new.vxlan) {
+        steps.push(VxlanStep::AddLink(mac, new.link.mtu, vxlan.clone()));
+        let created = Device { vxlan: new.vxlan.clone(), link: new.link.created(without_ipv6), fdb: OrdMap::new() };
+        change(steps, &created, new);
     }
 }
 
 fn change(steps: &mut Vec<VxlanStep>, old: &Device, new: &Device) {
-    let attributes = LinkChange {
-        mac: new.mac.filter(|_| new.mac != old.mac),
-        mtu: (new.mtu != old.mtu).then_some(new.mtu),
-        alias: (new.marked && !old.marked).then(|| OWNER_ALIAS.to_owned()),
-        generates_addresses: (new.generates_addresses != old.generates_addresses).then_some(new.generates_addresses),
-        up: None,
-    };
-    if attributes != LinkChange::default() {
-        steps.push(VxlanStep::ChangeLink(attributes));
-    }
-    if !old.tuned {
-        steps.push(VxlanStep::Tune);
-    }
-    if !old.up {
-        // Apart from the rest: the kernel brings a device up before it looks at how IPv6 addresses are to be generated.
-        steps.push(VxlanStep::ChangeLink(LinkChange { up: Some(true), ..LinkChange::default() }));
-    }
-    change_addresses(steps, &old.addresses, &new.addresses);
-    let forgotten = OrdMap::new();
-    // The kernel forgets all neighbours of a device whose hardware address changes.
-    let neighbours = if old.mac == new.mac { &old.neighbours } else { &forgotten };
+    steps.extend(old.link.link_steps(&new.link).into_iter().map(VxlanStep::Device));
     for (mac, remotes) in &new.fdb {
         set_fdb(steps, *mac, old.fdb.get(mac), remotes);
     }
-    let known = |address: &IpAddr, mac: &MacAddress| neighbours.get(address) == Some(mac);
-    let missing = new.neighbours.iter().filter(|(address, mac)| !known(address, mac));
-    steps.extend(missing.map(|(address, mac)| VxlanStep::SetNeighbour(*address, *mac)));
-    let gone = neighbours.iter().filter(|(address, _)| !new.neighbours.contains_key(*address));
-    steps.extend(gone.map(|(address, mac)| VxlanStep::DeleteNeighbour(*address, *mac)));
+    let (come, gone) = old.link.neighbour_steps(&new.link);
+    steps.extend(come.into_iter().chain(gone).map(VxlanStep::Device));
     let gone = old.fdb.keys().filter(|mac| !new.fdb.contains_key(*mac));
     steps.extend(gone.map(|mac| VxlanStep::DeleteFdb(*mac)));
-}
-
-/// New addresses come before old ones go: with the last one the kernel drops routes and neighbours of the device. It does not take an IPv6
-/// address twice, whatever the prefix.
-fn change_addresses(steps: &mut Vec<VxlanStep>, old: &OrdSet<IpNet>, new: &OrdSet<IpNet>) {
-    let added: Vec<_> = new.iter().filter(|network| !old.contains(*network)).collect();
-    let in_the_way = |network: &&IpNet| matches!(network, IpNet::V6(_)) && added.iter().any(|new| new.addr() == network.addr());
-    let (first, last): (Vec<&IpNet>, Vec<&IpNet>) = old.iter().filter(|network| !new.contains(*network)).partition(in_the_way);
-    steps.extend(first.into_iter().map(|network| VxlanStep::DeleteAddress(*network)));
-    steps.extend(added.into_iter().map(|network| VxlanStep::AddAddress(*network)));
-    steps.extend(last.into_iter().map(|network| VxlanStep::DeleteAddress(*network)));
 }
 
 fn set_fdb(steps: &mut Vec<VxlanStep>, mac: MacAddress, old: Option<&OrdSet<Remote>>, new: &OrdSet<Remote>) {
@@ -197,7 +145,7 @@ impl fmt::Display for VxlanPlan {
 /// The tool that takes many lines at once; none where each has its own.
 fn tool(step: &VxlanStep) -> Option<&'static str> {
     match step {
-        VxlanStep::Tune => None,
+        VxlanStep::Device(OverlayStep::Tune) => None,
         VxlanStep::SetFdb(..) | VxlanStep::DeleteFdb(_) => Some("bridge"),
         _ => Some("ip"),
     }
@@ -216,22 +164,13 @@ impl VxlanPlan {
                 writeln!(f, " nolearning udpcsum")
             }
             VxlanStep::DeleteLink => writeln!(f, "link del {device}"),
-            VxlanStep::ChangeLink(change) => write_change(f, device, change),
-            VxlanStep::Tune => {
-                PARAMETERS.iter().try_for_each(|(parameter, value)| writeln!(f, "sysctl -qw net.ipv4.conf.{device}.{parameter}={value}"))
-            }
-            VxlanStep::AddAddress(network) => {
-                writeln!(f, "address add {network} dev {device}{}", if network.addr().is_ipv6() { " nodad" } else { "" })
-            }
-            VxlanStep::DeleteAddress(network) => writeln!(f, "address del {network} dev {device}"),
+            VxlanStep::Device(step) => write!(f, "{}", step.on(device, &PARAMETERS)),
             VxlanStep::SetFdb(mac, remote) => {
                 write!(f, "fdb replace {mac} dev {device} dst {}", remote.address)?;
                 self.write_parent(f, "via", remote.via)?;
                 writeln!(f, " self permanent")
             }
             VxlanStep::DeleteFdb(mac) => writeln!(f, "fdb del {mac} dev {device} self"),
-            VxlanStep::SetNeighbour(address, mac) => writeln!(f, "neigh replace {address} lladdr {mac} dev {device} nud permanent"),
-            VxlanStep::DeleteNeighbour(address, _) => writeln!(f, "neigh del {address} dev {device}"),
         }
     }
 
@@ -240,26 +179,5 @@ impl VxlanPlan {
             Some(name) => write!(f, " {word} {name}"),
             None => Ok(()),
         }
-    }
-}
-
-fn write_change(f: &mut fmt::Formatter<'_>, device: &str, change: &LinkChange) -> fmt::Result {
-    write!(f, "link set {device}")?;
-    if let Some(mac) = change.mac {
-        write!(f, " address {mac}")?;
-    }
-    if let Some(mtu) = change.mtu {
-        write!(f, " mtu {mtu}")?;
-    }
-    if let Some(alias) = &change.alias {
-        write!(f, " alias {alias}")?;
-    }
-    if let Some(generates) = change.generates_addresses {
-        write!(f, " addrgenmode {}", if generates { "eui64" } else { "none" })?;
-    }
-    match change.up {
-        Some(true) => writeln!(f, " up"),
-        Some(false) => writeln!(f, " down"),
-        None => writeln!(f),
     }
 }

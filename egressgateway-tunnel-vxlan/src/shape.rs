@@ -52,7 +52,8 @@ impl Encapsulation for VxlanShape {
         "vxlan"
     }
 
-    fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop> {
+    fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
+        Self::end(local, family)?;
         peer.underlay(family)?;
         Some(NextHop { device: device(family).to_owned(), via: peer.overlay(family)?, encap: None })
     }

@@ -6,9 +6,8 @@ use egressgateway::{
     Error, ErrorKind, LocalEnd, TunnelDesired,
     model::{Family, MacAddress},
 };
-use egressgateway_netlink::VxlanLink;
+use egressgateway_netlink::{OverlayDevice, VxlanLink};
 use imbl::{OrdMap, OrdSet};
-use ipnet::IpNet;
 
 use crate::{
     constants::{MTU_MIN_V4, MTU_MIN_V6, device},
@@ -27,29 +26,14 @@ pub struct VxlanState {
 }
 
 /// A device that is ours.
-#[allow(clippy::struct_excessive_bools)] // The kernel has them as single bits as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// What cannot change during its life; none when it is no VXLAN device.
     pub vxlan: Option<VxlanLink>,
-    /// Hardware address.
-    pub mac: Option<MacAddress>,
-    /// Largest packet, in bytes.
-    pub mtu: u32,
-    /// Whether its alias says that it is ours.
-    pub marked: bool,
-    /// Whether the kernel gives it IPv6 link-local addresses by itself.
-    pub generates_addresses: bool,
-    /// Whether it has the kernel parameters of [`PARAMETERS`](crate::constants::PARAMETERS).
-    pub tuned: bool,
-    /// Whether it is up.
-    pub up: bool,
-    /// All its addresses.
-    pub addresses: OrdSet<IpNet>,
+    /// Its link, addresses and neighbours.
+    pub link: OverlayDevice,
     /// Where hardware addresses are.
     pub fdb: OrdMap<MacAddress, OrdSet<Remote>>,
-    /// Permanent neighbours.
-    pub neighbours: OrdMap<IpAddr, MacAddress>,
 }
 
 /// An outer destination.
@@ -80,12 +64,13 @@ impl Device {
         let Some((underlay, overlay)) = VxlanShape::end(local, family) else { return Ok(None) };
         let mtu = shape.mtu(underlay, family);
         check_mtu(mtu, VxlanShape::room(underlay, family), family)?;
-        let (mut fdb, mut neighbours) = (OrdMap::new(), OrdMap::new());
+        let (mut fdb, mut link) = (OrdMap::new(), OverlayDevice::new(local.mac, mtu));
+        link.addresses.insert(overlay);
         for peer in desired.peers.values().filter(|peer| peer.mac != local.mac) {
             let (Some(inner), Some(outer)) = (peer.overlay(family), peer.underlay(family)) else { continue };
             // While an address moves from one peer to another both may have it: the first by name, until one of them goes.
             fdb.entry(peer.mac).or_insert_with(|| OrdSet::unit(Remote { address: outer, via: Some(underlay.index) }));
-            neighbours.entry(inner).or_insert(peer.mac);
+            link.neighbours.entry(inner).or_insert(peer.mac);
         }
         let settings = &shape.0;
         let vxlan = VxlanLink {
@@ -96,38 +81,13 @@ impl Device {
             learning: false,
             external: false,
         };
-        Ok(Some(Self {
-            vxlan: Some(vxlan),
-            mac: Some(local.mac),
-            mtu,
-            marked: true,
-            generates_addresses: false,
-            tuned: true,
-            up: true,
-            addresses: OrdSet::unit(overlay),
-            fdb,
-            neighbours,
-        }))
-    }
-
-    /// The device right after its creation.
-    pub(crate) fn created(&self, without_ipv6: bool) -> Self {
-        Self {
-            marked: false,
-            generates_addresses: !without_ipv6,
-            tuned: false,
-            up: false,
-            addresses: OrdSet::new(),
-            fdb: OrdMap::new(),
-            neighbours: OrdMap::new(),
-            ..self.clone()
-        }
+        Ok(Some(Self { vxlan: Some(vxlan), link, fdb }))
     }
 
     /// Whether it can become `wanted` without being made anew. Above the smallest size of IPv6 packets the kernel would start IPv6 on
     /// the device with its own defaults.
     pub(crate) fn can_become(&self, wanted: &Self) -> bool {
-        self.vxlan == wanted.vxlan && !(self.mtu < MTU_MIN_V6 && wanted.mtu >= MTU_MIN_V6)
+        self.vxlan == wanted.vxlan && !(self.link.mtu < MTU_MIN_V6 && wanted.link.mtu >= MTU_MIN_V6)
     }
 }
 

@@ -56,11 +56,11 @@ impl NodeDesired {
     }
 
     fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
-        // A family that this node's end does not carry has no device to route over, whatever the peer has.
-        let carried = self.tunnel.local.as_ref().map(|local| encapsulation.links(local).mtu).unwrap_or_default();
         let next_hops = |nodes: &OrdSet<NodeName>| {
-            let peers = nodes.iter().filter_map(|node| self.tunnel.peers.get(node));
-            peers.flat_map(|peer| carried.keys().filter_map(|family| encapsulation.next_hop(peer, *family))).collect::<OrdSet<_>>()
+            let ends =
+                self.tunnel.local.iter().flat_map(|local| nodes.iter().filter_map(move |node| Some((local, self.tunnel.peers.get(node)?))));
+            ends.flat_map(|(local, peer)| Family::ALL.into_iter().filter_map(|family| encapsulation.next_hop(local, peer, family)))
+                .collect::<OrdSet<_>>()
         };
         let targets = self.paths.iter().map(|(target, nodes)| (*target, next_hops(nodes))).collect();
         SteeringDesired { targets, direct: self.direct.clone() }

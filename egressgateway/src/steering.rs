@@ -31,7 +31,9 @@ impl NextHop {
 pub struct Encap {
     /// Virtual network identifier.
     pub id: u32,
-    /// Outer destination.
+    /// Outer source, so that the receiver knows the sender whatever addresses the device has.
+    pub source: IpAddr,
+    /// Outer destination, of the same family.
     pub remote: IpAddr,
 }
 

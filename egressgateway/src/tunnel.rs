@@ -94,8 +94,9 @@ pub trait Encapsulation: Send + Sync {
     /// "vxlan", "geneve".
     fn kind(&self) -> &'static str;
 
-    /// How a route reaches a peer with packets of a family; none where the tunnel has no way for that family.
-    fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop>;
+    /// How a route reaches a peer from a local end with packets of a family; none where the tunnel has no way between the two for that
+    /// family.
+    fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop>;
 
     /// The devices that this local end has.
     fn links(&self, local: &LocalEnd) -> OverlayLinks;

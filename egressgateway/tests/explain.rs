@@ -17,7 +17,7 @@ impl Encapsulation for Tunnel {
         "test"
     }
 
-    fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop> {
+    fn next_hop(&self, _: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
         peer.underlay(family)?;
         Some(NextHop { device: "tunnel".to_owned(), via: peer.overlay(family)?, encap: None })
     }

@@ -11,7 +11,7 @@
 //! struct Direct;
 //! impl Encapsulation for Direct {
 //!     fn kind(&self) -> &'static str { "direct" }
-//!     fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop> {
+//!     fn next_hop(&self, _: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
 //!         Some(NextHop { device: "tunnel".into(), via: peer.overlay(family)?, encap: None })
 //!     }
 //!     fn links(&self, _: &LocalEnd) -> OverlayLinks {

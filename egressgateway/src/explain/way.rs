@@ -232,7 +232,8 @@ impl Way<'_> {
     /// Whether the routes of a target lead to a node with packets of this family.
     fn reaches(&self, node: &NodeName, routes: &OrdSet<NextHop>) -> bool {
         let peer = self.desired.tunnel.peers.get(node);
-        let hop = peer.and_then(|peer| self.offline.settings.encapsulation.next_hop(peer, Family::of(self.destination)));
+        let ends = self.desired.tunnel.local.as_ref().zip(peer);
+        let hop = ends.and_then(|(local, peer)| self.offline.settings.encapsulation.next_hop(local, peer, Family::of(self.destination)));
         hop.is_some_and(|hop| routes.contains(&hop))
     }
 

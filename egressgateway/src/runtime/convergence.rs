@@ -121,7 +121,7 @@ mod tests {
             "none"
         }
 
-        fn next_hop(&self, _peer: &Peer, _family: Family) -> Option<NextHop> {
+        fn next_hop(&self, _local: &LocalEnd, _peer: &Peer, _family: Family) -> Option<NextHop> {
             None
         }
 

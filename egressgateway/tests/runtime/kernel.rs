@@ -204,7 +204,7 @@ impl Encapsulation for FakeTunnel {
         "fake"
     }
 
-    fn next_hop(&self, peer: &Peer, family: Family) -> Option<NextHop> {
+    fn next_hop(&self, _: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
         Some(NextHop { device: "tunnel".to_owned(), via: peer.overlay(family)?, encap: None })
     }
 
