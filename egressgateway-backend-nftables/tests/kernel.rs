@@ -200,7 +200,9 @@ fn addresses_come_move_and_go_one_by_one_and_all_together_or_not_at_all() {
         }
         desired = client();
         let before = reach(&desired).await;
-        (0..100_u32).for_each(|number| drop(desired.pods.insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), class(1))));
+        for number in 0..100_u32 {
+            desired.pods.insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), class(1));
+        }
         desired.pods.remove(&ip("10.244.1.10"));
         let change = nftables().plan(&desired, &before).unwrap();
         // The last of the hundred is there with another class: nothing of the plan is done.

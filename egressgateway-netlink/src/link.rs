@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use egressgateway::{Error, model::MacAddress};
+use egressgateway::{Error, ErrorKind, model::MacAddress};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -97,6 +97,9 @@ pub struct LinkChange {
     pub generates_addresses: Option<bool>,
 }
 
+/// Name of a device that is asked for and never made.
+const PROBE: &str = "egress-probe";
+
 impl Netlink {
     /// All devices, by index.
     ///
@@ -158,6 +161,23 @@ impl Netlink {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Geneve), LinkInfo::Data(InfoData::Geneve(data))]),
         ];
         self.write(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &format!("add Geneve link {name}")).await
+    }
+
+    /// Whether the kernel can make devices of a kind, such as "vxlan"; it loads the module if it has to. Makes none.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub async fn has_link_kind(&self, kind: &str) -> Result<bool, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::IfName(PROBE.to_owned()), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Other(kind.to_owned()))])];
+        // Without what a tunnel must be told, a kernel that knows the kind refuses the device, and another one the kind.
+        match self.write(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &format!("probe for {kind} links")).await {
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(false),
+            Err(error) if error.kind == ErrorKind::Invalid => Ok(true),
+            Err(error) => Err(error),
+            Ok(()) => self.delete_link(PROBE).await.map(|()| true),
+        }
     }
 
     /// Changes a device.

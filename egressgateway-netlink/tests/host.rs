@@ -145,3 +145,14 @@ async fn drain(host: &KernelHost) {
         result.unwrap();
     }
 }
+
+#[test]
+fn what_the_kernel_can_make_is_known_without_making_it() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        assert!(netlink.has_link_kind("vxlan").await.unwrap());
+        assert!(netlink.has_link_kind("bridge").await.unwrap());
+        assert!(!netlink.has_link_kind("nonsense").await.unwrap());
+        assert_eq!(netlink.index("egress-probe").await.unwrap(), None);
+    });
+}

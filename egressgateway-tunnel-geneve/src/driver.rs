@@ -86,7 +86,7 @@ impl Driver for Geneve {
                 }
                 GeneveStep::DeleteLink => netlink.delete_link(DEVICE).await?,
                 GeneveStep::Device(step) => {
-                    netlink.take(step, DEVICE, index, &PARAMETERS).await.map_err(|error| not_up(error, &self.shape))?
+                    netlink.take(step, DEVICE, index, &PARAMETERS).await.map_err(|error| not_up(error, &self.shape))?;
                 }
                 GeneveStep::SetRoute(peer, encap) => netlink.replace_peer_route(there()?, *peer, encap).await?,
                 GeneveStep::DeleteRoute(peer) => netlink.delete_peer_route(there()?, *peer).await?,

@@ -6,9 +6,12 @@ use crate::{Error, ErrorKind, Outcome, Reconcile};
 
 /// A driver, and those that may have done its work here before, such as the other policy backend of an earlier configuration.
 ///
-/// What the former ones left is removed once the present one is in force, so that there is no moment with neither.
+/// What the former ones left is removed once the present one is in force, so that there is no moment with neither; or before, where there is
+/// no room for both.
 pub struct Succession<D> {
     present: Box<dyn Reconcile<D>>,
+    /// Whether the former ones go first.
+    room_for_one: bool,
     /// Those that may still own something.
     former: Vec<Box<dyn Reconcile<D>>>,
 }
@@ -23,14 +26,20 @@ impl<D> Succession<D> {
     /// `present` from now on, after any of `former`.
     #[must_use]
     pub fn new(present: Box<dyn Reconcile<D>>, former: Vec<Box<dyn Reconcile<D>>>) -> Self {
-        Self { present, former }
+        Self { present, room_for_one: false, former }
+    }
+
+    /// `present` in the place of any of `former`, which use something that `present` needs for itself.
+    #[must_use]
+    pub fn replacing(present: Box<dyn Reconcile<D>>, former: Vec<Box<dyn Reconcile<D>>>) -> Self {
+        Self { present, room_for_one: true, former }
     }
 }
 
-#[async_trait]
-impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
-    async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
-        let mut outcome = self.present.reconcile(desired).await?;
+impl<D: Default + Send + Sync> Succession<D> {
+    /// Removes what the former ones left, one after the other, each once.
+    async fn remove_former(&mut self) -> Result<Outcome, Error> {
+        let mut outcome = Outcome::Unchanged;
         while let Some(former) = self.former.last_mut() {
             match former.reconcile(&D::default()).await {
                 Ok(Outcome::Unchanged) => {}
@@ -43,17 +52,28 @@ impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
         }
         Ok(outcome)
     }
+}
+
+#[async_trait]
+impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
+    async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
+        let first = if self.room_for_one { self.remove_former().await? } else { Outcome::Unchanged };
+        let present = self.present.reconcile(desired).await?;
+        let last = self.remove_former().await?;
+        Ok(if [first, present, last].contains(&Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged })
+    }
 
     async fn dry_run(&mut self, desired: &D) -> Result<String, Error> {
-        let mut text = self.present.dry_run(desired).await?;
+        let present = self.present.dry_run(desired).await?;
+        let mut removal = String::new();
         for former in &mut self.former {
             match former.dry_run(&D::default()).await {
-                Ok(removal) => text.push_str(&removal),
+                Ok(text) => removal.push_str(&text),
                 Err(error) if error.kind == ErrorKind::Unsupported => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(text)
+        Ok(if self.room_for_one { removal + &present } else { present + &removal })
     }
 
     fn invalidate(&mut self) {
@@ -105,6 +125,18 @@ mod tests {
         assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Applied);
         assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Unchanged);
         assert_eq!(*journal.lock().unwrap(), ["new 7", "new 7", "old 0", "new 7"]);
+    }
+
+    #[tokio::test]
+    async fn the_former_goes_first_where_there_is_room_for_one() {
+        let journal = Journal::default();
+        let Succession { present, former, .. } = succession(&journal, Vec::new(), vec![Ok(Outcome::Applied), Err(ErrorKind::Transient)]);
+        let mut both = Succession::replacing(present, former);
+        assert_eq!(both.dry_run(&7).await.unwrap(), "old 0\nnew 7\n");
+        both.reconcile(&7).await.unwrap_err();
+        assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Applied);
+        assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Unchanged);
+        assert_eq!(*journal.lock().unwrap(), ["old 0", "old 0", "new 7", "new 7"]);
     }
 
     #[tokio::test]

@@ -4,9 +4,10 @@
 use std::{collections::BTreeMap, process::Command};
 
 /// What each library may depend on besides crates that are not ours.
-const ALLOWED: [(&str, &[&str]); 6] = [
+const ALLOWED: [(&str, &[&str]); 7] = [
     ("egressgateway", &[]),
     ("egressgateway-netlink", &["egressgateway"]),
+    ("egressgateway-tunnel-geneve", &["egressgateway", "egressgateway-netlink"]),
     ("egressgateway-tunnel-vxlan", &["egressgateway", "egressgateway-netlink"]),
     ("egressgateway-backend-nftables", &["egressgateway"]),
     ("egressgateway-backend-netfilter", &["egressgateway"]),
@@ -14,8 +15,13 @@ const ALLOWED: [(&str, &[&str]); 6] = [
 ];
 
 /// What no library below the daemons may name.
-const NO_KUBE: [&str; 4] =
-    ["egressgateway-netlink", "egressgateway-tunnel-vxlan", "egressgateway-backend-nftables", "egressgateway-backend-netfilter"];
+const NO_KUBE: [&str; 5] = [
+    "egressgateway-netlink",
+    "egressgateway-tunnel-geneve",
+    "egressgateway-tunnel-vxlan",
+    "egressgateway-backend-nftables",
+    "egressgateway-backend-netfilter",
+];
 
 fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--format-version=1"]).output().unwrap();

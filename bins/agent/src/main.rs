@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod backend;
+mod tunnel;
 mod wiring;
 
 use std::{process::ExitCode, sync::Arc};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, Drivers, Encapsulation, PolicyDesired, PolicyMonitor, Reconcile, Reconciler,
+    CounterSource, Drivers, Encapsulation, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, TunnelDesired,
     config::{Config, ReplyPath},
     index::IndexSettings,
     model::NodeName,
@@ -12,9 +12,11 @@ use egressgateway::{
 };
 use egressgateway_daemon::{CommonArguments, Failure};
 use egressgateway_netlink::{KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
-use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
 
-use crate::backend::{self, Backend};
+use crate::{
+    backend::{self, Backend},
+    tunnel::{self, Tunnel},
+};
 
 /// What drives this node's kernel.
 pub(crate) struct Node {
@@ -35,9 +37,10 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
     check(config)?;
     let Backend { policy, counters, monitor, why } = backend::choose(config).await?;
     let (netlink, parent) = (Netlink::open()?, config.tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named));
+    let Tunnel { driver, encapsulation } = tunnel::choose(config, &netlink).await?;
     Ok(Node {
-        drivers: drivers(config, &netlink, policy),
-        encapsulation: Arc::new(VxlanShape(vxlan(config))),
+        drivers: drivers(config, &netlink, driver, policy),
+        encapsulation,
         monitor,
         counters,
         host: KernelHost::new(netlink, parent),
@@ -51,7 +54,8 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
 /// When the configuration names what is not built in, or the kernel can't be spoken to.
 pub(crate) async fn removal(config: &Config) -> Result<Drivers, Failure> {
     check(config)?;
-    Ok(drivers(config, &Netlink::open()?, backend::removal(config).await?))
+    let netlink = Netlink::open()?;
+    Ok(drivers(config, &netlink, tunnel::removal(config, &netlink), backend::removal(config).await?))
 }
 
 fn check(config: &Config) -> Result<(), Failure> {
@@ -59,31 +63,24 @@ fn check(config: &Config) -> Result<(), Failure> {
     if problems.is_empty() { Ok(()) } else { Err(problems.into()) }
 }
 
-fn vxlan(config: &Config) -> VxlanSettings {
-    VxlanSettings { vni: config.tunnel.vni, port: config.tunnel.port, mtu: config.tunnel.mtu }
-}
-
-fn drivers(config: &Config, netlink: &Netlink, policy: Box<dyn Reconcile<PolicyDesired>>) -> Drivers {
+fn drivers(
+    config: &Config,
+    netlink: &Netlink,
+    tunnel: Box<dyn Reconcile<TunnelDesired>>,
+    policy: Box<dyn Reconcile<PolicyDesired>>,
+) -> Drivers {
     let steering = SteeringSettings {
         table_base: config.routing.table_base,
         rule_priority: config.routing.rule_priority,
         protocol: config.routing.protocol,
         mask: config.mark.mask,
     };
-    Drivers {
-        tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan(config), Arc::new(())))),
-        steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))),
-        policy,
-    }
+    Drivers { tunnel, steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))), policy }
 }
 
 /// What the configuration names and this agent does not have.
 fn unknown(config: &Config) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if config.tunnel.kind != "vxlan" {
-        problems.push(Problem::new("tunnel.kind", &config.tunnel.kind, "must be vxlan: no other tunnel is built in"));
-    }
-    problems.extend(backend::unknown(config));
+    let mut problems: Vec<Problem> = tunnel::unknown(config).into_iter().chain(backend::unknown(config)).collect();
     if config.reply_path != ReplyPath::Cni {
         problems.push(Problem::new("replyPath", "tunnel", "must be cni: answers through the tunnel are not built in"));
     }

@@ -2,7 +2,6 @@ use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use egressgateway::{
@@ -11,17 +10,17 @@ use egressgateway::{
     index::Trouble,
     spec::Problem,
 };
-use egressgateway_tunnel_vxlan::{VxlanSettings, VxlanShape};
 use ipnet::IpNet;
 
-use crate::Input;
+use crate::{Input, tunnel::Tunnel};
 
 /// Endings of files that are read from directories.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// The cluster of all files. What the cluster would only complain about in a condition is a warning here.
-pub(crate) fn read(input: &Input) -> Result<(Offline, Config), String> {
+pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
     let config = configuration(input.config.as_deref())?;
+    let tunnel = Tunnel::of(&config).map_err(|problem| problem.to_string())?;
     let mut manifests = Manifests::default();
     for path in &input.file {
         if path.as_os_str() == "-" {
@@ -43,7 +42,7 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config), String> {
         return Err(errors.iter().map(|error: &&Finding| error.to_string()).collect::<Vec<_>>().join("\n"));
     }
     let statuses = if input.statuses_as_given { Statuses::Given } else { Statuses::Planned };
-    let cluster = Offline::new(&manifests, settings(&config, statuses));
+    let cluster = Offline::new(&manifests, settings(&config, &tunnel, statuses));
     for trouble in cluster.troubles() {
         match trouble {
             Trouble::Policy(name, problem) => eprintln!("warning: EgressGatewayPolicy {name}: {problem}"),
@@ -51,7 +50,7 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config), String> {
             Trouble::Unresolved(name, problem) => eprintln!("warning: EgressGatewayPolicy {name} holds what it governs: {problem}"),
         }
     }
-    Ok((cluster, config))
+    Ok((cluster, config, tunnel))
 }
 
 fn configuration(path: Option<&Path>) -> Result<Config, String> {
@@ -66,7 +65,7 @@ fn configuration(path: Option<&Path>) -> Result<Config, String> {
     if problems.is_empty() { Ok(config) } else { Err(lines(problems)) }
 }
 
-fn settings(config: &Config, statuses: Statuses) -> OfflineSettings {
+fn settings(config: &Config, tunnel: &Tunnel, statuses: Statuses) -> OfflineSettings {
     let overlay4 = config.tunnel.ipv4_cidr.map(IpNet::V4);
     OfflineSettings {
         forward_method: config.forward_method,
@@ -77,13 +76,8 @@ fn settings(config: &Config, statuses: Statuses) -> OfflineSettings {
         start_gate: config.start_gate,
         mask: config.mark.mask,
         statuses,
-        ..OfflineSettings::of_tunnel(Arc::new(VxlanShape(vxlan(config))))
+        ..OfflineSettings::of_tunnel(tunnel.shape())
     }
-}
-
-/// The tunnel of a configuration.
-pub(crate) fn vxlan(config: &Config) -> VxlanSettings {
-    VxlanSettings { vni: config.tunnel.vni, port: config.tunnel.port, mtu: config.tunnel.mtu }
 }
 
 /// The file itself, or the manifests of a directory, by name.

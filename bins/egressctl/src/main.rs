@@ -5,6 +5,7 @@
 mod answer;
 mod input;
 mod plan;
+mod tunnel;
 
 use std::{io::Write, net::IpAddr, path::PathBuf, process::ExitCode};
 
@@ -112,8 +113,8 @@ fn failed(errors: &str) -> ExitCode {
 fn run(arguments: &Arguments) -> Result<String, String> {
     match &arguments.command {
         Command::Plan { input, node, backend } => {
-            let (cluster, config) = input::read(input)?;
-            plan::plan(&cluster, &config, node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
+            let (cluster, config, tunnel) = input::read(input)?;
+            plan::plan(&cluster, (&config, &tunnel), node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
         }
         Command::Explain { input, from, to } => answer::explain(&input::read(input)?.0, from, *to, input.output),
     }

@@ -4,10 +4,9 @@ use egressgateway::{Driver, Error, config::Config, explain::Offline, model::Node
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{Steering, SteeringSettings};
-use egressgateway_tunnel_vxlan::Vxlan;
 use serde::Serialize;
 
-use crate::{Backend, Output, input};
+use crate::{Backend, Output, tunnel::Tunnel};
 
 /// What one node would program, driver by driver: shell for tunnel and steering, a script of the backend's own tool for the policy.
 #[derive(Serialize)]
@@ -21,13 +20,16 @@ struct NodePlan {
 /// The plans of all nodes, or of one, from nothing.
 pub(crate) fn plan(
     cluster: &Offline,
-    config: &Config,
+    settings: (&Config, &Tunnel),
     only: Option<&NodeName>,
     backend: Backend,
     output: Output,
 ) -> Result<String, String> {
-    let plans: Result<Vec<NodePlan>, String> =
-        cluster.nodes().filter(|node| only.is_none_or(|only| only == *node)).map(|node| of_node(cluster, config, node, backend)).collect();
+    let plans: Result<Vec<NodePlan>, String> = cluster
+        .nodes()
+        .filter(|node| only.is_none_or(|only| only == *node))
+        .map(|node| of_node(cluster, settings, node, backend))
+        .collect();
     let plans = plans?;
     match (only, output) {
         (Some(node), _) if plans.is_empty() => Err(format!("there is no Node {node}")),
@@ -36,7 +38,7 @@ pub(crate) fn plan(
     }
 }
 
-fn of_node(cluster: &Offline, config: &Config, node: &NodeName, backend: Backend) -> Result<NodePlan, String> {
+fn of_node(cluster: &Offline, (config, tunnel): (&Config, &Tunnel), node: &NodeName, backend: Backend) -> Result<NodePlan, String> {
     let desired = cluster.for_drivers(node).ok_or_else(|| format!("there is no Node {node}"))?;
     let failed = |error: Error| format!("Node {node}: {}", error.chain());
     let mask = config.mark.mask;
@@ -51,7 +53,7 @@ fn of_node(cluster: &Offline, config: &Config, node: &NodeName, backend: Backend
         SteeringSettings { table_base: routing.table_base, rule_priority: routing.rule_priority, protocol: routing.protocol, mask };
     Ok(NodePlan {
         node: node.to_string(),
-        tunnel: from_nothing(&Vxlan::offline(input::vxlan(config)), &desired.tunnel).map_err(failed)?,
+        tunnel: tunnel.plan(&desired.tunnel).map_err(failed)?,
         steering: from_nothing(&Steering::offline(steering), &desired.steering).map_err(failed)?,
         policy: policy.map_err(failed)?,
     })

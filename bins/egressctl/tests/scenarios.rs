@@ -12,10 +12,11 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::Arc,
 };
 
 use egressgateway::{
-    Driver, DriversDesired,
+    Driver, DriversDesired, Encapsulation,
     explain::{self, Manifests, Offline, OfflineSettings},
     model::PodName,
 };
@@ -23,6 +24,7 @@ use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{Steering, SteeringSettings};
 use egressgateway_testkit::netns;
+use egressgateway_tunnel_geneve::{Geneve, GeneveSettings, GeneveShape};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings};
 use serde::Deserialize;
 use support::{Answer, Plans};
@@ -69,10 +71,14 @@ fn scenarios() -> Vec<String> {
 }
 
 fn cluster(name: &str) -> Offline {
+    cluster_over(name, support::tunnel())
+}
+
+fn cluster_over(name: &str, tunnel: Arc<dyn Encapsulation>) -> Offline {
     let mut manifests = Manifests::default();
     manifests.read(name, &fs::read_to_string(folder().join(format!("{name}.yaml"))).unwrap());
     assert_eq!(manifests.findings(), [], "{name}");
-    let cluster = Offline::new(&manifests, OfflineSettings::of_tunnel(support::tunnel()));
+    let cluster = Offline::new(&manifests, OfflineSettings::of_tunnel(tunnel));
     assert!(cluster.is_settled(), "{name}");
     cluster
 }
@@ -92,6 +98,7 @@ fn golden(path: &Path, text: &str) {
 fn every_node_plans_what_it_always_did() {
     for name in scenarios() {
         let cluster = cluster(&name);
+        let over_geneve = cluster_over(&name, Arc::new(GeneveShape::default()));
         let mut expected = BTreeSet::new();
         for node in cluster.nodes() {
             let desired = cluster.for_drivers(node).unwrap();
@@ -99,6 +106,10 @@ fn every_node_plans_what_it_always_did() {
                 (format!("{node}.tunnel.sh"), from_nothing(&Vxlan::offline(VxlanSettings::default()), &desired.tunnel)),
                 (format!("{node}.steering.sh"), from_nothing(&Steering::offline(SteeringSettings::default()), &desired.steering)),
             ];
+            let geneve = over_geneve.for_drivers(node).unwrap();
+            let script = from_nothing(&Geneve::offline(GeneveSettings::default()), &geneve.tunnel)
+                + &from_nothing(&Steering::offline(SteeringSettings::default()), &geneve.steering);
+            plans.push((format!("{node}.geneve.sh"), script));
             plans.extend(BACKENDS.iter().map(|backend| (format!("{node}.{}", backend.name), (backend.plan)(&desired))));
             for (file, text) in plans {
                 golden(&folder().join("golden").join(&name).join(&file), &text);

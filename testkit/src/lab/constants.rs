@@ -6,10 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub const PORT: u16 = 8080;
 /// Bit that the stand-in for kube-proxy sets on packets whose source must be translated.
 pub const MASQUERADE_MARK: u32 = 0x4000;
-/// UDP ports whose payload a capture decodes as VXLAN: the product's default, the stand-in overlay's, and the registered one.
-pub const VXLAN_PORTS: [u16; 3] = [7789, OVERLAY_PORT, 4789];
-/// UDP port of Geneve, decoded by captures.
-pub const GENEVE_PORT: u16 = 6081;
+/// UDP ports whose payload a capture decodes as VXLAN or Geneve: the product's default, the stand-in overlay's, and the registered ones.
+pub const TUNNEL_PORTS: [u16; 4] = [7789, OVERLAY_PORT, 4789, 6081];
 /// UDP port of the stand-in overlay.
 pub const OVERLAY_PORT: u16 = 8472;
 /// VXLAN network identifier of the stand-in overlay.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::constants::{GENEVE_PORT, VXLAN_PORTS};
+use super::constants::TUNNEL_PORTS;
 
 /// What an IP packet carries, or ARP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,13 +127,14 @@ impl Packet {
     }
 }
 
-/// The packet in a tunnel's payload.
+/// The packet in a tunnel's payload. Both headers have eight bytes. The third and fourth of Geneve's are the kind of what is inside; VXLAN's
+/// are zero.
 fn tunnelled(port: u16, payload: &[u8]) -> Option<Packet> {
-    if VXLAN_PORTS.contains(&port) {
-        return Packet::parse("", payload.get(8..)?);
-    }
-    if port != GENEVE_PORT {
+    if !TUNNEL_PORTS.contains(&port) {
         return None;
+    }
+    if number(payload, 2)? == 0 {
+        return Packet::parse("", payload.get(8..)?);
     }
     let options = usize::from(payload.first()? & 0x3f) * 4;
     let inner = payload.get(8 + options..)?;

@@ -1,0 +1,18 @@
+//! The same checks over Geneve. Not every kernel has it: `make test-kernels` runs this in one that does.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[macro_use]
+mod list;
+
+mod changes;
+mod failures;
+mod forwarding;
+mod hosts;
+mod restarts;
+mod world;
+
+use egressgateway_testkit::netns::have_root;
+use world::DataPath;
+
+every_check_on!(nftables_over_geneve, crate::DataPath { backend: "nftables", tunnel: "geneve" });
+every_check_on!(netfilter_over_geneve, crate::DataPath { backend: "netfilter", tunnel: "geneve" });

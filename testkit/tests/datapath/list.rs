@@ -1,0 +1,62 @@
+//! The list of checks.
+
+/// The checks as tests on one data path.
+macro_rules! on {
+    ($name:ident, $path:expr, $($module:ident: $($check:ident)+;)+) => {
+        mod $name {
+            $($(
+                #[test]
+                fn $check() {
+                    if crate::have_root() {
+                        crate::$module::$check(&$path);
+                    }
+                }
+            )+)+
+        }
+    };
+}
+
+/// Every check there is, on one data path.
+macro_rules! every_check_on {
+    ($name:ident, $path:expr) => {
+        on! { $name, $path,
+            forwarding:
+                governed_pods_leave_with_the_gateways_address_and_nothing_else_is_touched
+                traffic_inside_the_cluster_is_untouched_even_where_everything_outside_is_governed
+                without_source_translation_the_server_sees_the_pod
+                ecmp_uses_every_gateway
+                an_explicit_egress_address_is_what_the_server_sees
+                pods_are_chosen_by_subnet_too
+                long_streams_fit_the_tunnel;
+            changes:
+                a_new_pod_is_governed_and_an_address_that_changes_hands_is_not
+                the_label_of_a_namespace_decides
+                moving_the_label_moves_the_traffic
+                an_open_connection_goes_on_while_other_policies_come_and_go
+                a_deleted_policy_lets_go;
+            failures:
+                a_deleted_gateway_object_lets_nothing_out
+                without_a_gateway_governed_traffic_is_dropped_and_counted
+                a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back
+                rules_deleted_by_hand_come_back_at_once
+                routes_deleted_by_hand_leak_nothing_and_come_back
+                the_data_path_stands_while_the_api_server_is_away;
+            restarts:
+                agents_and_controller_killed_at_any_time_change_nothing
+                an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right
+                an_agent_catches_up_with_what_changed_while_it_was_dead
+                a_shutdown_leaves_the_data_path_as_it_is
+                another_backend_takes_over_without_a_gap_and_nothing_of_this_one_stays;
+            hosts:
+                an_overlay_with_loose_reverse_path_filters_and_a_drop_policy
+                strict_reverse_path_filters_on_a_routed_network
+                loose_reverse_path_filters_and_rules_by_iptables_nft
+                rules_by_iptables_legacy_without_masquerade
+                ipv4_alone
+                ipv6_alone
+                a_firewall_of_iptables_nft_that_drops_transit_lets_exits_pass
+                a_firewall_of_iptables_legacy_that_drops_transit_lets_exits_pass
+                a_firewall_of_nftables_that_drops_transit_loses_traffic_and_leaks_none;
+        }
+    };
+}
