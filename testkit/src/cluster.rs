@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::{
     apiserver::ApiServer,
     lab::{Lab, MANAGEMENT, Pod, PodSpec, Process},
+    pace::patient,
 };
 
 /// Where an agent serves health and metrics, on its node.
@@ -196,7 +197,7 @@ impl Cluster {
     /// When there is no such daemon, or it does not end.
     pub fn kill(&mut self, daemon: &str, signal: Signal) {
         let process = self.daemons.remove(daemon).unwrap_or_else(|| panic!("no daemon {daemon}"));
-        process.kill(signal).and_then(|()| process.wait(END)).unwrap_or_else(|error| panic!("{daemon}: {error}"));
+        process.kill(signal).and_then(|()| process.wait(patient(END))).unwrap_or_else(|error| panic!("{daemon}: {error}"));
     }
 
     /// What a daemon wrote to its log, over all its lives.
@@ -265,7 +266,7 @@ impl Cluster {
         loop {
             match check() {
                 Ok(value) => return value,
-                Err(refusal) if start.elapsed() > PATIENCE => panic!("never: {what}: {refusal}\n{}", self.logs()),
+                Err(refusal) if start.elapsed() > patient(PATIENCE) => panic!("never: {what}: {refusal}\n{}", self.logs()),
                 Err(_) => thread::sleep(GLANCE),
             }
         }

@@ -4,6 +4,7 @@ pub mod apiserver;
 pub mod cluster;
 pub mod lab;
 pub mod netns;
+pub mod pace;
 pub mod packets;
 pub mod shell;
 pub mod tunnels;

@@ -18,6 +18,7 @@ use egressgateway::{
 
 use crate::{
     netns::in_namespace,
+    pace::patient,
     shell::{command, run},
 };
 
@@ -174,7 +175,7 @@ impl<D: Backend> Lab<D> {
 
     /// Waits until the counter has this value, so that the packet is where it goes.
     async fn count(&self, counter: &str, expected: u64) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patient(Duration::from_secs(10));
         while self.counted().await[counter] != expected {
             assert!(Instant::now() < deadline, "{counter} should be {expected}: {:?}", self.counted().await);
             tokio::task::yield_now().await;
@@ -184,7 +185,7 @@ impl<D: Backend> Lab<D> {
 
 /// Waits until so many datagrams with this source arrived.
 async fn arrived(at: &Neighbour, source: &str, expected: u64) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + patient(Duration::from_secs(10));
     while at.seen(source) != expected {
         assert!(Instant::now() < deadline, "{source} should have arrived {expected} times, not {}", at.seen(source));
         tokio::task::yield_now().await;

@@ -14,6 +14,7 @@ use egressgateway::model::Family;
 use egressgateway_testkit::{
     cluster::Cluster,
     lab::{Lab, NodeSpec, PORT, Pod, PodSpec},
+    pace::patient,
 };
 
 /// The YAML of the project's proposal, completed to valid values.
@@ -154,7 +155,7 @@ impl Demo {
     /// Waits until all connections look as expected, then makes each once more and prints it.
     fn check(&mut self, rows: &[Row]) {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE && rows.iter().any(|row| self.seen(row) != self.expected(row)) {
+        while start.elapsed() < patient(PATIENCE) && rows.iter().any(|row| self.seen(row) != self.expected(row)) {
             thread::sleep(Duration::from_millis(100));
         }
         println!("  {:<7} {:<13} {:<10} {:<10} {:<12} {:<12}", "pod", "destination", "policy", "gateway", "expected", "seen");

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{answer, flow::Flow, process::ProcessSpec, stream::StreamSpec, world::World};
+use crate::pace::patient;
 
 /// How long a connection or an answer may take before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -100,7 +101,7 @@ impl Namespace {
     /// # Errors
     /// As [`Namespace::connect_tcp`].
     pub fn open_tcp(&self, to: SocketAddr) -> io::Result<Flow> {
-        self.enter(|| Flow::tcp(to, PATIENCE))?
+        self.enter(|| Flow::tcp(to, patient(PATIENCE)))?
     }
 
     /// Opens a UDP flow that keeps its port.
@@ -108,7 +109,7 @@ impl Namespace {
     /// # Errors
     /// As [`Namespace::connect_udp`].
     pub fn open_udp(&self, to: SocketAddr) -> io::Result<Flow> {
-        self.enter(|| Flow::udp(to, PATIENCE))?
+        self.enter(|| Flow::udp(to, patient(PATIENCE)))?
     }
 
     /// Whether nothing answers at `to`, asked once by TCP and once by UDP, each for `patience`.
@@ -134,6 +135,6 @@ impl Namespace {
     /// # Errors
     /// At the first without an answer.
     pub fn connect_many(&self, to: SocketAddr, count: usize) -> io::Result<Vec<SocketAddr>> {
-        self.enter(|| (0..count).map(|_| Flow::udp(to, PATIENCE).map(|flow| flow.source_seen())).collect())?
+        self.enter(|| (0..count).map(|_| Flow::udp(to, patient(PATIENCE)).map(|flow| flow.source_seen())).collect())?
     }
 }

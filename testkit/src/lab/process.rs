@@ -14,6 +14,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use super::{locked, namespace::Namespace};
+use crate::pace::patient;
 
 /// How often a state that brings no event of its own is looked at.
 const GLANCE: Duration = Duration::from_millis(5);
@@ -94,7 +95,7 @@ impl ProcessSpec {
 }
 
 fn await_announcement(child: &mut Child, file: &Path) -> io::Result<u32> {
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + patient(START);
     loop {
         if let Ok(text) = std::fs::read_to_string(file) {
             return text.trim().parse().map_err(|error| io::Error::other(format!("{text:?}: {error}")));

@@ -17,6 +17,7 @@ use super::{
     locked,
     namespace::{Namespace, PATIENCE},
 };
+use crate::pace::patient;
 
 /// How long answers are waited for once the last datagram was sent.
 const AFTERMATH: Duration = Duration::from_millis(300);
@@ -57,7 +58,7 @@ impl StreamSpec {
             })?
         };
         let stream = Stream { shared, thread: Some(thread) };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patient(PATIENCE);
         while stream.answered() == 0 {
             if Instant::now() > deadline || stream.thread.as_ref().is_some_and(JoinHandle::is_finished) {
                 stream.finish()?;
@@ -222,7 +223,7 @@ fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io:
         next += interval;
         receive_until(shared, &sockets, next);
     }
-    receive_until(shared, &sockets, Instant::now() + AFTERMATH);
+    receive_until(shared, &sockets, Instant::now() + patient(AFTERMATH));
     Ok(sent)
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use egressgateway_testkit::lab::PodSpec;
+use egressgateway_testkit::{lab::PodSpec, pace::patient};
 
 use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, policy, usual_policy};
 
@@ -70,7 +70,7 @@ pub(crate) fn a_deleted_policy_lets_go(path: &DataPath) {
     let (blog, server) = (world.blog.v4(), world.endpoints(OTHER)[0]);
     let client = world.cluster.lab.node(CLIENT).like(blog);
     world.blog.connect_tcp(server).unwrap();
-    capture.wait_for(Duration::from_secs(5), |packet| packet.is_bare(client, server.ip())).unwrap();
+    capture.wait_for(patient(Duration::from_secs(5)), |packet| packet.is_bare(client, server.ip())).unwrap();
     let (pod, server) = (world.shop.v4(), world.endpoints(GOVERNED)[0].ip());
     assert_eq!(capture.count(|packet| packet.is_bare(pod, server)), 0, "no bare pod address on the wire");
 }

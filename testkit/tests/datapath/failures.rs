@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use egressgateway_testkit::lab::{Packet, Protocol};
+use egressgateway_testkit::{
+    lab::{Packet, Protocol},
+    pace::patient,
+};
 
 use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, measured, policy};
 
@@ -56,7 +59,7 @@ pub(crate) fn a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back(path:
                 .run("for device in $(ip -o link show | grep -o 'egress-[a-z0-9-]*' | sort -u); do ip link del $device; done")
                 .unwrap();
             let deleted = Instant::now();
-            let answer = stream.wait_for(Duration::from_secs(20), |answer| answer.at > deleted);
+            let answer = stream.wait_for(patient(Duration::from_secs(20)), |answer| answer.at > deleted);
             answer.unwrap_or_else(|error| panic!("the device on {node} never came back: {error}\n{}", world.cluster.logs()));
             eprintln!("{node}: traffic to {endpoint} goes on after {:?}", deleted.elapsed());
             stream.finish().unwrap();

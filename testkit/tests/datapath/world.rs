@@ -8,6 +8,7 @@ use std::{
 use egressgateway_testkit::{
     cluster::Cluster,
     lab::{Builder, Capture, Families, Lab, Namespace, NodeSpec, PORT, Pod, PodSpec, Protocol, Server},
+    pace::patient,
 };
 
 /// How packets are classified and carried.
@@ -139,7 +140,7 @@ impl World {
     pub(crate) fn is_dropped(&self, from: &Namespace, to: [&str; 2]) {
         for endpoint in self.endpoints(to) {
             self.cluster.eventually(&format!("{from:?} → {endpoint} is dropped"), || {
-                from.cannot_reach(endpoint, SILENCE).map_err(|error| error.to_string())
+                from.cannot_reach(endpoint, patient(SILENCE)).map_err(|error| error.to_string())
             });
         }
     }
