@@ -127,14 +127,31 @@ impl Node {
 
     fn switch_port(&self, state: &str) -> io::Result<()> {
         let n = self.facts.n;
-        let mut script = format!("ip link set {} {state}\n", topology::node_port(n));
+        let mut ports = vec![topology::node_port(n)];
         if !self.facts.second.is_empty() {
-            let _ = writeln!(script, "ip link set {} {state}", topology::node_second_port(n));
+            ports.push(topology::node_second_port(n));
         }
-        self.namespace.world.cage.script(Some(UNDERLAY), &script).map(drop)
+        self.namespace.world.cage.script(Some(UNDERLAY), &set_ports(&ports, state)).map(drop)
     }
 
     fn management_port(&self, state: &str) -> io::Result<()> {
-        self.namespace.world.cage.script(None, &format!("ip link set {} {state}", topology::node_management_port(self.facts.n))).map(drop)
+        let port = topology::node_management_port(self.facts.n);
+        self.namespace.world.cage.script(None, &set_ports(&[port], state)).map(drop)
     }
+}
+
+/// Lines that set ports of a switch up or down. A port that comes up is waited for: the kernel lets it forward only when it has heard of its
+/// carrier, which may take a second where many links change.
+fn set_ports(ports: &[String], state: &str) -> String {
+    let mut script = String::new();
+    for port in ports {
+        let _ = writeln!(script, "ip link set {port} {state}");
+    }
+    if state == "up" {
+        for port in ports {
+            let forwards = format!("bridge link show dev {port} | grep -q 'state forwarding'");
+            let _ = writeln!(script, "for i in $(seq 500); do if {forwards}; then break; fi; sleep 0.01; done; {forwards}");
+        }
+    }
+    script
 }
