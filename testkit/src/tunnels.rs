@@ -26,7 +26,7 @@ pub trait Kind: Sync + 'static {
 
     /// Its devices.
     const DEVICES: &'static [&'static str];
-    /// Lines of a shell that each break what [`states`] begins with.
+    /// Lines of a shell that each break what `states` begins with.
     const HARMS: &'static [&'static str];
     /// Lines of a shell that make a device of the name of the first, which is somebody else's.
     const TAKEN: &'static str;

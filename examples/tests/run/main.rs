@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod custom_backend;
+mod custom_tunnel;
 mod dry_run;
 mod embed_agent;
 mod embed_in_operator;
