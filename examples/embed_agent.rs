@@ -6,13 +6,13 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use egressgateway::{
-    Drivers, Reconciler,
+    Drivers, PolicyBackend as _, Reconciler,
     index::IndexSettings,
-    model::NodeName,
+    model::{MarkMask, NodeName},
     runtime::{Agent, AgentSettings},
 };
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
-use egressgateway_netlink::{KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
+use egressgateway_netlink::{ConnectionTable, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio_util::sync::CancellationToken;
@@ -64,7 +64,9 @@ fn agent(client: kube::Client, settings: AgentSettings) -> Result<Agent, egressg
         steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), SteeringSettings::default(), hook))),
         policy: Box::new(Reconciler::new(nftables.clone())),
     };
+    let connections = ConnectionTable::new(netlink.clone(), MarkMask::default());
     let host = KernelHost::new(netlink, ParentChoice::Auto);
     let agent = Agent::new(client, settings, drivers, Arc::new(VxlanShape(vxlan)), Arc::new(host));
+    let agent = agent.with_connections(Arc::new(connections), nftables.destination_view());
     Ok(agent.with_monitor(Arc::new(nftables.monitor()?)).with_counters(Arc::new(nftables)))
 }

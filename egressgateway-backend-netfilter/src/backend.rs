@@ -5,7 +5,7 @@ use std::{
 
 use async_trait::async_trait;
 use egressgateway::{
-    Change, Counter, CounterSource, Driver, Error, ErrorKind, Plan, PolicyBackend, PolicyDesired, WriteHook,
+    Change, Counter, CounterSource, DestinationView, Driver, Error, ErrorKind, Plan, PolicyBackend, PolicyDesired, WriteHook,
     model::{Family, MarkMask},
 };
 
@@ -197,6 +197,11 @@ impl Driver for Netfilter {
 impl PolicyBackend for Netfilter {
     fn kind(&self) -> &'static str {
         "netfilter"
+    }
+
+    /// The mangle table comes before destination translation.
+    fn destination_view(&self) -> DestinationView {
+        DestinationView::AsSent
     }
 }
 

@@ -30,6 +30,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod address;
+mod conntrack;
 pub mod constants;
 mod host;
 mod link;
@@ -44,6 +45,7 @@ mod steering;
 pub mod sysctl;
 
 pub use address::Address;
+pub use conntrack::ConnectionTable;
 pub use host::{KernelHost, ParentChoice};
 pub use link::{GeneveLink, Link, LinkChange, VxlanLink};
 pub use neighbour::{FdbEntry, Neighbour};

@@ -55,6 +55,7 @@
 pub mod allocator;
 pub mod api;
 pub mod config;
+mod connections;
 pub mod controller;
 mod converge;
 mod driver;
@@ -77,6 +78,7 @@ pub mod trace;
 mod tunnel;
 pub mod world;
 
+pub use connections::{Connection, Connections, DestinationView};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};
 pub use error::{Error, ErrorKind};

@@ -7,7 +7,7 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
-    Error,
+    DestinationView, Error,
     driver::Driver,
     model::{ClassId, Family, IpRange, TargetId, Verdict},
 };
@@ -70,6 +70,11 @@ pub struct Overlay {
 pub trait PolicyBackend: Driver<Desired = PolicyDesired> {
     /// "nftables", "netfilter".
     fn kind(&self) -> &'static str;
+
+    /// Which destination it sees when it classifies.
+    fn destination_view(&self) -> DestinationView {
+        DestinationView::Translated
+    }
 }
 
 /// How often a rule was met.

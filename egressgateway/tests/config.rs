@@ -23,6 +23,7 @@ mark: {mask: 0xff000000}
 routing: {tableBase: 100, rulePriority: 99, protocol: 77}
 failover: {interval: 150ms, multiplier: 3}
 startGate: true
+resetConnections: true
 replyPath: cni
 ";
 
@@ -82,6 +83,7 @@ fn every_field_can_be_changed() {
         ("failover.interval", "1s 500ms"),
         ("failover.multiplier", "5"),
         ("startGate", "false"),
+        ("resetConnections", "false"),
         ("replyPath", "tunnel"),
     ];
     assert_eq!(values.map(|(path, _)| path).to_vec(), Config::FIELDS.iter().map(|field| field.path).collect::<Vec<_>>());

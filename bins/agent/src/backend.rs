@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, Error, ErrorKind, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession, Together,
+    CounterSource, DestinationView, Error, ErrorKind, PolicyBackend, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession,
+    Together,
     config::{Config, Iptables},
     spec::Problem,
 };
@@ -20,6 +21,8 @@ pub(crate) struct Backend {
     pub(crate) policy: Policy,
     pub(crate) counters: Arc<dyn CounterSource>,
     pub(crate) monitor: Arc<dyn PolicyMonitor>,
+    /// Which destination it sees.
+    pub(crate) view: DestinationView,
     /// Its name and why it was chosen, for the log and the node's condition.
     pub(crate) why: String,
 }
@@ -83,7 +86,7 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
             let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()?));
             #[cfg(feature = "netfilter")]
             node.beside_iptables(config, &[IptablesFlavour::Legacy, IptablesFlavour::Nft]).await?;
-            Ok(node.after(netfilter_of_any_flavour(config), Arc::new(backend), format!("nftables, {why}")))
+            Ok(node.after(netfilter_of_any_flavour(config), backend, format!("nftables, {why}")))
         }
         #[cfg(feature = "netfilter")]
         "netfilter" => {
@@ -98,7 +101,7 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
             let mut former = transit_left_in(config, flavour).await?;
             former.push(Box::new(Reconciler::new(Netfilter::former_flavour(of_flavour(config, other), Arc::new(())))));
             former.extend(former_nftables(config));
-            Ok(node.after(former, Arc::new(backend), format!("netfilter with iptables-{word}, {why}")))
+            Ok(node.after(former, backend, format!("netfilter with iptables-{word}, {why}")))
         }
         _ => Err(Error::new(ErrorKind::Unsupported, format!("this agent was built without {name}")).into()),
     }
@@ -128,9 +131,9 @@ impl InForce {
     }
 
     /// What works on this node from now on, once what `former` left is gone.
-    fn after(self, former: Vec<Policy>, counters: Arc<dyn CounterSource>, why: String) -> Backend {
+    fn after(self, former: Vec<Policy>, backend: impl PolicyBackend + CounterSource + 'static, why: String) -> Backend {
         let policy = Box::new(Succession::new(Box::new(Together::new(self.drivers)), former));
-        Backend { policy, counters, monitor: Arc::new(self.monitors), why }
+        Backend { policy, view: backend.destination_view(), counters: Arc::new(backend), monitor: Arc::new(self.monitors), why }
     }
 }
 

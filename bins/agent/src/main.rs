@@ -105,5 +105,6 @@ async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Res
     settings.backend = Some(node.backend);
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
-    Ok(agent.with_counters(node.counters).with_monitor(node.monitor))
+    let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
+    Ok(if config.reset_connections { agent.with_connections(Arc::new(node.connections), node.view) } else { agent })
 }

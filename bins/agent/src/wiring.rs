@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, Drivers, Encapsulation, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, TunnelDesired,
+    CounterSource, DestinationView, Drivers, Encapsulation, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, TunnelDesired,
     config::{Config, ReplyPath},
     index::IndexSettings,
     model::NodeName,
@@ -11,7 +11,7 @@ use egressgateway::{
     spec::Problem,
 };
 use egressgateway_daemon::{CommonArguments, Failure};
-use egressgateway_netlink::{KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
+use egressgateway_netlink::{ConnectionTable, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
 
 use crate::{
     backend::{self, Backend},
@@ -25,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) host: KernelHost,
     pub(crate) counters: Arc<dyn CounterSource>,
     pub(crate) monitor: Arc<dyn PolicyMonitor>,
+    pub(crate) connections: ConnectionTable,
+    pub(crate) view: DestinationView,
     /// Which policy backend, and why.
     pub(crate) backend: String,
 }
@@ -35,13 +37,15 @@ pub(crate) struct Node {
 /// When it names one that is not built in, or the kernel can't be spoken to.
 pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
     check(config)?;
-    let Backend { policy, counters, monitor, why } = backend::choose(config).await?;
+    let Backend { policy, counters, monitor, view, why } = backend::choose(config).await?;
     let (netlink, parent) = (Netlink::open()?, config.tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named));
     let Tunnel { driver, encapsulation } = tunnel::choose(config, &netlink).await?;
     Ok(Node {
         drivers: drivers(config, &netlink, driver, policy),
         encapsulation,
         monitor,
+        connections: ConnectionTable::new(netlink.clone(), config.mark.mask),
+        view,
         counters,
         host: KernelHost::new(netlink, parent),
         backend: why,

@@ -80,6 +80,12 @@ impl Config {
             "EGRESSGATEWAY_START_GATE",
             "hold a new pod's traffic until the agent knows the pod: true or false",
         ),
+        field(
+            "resetConnections",
+            "reset-connections",
+            "EGRESSGATEWAY_RESET_CONNECTIONS",
+            "end connections that began before the policy that governs them: true or false",
+        ),
         field("replyPath", "reply-path", "EGRESSGATEWAY_REPLY_PATH", "how answers return to the pod's node: cni or tunnel"),
     ];
 }

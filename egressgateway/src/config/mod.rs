@@ -43,6 +43,8 @@ pub struct Config {
     pub failover: FailoverConfig,
     /// Hold a new pod's traffic to governed destinations until the agent knows the pod.
     pub start_gate: bool,
+    /// End connections that began before the policy which governs them; otherwise they go on with the address that they began with.
+    pub reset_connections: bool,
     /// How answers return from a gateway to the pod's node.
     pub reply_path: ReplyPath,
 }
@@ -137,6 +139,7 @@ impl Default for Config {
             routing: RoutingConfig { table_base: 100, rule_priority: 99, protocol: 77 },
             failover: FailoverConfig { interval: Duration::from_millis(150), multiplier: 3 },
             start_gate: true,
+            reset_connections: true,
             reply_path: ReplyPath::default(),
         }
     }

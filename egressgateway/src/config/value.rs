@@ -66,6 +66,7 @@ impl Config {
             "failover.interval" => self.failover.interval = duration(text)?,
             "failover.multiplier" => self.failover.multiplier = number(text, 1..=100)?,
             "startGate" => self.start_gate = boolean(text)?,
+            "resetConnections" => self.reset_connections = boolean(text)?,
             "replyPath" => self.reply_path = choice(text, &[("cni", ReplyPath::Cni), ("tunnel", ReplyPath::Tunnel)])?,
             _ => return Err("is not a field of the configuration".to_owned()),
         }
@@ -105,6 +106,7 @@ impl Config {
             "failover.interval" => text(&humantime::format_duration(self.failover.interval)),
             "failover.multiplier" => self.failover.multiplier.into(),
             "startGate" => self.start_gate.into(),
+            "resetConnections" => self.reset_connections.into(),
             "replyPath" => text(&match self.reply_path {
                 ReplyPath::Cni => "cni",
                 ReplyPath::Tunnel => "tunnel",

@@ -6,7 +6,9 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::{agent_loop::Session, backoff::Backoff, health::Health, metrics::AgentMetrics, presence::LeaseSettings};
-use crate::{CounterSource, Drivers, Encapsulation, Error, Host, PolicyMonitor, index::IndexSettings, model::MarkMask};
+use crate::{
+    Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, index::IndexSettings, model::MarkMask,
+};
 
 /// Field manager of what agents write.
 pub(super) const MANAGER: &str = "egressgateway-agent";
@@ -74,6 +76,7 @@ pub struct Agent {
     pub(super) host: Arc<dyn Host>,
     pub(super) counters: Option<Arc<dyn CounterSource>>,
     pub(super) monitor: Option<Arc<dyn PolicyMonitor>>,
+    pub(super) connections: Option<(Arc<dyn Connections>, DestinationView)>,
     pub(super) metrics: AgentMetrics,
     pub(super) health: Health,
 }
@@ -95,7 +98,7 @@ impl Agent {
         host: Arc<dyn Host>,
     ) -> Self {
         let (metrics, health) = (AgentMetrics::default(), Health::default());
-        Self { client, settings, drivers, encapsulation, host, counters: None, monitor: None, metrics, health }
+        Self { client, settings, drivers, encapsulation, host, counters: None, monitor: None, connections: None, metrics, health }
     }
 
     /// Where packet counters are read from.
@@ -109,6 +112,14 @@ impl Agent {
     #[must_use]
     pub fn with_monitor(mut self, monitor: Arc<dyn PolicyMonitor>) -> Self {
         self.monitor = Some(monitor);
+        self
+    }
+
+    /// Ends connections of pods that began before the policy which now governs them, such as a database session from before: without
+    /// it they go on with the source address that they began with. `view` is the policy backend's.
+    #[must_use]
+    pub fn with_connections(mut self, connections: Arc<dyn Connections>, view: DestinationView) -> Self {
+        self.connections = Some((connections, view));
         self
     }
 

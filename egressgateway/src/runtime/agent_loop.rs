@@ -21,10 +21,11 @@ use super::{
     observed::Observed,
     presence::Presence,
     recorded::{self, Recorders},
+    stale_connections::StaleConnections,
     watch::{Message, Scope},
 };
 use crate::{
-    CounterSource, Error, ErrorKind, Host, PolicyMonitor,
+    CounterSource, Error, ErrorKind, Host, Outcome, PolicyDesired, PolicyMonitor,
     api::{self, EgressNodeStatus, Interface},
     index::Index,
     model::NodeName,
@@ -63,6 +64,7 @@ pub(super) struct Session {
     pods: watch::Sender<Scope>,
     own: watch::Sender<Option<Observed<EgressNodeStatus>>>,
     reports: watch::Sender<Option<Report>>,
+    in_force: watch::Sender<Option<PolicyDesired>>,
     metrics: AgentMetrics,
     health: Health,
     tasks: JoinSet<()>,
@@ -92,7 +94,7 @@ impl Session {
     /// Starts all that an agent does besides converging.
     pub(super) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
         let client = agent.client.clone();
-        let counters = agent.counters.clone();
+        let (counters, connections) = (agent.counters.clone(), agent.connections.clone());
         let mut session = Self::start_reading(agent);
         let settings = session.settings.clone();
         let writer = StatusWriter {
@@ -113,6 +115,17 @@ impl Session {
             metrics: session.metrics.lease.clone(),
         };
         session.tasks.spawn(presence.run(shutdown.clone()));
+        if let Some((connections, view)) = connections {
+            let stale = StaleConnections {
+                connections,
+                view,
+                mask: settings.mask,
+                resync: settings.resync,
+                backoff: settings.kernel_backoff.clone(),
+                metrics: session.metrics.clone(),
+            };
+            session.tasks.spawn(stale.run(session.in_force.subscribe()));
+        }
         if let Some(counters) = counters {
             session.tasks.spawn(read_counters(counters, settings.counters, session.metrics.clone()));
         }
@@ -147,6 +160,7 @@ impl Session {
             interfaces: None,
             own: watch::Sender::new(None),
             reports: watch::Sender::new(None),
+            in_force: watch::Sender::default(),
             settings,
             recorders,
             host,
@@ -336,6 +350,10 @@ impl Session {
             }
             Err(_) => None,
         };
+        let unknown = self.in_force.borrow().is_none();
+        if matches!(&result, Ok(outcome) if *outcome == Outcome::Applied || unknown) {
+            self.in_force.send_replace(Some(desired.policy.clone()));
+        }
         self.health.set_ready(result.is_ok());
         let report = Report {
             underlay: self.underlay.clone(),

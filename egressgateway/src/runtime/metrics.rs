@@ -127,6 +127,8 @@ pub(super) struct AgentMetrics {
     converges: Family<OutcomeLabels, Count>,
     tunnel_ready: Gauge,
     entries: Gauge,
+    forgotten: Count,
+    not_forgotten: Family<KindLabel, Count>,
     packets: Packets,
 }
 
@@ -141,6 +143,8 @@ impl Default for AgentMetrics {
             converges: Family::default(),
             tunnel_ready: Gauge::default(),
             entries: Gauge::default(),
+            forgotten: Count::default(),
+            not_forgotten: Family::default(),
             packets: Packets::default(),
         }
     }
@@ -162,6 +166,12 @@ impl AgentMetrics {
         registry.register("converges", "Converges of the node by outcome; first is the one after start", self.converges.clone());
         registry.register("tunnel_ready", "Whether the tunnel is built", self.tunnel_ready.clone());
         registry.register("policy_entries", "Entries of the classification: pods, subnets and destinations", self.entries.clone());
+        registry.register(
+            "connections_ended",
+            "Connections that began before the policy that governs them and were ended",
+            self.forgotten.clone(),
+        );
+        registry.register("connections_ended_failures", "Failed looks for such connections, by kind", self.not_forgotten.clone());
         registry.register_collector(Box::new(self.packets.clone()));
     }
 
@@ -183,6 +193,14 @@ impl AgentMetrics {
 
     pub(super) fn entries(&self, entries: usize) {
         self.entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn forgotten(&self, number: u64) {
+        self.forgotten.inc_by(number);
+    }
+
+    pub(super) fn not_forgotten(&self, kind: ErrorKind) {
+        self.not_forgotten.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
     }
 
     pub(super) fn packets(&self, counters: BTreeMap<String, Counter>) {

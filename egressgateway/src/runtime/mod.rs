@@ -20,6 +20,7 @@ mod node_status;
 mod observed;
 mod presence;
 mod recorded;
+mod stale_connections;
 mod watch;
 mod writes;
 

@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
-use egressgateway_testkit::{lab::PodSpec, pace::patient};
+use egressgateway_testkit::{
+    lab::{Answer, Pod, PodSpec},
+    pace::patient,
+};
 
 use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, policy, usual_policy};
+
+/// How often a stream sends.
+const STEP: Duration = Duration::from_millis(5);
 
 pub(crate) fn a_new_pod_is_governed_and_an_address_that_changes_hands_is_not(path: &DataPath) {
     let world = World::governed(path);
@@ -41,6 +47,40 @@ pub(crate) fn moving_the_label_moves_the_traffic(path: &DataPath) {
     world.cluster.label_node(GATEWAYS[0], "egress", Some("true"));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     world.leaves_by(&world.local, GOVERNED, GATEWAYS[0]);
+}
+
+pub(crate) fn what_began_before_a_policy_does_not_go_on_past_it(path: &DataPath) {
+    let world = World::start(path);
+    world.leaves_by(&world.shop, GOVERNED, CLIENT);
+    let open = |pod: &Pod, to| world.endpoints(to).into_iter().map(|endpoint| pod.open_tcp(endpoint).unwrap()).collect::<Vec<_>>();
+    let (mut sessions, local) = (open(&world.shop, GOVERNED), open(&world.local, GOVERNED));
+    let (mut others, mut elsewhere) = (open(&world.blog, GOVERNED), open(&world.shop, OTHER));
+    let streams: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).start().unwrap()).collect();
+    world.cluster.apply(GATEWAY);
+    world.cluster.apply(&usual_policy());
+    for stream in &streams {
+        let gateway = |answer: &Answer| world.cluster.lab.node(GATEWAYS[0]).addresses().contains(&answer.source.ip());
+        stream.wait_for(patient(Duration::from_secs(10)), gateway).unwrap();
+    }
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+    let ended = |node: &str| world.cluster.metric(node, "egressgateway_agent_connections_ended_total").unwrap_or_default();
+    // A session and a stream of each family here; on the gateway the sessions alone.
+    let [wanted, there] = [2 * sessions.len(), local.len()].map(|number| f64::from(u32::try_from(number).unwrap()));
+    world.cluster.eventually("what began before is ended, and counted", || {
+        let (here, at_gateway) = (ended(CLIENT), ended(GATEWAYS[0]));
+        if here >= wanted && at_gateway >= there { Ok(()) } else { Err(format!("{here} on the client, {at_gateway} on the gateway")) }
+    });
+    for session in others.iter_mut().chain(&mut elsewhere) {
+        session.echo().unwrap();
+    }
+    let capture = world.cluster.lab.capture().unwrap();
+    for session in &mut sessions {
+        assert!(session.echo().is_err(), "the session that began with the client's address is reset");
+    }
+    for stream in streams {
+        stream.finish().unwrap();
+    }
+    assert_eq!(world.leaks(&capture), [""; 0]);
 }
 
 pub(crate) fn an_open_connection_goes_on_while_other_policies_come_and_go(path: &DataPath) {

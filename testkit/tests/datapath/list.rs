@@ -32,6 +32,7 @@ macro_rules! every_check_on {
                 a_new_pod_is_governed_and_an_address_that_changes_hands_is_not
                 the_label_of_a_namespace_decides
                 moving_the_label_moves_the_traffic
+                what_began_before_a_policy_does_not_go_on_past_it
                 an_open_connection_goes_on_while_other_policies_come_and_go
                 a_deleted_policy_lets_go;
             failures:
