@@ -329,6 +329,7 @@ in its own registry.
         common(&agent.watch, &agent.lease, &agent.write);
         agent.reconciled("tunnel", Duration::ZERO, Some(ErrorKind::Transient));
         agent.converged(true, "applied");
+        agent.not_forgotten(ErrorKind::Transient);
         agent.packets([("steered".to_owned(), Counter::default())].into());
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());
