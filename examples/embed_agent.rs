@@ -1,6 +1,6 @@
 //! An operator with the whole agent inside: its own client, its own metrics registry, its own shutdown.
 //!
-//! It runs on every node with `NODE_NAME` set, needs `CAP_NET_ADMIN` and `nft`, and finds the API server as `kubectl` does, or by the
+//! It runs on every node with `NODE_NAME` set, needs `CAP_NET_ADMIN`, `CAP_NET_RAW` and `nft`, and finds the API server as `kubectl` does, or by the
 //! service account of its pod. Ctrl-C ends it; the data path stays as it is.
 
 use std::{error::Error, sync::Arc, time::Duration};
@@ -12,7 +12,7 @@ use egressgateway::{
     runtime::{Agent, AgentSettings},
 };
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
-use egressgateway_netlink::{ConnectionTable, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
+use egressgateway_netlink::{ConnectionTable, EchoProber, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,6 @@ fn agent(client: kube::Client, settings: AgentSettings) -> Result<Agent, egressg
     let connections = ConnectionTable::new(netlink.clone(), MarkMask::default());
     let host = KernelHost::new(netlink, ParentChoice::Auto);
     let agent = Agent::new(client, settings, drivers, Arc::new(VxlanShape(vxlan)), Arc::new(host));
-    let agent = agent.with_connections(Arc::new(connections), nftables.destination_view());
+    let agent = agent.with_connections(Arc::new(connections), nftables.destination_view()).with_prober(Arc::new(EchoProber::new(1)));
     Ok(agent.with_monitor(Arc::new(nftables.monitor()?)).with_counters(Arc::new(nftables)))
 }

@@ -32,6 +32,7 @@
 mod address;
 mod conntrack;
 pub mod constants;
+mod echo;
 mod host;
 mod link;
 mod monitor;
@@ -46,6 +47,7 @@ pub mod sysctl;
 
 pub use address::Address;
 pub use conntrack::ConnectionTable;
+pub use echo::EchoProber;
 pub use host::{KernelHost, ParentChoice};
 pub use link::{GeneveLink, Link, LinkChange, VxlanLink};
 pub use neighbour::{FdbEntry, Neighbour};

@@ -63,9 +63,11 @@ mod error;
 pub mod explain;
 mod host;
 pub mod index;
+pub mod liveness;
 pub mod model;
 pub mod plan;
 mod policy;
+mod prober;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 pub mod spec;
@@ -84,6 +86,7 @@ pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook
 pub use error::{Error, ErrorKind};
 pub use host::Host;
 pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};
+pub use prober::{ProbeAddress, Prober};
 pub use steering::{Encap, NextHop, SteeringDesired};
 pub use succession::Succession;
 pub use together::Together;

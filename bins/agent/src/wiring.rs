@@ -6,12 +6,13 @@ use egressgateway::{
     CounterSource, DestinationView, Drivers, Encapsulation, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, TunnelDesired,
     config::{Config, ReplyPath},
     index::IndexSettings,
+    liveness::LivenessSettings,
     model::NodeName,
     runtime::AgentSettings,
     spec::Problem,
 };
 use egressgateway_daemon::{CommonArguments, Failure};
-use egressgateway_netlink::{ConnectionTable, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
+use egressgateway_netlink::{ConnectionTable, EchoProber, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
 
 use crate::{
     backend::{self, Backend},
@@ -27,6 +28,7 @@ pub(crate) struct Node {
     pub(crate) monitor: Arc<dyn PolicyMonitor>,
     pub(crate) connections: ConnectionTable,
     pub(crate) view: DestinationView,
+    pub(crate) prober: EchoProber,
     /// Which policy backend, and why.
     pub(crate) backend: String,
 }
@@ -46,6 +48,8 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
         monitor,
         connections: ConnectionTable::new(netlink.clone(), config.mark.mask),
         view,
+        // As ping(8) does: of two programs on a host, each has a number of its own.
+        prober: EchoProber::new(u16::try_from(std::process::id() & 0xffff).unwrap_or_default()),
         counters,
         host: KernelHost::new(netlink, parent),
         backend: why,
@@ -102,6 +106,7 @@ pub(crate) fn settings(config: &Config, common: &CommonArguments, node: NodeName
         start_gate: config.start_gate,
     });
     settings.mask = config.mark.mask;
+    settings.liveness = LivenessSettings { interval: config.failover.interval, multiplier: config.failover.multiplier };
     settings.lease.namespace.clone_from(&common.namespace);
     settings
 }

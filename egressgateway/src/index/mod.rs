@@ -24,8 +24,8 @@ use ipnet::IpNet;
 
 use crate::{
     LocalEnd, NodeDesired, StartGate, Underlay,
-    api::{ForwardMethod, SourceNatMode},
-    model::{ClassKey, Family, GatewayName, NodeName, PodName, PolicyName, TargetId, Verdict},
+    api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
+    model::{ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId, Verdict},
     plan::{self, GatewayProblem, Reason},
     spec::Problem,
     world::{Change, EgressNode, Gateway, Namespace, Node, Pod, Policy},
@@ -105,6 +105,8 @@ pub struct Index {
     desired: NodeDesired,
     /// Something besides pods changed since `desired` was settled.
     stale: bool,
+    /// Targets of these destinations, so that they are not looked through again where nothing changed.
+    used: (OrdMap<(ClassId, IpRange), Verdict>, BTreeSet<TargetId>),
 }
 
 impl Index {
@@ -124,6 +126,7 @@ impl Index {
             classes: Classes::default(),
             desired: NodeDesired::default(),
             stale: true,
+            used: (OrdMap::new(), BTreeSet::new()),
         }
     }
 
@@ -151,6 +154,22 @@ impl Index {
     pub fn set_down(&mut self, nodes: BTreeSet<NodeName>) {
         self.stale |= self.down != nodes;
         self.down = nodes;
+    }
+
+    /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready members of gateways that some pod here has a
+    /// policy for. Call [`Self::desired`] first.
+    pub fn gateway_nodes(&mut self) -> BTreeSet<NodeName> {
+        let destinations = &self.desired.policy.destinations;
+        if !self.used.0.ptr_eq(destinations) {
+            let target = |verdict: &Verdict| if let Verdict::Egress { target, .. } = verdict { Some(*target) } else { None };
+            self.used = (destinations.clone(), destinations.values().filter_map(target).collect());
+        }
+        let used = |target: Option<TargetId>| target.is_some_and(|target| self.used.1.contains(&target));
+        let ready = self.gateways.values().flat_map(|gateway| {
+            let members = gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready);
+            members.filter(move |member| used(gateway.state.target) || used(member.target))
+        });
+        ready.map(|member| member.node.clone()).filter(|node| *node != self.settings.node).collect()
     }
 
     /// What this node must hold now.

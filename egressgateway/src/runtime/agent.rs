@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{agent_loop::Session, backoff::Backoff, health::Health, metrics::AgentMetrics, presence::LeaseSettings};
 use crate::{
-    Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, index::IndexSettings, model::MarkMask,
+    Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, Prober, index::IndexSettings,
+    liveness::LivenessSettings, model::MarkMask,
 };
 
 /// Field manager of what agents write.
@@ -23,6 +24,8 @@ pub struct AgentSettings {
     pub mask: MarkMask,
     /// Which policy backend is at work and why, in words, for the node's condition.
     pub backend: Option<String>,
+    /// How fast a silent gateway node is noticed.
+    pub liveness: LivenessSettings,
     /// The Lease by which the controller knows that the agent is alive.
     pub lease: LeaseSettings,
     /// How often the kernel is read completely, and what failed for good is tried again.
@@ -51,6 +54,7 @@ impl AgentSettings {
             index,
             mask: MarkMask::default(),
             backend: None,
+            liveness: LivenessSettings::default(),
             lease: LeaseSettings::default(),
             resync: Duration::from_secs(120),
             quiet: Duration::from_millis(100),
@@ -77,6 +81,7 @@ pub struct Agent {
     pub(super) counters: Option<Arc<dyn CounterSource>>,
     pub(super) monitor: Option<Arc<dyn PolicyMonitor>>,
     pub(super) connections: Option<(Arc<dyn Connections>, DestinationView)>,
+    pub(super) prober: Option<Arc<dyn Prober>>,
     pub(super) metrics: AgentMetrics,
     pub(super) health: Health,
 }
@@ -98,7 +103,19 @@ impl Agent {
         host: Arc<dyn Host>,
     ) -> Self {
         let (metrics, health) = (AgentMetrics::default(), Health::default());
-        Self { client, settings, drivers, encapsulation, host, counters: None, monitor: None, connections: None, metrics, health }
+        Self {
+            client,
+            settings,
+            drivers,
+            encapsulation,
+            host,
+            counters: None,
+            monitor: None,
+            connections: None,
+            prober: None,
+            metrics,
+            health,
+        }
     }
 
     /// Where packet counters are read from.
@@ -112,6 +129,14 @@ impl Agent {
     #[must_use]
     pub fn with_monitor(mut self, monitor: Arc<dyn PolicyMonitor>) -> Self {
         self.monitor = Some(monitor);
+        self
+    }
+
+    /// Probes the gateway nodes that this node may send to, and goes on to the next one of a gateway when one is silent. Without it, only the
+    /// controller's choice counts.
+    #[must_use]
+    pub fn with_prober(mut self, prober: Arc<dyn Prober>) -> Self {
+        self.prober = Some(prober);
         self
     }
 

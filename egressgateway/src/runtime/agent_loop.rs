@@ -15,6 +15,7 @@ use super::{
     convergence::{Convergence, entries},
     feeds::{self, Feeds, kind},
     gate::Gate,
+    gateway_probes::{Ends, GatewayProbes},
     health::Health,
     metrics::AgentMetrics,
     node_status::{Report, StatusWriter, wait_until},
@@ -25,10 +26,10 @@ use super::{
     watch::{Message, Scope},
 };
 use crate::{
-    CounterSource, Error, ErrorKind, Host, Outcome, PolicyDesired, PolicyMonitor,
+    CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, PolicyMonitor, ProbeAddress,
     api::{self, EgressNodeStatus, Interface},
     index::Index,
-    model::NodeName,
+    model::{Family, NodeName},
     world::Change,
 };
 
@@ -65,6 +66,10 @@ pub(super) struct Session {
     own: watch::Sender<Option<Observed<EgressNodeStatus>>>,
     reports: watch::Sender<Option<Report>>,
     in_force: watch::Sender<Option<PolicyDesired>>,
+    encapsulation: Arc<dyn Encapsulation>,
+    /// The gateway nodes that are probed, and those of them that are down.
+    probed: watch::Sender<Ends>,
+    down: (watch::Sender<BTreeSet<NodeName>>, watch::Receiver<BTreeSet<NodeName>>),
     metrics: AgentMetrics,
     health: Health,
     tasks: JoinSet<()>,
@@ -94,7 +99,7 @@ impl Session {
     /// Starts all that an agent does besides converging.
     pub(super) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
         let client = agent.client.clone();
-        let (counters, connections) = (agent.counters.clone(), agent.connections.clone());
+        let (counters, connections, prober) = (agent.counters.clone(), agent.connections.clone(), agent.prober.clone());
         let mut session = Self::start_reading(agent);
         let settings = session.settings.clone();
         let writer = StatusWriter {
@@ -115,6 +120,10 @@ impl Session {
             metrics: session.metrics.lease.clone(),
         };
         session.tasks.spawn(presence.run(shutdown.clone()));
+        if let Some(prober) = prober {
+            let gateways = GatewayProbes::new(prober, settings.liveness, session.metrics.clone());
+            session.tasks.spawn(gateways.run(session.probed.subscribe(), session.down.0.clone()));
+        }
         if let Some((connections, view)) = connections {
             let stale = StaleConnections {
                 connections,
@@ -146,7 +155,8 @@ impl Session {
         Self {
             index: Index::new(settings.index.clone()),
             gate: Gate::new(kinds),
-            convergence: Convergence::new(drivers, encapsulation, metrics.clone()),
+            convergence: Convergence::new(drivers, encapsulation.clone(), metrics.clone()),
+            encapsulation,
             due: Due {
                 converge: true,
                 retry: None,
@@ -161,6 +171,8 @@ impl Session {
             own: watch::Sender::new(None),
             reports: watch::Sender::new(None),
             in_force: watch::Sender::default(),
+            probed: watch::Sender::default(),
+            down: watch::channel(BTreeSet::new()),
             settings,
             recorders,
             host,
@@ -204,6 +216,7 @@ impl Session {
             () = shutdown.cancelled() => {}
             _ = self.inbox.recv_many(&mut batch, INBOX) => {}
             changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
+            Ok(()) = self.down.1.changed() => self.gateways_changed(),
             changed = policy_changed(self.monitor.as_deref()), if self.due.policy.is_none() => self.policy_changed(&changed),
             Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
                 return Err(ended_alone(ended));
@@ -244,6 +257,32 @@ impl Session {
                 self.metrics.watch.restarted(kind);
             }
         }
+    }
+
+    fn gateways_changed(&mut self) {
+        self.index.set_down(self.down.1.borrow_and_update().clone());
+        self.due.converge = true;
+    }
+
+    /// Probes what this node may send to, once there is a way there.
+    fn follow_gateways(&mut self, desired: &NodeDesired) {
+        let nodes = self.index.gateway_nodes();
+        let mut ends = Ends::new();
+        if let Some(local) = &desired.tunnel.local {
+            for node in nodes {
+                let Some(peer) = desired.tunnel.peers.get(&node) else { continue };
+                for family in Family::ALL {
+                    if let Some(hop) = self.encapsulation.next_hop(local, peer, family) {
+                        ends.insert((node.clone(), family), ProbeAddress { device: hop.device, address: hop.via });
+                    }
+                }
+            }
+        }
+        self.probed.send_if_modified(|before| {
+            let changed = *before != ends;
+            *before = ends;
+            changed
+        });
     }
 
     fn needed_pods(&self) -> Scope {
@@ -353,6 +392,9 @@ impl Session {
         let unknown = self.in_force.borrow().is_none();
         if matches!(&result, Ok(outcome) if *outcome == Outcome::Applied || unknown) {
             self.in_force.send_replace(Some(desired.policy.clone()));
+        }
+        if result.is_ok() {
+            self.follow_gateways(&desired);
         }
         self.health.set_ready(result.is_ok());
         let report = Report {

@@ -127,6 +127,11 @@ pub(super) struct AgentMetrics {
     converges: Family<OutcomeLabels, Count>,
     tunnel_ready: Gauge,
     entries: Gauge,
+    probes_sent: Count,
+    probes_answered: Count,
+    probe_failures: Family<KindLabel, Count>,
+    gateways_lost: Count,
+    gateways_down: Gauge,
     forgotten: Count,
     not_forgotten: Family<KindLabel, Count>,
     packets: Packets,
@@ -143,6 +148,11 @@ impl Default for AgentMetrics {
             converges: Family::default(),
             tunnel_ready: Gauge::default(),
             entries: Gauge::default(),
+            probes_sent: Count::default(),
+            probes_answered: Count::default(),
+            probe_failures: Family::default(),
+            gateways_lost: Count::default(),
+            gateways_down: Gauge::default(),
             forgotten: Count::default(),
             not_forgotten: Family::default(),
             packets: Packets::default(),
@@ -166,6 +176,11 @@ impl AgentMetrics {
         registry.register("converges", "Converges of the node by outcome; first is the one after start", self.converges.clone());
         registry.register("tunnel_ready", "Whether the tunnel is built", self.tunnel_ready.clone());
         registry.register("policy_entries", "Entries of the classification: pods, subnets and destinations", self.entries.clone());
+        registry.register("probes_sent", "Probes that were sent to gateway nodes", self.probes_sent.clone());
+        registry.register("probes_answered", "Answers to them", self.probes_answered.clone());
+        registry.register("probe_failures", "Probes that could not be sent, by kind", self.probe_failures.clone());
+        registry.register("gateways_lost", "How often a gateway node was found down", self.gateways_lost.clone());
+        registry.register("gateways_down", "Gateway nodes that are down, as seen from here", self.gateways_down.clone());
         registry.register(
             "connections_ended",
             "Connections that began before the policy that governs them and were ended",
@@ -193,6 +208,26 @@ impl AgentMetrics {
 
     pub(super) fn entries(&self, entries: usize) {
         self.entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn probe_sent(&self) {
+        self.probes_sent.inc();
+    }
+
+    pub(super) fn probe_answered(&self) {
+        self.probes_answered.inc();
+    }
+
+    pub(super) fn probe_failed(&self, kind: ErrorKind) {
+        self.probe_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+
+    pub(super) fn gateway_lost(&self) {
+        self.gateways_lost.inc();
+    }
+
+    pub(super) fn gateways_down(&self, nodes: usize) {
+        self.gateways_down.set(i64::try_from(nodes).unwrap_or(i64::MAX));
     }
 
     pub(super) fn forgotten(&self, number: u64) {
@@ -330,6 +365,7 @@ in its own registry.
         agent.reconciled("tunnel", Duration::ZERO, Some(ErrorKind::Transient));
         agent.converged(true, "applied");
         agent.not_forgotten(ErrorKind::Transient);
+        agent.probe_failed(ErrorKind::Transient);
         agent.packets([("steered".to_owned(), Counter::default())].into());
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());

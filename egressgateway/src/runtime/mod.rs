@@ -13,6 +13,7 @@ mod failure;
 mod feeds;
 mod freshness;
 mod gate;
+mod gateway_probes;
 mod health;
 mod metrics;
 mod mirror;

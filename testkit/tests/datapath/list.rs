@@ -42,6 +42,11 @@ macro_rules! every_check_on {
                 rules_deleted_by_hand_come_back_at_once
                 routes_deleted_by_hand_leak_nothing_and_come_back
                 the_data_path_stands_while_the_api_server_is_away;
+            failover:
+                a_gateway_without_power_is_left_at_once_without_the_api_server
+                with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything
+                a_gateways_agent_that_is_killed_or_restarted_is_no_failure
+                a_dead_gateway_leaves_the_balance;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing
                 an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right

@@ -7,6 +7,7 @@
 mod list;
 
 mod changes;
+mod failover;
 mod failures;
 mod forwarding;
 mod hosts;

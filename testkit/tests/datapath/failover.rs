@@ -1,0 +1,116 @@
+//! Gateways go, and traffic goes on.
+
+use std::time::Duration;
+
+use egressgateway_testkit::{
+    cluster::agent,
+    lab::{Answer, Stream},
+    pace::patient,
+};
+use nix::sys::signal::Signal;
+
+use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, usual_policy};
+
+/// How often a stream sends.
+const STEP: Duration = Duration::from_millis(1);
+
+/// Governed, and both gateways have answered probes of the client.
+fn probed(world: World) -> World {
+    world.cluster.eventually("the client's probes are answered", || {
+        let answered = world.cluster.metric(CLIENT, "egressgateway_agent_probes_answered_total").unwrap_or_default();
+        if answered >= 20.0 { Ok(()) } else { Err(format!("{answered} answers")) }
+    });
+    world
+}
+
+fn streams(world: &World) -> Vec<Stream> {
+    world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).start().unwrap()).collect()
+}
+
+/// Waits until every stream is seen with this node's address.
+fn moved_to(world: &World, streams: &[Stream], node: &str) {
+    for stream in streams {
+        let there = |answer: &Answer| world.cluster.lab.node(node).addresses().contains(&answer.source.ip());
+        stream.wait_for(patient(Duration::from_secs(10)), there).unwrap_or_else(|error| panic!("{error}\n{}", world.cluster.logs()));
+    }
+}
+
+pub(crate) fn a_gateway_without_power_is_left_at_once_without_the_api_server(path: &DataPath) {
+    let mut world = probed(World::governed(path));
+    let capture = world.cluster.lab.capture().unwrap();
+    world.cluster.api.stop();
+    let streams = streams(&world);
+    world.cluster.lab.node(GATEWAYS[0]).power_off().unwrap();
+    moved_to(&world, &streams, GATEWAYS[1]);
+    for stream in streams {
+        eprintln!("traffic goes on after {:?}", stream.finish().unwrap().longest_gap);
+    }
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+    assert_eq!(world.cluster.metric(CLIENT, "egressgateway_agent_gateways_down"), Some(1.0));
+}
+
+pub(crate) fn with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything(path: &DataPath) {
+    let world = probed(World::governed(path));
+    let capture = world.cluster.lab.capture().unwrap();
+    for node in GATEWAYS {
+        world.cluster.lab.node(node).power_off().unwrap();
+    }
+    world.cluster.eventually("no gateway is left", || {
+        let down = world.cluster.metric(CLIENT, "egressgateway_agent_gateways_down");
+        if down == Some(2.0) { Ok(()) } else { Err(format!("{down:?} are down")) }
+    });
+    world.is_dropped(&world.shop, GOVERNED);
+    world.cluster.eventually("the drops are counted", || {
+        if world.counted(CLIENT, "drop_no_gateway") >= 1.0 { Ok(()) } else { Err(world.cluster.metrics(CLIENT, 5810).unwrap_or_default()) }
+    });
+    world.cluster.lab.node(GATEWAYS[1]).power_on().unwrap();
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+}
+
+pub(crate) fn a_gateways_agent_that_is_killed_or_restarted_is_no_failure(path: &DataPath) {
+    let mut world = probed(World::governed(path));
+    let streams = streams(&world);
+    world.cluster.kill(&agent(GATEWAYS[0]), Signal::SIGKILL);
+    // Much longer than a silent node is waited for.
+    std::thread::sleep(Duration::from_secs(2));
+    world.cluster.start_agent(GATEWAYS[0]);
+    world.cluster.eventually("the new agent converged", || {
+        let synced = world.cluster.metric(GATEWAYS[0], "egressgateway_agent_synced");
+        if synced == Some(1.0) { Ok(()) } else { Err(format!("{synced:?}")) }
+    });
+    for stream in streams {
+        let report = stream.finish().unwrap();
+        assert_eq!(report.lost(), 0, "of {}", report.sent);
+        assert_eq!(report.sources.len(), 1, "{:?}", report.sources);
+    }
+    assert_eq!(world.cluster.metric(CLIENT, "egressgateway_agent_gateways_lost_total"), Some(0.0));
+}
+
+pub(crate) fn a_dead_gateway_leaves_the_balance(path: &DataPath) {
+    let world = World::start(path);
+    world.cluster.apply(&GATEWAY.replace("spec: {", "spec: {forwardMethod: ecmp, "));
+    world.cluster.apply(&usual_policy());
+    let seen = |endpoint| {
+        let seen = world.shop.connect_many(endpoint, 32).map_err(|error| error.to_string())?;
+        Ok::<_, String>(seen.iter().map(std::net::SocketAddr::ip).collect::<std::collections::BTreeSet<_>>())
+    };
+    let both = |world: &World| {
+        for endpoint in world.endpoints(GOVERNED) {
+            world.cluster.eventually("both gateways are used", || {
+                let seen = seen(endpoint)?;
+                if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?}")) }
+            });
+        }
+    };
+    both(&world);
+    let world = probed(world);
+    world.cluster.lab.node(GATEWAYS[0]).power_off().unwrap();
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    for endpoint in world.endpoints(GOVERNED) {
+        let left = world.cluster.lab.node(GATEWAYS[1]).like(endpoint.ip());
+        let seen = world.shop.connect_many(endpoint, 32).unwrap();
+        assert!(seen.iter().all(|seen| seen.ip() == left), "{seen:?}");
+    }
+}
