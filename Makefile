@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test bench package setup
+.PHONY: demo test test-kernels bench bench-failover package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -16,8 +16,15 @@ test: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	$(MAKE) package
 
+test-kernels: setup
+	./scripts/test-kernels --write
+
 bench: setup
 	cargo bench --package egressgateway-benchmarks
+
+bench-failover: setup
+	$(BUILD)
+	$(or $(CARGO_TARGET_DIR),target)/debug/failover $(FAILOVER)
 
 package: setup
 	./scripts/package

@@ -1,14 +1,21 @@
-//! Kernel parameters under `net.`, of the network namespace of the calling thread.
+//! Kernel parameters under `net.`, of the network namespace of the calling thread, from `/proc/sys/net` or, in a container that has it, from the
+//! host's at `/host/proc/sys/net`.
 //!
 //! `/proc/sys/net` shows every reader its own namespace, unlike `/proc/net` and `/sys/class/net`, which show that of the process or of
 //! whoever mounted them. Reads and writes are done by the calling thread for that reason; they never wait.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use egressgateway::{Error, model::Family};
 
 /// Where `net.` parameters are.
 const ROOT: &str = "/proc/sys/net";
+/// Where they are in a container whose own are read-only, as they are without privileges: a mount of the host's.
+const MOUNTED: &str = "/host/proc/sys/net";
 
 /// Reads a parameter, such as `["ipv4", "conf", "eth0", "rp_filter"]`; none where the kernel has no such parameter.
 ///
@@ -46,7 +53,8 @@ pub fn directory(family: Family) -> &'static str {
 }
 
 fn file(path: &[&str]) -> PathBuf {
-    std::iter::once(ROOT).chain(path.iter().copied()).collect()
+    static CHOSEN: LazyLock<&str> = LazyLock::new(|| if Path::new(MOUNTED).exists() { MOUNTED } else { ROOT });
+    std::iter::once(*CHOSEN).chain(path.iter().copied()).collect()
 }
 
 /// As sysctl(8) takes it, which tells separators from dots in device names by the slash.

@@ -21,8 +21,7 @@ This is the whole file, with every default:
 | field | flag | variable | meaning |
 |---|---|---|---|
 {fields}
-`failover.*` is read and checked, and nothing follows it yet: whether a gateway is alive is decided by its Node and its agent's Lease. The agent has
-the tunnel `vxlan`, the policy backends `nftables` and `netfilter`, and the reply path `cni`; it refuses to start with others. With
+What `failover.*` means is said in [failover.md](failover.md). The agent has the tunnels `vxlan` and `geneve`, the policy backends `nftables` and `netfilter`, and the reply path `cni`; it refuses to start with others. With
 `policyBackend: auto` it takes nftables where the kernel and `nft` have what is needed, else netfilter; which one and why is in its log and in
 the condition `PolicyProgrammed` of the EgressNode. What another backend had programmed goes once the present one is in force. Numbers and masks must
 be the same on all nodes. `egressctl plan --config` shows what another value would change.

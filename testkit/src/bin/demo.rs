@@ -124,6 +124,7 @@ impl Demo {
             ])
         };
         self.check(&governed(gateway_1));
+        println!("\nbackend: {}", self.backend());
 
         step("The label egress=true moves from gateway-1 to gateway-2.");
         self.cluster.label_node(gateway_2, "egress", Some("true"));
@@ -150,6 +151,15 @@ impl Demo {
             ("shop-2", PARTNER, None, client_2),
             ("shop-3", DATABASE, None, gateway_1),
         ]));
+    }
+
+    /// What a node says of its policy backend, such as "nftables, chosen because this host has what it needs".
+    fn backend(&self) -> String {
+        let status = self.cluster.status("EgressNode", CLIENTS[0]);
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        let programmed = conditions.iter().find(|condition| condition["type"] == "PolicyProgrammed");
+        let message = programmed.and_then(|condition| condition["message"].as_str()).unwrap_or_default();
+        message.split_once(" entries in ").map_or("unknown", |(_, backend)| backend).to_owned()
     }
 
     /// Waits until all connections look as expected, then makes each once more and prints it.

@@ -1,0 +1,30 @@
+{{- define "egressgateway.labels" -}}
+app.kubernetes.io/name: egressgateway
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- /* What selects the pods of a component: (list . "agent") */ -}}
+{{- define "egressgateway.selector" -}}
+app.kubernetes.io/name: egressgateway
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "egressgateway.image" -}}
+{{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
+{{- if ne .Values.image.features "full" }}{{ $tag = printf "%s-%s" $tag .Values.image.features }}{{ end -}}
+{{ .Values.image.repository }}:{{ $tag }}
+{{- end }}
+
+{{- /* Arguments and environment that both daemons have. */ -}}
+{{- define "egressgateway.environment" -}}
+- {name: EGRESSGATEWAY_CONFIG, value: /etc/egressgateway/config.yaml}
+- {name: EGRESSGATEWAY_LOG_LEVEL, value: {{ .Values.log.level | quote }}}
+- {name: EGRESSGATEWAY_LOG_FORMAT, value: {{ .Values.log.format | quote }}}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+- {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+{{- end }}
