@@ -13,6 +13,7 @@ test: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(BUILD)
 	cargo test --workspace
+	./scripts/test-kernels --only geneve 6.1
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	$(MAKE) package
 

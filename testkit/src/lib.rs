@@ -2,6 +2,7 @@
 
 pub mod apiserver;
 pub mod cluster;
+pub mod kube;
 pub mod lab;
 pub mod netns;
 pub mod pace;

@@ -112,7 +112,7 @@ impl World {
         // At any moment between two probes.
         thread::sleep(Duration::from_millis(u64::from(std::process::id().wrapping_add(nanoseconds()) % 150)));
         self.cluster.lab.node(active).power_off()?;
-        let addresses = self.cluster.lab.node(active).addresses().to_vec();
+        let addresses = self.cluster.lab.node(active).addresses();
         let elsewhere = |answer: &Answer| !addresses.contains(&answer.source.ip());
         for stream in &streams {
             stream.wait_for(PATIENCE, elsewhere)?;

@@ -1,0 +1,175 @@
+//! Both daemons as the chart installs them: with its accounts, tokens that are bound to their pods, and its configuration.
+
+use std::time::Duration;
+
+use egressgateway_testkit::{
+    cluster::binary,
+    kube::Kubernetes,
+    lab::{Lab, NodeSpec, PORT, Pod, PodSpec, Process},
+    pace::patient,
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::{assets, chart_directory};
+
+pub(crate) const NAMESPACE: &str = "egress";
+pub(crate) const NODES: [&str; 3] = ["client-1", "gateway-1", "gateway-2"];
+const SERVER: [&str; 2] = ["10.6.1.10", "fd00:6:1::10"];
+
+const OBJECTS: &str = "
+apiVersion: egressgateway.spidernet.io/v1
+kind: EgressGateway
+metadata: {name: exit}
+spec: {nodeSelector: {matchLabels: {egress: \"true\"}}}
+---
+apiVersion: egressgateway.spidernet.io/v1
+kind: EgressGatewayPolicy
+metadata: {name: shopping}
+spec:
+  egressGatewayName: exit
+  appliedTo: {podSelector: {matchLabels: {app: shopping}}}
+  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]
+";
+
+/// The cluster with the chart installed and its daemons running.
+pub(crate) struct Installed {
+    pub(crate) daemons: Vec<(String, Process)>,
+    pub(crate) kubernetes: Kubernetes,
+    shop: Pod,
+}
+
+impl Installed {
+    pub(crate) fn start(assets: std::path::PathBuf) -> Self {
+        let gateways = ["gateway-1", "gateway-2"].map(|name| NodeSpec::new(name).label("egress", "true"));
+        let lab = Lab::builder().nodes(["client-1"]).nodes(gateways).build().unwrap();
+        lab.server(SERVER).unwrap();
+        let kubernetes = Kubernetes::start(assets, lab);
+        kubernetes.kubectl(&format!("create namespace {NAMESPACE}")).unwrap();
+        let chart = chart_directory();
+        kubernetes.helm(&format!("install eg {} --namespace {NAMESPACE}", chart.display())).unwrap();
+        // What the controller manager would make.
+        for namespace in ["default", NAMESPACE] {
+            let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}});
+            kubernetes.put([account]);
+        }
+        kubernetes.put(kubernetes.lab.objects());
+        let shop = kubernetes.lab.pod("client-1", PodSpec::new("shop").label("app", "shopping")).unwrap();
+        kubernetes.put([shop.object()]);
+        let mut installed = Self { daemons: Vec::new(), kubernetes, shop };
+        installed.start_controller("controller-a");
+        for node in NODES {
+            installed.start_daemon(&format!("agent-{node}"), "egressgateway-agent", node, &["--node-name", node]);
+        }
+        installed
+    }
+
+    /// A token of one of the chart's accounts, bound to a pod on a node.
+    pub(crate) fn token(&self, account: &str, pod: &str, node: &str) -> String {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": NAMESPACE},
+            "spec": {"serviceAccountName": account, "nodeName": node, "containers": [{"name": "main", "image": "main"}]},
+        });
+        self.kubernetes.put([object]);
+        let bound = format!("--bound-object-kind Pod --bound-object-name {pod}");
+        self.kubernetes.kubectl(&format!("create token {account} --namespace {NAMESPACE} {bound}")).unwrap().trim().to_owned()
+    }
+
+    pub(crate) fn start_controller(&mut self, name: &str) {
+        self.start_daemon(name, "egressgateway-controller", NODES[0], &["--identity", name, "--listen", listen(name)]);
+    }
+
+    fn start_daemon(&mut self, name: &str, program: &str, node: &str, arguments: &[&str]) {
+        let token = self.token(program, name, node);
+        let config = self.kubernetes.file(&format!("{name}.kubeconfig"), &self.kubernetes.kubeconfig_of(&token));
+        // The configuration that the chart put into the cluster.
+        let map = self.kubernetes.get(&format!("configmap/egressgateway --namespace {NAMESPACE}"));
+        let settings = self.kubernetes.file("config.yaml", map["data"]["config.yaml"].as_str().unwrap());
+        let spec = self.kubernetes.lab.node(node).program(binary(program)).arg("--kubeconfig").arg(config).arg("--config").arg(settings);
+        let spec = spec.args(["--namespace", NAMESPACE]).args(arguments.iter().copied());
+        self.daemons.push((name.to_owned(), spec.start().unwrap()));
+    }
+
+    pub(crate) fn log(&self, name: &str) -> String {
+        self.daemons.iter().find(|(daemon, _)| daemon == name).map(|(_, process)| process.log().unwrap()).unwrap_or_default()
+    }
+
+    /// Waits until servers see the address of `node`.
+    pub(crate) fn leaves_by(&self, node: &str) {
+        let node = self.kubernetes.lab.node(node);
+        for server in SERVER {
+            let to = std::net::SocketAddr::new(server.parse().unwrap(), PORT);
+            self.kubernetes.eventually(&format!("shop → {to} leaves by {node:?}"), || {
+                let seen = self.shop.connect_tcp(to).map_err(|error| error.to_string())?;
+                if seen.ip() == node.like(to.ip()) { Ok(()) } else { Err(format!("seen as {seen}\n{}", self.log("controller-a"))) }
+            });
+        }
+    }
+
+    pub(crate) fn govern(&self) {
+        self.kubernetes.eventually("the objects are accepted", || self.kubernetes.apply(OBJECTS));
+        self.leaves_by("gateway-1");
+    }
+
+    fn gateway(&self) -> Value {
+        self.kubernetes.get("egressgateway/exit")
+    }
+}
+
+/// Two controllers on a node need two ports.
+fn listen(name: &str) -> &'static str {
+    if name.ends_with('a') { "0.0.0.0:5820" } else { "0.0.0.0:5821" }
+}
+
+#[test]
+fn policies_reach_the_wire_and_go_again() {
+    let Some(assets) = assets() else { return };
+    let installed = Installed::start(assets);
+    installed.leaves_by("client-1");
+    installed.govern();
+    let kubernetes = &installed.kubernetes;
+    kubernetes.kubectl("label node gateway-1 egress-").unwrap();
+    installed.leaves_by("gateway-2");
+    kubernetes.kubectl("delete egressgatewaypolicy shopping").unwrap();
+    installed.leaves_by("client-1");
+}
+
+#[test]
+fn the_api_server_may_die_and_come_back_while_a_connection_runs() {
+    let Some(assets) = assets() else { return };
+    let mut installed = Installed::start(assets);
+    installed.govern();
+    let to = std::net::SocketAddr::new(SERVER[0].parse().unwrap(), PORT);
+    let mut flow = installed.shop.open_tcp(to).unwrap();
+    let stream = installed.shop.stream(to, Duration::from_millis(5)).start().unwrap();
+    installed.kubernetes.kill_server();
+    flow.echo().unwrap();
+    installed.leaves_by("gateway-1");
+    installed.kubernetes.start_server();
+    flow.echo().unwrap();
+    installed.kubernetes.kubectl("label node gateway-1 egress-").unwrap();
+    installed.leaves_by("gateway-2");
+    let report = stream.finish().unwrap();
+    assert_eq!(report.sources.keys().filter(|source| **source == installed.kubernetes.lab.node("client-1").like(to.ip())).count(), 0);
+}
+
+#[test]
+fn another_controller_takes_over_from_a_killed_leader_and_changes_nothing_that_is_right() {
+    let Some(assets) = assets() else { return };
+    let mut installed = Installed::start(assets);
+    installed.govern();
+    installed.start_controller("controller-b");
+    std::thread::sleep(patient(Duration::from_secs(2)));
+    assert!(!installed.log("controller-b").contains("\"leading\""), "{}", installed.log("controller-b"));
+    let before = installed.gateway();
+    let (_, leader) = installed.daemons.remove(0);
+    leader.kill(Signal::SIGKILL).unwrap();
+    installed.kubernetes.eventually("the other one leads", || {
+        let log = installed.log("controller-b");
+        if log.contains("\"leading\"") { Ok(()) } else { Err(log) }
+    });
+    // It works: a label that moves is followed.
+    assert_eq!(installed.gateway()["metadata"]["resourceVersion"], before["metadata"]["resourceVersion"]);
+    installed.kubernetes.kubectl("label node gateway-1 egress-").unwrap();
+    installed.leaves_by("gateway-2");
+}
