@@ -12,6 +12,36 @@ use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, 
 /// How often a stream sends.
 const STEP: Duration = Duration::from_millis(5);
 
+pub(crate) fn pods_that_speak_before_they_are_known_leak_nothing(path: &DataPath) {
+    /// How many pods.
+    const RACERS: usize = 20;
+    let world = World::governed(path);
+    let capture = world.cluster.lab.capture().unwrap();
+    let mut early = 0;
+    for number in 0..RACERS {
+        let racer = world.cluster.lab.pod("client-2", PodSpec::new(format!("racer-{number}")).label("app", "shopping")).unwrap();
+        std::thread::scope(|scope| {
+            let speak = |to| racer.stream(to, Duration::from_millis(1)).fresh_ports().start().unwrap().finish().unwrap();
+            let speaking: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| scope.spawn(move || speak(to))).collect();
+            std::thread::sleep(Duration::from_millis(30));
+            world.cluster.api.put(racer.object()).unwrap();
+            for report in speaking.into_iter().map(|thread| thread.join().unwrap()) {
+                let gateway = world.cluster.lab.node(GATEWAYS[0]).addresses();
+                assert!(report.sources.keys().all(|source| gateway.contains(source)), "{:?}", report.sources);
+                early += usize::from(report.lost() > 0);
+            }
+        });
+        racer.delete().unwrap();
+        world.cluster.api.delete("Pod", "default", &format!("racer-{number}")).unwrap();
+    }
+    assert!(early > RACERS, "only {early} streams began before their pod was known");
+    assert_eq!(world.leaks(&capture), [""; 0]);
+    world.cluster.eventually("what was held is counted", || {
+        let held = world.counted("client-2", "drop_start_gate");
+        if held > 0.0 { Ok(()) } else { Err(world.cluster.metrics("client-2", 5810).unwrap_or_default()) }
+    });
+}
+
 pub(crate) fn a_new_pod_is_governed_and_an_address_that_changes_hands_is_not(path: &DataPath) {
     let world = World::governed(path);
     let new = world.cluster.pod("client-2", PodSpec::new("new").label("app", "shopping"));

@@ -29,6 +29,7 @@ macro_rules! every_check_on {
                 pods_are_chosen_by_subnet_too
                 long_streams_fit_the_tunnel;
             changes:
+                pods_that_speak_before_they_are_known_leak_nothing
                 a_new_pod_is_governed_and_an_address_that_changes_hands_is_not
                 the_label_of_a_namespace_decides
                 moving_the_label_moves_the_traffic

@@ -1,9 +1,17 @@
 //! The chart and the daemons on a real Kubernetes control plane.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[macro_use]
+#[path = "../apiserver/list.rs"]
+mod list;
+
 mod accounts;
 mod chart;
 mod daemons;
+#[allow(dead_code)]
+#[path = "../apiserver/rules.rs"]
+mod rules;
+mod server;
 
 use std::path::{Path, PathBuf};
 
