@@ -61,7 +61,21 @@ impl Installed {
         for node in NODES {
             installed.start_daemon(&format!("agent-{node}"), "egressgateway-agent", node, &["--node-name", node]);
         }
+        installed.agents_are_known();
         installed
+    }
+
+    /// Waits until the controller may choose any of the gateways: which one it chooses depends on who is ready first.
+    fn agents_are_known(&self) {
+        let fresh = format!("egressgateway_controller_agents_fresh {}.0", NODES.len());
+        self.kubernetes.eventually("every tunnel is built, and every agent has its Lease", || {
+            let nodes = self.kubernetes.get("egressnodes");
+            let phases: Vec<&str> =
+                nodes["items"].as_array().into_iter().flatten().filter_map(|node| node["status"]["phase"].as_str()).collect();
+            let metrics = self.kubernetes.lab.node(NODES[0]).run("curl --silent http://127.0.0.1:5820/metrics").unwrap_or_default();
+            let all = phases.len() == NODES.len() && phases.iter().all(|phase| *phase == "Succeeded");
+            if all && metrics.contains(&fresh) { Ok(()) } else { Err(format!("{phases:?}\n{metrics}")) }
+        });
     }
 
     /// A token of one of the chart's accounts, bound to a pod on a node.
