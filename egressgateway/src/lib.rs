@@ -41,7 +41,8 @@
 //! ```
 //!
 //! - [`api`]: the three objects, with their definitions; [`spec`] is what they ask for once it is checked, [`world`] the whole cluster.
-//! - [`controller`] and [`index`]: pure planning, for the cluster and for one node. [`explain`] asks both about a connection.
+//! - [`controller`] and [`index`]: pure planning, for the cluster and for one node. [`explain`] asks both about a connection, [`admission`]
+//!   the cluster about a change of an object.
 //! - [`Driver`], [`Tunnel`], [`PolicyBackend`] and [`CounterSource`]: what drives a kernel. [`Drivers`] brings a node from one
 //!   [`NodeDesired`] to the next; a [`Reconciler`] makes each step cost its difference. Drivers are crates of their own.
 //! - [`trace`]: what a backend's rules do to a packet, asked without a kernel.
@@ -52,6 +53,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod admission;
 pub mod allocator;
 pub mod api;
 pub mod config;

@@ -114,7 +114,8 @@ impl Kubernetes {
             "--anonymous-auth=false",
             "--allow-privileged=true",
             "--endpoint-reconciler-type=none",
-            "--enable-aggregator-routing=false",
+            // To webhooks by their EndpointSlices: nobody translates the addresses of Services here.
+            "--enable-aggregator-routing=true",
         ]);
         let server = program.log_to(self.path("server.log")).start().unwrap_or_else(|error| panic!("kube-apiserver: {error}"));
         self.server = Some(server);

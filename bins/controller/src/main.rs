@@ -1,8 +1,12 @@
 //! The controller: one leader per cluster, plans and writes what agents follow.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod webhook;
+
 use std::{process::ExitCode, sync::Arc};
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use egressgateway::{
     Error, ErrorKind,
     allocator::LowestFree,
@@ -13,6 +17,8 @@ use egressgateway_daemon::{
     CommonArguments, Failure, client, command, configuration, install_logs, install_tls, listen, serve, shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
+
+use crate::webhook::WebhookArguments;
 
 /// Where probes and metrics are served unless the arguments say otherwise.
 const LISTEN: &str = "0.0.0.0:5820";
@@ -34,30 +40,47 @@ fn arguments() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Allots addresses and marks, elects gateways, and says so in the objects' statuses")
         .arg(identity);
-    command(controller)
+    command(webhook_arguments(controller))
+}
+
+fn webhook_arguments(command: Command) -> Command {
+    // Deriving would put the words about the arguments where those about the daemon belong.
+    let about = command.get_about().cloned().unwrap_or_default();
+    WebhookArguments::augment_args(command).about(about).long_about(None)
 }
 
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let common = CommonArguments::parse(matches)?;
     let config = configuration(matches, |name| std::env::var(name).ok())?;
+    let webhooks = WebhookArguments::from_arg_matches(matches).map_err(|error| Failure::Usage(vec![error.to_string()]))?;
     let identity = matches.get_one::<String>("identity").cloned();
     let identity = identity.ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
     install_logs(&common)?;
     install_tls()?;
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Error::from_io(error, "start the runtime"))?;
-    runtime.block_on(run(&config, &common, identity))
+    runtime.block_on(run(&config, &common, identity, webhooks))
 }
 
-async fn run(config: &Config, common: &CommonArguments, identity: String) -> Result<(), Failure> {
+async fn run(config: &Config, common: &CommonArguments, identity: String, webhooks: WebhookArguments) -> Result<(), Failure> {
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
     let settings = ControllerSettings::new(config.controller_settings(), ElectionSettings::new(&common.namespace, identity));
     let client = client(common.kubeconfig.as_deref()).await?;
-    let controller = Controller::new(client, settings, Arc::new(LowestFree)).with_metrics(&mut registry);
+    let controller = Controller::new(client.clone(), settings, Arc::new(LowestFree)).with_metrics(&mut registry);
     let listener = listen(common, LISTEN).await?;
     let served = tokio::spawn(serve(listener, registry, controller.health(), shutdown.clone()));
+    let webhooks = match webhook::listen(&webhooks).await? {
+        Some(listener) => {
+            let serving = webhook::serve(listener, webhooks, client, common.namespace.clone(), controller.admission(), shutdown.clone());
+            Some(tokio::spawn(serving))
+        }
+        None => None,
+    };
     let result = controller.run(shutdown.clone()).await;
     shutdown.cancel();
     served.await.map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
+    if let Some(webhooks) = webhooks {
+        webhooks.await.map_err(|error| Error::new(ErrorKind::Invalid, "webhooks").with_source(error))?;
+    }
     Ok(result?)
 }

@@ -28,3 +28,9 @@ app.kubernetes.io/component: {{ index . 1 }}
 - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
 - {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
 {{- end }}
+
+{{- /* Labels, finalizers and owners are nobody's business here: they change without a webhook, also when no controller lives. */ -}}
+{{- define "egressgateway.webhook.conditions" -}}
+- name: spec
+  expression: request.operation != "UPDATE" || !has(oldObject.spec) || !has(object.spec) || object.spec != oldObject.spec
+{{- end }}

@@ -30,6 +30,6 @@ fn shorten(mut message: String) -> String {
 }
 
 /// Things in one line.
-pub(super) fn join<T: Display>(parts: impl IntoIterator<Item = T>) -> String {
+pub(crate) fn join<T: Display>(parts: impl IntoIterator<Item = T>) -> String {
     parts.into_iter().map(|part| part.to_string()).collect::<Vec<_>>().join("; ")
 }

@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 pub use cluster::Cluster;
+pub(crate) use conditions::join;
+pub(crate) use overlaps::list;
 
 use crate::{
     allocator::Allocator,

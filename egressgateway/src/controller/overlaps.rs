@@ -71,7 +71,8 @@ fn destinations(spec: &PolicySpec) -> impl Iterator<Item = Option<IpNet>> {
     everything.into_iter().chain(stated.copied().map(Some))
 }
 
-fn list<T: ToString>(items: &[T]) -> String {
+/// The first few in one line.
+pub(crate) fn list<T: ToString>(items: &[T]) -> String {
     let text = items.iter().take(LISTED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if items.len() > LISTED { format!("{text} and {} more", items.len() - LISTED) } else { text }
 }

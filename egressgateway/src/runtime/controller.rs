@@ -3,9 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{backoff::Backoff, controller_loop::Session, election::ElectionSettings, health::Health, metrics::ControllerMetrics};
+use super::{
+    admission::Admission, backoff::Backoff, controller_loop::Session, election::ElectionSettings, health::Health,
+    metrics::ControllerMetrics, shared_cluster::SharedCluster,
+};
 use crate::{Error, allocator::Allocator, controller};
 
 /// Field manager of what controllers write.
@@ -52,6 +56,9 @@ pub struct Controller {
     pub(super) client: kube::Client,
     pub(super) settings: ControllerSettings,
     pub(super) allocator: Arc<dyn Allocator>,
+    /// What plans depend on, as it is now.
+    pub(super) plan: watch::Receiver<controller::ControllerSettings>,
+    pub(super) cluster: SharedCluster,
     pub(super) metrics: ControllerMetrics,
     pub(super) health: Health,
 }
@@ -66,7 +73,9 @@ impl Controller {
     /// A controller over a client that the caller made.
     #[must_use]
     pub fn new(client: kube::Client, settings: ControllerSettings, allocator: Arc<dyn Allocator>) -> Self {
-        Self { client, settings, allocator, metrics: ControllerMetrics::default(), health: Health::default() }
+        let plan = watch::channel(settings.plan.clone()).1;
+        let (cluster, metrics, health) = (SharedCluster::default(), ControllerMetrics::default(), Health::default());
+        Self { client, settings, allocator, plan, cluster, metrics, health }
     }
 
     /// Registers what the controller counts, under the prefix `egressgateway_controller`.
@@ -74,6 +83,17 @@ impl Controller {
     pub fn with_metrics(self, registry: &mut Registry) -> Self {
         self.metrics.register(registry);
         self
+    }
+
+    /// Answers the reviews of admission webhooks from what this controller sees; it works as long as the controller runs.
+    #[must_use]
+    pub fn admission(&self) -> Admission {
+        Admission {
+            cluster: self.cluster.clone(),
+            settings: self.plan.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.admission.clone(),
+        }
     }
 
     /// What probes ask; ready once everything was listed, leader or not.

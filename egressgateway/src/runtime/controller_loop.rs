@@ -70,7 +70,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn start(controller: Controller, shutdown: &CancellationToken) -> Self {
-        let Controller { client, settings, allocator, metrics, health } = controller;
+        let Controller { client, settings, allocator, plan: _, cluster, metrics, health } = controller;
         let (out, inbox) = mpsc::channel(INBOX);
         let (leader, leading) = watch::channel(None);
         let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
@@ -85,7 +85,7 @@ impl Session {
             client,
             settings,
             allocator,
-            mirror: Mirror::default(),
+            mirror: Mirror { cluster, ..Mirror::default() },
             gate,
             inbox,
             leading,
@@ -210,10 +210,12 @@ impl Session {
 
     async fn plan_and_write(&mut self) {
         let began = Instant::now();
-        self.mirror.cluster.fresh_leases = self.mirror.freshness.fresh(began);
-        let plan = controller::plan(&self.mirror.cluster, &*self.allocator, &self.settings.plan);
+        let fresh = self.mirror.freshness.fresh(began);
+        let agents = fresh.len();
+        self.mirror.cluster.write().fresh_leases = fresh;
+        let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.settings.plan);
         let writes = writes(plan, &self.mirror, Timestamp::now());
-        self.metrics.planned(began.elapsed(), self.mirror.cluster.fresh_leases.len());
+        self.metrics.planned(began.elapsed(), agents);
         if writes.is_empty() {
             self.settings.backoff.succeeded();
             return;

@@ -55,6 +55,12 @@ struct WriteLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReviewLabels {
+    webhook: &'static str,
+    result: &'static str,
+}
+
 /// What every watching daemon counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchMetrics {
@@ -243,12 +249,30 @@ impl AgentMetrics {
     }
 }
 
+/// What is counted of admission reviews.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AdmissionMetrics {
+    reviews: Family<ReviewLabels, Count>,
+}
+
+impl AdmissionMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("admission_reviews", "Admission reviews that were answered, by webhook and result", self.reviews.clone());
+    }
+
+    pub(super) fn answered(&self, webhook: &'static str, allowed: bool) {
+        let result = if allowed { "allowed" } else { "refused" };
+        self.reviews.get_or_create(&ReviewLabels { webhook, result }).inc();
+    }
+}
+
 /// What a controller counts.
 #[derive(Clone, Debug)]
 pub(super) struct ControllerMetrics {
     pub(super) watch: WatchMetrics,
     pub(super) lease: LeaseMetrics,
     pub(super) write: WriteMetrics,
+    pub(super) admission: AdmissionMetrics,
     leading: Gauge,
     plans: Histogram,
     ready: Gauge<f64, AtomicU64>,
@@ -260,6 +284,7 @@ impl Default for ControllerMetrics {
             watch: WatchMetrics::default(),
             lease: LeaseMetrics::default(),
             write: WriteMetrics::default(),
+            admission: AdmissionMetrics::default(),
             leading: Gauge::default(),
             plans: histogram(),
             ready: Gauge::default(),
@@ -273,6 +298,7 @@ impl ControllerMetrics {
         self.watch.register(registry);
         self.lease.register(registry);
         self.write.register(registry);
+        self.admission.register(registry);
         registry.register("leading", "Whether this process is the leader", self.leading.clone());
         registry.register("plan_duration_seconds", "Time that a plan of the whole cluster took", self.plans.clone());
         registry.register("agents_fresh", "Agents whose Lease is fresh", self.ready.clone());
@@ -370,6 +396,7 @@ in its own registry.
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());
         common(&controller.watch, &controller.lease, &controller.write);
+        controller.admission.answered("validate", true);
         controller.register(&mut controllers);
 
         let text = format!("{DOCUMENTATION}## Agent\n\n{}\n## Controller\n\n{}", rows(&agents), rows(&controllers));

@@ -3,10 +3,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use tokio::time::Instant;
 
-use super::{freshness::Freshness, observed::Observed};
+use super::{freshness::Freshness, observed::Observed, shared_cluster::SharedCluster};
 use crate::{
     api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNodeStatus},
-    controller::Cluster,
     model::{GatewayName, NodeName, PolicyName},
     world::Change,
 };
@@ -24,7 +23,7 @@ pub(super) enum Seen {
 /// The cluster as it was last seen, and the statuses in it as they are.
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
-    pub(super) cluster: Cluster,
+    pub(super) cluster: SharedCluster,
     pub(super) freshness: Freshness,
     pub(super) egress_nodes: BTreeMap<NodeName, Observed<EgressNodeStatus>>,
     pub(super) gateways: BTreeMap<GatewayName, Observed<EgressGatewayStatus>>,
@@ -43,7 +42,7 @@ impl Mirror {
         };
         let news = change.is_some();
         if let Some(change) = change {
-            self.cluster.apply(change);
+            self.cluster.write().apply(change);
         }
         news
     }

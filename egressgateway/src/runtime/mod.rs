@@ -1,5 +1,6 @@
 //! Watch loops, leases and status writing over a `kube::Client` that the caller makes. Nothing here sets a global.
 
+mod admission;
 mod agent;
 mod agent_loop;
 mod backoff;
@@ -21,10 +22,12 @@ mod node_status;
 mod observed;
 mod presence;
 mod recorded;
+mod shared_cluster;
 mod stale_connections;
 mod watch;
 mod writes;
 
+pub use admission::{Admission, Review};
 pub use agent::{Agent, AgentSettings};
 pub use backoff::Backoff;
 pub use controller::{Controller, ControllerSettings};

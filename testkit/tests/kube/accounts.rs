@@ -106,6 +106,18 @@ fn everything_else_is_refused() {
         ("an agent's Lease", &controller, lease("egressgateway-agent-client-1"), no_right),
         ("a gateway", &controller, ours("egressgateways/exit"), no_right),
         ("a policy", &controller, ours("egressgatewaypolicies/shopping"), no_right),
+        (
+            "somebody else's webhooks",
+            &controller,
+            "admissionregistration.k8s.io/v1/validatingwebhookconfigurations/others".to_owned(),
+            no_right,
+        ),
+        (
+            "its own webhooks, by an agent",
+            &agent,
+            "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/egressgateway-webhook".to_owned(),
+            no_right,
+        ),
     ];
     for (what, token, path, message) in changes {
         let error = kubernetes.patch_as(token, &path, &label).expect_err(what);
@@ -120,6 +132,9 @@ fn everything_else_is_refused() {
         (&agent, "get validatingwebhookconfigurations"),
         (&agent, "create token egressgateway-controller -n egress"),
         (&controller, "get secrets -A"),
+        (&controller, "get secret treasure -n default"),
+        (&controller, "create secret generic other -n egress"),
+        (&agent, "get secret egressgateway-webhook -n egress"),
         (&controller, "get pods -A"),
         (&controller, "delete egressgateway exit"),
         (&controller, "label node client-1 a=b"),

@@ -58,6 +58,7 @@ impl Installed {
         kubernetes.put([shop.object()]);
         let mut installed = Self { daemons: Vec::new(), kubernetes, shop };
         installed.start_controller("controller-a");
+        installed.webhooks_lead_to(NODES[0]);
         for node in NODES {
             installed.start_daemon(&format!("agent-{node}"), "egressgateway-agent", node, &["--node-name", node]);
         }
@@ -90,7 +91,20 @@ impl Installed {
     }
 
     pub(crate) fn start_controller(&mut self, name: &str) {
-        self.start_daemon(name, "egressgateway-controller", NODES[0], &["--identity", name, "--listen", listen(name)]);
+        let (probes, webhooks) = listen(name);
+        let arguments = ["--identity", name, "--listen", probes, "--webhook-listen", webhooks];
+        self.start_daemon(name, "egressgateway-controller", NODES[0], &arguments);
+    }
+
+    /// The EndpointSlice that a controller manager would make for the Service of the webhooks.
+    fn webhooks_lead_to(&self, node: &str) {
+        let address = self.kubernetes.lab.node(node).management();
+        self.kubernetes.put([json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "webhook", "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": "egressgateway-webhook"}},
+            "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+            "ports": [{"name": "webhook", "port": 9443}],
+        })]);
     }
 
     fn start_daemon(&mut self, name: &str, program: &str, node: &str, arguments: &[&str]) {
@@ -130,9 +144,9 @@ impl Installed {
     }
 }
 
-/// Two controllers on a node need two ports.
-fn listen(name: &str) -> &'static str {
-    if name.ends_with('a') { "0.0.0.0:5820" } else { "0.0.0.0:5821" }
+/// Two controllers on a node need two ports, for probes and for webhooks.
+fn listen(name: &str) -> (&'static str, &'static str) {
+    if name.ends_with('a') { ("0.0.0.0:5820", "0.0.0.0:9443") } else { ("0.0.0.0:5821", "0.0.0.0:9444") }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod daemons;
 #[path = "../apiserver/rules.rs"]
 mod rules;
 mod server;
+mod webhooks;
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,270 @@
+//! What the controller's admission webhooks refuse and complete, as users of kubectl see it, and their certificate.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use crate::{
+    assets,
+    daemons::{Installed, NAMESPACE, NODES},
+};
+
+const POOL: &str = "
+kind: EgressGateway
+metadata: {name: pool}
+spec: {nodeSelector: {matchLabels: {egress: \"true\"}}, sourceNAT: EgressIP, egressIPs: {ipv4: [10.6.9.60-10.6.9.66]}}
+";
+const STATES: &str = "
+kind: EgressGatewayPolicy
+metadata: {name: states}
+spec: {egressGatewayName: pool, appliedTo: {podSelector: {matchLabels: {app: states}}}, egressIP: {ipv4: 10.6.9.60}}
+";
+const GIVEN: &str = "
+kind: EgressGatewayPolicy
+metadata: {name: given}
+spec: {egressGatewayName: pool, appliedTo: {podSelector: {matchLabels: {app: given}}}}
+";
+
+/// One of our objects; the last word of kubectl about it, warnings included.
+fn apply(installed: &Installed, object: &str) -> Result<String, String> {
+    let yaml = format!("apiVersion: egressgateway.spidernet.io/v1\n{}", object.trim());
+    let file = installed.kubernetes.file("object.yaml", &yaml);
+    installed.kubernetes.kubectl(&format!("apply -f '{}' 2>&1", file.display()))
+}
+
+/// Whether webhooks are asked: something that only they refuse is refused.
+fn webhooks_answer(installed: &Installed) {
+    let overlapping = "kind: EgressGateway\nmetadata: {name: probe}\nspec: {nodeSelector: {matchLabels: {a: b}}, egressIPs: {ipv4: [10.6.9.1, 10.6.9.0/24]}}";
+    installed.kubernetes.eventually("webhooks answer", || match apply(installed, overlapping) {
+        Err(error) if error.contains("must not overlap 10.6.9.0/24") => Ok(()),
+        other => Err(format!("{other:?}\n{}", installed.log("controller-a"))),
+    });
+}
+
+/// Waits until the controller has judged an object, so that its webhooks know it.
+fn judged(installed: &Installed, object: &str) -> Value {
+    installed.kubernetes.eventually(&format!("{object} has a status of its generation"), || {
+        let seen = installed.kubernetes.get(object);
+        let generation = &seen["metadata"]["generation"];
+        if generation.is_u64() && seen["status"]["observedGeneration"] == *generation { Ok(seen) } else { Err(seen.to_string()) }
+    })
+}
+
+#[test]
+fn every_refusal_that_needs_the_cluster_reaches_the_user_of_kubectl() {
+    let Some(assets) = assets() else { return };
+    let installed = Installed::start(assets);
+    webhooks_answer(&installed);
+    for (object, name) in [(POOL, "egressgateway/pool"), (STATES, "egressgatewaypolicy/states"), (GIVEN, "egressgatewaypolicy/given")] {
+        apply(&installed, object).unwrap();
+        judged(&installed, name);
+    }
+    let given = judged(&installed, "egressgatewaypolicy/given")["status"]["egressIP"]["ipv4"].as_str().unwrap().to_owned();
+    let node = installed.kubernetes.get(&format!("node/{}", NODES[1]));
+    let node = node["status"]["addresses"][0]["address"].as_str().unwrap().to_owned();
+    let gateway = |name: &str, pool: &str| {
+        format!(
+            "kind: EgressGateway\nmetadata: {{name: {name}}}\nspec: {{nodeSelector: {{matchLabels: {{egress: \"true\"}}}}, sourceNAT: EgressIP, egressIPs: {{ipv4: [{pool}]}}}}"
+        )
+    };
+    let policy = |address: &str| {
+        format!(
+            "kind: EgressGatewayPolicy\nmetadata: {{name: new}}\nspec: {{egressGatewayName: pool, appliedTo: {{podSelector: {{matchLabels: {{app: new}}}}}}, egressIP: {{ipv4: {address}}}}}"
+        )
+    };
+    let table = [
+        (
+            gateway("other", "10.7.0.1, 10.6.9.64/28"),
+            "spec.egressIPs.ipv4[1]: \"10.6.9.64/28\": must not overlap the pool of EgressGateway pool: 10.6.9.60-10.6.9.66".to_owned(),
+        ),
+        (gateway("other", &node), format!("spec.egressIPs.ipv4[0]: \"{node}\": must not contain the address of Node {}: {node}", NODES[1])),
+        (
+            gateway("other", "10.6.9.9-10.6.9.1"),
+            "spec.egressIPs.ipv4[0]: \"10.6.9.9-10.6.9.1\": must be a range of one family whose first address is not behind its last"
+                .to_owned(),
+        ),
+        (
+            gateway("pool", "10.6.9.61-10.6.9.66"),
+            "spec.egressIPs.ipv4: \"10.6.9.60\": must stay in the pool: EgressGatewayPolicy states uses it".to_owned(),
+        ),
+        (
+            policy("10.6.9.67"),
+            "spec.egressIP.ipv4: \"10.6.9.67\": must be in the pool of EgressGateway pool: 10.6.9.60-10.6.9.66".to_owned(),
+        ),
+        (policy("10.6.9.60"), "spec.egressIP.ipv4: \"10.6.9.60\": must not be in use: EgressGatewayPolicy states has it".to_owned()),
+        (policy(&given), format!("spec.egressIP.ipv4: \"{given}\": must not be in use: EgressGatewayPolicy given has it")),
+    ];
+    for (object, message) in table {
+        let said = apply(&installed, &object).expect_err(&message);
+        assert!(said.contains(&message) && said.contains("validate.egressgateway.spidernet.io"), "{message}\n{said}");
+    }
+    let said = installed.kubernetes.kubectl("delete egressgateway pool").unwrap_err();
+    assert!(said.contains("metadata.name: \"pool\": must not be deleted while EgressGatewayPolicies use it: given, states"), "{said}");
+    assert!(installed.kubernetes.get("egressgateway/pool")["metadata"]["deletionTimestamp"].is_null());
+    // Once nobody uses it, it goes; labels change whatever webhooks think.
+    installed.kubernetes.kubectl("label egressgateway pool a=b").unwrap();
+    installed.kubernetes.kubectl("delete egressgatewaypolicies states given").unwrap();
+    installed.kubernetes.eventually("an unused gateway goes", || installed.kubernetes.kubectl("delete egressgateway pool"));
+}
+
+#[test]
+fn objects_take_their_canonical_form_and_converge_whatever_the_order() {
+    let Some(assets) = assets() else { return };
+    let installed = Installed::start(assets);
+    webhooks_answer(&installed);
+    let wide = "
+kind: EgressGatewayPolicy
+metadata: {name: wide}
+spec: {egressGatewayName: pool, appliedTo: {ipv4PodSubnet: 10.1.2.3/16}, destCIDR: [\"FD00:0:0:7::/64\", 10.9.0.0/16]}
+";
+    let all = [(POOL, "egressgateway/pool"), (STATES, "egressgatewaypolicy/states"), (wide, "egressgatewaypolicy/wide")];
+    let mut states = Vec::new();
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+        let mut said = Vec::new();
+        for (object, _) in order.map(|index| all[index]) {
+            said.push(apply(&installed, object).unwrap());
+        }
+        let said = said.join("\n");
+        assert!(said.contains("spec.appliedTo.ipv4PodSubnet: \"10.1.2.3/16\": has host bits: it is taken as 10.1.0.0/16"), "{said}");
+        let waits = "EgressGateway pool does not exist: traffic that the policy governs is held until one is found";
+        assert_eq!(said.contains(waits), order[0] != 0, "{said}");
+        states.push(installed.kubernetes.eventually("every object is in force", || {
+            let objects = all.map(|(_, name)| judged(&installed, name));
+            let accepted = objects.iter().all(|object| object["status"]["conditions"][0]["status"] == "True");
+            let settled = objects[0]["status"]["ipUsage"]["ipv4"]["used"] == 2 && objects[1]["status"]["egressIP"]["ipv4"] == "10.6.9.60";
+            let answered = objects[1..].iter().all(|policy| one_node_answers(&objects[0], policy));
+            if accepted && settled && answered { Ok(objects.map(|object| timeless(&object))) } else { Err(format!("{objects:?}")) }
+        }));
+        installed.kubernetes.kubectl("delete egressgatewaypolicies --all").unwrap();
+        installed.kubernetes.eventually("the gateway goes", || installed.kubernetes.kubectl("delete egressgateway pool"));
+    }
+    assert_eq!(states[0], states[1]);
+    assert_eq!(states[0], states[2]);
+    let [gateway, _, wide] = &states[0];
+    assert_eq!(gateway["spec"]["sourceNAT"], "EgressIP");
+    assert!(gateway["spec"]["forwardMethod"].is_null(), "the configuration decides");
+    assert_eq!(wide["spec"]["destCIDR"], json!(["fd00:0:0:7::/64", "10.9.0.0/16"]));
+    assert_eq!((&wide["spec"]["appliedTo"]["ipv4PodSubnet"], &wide["spec"]["priority"]), (&json!("10.1.0.0/16"), &json!(1000)));
+}
+
+/// Spec and status without what only tells when. Which of several ready nodes answers for an address is by the policies' age, so that nothing moves
+/// for a newcomer: order decides that by design.
+fn timeless(object: &Value) -> Value {
+    let mut status = object["status"].clone();
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        condition["lastTransitionTime"].take();
+    }
+    status["node"].take();
+    for node in status["nodeList"].as_array_mut().into_iter().flatten() {
+        node["egressIPs"].take();
+    }
+    json!({"spec": object["spec"], "status": status})
+}
+
+/// Every policy's address is answered for by the node that the policy names, and by no other.
+fn one_node_answers(gateway: &Value, policy: &Value) -> bool {
+    let address = &policy["status"]["egressIP"]["ipv4"];
+    let holds = |node: &&Value| node["egressIPs"].as_array().is_some_and(|addresses| addresses.contains(address));
+    let holders: Vec<&Value> =
+        gateway["status"]["nodeList"].as_array().into_iter().flatten().filter(holds).map(|node| &node["name"]).collect();
+    address.is_string() && holders == [&policy["status"]["node"]]
+}
+
+#[test]
+fn a_certificate_that_nears_its_end_is_replaced_and_no_request_fails_meanwhile() {
+    let Some(assets) = assets() else { return };
+    let installed = Installed::start(assets);
+    webhooks_answer(&installed);
+    let kubernetes = &installed.kubernetes;
+    let secret = || kubernetes.get(&format!("secret/egressgateway-webhook --namespace {NAMESPACE}"));
+    let field = |secret: &Value, name: &str| secret["data"][name].as_str().unwrap_or_default().to_owned();
+    let first = secret();
+    assert_eq!(trusted(&installed), [field(&first, "ca.crt"), field(&first, "ca.crt")]);
+    // Nine tenths of its life are over.
+    let own = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new([
+        format!("egressgateway-webhook.{NAMESPACE}.svc"),
+        format!("egressgateway-webhook.{NAMESPACE}.svc.cluster.local"),
+    ])
+    .unwrap();
+    (params.not_before, params.not_after) =
+        (OffsetDateTime::now_utc() - time::Duration::days(90), OffsetDateTime::now_utc() + time::Duration::days(10));
+    let ending = params.self_signed(&own).unwrap();
+    let authorities = kubernetes.shell(&format!("echo {} | base64 -d", field(&first, "ca.crt"))).unwrap();
+    let data = json!({"stringData": {"tls.crt": ending.pem(), "tls.key": own.serialize_pem(), "ca.crt": format!("{authorities}\n{}", ending.pem())}});
+    let patch = kubernetes.file("ending.json", &data.to_string());
+    let (asked, done, failed) = (AtomicU32::new(0), AtomicBool::new(false), std::sync::Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let refused = kubernetes.file(
+                "refused.yaml",
+                "apiVersion: egressgateway.spidernet.io/v1\nkind: EgressGateway\nmetadata: {name: asked}\nspec: {nodeSelector: {matchLabels: {a: b}}, egressIPs: {ipv4: [10.6.9.1, 10.6.9.0/24]}}",
+            );
+            while !done.load(Ordering::Relaxed) {
+                let said = kubernetes.kubectl(&format!("create --dry-run=server -f '{}'", refused.display())).unwrap_err();
+                asked.fetch_add(1, Ordering::Relaxed);
+                if !said.contains("must not overlap 10.6.9.0/24") {
+                    failed.lock().unwrap().push(said);
+                }
+                // An API server keeps connections: whether the next handshake would do is looked at apart.
+                failed.lock().unwrap().extend(untrusted(&installed));
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            kubernetes
+                .kubectl(&format!(
+                    "patch secret egressgateway-webhook --namespace {NAMESPACE} --type=merge --patch-file '{}'",
+                    patch.display()
+                ))
+                .unwrap();
+            let before = asked.load(Ordering::Relaxed);
+            let next = kubernetes.eventually("another certificate is presented", || {
+                let (secret, shown) = (secret(), presented(&installed));
+                let renewed = field(&secret, "tls.crt") != field(&first, "tls.crt")
+                    && kubernetes.shell(&format!("echo {} | base64 -d", field(&secret, "tls.crt"))).unwrap().trim() == shown.trim();
+                let trusts = trusted(&installed).iter().all(|bundle| *bundle == field(&secret, "ca.crt"));
+                let another = shown.trim() != ending.pem().trim();
+                if renewed && trusts && another { Ok(secret) } else { Err(format!("{secret}\n{}", installed.log("controller-a"))) }
+            });
+            let bundle = kubernetes.shell(&format!("echo {} | base64 -d", field(&next, "ca.crt"))).unwrap();
+            assert!(bundle.contains(authorities.trim()), "the authority before is trusted as long as it lives");
+            kubernetes.eventually("webhooks were asked with it", || {
+                let more = asked.load(Ordering::Relaxed);
+                if more > before + 3 { Ok(()) } else { Err(more.to_string()) }
+            });
+        }));
+        done.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+    assert_eq!(*failed.lock().unwrap(), Vec::<String>::new());
+}
+
+/// The authorities that the API server trusts for both webhooks.
+fn trusted(installed: &Installed) -> [String; 2] {
+    ["validating", "mutating"].map(|kind| {
+        let configuration = installed.kubernetes.get(&format!("{kind}webhookconfiguration/egressgateway-webhook"));
+        configuration["webhooks"][0]["clientConfig"]["caBundle"].as_str().unwrap_or_default().to_owned()
+    })
+}
+
+/// What is wrong with the certificate that a handshake shows, for an API server that connects after it.
+fn untrusted(installed: &Installed) -> Option<String> {
+    let kubernetes = &installed.kubernetes;
+    let shown = kubernetes.file("shown.pem", &presented(installed));
+    trusted(installed).into_iter().find_map(|bundle| {
+        let bundle = kubernetes.file("bundle.base64", &bundle);
+        let (bundle, shown) = (bundle.display(), shown.display());
+        let verify =
+            format!("base64 -d '{bundle}' >'{bundle}.pem'; openssl verify -purpose sslserver -CAfile '{bundle}.pem' '{shown}' 2>&1");
+        kubernetes.shell(&verify).err()
+    })
+}
+
+/// The certificate that a handshake shows, as PEM.
+fn presented(installed: &Installed) -> String {
+    let at = installed.kubernetes.lab.node(NODES[0]).management();
+    let show = format!("openssl s_client -connect {at}:9443 </dev/null 2>/dev/null | openssl x509");
+    installed.kubernetes.shell(&show).unwrap_or_default()
+}
