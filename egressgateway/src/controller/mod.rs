@@ -4,6 +4,7 @@
 mod cluster;
 mod conditions;
 mod egress_ips;
+pub mod events;
 mod gateways;
 mod marks;
 mod nodes;
@@ -16,6 +17,7 @@ use ipnet::IpNet;
 
 pub use cluster::Cluster;
 pub(crate) use conditions::join;
+pub use events::Event;
 pub(crate) use overlaps::list;
 
 use crate::{

@@ -23,6 +23,7 @@ use super::{
     agent_loop::ended_alone,
     controller::{Controller, ControllerSettings, MANAGER},
     election::{Election, Leading},
+    events::{EventWriter, Regarding},
     failure,
     feeds::{self, Feeds, kind},
     gate::Gate,
@@ -39,7 +40,7 @@ use crate::{
     Error, ErrorKind,
     allocator::Allocator,
     api::{EgressGateway, EgressGatewayPolicy, EgressNode},
-    controller,
+    controller::{self, Event},
     model::MarkMask,
 };
 
@@ -58,6 +59,7 @@ pub(super) struct Session {
     inbox: mpsc::Receiver<Message<Seen>>,
     leading: watch::Receiver<Leading>,
     metrics: ControllerMetrics,
+    events: EventWriter,
     health: Health,
     watches: JoinSet<()>,
     election: JoinSet<()>,
@@ -79,6 +81,7 @@ impl Session {
         let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone());
         election.spawn(candidate.run(leader, shutdown.clone()));
         let gate = Gate::new([kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES, kind::LEASES]);
+        let events = EventWriter::new(client.clone(), &settings.election.identity, metrics.write.clone());
         let looked = Instant::now();
         let resync = looked + settings.resync;
         Self {
@@ -90,6 +93,7 @@ impl Session {
             inbox,
             leading,
             metrics,
+            events,
             health,
             watches,
             election,
@@ -221,8 +225,10 @@ impl Session {
             return;
         }
         tracing::info!(writes = writes.len(), "the cluster is not as planned");
+        let writes: Vec<_> = writes.into_iter().map(|write| (write.events(&self.mirror), write)).collect();
         let this = &*self;
-        let results: Vec<_> = futures::stream::iter(writes).map(|write| this.perform(write)).buffer_unordered(CONCURRENCY).collect().await;
+        let performed = futures::stream::iter(writes).map(|(news, write)| this.perform(write, news));
+        let results: Vec<_> = performed.buffer_unordered(CONCURRENCY).collect().await;
         let (mut failed, mut again) = (false, false);
         for result in results {
             match result {
@@ -241,8 +247,8 @@ impl Session {
         }
     }
 
-    /// Sends one request, unless leadership ended; returns what it made of the object.
-    async fn perform(&self, write: Write) -> Result<Option<Seen>, Error> {
+    /// Sends one request, unless leadership ended, and tells the news in it; returns what it made of the object.
+    async fn perform(&self, write: Write, news: Option<(Regarding, Vec<Event>)>) -> Result<Option<Seen>, Error> {
         if !self.leads() {
             return Ok(None);
         }
@@ -253,6 +259,11 @@ impl Session {
             Ok(_) => tracing::debug!("{description}"),
             Err(error) if error.kind == ErrorKind::Conflict => tracing::debug!(error = error.chain(), "the object changed meanwhile"),
             Err(error) => tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "write failed"),
+        }
+        if let (Ok(_), Some((regarding, events))) = (&result, news) {
+            for event in &events {
+                self.events.write(&regarding, event).await;
+            }
         }
         result
     }

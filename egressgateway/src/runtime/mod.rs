@@ -10,6 +10,7 @@ mod controller;
 mod controller_loop;
 mod convergence;
 mod election;
+mod events;
 mod failure;
 mod feeds;
 mod freshness;

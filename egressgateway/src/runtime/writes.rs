@@ -2,10 +2,12 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{conditions::stamp, mirror::Mirror, observed::Observed};
+use super::{conditions::stamp, events::Regarding, mirror::Mirror, observed::Observed};
 use crate::{
-    api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNodePhase, EgressNodeStatus},
-    controller::ClusterPlan,
+    api::{
+        EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodePhase, EgressNodeStatus,
+    },
+    controller::{ClusterPlan, Event, events},
     model::{GatewayName, NodeName, PolicyName},
 };
 
@@ -43,6 +45,26 @@ impl Write {
             Self::Gateway(name, _) => format!("write status of EgressGateway {name}"),
             Self::Policy(name, _) => format!("write status of EgressGatewayPolicy {name}"),
         }
+    }
+
+    /// What is to be told once it is written, and about which object.
+    pub(super) fn events(&self, mirror: &Mirror) -> Option<(Regarding, Vec<Event>)> {
+        let (regarding, events) = match self {
+            Self::Create(..) | Self::Delete(..) => return None,
+            Self::EgressNode(name, next) => {
+                let held = mirror.egress_nodes.get(name)?;
+                (Regarding::new::<EgressNode>(name.as_str(), &held.uid), events::of_node(&held.status, next))
+            }
+            Self::Gateway(name, next) => {
+                let held = mirror.gateways.get(name)?;
+                (Regarding::new::<EgressGateway>(name.as_str(), &held.uid), events::of_gateway(&held.status, next))
+            }
+            Self::Policy(name, next) => {
+                let held = mirror.policies.get(name)?;
+                (Regarding::new::<EgressGatewayPolicy>(name.as_str(), &held.uid), events::of_policy(&held.status, next))
+            }
+        };
+        (!events.is_empty()).then_some((regarding, events))
     }
 }
 

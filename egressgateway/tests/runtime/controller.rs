@@ -12,6 +12,7 @@ use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::Node,
+        events::v1::Event,
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
@@ -253,4 +254,46 @@ async fn writes_that_fail_are_tried_again() {
     node(&client, "node1", 1).await;
     addressed(&client, "node1").await;
     controller.stop().await;
+}
+
+#[tokio::test]
+async fn what_somebody_should_know_is_told_once_and_only_by_the_leader() {
+    let server = ApiServer::start();
+    let client = server.client();
+    node(&client, "node1", 1).await;
+    agent_lease(&client, "node1", 3600).await;
+    let first = Running::start(&client, "a");
+    leader(&client, "a").await;
+    let second = Running::start(&client, "b");
+    addressed(&client, "node1").await;
+    gateway(&client).await;
+    let gateways = Api::<EgressGateway>::all(client.clone());
+    until(gateways.clone(), "exit", "a node that is not ready", is(GatewayNodeStatus::NotReady)).await;
+    tunnel_built(&client, "node1").await;
+    until(gateways.clone(), "exit", "a ready node", is(GatewayNodeStatus::Ready)).await;
+    policy(&client, "shop", "10.9.0.0/16").await;
+    let policies = Api::<EgressGatewayPolicy>::all(client.clone());
+    until(policies, "shop", "its gateway", |policy| {
+        policy.status.as_ref().is_some_and(|status| status.egress_gateway.as_deref() == Some("exit"))
+    })
+    .await;
+    first.stop().await;
+    leader(&client, "b").await;
+    // The new leader finds everything as it is; what it writes next has no news in it.
+    node(&client, "node2", 2).await;
+    addressed(&client, "node2").await;
+    second.stop().await;
+    let events = Api::<Event>::namespaced(client, "default").list(&ListParams::default()).await.unwrap();
+    let told = |event: &Event| {
+        let regarding = event.regarding.clone().unwrap_or_default();
+        let (kind, name, uid) = (regarding.kind.unwrap_or_default(), regarding.name.unwrap_or_default(), regarding.uid.unwrap_or_default());
+        assert!(!uid.is_empty());
+        assert_eq!(event.reporting_instance.as_deref(), Some("a"));
+        format!("{} {kind} {name} {}", event.type_.clone().unwrap_or_default(), event.reason.clone().unwrap_or_default())
+    };
+    let told: BTreeSet<String> = events.items.iter().map(told).collect();
+    assert_eq!(events.items.len(), told.len(), "{told:?}");
+    let news =
+        ["Normal EgressGateway exit ActiveNodesChanged", "Normal EgressGateway exit Ready", "Warning EgressGateway exit NoReadyNode"];
+    assert_eq!(told, news.map(str::to_owned).into());
 }

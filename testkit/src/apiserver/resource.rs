@@ -39,13 +39,14 @@ impl Resource {
 pub(super) struct Resources(BTreeMap<(String, String), Resource>);
 
 /// Group, version, plural, kind, namespaced, status subresource.
-const BUILT_IN: [(&str, &str, &str, &str, bool, bool); 9] = [
+const BUILT_IN: [(&str, &str, &str, &str, bool, bool); 10] = [
     ("", "v1", "nodes", "Node", false, true),
     ("", "v1", "namespaces", "Namespace", false, false),
     ("", "v1", "pods", "Pod", true, true),
     ("", "v1", "services", "Service", true, true),
     ("", "v1", "configmaps", "ConfigMap", true, false),
     ("", "v1", "events", "Event", true, false),
+    ("events.k8s.io", "v1", "events", "Event", true, false),
     ("coordination.k8s.io", "v1", "leases", "Lease", true, false),
     ("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", false, true),
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", false, true),

@@ -53,8 +53,8 @@ fn the_daemons_use_every_right_that_they_have_and_miss_none() {
     let Some(assets) = assets() else { return };
     let installed = Installed::start(assets);
     installed.govern();
-    // An EgressNode goes with its Node.
-    installed.kubernetes.kubectl("delete node gateway-2").unwrap();
+    // An EgressNode goes with its Node, and that traffic leaves by another one then is an Event.
+    installed.kubernetes.kubectl("delete node gateway-1").unwrap();
     for account in ["egressgateway-agent", "egressgateway-controller"] {
         let granted = granted(&installed, account);
         assert!(granted.len() > 6, "{granted:?}");

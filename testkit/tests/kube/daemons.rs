@@ -158,6 +158,11 @@ fn policies_reach_the_wire_and_go_again() {
     let kubernetes = &installed.kubernetes;
     kubernetes.kubectl("label node gateway-1 egress-").unwrap();
     installed.leaves_by("gateway-2");
+    kubernetes.eventually("an Event tells of it", || {
+        let events = kubernetes.kubectl("events --namespace default --for egressgateway/exit")?;
+        let told = events.contains("ActiveNodesChanged") && events.contains("traffic leaves by gateway-2 instead of gateway-1");
+        if told { Ok(()) } else { Err(events) }
+    });
     kubernetes.kubectl("delete egressgatewaypolicy shopping").unwrap();
     installed.leaves_by("client-1");
 }

@@ -1,0 +1,86 @@
+//! Events of `events.k8s.io`, one object for each: they tell transitions, so there is nothing to aggregate.
+//! <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/>
+
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1 as events},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{Api, Client, Resource, api::PostParams};
+
+use super::{failure, metrics::WriteMetrics};
+use crate::controller::Event;
+
+/// Events about objects of the cluster stand in this namespace.
+const NAMESPACE: &str = "default";
+const CONTROLLER: &str = "egressgateway.spidernet.io/controller";
+/// What an API server takes at most as a note, and as the name of an instance.
+const MAX_NOTE: usize = 1024;
+const MAX_INSTANCE: usize = 128;
+/// What is left of the 253 characters of a name, less the number.
+const MAX_PREFIX: usize = 220;
+
+/// Which object an event is about.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Regarding {
+    reference: ObjectReference,
+}
+
+impl Regarding {
+    pub(super) fn new<K: Resource<DynamicType = ()>>(name: &str, uid: &str) -> Self {
+        let reference = ObjectReference {
+            api_version: Some(K::api_version(&()).into_owned()),
+            kind: Some(K::kind(&()).into_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        Self { reference }
+    }
+}
+
+/// Writes events; one that can't be written is lost, for the conditions say it too.
+#[derive(Clone)]
+pub(super) struct EventWriter {
+    events: Api<events::Event>,
+    instance: String,
+    metrics: WriteMetrics,
+}
+
+impl EventWriter {
+    pub(super) fn new(client: Client, identity: &str, metrics: WriteMetrics) -> Self {
+        let instance = identity.chars().take(MAX_INSTANCE).collect();
+        Self { events: Api::namespaced(client, NAMESPACE), instance, metrics }
+    }
+
+    pub(super) async fn write(&self, regarding: &Regarding, event: &Event) {
+        let object = self.object(regarding, event, Timestamp::now());
+        let result = self.events.create(&PostParams::default(), &object).await.map_err(|error| failure::from_api(error, "write an event"));
+        self.metrics.wrote("Event", result.as_ref().map(|_| ()).map_err(|error| error.kind));
+        if let Err(error) = result {
+            tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "an event is lost");
+        }
+    }
+
+    fn object(&self, regarding: &Regarding, event: &Event, now: Timestamp) -> events::Event {
+        let name: String = regarding.reference.name.iter().flat_map(|name| name.chars()).take(MAX_PREFIX).collect();
+        let note = event.note.char_indices().take_while(|(at, char)| at + char.len_utf8() <= MAX_NOTE).map(|(_, char)| char).collect();
+        events::Event {
+            metadata: ObjectMeta {
+                namespace: Some(NAMESPACE.to_owned()),
+                // Unique as long as no two events about an object happen in one nanosecond; then one of them is lost.
+                name: Some(format!("{}.{:x}", name.trim_end_matches(['.', '-']), now.as_nanosecond())),
+                ..ObjectMeta::default()
+            },
+            action: Some("Plan".to_owned()),
+            event_time: Some(MicroTime(now)),
+            note: Some(note),
+            reason: Some(event.reason.to_owned()),
+            regarding: Some(regarding.reference.clone()),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
+            ..events::Event::default()
+        }
+    }
+}
