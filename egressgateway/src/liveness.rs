@@ -89,6 +89,11 @@ impl Liveness {
         Self { settings, ends: BTreeMap::new(), number: 0 }
     }
 
+    /// From now on these settings count; what is known stays.
+    pub fn configure(&mut self, settings: LivenessSettings) {
+        self.settings = settings;
+    }
+
     /// From now on these are probed, and no others. What is known of those that stay is kept.
     pub fn watch(&mut self, ends: &BTreeSet<End>, now: Instant) {
         self.ends.retain(|end, _| ends.contains(end));

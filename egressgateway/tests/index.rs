@@ -125,6 +125,36 @@ fn a_default_gateway_that_does_not_exist_is_not_replaced_by_another() {
 }
 
 #[test]
+fn settings_that_change_are_as_if_they_had_always_been_so() {
+    let world = || {
+        [
+            gateway("a", GATEWAY),
+            gateway("b", "spec: {nodeSelector: {matchLabels: {egress: b}}}"),
+            policy("shop", SHOP),
+            node("n1", "10.244.1.0/24", "10.6.0.1"),
+            pod("shop", "n1", "10.244.1.10", "shop"),
+        ]
+    };
+    let other = IndexSettings {
+        default_gateway: Some(GatewayName::from("a")),
+        cluster_networks: vec!["10.96.0.0/12".parse().unwrap()],
+        start_gate: false,
+        ..settings()
+    };
+    let mut index = index(world());
+    assert_eq!(verdicts(&index.desired())[&range("10.6.1.0/24")], Verdict::Hold, "two gateways, and none is named");
+    index.configure(other.clone());
+    let mut rebuilt = Index::new(other);
+    let underlay = Underlay { device: "eth0".into(), index: 2, address: "10.6.0.1".parse().unwrap(), mtu: 1500 };
+    rebuilt.set_underlay(imbl::OrdMap::unit(Family::V4, underlay));
+    for change in world() {
+        rebuilt.apply(change);
+    }
+    assert_eq!(verdicts(&index.desired())[&range("10.6.1.0/24")], BY_NODE);
+    assert_eq!(index.desired(), rebuilt.desired());
+}
+
+#[test]
 fn traffic_is_held_as_long_as_the_gateway_has_no_mark_or_the_policy_no_address() {
     let shop = pod("a", "n1", "10.244.1.10", "shop");
     let held = BTreeMap::from([(range("10.6.1.0/24"), Verdict::Hold)]);

@@ -11,9 +11,11 @@ use std::{process::ExitCode, sync::Arc};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use egressgateway::{DriversDesired, config::Config, model::NodeName, runtime::Agent};
 use egressgateway_daemon::{
-    CommonArguments, Failure, client, command, configuration, install_logs, install_tls, listen, serve, shutdown_on_signal,
+    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, serve,
+    shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Where probes and metrics are served unless the arguments say otherwise.
@@ -58,7 +60,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
             Some(("cleanup", arguments)) => cleanup(&config, arguments.get_flag("dry-run")).await,
             Some(_) => plan(&config, &common, node(matches)?).await,
             None if matches.get_flag("dry-run") => plan(&config, &common, node(matches)?).await,
-            None => run(&config, &common, node(matches)?).await,
+            None => run(matches, config, &common, node(matches)?).await,
         }
     })
 }
@@ -68,14 +70,20 @@ fn node(matches: &ArgMatches) -> Result<NodeName, Failure> {
     matches.get_one::<String>("node-name").map(|name| NodeName::from(name.as_str())).ok_or_else(missing)
 }
 
-async fn run(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
+async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
-    let agent = agent(config, common, node).await?.with_metrics(&mut registry);
+    let changes = watch::Sender::new(wiring::settings(&config, common, node.clone()));
+    let agent = agent(&config, common, node.clone()).await?.with_metrics(&mut registry).with_changes(changes.subscribe());
     let listener = listen(common, LISTEN).await?;
     let health = agent.health();
     let served = tokio::spawn(serve(listener, registry, health, shutdown.clone()));
-    let result = agent.run(shutdown.clone()).await;
+    let reloads = agent.reloads();
+    let take = |config: &Config| drop(changes.send_replace(wiring::settings(config, common, node.clone())));
+    let result = tokio::select! {
+        result = agent.run(shutdown.clone()) => result,
+        () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
+    };
     shutdown.cancel();
     served.await.map_err(|error| egressgateway::Error::new(egressgateway::ErrorKind::Invalid, "probes").with_source(error))??;
     Ok(result?)
@@ -106,6 +114,5 @@ async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Res
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
     let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
-    let agent = agent.with_prober(Arc::new(node.prober));
-    Ok(if config.reset_connections { agent.with_connections(Arc::new(node.connections), node.view) } else { agent })
+    Ok(agent.with_prober(Arc::new(node.prober)).with_connections(Arc::new(node.connections), node.view))
 }

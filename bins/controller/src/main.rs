@@ -14,9 +14,11 @@ use egressgateway::{
     runtime::{Controller, ControllerSettings, ElectionSettings},
 };
 use egressgateway_daemon::{
-    CommonArguments, Failure, client, command, configuration, install_logs, install_tls, listen, serve, shutdown_on_signal,
+    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, serve,
+    shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 use crate::webhook::WebhookArguments;
 
@@ -58,15 +60,23 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     install_logs(&common)?;
     install_tls()?;
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Error::from_io(error, "start the runtime"))?;
-    runtime.block_on(run(&config, &common, identity, webhooks))
+    runtime.block_on(run(matches, config, &common, identity, webhooks))
 }
 
-async fn run(config: &Config, common: &CommonArguments, identity: String, webhooks: WebhookArguments) -> Result<(), Failure> {
+async fn run(
+    matches: &ArgMatches,
+    config: Config,
+    common: &CommonArguments,
+    identity: String,
+    webhooks: WebhookArguments,
+) -> Result<(), Failure> {
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
     let settings = ControllerSettings::new(config.controller_settings(), ElectionSettings::new(&common.namespace, identity));
     let client = client(common.kubeconfig.as_deref()).await?;
-    let controller = Controller::new(client.clone(), settings, Arc::new(LowestFree)).with_metrics(&mut registry);
+    let plan = watch::Sender::new(settings.plan.clone());
+    let controller =
+        Controller::new(client.clone(), settings, Arc::new(LowestFree)).with_metrics(&mut registry).with_plan(plan.subscribe());
     let listener = listen(common, LISTEN).await?;
     let served = tokio::spawn(serve(listener, registry, controller.health(), shutdown.clone()));
     let webhooks = match webhook::listen(&webhooks).await? {
@@ -76,7 +86,12 @@ async fn run(config: &Config, common: &CommonArguments, identity: String, webhoo
         }
         None => None,
     };
-    let result = controller.run(shutdown.clone()).await;
+    let reloads = controller.reloads();
+    let take = |config: &Config| drop(plan.send_replace(config.controller_settings()));
+    let result = tokio::select! {
+        result = controller.run(shutdown.clone()) => result,
+        () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
+    };
     shutdown.cancel();
     served.await.map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
     if let Some(webhooks) = webhooks {

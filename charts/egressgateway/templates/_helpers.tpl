@@ -34,3 +34,9 @@ app.kubernetes.io/component: {{ index . 1 }}
 - name: spec
   expression: request.operation != "UPDATE" || !has(oldObject.spec) || !has(object.spec) || object.spec != oldObject.spec
 {{- end }}
+
+{{- /* Changes with what a daemon takes over at its start only; the rest it takes from the mounted file while it runs. */ -}}
+{{- define "egressgateway.checksum" -}}
+{{- $fixed := omit .Values.config "forwardMethod" "defaultEgressGateway" "clusterCIDRs" "failover" "startGate" "resetConnections" -}}
+{{- list $fixed (dig "clusterCIDRs" "auto" true .Values.config) | toJson | sha256sum -}}
+{{- end }}

@@ -11,10 +11,16 @@ pub struct Field {
     pub env: &'static str,
     /// What it means, with its values.
     pub help: &'static str,
+    /// Whether a change takes effect while a daemon runs; otherwise at its next start.
+    pub live: bool,
 }
 
 const fn field(path: &'static str, flag: &'static str, env: &'static str, help: &'static str) -> Field {
-    Field { path, flag, env, help }
+    Field { path, flag, env, help, live: false }
+}
+
+const fn live(path: &'static str, flag: &'static str, env: &'static str, help: &'static str) -> Field {
+    Field { live: true, ..field(path, flag, env, help) }
 }
 
 impl Config {
@@ -39,15 +45,15 @@ impl Config {
         field("tunnel.parent", "tunnel-parent", "EGRESSGATEWAY_TUNNEL_PARENT", "device below the tunnel, or auto"),
         field("policyBackend", "policy-backend", "EGRESSGATEWAY_POLICY_BACKEND", "name of the policy backend, or auto"),
         field("iptables", "iptables", "EGRESSGATEWAY_IPTABLES", "whose rules the netfilter backend joins: auto, legacy or nft"),
-        field("forwardMethod", "forward-method", "EGRESSGATEWAY_FORWARD_METHOD", "active-passive or ecmp, for gateways that don't say"),
-        field(
+        live("forwardMethod", "forward-method", "EGRESSGATEWAY_FORWARD_METHOD", "active-passive or ecmp, for gateways that don't say"),
+        live(
             "defaultEgressGateway",
             "default-egress-gateway",
             "EGRESSGATEWAY_DEFAULT_EGRESS_GATEWAY",
             "gateway of policies that name none; empty: the only one there is",
         ),
         field("clusterCIDRs.auto", "cluster-cidrs-auto", "EGRESSGATEWAY_CLUSTER_CIDRS_AUTO", "learn the cluster's networks: true or false"),
-        field(
+        live(
             "clusterCIDRs.extra",
             "cluster-cidrs-extra",
             "EGRESSGATEWAY_CLUSTER_CIDRS_EXTRA",
@@ -67,20 +73,20 @@ impl Config {
             "EGRESSGATEWAY_ROUTING_PROTOCOL",
             "route protocol number that marks our routes, 5 to 255",
         ),
-        field("failover.interval", "failover-interval", "EGRESSGATEWAY_FAILOVER_INTERVAL", "time between two probes, 10ms to 1m"),
-        field(
+        live("failover.interval", "failover-interval", "EGRESSGATEWAY_FAILOVER_INTERVAL", "time between two probes, 10ms to 1m"),
+        live(
             "failover.multiplier",
             "failover-multiplier",
             "EGRESSGATEWAY_FAILOVER_MULTIPLIER",
             "unanswered probes after which a gateway counts as dead, 1 to 100",
         ),
-        field(
+        live(
             "startGate",
             "start-gate",
             "EGRESSGATEWAY_START_GATE",
             "hold a new pod's traffic until the agent knows the pod: true or false",
         ),
-        field(
+        live(
             "resetConnections",
             "reset-connections",
             "EGRESSGATEWAY_RESET_CONNECTIONS",

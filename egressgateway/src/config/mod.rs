@@ -4,6 +4,7 @@
 //! is refused. What only the whole configuration shows is told by [`Config::problems`].
 
 mod field;
+mod reload;
 mod value;
 mod yaml;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use field::Field;
+pub use reload::Changed;
 
 use crate::{
     api::ForwardMethod,

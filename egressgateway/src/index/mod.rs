@@ -36,7 +36,7 @@ use policies::Policies;
 use who::Who;
 
 /// What an index must know besides the cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexSettings {
     /// The node whose [`NodeDesired`] is computed.
     pub node: NodeName,
@@ -142,6 +142,12 @@ impl Index {
             Change::ClusterNetworks(networks) => self.networks = networks,
         }
         self.stale = true;
+    }
+
+    /// From now on these settings count.
+    pub fn configure(&mut self, settings: IndexSettings) {
+        self.stale |= self.settings != settings;
+        self.settings = settings;
     }
 
     /// What outer packets leave by, as read from this node's kernel.

@@ -3,9 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{agent_loop::Session, backoff::Backoff, health::Health, metrics::AgentMetrics, presence::LeaseSettings};
+use super::{
+    agent_loop::Session,
+    backoff::Backoff,
+    health::Health,
+    metrics::{AgentMetrics, Reloads},
+    presence::LeaseSettings,
+};
 use crate::{
     Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, Prober, index::IndexSettings,
     liveness::LivenessSettings, model::MarkMask,
@@ -26,6 +33,8 @@ pub struct AgentSettings {
     pub backend: Option<String>,
     /// How fast a silent gateway node is noticed.
     pub liveness: LivenessSettings,
+    /// Whether connections are ended that began before the policy which governs them; see [`Agent::with_connections`].
+    pub reset_connections: bool,
     /// The Lease by which the controller knows that the agent is alive.
     pub lease: LeaseSettings,
     /// How often the kernel is read completely, and what failed for good is tried again.
@@ -55,6 +64,7 @@ impl AgentSettings {
             mask: MarkMask::default(),
             backend: None,
             liveness: LivenessSettings::default(),
+            reset_connections: true,
             lease: LeaseSettings::default(),
             resync: Duration::from_secs(120),
             quiet: Duration::from_millis(100),
@@ -75,6 +85,7 @@ impl AgentSettings {
 pub struct Agent {
     pub(super) client: kube::Client,
     pub(super) settings: AgentSettings,
+    pub(super) changes: watch::Receiver<AgentSettings>,
     pub(super) drivers: Drivers,
     pub(super) encapsulation: Arc<dyn Encapsulation>,
     pub(super) host: Arc<dyn Host>,
@@ -103,9 +114,11 @@ impl Agent {
         host: Arc<dyn Host>,
     ) -> Self {
         let (metrics, health) = (AgentMetrics::default(), Health::default());
+        let changes = watch::channel(settings.clone()).1;
         Self {
             client,
             settings,
+            changes,
             drivers,
             encapsulation,
             host,
@@ -116,6 +129,20 @@ impl Agent {
             metrics,
             health,
         }
+    }
+
+    /// Settings that may change while the agent runs: of [`AgentSettings::index`] all but the node and whether networks are learnt, further
+    /// [`AgentSettings::liveness`] and [`AgentSettings::reset_connections`]. The others stay as they were at the start.
+    #[must_use]
+    pub fn with_changes(mut self, changes: watch::Receiver<AgentSettings>) -> Self {
+        self.changes = changes;
+        self
+    }
+
+    /// Where reloads of the configuration are counted.
+    #[must_use]
+    pub fn reloads(&self) -> Reloads {
+        self.metrics.reloads.clone()
     }
 
     /// Where packet counters are read from.

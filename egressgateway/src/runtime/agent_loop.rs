@@ -28,7 +28,8 @@ use super::{
 use crate::{
     CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, PolicyMonitor, ProbeAddress,
     api::{self, EgressNodeStatus, Interface},
-    index::Index,
+    index::{Index, IndexSettings},
+    liveness::LivenessSettings,
     model::{Family, NodeName},
     world::Change,
 };
@@ -70,6 +71,10 @@ pub(super) struct Session {
     /// The gateway nodes that are probed, and those of them that are down.
     probed: watch::Sender<Ends>,
     down: (watch::Sender<BTreeSet<NodeName>>, watch::Receiver<BTreeSet<NodeName>>),
+    /// Settings as they are now, and those of them that others follow.
+    changes: watch::Receiver<AgentSettings>,
+    liveness: watch::Sender<LivenessSettings>,
+    resets: watch::Sender<bool>,
     metrics: AgentMetrics,
     health: Health,
     tasks: JoinSet<()>,
@@ -121,7 +126,7 @@ impl Session {
         };
         session.tasks.spawn(presence.run(shutdown.clone()));
         if let Some(prober) = prober {
-            let gateways = GatewayProbes::new(prober, settings.liveness, session.metrics.clone());
+            let gateways = GatewayProbes::new(prober, session.liveness.subscribe(), session.metrics.clone());
             session.tasks.spawn(gateways.run(session.probed.subscribe(), session.down.0.clone()));
         }
         if let Some((connections, view)) = connections {
@@ -129,6 +134,7 @@ impl Session {
                 connections,
                 view,
                 mask: settings.mask,
+                wanted: session.resets.subscribe(),
                 resync: settings.resync,
                 backoff: settings.kernel_backoff.clone(),
                 metrics: session.metrics.clone(),
@@ -143,7 +149,7 @@ impl Session {
 
     /// Starts watching, and nothing that writes.
     pub(super) fn start_reading(agent: Agent) -> Self {
-        let Agent { client, settings, drivers, encapsulation, host, monitor, metrics, health, .. } = agent;
+        let Agent { client, settings, changes, drivers, encapsulation, host, monitor, metrics, health, .. } = agent;
         let (out, inbox) = mpsc::channel(INBOX);
         let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
         let recorders = Recorders::default();
@@ -173,6 +179,9 @@ impl Session {
             in_force: watch::Sender::default(),
             probed: watch::Sender::default(),
             down: watch::channel(BTreeSet::new()),
+            changes,
+            liveness: watch::Sender::new(settings.liveness),
+            resets: watch::Sender::new(settings.reset_connections),
             settings,
             recorders,
             host,
@@ -217,6 +226,7 @@ impl Session {
             _ = self.inbox.recv_many(&mut batch, INBOX) => {}
             changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
             Ok(()) = self.down.1.changed() => self.gateways_changed(),
+            Ok(()) = self.changes.changed() => self.settings_changed(),
             changed = policy_changed(self.monitor.as_deref()), if self.due.policy.is_none() => self.policy_changed(&changed),
             Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
                 return Err(ended_alone(ended));
@@ -257,6 +267,18 @@ impl Session {
                 self.metrics.watch.restarted(kind);
             }
         }
+    }
+
+    /// Takes over what may change while the agent runs.
+    fn settings_changed(&mut self) {
+        let changed = self.changes.borrow_and_update().clone();
+        let fixed = &self.settings.index;
+        let (node, auto_cluster_networks) = (fixed.node.clone(), fixed.auto_cluster_networks);
+        self.settings.index = IndexSettings { node, auto_cluster_networks, ..changed.index };
+        self.index.configure(self.settings.index.clone());
+        self.due.converge = true;
+        self.liveness.send_replace(changed.liveness);
+        self.resets.send_replace(changed.reset_connections);
     }
 
     fn gateways_changed(&mut self) {

@@ -7,8 +7,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admission::Admission, backoff::Backoff, controller_loop::Session, election::ElectionSettings, health::Health,
-    metrics::ControllerMetrics, shared_cluster::SharedCluster,
+    admission::Admission,
+    backoff::Backoff,
+    controller_loop::Session,
+    election::ElectionSettings,
+    health::Health,
+    metrics::{ControllerMetrics, Reloads},
+    shared_cluster::SharedCluster,
 };
 use crate::{Error, allocator::Allocator, controller};
 
@@ -76,6 +81,19 @@ impl Controller {
         let plan = watch::channel(settings.plan.clone()).1;
         let (cluster, metrics, health) = (SharedCluster::default(), ControllerMetrics::default(), Health::default());
         Self { client, settings, allocator, plan, cluster, metrics, health }
+    }
+
+    /// What plans depend on may change while the controller runs; the mask and the networks of the tunnel must stay.
+    #[must_use]
+    pub fn with_plan(mut self, plan: watch::Receiver<controller::ControllerSettings>) -> Self {
+        self.plan = plan;
+        self
+    }
+
+    /// Where reloads of the configuration are counted.
+    #[must_use]
+    pub fn reloads(&self) -> Reloads {
+        self.metrics.reloads.clone()
     }
 
     /// Registers what the controller counts, under the prefix `egressgateway_controller`.

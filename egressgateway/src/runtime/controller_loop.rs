@@ -54,6 +54,7 @@ pub(super) struct Session {
     client: Client,
     settings: ControllerSettings,
     allocator: Arc<dyn Allocator>,
+    plan_settings: watch::Receiver<controller::ControllerSettings>,
     mirror: Mirror,
     gate: Gate,
     inbox: mpsc::Receiver<Message<Seen>>,
@@ -72,7 +73,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn start(controller: Controller, shutdown: &CancellationToken) -> Self {
-        let Controller { client, settings, allocator, plan: _, cluster, metrics, health } = controller;
+        let Controller { client, settings, allocator, plan: plan_settings, cluster, metrics, health } = controller;
         let (out, inbox) = mpsc::channel(INBOX);
         let (leader, leading) = watch::channel(None);
         let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
@@ -88,6 +89,7 @@ impl Session {
             client,
             settings,
             allocator,
+            plan_settings,
             mirror: Mirror { cluster, ..Mirror::default() },
             gate,
             inbox,
@@ -127,6 +129,7 @@ impl Session {
         tokio::select! {
             () = shutdown.cancelled() => {}
             _ = self.inbox.recv_many(&mut batch, INBOX) => {}
+            Ok(()) = self.plan_settings.changed() => self.plan_soon(),
             Ok(()) = self.leading.changed() => self.leader_changed(term.is_some()),
             Some(ended) = self.watches.join_next() => return Err(ended_alone(ended)),
             Some(ended) = self.election.join_next() => if !shutdown.is_cancelled() {
@@ -217,7 +220,7 @@ impl Session {
         let fresh = self.mirror.freshness.fresh(began);
         let agents = fresh.len();
         self.mirror.cluster.write().fresh_leases = fresh;
-        let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.settings.plan);
+        let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.plan_settings.borrow_and_update());
         let writes = writes(plan, &self.mirror, Timestamp::now());
         self.metrics.planned(began.elapsed(), agents);
         if writes.is_empty() {

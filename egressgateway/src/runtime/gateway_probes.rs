@@ -22,6 +22,7 @@ pub(super) type Ends = BTreeMap<End, ProbeAddress>;
 pub(super) struct GatewayProbes {
     prober: Arc<dyn Prober>,
     liveness: Liveness,
+    settings: watch::Receiver<LivenessSettings>,
     ends: Ends,
     metrics: AgentMetrics,
     /// Whether the last probe could not be sent: told once.
@@ -29,8 +30,9 @@ pub(super) struct GatewayProbes {
 }
 
 impl GatewayProbes {
-    pub(super) fn new(prober: Arc<dyn Prober>, settings: LivenessSettings, metrics: AgentMetrics) -> Self {
-        Self { prober, liveness: Liveness::new(settings), ends: Ends::new(), metrics, mute: false }
+    pub(super) fn new(prober: Arc<dyn Prober>, settings: watch::Receiver<LivenessSettings>, metrics: AgentMetrics) -> Self {
+        let liveness = Liveness::new(*settings.borrow());
+        Self { prober, liveness, settings, ends: Ends::new(), metrics, mute: false }
     }
 
     /// Works until the sender of `ends` is gone.
@@ -48,6 +50,7 @@ impl GatewayProbes {
                     self.ends = ends.borrow_and_update().clone();
                     self.liveness.watch(&self.ends.keys().cloned().collect(), now());
                 }
+                Ok(()) = self.settings.changed() => self.liveness.configure(*self.settings.borrow_and_update()),
                 () = wait_until(next) => {}
             }
             let prober = self.prober.clone();
@@ -161,7 +164,10 @@ mod tests {
         let network = Arc::new(Network::default());
         let (wanted, received) = watch::channel(Ends::new());
         let (sender, mut down) = watch::channel(BTreeSet::new());
-        tokio::spawn(GatewayProbes::new(network.clone(), LivenessSettings::default(), AgentMetrics::default()).run(received, sender));
+        tokio::spawn(
+            GatewayProbes::new(network.clone(), watch::channel(LivenessSettings::default()).1, AgentMetrics::default())
+                .run(received, sender),
+        );
         wanted.send_replace(ends("egress-vxlan-v4"));
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(!down.has_changed().unwrap(), "all answer");
@@ -178,11 +184,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn another_interval_counts_at_once() {
+        let network = Arc::new(Network::default());
+        let (settings, changes) = watch::channel(LivenessSettings { interval: Duration::from_secs(60), multiplier: 3 });
+        let (wanted, received) = watch::channel(ends("egress-vxlan-v4"));
+        let (sender, mut down) = watch::channel(BTreeSet::new());
+        tokio::spawn(GatewayProbes::new(network.clone(), changes, AgentMetrics::default()).run(received, sender));
+        wanted.send_replace(ends("egress-vxlan-v4"));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        network.dead.lock().unwrap().insert([172, 31, 0, 1].into());
+        settings.send_replace(LivenessSettings::default());
+        let died = Instant::now();
+        down.changed().await.unwrap();
+        assert!(died.elapsed() < Duration::from_secs(1), "{:?}", died.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn without_the_tunnel_nobody_is_told_dead() {
         let network = Arc::new(Network::default());
         let (wanted, received) = watch::channel(ends("egress-vxlan-v4"));
         let (sender, down) = watch::channel(BTreeSet::new());
-        tokio::spawn(GatewayProbes::new(network.clone(), LivenessSettings::default(), AgentMetrics::default()).run(received, sender));
+        tokio::spawn(
+            GatewayProbes::new(network.clone(), watch::channel(LivenessSettings::default()).1, AgentMetrics::default())
+                .run(received, sender),
+        );
         wanted.send_replace(ends("egress-vxlan-v4"));
         tokio::time::sleep(Duration::from_secs(5)).await;
         wanted.send_replace(ends("gone"));

@@ -61,6 +61,11 @@ struct ReviewLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 /// What every watching daemon counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchMetrics {
@@ -128,6 +133,7 @@ pub(super) struct AgentMetrics {
     pub(super) watch: WatchMetrics,
     pub(super) lease: LeaseMetrics,
     pub(super) write: WriteMetrics,
+    pub(super) reloads: Reloads,
     durations: Family<DriverLabel, Histogram, fn() -> Histogram>,
     errors: Family<DriverErrorLabels, Count>,
     converges: Family<OutcomeLabels, Count>,
@@ -149,6 +155,7 @@ impl Default for AgentMetrics {
             watch: WatchMetrics::default(),
             lease: LeaseMetrics::default(),
             write: WriteMetrics::default(),
+            reloads: Reloads::default(),
             durations: Family::new_with_constructor(histogram),
             errors: Family::default(),
             converges: Family::default(),
@@ -177,6 +184,7 @@ impl AgentMetrics {
         self.watch.register(registry);
         self.lease.register(registry);
         self.write.register(registry);
+        self.reloads.register(registry);
         registry.register("reconcile_duration_seconds", "Time that a driver took to plan and apply", self.durations.clone());
         registry.register("reconcile_errors", "Failures of drivers by kind", self.errors.clone());
         registry.register("converges", "Converges of the node by outcome; first is the one after start", self.converges.clone());
@@ -249,6 +257,34 @@ impl AgentMetrics {
     }
 }
 
+/// What becomes of a configuration file that changes while a daemon runs; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Reloads {
+    results: Family<ResultLabel, Count>,
+    waiting: Gauge,
+}
+
+impl Reloads {
+    /// Registers what is counted.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("config_reloads", "Configuration files that changed while the daemon ran, by result", self.results.clone());
+        registry.register("config_fields_waiting", "Fields of the configuration that changed and wait for a restart", self.waiting.clone());
+    }
+
+    /// A file was taken in which so many fields are others, of which so many wait for a restart.
+    pub fn taken(&self, changed: usize, waiting: usize) {
+        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        if changed > 0 {
+            self.results.get_or_create(&ResultLabel { result: "ok" }).inc();
+        }
+    }
+
+    /// A file was refused.
+    pub fn refused(&self) {
+        self.results.get_or_create(&ResultLabel { result: "refused" }).inc();
+    }
+}
+
 /// What is counted of admission reviews.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AdmissionMetrics {
@@ -272,6 +308,7 @@ pub(super) struct ControllerMetrics {
     pub(super) watch: WatchMetrics,
     pub(super) lease: LeaseMetrics,
     pub(super) write: WriteMetrics,
+    pub(super) reloads: Reloads,
     pub(super) admission: AdmissionMetrics,
     leading: Gauge,
     plans: Histogram,
@@ -284,6 +321,7 @@ impl Default for ControllerMetrics {
             watch: WatchMetrics::default(),
             lease: LeaseMetrics::default(),
             write: WriteMetrics::default(),
+            reloads: Reloads::default(),
             admission: AdmissionMetrics::default(),
             leading: Gauge::default(),
             plans: histogram(),
@@ -298,6 +336,7 @@ impl ControllerMetrics {
         self.watch.register(registry);
         self.lease.register(registry);
         self.write.register(registry);
+        self.reloads.register(registry);
         self.admission.register(registry);
         registry.register("leading", "Whether this process is the leader", self.leading.clone());
         registry.register("plan_duration_seconds", "Time that a plan of the whole cluster took", self.plans.clone());
@@ -378,7 +417,8 @@ in its own registry.
         rows
     }
 
-    fn common(watch: &WatchMetrics, lease: &LeaseMetrics, write: &WriteMetrics) {
+    fn common(watch: &WatchMetrics, lease: &LeaseMetrics, write: &WriteMetrics, reloads: &Reloads) {
+        reloads.refused();
         watch.restarted("pods");
         lease.failed(ErrorKind::Transient);
         write.wrote("status", Ok(()));
@@ -387,7 +427,7 @@ in its own registry.
     #[test]
     fn the_documentation_names_every_metric() {
         let (agent, mut agents) = (AgentMetrics::default(), Registry::default());
-        common(&agent.watch, &agent.lease, &agent.write);
+        common(&agent.watch, &agent.lease, &agent.write, &agent.reloads);
         agent.reconciled("tunnel", Duration::ZERO, Some(ErrorKind::Transient));
         agent.converged(true, "applied");
         agent.not_forgotten(ErrorKind::Transient);
@@ -395,7 +435,7 @@ in its own registry.
         agent.packets([("steered".to_owned(), Counter::default())].into());
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());
-        common(&controller.watch, &controller.lease, &controller.write);
+        common(&controller.watch, &controller.lease, &controller.write, &controller.reloads);
         controller.admission.answered("validate", true);
         controller.register(&mut controllers);
 

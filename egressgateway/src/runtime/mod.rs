@@ -34,4 +34,5 @@ pub use backoff::Backoff;
 pub use controller::{Controller, ControllerSettings};
 pub use election::ElectionSettings;
 pub use health::Health;
+pub use metrics::Reloads;
 pub use presence::LeaseSettings;

@@ -18,6 +18,8 @@ pub(super) struct StaleConnections {
     pub(super) connections: Arc<dyn Connections>,
     pub(super) view: DestinationView,
     pub(super) mask: MarkMask,
+    /// Whether connections are to be ended at all.
+    pub(super) wanted: watch::Receiver<bool>,
     /// How often everything is looked through without a reason.
     pub(super) resync: Duration,
     pub(super) backoff: Backoff,
@@ -34,6 +36,7 @@ impl StaleConnections {
                     Ok(()) => true,
                     Err(_) => return,
                 },
+                Ok(()) = self.wanted.changed() => true,
                 () = wait_until(next) => false,
             };
             tokio::time::sleep_until(free).await;
@@ -47,7 +50,8 @@ impl StaleConnections {
 
     /// Whether it went well.
     async fn look(&mut self, policy: Option<&PolicyDesired>) -> bool {
-        let Some(policy) = policy.filter(|policy| !policy.destinations.is_empty()) else { return true };
+        let wanted = *self.wanted.borrow_and_update();
+        let Some(policy) = policy.filter(|policy| wanted && !policy.destinations.is_empty()) else { return true };
         let (view, mask) = (self.view, self.mask);
         match self.connections.forget(&|connection| policy.is_stale(connection, view, mask)).await {
             Ok(number) => {
@@ -134,10 +138,15 @@ mod tests {
     }
 
     fn start(table: &Arc<Table>) -> watch::Sender<Option<PolicyDesired>> {
+        start_where(table, watch::channel(true).1)
+    }
+
+    fn start_where(table: &Arc<Table>, wanted: watch::Receiver<bool>) -> watch::Sender<Option<PolicyDesired>> {
         let (sender, receiver) = watch::channel(None);
         let task = StaleConnections {
             connections: table.clone(),
             view: DestinationView::Translated,
+            wanted,
             mask: MarkMask::default(),
             resync: Duration::from_secs(100),
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_millis(100)),
@@ -163,6 +172,22 @@ mod tests {
         policies.send_replace(Some(policy([10, 244, 0, 6])));
         pass(Duration::from_millis(1)).await;
         assert_eq!(table.looks().last(), Some(&(160_000, false)), "another pod's policy");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_ended_unless_it_is_wanted_and_at_once_when_it_becomes_so() {
+        let table = Table::new(Duration::ZERO, 0);
+        let (wanted, received) = watch::channel(false);
+        let policies = start_where(&table, received);
+        policies.send_replace(Some(policy([10, 244, 0, 5])));
+        pass(Duration::from_secs(150)).await;
+        assert_eq!(table.looks(), []);
+        wanted.send_replace(true);
+        pass(Duration::from_millis(1)).await;
+        assert_eq!(table.looks(), [(150_000, true)]);
+        wanted.send_replace(false);
+        pass(Duration::from_secs(150)).await;
+        assert_eq!(table.looks().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -168,6 +168,29 @@ fn policies_reach_the_wire_and_go_again() {
 }
 
 #[test]
+fn another_default_gateway_in_the_configuration_counts_without_a_restart() {
+    let Some(assets) = assets() else { return };
+    let installed = Installed::start(assets);
+    let kubernetes = &installed.kubernetes;
+    let unnamed = OBJECTS.replace("  egressGatewayName: exit\n", "");
+    kubernetes.eventually("the objects are accepted", || kubernetes.apply(&unnamed));
+    kubernetes.eventually("the default gateway is missing", || {
+        let reason = kubernetes.get("egressgatewaypolicy/shopping")["status"]["conditions"][0]["reason"].clone();
+        if reason == "GatewayNotFound" { Ok(()) } else { Err(reason.to_string()) }
+    });
+    kubernetes.file("config.yaml", "defaultEgressGateway: exit\ntunnel: {vni: 7}\n");
+    installed.leaves_by("gateway-1");
+    for (name, _) in &installed.daemons {
+        kubernetes.eventually(&format!("{name} says what waits"), || {
+            let log = installed.log(name);
+            let said = |field: &str, words: &str| log.lines().any(|line| line.contains(field) && line.contains(words));
+            let all = said("tunnel.vni", "waits for a restart") && said("defaultEgressGateway", "the configuration changes");
+            if all { Ok(()) } else { Err(log.clone()) }
+        });
+    }
+}
+
+#[test]
 fn the_api_server_may_die_and_come_back_while_a_connection_runs() {
     let Some(assets) = assets() else { return };
     let mut installed = Installed::start(assets);
