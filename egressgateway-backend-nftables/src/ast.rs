@@ -7,7 +7,7 @@ use egressgateway::{
     trace::{ConnectionState, DestinationKind, Direction},
 };
 
-use crate::names::{DEVICES, TARGETS, Table};
+use crate::names::{CHANGING, DEVICES, TARGETS, Table};
 
 /// Where a chain continues.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +71,8 @@ pub(crate) enum Statement {
         family: Family,
         table: Table,
     },
+    /// The entries of this class are being changed.
+    Changing,
     /// Class and destination leave here with their own address.
     Keeps(Family),
     /// Continues as the map says of class and destination, if it does.
@@ -244,6 +246,7 @@ impl fmt::Display for Statement {
             Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
             Self::ForgetClass => f.write_str("meta priority set 0:0"),
             Self::ClassOf { family, table } => write!(f, "meta priority set {} saddr map @{}", header(*family), table.name(*family)),
+            Self::Changing => write!(f, "meta priority @{CHANGING}"),
             Self::Keeps(family) => write!(f, "meta priority . {} daddr @{}", header(*family), Table::Kept.name(*family)),
             Self::VerdictOf { family, table } => write!(f, "meta priority . {} daddr vmap @{}", header(*family), table.name(*family)),
             Self::VerdictOfPin { mask } => write!(f, "ct mark & {mask:#010x} vmap @{TARGETS}"),

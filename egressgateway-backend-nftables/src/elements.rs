@@ -74,6 +74,8 @@ pub(crate) struct Elements {
     pub(crate) peers: OrdSet<IpAddr>,
     pub(crate) devices: OrdSet<String>,
     pub(crate) targets: OrdMap<u32, Jump>,
+    /// Only while a change is under way, or after one that was interrupted.
+    pub(crate) changing: OrdSet<ClassId>,
 }
 
 /// From what the translated contents were made, so that the next translation costs the difference. Says nothing about the kernel:
@@ -140,6 +142,15 @@ impl Elements {
         elements.place(&origin, current, before)?;
         elements.check_devices()?;
         Ok((elements, Memory(Some(Box::new(origin)))))
+    }
+
+    /// The classes that mean something else in `after`, wherever that shows a moment later than the rest of a transaction.
+    pub(crate) fn changing_to(&self, after: &Self) -> OrdSet<ClassId> {
+        let mut classes = OrdSet::new();
+        classes.extend(changed(&self.steer, &after.steer));
+        classes.extend(changed(&self.exit, &after.exit));
+        classes.extend(changed(&self.addresses, &after.addresses));
+        classes
     }
 
     /// Fills the three maps of destinations.
@@ -213,6 +224,13 @@ impl Elements {
             None => Ok(()),
         }
     }
+}
+
+/// The classes whose entries differ.
+fn changed<'a, V: Clone + PartialEq>(before: &'a OrdMap<Place, V>, after: &'a OrdMap<Place, V>) -> impl Iterator<Item = ClassId> + 'a {
+    before.diff(after).map(|change| match change {
+        DiffItem::Add(place, _) | DiffItem::Remove(place, _) | DiffItem::Update { new: (place, _), .. } => place.0,
+    })
 }
 
 fn set<V: Clone + PartialEq>(map: &mut OrdMap<Place, V>, place: Place, value: Option<V>) {

@@ -90,6 +90,13 @@ pub(crate) const DEVICES: &str = "overlay_devices";
 /// Connection mark byte to what happens to later packets.
 pub(crate) const TARGETS: &str = "targets";
 
+/// Classes whose entries of `where`, `exit` and `as` are being changed.
+///
+/// A transaction is one moment for chains and for sets of single keys, but ranges of concatenations show a moment later: the kernel builds
+/// them aside and puts them in place when the rest is in force already (`nft_pipapo_commit`); before Linux 6.17 it finds neither the old
+/// nor the new ones meanwhile. So what finds nothing of a class that is in here waits.
+pub(crate) const CHANGING: &str = "changing";
+
 /// Most elements that one command may bring, so that each fits one netlink attribute (64 KiB). nft 1.0.6 encodes the element that did not
 /// fit a second time, and turns the bytes of a class in a concatenation around once more: the kernel would hold another class.
 pub(crate) const ELEMENTS_PER_COMMAND: usize = 256;

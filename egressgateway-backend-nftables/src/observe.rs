@@ -14,7 +14,7 @@ use crate::{
     ast::{Chain, Declaration, Hook, Jump},
     decode,
     elements::{Elements, ExitAs, Steer},
-    names::{DEVICES, HELD, NO_GATEWAY, TARGETS, TO, Table, target_of_chain},
+    names::{CHANGING, DEVICES, HELD, NO_GATEWAY, TARGETS, TO, Table, target_of_chain},
     state::{NftState, declarations},
 };
 
@@ -116,6 +116,9 @@ impl Reader {
         match name {
             DEVICES => {
                 elements.devices.insert(element.as_str()?.to_owned());
+            }
+            CHANGING => {
+                elements.changing.insert(class(element)?);
             }
             TARGETS => {
                 let (key, value) = pair(element)?;

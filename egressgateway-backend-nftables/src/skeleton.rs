@@ -181,8 +181,10 @@ fn find_class() -> Vec<Rule> {
     [vec![ForgetClass]].into_iter().chain(lookups).collect()
 }
 
+/// What finds no verdict passes, unless entries of its class may be missing just now.
 fn decide() -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Where }]).into();
+    rules.push(drop_if([Statement::Changing], DROP_HELD));
     rules.push(go([FROM_OVERLAY], goto(UNCLASSIFIED)));
     rules
 }
@@ -223,6 +225,7 @@ fn translate(unknown_may_exit: bool, mask: MarkMask) -> Vec<Rule> {
     rules.push(go([Pinned { mask: mask.bits(), negated: true, value: mask.exit_mark() }], Jump::Accept));
     rules.push(go([], jump(FIND_CLASS)));
     rules.extend(Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Exit }]));
+    rules.push(drop_if([Statement::Changing], DROP_HELD));
     rules.push(if unknown_may_exit { go([], goto(AS_NODE)) } else { dropped(DROP_UNKNOWN_SOURCE) });
     rules
 }

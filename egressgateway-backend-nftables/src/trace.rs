@@ -135,6 +135,7 @@ impl Walk<'_> {
             Statement::Confirmed => self.packet.state != ConnectionState::Established,
             Statement::Protocol(family) => !self.is(*family),
             Statement::Keeps(family) => !self.keeps(*family),
+            Statement::Changing => !ClassId::new(self.class).is_some_and(|class| self.state.elements.changing.contains(&class)),
             _ => false,
         }
     }
