@@ -18,7 +18,7 @@ use egressgateway::{
 
 use crate::{
     netns::in_namespace,
-    pace::patient,
+    pace::{fewer, patient},
     shell::{command, run},
 };
 
@@ -201,7 +201,7 @@ impl<D: Backend> Lab<D> {
         self.program(&states[0]).await;
         let mut state = self.backend.observe().await.unwrap();
         let flood = from.flood(to);
-        for desired in std::iter::repeat_n(states, rounds).flatten() {
+        for desired in std::iter::repeat_n(states, fewer(rounds)).flatten() {
             let Change { plan, after } = self.backend.plan(desired, &state).unwrap();
             self.backend.apply(&plan).await.unwrap();
             state = after;
