@@ -58,6 +58,8 @@ pub(crate) const POST_CLEAR: &str = "post_clear";
 pub(crate) const POST_TRANSLATE: &str = "post_translate";
 /// Base chain: the scratch value that translation left in `meta priority` goes.
 pub(crate) const POST_RESTORE: &str = "post_restore";
+/// Chain: an outer packet for this node.
+pub(crate) const OUTER: &str = "outer";
 /// Chain: first packet of a connection.
 pub(crate) const CLASSIFY: &str = "classify";
 /// Chain: class of the source, into `meta priority`.
@@ -68,6 +70,8 @@ pub(crate) const DECIDE: &str = "decide";
 pub(crate) const UNCLASSIFIED: &str = "unclassified";
 /// Chain: what leaves here with its own address is not tracked.
 pub(crate) const UNTRACK: &str = "untrack";
+/// Chain: lowers the segment size.
+pub(crate) const CLAMP: &str = "clamp";
 /// Chain: counts first packets that enter the tunnel.
 pub(crate) const ENTER: &str = "enter_tunnel";
 /// Chain: verdict `Hold`.
