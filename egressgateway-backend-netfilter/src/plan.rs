@@ -129,6 +129,13 @@ impl NetfilterPlan {
         }
     }
 
+    /// Tables in which it puts jumps of ours before all rules of others.
+    pub(crate) fn puts_jumps_first(&self) -> BTreeSet<&str> {
+        let scripts = self.steps.iter().filter_map(|step| if let Step::Restore { script, .. } = step { Some(script) } else { None });
+        let tables = scripts.flat_map(|script| script.split("COMMIT\n")).filter(|table| table.contains("\n-I "));
+        tables.filter_map(|table| table.lines().next()?.strip_prefix('*')).collect()
+    }
+
     pub(crate) fn tables(&mut self, current: &Tables, after: &Tables) {
         for family in Family::ALL {
             let script = restore(current, after, family);

@@ -28,8 +28,9 @@ pub(crate) fn rules(
     bits: Bits,
     numbers: &Numbers,
     sets: &OrdMap<String, Set>,
+    sources_in_dispute: bool,
 ) -> BTreeMap<String, Chains> {
-    let render = Render { desired, family, bits, numbers, sets };
+    let render = Render { desired, family, bits, numbers, sets, sources_in_dispute };
     [(RAW, render.raw()), (NAT, render.nat()), (FILTER, render.filter()), (MANGLE, render.mangle())]
         .map(|(table, chains)| (table.to_owned(), chains))
         .into()
@@ -41,6 +42,7 @@ struct Render<'a> {
     bits: Bits,
     numbers: &'a Numbers,
     sets: &'a OrdMap<String, Set>,
+    sources_in_dispute: bool,
 }
 
 /// A packet that belongs to no connection.
@@ -218,10 +220,11 @@ impl Render<'_> {
         rules
     }
 
-    /// Sources that the nat table knows. It can't drop what it does not know, and changes at another moment than the sets.
+    /// Sources that the nat table knows. It can't drop what it does not know, and changes at another moment than the sets. Where others
+    /// translate before it does, that is the node's address alone, which their masquerade gives too.
     fn sources(&self, mangle: &mut Chains) {
-        let numbers = self.addresses().map(|(_, number)| number).chain([AS_NODE, AS_SELF]);
-        let leaves = numbers.map(|number| (number, "-j RETURN".to_owned())).collect();
+        let others = self.addresses().map(|(_, number)| number).chain([AS_SELF]).filter(|_| !self.sources_in_dispute);
+        let leaves = others.chain([AS_NODE]).map(|number| (number, "-j RETURN".to_owned())).collect();
         mangle.extend(source_tree(self.bits, &leaves));
     }
 

@@ -9,6 +9,7 @@ mod list;
 mod changes;
 mod failover;
 mod failures;
+mod foreign;
 mod forwarding;
 mod hosts;
 mod restarts;
