@@ -179,7 +179,7 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
                 "ipset flush egw-where-00000001-v6".to_owned(),
                 "ipset del egw-pods-v4 10.244.1.10".to_owned(),
                 "ipset add -exist egw-pods-v4 10.244.1.10 skbmark 0x3/0xffff".to_owned(),
-                "ipset add egw-known-v4 10.244.1.99".to_owned(),
+                "ipset add egw-ungoverned-v4 10.244.1.99".to_owned(),
                 "ipset create egw-mine hash:net,port".to_owned(),
                 "ipset add egw-exempt-v4 10.244.7.0/24 nomatch".to_owned(),
             ] {
@@ -234,7 +234,7 @@ fn sets_of_the_wrong_type_are_replaced_although_rules_refer_to_them() {
         run("ipset create egw-pods-v4 hash:net family inet6");
         let wanted = reach(FLAVOURS[1], &client()).await;
         // A set that rules refer to can't be destroyed, so this is what another version may have left.
-        for set in ["egw-peers-v4", "egw-pods-v4", "egw-known-v4", "egw-where-00000001-v4"] {
+        for set in ["egw-peers-v4", "egw-pods-v4", "egw-ungoverned-v4", "egw-where-00000001-v4"] {
             for program in ["iptables-nft", "ip6tables-nft"] {
                 let saved = run(&format!("{program}-save"));
                 let rules: String = saved.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();

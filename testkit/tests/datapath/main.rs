@@ -9,6 +9,7 @@ mod list;
 mod changes;
 mod failover;
 mod failures;
+mod flushes;
 mod foreign;
 mod forwarding;
 mod hosts;
