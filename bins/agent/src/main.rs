@@ -2,6 +2,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(not(any(feature = "vxlan", feature = "geneve")))]
+compile_error!("an agent needs a tunnel: feature vxlan or geneve");
+#[cfg(not(any(feature = "nftables", feature = "netfilter")))]
+compile_error!("an agent needs a policy backend: feature nftables or netfilter");
+
 mod backend;
 mod tunnel;
 mod wiring;

@@ -1,4 +1,5 @@
 //! Taking everything of ours off a node, and nothing else.
+#![cfg(all(feature = "nftables", feature = "vxlan"))]
 
 use std::process::{Command, Output};
 

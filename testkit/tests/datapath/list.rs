@@ -43,6 +43,8 @@ macro_rules! every_check_on {
                 rules_deleted_by_hand_come_back_at_once
                 routes_deleted_by_hand_leak_nothing_and_come_back
                 the_data_path_stands_while_the_api_server_is_away;
+            flushes:
+                what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documentation;
             failover:
                 a_gateway_without_power_is_left_at_once_without_the_api_server
                 with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything
@@ -64,6 +66,10 @@ macro_rules! every_check_on {
                 a_firewall_of_iptables_nft_that_drops_transit_lets_exits_pass
                 a_firewall_of_iptables_legacy_that_drops_transit_lets_exits_pass
                 a_firewall_of_nftables_that_drops_transit_loses_traffic_and_leaks_none;
+            foreign:
+                among_rules_of_kube_proxy_and_an_overlay
+                among_rules_of_calico_that_appends
+                among_rules_of_calico_that_inserts;
         }
     };
 }

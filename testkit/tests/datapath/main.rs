@@ -9,6 +9,8 @@ mod list;
 mod changes;
 mod failover;
 mod failures;
+mod flushes;
+mod foreign;
 mod forwarding;
 mod hosts;
 mod restarts;
