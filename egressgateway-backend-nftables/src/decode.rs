@@ -78,7 +78,11 @@ fn matching(body: &Value) -> Option<Statement> {
         return (of == family).then_some(Statement::Address { side, family, negated, table });
     }
     if left.pointer("/meta/key").is_some_and(|key| key == "priority") {
-        return (!negated && set_name(right)? == CHANGING).then_some(Statement::Changing);
+        return match right.as_str()? {
+            _ if negated => None,
+            "none" | "0:0" | ":0" => Some(Statement::NoClass),
+            set => (set.strip_prefix('@')? == CHANGING).then_some(Statement::Changing),
+        };
     }
     if let Some(way) = left.pointer("/meta/key").and_then(Value::as_str).and_then(|key| match key {
         "iifname" => Some(Way::In),
@@ -269,7 +273,7 @@ mod tests {
             json!({"counter": {"packets": 0, "bytes": 0}}),
             json!({"counter": "mine"}),
             json!({"match": {"op": "==", "left": saddr, "right": "10.0.0.1"}}),
-            json!({"match": {"op": "==", "left": saddr, "right": "@known6"}}),
+            json!({"match": {"op": "==", "left": saddr, "right": "@ungoverned6"}}),
             json!({"match": {"op": "<", "left": {"ct": {"key": "mark"}}, "right": {"prefix": {"addr": 0, "len": 8}}}}),
             json!({"match": {"op": "!=", "left": {"ct": {"key": "state"}}, "right": "new"}}),
             json!({"match": {"op": "!=", "left": {"meta": {"key": "priority"}}, "right": "@changing"}}),

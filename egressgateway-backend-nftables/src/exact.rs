@@ -69,7 +69,7 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     let mut only = current.clone();
     only.elements = Elements {
         pods: after.elements.pods.clone(),
-        known: after.elements.known.clone(),
+        ungoverned: after.elements.ungoverned.clone(),
         peers: after.elements.peers.clone(),
         ..only.elements
     };
@@ -90,9 +90,10 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
             return None;
         }
     }
-    for table in [Table::Known, Table::Peers] {
-        let of =
-            |elements: &Elements| -> OrdSet<IpAddr> { if table == Table::Known { elements.known.clone() } else { elements.peers.clone() } };
+    for table in [Table::Ungoverned, Table::Peers] {
+        let of = |elements: &Elements| -> OrdSet<IpAddr> {
+            if table == Table::Ungoverned { elements.ungoverned.clone() } else { elements.peers.clone() }
+        };
         for change in of(&current.elements).diff(&of(&after.elements)) {
             changes.push(match change {
                 ordset::DiffItem::Add(address) => ExactChange { table, address: *address, what: What::Comes },

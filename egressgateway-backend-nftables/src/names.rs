@@ -62,6 +62,8 @@ pub(crate) const POST_RESTORE: &str = "post_restore";
 pub(crate) const OUTER: &str = "outer";
 /// Chain: first packet of a connection.
 pub(crate) const CLASSIFY: &str = "classify";
+/// Chain: the start gate.
+pub(crate) const GATE: &str = "start_gate";
 /// Chain: class of the source, into `meta priority`.
 pub(crate) const FIND_CLASS: &str = "find_class";
 /// Chain: verdict of class and destination.
@@ -112,8 +114,8 @@ pub(crate) enum Table {
     Exempt,
     /// Addresses of this node's pods.
     Local,
-    /// Classified pods.
-    Known,
+    /// Pods that are known to have no class: whoever is neither here nor has one is not known yet.
+    Ungoverned,
     /// Destinations of all policies.
     Governed,
     /// Outer addresses of the nodes.
@@ -137,7 +139,7 @@ impl Table {
     pub(crate) const ALL: [Self; 11] = [
         Self::Exempt,
         Self::Local,
-        Self::Known,
+        Self::Ungoverned,
         Self::Governed,
         Self::Peers,
         Self::Pods,
@@ -155,8 +157,8 @@ impl Table {
             (Self::Exempt, Family::V6) => "exempt6",
             (Self::Local, Family::V4) => "local4",
             (Self::Local, Family::V6) => "local6",
-            (Self::Known, Family::V4) => "known4",
-            (Self::Known, Family::V6) => "known6",
+            (Self::Ungoverned, Family::V4) => "ungoverned4",
+            (Self::Ungoverned, Family::V6) => "ungoverned6",
             (Self::Governed, Family::V4) => "governed4",
             (Self::Governed, Family::V6) => "governed6",
             (Self::Peers, Family::V4) => "peers4",

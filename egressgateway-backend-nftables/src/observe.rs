@@ -138,7 +138,7 @@ impl Reader {
             Table::Exempt => drop(elements.exempt.insert(range(element, family)?)),
             Table::Local => drop(elements.local.insert(range(element, family)?)),
             Table::Governed => drop(elements.governed.insert(range(element, family)?)),
-            Table::Known => drop(elements.known.insert(address(element, family)?)),
+            Table::Ungoverned => drop(elements.ungoverned.insert(address(element, family)?)),
             Table::Peers => drop(elements.peers.insert(address(element, family)?)),
             Table::Pods => {
                 let (key, value) = pair(element)?;

@@ -16,9 +16,9 @@ use crate::{
     },
     names::{
         AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
-        DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_CLEAR, POST_RESTORE,
-        POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED,
-        TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
+        DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, GATE, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_CLEAR,
+        POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE,
+        STEERED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
     },
 };
 
@@ -42,6 +42,7 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, keeps: bool) -> BT
         (OUTER, plain(outer())),
         (CLAMP, plain(clamp(desired))),
         (CLASSIFY, plain(classify())),
+        (GATE, plain(gate())),
         (FIND_CLASS, plain(find_class())),
         (DECIDE, plain(decide())),
         (UNCLASSIFIED, plain(unclassified(desired.overlay.unknown_may_exit, mask))),
@@ -171,13 +172,18 @@ fn clamp(desired: &PolicyDesired) -> Vec<Rule> {
 fn classify() -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)).into();
     rules.extend([DestinationKind::Local, DestinationKind::Multicast].map(|kind| go([Destination(kind)], Jump::Return)));
-    rules.extend(Family::ALL.map(|family| {
-        let unknown = Address { side: Side::Source, family, negated: true, table: Table::Known };
+    rules.extend([go([], jump(FIND_CLASS)), go([Statement::NoClass], jump(GATE)), go([], jump(DECIDE)), vec![ForgetClass]]);
+    rules
+}
+
+/// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody flushed what says so.
+fn gate() -> Vec<Rule> {
+    let rule = |family| {
+        let unknown = Address { side: Side::Source, family, negated: true, table: Table::Ungoverned };
         let gate = [address(Side::Source, family, Table::Local), unknown, address(Side::Destination, family, Table::Governed)];
         drop_if(gate, DROP_START_GATE)
-    }));
-    rules.extend([go([], jump(FIND_CLASS)), go([], jump(DECIDE)), vec![ForgetClass]]);
-    rules
+    };
+    Family::ALL.map(rule).into()
 }
 
 /// An exact address overwrites what its subnet said. Sets and maps stay apart: Linux 5.10 refuses a map where a set is looked up.

@@ -38,10 +38,10 @@ const NETFILTER: [(&str, Meets); 12] = [
 ];
 
 const NFTABLES: [(&str, Meets); 6] = [
-    ("nft flush set inet egressgateway knownFAMILY", Meets::Drop("drop_start_gate")),
+    ("nft flush map inet egressgateway podsFAMILY", Meets::Drop("drop_start_gate")),
+    ("nft flush set inet egressgateway ungovernedFAMILY", Meets::Policy),
     ("nft flush set inet egressgateway localFAMILY", Meets::Policy),
     ("nft flush set inet egressgateway governedFAMILY", Meets::Policy),
-    ("nft flush map inet egressgateway podsFAMILY", Meets::Nothing),
     ("nft flush map inet egressgateway whereFAMILY", Meets::Nothing),
     ("nft flush table inet egressgateway", Meets::Nothing),
 ];
