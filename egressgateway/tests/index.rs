@@ -157,7 +157,8 @@ fn the_node_that_answers_for_an_egress_address_holds_it_as_long_as_a_policy_leav
         {name: n1, status: Ready, active: true, mark: 0x13000000}, {name: n3, status: Ready, mark: 0x14000000}]}";
     let given = "spec: {appliedTo: {podSelector: {matchLabels: {app: shop}}}, egressIP: {ipv4: 10.6.1.60}},
         status: {egressGateway: g, egressIP: {ipv4: 10.6.1.60}, node: n1}";
-    let held = |index: &mut Index| index.desired().addresses.held.into_iter().map(|(ip, device)| format!("{ip} {device}")).collect::<Vec<_>>();
+    let held =
+        |index: &mut Index| index.desired().addresses.held.into_iter().map(|(ip, device)| format!("{ip} {device}")).collect::<Vec<_>>();
     let mut index = index([gateway("g", with_target), policy("p", given)]);
     assert_eq!(held(&mut index), ["10.6.1.60 eth0"], "without any pod, too");
     let networks = imbl::OrdMap::unit("10.6.1.0/24".parse().unwrap(), "eth1".to_owned());

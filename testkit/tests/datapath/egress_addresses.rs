@@ -13,7 +13,10 @@ use egressgateway_testkit::{
 };
 use nix::sys::signal::Signal;
 
-use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, measured, policy, usual_policy};
+use crate::{
+    restarts::first_plan_is_empty,
+    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, measured, policy, usual_policy},
+};
 
 /// How often a stream sends.
 const STEP: Duration = Duration::from_millis(2);
@@ -96,13 +99,19 @@ fn seen_as_given(world: &World, from: &Namespace, addresses: [IpAddr; 2]) {
 }
 
 pub(crate) fn an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone(path: &DataPath) {
-    let world = World::start(path);
+    let mut world = World::start(path);
     world.cluster.apply(&gateway(7));
     world.cluster.apply(&usual_policy());
     let Given { node, addresses } = wait_given(&world, "shopping");
     seen_as_given(&world, &world.shop, addresses);
     seen_as_given(&world, &world.local, addresses);
     owned_by(&world, addresses, &node);
+    // A restarted agent finds it as it must be.
+    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| world.shop.open_tcp(to).unwrap()).collect();
+    world.cluster.kill(&agent(&node), Signal::SIGKILL);
+    world.cluster.start_agent(&node);
+    first_plan_is_empty(&world, &node);
+    flows.iter_mut().for_each(|flow| assert!(flow.echo().is_ok()));
     // The node's own traffic, its status and pods without a policy do not notice.
     world.leaves_by(&world.cluster.lab.node(&node), GOVERNED, &node);
     world.leaves_by(&world.blog, GOVERNED, CLIENT);
@@ -176,6 +185,12 @@ pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_
     }
     world.cluster.start_agent(&lost);
     owned_by(&world, addresses, next);
+    seen_as_given(&world, &world.shop, addresses);
+
+    // And back, from one living node to another.
+    world.cluster.node_ready(&lost, true);
+    world.cluster.label_node(next, "egress", None);
+    owned_by(&world, addresses, &lost);
     seen_as_given(&world, &world.shop, addresses);
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
