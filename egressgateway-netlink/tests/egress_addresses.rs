@@ -82,6 +82,27 @@ fn the_text_of_a_plan_is_a_script_that_does_the_same() {
     });
 }
 
+#[test]
+fn packets_to_an_address_are_taken_in_once_it_is_said_to_be_there() {
+    in_namespace(|| async {
+        run(NODE);
+        let netlink = Netlink::open().unwrap();
+        let addresses: Vec<String> = (0x100..0x180).map(|number| format!("fd00:6::{number:x}")).chain(["10.6.1.60".to_owned()]).collect();
+        let desired = held(&addresses.iter().map(|address| (address.as_str(), "eth0")).collect::<Vec<_>>());
+        for _ in 0..5 {
+            let driver = Namespace.driver(Arc::new(())).await;
+            let change = driver.plan(&desired, &driver.observe().await.unwrap()).unwrap();
+            driver.apply(&change.plan).await.unwrap();
+            // At once, and what was added last first: the kernel is slowest with these.
+            for address in addresses.iter().rev() {
+                assert!(netlink.is_local(address.parse().unwrap()).await.unwrap(), "{address}");
+            }
+            reach(&AddressesDesired::default()).await;
+            assert!(!netlink.is_local(addresses[0].parse().unwrap()).await.unwrap());
+        }
+    });
+}
+
 /// Asks the kernel which address it would send from.
 fn source(destination: &str) -> String {
     let said = run(&format!("ip route get {destination}"));

@@ -3,7 +3,7 @@
 mod plan;
 mod state;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use egressgateway::{AddressesDesired, Change, Driver, Error, ErrorKind, WriteHook};
@@ -12,6 +12,12 @@ pub use plan::{AddressStep, AddressesPlan};
 pub use state::AddressesState;
 
 use crate::netlink::Netlink;
+
+/// How long the kernel may take until a new IPv6 address is its own: it has the address at once, but the route by which packets reach it comes
+/// from a work queue. Usually that is a millisecond; a busy host takes longer.
+const SETTLING: Duration = Duration::from_secs(1);
+/// How often it is asked.
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// The driver of egress addresses.
 ///
@@ -67,7 +73,7 @@ impl Driver for EgressAddresses {
     async fn apply(&self, plan: &AddressesPlan) -> Result<(), Error> {
         let netlink = self.netlink()?;
         let devices = netlink.devices().await?;
-        let mut result = Ok(());
+        let (mut result, mut taken) = (Ok(()), Vec::new());
         for step in &plan.steps {
             let (device, network) = step.place();
             let done = async {
@@ -78,8 +84,28 @@ impl Driver for EgressAddresses {
                     AddressStep::Take(..) => netlink.add_egress_address(index, network).await,
                 }
             };
-            result = result.and(done.await);
+            match done.await {
+                Ok(()) if matches!(step, AddressStep::Take(..)) => taken.push(network.addr()),
+                Ok(()) => {}
+                Err(error) => result = result.and(Err(error)),
+            }
         }
-        result
+        result.and(until_local(netlink, &taken).await)
     }
+}
+
+/// Waits until packets to these addresses are taken in. Before that they would be forwarded, answers of neighbours among them, and a first
+/// connection would wait for a second question.
+async fn until_local(netlink: &Netlink, addresses: &[IpAddr]) -> Result<(), Error> {
+    let settled = async {
+        for address in addresses {
+            while !netlink.is_local(*address).await? {
+                tokio::time::sleep(GLANCE).await;
+            }
+        }
+        Ok(())
+    };
+    let late =
+        |_| Error::new(ErrorKind::Transient, "egress addresses were added, but the kernel does not take in packets to all of them yet");
+    tokio::time::timeout(SETTLING, settled).await.map_err(late)?
 }

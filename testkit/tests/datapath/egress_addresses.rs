@@ -62,7 +62,7 @@ fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String> {
     let capture = world.cluster.lab.capture().unwrap();
     for _ in 0..2 {
         // A second question: whoever answers the first one late is heard by the end of it.
-        router.run(&format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 1 {address} >/dev/null || true")).unwrap();
+        router.run(&format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address} >/dev/null || true")).unwrap();
     }
     capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).map(|packet| packet.from).collect()
 }
