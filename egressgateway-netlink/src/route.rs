@@ -128,22 +128,15 @@ impl Netlink {
         Ok(Devices::of(self.links().await?.into_iter().map(|link| (link.index, link.name))))
     }
 
-    /// Whether the kernel takes packets to this address for itself.
-    ///
-    /// # Errors
-    /// When the kernel can't be asked. That there is no way to the address is no error.
-    pub async fn is_local(&self, address: IpAddr) -> Result<bool, Error> {
+    /// Whether the kernel says that it takes in packets to this address. That there is no way to it, or no answer, is a no.
+    pub async fn is_local(&self, address: IpAddr) -> bool {
         let family = Family::of(address);
         let mut request = RouteMessage::default();
         request.header.address_family = address_family(family);
         request.header.destination_prefix_length = family.bits();
         request.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
-        match self.ask(RouteNetlinkMessage::GetRoute(request), &format!("ask for the way to {address}")).await {
-            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
-            Ok(_) => Ok(false),
-            Err(error) if error.kind == ErrorKind::Transient => Err(error),
-            Err(_) => Ok(false),
-        }
+        let answer = self.ask(RouteNetlinkMessage::GetRoute(request), "ask for a route").await;
+        matches!(answer, Ok(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local)
     }
 
     /// Every route of every table of a family, as the kernel says it.

@@ -99,13 +99,12 @@ impl Driver for EgressAddresses {
 async fn until_local(netlink: &Netlink, addresses: &[IpAddr]) -> Result<(), Error> {
     let settled = async {
         for address in addresses {
-            while !netlink.is_local(*address).await? {
+            while !netlink.is_local(*address).await {
                 tokio::time::sleep(GLANCE).await;
             }
         }
-        Ok(())
     };
     let late =
         |_| Error::new(ErrorKind::Transient, "egress addresses were added, but the kernel does not take in packets to all of them yet");
-    tokio::time::timeout(SETTLING, settled).await.map_err(late)?
+    tokio::time::timeout(SETTLING, settled).await.map_err(late)
 }
