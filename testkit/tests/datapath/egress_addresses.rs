@@ -204,6 +204,11 @@ pub(crate) fn of_more_policies_than_addresses_each_has_its_own_or_nothing(path: 
     let pods: Vec<_> = names.iter().map(|name| world.cluster.pod(CLIENT, PodSpec::new(name).label("app", name))).collect();
     let pod = |name: &str| pods.iter().find(|pod| pod.name() == name).unwrap();
     world.cluster.apply(&gateway(ADDRESSES));
+    world.cluster.eventually("both nodes of the gateway are Ready, so that addresses are spread", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        let ready = status["nodeList"].as_array().into_iter().flatten().filter(|node| node["status"] == "Ready").count();
+        if ready == GATEWAYS.len() { Ok(()) } else { Err(status.to_string()) }
+    });
     for name in &names {
         let spec = policy("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n");
         world.cluster.apply(&spec.replace("name: shopping", &format!("name: {name}")).replace("app: shopping", &format!("app: {name}")));

@@ -109,6 +109,7 @@ pub(crate) fn an_explicit_egress_address_is_what_the_server_sees(path: &DataPath
     node.run("ip addr add 10.6.0.61/16 dev eth0; ip addr add fd00:6::61/64 dev eth0 nodad preferred_lft 0").unwrap();
     let by_hand = || ["10.6.0.61", "fd00:6::61"].map(|address| node.run(&format!("ip -o addr show to {address}")).unwrap());
     let before = by_hand();
+    world.cluster.label_node(GATEWAYS[1], "egress", None);
     world.cluster.apply(&GATEWAY.replace(
         "spec: {",
         "spec: {sourceNAT: EgressIP, egressIPs: {ipv4: [\"10.6.0.60-10.6.0.66\"], ipv6: [\"fd00:6::60-fd00:6::66\"]}, ",
@@ -118,7 +119,7 @@ pub(crate) fn an_explicit_egress_address_is_what_the_server_sees(path: &DataPath
         let status = world.cluster.status("EgressGatewayPolicy", "shopping");
         status["node"].as_str().map(str::to_owned).ok_or_else(|| status.to_string())
     });
-    assert_eq!(owner, GATEWAYS[0], "the first of two that have none");
+    assert_eq!(owner, GATEWAYS[0], "the only one");
     for (endpoint, expected) in world.endpoints(GOVERNED).into_iter().zip(["10.6.0.61", "fd00:6::61"]) {
         world.seen_as(&world.shop, endpoint, expected.parse().unwrap());
         world.seen_as(&world.local, endpoint, expected.parse().unwrap());
