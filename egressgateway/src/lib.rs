@@ -52,6 +52,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod addresses;
 pub mod allocator;
 pub mod api;
 pub mod config;
@@ -80,6 +81,7 @@ pub mod trace;
 mod tunnel;
 pub mod world;
 
+pub use addresses::{AddressesDesired, Announcer, Attachments};
 pub use connections::{Connection, Connections, DestinationView};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};

@@ -111,6 +111,6 @@ async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Res
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
     let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
-    let agent = agent.with_prober(Arc::new(node.prober));
+    let agent = agent.with_prober(Arc::new(node.prober)).with_announcer(Arc::new(node.announcer));
     Ok(if config.reset_connections { agent.with_connections(Arc::new(node.connections), node.view) } else { agent })
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod agent_loop;
+mod announcements;
 mod backoff;
 mod cluster_networks;
 mod conditions;

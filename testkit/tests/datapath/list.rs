@@ -50,6 +50,10 @@ macro_rules! every_check_on {
                 with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything
                 a_gateways_agent_that_is_killed_or_restarted_is_no_failure
                 a_dead_gateway_leaves_the_balance;
+            egress_addresses:
+                an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone
+                an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go
+                of_more_policies_than_addresses_each_has_its_own_or_nothing;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing
                 an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right

@@ -7,6 +7,7 @@
 mod list;
 
 mod changes;
+mod egress_addresses;
 mod failover;
 mod failures;
 mod flushes;

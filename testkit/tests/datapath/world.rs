@@ -167,7 +167,12 @@ impl World {
 
     /// What went over the underlay to the governed servers in no tunnel, and with another source than a gateway's: leaks.
     pub(crate) fn leaks(&self, capture: &Capture) -> Vec<String> {
-        let allowed: Vec<IpAddr> = GATEWAYS.iter().flat_map(|node| self.cluster.lab.node(node).addresses()).collect();
+        let gateways: Vec<IpAddr> = GATEWAYS.iter().flat_map(|node| self.cluster.lab.node(node).addresses()).collect();
+        self.leaks_besides(capture, &gateways)
+    }
+
+    /// The same where these are the only sources that may be seen.
+    pub(crate) fn leaks_besides(&self, capture: &Capture, allowed: &[IpAddr]) -> Vec<String> {
         let servers: Vec<IpAddr> = self.endpoints(GOVERNED).iter().map(SocketAddr::ip).collect();
         let packets = capture.packets().into_iter();
         let bare = packets.filter(|packet| packet.inner.is_none() && packet.protocol != Protocol::Arp);
