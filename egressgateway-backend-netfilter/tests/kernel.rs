@@ -274,6 +274,33 @@ fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict_and_names_the_entry() {
     });
 }
 
+/// What a killed agent leaves the program with: the tests of single moments take a table's transaction for one.
+#[test]
+fn a_script_that_is_cut_off_changes_whole_tables_or_nothing() {
+    in_namespace(|| async {
+        let of =
+            |table: &str| format!("*{table}\n:EGW-CUT - [0:0]\n-A EGW-CUT -m mark --mark 0x1/0x1 -j RETURN\n-A EGW-CUT -j DROP\nCOMMIT\n");
+        let script = of("raw") + &of("mangle");
+        for flavour in FLAVOURS {
+            let word = word(flavour);
+            let mut seen = std::collections::BTreeSet::new();
+            for length in (0..=script.len()).rev().step_by(3) {
+                drop(command(&[&format!("iptables-{word}-restore"), "--noflush"], &script[..length]));
+                let rules = ["raw", "mangle"].map(|table| run(&format!("iptables-{word}-save -t {table}")).matches("-A EGW-CUT").count());
+                assert!([[0, 0], [2, 0], [2, 2]].contains(&rules), "{word}, {length} bytes: {rules:?}");
+                seen.insert(rules);
+                for table in ["raw", "mangle"] {
+                    drop(command(
+                        &[&format!("iptables-{word}-restore"), "--noflush"],
+                        &format!("*{table}\n-F EGW-CUT\n-X EGW-CUT\nCOMMIT\n"),
+                    ));
+                }
+            }
+            assert_eq!(seen.len(), 3, "{word}: cut before, between and behind the tables");
+        }
+    });
+}
+
 #[test]
 fn the_probe_passes_here_and_changes_nothing() {
     in_namespace(|| async {
