@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test test-kernels bench bench-failover package setup
+.PHONY: demo test test-features test-kernels bench bench-failover package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -11,11 +11,20 @@ demo: setup
 test: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	$(MAKE) test-features
 	$(BUILD)
 	cargo test --workspace
 	./scripts/test-kernels --only geneve 6.1
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	$(MAKE) package
+
+# The agent without each of its parts: two builds that share none. The usual one takes their place again.
+test-features: setup
+	for features in vxlan,netfilter geneve,nftables; do \
+	    cargo clippy --package egressgateway-agent --all-targets --no-default-features --features $$features -- -D warnings && \
+	    cargo test --package egressgateway-agent --no-default-features --features $$features || exit; \
+	done
+	$(BUILD)
 
 test-kernels: setup
 	./scripts/test-kernels --write

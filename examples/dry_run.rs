@@ -10,7 +10,7 @@ use egressgateway::{
     explain::{Finding, Manifests, Offline, OfflineSettings},
 };
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
-use egressgateway_netlink::{Steering, SteeringSettings};
+use egressgateway_netlink::{EgressAddresses, Steering, SteeringSettings};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("### {node}: packet filter\n{}", from_nothing(&policy, &desired.policy)?);
         println!("### {node}: tunnel\n{}", from_nothing(&tunnel, &desired.tunnel)?);
         println!("### {node}: routing\n{}", from_nothing(&steering, &desired.steering)?);
+        println!("### {node}: addresses\n{}", from_nothing(&EgressAddresses::offline(), &desired.addresses)?);
     }
     Ok(())
 }

@@ -12,7 +12,9 @@ use egressgateway::{
     runtime::{Agent, AgentSettings},
 };
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
-use egressgateway_netlink::{ConnectionTable, EchoProber, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
+use egressgateway_netlink::{
+    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer, Netlink, ParentChoice, Steering, SteeringSettings,
+};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio_util::sync::CancellationToken;
@@ -61,12 +63,14 @@ fn agent(client: kube::Client, settings: AgentSettings) -> Result<Agent, egressg
     let nftables = Nftables::new(NftablesSettings::default(), hook.clone());
     let drivers = Drivers {
         tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), hook.clone()))),
-        steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), SteeringSettings::default(), hook))),
+        steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), SteeringSettings::default(), hook.clone()))),
+        addresses: Box::new(Reconciler::new(EgressAddresses::new(netlink.clone(), hook))),
         policy: Box::new(Reconciler::new(nftables.clone())),
     };
     let connections = ConnectionTable::new(netlink.clone(), MarkMask::default());
     let host = KernelHost::new(netlink, ParentChoice::Auto);
     let agent = Agent::new(client, settings, drivers, Arc::new(VxlanShape(vxlan)), Arc::new(host));
+    let agent = agent.with_announcer(Arc::new(NeighbourAnnouncer::new()));
     let agent = agent.with_connections(Arc::new(connections), nftables.destination_view()).with_prober(Arc::new(EchoProber::new(1)));
     Ok(agent.with_monitor(Arc::new(nftables.monitor()?)).with_counters(Arc::new(nftables)))
 }

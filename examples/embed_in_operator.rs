@@ -111,6 +111,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut drivers = Drivers {
         tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), hook.clone()))),
         steering: Box::new(Reconciler::new(Steering::new(netlink, SteeringSettings::default(), hook))),
+        addresses: Box::new(()), // It has no addresses of its own to hold.
         policy: Box::new(Reconciler::new(nftables)),
     };
     let shape: &dyn Encapsulation = &VxlanShape(vxlan);

@@ -10,6 +10,7 @@ use egressgateway::{
 };
 
 use imbl::OrdMap;
+use tokio::time::Instant;
 
 use crate::{
     bits::Bits,
@@ -21,6 +22,7 @@ use crate::{
     plan::{self, NetfilterPlan, Step},
     save::{self, Owner},
     state::{NetfilterState, Tables},
+    truce::Truce,
 };
 
 /// What the backend needs to know apart from the desired state.
@@ -52,19 +54,20 @@ pub struct Netfilter {
     flavour: Arc<OnceLock<Flavour>>,
     scope: Scope,
     writes: Writes,
+    truce: Truce,
 }
 
 impl Netfilter {
     /// A backend that asks `hook` before each transaction: the sets' changes, and a family's rules.
     #[must_use]
     pub fn new(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Self {
-        Self { settings, hook: Some(hook), flavour: Arc::default(), scope: Scope::All, writes: Writes::default() }
+        Self { settings, hook: Some(hook), flavour: Arc::default(), scope: Scope::All, writes: Writes::default(), truce: Truce::default() }
     }
 
     /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
     #[must_use]
     pub fn offline(settings: NetfilterSettings) -> Self {
-        Self { settings, hook: None, flavour: Arc::default(), scope: Scope::All, writes: Writes::default() }
+        Self { settings, hook: None, flavour: Arc::default(), scope: Scope::All, writes: Writes::default(), truce: Truce::default() }
     }
 
     /// A backend that removes the chains that another flavour left behind; the sets belong to the flavour that is in force now.
@@ -159,8 +162,10 @@ impl Driver for Netfilter {
         for family in Family::ALL {
             tables.extend(save::parse(&command::save(flavour, family, false).await?, family, Owner::Backend));
         }
+        let now = Instant::now();
+        self.truce.grant(&mut tables, now);
         let sets = if self.scope == Scope::All { Ipset::open()?.list().await? } else { OrdMap::new() };
-        Ok(NetfilterState::observed(sets, tables))
+        Ok(NetfilterState { sources_in_dispute: self.truce.is_about_sources(now), ..NetfilterState::observed(sets, tables) })
     }
 
     fn plan(&self, desired: &PolicyDesired, current: &NetfilterState) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {
@@ -190,6 +195,7 @@ impl Driver for Netfilter {
                 }
             }
         }
+        self.truce.moved(&plan.puts_jumps_first(), Instant::now());
         Ok(())
     }
 }

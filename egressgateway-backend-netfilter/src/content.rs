@@ -6,7 +6,7 @@ use egressgateway::{
     Error, ErrorKind, Overlay, PolicyDesired,
     model::{ClassId, Family, IpRange, SourceNat, TargetId, Verdict},
 };
-use imbl::{OrdMap, ordmap, ordset};
+use imbl::{OrdMap, OrdSet, ordmap, ordset};
 use ipnet::IpNet;
 
 use crate::{
@@ -16,8 +16,11 @@ use crate::{
     set::{Entry, Set, Shape},
 };
 
-/// Byte that says "held" in an entry; it is no target's.
-pub(crate) const HELD_BYTE: u8 = TargetId::EXIT_BYTE;
+/// Byte that says "leaves as if it were not governed" in an entry; it is no target's. Every set of destinations says so of what it does not
+/// govern, so that a packet of a class for which nothing is found at all can be held: somebody has flushed what should be there.
+pub(crate) const PASS_BYTE: u8 = TargetId::EXIT_BYTE;
+/// Byte that says "held": the same as if nothing were found.
+const HELD_BYTE: u8 = 0;
 
 /// All sets of a desired state, and what they were made from.
 #[derive(Clone, Debug)]
@@ -117,15 +120,44 @@ impl Change<'_> {
     }
 
     /// The same for a set that is there only as long as something is in it.
-    fn put_own(&mut self, name: String, range: IpRange, marked: bool, entry: Entry) {
-        let set = self.sets.entry(name).or_insert_with(|| Set::new(Shape::networks(range.family(), marked)));
-        set.entries.extend(prefixes(range).map(|net| (net, entry)));
+    fn put_own(&mut self, name: String, range: IpRange) {
+        let set = self.sets.entry(name).or_insert_with(|| Set::new(Shape::networks(range.family(), false)));
+        set.entries.extend(prefixes(range).map(|net| (net, Entry::In)));
     }
 
     fn take_own(&mut self, name: &str, range: IpRange) {
         self.take(name, prefixes(range));
         if self.sets.get(name).is_some_and(|set| set.entries.is_empty()) {
             self.sets.remove(name);
+        }
+    }
+
+    fn pass(&self) -> Entry {
+        Entry::Mark { value: self.bits.byte(PASS_BYTE), mask: self.bits.all() }
+    }
+
+    /// What a class's destinations say of a range; the rest passes.
+    fn put_place(&mut self, class: ClassId, range: IpRange, entry: Entry) {
+        let (name, pass) = (where_set(class, range.family()), self.pass());
+        let set = self.sets.entry(name).or_insert_with(|| {
+            let mut set = Set::new(Shape::networks(range.family(), true));
+            set.entries.extend(prefixes(IpRange::everything(range.family())).map(|net| (net, pass)));
+            set
+        });
+        set.entries.extend(prefixes(range).map(|net| (net, entry)));
+    }
+
+    fn take_place(&mut self, class: ClassId, range: IpRange) {
+        let (name, pass) = (where_set(class, range.family()), self.pass());
+        let Some(set) = self.sets.get_mut(&name) else { return };
+        for net in prefixes(range) {
+            set.entries.remove(&net);
+            if net.prefix_len() == 1 {
+                set.entries.insert(net, pass);
+            }
+        }
+        if set.entries.len() <= 2 && set.entries.values().all(|entry| *entry == pass) {
+            self.sets.remove(&name);
         }
     }
 
@@ -160,18 +192,15 @@ impl Change<'_> {
     /// which are short, are filled anew.
     fn lists(&mut self) {
         let (old, new) = (self.from.start_gate.clone().unwrap_or_default(), self.to.start_gate.clone().unwrap_or_default());
-        for (common, from, to) in
-            [(Common::Known, &old.known, &new.known), (Common::Peers, &self.from.overlay.peers, &self.to.overlay.peers)]
-        {
-            for change in from.diff(to) {
-                match change {
-                    ordset::DiffItem::Add(address) => {
-                        self.put(&common.name(Family::of(*address)), [IpNet::from(*address)], Entry::In);
-                    }
-                    ordset::DiffItem::Remove(address) => self.take(&common.name(Family::of(*address)), [IpNet::from(*address)]),
+        for change in self.from.overlay.peers.diff(&self.to.overlay.peers) {
+            match change {
+                ordset::DiffItem::Add(address) => {
+                    self.put(&Common::Peers.name(Family::of(*address)), [IpNet::from(*address)], Entry::In);
                 }
+                ordset::DiffItem::Remove(address) => self.take(&Common::Peers.name(Family::of(*address)), [IpNet::from(*address)]),
             }
         }
+        self.ungoverned(&old.known, &new.known);
         for (common, from, to) in [(Common::Exempt, &self.from.exempt, &self.to.exempt), (Common::Local, &old.local, &new.local)] {
             if from != to {
                 self.refill(common, to.iter().map(|net| IpRange::from(*net)));
@@ -179,6 +208,29 @@ impl Change<'_> {
         }
         if old.governed != new.governed {
             self.refill(Common::Governed, new.governed.iter().copied());
+        }
+    }
+
+    /// Of who is known, those without a class. So a pod that is missing where its class should be is not taken for one of them.
+    fn ungoverned(&mut self, old: &OrdSet<IpAddr>, new: &OrdSet<IpAddr>) {
+        if self.from.subnets != self.to.subnets {
+            old.iter().chain(new).for_each(|address| self.is_ungoverned(*address, new));
+            return;
+        }
+        for change in old.diff(new) {
+            let (ordset::DiffItem::Add(address) | ordset::DiffItem::Remove(address)) = change;
+            self.is_ungoverned(*address, new);
+        }
+        let (gone, come) = halves(self.from.pods.diff(&self.to.pods));
+        gone.into_iter().chain(come).for_each(|(address, _)| self.is_ungoverned(*address, new));
+    }
+
+    fn is_ungoverned(&mut self, address: IpAddr, known: &OrdSet<IpAddr>) {
+        let (name, net) = (Common::Ungoverned.name(Family::of(address)), IpNet::from(address));
+        if known.contains(&address) && !self.to.pods.contains_key(&address) && subnet(self.to, address).is_none() {
+            self.put(&name, [net], Entry::In);
+        } else {
+            self.take(&name, [net]);
         }
     }
 
@@ -195,7 +247,7 @@ impl Change<'_> {
     fn destinations(&mut self) -> Result<(), Error> {
         let (gone, come) = halves(self.from.destinations.diff(&self.to.destinations));
         for ((class, range), verdict) in gone {
-            self.take_own(&where_set(*class, range.family()), *range);
+            self.take_place(*class, *range);
             if self.from.keeps(verdict) {
                 self.take_own(&kept_set(*class, range.family()), *range);
             }
@@ -225,9 +277,9 @@ impl Change<'_> {
             }
         };
         let entry = Entry::Mark { value: self.bits.byte(byte) | source, mask: self.bits.all() };
-        self.put_own(where_set(*class, range.family()), *range, true, entry);
+        self.put_place(*class, *range, entry);
         if self.to.keeps(verdict) {
-            self.put_own(kept_set(*class, range.family()), *range, false, Entry::In);
+            self.put_own(kept_set(*class, range.family()), *range);
         }
         Ok(())
     }

@@ -51,6 +51,7 @@ mod trace;
 mod transit;
 mod transition;
 mod tree;
+mod truce;
 
 pub use backend::{Netfilter, NetfilterSettings};
 #[cfg(doc)]

@@ -53,6 +53,9 @@ pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
 pub(crate) const CLASS: &str = "EGW-CLASS";
 pub(crate) const VERDICT: &str = "EGW-VERDICT";
 pub(crate) const STEER: &str = "EGW-STEER";
+pub(crate) const EXIT_CLASS: &str = "EGW-EXIT-CLASS";
+pub(crate) const PASS: &str = "EGW-PASS";
+pub(crate) const NO_CLASS: &str = "EGW-NO-CLASS";
 pub(crate) const NO_VERDICT: &str = "EGW-NO-VERDICT";
 pub(crate) const UNCLASSIFIED: &str = "EGW-UNCLASSIFIED";
 pub(crate) const EXIT: &str = "EGW-EXIT";
@@ -88,13 +91,14 @@ pub(crate) enum Common {
     Nets,
     Exempt,
     Local,
-    Known,
+    /// Known to have no class: whoever is in no set is not known yet.
+    Ungoverned,
     Governed,
     Peers,
 }
 
 impl Common {
-    pub(crate) const ALL: [Self; 7] = [Self::Pods, Self::Nets, Self::Exempt, Self::Local, Self::Known, Self::Governed, Self::Peers];
+    pub(crate) const ALL: [Self; 7] = [Self::Pods, Self::Nets, Self::Exempt, Self::Local, Self::Ungoverned, Self::Governed, Self::Peers];
 
     pub(crate) fn name(self, family: Family) -> String {
         let what = match self {
@@ -102,7 +106,7 @@ impl Common {
             Self::Nets => "nets",
             Self::Exempt => "exempt",
             Self::Local => "local",
-            Self::Known => "known",
+            Self::Ungoverned => "ungoverned",
             Self::Governed => "governed",
             Self::Peers => "peers",
         };

@@ -129,6 +129,13 @@ impl NetfilterPlan {
         }
     }
 
+    /// Tables in which it puts jumps of ours before all rules of others.
+    pub(crate) fn puts_jumps_first(&self) -> BTreeSet<&str> {
+        let scripts = self.steps.iter().filter_map(|step| if let Step::Restore { script, .. } = step { Some(script) } else { None });
+        let tables = scripts.flat_map(|script| script.split("COMMIT\n")).filter(|table| table.contains("\n-I "));
+        tables.filter_map(|table| table.lines().next()?.strip_prefix('*')).collect()
+    }
+
     pub(crate) fn tables(&mut self, current: &Tables, after: &Tables) {
         for family in Family::ALL {
             let script = restore(current, after, family);
@@ -180,8 +187,9 @@ fn without(rule: &str, sets: &BTreeSet<&str>) -> Option<String> {
 
 /// What changes in sets before the rules do, after that, and when nothing refers to what is left over.
 ///
-/// Where a class goes is known before a pod has it, and a pod is known to be classified after it is. So no packet meets less than its
-/// policy, in whatever moment it comes.
+/// Where a class goes is known before a pod has it. A pod that gets one is no longer known to have none before that, and a pod that loses
+/// its class is known to have none before that; in between, the start gate holds it. So no packet meets less than its policy, in
+/// whatever moment it comes.
 struct SetChanges {
     before: Vec<SetChange>,
     later: Vec<SetChange>,
@@ -193,7 +201,7 @@ const REPLACED_FROM: usize = 256;
 
 impl SetChanges {
     fn between(current: &NetfilterState, after: &NetfilterState) -> Self {
-        let (mut before, mut places, mut later, mut known) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut before, mut places, mut later, mut ungoverned) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut gone, mut last, mut replacements) = (Vec::new(), Vec::new(), BTreeSet::new());
         let is = |name: &str, common: Common| Family::ALL.iter().any(|family| common.name(*family) == name);
         for change in current.sets.diff(&after.sets) {
@@ -206,8 +214,8 @@ impl SetChanges {
                         &mut places
                     } else if is(name, Common::Pods) || is(name, Common::Nets) {
                         &mut later
-                    } else if is(name, Common::Known) {
-                        &mut known
+                    } else if is(name, Common::Ungoverned) {
+                        &mut ungoverned
                     } else {
                         &mut before
                     };
@@ -222,7 +230,7 @@ impl SetChanges {
                     stage.extend(added(name, kind, difference.changed, false));
                     if !difference.gone.is_empty() {
                         let delete = SetChange::Delete { set: name.clone(), kind, entries: difference.gone };
-                        if is(name, Common::Known) { before.push(delete) } else { gone.push(delete) }
+                        if is(name, Common::Ungoverned) { before.push(delete) } else { gone.push(delete) }
                     }
                 }
             }
@@ -230,7 +238,7 @@ impl SetChanges {
         // What an interrupted replacement left over went before the new one was filled.
         let left_over = |change: &SetChange| matches!(change, SetChange::Destroy(name) if replacements.contains(name));
         last.retain(|change| !left_over(change));
-        Self { before, later: [places, later, known, gone].concat(), last }
+        Self { before, later: [places, later, ungoverned, gone].concat(), last }
     }
 }
 
@@ -330,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_rule_without_its_set_lets_less_pass_and_drops_nothing_of_others() {
-        let sets = ["egw-peers-v4", "egw-pods-v4", "egw-known-v4", "egw-exempt-v4"].into();
+        let sets = ["egw-peers-v4", "egw-pods-v4", "egw-ungoverned-v4", "egw-exempt-v4"].into();
         for (rule, wanted) in [
             ("-m conntrack --ctdir REPLY -j RETURN", Some("-m conntrack --ctdir REPLY -j RETURN")),
             ("-m set --match-set egw-exempt-v4 dst -j RETURN", None),
@@ -340,7 +348,7 @@ mod tests {
                 Some("-p udp -m udp --dport 7789 -m addrtype --dst-type LOCAL -g EGW-NOT-PEER"),
             ),
             (
-                "-m set --match-set egw-local-v4 src -m set ! --match-set egw-known-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE",
+                "-m set --match-set egw-local-v4 src -m set ! --match-set egw-ungoverned-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE",
                 Some("-m set --match-set egw-local-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE"),
             ),
         ] {

@@ -10,11 +10,11 @@ use imbl::OrdMap;
 
 use crate::{
     bits::Bits,
-    content::HELD_BYTE,
+    content::PASS_BYTE,
     names::{
-        AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXITED, FILTER, FORWARD, GUARD, HELD, LET_GO, MANGLE, NAT,
-        NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, TUNNELLED,
-        UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set, kept_set, where_set,
+        AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FORWARD, GUARD, HELD, LET_GO,
+        MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER,
+        STEERED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -28,8 +28,9 @@ pub(crate) fn rules(
     bits: Bits,
     numbers: &Numbers,
     sets: &OrdMap<String, Set>,
+    sources_in_dispute: bool,
 ) -> BTreeMap<String, Chains> {
-    let render = Render { desired, family, bits, numbers, sets };
+    let render = Render { desired, family, bits, numbers, sets, sources_in_dispute };
     [(RAW, render.raw()), (NAT, render.nat()), (FILTER, render.filter()), (MANGLE, render.mangle())]
         .map(|(table, chains)| (table.to_owned(), chains))
         .into()
@@ -41,6 +42,7 @@ struct Render<'a> {
     bits: Bits,
     numbers: &'a Numbers,
     sets: &'a OrdMap<String, Set>,
+    sources_in_dispute: bool,
 }
 
 /// A packet that belongs to no connection.
@@ -128,6 +130,9 @@ impl Render<'_> {
             (POSTROUTING, self.postrouting()),
             (CLASSIFY, self.classify()),
             (LET_GO, vec![self.pin(0), Self::mark(0, self.bits.mask())]),
+            (NO_CLASS, self.no_class()),
+            (PASS, vec![Self::mark(0, self.bits.mask()), format!("-g {NO_VERDICT}")]),
+            (EXIT_CLASS, self.exit_class()),
             (NO_VERDICT, self.each_device("-i", &format!("-g {UNCLASSIFIED}"))),
             (UNCLASSIFIED, self.unclassified()),
             (EXIT, self.exit()),
@@ -203,25 +208,39 @@ impl Render<'_> {
     }
 
     fn exit(&self) -> Vec<String> {
-        let scratch = self.bits.scratch();
         let mut rules = self.find_class();
-        rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -j {CLASS}"));
-        // A verdict without a source is from before this node became the exit.
-        rules.push(format!("-m mark --mark 0x0/{scratch:#x} -m mark ! --mark 0x0/{:#x} -g {UNKNOWN_SOURCE}", self.bits.mask()));
-        rules.push(Self::mark(0, self.bits.mask()));
-        rules.push(format!("-m mark ! --mark 0x0/{scratch:#x} -g {SOURCE}"));
-        rules.push(if self.desired.overlay.unknown_may_exit {
-            Self::mark(self.bits.number(AS_NODE), scratch)
-        } else {
-            format!("-g {UNKNOWN_SOURCE}")
-        });
+        rules.push(format!("-m mark ! --mark 0x0/{:#x} -g {EXIT_CLASS}", self.bits.scratch()));
+        rules.push(self.exit_of_unknown());
         rules
     }
 
-    /// Sources that the nat table knows. It can't drop what it does not know, and changes at another moment than the sets.
+    fn exit_of_unknown(&self) -> String {
+        if self.desired.overlay.unknown_may_exit {
+            Self::mark(self.bits.number(AS_NODE), self.bits.scratch())
+        } else {
+            format!("-g {UNKNOWN_SOURCE}")
+        }
+    }
+
+    /// What nothing was found for does not leave, and neither does what has a verdict without a source: that is from before this node became
+    /// the exit.
+    fn exit_class(&self) -> Vec<String> {
+        let (mask, scratch) = (self.bits.mask(), self.bits.scratch());
+        vec![
+            format!("-j {CLASS}"),
+            format!("-m mark --mark 0x0/{mask:#x} -g {UNKNOWN_SOURCE}"),
+            format!("-m mark ! --mark {:#x}/{:#x} -m mark --mark 0x0/{scratch:#x} -g {UNKNOWN_SOURCE}", self.bits.byte(PASS_BYTE), mask),
+            Self::mark(0, mask),
+            format!("-m mark ! --mark 0x0/{scratch:#x} -g {SOURCE}"),
+            self.exit_of_unknown(),
+        ]
+    }
+
+    /// Sources that the nat table knows. It can't drop what it does not know, and changes at another moment than the sets. Where others
+    /// translate before it does, that is the node's address alone, which their masquerade gives too.
     fn sources(&self, mangle: &mut Chains) {
-        let numbers = self.addresses().map(|(_, number)| number).chain([AS_NODE, AS_SELF]);
-        let leaves = numbers.map(|number| (number, "-j RETURN".to_owned())).collect();
+        let others = self.addresses().map(|(_, number)| number).chain([AS_SELF]).filter(|_| !self.sources_in_dispute);
+        let leaves = others.chain([AS_NODE]).map(|number| (number, "-j RETURN".to_owned())).collect();
         mangle.extend(source_tree(self.bits, &leaves));
     }
 
@@ -238,21 +257,27 @@ impl Render<'_> {
             format!("{} -j RETURN", self.set(Common::Exempt, "dst")),
             "-m addrtype --dst-type LOCAL -j RETURN".into(),
             "-m addrtype --dst-type MULTICAST -j RETURN".into(),
-            format!(
-                "{} {} {} -g {START_GATE}",
-                self.set(Common::Local, "src"),
-                self.not_in(Common::Known, "src"),
-                self.set(Common::Governed, "dst")
-            ),
             // Others' packets keep all bits of their mark.
-            format!("{} {} -g {NO_VERDICT}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src")),
+            format!("{} {} -g {NO_CLASS}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src")),
         ];
         rules.extend(self.find_class());
         rules.push(format!("-j {CLASS}"));
         rules.push(Self::mark(0, scratch));
-        rules.push(format!("-m mark ! --mark 0x0/{:#x} -g {VERDICT}", self.bits.mask()));
-        rules.push(format!("-g {NO_VERDICT}"));
+        // Held, or what should say where this class goes is not there.
+        rules.push(format!("-m mark --mark 0x0/{:#x} -g {HELD}", self.bits.mask()));
+        rules.push(format!("-g {VERDICT}"));
         rules
+    }
+
+    /// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody has flushed what says so.
+    fn no_class(&self) -> Vec<String> {
+        let gate = format!(
+            "{} {} {} -g {START_GATE}",
+            self.set(Common::Local, "src"),
+            self.not_in(Common::Ungoverned, "src"),
+            self.set(Common::Governed, "dst")
+        );
+        vec![gate, format!("-g {NO_VERDICT}")]
     }
 
     /// An exact address overwrites what its subnet said.
@@ -268,8 +293,11 @@ impl Render<'_> {
         mangle.extend(class_tree(self.bits, &leaves));
         for class in numbers.keys() {
             let name = where_set(*class, self.family);
-            let lookup = self.sets.contains_key(&name).then(|| format!("-j SET --map-set {name} dst --map-mark"));
-            let rules = [Self::mark(0, self.bits.scratch())].into_iter().chain(lookup).collect();
+            let rules = if self.sets.contains_key(&name) {
+                vec![Self::mark(0, self.bits.scratch()), format!("-j SET --map-set {name} dst --map-mark")]
+            } else {
+                vec![Self::mark(self.bits.byte(PASS_BYTE), self.bits.all())]
+            };
             mangle.insert(class_chain(*class), rules);
         }
     }
@@ -277,7 +305,7 @@ impl Render<'_> {
     /// What the byte in the packet mark says. One that no chain is for has no way.
     fn verdicts(&self, mangle: &mut Chains) {
         let targets = self.desired.targets.iter().chain(&self.desired.accepts);
-        let mut leaves = BTreeMap::from([(u16::from(HELD_BYTE), format!("-g {HELD}"))]);
+        let mut leaves = BTreeMap::from([(u16::from(PASS_BYTE), format!("-g {PASS}"))]);
         for target in targets {
             let name = format!("EGW-TO-{target}");
             leaves.insert(u16::from(target.byte()), format!("-g {name}"));

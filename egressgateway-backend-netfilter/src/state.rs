@@ -27,6 +27,8 @@ pub(crate) type Tables = BTreeMap<(Family, String), Arc<Table>>;
 pub struct NetfilterState {
     pub(crate) sets: OrdMap<String, Set>,
     pub(crate) tables: Tables,
+    /// Others translate sources before our rules do, again and again: only what any masquerade gives may leave.
+    pub(crate) sources_in_dispute: bool,
     pub(crate) memory: Memory,
 }
 
@@ -65,13 +67,14 @@ pub(crate) struct Jump {
 impl NetfilterState {
     /// What was read from a host.
     pub(crate) fn observed(sets: OrdMap<String, Set>, tables: Tables) -> Self {
-        Self { sets, tables, memory: Memory::default() }
+        Self { sets, tables, ..Self::default() }
     }
 
     /// The state that `desired` asks for, from `current`.
     pub(crate) fn of(desired: &PolicyDesired, bits: Bits, current: &Self) -> Result<Self, Error> {
+        let sources_in_dispute = current.sources_in_dispute;
         if *desired == PolicyDesired::default() {
-            return Ok(Self::default());
+            return Ok(Self { sources_in_dispute, ..Self::default() });
         }
         check(desired)?;
         let previous = current.memory.0.as_deref();
@@ -80,7 +83,7 @@ impl NetfilterState {
             Some(_) => current.tables.clone(),
             None => tables(desired, bits, &content, current),
         };
-        Ok(Self { sets: content.sets.clone(), tables, memory: Memory(Some(Arc::new(content))) })
+        Ok(Self { sets: content.sets.clone(), tables, sources_in_dispute, memory: Memory(Some(Arc::new(content))) })
     }
 
     /// Whether the host has anything of ours.
@@ -112,7 +115,7 @@ impl NetfilterState {
 fn tables(desired: &PolicyDesired, bits: Bits, content: &Content, current: &NetfilterState) -> Tables {
     let mut tables = Tables::new();
     for family in Family::ALL {
-        for (name, chains) in rules::rules(desired, family, bits, &content.numbers, &content.sets) {
+        for (name, chains) in rules::rules(desired, family, bits, &content.numbers, &content.sets, current.sources_in_dispute) {
             let jumps = JUMPS.into_iter().filter(|(table, ..)| *table == name).map(|(_, chain, own)| Jump::first(chain, own)).collect();
             let (key, table) = ((family, name), Table { chains, jumps });
             let same = current.tables.get(&key).filter(|old| ***old == table).cloned();
@@ -126,6 +129,11 @@ impl Jump {
     /// The jump that we write: before all others' rules.
     pub(crate) fn first(chain: &str, own: &str) -> Self {
         Self { chain: chain.to_owned(), position: 0, rule: format!("-m comment --comment {COMMENT} -j {own}") }
+    }
+
+    /// Whether it reads as one that we wrote.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.rule.starts_with(&format!("-m comment --comment {COMMENT} -j "))
     }
 }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use egressgateway::{Change, Driver, Error, PolicyDesired, WriteHook, model::Family};
+use tokio::time::Instant;
 
 use crate::{
     backend::NetfilterSettings,
@@ -16,6 +17,7 @@ use crate::{
     rules,
     save::{self, Owner},
     state::{Jump, Table, Tables, check},
+    truce::Truce,
 };
 
 /// Accepts, in the `FORWARD` chain of one iptables flavour, what exits on this node for pods of others, and the answers.
@@ -30,6 +32,7 @@ pub struct Transit {
     flavour: Flavour,
     hook: Arc<dyn WriteHook>,
     writes: Writes,
+    truce: Truce,
 }
 
 /// What a host's `FORWARD` chains have of ours, and whether they restrict anything.
@@ -55,7 +58,7 @@ impl Transit {
     /// [`ErrorKind::Unsupported`](egressgateway::ErrorKind::Unsupported) where the programs of that flavour are missing, or can't read its rules.
     pub async fn open(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Result<Self, Error> {
         let flavour = Flavour::choose(settings.flavour).await?;
-        let transit = Self { bits: Bits::new(settings.mask), flavour, hook, writes: Writes::default() };
+        let transit = Self { bits: Bits::new(settings.mask), flavour, hook, writes: Writes::default(), truce: Truce::default() };
         transit.observe().await?;
         Ok(transit)
     }
@@ -81,6 +84,7 @@ impl Driver for Transit {
             state.tables.extend(save::parse(&saved, family, Owner::Transit));
             state.restricted.extend(save::restricts_forwarding(&saved).then_some(family));
         }
+        self.truce.grant(&mut state.tables, Instant::now());
         Ok(state)
     }
 
@@ -106,6 +110,7 @@ impl Driver for Transit {
                 command::restore(self.flavour, *family, script, false).await?;
             }
         }
+        self.truce.moved(&plan.puts_jumps_first(), Instant::now());
         Ok(())
     }
 }

@@ -6,9 +6,10 @@ use std::{fmt::Write as _, sync::Arc};
 use async_trait::async_trait;
 use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
 use egressgateway::{
-    Change, CounterSource, Driver, ErrorKind, PolicyDesired, WriteHook,
+    Change, CounterSource, Driver, ErrorKind, Plan, PolicyDesired, WriteHook,
     model::{MarkMask, SourceNat, Verdict},
     testing::conformance::{self, Host},
+    trace::{Trace, TracePacket, TraceSource},
 };
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, NetfilterState};
 use egressgateway_testkit::netns::in_namespace;
@@ -178,7 +179,7 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
                 "ipset flush egw-where-00000001-v6".to_owned(),
                 "ipset del egw-pods-v4 10.244.1.10".to_owned(),
                 "ipset add -exist egw-pods-v4 10.244.1.10 skbmark 0x3/0xffff".to_owned(),
-                "ipset add egw-known-v4 10.244.1.99".to_owned(),
+                "ipset add egw-ungoverned-v4 10.244.1.99".to_owned(),
                 "ipset create egw-mine hash:net,port".to_owned(),
                 "ipset add egw-exempt-v4 10.244.7.0/24 nomatch".to_owned(),
             ] {
@@ -192,12 +193,48 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
 }
 
 #[test]
+fn who_insists_on_the_first_place_gets_it_and_egress_addresses_wait() {
+    in_namespace(|| async {
+        for flavour in FLAVOURS {
+            let (netfilter, desired, word) = (netfilter(flavour), gateway(), word(flavour));
+            let leaving = || TracePacket { connection_mark: 0x1200_0000, ..TracePacket::new(ip("10.244.1.10"), ip("10.6.2.1")) };
+            let settled = async || {
+                for _ in 0..3 {
+                    let Change { plan, .. } = netfilter.plan(&desired, &netfilter.observe().await.unwrap()).unwrap();
+                    netfilter.apply(&plan).await.unwrap();
+                    if plan.is_empty() {
+                        return netfilter.observe().await.unwrap();
+                    }
+                }
+                panic!("it never comes to rest");
+            };
+            let address = settled().await.trace_source(&leaving(), "eth0");
+            assert!(matches!(address, TraceSource::Address(_)), "{address:?}");
+            let insist = || run(&format!("iptables-{word} -t nat -I POSTROUTING -s 10.244.0.0/16 -j MASQUERADE"));
+            let is_first = || run(&format!("iptables-{word} -t nat -S POSTROUTING 1")).contains("EGW-POSTROUTING");
+            insist();
+            assert_eq!(settled().await.trace_source(&leaving(), "eth0"), TraceSource::Drop { counter: Some("drop_unknown_source") });
+            assert!(is_first(), "answered at once the first time");
+            insist();
+            let state = settled().await;
+            assert!(!is_first(), "and left alone for a while the second time");
+            assert_eq!(state.trace_source(&leaving(), "eth0"), TraceSource::Drop { counter: Some("drop_unknown_source") });
+            run(&format!("iptables-{word} -t nat -D POSTROUTING -m comment --comment egressgateway -j EGW-POSTROUTING"));
+            settled().await;
+            assert!(is_first(), "but what is missing is written at once");
+            run(&format!("iptables-{word} -t nat -F POSTROUTING"));
+            reach(flavour, &PolicyDesired::default()).await;
+        }
+    });
+}
+
+#[test]
 fn sets_of_the_wrong_type_are_replaced_although_rules_refer_to_them() {
     in_namespace(|| async {
         run("ipset create egw-pods-v4 hash:net family inet6");
         let wanted = reach(FLAVOURS[1], &client()).await;
         // A set that rules refer to can't be destroyed, so this is what another version may have left.
-        for set in ["egw-peers-v4", "egw-pods-v4", "egw-known-v4", "egw-where-00000001-v4"] {
+        for set in ["egw-peers-v4", "egw-pods-v4", "egw-ungoverned-v4", "egw-where-00000001-v4"] {
             for program in ["iptables-nft", "ip6tables-nft"] {
                 let saved = run(&format!("{program}-save"));
                 let rules: String = saved.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
@@ -234,6 +271,33 @@ fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict_and_names_the_entry() {
         run("ipset add egw-pods-v4 10.244.1.77");
         assert_eq!(netfilter.apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
         reach(FLAVOURS[1], &desired).await;
+    });
+}
+
+/// What a killed agent leaves the program with: the tests of single moments take a table's transaction for one.
+#[test]
+fn a_script_that_is_cut_off_changes_whole_tables_or_nothing() {
+    in_namespace(|| async {
+        let of =
+            |table: &str| format!("*{table}\n:EGW-CUT - [0:0]\n-A EGW-CUT -m mark --mark 0x1/0x1 -j RETURN\n-A EGW-CUT -j DROP\nCOMMIT\n");
+        let script = of("raw") + &of("mangle");
+        for flavour in FLAVOURS {
+            let word = word(flavour);
+            let mut seen = std::collections::BTreeSet::new();
+            for length in (0..=script.len()).rev().step_by(3) {
+                drop(command(&[&format!("iptables-{word}-restore"), "--noflush"], &script[..length]));
+                let rules = ["raw", "mangle"].map(|table| run(&format!("iptables-{word}-save -t {table}")).matches("-A EGW-CUT").count());
+                assert!([[0, 0], [2, 0], [2, 2]].contains(&rules), "{word}, {length} bytes: {rules:?}");
+                seen.insert(rules);
+                for table in ["raw", "mangle"] {
+                    drop(command(
+                        &[&format!("iptables-{word}-restore"), "--noflush"],
+                        &format!("*{table}\n-F EGW-CUT\n-X EGW-CUT\nCOMMIT\n"),
+                    ));
+                }
+            }
+            assert_eq!(seen.len(), 3, "{word}: cut before, between and behind the tables");
+        }
     });
 }
 

@@ -30,13 +30,13 @@ fn one_pod_costs_one_entry_and_one_policy_its_ranges() {
     assert_eq!(
         script.to_string(),
         "# ipset restore\nadd egw-pods-v4 10.244.1.20 skbmark 0x3/0xffff\nadd egw-pods-v4 10.244.1.11 skbmark 0x2/0xffff -exist\n\
-         del egw-pods-v4 10.244.1.10\n"
+         add egw-ungoverned-v4 10.244.1.10\ndel egw-pods-v4 10.244.1.10\n"
     );
     desired.destinations.insert((class(1), range("10.6.8.0-10.6.8.2")), Verdict::Hold);
     desired.destinations.remove(&(class(1), range("10.6.2.0/24")));
     let script = plan(&desired, &after).plan.to_string();
-    let adds = "# ipset restore\nadd egw-where-00000001-v4 10.6.8.0/31 skbmark 0x12000000/0xff00ffff\n\
-         add egw-where-00000001-v4 10.6.8.2 skbmark 0x12000000/0xff00ffff\n";
+    let adds = "# ipset restore\nadd egw-where-00000001-v4 10.6.8.0/31 skbmark 0x0/0xff00ffff\n\
+         add egw-where-00000001-v4 10.6.8.2 skbmark 0x0/0xff00ffff\n";
     assert_eq!(script, format!("{adds}del egw-where-00000001-v4 10.6.2.0/24\n"));
 }
 

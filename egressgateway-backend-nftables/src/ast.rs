@@ -7,7 +7,7 @@ use egressgateway::{
     trace::{ConnectionState, DestinationKind, Direction},
 };
 
-use crate::names::{DEVICES, TARGETS, Table};
+use crate::names::{CHANGING, DEVICES, TARGETS, Table};
 
 /// Where a chain continues.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +71,10 @@ pub(crate) enum Statement {
         family: Family,
         table: Table,
     },
+    /// The source has no class.
+    NoClass,
+    /// The entries of this class are being changed.
+    Changing,
     /// Class and destination leave here with their own address.
     Keeps(Family),
     /// Continues as the map says of class and destination, if it does.
@@ -147,7 +151,7 @@ impl Table {
         };
         let (key, data, interval) = match self {
             Self::Exempt | Self::Local | Self::Governed => (vec![address], None, true),
-            Self::Known | Self::Peers => (vec![address], None, false),
+            Self::Ungoverned | Self::Peers => (vec![address], None, false),
             Self::Pods => (vec![address], Some("classid"), false),
             Self::Nets => (vec![address], Some("classid"), true),
             Self::Where | Self::Exit => (vec!["classid", address], Some("verdict"), true),
@@ -244,6 +248,8 @@ impl fmt::Display for Statement {
             Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
             Self::ForgetClass => f.write_str("meta priority set 0:0"),
             Self::ClassOf { family, table } => write!(f, "meta priority set {} saddr map @{}", header(*family), table.name(*family)),
+            Self::NoClass => f.write_str("meta priority 0:0"),
+            Self::Changing => write!(f, "meta priority @{CHANGING}"),
             Self::Keeps(family) => write!(f, "meta priority . {} daddr @{}", header(*family), Table::Kept.name(*family)),
             Self::VerdictOf { family, table } => write!(f, "meta priority . {} daddr vmap @{}", header(*family), table.name(*family)),
             Self::VerdictOfPin { mask } => write!(f, "ct mark & {mask:#010x} vmap @{TARGETS}"),

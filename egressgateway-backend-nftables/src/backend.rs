@@ -10,7 +10,7 @@ use crate::{
     command::{self, nft, nft_json},
     exact,
     monitor::{NftMonitor, Writers},
-    names::{COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
+    names::{CHANGING, COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
     observe,
     plan::{self, NftPlan},
     state::NftState,
@@ -104,6 +104,9 @@ impl Nftables {
     }
 }
 
+/// The second transaction of a plan.
+const END_CHANGE: &str = "end change";
+
 /// A state that uses every statement.
 fn probe_desired() -> PolicyDesired {
     use egressgateway::{
@@ -140,12 +143,19 @@ impl Driver for Nftables {
         if plan.is_empty() {
             return Ok(());
         }
-        hook.before(plan.verb())?;
-        let context = format!("{} {TABLE_PATH}", plan.verb());
-        match plan.exact() {
-            Some(changes) => exact::write(changes, &context, &self.writers).await,
-            None => command::write(plan.script(), &context, &self.writers).await,
+        if !plan.script().is_empty() {
+            hook.before(plan.verb())?;
+            let context = format!("{} {TABLE_PATH}", plan.verb());
+            match plan.exact() {
+                Some(changes) => exact::write(changes, &context, &self.writers).await?,
+                None => command::write(plan.script(), &context, &self.writers).await?,
+            }
         }
+        if plan.ends_change() {
+            hook.before(END_CHANGE)?;
+            exact::flush(CHANGING, &format!("{END_CHANGE} of {TABLE_PATH}"), &self.writers).await?;
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     ast::{Jump, Side, Statement, Way},
-    names::{COUNTERS, DEVICES, TARGETS, Table},
+    names::{CHANGING, COUNTERS, DEVICES, TARGETS, Table},
 };
 
 /// The statement; foreign when it is none that we write.
@@ -76,6 +76,13 @@ fn matching(body: &Value) -> Option<Statement> {
     if let Some((side, family)) = address_field(left) {
         let (table, of) = Table::parse(set_name(right)?)?;
         return (of == family).then_some(Statement::Address { side, family, negated, table });
+    }
+    if left.pointer("/meta/key").is_some_and(|key| key == "priority") {
+        return match right.as_str()? {
+            _ if negated => None,
+            "none" | "0:0" | ":0" => Some(Statement::NoClass),
+            set => (set.strip_prefix('@')? == CHANGING).then_some(Statement::Changing),
+        };
     }
     if let Some(way) = left.pointer("/meta/key").and_then(Value::as_str).and_then(|key| match key {
         "iifname" => Some(Way::In),
@@ -266,9 +273,11 @@ mod tests {
             json!({"counter": {"packets": 0, "bytes": 0}}),
             json!({"counter": "mine"}),
             json!({"match": {"op": "==", "left": saddr, "right": "10.0.0.1"}}),
-            json!({"match": {"op": "==", "left": saddr, "right": "@known6"}}),
+            json!({"match": {"op": "==", "left": saddr, "right": "@ungoverned6"}}),
             json!({"match": {"op": "<", "left": {"ct": {"key": "mark"}}, "right": {"prefix": {"addr": 0, "len": 8}}}}),
             json!({"match": {"op": "!=", "left": {"ct": {"key": "state"}}, "right": "new"}}),
+            json!({"match": {"op": "!=", "left": {"meta": {"key": "priority"}}, "right": "@changing"}}),
+            json!({"match": {"op": "==", "left": {"meta": {"key": "priority"}}, "right": "1:1"}}),
             json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": 7}}),
             json!({"mangle": {"key": {"ct": {"key": "mark"}}, "value": {"&": [{"meta": {"key": "mark"}}, 7]}}}),
             json!({"vmap": {"key": saddr, "data": "@where4"}}),

@@ -6,7 +6,7 @@ use egressgateway::{
     Error, ErrorKind, PolicyDesired,
     model::{ClassId, Family, IpRange, MarkMask, SourceNat, TargetId, Verdict},
 };
-use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
+use imbl::{OrdMap, OrdSet, ordmap::DiffItem, ordset};
 use ipnet::IpNet;
 
 use crate::{
@@ -70,10 +70,12 @@ pub(crate) struct Elements {
     pub(crate) exempt: OrdSet<IpRange>,
     pub(crate) local: OrdSet<IpRange>,
     pub(crate) governed: OrdSet<IpRange>,
-    pub(crate) known: OrdSet<IpAddr>,
+    pub(crate) ungoverned: OrdSet<IpAddr>,
     pub(crate) peers: OrdSet<IpAddr>,
     pub(crate) devices: OrdSet<String>,
     pub(crate) targets: OrdMap<u32, Jump>,
+    /// Only while a change is under way, or after one that was interrupted.
+    pub(crate) changing: OrdSet<ClassId>,
 }
 
 /// From what the translated contents were made, so that the next translation costs the difference. Says nothing about the kernel:
@@ -83,6 +85,9 @@ pub(crate) struct Memory(Option<Box<Origin>>);
 
 #[derive(Clone)]
 struct Origin {
+    pods: OrdMap<IpAddr, ClassId>,
+    subnets: OrdMap<IpRange, ClassId>,
+    known: OrdSet<IpAddr>,
     destinations: OrdMap<Place, Verdict>,
     targets: OrdSet<TargetId>,
     exiting: BTreeSet<TargetId>,
@@ -106,15 +111,18 @@ impl std::fmt::Debug for Memory {
 impl Elements {
     /// The contents that `desired` asks for, from `current` contents that were made from `memory`.
     pub(crate) fn of(desired: &PolicyDesired, mask: MarkMask, current: &Self, memory: &Memory) -> Result<(Self, Memory), Error> {
+        let gate = desired.start_gate.clone().unwrap_or_default();
         let origin = Origin {
+            pods: desired.pods.clone(),
+            subnets: desired.subnets.clone(),
+            known: gate.known,
             destinations: desired.destinations.clone(),
             targets: desired.targets.clone(),
             exiting: desired.accepts.iter().chain(&desired.exits).copied().collect(),
             accepts: desired.accepts.clone(),
             exempt: desired.exempt.clone(),
-            governed: desired.start_gate.as_ref().map(|gate| gate.governed.clone()).unwrap_or_default(),
+            governed: gate.governed,
         };
-        let gate = desired.start_gate.clone().unwrap_or_default();
         let before = memory.0.as_deref();
         let mut elements = Self {
             pods: desired.pods.clone(),
@@ -128,7 +136,7 @@ impl Elements {
                 Some(before) if before.governed == origin.governed => current.governed.clone(),
                 _ => ranges::union(origin.governed.iter().copied()),
             },
-            known: gate.known,
+            ungoverned: origin.ungoverned(before, &current.ungoverned),
             peers: desired.overlay.peers.clone(),
             devices: desired.overlay.devices.clone(),
             targets: pins(&desired.targets, mask),
@@ -140,6 +148,15 @@ impl Elements {
         elements.place(&origin, current, before)?;
         elements.check_devices()?;
         Ok((elements, Memory(Some(Box::new(origin)))))
+    }
+
+    /// The classes that mean something else in `after`, wherever that shows a moment later than the rest of a transaction.
+    pub(crate) fn changing_to(&self, after: &Self) -> OrdSet<ClassId> {
+        let mut classes = OrdSet::new();
+        classes.extend(changed(&self.steer, &after.steer));
+        classes.extend(changed(&self.exit, &after.exit));
+        classes.extend(changed(&self.addresses, &after.addresses));
+        classes
     }
 
     /// Fills the three maps of destinations.
@@ -213,6 +230,45 @@ impl Elements {
             None => Ok(()),
         }
     }
+}
+
+impl Origin {
+    /// Of who is known, those without a class. So a pod that is missing where its class should be is not taken for one of them.
+    fn ungoverned(&self, before: Option<&Self>, current: &OrdSet<IpAddr>) -> OrdSet<IpAddr> {
+        let Some(before) = before.filter(|before| before.subnets == self.subnets) else {
+            return self.known.iter().filter(|address| !self.has_class(**address)).copied().collect();
+        };
+        let known = before.known.diff(&self.known).map(|change| match change {
+            ordset::DiffItem::Add(address) | ordset::DiffItem::Remove(address) => *address,
+        });
+        let pods = before.pods.diff(&self.pods).map(|change| match change {
+            DiffItem::Add(address, _) | DiffItem::Remove(address, _) | DiffItem::Update { new: (address, _), .. } => *address,
+        });
+        let mut ungoverned = current.clone();
+        for address in known.chain(pods) {
+            if self.known.contains(&address) && !self.has_class(address) {
+                ungoverned.insert(address);
+            } else {
+                ungoverned.remove(&address);
+            }
+        }
+        ungoverned
+    }
+
+    fn has_class(&self, address: IpAddr) -> bool {
+        let subnet = || {
+            let bound = IpRange::new(address, IpRange::everything(Family::of(address)).last())?;
+            self.subnets.get_prev(&bound).filter(|(net, _)| net.contains(address))
+        };
+        self.pods.contains_key(&address) || subnet().is_some()
+    }
+}
+
+/// The classes whose entries differ.
+fn changed<'a, V: Clone + PartialEq>(before: &'a OrdMap<Place, V>, after: &'a OrdMap<Place, V>) -> impl Iterator<Item = ClassId> + 'a {
+    before.diff(after).map(|change| match change {
+        DiffItem::Add(place, _) | DiffItem::Remove(place, _) | DiffItem::Update { new: (place, _), .. } => place.0,
+    })
 }
 
 fn set<V: Clone + PartialEq>(map: &mut OrdMap<Place, V>, place: Place, value: Option<V>) {

@@ -69,7 +69,7 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     let mut only = current.clone();
     only.elements = Elements {
         pods: after.elements.pods.clone(),
-        known: after.elements.known.clone(),
+        ungoverned: after.elements.ungoverned.clone(),
         peers: after.elements.peers.clone(),
         ..only.elements
     };
@@ -90,9 +90,10 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
             return None;
         }
     }
-    for table in [Table::Known, Table::Peers] {
-        let of =
-            |elements: &Elements| -> OrdSet<IpAddr> { if table == Table::Known { elements.known.clone() } else { elements.peers.clone() } };
+    for table in [Table::Ungoverned, Table::Peers] {
+        let of = |elements: &Elements| -> OrdSet<IpAddr> {
+            if table == Table::Ungoverned { elements.ungoverned.clone() } else { elements.peers.clone() }
+        };
         for change in of(&current.elements).diff(&of(&after.elements)) {
             changes.push(match change {
                 ordset::DiffItem::Add(address) => ExactChange { table, address: *address, what: What::Comes },
@@ -109,18 +110,29 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
 
 /// Makes the changes, all or none.
 pub(crate) async fn write(changes: &[ExactChange], context: &str, writers: &Writers) -> Result<(), Error> {
+    let messages: Vec<_> = changes.iter().zip(1..).map(|(change, sequence)| change.message(sequence)).collect();
+    let failure = |index: usize| changes.get(index).map(|change| format!("{context}: {change}"));
+    send(&messages, failure, context, writers).await
+}
+
+/// Empties a set.
+pub(crate) async fn flush(set: &str, context: &str, writers: &Writers) -> Result<(), Error> {
+    send(&[elements_message(DELETE, NLM_F_ACK, 1, set, &[])], |_| None, context, writers).await
+}
+
+/// Sends messages that are numbered from 1 as one transaction. `of` says in an error what a message was about.
+async fn send(messages: &[Vec<u8>], of: impl Fn(usize) -> Option<String>, context: &str, writers: &Writers) -> Result<(), Error> {
     let failed = |error| Error::from_io(error, context);
     let socket = open(writers).map_err(failed)?;
-    socket.send(&batch(changes)).await.map_err(failed)?;
-    let mut pending = changes.len();
+    socket.send(&batch(messages)).await.map_err(failed)?;
+    let mut pending = messages.len();
     while pending > 0 {
         let (datagram, _) = socket.recv_from_full().await.map_err(failed)?;
         for (sequence, errno) in answers(&datagram) {
             if errno != 0 {
                 // Sequence 0 is the batch as a whole.
-                let which = (sequence as usize).checked_sub(1).and_then(|index| changes.get(index));
-                let what = which.map_or_else(|| context.to_owned(), |change| format!("{context}: {change}"));
-                return Err(Error::from_errno(errno, what));
+                let what = (sequence as usize).checked_sub(1).and_then(&of);
+                return Err(Error::from_errno(errno, what.unwrap_or_else(|| context.to_owned())));
             }
             pending = pending.saturating_sub(1);
         }
@@ -156,25 +168,25 @@ impl ExactChange {
             // A packet's priority is a number of the host.
             element.extend(attribute(DATA | NESTED, &attribute(VALUE, &class.get().to_ne_bytes())));
         }
-        let name = |name: &str| [name.as_bytes(), &[0]].concat();
-        let body = [
-            attribute(TABLE_ATTRIBUTE, &name(TABLE)),
-            attribute(SET, &name(self.table.name(Family::of(self.address)))),
-            attribute(ELEMENTS | NESTED, &attribute(ELEMENT | NESTED, &element)),
-        ];
+        let elements = attribute(ELEMENTS | NESTED, &attribute(ELEMENT | NESTED, &element));
         let (kind, flags) = if self.what == What::Goes { (DELETE, NLM_F_ACK) } else { (NEW, NLM_F_ACK | NLM_F_CREATE) };
-        message(kind, flags, sequence, [NOTIFICATION_FAMILY, 0, 0, 0], &body.concat())
+        elements_message(kind, flags, sequence, self.table.name(Family::of(self.address)), &elements)
     }
 }
 
-/// One transaction; the messages of the changes are numbered from 1.
-fn batch(changes: &[ExactChange]) -> Vec<u8> {
+/// A message about elements of a set; about all, where it has none to delete.
+fn elements_message(kind: u16, flags: u16, sequence: u32, set: &str, elements: &[u8]) -> Vec<u8> {
+    let name = |name: &str| [name.as_bytes(), &[0]].concat();
+    let body = [&attribute(TABLE_ATTRIBUTE, &name(TABLE)), &attribute(SET, &name(set)), elements].concat();
+    message(kind, flags, sequence, [NOTIFICATION_FAMILY, 0, 0, 0], &body)
+}
+
+/// One transaction.
+fn batch(messages: &[Vec<u8>]) -> Vec<u8> {
     // `struct nfgenmsg`: no family, version 0, the subsystem in network byte order.
     let [high, low] = SUBSYSTEM.to_be_bytes();
     let mut bytes = message(BATCH[0], 0, 0, [0, 0, high, low], &[]);
-    for (change, sequence) in changes.iter().zip(1..) {
-        bytes.extend(change.message(sequence));
-    }
+    bytes.extend(messages.concat());
     bytes.extend(message(BATCH[1], 0, 0, [0, 0, high, low], &[]));
     bytes
 }

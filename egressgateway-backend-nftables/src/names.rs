@@ -58,8 +58,12 @@ pub(crate) const POST_CLEAR: &str = "post_clear";
 pub(crate) const POST_TRANSLATE: &str = "post_translate";
 /// Base chain: the scratch value that translation left in `meta priority` goes.
 pub(crate) const POST_RESTORE: &str = "post_restore";
+/// Chain: an outer packet for this node.
+pub(crate) const OUTER: &str = "outer";
 /// Chain: first packet of a connection.
 pub(crate) const CLASSIFY: &str = "classify";
+/// Chain: the start gate.
+pub(crate) const GATE: &str = "start_gate";
 /// Chain: class of the source, into `meta priority`.
 pub(crate) const FIND_CLASS: &str = "find_class";
 /// Chain: verdict of class and destination.
@@ -68,6 +72,8 @@ pub(crate) const DECIDE: &str = "decide";
 pub(crate) const UNCLASSIFIED: &str = "unclassified";
 /// Chain: what leaves here with its own address is not tracked.
 pub(crate) const UNTRACK: &str = "untrack";
+/// Chain: lowers the segment size.
+pub(crate) const CLAMP: &str = "clamp";
 /// Chain: counts first packets that enter the tunnel.
 pub(crate) const ENTER: &str = "enter_tunnel";
 /// Chain: verdict `Hold`.
@@ -90,6 +96,13 @@ pub(crate) const DEVICES: &str = "overlay_devices";
 /// Connection mark byte to what happens to later packets.
 pub(crate) const TARGETS: &str = "targets";
 
+/// Classes whose entries of `where`, `exit` and `as` are being changed.
+///
+/// A transaction is one moment for chains and for sets of single keys, but ranges of concatenations show a moment later: the kernel builds
+/// them aside and puts them in place when the rest is in force already (`nft_pipapo_commit`); before Linux 6.17 it finds neither the old
+/// nor the new ones meanwhile. So what finds nothing of a class that is in here waits.
+pub(crate) const CHANGING: &str = "changing";
+
 /// Most elements that one command may bring, so that each fits one netlink attribute (64 KiB). nft 1.0.6 encodes the element that did not
 /// fit a second time, and turns the bytes of a class in a concatenation around once more: the kernel would hold another class.
 pub(crate) const ELEMENTS_PER_COMMAND: usize = 256;
@@ -101,8 +114,8 @@ pub(crate) enum Table {
     Exempt,
     /// Addresses of this node's pods.
     Local,
-    /// Classified pods.
-    Known,
+    /// Pods that are known to have no class: whoever is neither here nor has one is not known yet.
+    Ungoverned,
     /// Destinations of all policies.
     Governed,
     /// Outer addresses of the nodes.
@@ -126,7 +139,7 @@ impl Table {
     pub(crate) const ALL: [Self; 11] = [
         Self::Exempt,
         Self::Local,
-        Self::Known,
+        Self::Ungoverned,
         Self::Governed,
         Self::Peers,
         Self::Pods,
@@ -144,8 +157,8 @@ impl Table {
             (Self::Exempt, Family::V6) => "exempt6",
             (Self::Local, Family::V4) => "local4",
             (Self::Local, Family::V6) => "local6",
-            (Self::Known, Family::V4) => "known4",
-            (Self::Known, Family::V6) => "known6",
+            (Self::Ungoverned, Family::V4) => "ungoverned4",
+            (Self::Ungoverned, Family::V6) => "ungoverned6",
             (Self::Governed, Family::V4) => "governed4",
             (Self::Governed, Family::V6) => "governed6",
             (Self::Peers, Family::V4) => "peers4",

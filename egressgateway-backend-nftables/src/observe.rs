@@ -14,7 +14,7 @@ use crate::{
     ast::{Chain, Declaration, Hook, Jump},
     decode,
     elements::{Elements, ExitAs, Steer},
-    names::{DEVICES, HELD, NO_GATEWAY, TARGETS, TO, Table, target_of_chain},
+    names::{CHANGING, DEVICES, HELD, NO_GATEWAY, TARGETS, TO, Table, target_of_chain},
     state::{NftState, declarations},
 };
 
@@ -117,6 +117,9 @@ impl Reader {
             DEVICES => {
                 elements.devices.insert(element.as_str()?.to_owned());
             }
+            CHANGING => {
+                elements.changing.insert(class(element)?);
+            }
             TARGETS => {
                 let (key, value) = pair(element)?;
                 elements.targets.insert(decode::number(key)?, decode::jump(value)?);
@@ -135,7 +138,7 @@ impl Reader {
             Table::Exempt => drop(elements.exempt.insert(range(element, family)?)),
             Table::Local => drop(elements.local.insert(range(element, family)?)),
             Table::Governed => drop(elements.governed.insert(range(element, family)?)),
-            Table::Known => drop(elements.known.insert(address(element, family)?)),
+            Table::Ungoverned => drop(elements.ungoverned.insert(address(element, family)?)),
             Table::Peers => drop(elements.peers.insert(address(element, family)?)),
             Table::Pods => {
                 let (key, value) = pair(element)?;

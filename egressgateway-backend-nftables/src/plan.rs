@@ -15,17 +15,20 @@ use crate::{
     ast::{Chain, Jump},
     elements::{ExitAs, Place, Steer},
     exact::{self, ExactChange},
-    names::{DEVICES, ELEMENTS_PER_COMMAND, TABLE_PATH, TARGETS, Table},
+    names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, TABLE_PATH, TARGETS, Table},
     state::NftState,
 };
 
-/// One transaction; its `Display` is a script that `nft -c -f` accepts on the host that it was made for.
+/// One transaction, or two where the second one ends what the first one holds meanwhile; its `Display` is a script that `nft -c -f`
+/// accepts on the host that it was made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NftPlan {
     verb: &'static str,
     script: String,
     /// The same, where it is about few single addresses only.
     exact: Option<Vec<ExactChange>>,
+    /// Classes wait from the first transaction, or from an earlier one that was interrupted, until a second one.
+    ends_change: bool,
 }
 
 impl NftPlan {
@@ -40,22 +43,29 @@ impl NftPlan {
         self.exact.as_deref()
     }
 
-    /// What nft reads.
+    /// What nft reads; nothing where no more is left to do than [`Self::ends_change`].
     #[must_use]
     pub fn script(&self) -> &str {
         &self.script
+    }
+
+    /// Whether classes that wait are to be let go afterwards, in a transaction of its own.
+    #[must_use]
+    pub fn ends_change(&self) -> bool {
+        self.ends_change
     }
 }
 
 impl fmt::Display for NftPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.script)
+        f.write_str(&self.script)?;
+        if self.ends_change { writeln!(f, "flush set {TABLE_PATH} {CHANGING}") } else { Ok(()) }
     }
 }
 
 impl Plan for NftPlan {
     fn is_empty(&self) -> bool {
-        self.script.is_empty()
+        self.script.is_empty() && !self.ends_change
     }
 }
 
@@ -63,21 +73,25 @@ impl Plan for NftPlan {
 pub(crate) fn plan(current: &NftState, after: &NftState) -> NftPlan {
     match (current.exists, after.exists) {
         (false, false) => NftPlan::default(),
-        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {TABLE_PATH}\n"), exact: None },
-        (false, true) => {
-            let script = format!("add table {TABLE_PATH}\n{}", changes(&NftState::default(), after));
-            NftPlan { verb: "create table", script, exact: None }
+        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {TABLE_PATH}\n"), ..NftPlan::default() },
+        (false, true) => from_nothing("create table", format!("add table {TABLE_PATH}\n"), after),
+        (true, true) if must_replace(current, after) => {
+            let begin = format!("add table {TABLE_PATH}\ndelete table {TABLE_PATH}\nadd table {TABLE_PATH}\n");
+            from_nothing("replace table", begin, after)
         }
-        (true, true) if must_replace(current, after) => NftPlan {
-            verb: "replace table",
-            script: format!(
-                "add table {TABLE_PATH}\ndelete table {TABLE_PATH}\nadd table {TABLE_PATH}\n{}",
-                changes(&NftState::default(), after)
-            ),
-            exact: None,
-        },
-        (true, true) => NftPlan { verb: "update table", script: changes(current, after), exact: exact::between(current, after) },
+        (true, true) => {
+            let changing = current.elements.changing_to(&after.elements);
+            let ends_change = !changing.is_empty() || !current.elements.changing.is_empty();
+            NftPlan { verb: "update table", script: changes(current, after, &changing), exact: exact::between(current, after), ends_change }
+        }
     }
+}
+
+fn from_nothing(verb: &'static str, begin: String, after: &NftState) -> NftPlan {
+    let nothing = NftState::default();
+    let changing = nothing.elements.changing_to(&after.elements);
+    let ends_change = !changing.is_empty();
+    NftPlan { verb, script: begin + &changes(&nothing, after, &changing), exact: None, ends_change }
 }
 
 /// Declarations and hooks can't be changed in place, and somebody else's objects may refer to ours: then the table is made anew, in the
@@ -90,8 +104,8 @@ fn must_replace(current: &NftState, after: &NftState) -> bool {
 }
 
 /// Objects are made before what refers to them, and go after it; within a set old elements go before new ones come, because ranges may
-/// overlap.
-fn changes(current: &NftState, after: &NftState) -> String {
+/// overlap. Classes that are `changing` wait from the same moment on.
+fn changes(current: &NftState, after: &NftState, changing: &OrdSet<ClassId>) -> String {
     let mut script = Script::default();
     for counter in after.counters.difference(&current.counters) {
         script.line(format_args!("add counter {TABLE_PATH} {counter}"));
@@ -106,7 +120,7 @@ fn changes(current: &NftState, after: &NftState) -> String {
         }
     }
     script.rules(current, after);
-    let elements = Elements::between(current, after);
+    let elements = Elements::between(current, after, changing);
     for (set, elements) in &elements.0 {
         script.elements("delete", set, &elements.gone);
     }
@@ -175,12 +189,13 @@ struct Difference {
 struct Elements(Vec<(&'static str, Difference)>);
 
 impl Elements {
-    fn between(current: &NftState, after: &NftState) -> Self {
+    fn between(current: &NftState, after: &NftState, changing: &OrdSet<ClassId>) -> Self {
         let (old, new) = (&current.elements, &after.elements);
         let mut all = Self(Vec::new());
+        all.set_named(&old.changing, &old.changing.clone().union(changing.clone()), |_| CHANGING);
         all.set(Table::Exempt, &old.exempt, &new.exempt);
         all.set(Table::Local, &old.local, &new.local);
-        all.set(Table::Known, &old.known, &new.known);
+        all.set(Table::Ungoverned, &old.ungoverned, &new.ungoverned);
         all.set(Table::Governed, &old.governed, &new.governed);
         all.set(Table::Peers, &old.peers, &new.peers);
         all.map(Table::Pods, &old.pods, &new.pods);
@@ -301,6 +316,12 @@ impl Text for u32 {
 impl Text for String {
     fn text(&self) -> String {
         format!("\"{self}\"")
+    }
+}
+
+impl Text for ClassId {
+    fn text(&self) -> String {
+        self.to_string()
     }
 }
 

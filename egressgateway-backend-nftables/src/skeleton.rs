@@ -15,10 +15,10 @@ use crate::{
         Way,
     },
     names::{
-        AS_ADDRESS, AS_NODE, AS_SELF, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE,
-        ENTER, EXITED, FIND_CLASS, FORWARD, HELD, NO_GATEWAY, OUTER_IN, OUTER_OUT, POST_CLEAR, POST_RESTORE, POST_TRANSLATE, PREROUTING,
-        PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED, TUNNELLED, Table, UNCLASSIFIED,
-        UNTRACK, steer_chain, to_chain,
+        AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
+        DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, GATE, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_CLEAR,
+        POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE,
+        STEERED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
     },
 };
 
@@ -32,14 +32,17 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, keeps: bool) -> BT
         (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port, keeps))),
         (OUTER_OUT, base("filter", "output", PRIORITY_RAW, outer_out(desired.overlay.port))),
         (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(mask))),
-        (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(desired, mask))),
+        (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(mask))),
         (
             POST_CLEAR,
             base("filter", "postrouting", PRIORITY_MANGLE, vec![vec![INTO_OVERLAY, Statement::Mark { keep: mask.keep(), value: 0 }]]),
         ),
         (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired.overlay.unknown_may_exit, mask))),
         (POST_RESTORE, base("filter", "postrouting", PRIORITY_RESTORE, restore(mask))),
+        (OUTER, plain(outer())),
+        (CLAMP, plain(clamp(desired))),
         (CLASSIFY, plain(classify())),
+        (GATE, plain(gate())),
         (FIND_CLASS, plain(find_class())),
         (DECIDE, plain(decide())),
         (UNCLASSIFIED, plain(unclassified(desired.overlay.unknown_may_exit, mask))),
@@ -103,18 +106,16 @@ fn outer_in(port: u16, keeps: bool) -> Vec<Rule> {
     if port == 0 {
         return Vec::new();
     }
-    let to_us = [Statement::UdpPort(port), Destination(DestinationKind::Local)];
-    let mut rules: Vec<Rule> = Family::ALL
-        .map(|family| {
-            let stranger = Address { side: Side::Source, family, negated: true, table: Table::Peers };
-            drop_if(to_us.clone().into_iter().chain([stranger]), DROP_NOT_PEER)
-        })
-        .into();
-    rules.push(to_us.into_iter().chain([Statement::Untrack]).collect());
+    let mut rules = vec![go([Statement::UdpPort(port), Destination(DestinationKind::Local)], jump(OUTER))];
     if keeps {
         rules.push(go([FROM_OVERLAY], jump(UNTRACK)));
     }
     rules
+}
+
+fn outer() -> Vec<Rule> {
+    let stranger = |family| Address { side: Side::Source, family, negated: true, table: Table::Peers };
+    Family::ALL.map(|family| drop_if([stranger(family)], DROP_NOT_PEER)).into_iter().chain([vec![Statement::Untrack]]).collect()
 }
 
 /// What leaves here as it is gets its answers past this node, at the node of its pod. Connection tracking would see half of each
@@ -128,35 +129,40 @@ fn outer_out(port: u16) -> Vec<Rule> {
     if port == 0 { Vec::new() } else { vec![vec![Statement::UdpPort(port), Statement::Untrack]] }
 }
 
-/// Replies go back as they came. A packet that belongs to no connection can be neither pinned nor translated, so it is classified to
-/// be dropped if it is governed.
+/// Replies go back as they came, and most other packets follow their connection's pin: what each packet is asked comes first. A packet
+/// that belongs to no connection can be neither pinned nor translated, so it is classified to be dropped if it is governed.
 fn prerouting(mask: MarkMask) -> Vec<Rule> {
-    let unpinned = Pinned { mask: mask.bits(), negated: false, value: 0 };
     vec![
         go([Statement::Direction(Direction::Reply)], Jump::Accept),
-        go([Statement::State(ConnectionState::New), unpinned.clone()], jump(CLASSIFY)),
-        go([Statement::State(ConnectionState::Invalid)], jump(CLASSIFY)),
         vec![VerdictOfPin { mask: mask.bits() }],
         drop_if([Pinned { mask: mask.bits(), negated: true, value: 0 }], DROP_NO_GATEWAY),
+        go([Statement::State(ConnectionState::New)], jump(CLASSIFY)),
+        go([Statement::State(ConnectionState::Invalid)], jump(CLASSIFY)),
     ]
 }
 
 /// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes and devices change nothing about
 /// that. What came through the overlay does not enter it again.
-fn forward(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+fn forward(mask: MarkMask) -> Vec<Rule> {
     let pinned = |negated, value| Pinned { mask: mask.bits(), negated, value };
     let elsewhere = Overlay { way: Way::Out, negated: true };
-    let mut rules = vec![
+    vec![
         go([pinned(false, 0)], Jump::Accept),
         drop_if([FROM_OVERLAY, INTO_OVERLAY], DROP_NO_GATEWAY),
         drop_if([Statement::Direction(Direction::Original), pinned(true, mask.exit_mark()), elsewhere], DROP_NO_GATEWAY),
-    ];
-    rules.push(go([INTO_OVERLAY, Statement::State(ConnectionState::New)], jump(ENTER)));
-    // Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
-    rules.extend(
-        desired.overlay.mss.iter().map(|(family, bytes)| vec![Statement::Protocol(*family), Statement::Syn, Statement::Segment(*bytes)]),
-    );
-    rules
+        go([Statement::State(ConnectionState::New), INTO_OVERLAY], jump(ENTER)),
+        go([Statement::Syn], jump(CLAMP)),
+    ]
+}
+
+/// Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
+fn clamp(desired: &PolicyDesired) -> Vec<Rule> {
+    desired
+        .overlay
+        .mss
+        .iter()
+        .map(|(family, bytes)| vec![Statement::Protocol(*family), Statement::Syn, Statement::Segment(*bytes)])
+        .collect()
 }
 
 /// The exempt come first. What is for this host or for a group does not leave the cluster.
@@ -166,13 +172,18 @@ fn forward(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
 fn classify() -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)).into();
     rules.extend([DestinationKind::Local, DestinationKind::Multicast].map(|kind| go([Destination(kind)], Jump::Return)));
-    rules.extend(Family::ALL.map(|family| {
-        let unknown = Address { side: Side::Source, family, negated: true, table: Table::Known };
+    rules.extend([go([], jump(FIND_CLASS)), go([Statement::NoClass], jump(GATE)), go([], jump(DECIDE)), vec![ForgetClass]]);
+    rules
+}
+
+/// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody flushed what says so.
+fn gate() -> Vec<Rule> {
+    let rule = |family| {
+        let unknown = Address { side: Side::Source, family, negated: true, table: Table::Ungoverned };
         let gate = [address(Side::Source, family, Table::Local), unknown, address(Side::Destination, family, Table::Governed)];
         drop_if(gate, DROP_START_GATE)
-    }));
-    rules.extend([go([], jump(FIND_CLASS)), go([], jump(DECIDE)), vec![ForgetClass]]);
-    rules
+    };
+    Family::ALL.map(rule).into()
 }
 
 /// An exact address overwrites what its subnet said. Sets and maps stay apart: Linux 5.10 refuses a map where a set is looked up.
@@ -181,8 +192,10 @@ fn find_class() -> Vec<Rule> {
     [vec![ForgetClass]].into_iter().chain(lookups).collect()
 }
 
+/// What finds no verdict passes, unless entries of its class may be missing just now.
 fn decide() -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Where }]).into();
+    rules.push(drop_if([Statement::Changing], DROP_HELD));
     rules.push(go([FROM_OVERLAY], goto(UNCLASSIFIED)));
     rules
 }
@@ -198,7 +211,8 @@ fn unclassified(may_exit: bool, mask: MarkMask) -> Vec<Rule> {
     ]
 }
 
-/// Pins a new connection to `target`, or to this node where it exits here.
+/// Pins a new connection to `target`, or to this node where it exits here. The mark of this first packet is given here; later ones get it
+/// by the pin.
 fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     let exit = Pin { keep: mask.keep(), value: mask.exit_mark() };
     let others = if desired.accepts.contains(&target) {
@@ -211,7 +225,8 @@ fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     } else if !desired.targets.contains(&target) {
         dropped(DROP_NO_GATEWAY)
     } else {
-        vec![Count(STEERED), Pin { keep: mask.keep(), value: mask.mark(target) }]
+        let (keep, value) = (mask.keep(), mask.mark(target));
+        vec![Count(STEERED), Pin { keep, value }, Statement::Mark { keep, value }]
     };
     vec![drop_if([Statement::State(ConnectionState::Invalid)], DROP_NO_GATEWAY), others, own]
 }
@@ -223,6 +238,7 @@ fn translate(unknown_may_exit: bool, mask: MarkMask) -> Vec<Rule> {
     rules.push(go([Pinned { mask: mask.bits(), negated: true, value: mask.exit_mark() }], Jump::Accept));
     rules.push(go([], jump(FIND_CLASS)));
     rules.extend(Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Exit }]));
+    rules.push(drop_if([Statement::Changing], DROP_HELD));
     rules.push(if unknown_may_exit { go([], goto(AS_NODE)) } else { dropped(DROP_UNKNOWN_SOURCE) });
     rules
 }

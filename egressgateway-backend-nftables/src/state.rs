@@ -13,7 +13,7 @@ use egressgateway::{
 use crate::{
     ast::{Chain, Declaration},
     elements::{Elements, Memory},
-    names::{COUNTERS, DEVICES, TARGETS, Table},
+    names::{CHANGING, COUNTERS, DEVICES, TARGETS, Table},
     skeleton,
 };
 
@@ -62,9 +62,10 @@ impl NftState {
     /// Number of elements in all sets and maps: how much the kernel was told.
     #[must_use]
     pub fn len(&self) -> usize {
-        let Elements { pods, nets, steer, exit, addresses, kept, exempt, local, governed, known, peers, devices, targets } = &self.elements;
+        let Elements { pods, nets, steer, exit, addresses, kept, exempt, local, governed, ungoverned, peers, devices, targets, changing } =
+            &self.elements;
         let maps = pods.len() + nets.len() + steer.len() + exit.len() + addresses.len() + targets.len();
-        maps + kept.len() + exempt.len() + local.len() + governed.len() + known.len() + peers.len() + devices.len()
+        maps + kept.len() + exempt.len() + local.len() + governed.len() + ungoverned.len() + peers.len() + devices.len() + changing.len()
     }
 
     /// Whether no set and no map has an element.
@@ -87,6 +88,7 @@ pub(crate) fn declarations() -> BTreeMap<String, Declaration> {
         .flat_map(|table| Family::ALL.map(|family| (table.name(family).to_owned(), table.declaration(family))))
         .collect();
     all.insert(DEVICES.into(), Declaration { key: vec!["ifname"], data: None, interval: false });
+    all.insert(CHANGING.into(), Declaration { key: vec!["classid"], data: None, interval: false });
     all.insert(TARGETS.into(), Declaration { key: vec!["mark"], data: Some("verdict"), interval: false });
     all
 }

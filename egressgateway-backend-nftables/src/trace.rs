@@ -135,6 +135,8 @@ impl Walk<'_> {
             Statement::Confirmed => self.packet.state != ConnectionState::Established,
             Statement::Protocol(family) => !self.is(*family),
             Statement::Keeps(family) => !self.keeps(*family),
+            Statement::NoClass => self.class != 0,
+            Statement::Changing => !ClassId::new(self.class).is_some_and(|class| self.state.elements.changing.contains(&class)),
             _ => false,
         }
     }
@@ -183,7 +185,7 @@ impl Walk<'_> {
             Table::Exempt => elements.exempt.iter().any(|range| range.contains(address)),
             Table::Local => elements.local.iter().any(|range| range.contains(address)),
             Table::Governed => elements.governed.iter().any(|range| range.contains(address)),
-            Table::Known => elements.known.contains(&address),
+            Table::Ungoverned => elements.ungoverned.contains(&address),
             Table::Peers => elements.peers.contains(&address),
             _ => false,
         }

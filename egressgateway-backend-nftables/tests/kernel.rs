@@ -158,7 +158,8 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
             "add element inet egressgateway targets { 0x77000000 : drop }",
             "delete element inet egressgateway pods4 { 10.244.1.10 }",
             "delete element inet egressgateway pods4 { 10.244.1.10 }; add element inet egressgateway pods4 { 10.244.1.10 : 0:2 }",
-            "add element inet egressgateway known4 { 10.244.1.99 }",
+            "add element inet egressgateway ungoverned4 { 10.244.1.99 }",
+            "add element inet egressgateway changing { 0:9 }",
             "add element inet egressgateway overlay_devices { \"eth0\" }",
             "delete element inet egressgateway peers4 { 10.6.0.12 }",
         ] {

@@ -7,10 +7,16 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
 };
 
-use crate::netlink::{Netlink, address_family};
+use crate::{
+    constants::ADDRESS_METRIC,
+    netlink::{Netlink, address_family},
+};
+
+/// A lifetime that never ends (`INFINITY_LIFE_TIME` of `net/addrconf.h`).
+const FOREVER: u32 = u32::MAX;
 
 /// An address of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +30,18 @@ pub struct Address {
     /// Whether the kernel prefers it as a source: neither deprecated, nor waiting for or failed in duplicate detection, nor
     /// subordinate to another one of its network.
     pub preferred: bool,
+    /// Metric of the route to its network; 0 where none was given.
+    pub metric: u32,
+    /// Whether the kernel made no route to its network.
+    pub without_route: bool,
+}
+
+impl Address {
+    /// Whether it is an egress address that a driver of ours put there.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.metric == ADDRESS_METRIC
+    }
 }
 
 impl Netlink {
@@ -53,6 +71,28 @@ impl Netlink {
         self.write(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, &what).await
     }
 
+    /// Adds an egress address to a device, marked as ours, in a way that leaves the host's own traffic alone: without a route to a network,
+    /// and, IPv6, deprecated from the beginning, so that nothing is sent from it unasked.
+    ///
+    /// An IPv4 address has nothing like that; the kernel puts it behind those that the device has, and takes the first.
+    ///
+    /// # Errors
+    /// As [`Self::add_address`].
+    pub async fn add_egress_address(&self, device: u32, network: IpNet) -> Result<(), Error> {
+        let mut message = message(device, network);
+        let mut flags = AddressFlags::Noprefixroute;
+        message.attributes.push(AddressAttribute::RoutePriority(ADDRESS_METRIC));
+        if Family::of(network.addr()) == Family::V6 {
+            flags |= AddressFlags::Nodad;
+            let mut lifetimes = CacheInfo::default();
+            (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, FOREVER);
+            message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+        }
+        message.attributes.push(AddressAttribute::Flags(flags));
+        let what = format!("add egress address {network} to link {device}");
+        self.write(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, &what).await
+    }
+
     /// Deletes an address of a device.
     ///
     /// # Errors
@@ -74,13 +114,14 @@ fn message(device: u32, network: IpNet) -> AddressMessage {
 }
 
 fn parse(message: &AddressMessage) -> Option<Address> {
-    let (mut local, mut address) = (None::<IpAddr>, None);
+    let (mut local, mut address, mut metric) = (None::<IpAddr>, None, 0);
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Address(ip) => address = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
+            AddressAttribute::RoutePriority(priority) => metric = *priority,
             _ => {}
         }
     }
@@ -91,5 +132,7 @@ fn parse(message: &AddressMessage) -> Option<Address> {
         network: IpNet::new(local.or(address)?, message.header.prefix_len).ok()?,
         global: message.header.scope == AddressScope::Universe,
         preferred: !flags.intersects(unusable),
+        metric,
+        without_route: flags.contains(AddressFlags::Noprefixroute),
     })
 }

@@ -43,6 +43,11 @@ pub const OWNER_ALIAS: &str = "egressgateway";
 /// from the small numbers that people give by hand.
 pub const LINK_GROUP: u32 = 0x6567_7779;
 
+/// Metric that marks an egress address as ours (`IFA_RT_PRIORITY`, Linux 4.18): the same for both families, and on kernels that know no
+/// protocol numbers of addresses (`IFA_PROTO`, Linux 5.18). The metric is that of the route to the address's network, and an address
+/// of full length without prefix route has none, so that it means nothing else. The number is [`LINK_GROUP`]'s.
+pub const ADDRESS_METRIC: u32 = LINK_GROUP;
+
 /// Time to live of the outer header of a lightweight tunnel: the kernel would write 0, which no router forwards.
 pub const OUTER_TTL: u8 = 64;
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use async_trait::async_trait;
-use egressgateway::{Error, ErrorKind, Host, Underlay, api::Interface, model::Family};
+use egressgateway::{Attachments, Error, ErrorKind, Host, Underlay, api::Interface, model::Family};
 use imbl::OrdMap;
 use ipnet::IpNet;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
@@ -86,6 +86,10 @@ impl Host for KernelHost {
         Ok(self.facts().await?.interfaces())
     }
 
+    async fn attachments(&self) -> Result<Attachments, Error> {
+        Ok(self.facts().await?.attachments())
+    }
+
     async fn changed(&self) -> Result<(), Error> {
         let mut monitor = self.monitor.lock().await;
         let Some(open) = monitor.as_mut() else {
@@ -149,7 +153,7 @@ impl Facts {
         Some(Underlay { device: link.name.clone(), index: link.index, address, mtu: link.mtu })
     }
 
-    /// The address that the kernel would send from: in the network of the next router, and not a lone address such as an egress IP.
+    /// The address that the kernel would send from: in the network of the next router, and not a lone address such as an egress IP that somebody else put there.
     fn source(&self, link: &Link, family: Family, default: Option<&DefaultRoute>) -> Option<IpAddr> {
         let gateway = default.and_then(|default| default.gateway);
         let rank = |network: &IpNet| (!gateway.is_some_and(|gateway| network.contains(&gateway)), network.prefix_len() == family.bits());
@@ -161,7 +165,8 @@ impl Facts {
         let index = link.index;
         self.addresses
             .iter()
-            .filter(move |address| address.device == index && address.global && Family::of(address.network.addr()) == family)
+            .filter(move |address| address.device == index && address.global && !address.is_ours())
+            .filter(move |address| Family::of(address.network.addr()) == family)
     }
 
     fn physical(&self) -> impl Iterator<Item = &Link> {
@@ -170,6 +175,21 @@ impl Facts {
             let kind = link.kind.as_deref();
             !link.loopback && !link.is_ours() && (parents.contains(&link.index) || matches!(kind, None | Some("vlan" | "bond" | "team")))
         })
+    }
+
+    fn attachments(&self) -> Attachments {
+        let mut attachments = Attachments::default();
+        for link in self.physical() {
+            let addresses = Family::ALL.into_iter().flat_map(|family| self.addresses_of(link, family));
+            for network in
+                addresses.map(|address| address.network.trunc()).filter(|network| network.prefix_len() < network.max_prefix_len())
+            {
+                // Of two devices in one network, the first.
+                attachments.networks.entry(network).or_insert_with(|| link.name.clone());
+            }
+        }
+        attachments.addresses = self.addresses.iter().filter(|address| !address.is_ours()).map(|address| address.network.addr()).collect();
+        attachments
     }
 
     fn interfaces(&self) -> Vec<Interface> {

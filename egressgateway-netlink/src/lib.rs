@@ -22,7 +22,8 @@
 //! ```
 //!
 //! [`Netlink`] is one connection with typed calls; errors are classified once, from the kernel's number. [`Steering`] is the driver of
-//! `ip rule` and routing tables that every tunnel and every policy backend shares. [`KernelHost`] tells an agent what it
+//! `ip rule` and routing tables that every tunnel and every policy backend shares. [`EgressAddresses`] is the driver of the
+//! addresses that a gateway answers for, and [`NeighbourAnnouncer`] tells the neighbours of them. [`KernelHost`] tells an agent what it
 //! must know of its host, and when somebody changed it.
 //!
 //! A connection belongs to the network namespace of the thread that opened it.
@@ -30,9 +31,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod address;
+mod announce;
 mod conntrack;
 pub mod constants;
 mod echo;
+mod egress_addresses;
 mod host;
 mod link;
 mod monitor;
@@ -46,8 +49,10 @@ mod steering;
 pub mod sysctl;
 
 pub use address::Address;
+pub use announce::NeighbourAnnouncer;
 pub use conntrack::ConnectionTable;
 pub use echo::EchoProber;
+pub use egress_addresses::{AddressStep, AddressesPlan, AddressesState, EgressAddresses};
 pub use host::{KernelHost, ParentChoice};
 pub use link::{GeneveLink, Link, LinkChange, VxlanLink};
 pub use neighbour::{FdbEntry, Neighbour};

@@ -46,6 +46,18 @@ impl Netlink {
         Err(lost(what))
     }
 
+    /// Asks one question that has one answer.
+    pub(crate) async fn ask(&self, message: RouteNetlinkMessage, what: &str) -> Result<RouteNetlinkMessage, Error> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST;
+        let mut replies = self.handle.clone().request(request).map_err(|error| lost(what).with_source(error))?;
+        match replies.next().await.map(|reply| reply.payload) {
+            Some(NetlinkPayload::InnerMessage(message)) => Ok(message),
+            Some(NetlinkPayload::Error(error)) => Err(Error::from_errno(error.code.map_or(0, |code| code.get().saturating_abs()), what)),
+            _ => Err(lost(what)),
+        }
+    }
+
     /// Reads a whole list; one that changed meanwhile is read again.
     pub(crate) async fn dump(&self, message: RouteNetlinkMessage, what: &str) -> Result<Vec<RouteNetlinkMessage>, Error> {
         for _ in 0..DUMP_ATTEMPTS {

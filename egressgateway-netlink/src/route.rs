@@ -108,7 +108,16 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    fn index(&self, name: &str, what: &str) -> Result<u32, Error> {
+    pub(crate) fn of(devices: impl IntoIterator<Item = (u32, impl Into<String>)>) -> Self {
+        let by_index: BTreeMap<u32, String> = devices.into_iter().map(|(index, name)| (index, name.into())).collect();
+        Self { by_name: by_index.iter().map(|(index, name)| (name.clone(), *index)).collect(), by_index }
+    }
+
+    pub(crate) fn name(&self, index: u32) -> Option<&str> {
+        self.by_index.get(&index).map(String::as_str)
+    }
+
+    pub(crate) fn index(&self, name: &str, what: &str) -> Result<u32, Error> {
         let missing = || Error::new(ErrorKind::Conflict, format!("{what}: there is no device {name}"));
         self.by_name.get(name).copied().ok_or_else(missing)
     }
@@ -116,8 +125,18 @@ impl Devices {
 
 impl Netlink {
     pub(crate) async fn devices(&self) -> Result<Devices, Error> {
-        let by_index: BTreeMap<_, _> = self.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
-        Ok(Devices { by_name: by_index.iter().map(|(index, name)| (name.clone(), *index)).collect(), by_index })
+        Ok(Devices::of(self.links().await?.into_iter().map(|link| (link.index, link.name))))
+    }
+
+    /// Whether the kernel says that it takes in packets to this address. That there is no way to it, or no answer, is a no.
+    pub async fn is_local(&self, address: IpAddr) -> bool {
+        let family = Family::of(address);
+        let mut request = RouteMessage::default();
+        request.header.address_family = address_family(family);
+        request.header.destination_prefix_length = family.bits();
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+        let answer = self.ask(RouteNetlinkMessage::GetRoute(request), "ask for a route").await;
+        matches!(answer, Ok(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local)
     }
 
     /// Every route of every table of a family, as the kernel says it.

@@ -4,7 +4,7 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
-    Error,
+    AddressesDesired, Error,
     driver::{Outcome, Reconcile},
     model::{Family, NodeName, TargetId},
     policy::PolicyDesired,
@@ -21,17 +21,21 @@ pub struct NodeDesired {
     pub paths: OrdMap<TargetId, OrdSet<NodeName>>,
     /// Networks inside the cluster that no mark leads away from.
     pub direct: OrdSet<IpNet>,
+    /// The egress addresses that it answers for.
+    pub addresses: AddressesDesired,
     /// Classification and translation; its `overlay` knows peers and `unknown_may_exit`, the rest comes from the tunnel.
     pub policy: PolicyDesired,
 }
 
-/// Everything that one node must hold, in the words of the three drivers.
+/// Everything that one node must hold, in the words of its drivers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DriversDesired {
     /// For the tunnel.
     pub tunnel: TunnelDesired,
     /// For policy routing.
     pub steering: SteeringDesired,
+    /// For the egress addresses.
+    pub addresses: AddressesDesired,
     /// For the policy backend.
     pub policy: PolicyDesired,
 }
@@ -52,7 +56,8 @@ impl NodeDesired {
             policy.overlay.port = links.port;
             policy.overlay.mss = links.mtu.iter().map(|(family, mtu)| (*family, mss(*family, *mtu))).collect();
         }
-        DriversDesired { tunnel: self.tunnel.clone(), steering: self.steering(encapsulation), policy }
+        let addresses = self.addresses.clone();
+        DriversDesired { tunnel: self.tunnel.clone(), steering: self.steering(encapsulation), addresses, policy }
     }
 
     fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
@@ -75,12 +80,14 @@ fn mss(family: Family, mtu: u32) -> u16 {
     u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX)
 }
 
-/// The three drivers of a node.
+/// The drivers of a node.
 pub struct Drivers {
     /// The overlay.
     pub tunnel: Box<dyn Reconcile<TunnelDesired>>,
     /// Policy routing.
     pub steering: Box<dyn Reconcile<SteeringDesired>>,
+    /// Egress addresses; `Box::new(())` where somebody else sees to it that they are there.
+    pub addresses: Box<dyn Reconcile<AddressesDesired>>,
     /// Classification and translation.
     pub policy: Box<dyn Reconcile<PolicyDesired>>,
 }
@@ -98,26 +105,31 @@ impl Drivers {
     /// nothing leaves uncontrolled while the tunnel is built. Later, new ways exist before the policy uses them, and old ways go
     /// after it no longer does.
     ///
+    /// Egress addresses come before a policy that exits with them. One that another node answers for by now goes at the same moment, before
+    /// the policy has moved on: until then packets leave from here with the right source still, and of two nodes that answer for it
+    /// one is too many. Whether the addresses succeed and whether the rest does is independent: an address that can't be had keeps no
+    /// policy out of force, and a packet filter that fails keeps no address here.
+    ///
     /// # Errors
-    /// The first failing step; earlier steps stay, later ones are not tried.
+    /// The first failing step; earlier steps stay, later ones are not tried. A failure of the addresses comes last.
     pub async fn converge(&mut self, before: Option<&DriversDesired>, next: &DriversDesired) -> Result<Outcome, Error> {
+        let guard = match before {
+            Some(_) => Ok(Outcome::Unchanged),
+            None => self.policy.reconcile(&next.policy).await,
+        };
+        let addresses = self.addresses.reconcile(&next.addresses).await;
+        let guard = guard?;
         let steps = match before {
-            Some(before) => [
+            Some(before) => vec![
                 self.tunnel.reconcile(&before.tunnel.union(&next.tunnel)).await?,
                 self.steering.reconcile(&before.steering.union(&next.steering)).await?,
                 self.policy.reconcile(&next.policy).await?,
                 self.steering.reconcile(&next.steering).await?,
                 self.tunnel.reconcile(&next.tunnel).await?,
             ],
-            None => [
-                self.policy.reconcile(&next.policy).await?,
-                self.tunnel.reconcile(&next.tunnel).await?,
-                self.steering.reconcile(&next.steering).await?,
-                Outcome::Unchanged,
-                Outcome::Unchanged,
-            ],
+            None => vec![self.tunnel.reconcile(&next.tunnel).await?, self.steering.reconcile(&next.steering).await?],
         };
-        Ok(if steps.contains(&Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged })
+        Ok(together(steps.into_iter().chain([guard, addresses?])))
     }
 
     /// Removes everything that is ours from the node: first what leads traffic away, then what would carry it.
@@ -128,10 +140,11 @@ impl Drivers {
         self.invalidate();
         let steps = [
             self.policy.reconcile(&PolicyDesired::default()).await?,
+            self.addresses.reconcile(&AddressesDesired::default()).await?,
             self.steering.reconcile(&SteeringDesired::default()).await?,
             self.tunnel.reconcile(&TunnelDesired::default()).await?,
         ];
-        Ok(if steps.contains(&Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged })
+        Ok(together(steps))
     }
 
     /// What [`Self::converge`] would do from what the kernel holds now, as text.
@@ -142,6 +155,7 @@ impl Drivers {
         Ok([
             self.tunnel.dry_run(&next.tunnel).await?,
             self.steering.dry_run(&next.steering).await?,
+            self.addresses.dry_run(&next.addresses).await?,
             self.policy.dry_run(&next.policy).await?,
         ]
         .concat())
@@ -151,6 +165,12 @@ impl Drivers {
     pub fn invalidate(&mut self) {
         self.tunnel.invalidate();
         self.steering.invalidate();
+        self.addresses.invalidate();
         self.policy.invalidate();
     }
+}
+
+/// What several steps came to.
+fn together(steps: impl IntoIterator<Item = Outcome>) -> Outcome {
+    if steps.into_iter().any(|step| step == Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged }
 }

@@ -111,7 +111,7 @@ pub enum Outcome {
     Applied,
 }
 
-/// Object-safe face of a [`Reconciler`]: daemons choose their drivers at run time.
+/// Object-safe face of a [`Reconciler`]: daemons choose their drivers at run time. `()` leaves the work to somebody else.
 #[async_trait]
 pub trait Reconcile<Desired: Sync>: Send {
     /// Brings the kernel to `desired`.
@@ -128,6 +128,19 @@ pub trait Reconcile<Desired: Sync>: Send {
 
     /// Forgets what is believed; the next call reads the kernel.
     fn invalidate(&mut self);
+}
+
+#[async_trait]
+impl<Desired: Sync> Reconcile<Desired> for () {
+    async fn reconcile(&mut self, _desired: &Desired) -> Result<Outcome, Error> {
+        Ok(Outcome::Unchanged)
+    }
+
+    async fn dry_run(&mut self, _desired: &Desired) -> Result<String, Error> {
+        Ok(String::new())
+    }
+
+    fn invalidate(&mut self) {}
 }
 
 #[async_trait]

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use imbl::OrdMap;
 
-use crate::{Error, Underlay, api, model::Family};
+use crate::{Attachments, Error, Underlay, api, model::Family};
 
 /// Facts of a host, read from its kernel. The netlink crate has the implementation; a test can have its own.
 #[async_trait]
@@ -19,6 +19,14 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When the kernel can't be read.
     async fn interfaces(&self) -> Result<Vec<api::Interface>, Error>;
+
+    /// What decides where egress addresses go. By default nothing: they go to the underlay's device.
+    ///
+    /// # Errors
+    /// When the kernel can't be read.
+    async fn attachments(&self) -> Result<Attachments, Error> {
+        Ok(Attachments::default())
+    }
 
     /// Waits until links, addresses, routes, rules or neighbours of the host changed since the last call, by whomever.
     ///

@@ -53,6 +53,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod addresses;
 pub mod admission;
 pub mod allocator;
 pub mod api;
@@ -82,6 +83,7 @@ pub mod trace;
 mod tunnel;
 pub mod world;
 
+pub use addresses::{AddressesDesired, Announcer, Attachments};
 pub use connections::{Connection, Connections, DestinationView};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};

@@ -8,7 +8,7 @@ use std::{
 };
 
 use egressgateway::{
-    NodeDesired, Underlay,
+    Attachments, NodeDesired, Underlay,
     api::{EgressGateway, EgressGatewayPolicy, EgressNode},
     index::{Index, IndexSettings},
     model::{Family, GatewayName, IpRange, MarkMask, NodeName, PodName, PolicyName, SourceNat, TargetId, Verdict},
@@ -179,6 +179,35 @@ fn an_egress_address_is_translated_at_its_owner_who_knows_all_sources() {
     assert_eq!(desired.policy.pods.len(), 1, "the remote pod is recognised");
     assert!(index.needs_all_pods());
     assert!(!desired.policy.overlay.unknown_may_exit);
+}
+
+#[test]
+fn the_node_that_answers_for_an_egress_address_holds_it_as_long_as_a_policy_leaves_with_it() {
+    let with_target = "spec: {nodeSelector: {matchLabels: {egress: 'true'}}}, status: {mark: 0x11000000, nodeList: [
+        {name: n1, status: Ready, active: true, mark: 0x13000000}, {name: n3, status: Ready, mark: 0x14000000}]}";
+    let given = "spec: {appliedTo: {podSelector: {matchLabels: {app: shop}}}, egressIP: {ipv4: 10.6.1.60}},
+        status: {egressGateway: g, egressIP: {ipv4: 10.6.1.60}, node: n1}";
+    let held =
+        |index: &mut Index| index.desired().addresses.held.into_iter().map(|(ip, device)| format!("{ip} {device}")).collect::<Vec<_>>();
+    let mut index = index([gateway("g", with_target), policy("p", given)]);
+    assert_eq!(held(&mut index), ["10.6.1.60 eth0"], "without any pod, too");
+    let networks = imbl::OrdMap::unit("10.6.1.0/24".parse().unwrap(), "eth1".to_owned());
+    index.set_attachments(Attachments { networks: networks.clone(), addresses: imbl::OrdSet::new() });
+    assert_eq!(held(&mut index), ["10.6.1.60 eth1"], "where its neighbours are");
+    index.set_attachments(Attachments { networks, addresses: imbl::OrdSet::unit("10.6.1.60".parse().unwrap()) });
+    assert!(held(&mut index).is_empty(), "the host has it without us");
+    index.set_attachments(Attachments::default());
+    index.apply(policy("p", &given.replace("node: n1", "node: n3")));
+    assert!(held(&mut index).is_empty(), "another node answers for it");
+    index.apply(policy("p", &given.replace("egressIP: {ipv4: 10.6.1.60}}", "egressIP: {ipv4: 10.6.1.61}}")));
+    assert!(held(&mut index).is_empty(), "the policy wants another one by now");
+    index.apply(policy("p", given));
+    assert_eq!(held(&mut index), ["10.6.1.60 eth0"]);
+    index.apply(Change::Gateway(GatewayName::from("g"), None));
+    assert!(held(&mut index).is_empty(), "nothing leaves by a gateway that is gone");
+    index.apply(gateway("g", with_target));
+    index.apply(Change::Policy(PolicyName::from("p"), None));
+    assert!(held(&mut index).is_empty());
 }
 
 #[test]

@@ -200,6 +200,26 @@ impl Cluster {
         process.kill(signal).and_then(|()| process.wait(patient(END))).unwrap_or_else(|error| panic!("{daemon}: {error}"));
     }
 
+    /// Ends every daemon at once.
+    ///
+    /// # Panics
+    /// When one does not end.
+    pub fn kill_all(&mut self) {
+        let daemons: Vec<String> = self.daemons.keys().cloned().collect();
+        for daemon in daemons {
+            self.kill(&daemon, Signal::SIGKILL);
+        }
+    }
+
+    /// Takes everything of the product off a node, where no agent runs any more.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn cleanup(&self, node: &str) {
+        let command = format!("{} --config {} cleanup", binary("egressgateway-agent").display(), self.path("config.yaml").display());
+        self.lab.node(node).run(&command).unwrap_or_else(|error| panic!("cleanup: {error}"));
+    }
+
     /// What a daemon wrote to its log, over all its lives.
     #[must_use]
     pub fn log(&self, daemon: &str) -> String {

@@ -18,3 +18,12 @@ static FACTOR: LazyLock<u32> = LazyLock::new(|| {
 pub fn patient(usual: Duration) -> Duration {
     usual * *FACTOR
 }
+
+/// How often to do what is done again and again, where that is `usual` times elsewhere; never less than three times.
+///
+/// # Panics
+/// As [`patient`].
+#[must_use]
+pub fn fewer(usual: usize) -> usize {
+    (usual / *FACTOR as usize).max(3)
+}

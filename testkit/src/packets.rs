@@ -11,14 +11,14 @@ use std::{
 };
 
 use egressgateway::{
-    CounterSource, Driver, PolicyDesired,
+    Change, CounterSource, Driver, PolicyDesired,
     model::SourceNat,
     testing::worlds::{class, client, egress, gateway, ip, range, target},
 };
 
 use crate::{
     netns::in_namespace,
-    pace::patient,
+    pace::{fewer, patient},
     shell::{command, run},
 };
 
@@ -46,6 +46,8 @@ macro_rules! packet_tests {
             what_exits_leaves_as_the_policy_says_and_strangers_do_not
             what_leaves_a_gateway_as_itself_is_not_tracked_and_the_rest_is
             what_belongs_to_no_connection_does_not_leave
+            a_class_that_comes_changes_and_goes_lets_nothing_out_in_between
+            an_exit_that_changes_uses_the_old_source_or_the_new_one
         }
     };
     ($name:ident, $host:expr, $($check:ident)+) => {
@@ -91,6 +93,12 @@ impl Neighbour {
         Command::new("nsenter").args(["-t", &pid, "-n", "bash", "-c", &script]).stdin(Stdio::piped()).spawn().unwrap()
     }
 
+    /// Sends first packets of connections to these, as many as it can.
+    fn flood(&self, destinations: &[&str]) -> Flood {
+        let pid = self.0.id().to_string();
+        Flood(Command::new("nsenter").args(["-t", &pid, "-n", "python3", "-c", FLOOD]).args(destinations).spawn().unwrap())
+    }
+
     /// How many datagrams came with this source.
     fn seen(&self, source: &str) -> u64 {
         let listed = self.run("nft list set inet seen from4; nft list set inet seen from6");
@@ -105,6 +113,24 @@ impl Drop for Neighbour {
         self.0.wait().unwrap();
     }
 }
+
+/// Datagrams from ever new ports, until it is dropped.
+struct Flood(Child);
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+const FLOOD: &str = "
+import socket, sys
+while True:
+    for destination in sys.argv[1:]:
+        with socket.socket(socket.AF_INET6 if ':' in destination else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b'x', (destination, 9))
+";
 
 /// Counts by source what arrives for port 9.
 const SEEN: &str = "nft -f - <<END
@@ -167,6 +193,20 @@ impl<D: Backend> Lab<D> {
     async fn program(&self, desired: &PolicyDesired) {
         let change = self.backend.plan(desired, &self.backend.observe().await.unwrap()).unwrap();
         self.backend.apply(&change.plan).await.unwrap();
+    }
+
+    /// Goes through these states again and again while first packets of connections come.
+    async fn race(&self, from: &Neighbour, to: &[&str], rounds: usize, states: &[PolicyDesired]) {
+        // Before anything is there, nothing is governed.
+        self.program(&states[0]).await;
+        let mut state = self.backend.observe().await.unwrap();
+        let flood = from.flood(to);
+        for desired in std::iter::repeat_n(states, fewer(rounds)).flatten() {
+            let Change { plan, after } = self.backend.plan(desired, &state).unwrap();
+            self.backend.apply(&plan).await.unwrap();
+            state = after;
+        }
+        drop(flood);
     }
 
     async fn counted(&self) -> BTreeMap<String, u64> {
@@ -321,6 +361,76 @@ pub fn what_belongs_to_no_connection_does_not_leave<D: Backend>(host: Host<D>) {
         lab.pod.run(STRAY);
         lab.count("drop_no_gateway", 1).await;
         assert_eq!(lab.server.seen("10.244.1.10"), 0);
+    });
+}
+
+/// A packet that comes while the rules change meets the old ones or the new ones, or is dropped; never half of each.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn a_class_that_comes_changes_and_goes_lets_nothing_out_in_between<D: Backend>(host: Host<D>) {
+    /// How often all of it happens.
+    const ROUNDS: usize = 40;
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        // Who leads nowhere is held by the start gate; the others are steered. Nobody is let go.
+        let mut unknown = client();
+        for pod in ["10.244.1.10", "fd10:244:1::10"] {
+            unknown.pods.remove(&ip(pod));
+            unknown.start_gate.get_or_insert_default().known.remove(&ip(pod));
+        }
+        unknown.destinations = unknown.destinations.into_iter().filter(|((of, _), _)| *of != class(1)).collect();
+        unknown.subnets = unknown.subnets.into_iter().filter(|(_, of)| *of != class(1)).collect();
+        let mut split = client();
+        for (whole, parts) in [
+            ("10.6.1.78-10.6.1.255", ["10.6.1.78-10.6.1.99", "10.6.1.100-10.6.1.255"]),
+            ("fd00::1:0/112", ["fd00::1:0/113", "fd00::1:8000/113"]),
+        ] {
+            split.destinations.remove(&(class(1), range(whole)));
+            split.destinations.extend(parts.map(|part| ((class(1), range(part)), egress(0x11, SourceNat::NodeAddress))));
+        }
+        let mut other = unknown.clone();
+        for (pod, net) in [("10.244.1.10", "10.6.0.0/16"), ("fd10:244:1::10", "fd00::/64")] {
+            other.pods.insert(ip(pod), class(7));
+            other.start_gate.get_or_insert_default().known.insert(ip(pod));
+            other.destinations.insert((class(7), range(net)), egress(0x11, SourceNat::NodeAddress));
+        }
+        lab.race(&lab.pod, &["10.6.1.92", "fd00::1:92"], ROUNDS, &[unknown, client(), split, other, client()]).await;
+        let counted = lab.counted().await;
+        let [held, tunnelled] = ["drop_start_gate", "tunnelled"].map(|counter| counted[counter]);
+        assert!(held > 0 && tunnelled > 0, "{counted:?}");
+        assert_eq!(lab.server.run("nft list ruleset | grep 'counter packets' || true"), "", "of {held} held and {tunnelled} steered");
+    });
+}
+
+/// The same at the exit.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn an_exit_that_changes_uses_the_old_source_or_the_new_one<D: Backend>(host: Host<D>) {
+    /// How often all of it happens.
+    const ROUNDS: usize = 40;
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        let mut unknown = gateway();
+        unknown.destinations = unknown.destinations.into_iter().filter(|((of, _), _)| *of != class(2)).collect();
+        unknown.subnets = unknown.subnets.into_iter().filter(|(_, of)| *of != class(2)).collect();
+        let [one, other] = ["10.6.0.201", "10.6.0.202"].map(|source| {
+            let mut desired = gateway();
+            desired.destinations.remove(&(class(2), range("0.0.0.0/0")));
+            desired.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Address(ip(source))));
+            desired
+        });
+        lab.race(&lab.far, &["10.6.1.92"], ROUNDS, &[unknown, one.clone(), other, one]).await;
+        let counted = lab.counted().await;
+        assert!(counted["drop_unknown_source"] > 0, "{counted:?}");
+        let seen = ["10.6.0.201", "10.6.0.202"].map(|source| lab.server.seen(source));
+        assert!(seen.iter().all(|seen| *seen > 0), "{seen:?}");
+        assert_eq!(
+            lab.server.run("nft list set inet seen from4 | grep -o ' counter packets' | wc -l"),
+            "2\n",
+            "no other source than these"
+        );
     });
 }
 

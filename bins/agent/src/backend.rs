@@ -76,6 +76,7 @@ async fn probe(name: &str, config: &Config) -> Result<(), Error> {
     }
 }
 
+#[cfg_attr(not(feature = "netfilter"), expect(clippy::unused_async, reason = "only iptables must be asked first"))]
 async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure> {
     let _ = config;
     match name {
@@ -141,6 +142,7 @@ impl InForce {
 ///
 /// # Errors
 /// When the host's firewalls can't be read.
+#[cfg_attr(not(feature = "netfilter"), expect(clippy::unused_async, reason = "only iptables must be asked first"))]
 pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     let mut all = netfilter_of_any_flavour(config);
     #[cfg(feature = "netfilter")]

@@ -2,6 +2,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(not(any(feature = "vxlan", feature = "geneve")))]
+compile_error!("an agent needs a tunnel: feature vxlan or geneve");
+#[cfg(not(any(feature = "nftables", feature = "netfilter")))]
+compile_error!("an agent needs a policy backend: feature nftables or netfilter");
+
 mod backend;
 mod tunnel;
 mod wiring;
@@ -114,5 +119,6 @@ async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Res
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
     let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
-    Ok(agent.with_prober(Arc::new(node.prober)).with_connections(Arc::new(node.connections), node.view))
+    let agent = agent.with_prober(Arc::new(node.prober)).with_announcer(Arc::new(node.announcer));
+    Ok(agent.with_connections(Arc::new(node.connections), node.view))
 }

@@ -12,7 +12,9 @@ use egressgateway::{
     spec::Problem,
 };
 use egressgateway_daemon::{CommonArguments, Failure};
-use egressgateway_netlink::{ConnectionTable, EchoProber, KernelHost, Netlink, ParentChoice, Steering, SteeringSettings};
+use egressgateway_netlink::{
+    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer, Netlink, ParentChoice, Steering, SteeringSettings,
+};
 
 use crate::{
     backend::{self, Backend},
@@ -29,6 +31,7 @@ pub(crate) struct Node {
     pub(crate) connections: ConnectionTable,
     pub(crate) view: DestinationView,
     pub(crate) prober: EchoProber,
+    pub(crate) announcer: NeighbourAnnouncer,
     /// Which policy backend, and why.
     pub(crate) backend: String,
 }
@@ -50,6 +53,7 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
         view,
         // As ping(8) does: of two programs on a host, each has a number of its own.
         prober: EchoProber::new(u16::try_from(std::process::id() & 0xffff).unwrap_or_default()),
+        announcer: NeighbourAnnouncer::new(),
         counters,
         host: KernelHost::new(netlink, parent),
         backend: why,
@@ -83,7 +87,12 @@ fn drivers(
         protocol: config.routing.protocol,
         mask: config.mark.mask,
     };
-    Drivers { tunnel, steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))), policy }
+    Drivers {
+        tunnel,
+        steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering, Arc::new(())))),
+        addresses: Box::new(Reconciler::new(EgressAddresses::new(netlink.clone(), Arc::new(())))),
+        policy,
+    }
 }
 
 /// What the configuration names and this agent does not have.

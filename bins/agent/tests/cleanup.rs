@@ -1,4 +1,5 @@
 //! Taking everything of ours off a node, and nothing else.
+#![cfg(all(feature = "nftables", feature = "vxlan"))]
 
 use std::process::{Command, Output};
 
@@ -23,6 +24,9 @@ fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
         }
         run("ip", &["route", "add", "unreachable", "default", "table", "100", "protocol", "77"]);
         run("ip", &["route", "add", "unreachable", "default", "table", "4711"]);
+        for address in [["10.6.0.60/32", "1701279609"], ["10.6.0.61/32", "5"]] {
+            run("ip", &["address", "add", address[0], "dev", "lo", "metric", address[1]]);
+        }
         let plan = agent(&["cleanup", "--dry-run"]);
         assert!(plan.contains("table inet egressgateway") && plan.contains("table 100"), "{plan}");
         assert!(run("nft", &["list", "tables"]).contains("inet egressgateway"), "a dry run removes nothing");
@@ -30,6 +34,8 @@ fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
         assert_eq!(run("nft", &["list", "tables"]).trim(), "table inet others");
         let routes = run("ip", &["route", "show", "table", "all"]);
         assert!(!routes.contains("table 100") && routes.contains("table 4711"), "{routes}");
+        let addresses = run("ip", &["address", "show"]);
+        assert!(!addresses.contains("10.6.0.60") && addresses.contains("10.6.0.61"), "{addresses}");
         assert_eq!(agent(&["cleanup", "--dry-run"]), "", "nothing is left to remove");
     });
 }

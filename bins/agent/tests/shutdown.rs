@@ -1,4 +1,5 @@
 //! An agent without an API server: it waits, changes nothing, and ends when asked to.
+#![cfg(feature = "vxlan")]
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
 //! A tunnel that this kernel may not have.
+#![cfg(all(feature = "geneve", feature = "vxlan"))]
 
 use std::process::Command;
 

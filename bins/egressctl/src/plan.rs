@@ -3,17 +3,18 @@ use std::fmt::Write;
 use egressgateway::{Driver, Error, config::Config, explain::Offline, model::NodeName};
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
-use egressgateway_netlink::{Steering, SteeringSettings};
+use egressgateway_netlink::{EgressAddresses, Steering, SteeringSettings};
 use serde::Serialize;
 
 use crate::{Backend, Output, tunnel::Tunnel};
 
-/// What one node would program, driver by driver: shell for tunnel and steering, a script of the backend's own tool for the policy.
+/// What one node would program, driver by driver: shell for tunnel, steering and addresses, a script of the backend's own tool for the policy.
 #[derive(Serialize)]
 struct NodePlan {
     node: String,
     tunnel: String,
     steering: String,
+    addresses: String,
     policy: String,
 }
 
@@ -55,6 +56,7 @@ fn of_node(cluster: &Offline, (config, tunnel): (&Config, &Tunnel), node: &NodeN
         node: node.to_string(),
         tunnel: tunnel.plan(&desired.tunnel).map_err(failed)?,
         steering: from_nothing(&Steering::offline(steering), &desired.steering).map_err(failed)?,
+        addresses: from_nothing(&EgressAddresses::offline(), &desired.addresses).map_err(failed)?,
         policy: policy.map_err(failed)?,
     })
 }
@@ -69,7 +71,7 @@ const EACH_SECTION: &str = "function end() { if (command && close(command)) exit
 /// A shell script: run on the node as root, it programs what the agent would. The policy comes first, as the agent has it: it drops
 /// what has no way yet.
 fn text(plan: &NodePlan, backend: Backend) -> String {
-    let NodePlan { node, tunnel, steering, policy } = plan;
+    let NodePlan { node, tunnel, steering, addresses, policy } = plan;
     let program = match backend {
         Backend::Nftables => "nft -f -".to_owned(),
         Backend::Netfilter => format!("awk '{EACH_SECTION}'"),
@@ -77,5 +79,8 @@ fn text(plan: &NodePlan, backend: Backend) -> String {
     let mut text = String::new();
     // Writing into a String never fails.
     let _ = write!(text, "# {node}: policy\n{program} <<END\n{policy}END\n# {node}: tunnel\n{tunnel}# {node}: steering\n{steering}");
+    if !addresses.is_empty() {
+        let _ = write!(text, "# {node}: addresses\n{addresses}");
+    }
     text
 }

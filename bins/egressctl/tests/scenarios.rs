@@ -22,7 +22,7 @@ use egressgateway::{
 };
 use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
-use egressgateway_netlink::{Steering, SteeringSettings};
+use egressgateway_netlink::{EgressAddresses, Steering, SteeringSettings};
 use egressgateway_testkit::netns;
 use egressgateway_tunnel_geneve::{Geneve, GeneveSettings, GeneveShape};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings};
@@ -110,6 +110,8 @@ fn every_node_plans_what_it_always_did() {
             let script = from_nothing(&Geneve::offline(GeneveSettings::default()), &geneve.tunnel)
                 + &from_nothing(&Steering::offline(SteeringSettings::default()), &geneve.steering);
             plans.push((format!("{node}.geneve.sh"), script));
+            let addresses = from_nothing(&EgressAddresses::offline(), &desired.addresses);
+            plans.extend((!addresses.is_empty()).then(|| (format!("{node}.addresses.sh"), addresses)));
             plans.extend(BACKENDS.iter().map(|backend| (format!("{node}.{}", backend.name), (backend.plan)(&desired))));
             for (file, text) in plans {
                 golden(&folder().join("golden").join(&name).join(&file), &text);

@@ -23,7 +23,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    LocalEnd, NodeDesired, StartGate, Underlay,
+    Attachments, LocalEnd, NodeDesired, StartGate, Underlay,
     api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
     model::{ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId, Verdict},
     plan::{self, GatewayProblem, Reason},
@@ -98,6 +98,7 @@ pub struct Index {
     gateways: BTreeMap<GatewayName, Gateway>,
     networks: Vec<IpNet>,
     underlay: OrdMap<Family, Underlay>,
+    attachments: Attachments,
     down: BTreeSet<NodeName>,
     policies: Policies,
     who: Who,
@@ -120,6 +121,7 @@ impl Index {
             gateways: BTreeMap::new(),
             networks: Vec::new(),
             underlay: OrdMap::new(),
+            attachments: Attachments::default(),
             down: BTreeSet::new(),
             policies: Policies::default(),
             who: Who::default(),
@@ -154,6 +156,12 @@ impl Index {
     pub fn set_underlay(&mut self, underlay: OrdMap<Family, Underlay>) {
         self.stale |= self.underlay != underlay;
         self.underlay = underlay;
+    }
+
+    /// Where egress addresses can go, as read from this node's kernel.
+    pub fn set_attachments(&mut self, attachments: Attachments) {
+        self.stale |= self.attachments != attachments;
+        self.attachments = attachments;
     }
 
     /// The gateway nodes that do not answer from here.
@@ -276,6 +284,7 @@ impl Index {
         self.settle_networks();
         self.settle_targets();
         self.settle_tunnel();
+        self.settle_addresses();
         self.desired.policy.start_gate = self.settings.start_gate.then(|| StartGate {
             local: self.nodes.get(&self.settings.node).into_iter().flat_map(|node| node.pod_networks.iter().copied()).collect(),
             known: imbl::OrdSet::new(),
@@ -338,6 +347,11 @@ impl Index {
         self.desired.tunnel.peers = others.filter_map(|(name, node)| Some((name.clone(), node.peer()?))).collect();
         self.desired.policy.overlay.peers =
             self.desired.tunnel.peers.values().flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>()).collect();
+    }
+
+    fn settle_addresses(&mut self) {
+        let place = |address| Some((address, plan::place(address, &self.attachments, &self.underlay)?));
+        self.desired.addresses.held = self.policies.addresses_at(&self.settings.node).filter_map(place).collect();
     }
 }
 

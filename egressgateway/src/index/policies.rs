@@ -1,10 +1,13 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use imbl::OrdSet;
 
 use super::selectors::Selectors;
 use crate::{
-    model::{ClassKey, Family, GatewayName, IpRange, PolicyName, Verdict, range_predecessor, range_successor},
+    model::{ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict, range_predecessor, range_successor},
     plan::{self, Claim, Reason, Stretch},
     spec::Subject,
     world::{Gateway, Policy},
@@ -92,6 +95,17 @@ impl Policies {
             Family::V4 => *v4,
             Family::V6 => *v6,
         })
+    }
+
+    /// The addresses that some policy leaves with at this node.
+    pub(super) fn addresses_at(&self, node: &NodeName) -> impl Iterator<Item = IpAddr> {
+        let here = |name| self.all.get(name).is_some_and(|policy: &Policy| policy.state.node.as_ref() == Some(node));
+        self.verdicts.iter().filter(move |(name, _)| here(*name)).flat_map(|(_, verdicts)| verdicts).filter_map(
+            |(verdict, _)| match verdict {
+                Verdict::Egress { source_nat: SourceNat::Address(address), .. } => Some(*address),
+                _ => None,
+            },
+        )
     }
 
     /// Disjoint ranges of a class with their verdicts; neighbours with the same verdict are one range.

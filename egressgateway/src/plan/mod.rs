@@ -3,7 +3,9 @@
 mod exempt;
 mod flatten;
 mod gateway;
+mod place;
 
 pub use exempt::{direct, exempt};
 pub use flatten::{Claim, Rank, Stretch, claims, cover, merge};
 pub use gateway::{GatewayProblem, Reason, candidates, resolve, verdict};
+pub use place::place;

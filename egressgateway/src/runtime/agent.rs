@@ -14,8 +14,8 @@ use super::{
     presence::LeaseSettings,
 };
 use crate::{
-    Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, Prober, index::IndexSettings,
-    liveness::LivenessSettings, model::MarkMask,
+    Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, Prober,
+    index::IndexSettings, liveness::LivenessSettings, model::MarkMask,
 };
 
 /// Field manager of what agents write.
@@ -93,6 +93,7 @@ pub struct Agent {
     pub(super) monitor: Option<Arc<dyn PolicyMonitor>>,
     pub(super) connections: Option<(Arc<dyn Connections>, DestinationView)>,
     pub(super) prober: Option<Arc<dyn Prober>>,
+    pub(super) announcer: Option<Arc<dyn Announcer>>,
     pub(super) metrics: AgentMetrics,
     pub(super) health: Health,
 }
@@ -126,6 +127,7 @@ impl Agent {
             monitor: None,
             connections: None,
             prober: None,
+            announcer: None,
             metrics,
             health,
         }
@@ -164,6 +166,13 @@ impl Agent {
     #[must_use]
     pub fn with_prober(mut self, prober: Arc<dyn Prober>) -> Self {
         self.prober = Some(prober);
+        self
+    }
+
+    /// Tells the neighbours which egress addresses came here. Without it, they find out when what they know of the former node is too old.
+    #[must_use]
+    pub fn with_announcer(mut self, announcer: Arc<dyn Announcer>) -> Self {
+        self.announcer = Some(announcer);
         self
     }
 

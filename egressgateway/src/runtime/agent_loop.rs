@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent::{Agent, AgentSettings, MANAGER},
+    announcements::Announcements,
     cluster_networks::ClusterNetworks,
     convergence::{Convergence, entries},
     feeds::{self, Feeds, kind},
@@ -26,7 +27,8 @@ use super::{
     watch::{Message, Scope},
 };
 use crate::{
-    CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, PolicyMonitor, ProbeAddress,
+    AddressesDesired, CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, PolicyMonitor,
+    ProbeAddress,
     api::{self, EgressNodeStatus, Interface},
     index::{Index, IndexSettings},
     liveness::LivenessSettings,
@@ -67,6 +69,8 @@ pub(super) struct Session {
     own: watch::Sender<Option<Observed<EgressNodeStatus>>>,
     reports: watch::Sender<Option<Report>>,
     in_force: watch::Sender<Option<PolicyDesired>>,
+    /// The egress addresses that this node answers for.
+    held: watch::Sender<AddressesDesired>,
     encapsulation: Arc<dyn Encapsulation>,
     /// The gateway nodes that are probed, and those of them that are down.
     probed: watch::Sender<Ends>,
@@ -104,7 +108,8 @@ impl Session {
     /// Starts all that an agent does besides converging.
     pub(super) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
         let client = agent.client.clone();
-        let (counters, connections, prober) = (agent.counters.clone(), agent.connections.clone(), agent.prober.clone());
+        let (counters, connections) = (agent.counters.clone(), agent.connections.clone());
+        let (prober, announcer) = (agent.prober.clone(), agent.announcer.clone());
         let mut session = Self::start_reading(agent);
         let settings = session.settings.clone();
         let writer = StatusWriter {
@@ -128,6 +133,10 @@ impl Session {
         if let Some(prober) = prober {
             let gateways = GatewayProbes::new(prober, session.liveness.subscribe(), session.metrics.clone());
             session.tasks.spawn(gateways.run(session.probed.subscribe(), session.down.0.clone()));
+        }
+        if let Some(announcer) = announcer {
+            let announcements = Announcements { announcer, metrics: session.metrics.clone() };
+            session.tasks.spawn(announcements.run(session.held.subscribe()));
         }
         if let Some((connections, view)) = connections {
             let stale = StaleConnections {
@@ -177,6 +186,7 @@ impl Session {
             own: watch::Sender::new(None),
             reports: watch::Sender::new(None),
             in_force: watch::Sender::default(),
+            held: watch::Sender::default(),
             probed: watch::Sender::default(),
             down: watch::channel(BTreeSet::new()),
             changes,
@@ -300,11 +310,7 @@ impl Session {
                 }
             }
         }
-        self.probed.send_if_modified(|before| {
-            let changed = *before != ends;
-            *before = ends;
-            changed
-        });
+        tell(&self.probed, &ends);
     }
 
     fn needed_pods(&self) -> Scope {
@@ -379,9 +385,10 @@ impl Session {
     async fn read_host(&mut self) {
         self.due.host_read = Some(Instant::now());
         self.due.host = None;
-        let read = async { Ok::<_, Error>((self.host.underlay().await?, self.host.interfaces().await?)) };
+        let read = async { Ok::<_, Error>((self.host.underlay().await?, self.host.interfaces().await?, self.host.attachments().await?)) };
         match read.await {
-            Ok((underlay, interfaces)) => {
+            Ok((underlay, interfaces, attachments)) => {
+                self.index.set_attachments(attachments);
                 if self.underlay != underlay || self.interfaces.is_none() {
                     self.index.set_underlay(underlay.clone());
                     self.underlay = underlay;
@@ -418,6 +425,8 @@ impl Session {
         if result.is_ok() {
             self.follow_gateways(&desired);
         }
+        // After a failure too: of an address that could not be had the announcer says so, and the others are here.
+        tell(&self.held, &desired.addresses);
         self.health.set_ready(result.is_ok());
         let report = Report {
             underlay: self.underlay.clone(),
@@ -432,6 +441,17 @@ impl Session {
         self.metrics.tunnel_ready(report.is_tunnel_ready());
         self.reports.send_replace(Some(report));
     }
+}
+
+/// Says it to those who listen, unless they know it.
+fn tell<T: Clone + PartialEq>(listeners: &watch::Sender<T>, now: &T) {
+    listeners.send_if_modified(|before| {
+        let changed = before != now;
+        if changed {
+            before.clone_from(now);
+        }
+        changed
+    });
 }
 
 async fn policy_changed(monitor: Option<&dyn PolicyMonitor>) -> Result<(), Error> {

@@ -29,10 +29,11 @@ impl Convergence {
         self.drivers.invalidate();
     }
 
-    /// Devices, routes and rules are read again; the packet filter, whose state is large, is not.
+    /// Devices, addresses, routes and rules are read again; the packet filter, whose state is large, is not.
     pub(super) fn forget_links_and_routes(&mut self) {
         self.drivers.tunnel.invalidate();
         self.drivers.steering.invalidate();
+        self.drivers.addresses.invalidate();
     }
 
     /// The packet filter is read again.
@@ -101,6 +102,7 @@ fn union(before: &DriversDesired, next: &DriversDesired) -> DriversDesired {
     DriversDesired {
         tunnel: before.tunnel.union(&next.tunnel),
         steering: before.steering.union(&next.steering),
+        addresses: next.addresses.clone(),
         policy: next.policy.clone(),
     }
 }
@@ -112,7 +114,9 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::{LocalEnd, NextHop, OverlayLinks, Peer, Reconcile, SteeringDesired, TunnelDesired, model::Family, model::NodeName};
+    use crate::{
+        AddressesDesired, LocalEnd, NextHop, OverlayLinks, Peer, Reconcile, SteeringDesired, TunnelDesired, model::Family, model::NodeName,
+    };
 
     struct Shapeless;
 
@@ -179,6 +183,9 @@ mod tests {
                 desired.peers.keys().map(NodeName::as_str).collect::<Vec<_>>().join("+")
             })),
             steering: Box::new(Fake("steering", journal.clone(), |_: &SteeringDesired| String::new())),
+            addresses: Box::new(Fake("addresses", journal.clone(), |desired: &AddressesDesired| {
+                desired.held.keys().map(ToString::to_string).collect::<Vec<_>>().join("+")
+            })),
             policy: Box::new(Fake("policy", journal.clone(), |_: &PolicyDesired| String::new())),
         };
         Convergence::new(drivers, Arc::new(Shapeless), AgentMetrics::default())
@@ -196,7 +203,9 @@ mod tests {
         let mut convergence = convergence(&journal);
         journal.fail("policy", ErrorKind::Conflict, 1);
         assert_eq!(convergence.converge(&with_peer("a")).await.unwrap(), Outcome::Applied);
-        assert_eq!(journal.take(), ["policy ", "tunnel reads", "steering reads", "policy reads", "policy ", "tunnel a", "steering "]);
+        let reads = ["tunnel reads", "steering reads", "addresses reads", "policy reads"];
+        let once = ["policy ", "addresses ", "tunnel a", "steering "];
+        assert_eq!(journal.take(), [&once[..2], &reads, &once].concat());
         journal.fail("policy", ErrorKind::Conflict, 99);
         assert_eq!(convergence.converge(&with_peer("a")).await.unwrap_err().kind, ErrorKind::Conflict);
         assert_eq!(journal.take().iter().filter(|call| *call == "policy ").count(), 3);
@@ -208,7 +217,54 @@ mod tests {
         let mut convergence = convergence(&journal);
         journal.fail("policy", ErrorKind::Transient, 1);
         assert_eq!(convergence.converge(&with_peer("a")).await.unwrap_err().kind, ErrorKind::Transient);
-        assert_eq!(journal.take(), ["policy "]);
+        assert_eq!(journal.take(), ["policy ", "addresses "]);
+    }
+
+    fn with_address(address: &str) -> NodeDesired {
+        let held = imbl::OrdMap::unit(address.parse().unwrap(), "eth0".to_owned());
+        NodeDesired { addresses: AddressesDesired { held }, ..NodeDesired::default() }
+    }
+
+    #[tokio::test]
+    async fn an_address_is_here_before_the_policy_exits_with_it_and_one_that_another_node_has_goes_first() {
+        let journal = Journal::default();
+        let mut convergence = convergence(&journal);
+        convergence.converge(&NodeDesired::default()).await.unwrap();
+        for (next, expected) in [(with_address("10.6.0.60"), "addresses 10.6.0.60"), (NodeDesired::default(), "addresses ")] {
+            journal.take();
+            convergence.converge(&next).await.unwrap();
+            let calls = journal.take();
+            let place = |call: &str| calls.iter().position(|made| made == call).unwrap();
+            assert!(place(expected) < place("policy "), "{calls:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_can_not_be_had_keeps_nothing_else_waiting_and_is_still_a_failure() {
+        let journal = Journal::default();
+        let mut convergence = convergence(&journal);
+        for first in [true, false] {
+            journal.fail("addresses", ErrorKind::Permission, 1);
+            assert_eq!(convergence.converge(&with_address("10.6.0.60")).await.unwrap_err().kind, ErrorKind::Permission);
+            let calls = journal.take();
+            assert!(["policy ", "tunnel ", "steering "].iter().all(|call| calls.iter().any(|made| made == call)), "{first}: {calls:?}");
+            convergence.converge(&with_address("10.6.0.60")).await.unwrap();
+            journal.take();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_of_another_node_does_not_stay_because_the_packet_filter_fails() {
+        let journal = Journal::default();
+        let mut convergence = convergence(&journal);
+        for _ in 0..2 {
+            convergence.converge(&with_address("10.6.0.60")).await.unwrap();
+            journal.fail("policy", ErrorKind::Unsupported, 1);
+            journal.take();
+            convergence.converge(&NodeDesired::default()).await.unwrap_err();
+            assert!(journal.take().contains(&"addresses ".to_owned()));
+            convergence.before = None;
+        }
     }
 
     #[tokio::test]

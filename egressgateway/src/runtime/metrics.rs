@@ -21,7 +21,7 @@ use prometheus_client::{
 
 use crate::{Counter, ErrorKind};
 
-/// Which driver, "tunnel", "steering" or "policy".
+/// Which driver, "tunnel", "steering", "addresses" or "policy".
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct DriverLabel {
     driver: &'static str,
@@ -144,6 +144,8 @@ pub(super) struct AgentMetrics {
     probe_failures: Family<KindLabel, Count>,
     gateways_lost: Count,
     gateways_down: Gauge,
+    announcements: Count,
+    announcement_failures: Family<KindLabel, Count>,
     forgotten: Count,
     not_forgotten: Family<KindLabel, Count>,
     packets: Packets,
@@ -166,6 +168,8 @@ impl Default for AgentMetrics {
             probe_failures: Family::default(),
             gateways_lost: Count::default(),
             gateways_down: Gauge::default(),
+            announcements: Count::default(),
+            announcement_failures: Family::default(),
             forgotten: Count::default(),
             not_forgotten: Family::default(),
             packets: Packets::default(),
@@ -195,6 +199,8 @@ impl AgentMetrics {
         registry.register("probe_failures", "Probes that could not be sent, by kind", self.probe_failures.clone());
         registry.register("gateways_lost", "How often a gateway node was found down", self.gateways_lost.clone());
         registry.register("gateways_down", "Gateway nodes that are down, as seen from here", self.gateways_down.clone());
+        registry.register("announcements", "Announcements of egress addresses to neighbours", self.announcements.clone());
+        registry.register("announcement_failures", "Announcements that could not be sent, by kind", self.announcement_failures.clone());
         registry.register(
             "connections_ended",
             "Connections that began before the policy that governs them and were ended",
@@ -242,6 +248,20 @@ impl AgentMetrics {
 
     pub(super) fn gateways_down(&self, nodes: usize) {
         self.gateways_down.set(i64::try_from(nodes).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn announced(&self) {
+        self.announcements.inc();
+    }
+
+    pub(super) fn not_announced(&self, kind: ErrorKind) {
+        self.announcement_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+
+    #[cfg(test)]
+    pub(super) fn announcements(&self) -> (u64, u64) {
+        let failures = self.announcement_failures.get_or_create(&KindLabel { kind: ErrorKind::Transient.as_str() }).get();
+        (self.announcements.get(), failures)
     }
 
     pub(super) fn forgotten(&self, number: u64) {
@@ -392,7 +412,7 @@ mod tests {
 Both daemons serve `/metrics` in the OpenMetrics text format: the agent at port 5810, the controller at 5820. A program that embeds them has the same
 in its own registry.
 
-- `driver` is `tunnel`, `steering` or `policy`; `kind` is the kind of an error.
+- `driver` is `tunnel`, `steering`, `addresses` or `policy`; `kind` is the kind of an error.
 - `rule` is a [counter of the packet filter](datapath.md#the-nftables-table). The agent reads them every 15 seconds; they start anew when the table does.
 - Converges with `first=\"true\"` and `outcome=\"applied\"` are changes that a restarted agent made: none, where nothing happened meanwhile.
 
@@ -432,6 +452,7 @@ in its own registry.
         agent.converged(true, "applied");
         agent.not_forgotten(ErrorKind::Transient);
         agent.probe_failed(ErrorKind::Transient);
+        agent.not_announced(ErrorKind::Transient);
         agent.packets([("steered".to_owned(), Counter::default())].into());
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());

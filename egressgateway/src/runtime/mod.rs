@@ -3,6 +3,7 @@
 mod admission;
 mod agent;
 mod agent_loop;
+mod announcements;
 mod backoff;
 mod cluster_networks;
 mod conditions;

@@ -52,11 +52,12 @@ impl Recorder {
     }
 }
 
-/// The records of the three drivers.
+/// The records of the drivers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Recorders {
     pub(super) tunnel: Recorder,
     pub(super) steering: Recorder,
+    pub(super) addresses: Recorder,
     pub(super) policy: Recorder,
 }
 
@@ -65,6 +66,7 @@ pub(super) fn record(drivers: Drivers, recorders: &Recorders, metrics: &AgentMet
     Drivers {
         tunnel: Box::new(Recorded::new("tunnel", drivers.tunnel, recorders.tunnel.clone(), metrics)),
         steering: Box::new(Recorded::new("steering", drivers.steering, recorders.steering.clone(), metrics)),
+        addresses: Box::new(Recorded::new("addresses", drivers.addresses, recorders.addresses.clone(), metrics)),
         policy: Box::new(Recorded::new("policy", drivers.policy, recorders.policy.clone(), metrics)),
     }
 }

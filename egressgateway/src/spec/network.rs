@@ -28,11 +28,31 @@ pub fn parse_address(field: &str, text: &str, family: Option<Family>) -> Result<
     Ok(address)
 }
 
-/// An entry of a pool: an address, a CIDR or a range `first-last`.
+/// An entry of a pool: an address, a CIDR or a range `first-last`, of addresses that a host can have on a network.
 ///
 /// # Errors
-/// When the text is none of these, or of the other family.
+/// When the text is none of these, or of the other family, or some of the addresses mean something else.
 pub fn parse_pool_entry(field: &str, text: &str, family: Family) -> Result<IpRange, Problem> {
+    let range = parse_range(field, text, family)?;
+    let reserved = RESERVED.iter().filter_map(|(network, meaning)| Some((IpRange::from(network.parse::<IpNet>().ok()?), meaning)));
+    match reserved.into_iter().find(|(reserved, _)| reserved.overlaps(&range)) {
+        Some((_, meaning)) => Err(Problem::new(field, text, format!("must be unicast addresses of a network: no {meaning}"))),
+        None => Ok(range),
+    }
+}
+
+/// Addresses that no host can have on a network (RFC 6890, RFC 5771, RFC 4291), or that mean another thing on every link.
+const RESERVED: [(&str, &str); 7] = [
+    ("0.0.0.0/8", "unspecified address"),
+    ("127.0.0.0/8", "loopback address"),
+    ("224.0.0.0/4", "multicast address"),
+    ("255.255.255.255/32", "broadcast address"),
+    ("::/127", "unspecified or loopback address"),
+    ("fe80::/10", "link-local address"),
+    ("ff00::/8", "multicast address"),
+];
+
+fn parse_range(field: &str, text: &str, family: Family) -> Result<IpRange, Problem> {
     if text.contains('/') {
         return parse_network(field, text, Some(family)).map(IpRange::from);
     }

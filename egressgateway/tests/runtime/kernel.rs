@@ -7,8 +7,9 @@ use std::{
 
 use async_trait::async_trait;
 use egressgateway::{
-    Change, Counter, CounterSource, Driver, Drivers, Encapsulation, Error, ErrorKind, Host, LocalEnd, NextHop, OverlayLinks, Peer, Plan,
-    PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay, api::Interface, model::Family,
+    AddressesDesired, Change, Counter, CounterSource, Driver, Drivers, Encapsulation, Error, ErrorKind, Host, LocalEnd, NextHop,
+    OverlayLinks, Peer, Plan, PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay, api::Interface,
+    model::Family,
 };
 use imbl::{OrdMap, OrdSet};
 use tokio::sync::{Notify, watch};
@@ -20,6 +21,7 @@ use crate::support::PATIENCE;
 pub(crate) struct Held {
     pub(crate) tunnel: TunnelDesired,
     pub(crate) steering: SteeringDesired,
+    pub(crate) addresses: AddressesDesired,
     pub(crate) policy: PolicyDesired,
     /// Plans that were applied.
     pub(crate) applied: usize,
@@ -51,6 +53,7 @@ impl Kernel {
         Drivers {
             tunnel: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.tunnel })),
             steering: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.steering })),
+            addresses: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.addresses })),
             policy: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.policy })),
         }
     }

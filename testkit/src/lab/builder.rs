@@ -4,7 +4,7 @@ use std::{io, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
-use super::{Lab, world::World};
+use super::{Lab, components::Components, world::World};
 
 /// How pods of different nodes reach each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -134,6 +134,7 @@ pub struct Builder {
     pub(super) families: Families,
     pub(super) forward: ForwardPolicy,
     pub(super) tool: RuleTool,
+    pub(super) components: Components,
     pub(super) rp_filter: u8,
     pub(super) masquerade: bool,
     pub(super) mtu: u16,
@@ -147,6 +148,7 @@ impl Default for Builder {
             families: Families::default(),
             forward: ForwardPolicy::default(),
             tool: RuleTool::default(),
+            components: Components::default(),
             rp_filter: 0,
             masquerade: true,
             mtu: 1500,
@@ -197,6 +199,13 @@ impl Builder {
         self
     }
 
+    /// Whose rules nodes have; the stand-ins' by default. All others are written by one of the iptables.
+    #[must_use]
+    pub const fn components(mut self, components: Components) -> Self {
+        self.components = components;
+        self
+    }
+
     /// The kernel's reverse-path filter on every node: 0 off (default), 1 strict, 2 loose.
     #[must_use]
     pub const fn rp_filter(mut self, mode: u8) -> Self {
@@ -221,7 +230,8 @@ impl Builder {
     /// Makes the lab.
     ///
     /// # Errors
-    /// Without root or one of the programs `unshare`, `nsenter`, `ip`, `bridge`, `nft` (or `iptables`), with what they said.
+    /// Without root or one of the programs `unshare`, `nsenter`, `ip`, `bridge`, `nft` (or `iptables`, `ipset`), with what they said; and
+    /// when nft is to write what only iptables can.
     pub fn build(self) -> io::Result<Lab> {
         World::build(self).map(Lab::over)
     }

@@ -6,6 +6,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub const PORT: u16 = 8080;
 /// Bit that the stand-in for kube-proxy sets on packets whose source must be translated.
 pub const MASQUERADE_MARK: u32 = 0x4000;
+/// Bits of a packet's mark that the stand-in for Calico uses, as an administrator sets them (`iptablesMarkMask`) on nodes whose highest byte
+/// is an egress gateway's. Calico's own default, 0xffff0000, has that byte in it.
+pub const CALICO_MARK_MASK: u32 = 0x00ff_0000;
 /// UDP ports whose payload a capture decodes as VXLAN or Geneve: the product's default, the stand-in overlay's, and the registered ones.
 pub const TUNNEL_PORTS: [u16; 4] = [7789, OVERLAY_PORT, 4789, 6081];
 /// UDP port of the stand-in overlay.

@@ -31,6 +31,7 @@ mod answer;
 mod builder;
 mod cage;
 mod capture;
+mod components;
 pub mod constants;
 mod flow;
 mod namespace;
@@ -55,6 +56,7 @@ use std::{
 pub use answer::Seen;
 pub use builder::{Builder, Cni, Families, ForwardPolicy, NodeSpec, RuleTool};
 pub use capture::Capture;
+pub use components::{ChainInsertMode, Components};
 pub use constants::{MANAGEMENT, PODS_V4, PODS_V6, PORT, ROUTER_V4, ROUTER_V6, SERVICES_V4, SERVICES_V6};
 pub use flow::Flow;
 pub use namespace::{Namespace, PATIENCE};

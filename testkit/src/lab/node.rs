@@ -125,6 +125,15 @@ impl Node {
         self.management_port("up")
     }
 
+    /// Lets components that insist on the first place look once whether they have it, and take it; says what they had to move, one
+    /// table and chain a line. See [`ChainInsertMode::Insert`](super::ChainInsertMode::Insert).
+    ///
+    /// # Errors
+    /// From the tool that writes the rules.
+    pub fn reinsert_jumps(&self) -> io::Result<String> {
+        self.namespace.run(&self.namespace.world.rules().reinsert())
+    }
+
     fn switch_port(&self, state: &str) -> io::Result<()> {
         let n = self.facts.n;
         let mut ports = vec![topology::node_port(n)];

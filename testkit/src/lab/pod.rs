@@ -105,6 +105,10 @@ impl Pod {
         let name = format!("pod.{}.{}", facts.namespace, facts.name);
         let device = format!("{}{}", super::constants::POD_DEVICE, world.next_number());
         world.cage.script(None, &topology::pod(world, node, &name, &device, &facts.addresses))?;
+        let rules = world.rules().pod(&device);
+        if !rules.is_empty() {
+            world.cage.script(Some(&node.name), &rules)?;
+        }
         let network = Namespace { world: world.clone(), name: Some(name) };
         let seen = network.answer(&facts.addresses, PORT)?;
         Ok(Self { network, facts, seen: Some(seen) })

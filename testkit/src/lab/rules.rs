@@ -7,7 +7,9 @@ use std::{
 
 use super::{
     builder::{Families, ForwardPolicy, RuleTool},
+    components::{ChainInsertMode, Components, Iptables, calico, kube_proxy},
     constants::{MASQUERADE_MARK, POD_DEVICE, PODS_V4, PODS_V6},
+    world::ServiceFacts,
 };
 
 /// The tool and the families it writes for.
@@ -15,6 +17,7 @@ use super::{
 pub(super) struct Rules {
     pub(super) tool: RuleTool,
     pub(super) families: Families,
+    pub(super) components: Components,
 }
 
 /// One service address on one node, and who answers.
@@ -39,8 +42,36 @@ impl Rules {
         }
     }
 
+    /// A shell script for a new pod behind this device.
+    pub(super) fn pod(self, device: &str) -> String {
+        match (self.components.calico(), self.writer()) {
+            (Some(_), Some(iptables)) => calico::workload(iptables, device),
+            _ => String::new(),
+        }
+    }
+
+    /// A shell script for one service; these backends are the node's own.
+    pub(super) fn service(self, facts: &ServiceFacts, own: &[SocketAddr]) -> String {
+        match self.writer().filter(|_| self.components.has_kube_proxy()) {
+            Some(iptables) => kube_proxy::service(iptables, facts, own),
+            None => facts.translations(own).iter().map(|translation| self.translation(translation)).collect(),
+        }
+    }
+
+    /// A shell script that puts jumps before all others again, where a component insists on that; it prints what it had to move.
+    pub(super) fn reinsert(self) -> String {
+        match (self.components.calico(), self.writer()) {
+            (Some(ChainInsertMode::Insert), Some(iptables)) => calico::reinsert(iptables),
+            _ => String::new(),
+        }
+    }
+
+    const fn writer(self) -> Option<Iptables> {
+        Iptables::of(self.tool, self.families)
+    }
+
     /// A shell script that adds one service address.
-    pub(super) fn service(self, service: &Translation) -> String {
+    fn translation(self, service: &Translation) -> String {
         let mut script = String::new();
         for protocol in ["tcp", "udp"] {
             let matches = self.service_match(service, protocol);
@@ -93,6 +124,12 @@ impl Rules {
 
     fn iptables_node(self, masquerade: bool, forward: ForwardPolicy) -> String {
         let mut script = String::new();
+        if let Some(iptables) = self.writer().filter(|_| self.components.has_kube_proxy()) {
+            script.push_str(&kube_proxy::node(iptables));
+            if let Some(mode) = self.components.calico() {
+                script.push_str(&calico::node(iptables, mode));
+            }
+        }
         for (ipv4, pods) in [(true, PODS_V4), (false, PODS_V6)] {
             if !(if ipv4 { self.families.v4() } else { self.families.v6() }) {
                 continue;
@@ -100,16 +137,23 @@ impl Rules {
             let mut rule = |text: &str| {
                 let _ = writeln!(script, "{} {text}", self.iptables(ipv4));
             };
-            rule("-t nat -N CNI-SERVICES");
-            rule("-t nat -A PREROUTING -j CNI-SERVICES");
-            rule("-t nat -A OUTPUT -j CNI-SERVICES");
-            let marked = format!("-m mark --mark {MASQUERADE_MARK:#x}/{MASQUERADE_MARK:#x}");
-            rule(&format!("-t nat -A POSTROUTING {marked} -j MASQUERADE --random-fully"));
+            if forward != ForwardPolicy::Accept {
+                rule("-P FORWARD DROP");
+            }
+            if self.components.calico().is_some() {
+                continue;
+            }
+            if !self.components.has_kube_proxy() {
+                rule("-t nat -N CNI-SERVICES");
+                rule("-t nat -A PREROUTING -j CNI-SERVICES");
+                rule("-t nat -A OUTPUT -j CNI-SERVICES");
+                let marked = format!("-m mark --mark {MASQUERADE_MARK:#x}/{MASQUERADE_MARK:#x}");
+                rule(&format!("-t nat -A POSTROUTING {marked} -j MASQUERADE --random-fully"));
+            }
             if masquerade {
                 rule(&format!("-t nat -A POSTROUTING -s {pods} ! -d {pods} -j MASQUERADE --random-fully"));
             }
-            if forward != ForwardPolicy::Accept {
-                rule("-P FORWARD DROP");
+            if forward != ForwardPolicy::Accept && !self.components.has_kube_proxy() {
                 // Of services alone, both directions; kube-proxy lets every established connection pass, and would hide what the gateway lacks.
                 rule("-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT");
             }

@@ -63,8 +63,7 @@ impl Service {
         };
         for node in &world.nodes {
             let own: Vec<SocketAddr> = pods.iter().filter(|pod| pod.node() == node.name).flat_map(|pod| pod.endpoints()).collect();
-            let rules: String = translations(&facts, &own).iter().map(|translation| world.rules().service(translation)).collect();
-            world.cage.script(Some(&node.name), &rules)?;
+            world.cage.script(Some(&node.name), &world.rules().service(&facts, &own))?;
         }
         let addresses = facts.addresses.iter().map(|address| SocketAddr::new(*address, facts.port)).collect();
         Ok(Self { addresses, node_port: facts.node_port })
@@ -83,22 +82,25 @@ impl Service {
     }
 }
 
-/// What a node with the pods `own` translates.
-fn translations(facts: &ServiceFacts, own: &[SocketAddr]) -> Vec<Translation> {
-    let of_family = |backends: &[SocketAddr], ipv4: bool| backends.iter().filter(|to| to.is_ipv4() == ipv4).copied().collect::<Vec<_>>();
-    let cluster = facts.addresses.iter().map(|address| Translation {
-        address: Some(*address),
-        port: facts.port,
-        backends: of_family(&facts.backends, address.is_ipv4()),
-        ipv4: address.is_ipv4(),
-        masquerade: false,
-    });
-    let node = facts.addresses.iter().map(|address| Translation {
-        address: None,
-        port: facts.node_port,
-        backends: of_family(if facts.local { own } else { &facts.backends }, address.is_ipv4()),
-        ipv4: address.is_ipv4(),
-        masquerade: !facts.local,
-    });
-    cluster.chain(node).collect()
+impl ServiceFacts {
+    /// What a node with the pods `own` translates.
+    pub(super) fn translations(&self, own: &[SocketAddr]) -> Vec<Translation> {
+        let of_family =
+            |backends: &[SocketAddr], ipv4: bool| backends.iter().filter(|to| to.is_ipv4() == ipv4).copied().collect::<Vec<_>>();
+        let cluster = self.addresses.iter().map(|address| Translation {
+            address: Some(*address),
+            port: self.port,
+            backends: of_family(&self.backends, address.is_ipv4()),
+            ipv4: address.is_ipv4(),
+            masquerade: false,
+        });
+        let node = self.addresses.iter().map(|address| Translation {
+            address: None,
+            port: self.node_port,
+            backends: of_family(if self.local { own } else { &self.backends }, address.is_ipv4()),
+            ipv4: address.is_ipv4(),
+            masquerade: !self.local,
+        });
+        cluster.chain(node).collect()
+    }
 }

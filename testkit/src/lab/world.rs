@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use tokio::runtime::Runtime;
 
 use super::{
-    builder::{Builder, Cni, NodeSpec},
+    builder::{Builder, Cni, NodeSpec, RuleTool},
     cage::Cage,
     constants, locked,
     rules::Rules,
@@ -122,6 +122,10 @@ impl World {
         if settings.nodes.len() > 200 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "more than 200 nodes"));
         }
+        if settings.components.has_kube_proxy() && settings.tool == RuleTool::Nft {
+            let text = format!("{:?} needs iptables, not nft", settings.components);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let nodes: Vec<NodeFacts> =
             (1u8..).zip(&settings.nodes).map(|(n, spec)| NodeFacts::new(n, spec, &settings)).collect::<io::Result<_>>()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("lab-answer").enable_all().build()?;
@@ -143,7 +147,7 @@ impl World {
     }
 
     pub(super) fn rules(&self) -> Rules {
-        Rules { tool: self.settings.tool, families: self.settings.families }
+        Rules { tool: self.settings.tool, families: self.settings.families, components: self.settings.components }
     }
 
     /// Largest packet of a pod.

@@ -104,6 +104,12 @@ pub(crate) fn ecmp_uses_every_gateway(path: &DataPath) {
 
 pub(crate) fn an_explicit_egress_address_is_what_the_server_sees(path: &DataPath) {
     let world = World::start(path);
+    // An administrator has put the address on one of the nodes before, with the length of the node's own network.
+    let node = world.cluster.lab.node(GATEWAYS[0]);
+    node.run("ip addr add 10.6.0.61/16 dev eth0; ip addr add fd00:6::61/64 dev eth0 nodad preferred_lft 0").unwrap();
+    let by_hand = || ["10.6.0.61", "fd00:6::61"].map(|address| node.run(&format!("ip -o addr show to {address}")).unwrap());
+    let before = by_hand();
+    world.cluster.label_node(GATEWAYS[1], "egress", None);
     world.cluster.apply(&GATEWAY.replace(
         "spec: {",
         "spec: {sourceNAT: EgressIP, egressIPs: {ipv4: [\"10.6.0.60-10.6.0.66\"], ipv6: [\"fd00:6::60-fd00:6::66\"]}, ",
@@ -113,14 +119,20 @@ pub(crate) fn an_explicit_egress_address_is_what_the_server_sees(path: &DataPath
         let status = world.cluster.status("EgressGatewayPolicy", "shopping");
         status["node"].as_str().map(str::to_owned).ok_or_else(|| status.to_string())
     });
-    // Holding and announcing the address is somebody else's work here.
-    let node = world.cluster.lab.node(&owner);
-    node.run("ip addr add 10.6.0.61/32 dev eth0; ip addr add fd00:6::61/128 dev eth0 nodad preferred_lft 0").unwrap();
+    assert_eq!(owner, GATEWAYS[0], "the only one");
     for (endpoint, expected) in world.endpoints(GOVERNED).into_iter().zip(["10.6.0.61", "fd00:6::61"]) {
         world.seen_as(&world.shop, endpoint, expected.parse().unwrap());
         world.seen_as(&world.local, endpoint, expected.parse().unwrap());
     }
     world.leaves_by(&world.blog, GOVERNED, CLIENT);
+    // An agent that had not read the host's addresses again yet may have added its own for that long.
+    world.cluster.eventually("the node has the address once, as it was", || {
+        let now = by_hand();
+        if now == before { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    world.cluster.delete("EgressGatewayPolicy", "shopping");
+    world.leaves_by(&world.shop, GOVERNED, CLIENT);
+    assert_eq!(by_hand(), before, "what was put there by hand stays");
 }
 
 pub(crate) fn pods_are_chosen_by_subnet_too(path: &DataPath) {

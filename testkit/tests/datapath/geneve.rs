@@ -5,6 +5,7 @@
 mod list;
 
 mod changes;
+mod egress_addresses;
 mod failover;
 mod failures;
 mod forwarding;

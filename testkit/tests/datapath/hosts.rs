@@ -1,15 +1,20 @@
 //! Hosts as others set them up: overlays, reverse-path filters, firewalls, one family.
 
-use egressgateway_testkit::lab::{Builder, Cni, Families, ForwardPolicy, RuleTool, ServiceSpec};
+use egressgateway_testkit::lab::{Builder, Cni, Families, ForwardPolicy, Pod, RuleTool, Service, ServiceSpec};
 
 use crate::world::{CLIENT, DataPath, EXCEPTED, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, lab, usual_policy};
 
 /// What must work on every host.
 fn works(path: &DataPath, lab: Builder, families: Families) {
     let world = World::start_in(path, lab, families).with_usual_policy();
-    let capture = world.cluster.lab.capture().unwrap();
     let far = world.cluster.pod("client-2", "far");
     let service = world.cluster.lab.service(ServiceSpec::new("web", 80), &[&far]).unwrap();
+    everything_works(&world, &far, &service);
+}
+
+/// Governed traffic leaves by the gateway and nowhere else; all other traffic is as it would be without us.
+pub(crate) fn everything_works(world: &World, far: &Pod, service: &Service) {
+    let capture = world.cluster.lab.capture().unwrap();
     for destinations in [GOVERNED, EXCEPTED, OTHER] {
         let exit = if destinations == GOVERNED { GATEWAYS[0] } else { CLIENT };
         world.leaves_by(&world.shop, destinations, exit);

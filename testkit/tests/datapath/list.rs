@@ -43,11 +43,17 @@ macro_rules! every_check_on {
                 rules_deleted_by_hand_come_back_at_once
                 routes_deleted_by_hand_leak_nothing_and_come_back
                 the_data_path_stands_while_the_api_server_is_away;
+            flushes:
+                what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documentation;
             failover:
                 a_gateway_without_power_is_left_at_once_without_the_api_server
                 with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything
                 a_gateways_agent_that_is_killed_or_restarted_is_no_failure
                 a_dead_gateway_leaves_the_balance;
+            egress_addresses:
+                an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone
+                an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go
+                of_more_policies_than_addresses_each_has_its_own_or_nothing;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing
                 an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right
@@ -64,6 +70,10 @@ macro_rules! every_check_on {
                 a_firewall_of_iptables_nft_that_drops_transit_lets_exits_pass
                 a_firewall_of_iptables_legacy_that_drops_transit_lets_exits_pass
                 a_firewall_of_nftables_that_drops_transit_loses_traffic_and_leaks_none;
+            foreign:
+                among_rules_of_kube_proxy_and_an_overlay
+                among_rules_of_calico_that_appends
+                among_rules_of_calico_that_inserts;
         }
     };
 }

@@ -7,8 +7,11 @@
 mod list;
 
 mod changes;
+mod egress_addresses;
 mod failover;
 mod failures;
+mod flushes;
+mod foreign;
 mod forwarding;
 mod hosts;
 mod restarts;

@@ -11,7 +11,7 @@ use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, OTHER, World, policy};
 /// The number of first converges of a fresh agent that changed nothing.
 const UNCHANGED: &str = "egressgateway_agent_converges_total{first=\"true\",outcome=\"unchanged\"}";
 
-fn first_plan_is_empty(world: &World, node: &str) {
+pub(crate) fn first_plan_is_empty(world: &World, node: &str) {
     let unchanged = world.cluster.eventually(&format!("the new agent of {node} converged once"), || {
         let text = world.cluster.metrics(node, 5810).map_err(|error| error.to_string())?;
         let first = |line: &&str| line.starts_with("egressgateway_agent_converges_total{first=\"true\"") && !line.ends_with(" 0");

@@ -71,6 +71,36 @@ pub(crate) fn usual_policy() -> String {
     policy("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n  exceptCIDR: [\"10.6.1.77/32\", \"fd00:6:1::77/128\"]\n")
 }
 
+/// A world before any daemon was started.
+pub(crate) struct Place {
+    pub(crate) lab: Lab,
+    families: Families,
+    shop: Pod,
+    blog: Pod,
+    local: Pod,
+    server: Server,
+}
+
+impl Place {
+    pub(crate) fn make(lab: Builder, families: Families) -> Self {
+        let lab = lab.families(families).build().unwrap();
+        let own = |addresses: [&'static str; 2]| addresses.into_iter().filter(move |text| families.has(text.parse().unwrap()));
+        let server = lab.server(own(GOVERNED)).unwrap();
+        for addresses in [EXCEPTED, OTHER] {
+            lab.server(own(addresses)).unwrap();
+        }
+        let pod = |node: &str, name: &str, app: &str| lab.pod(node, PodSpec::new(name).label("app", app)).unwrap();
+        let (shop, blog, local) = (pod(CLIENT, "shop", "shopping"), pod(CLIENT, "blog", "blog"), pod(GATEWAYS[0], "local", "shopping"));
+        Self { lab, families, shop, blog, local, server }
+    }
+
+    pub(crate) fn with_daemons(self, path: &DataPath) -> World {
+        let Self { lab, families, shop, blog, local, server } = self;
+        let cluster = Cluster::start(lab, &format!("policyBackend: {}\ntunnel: {{kind: {}}}\n", path.backend, path.tunnel));
+        World { cluster, families, shop, blog, local, server }
+    }
+}
+
 impl World {
     /// Without any policy.
     pub(crate) fn start(path: &DataPath) -> Self {
@@ -78,17 +108,7 @@ impl World {
     }
 
     pub(crate) fn start_in(path: &DataPath, lab: Builder, families: Families) -> Self {
-        let lab = lab.families(families).build().unwrap();
-        let own = |addresses: [&'static str; 2]| addresses.into_iter().filter(move |text| families.has(text.parse().unwrap()));
-        let server = lab.server(own(GOVERNED)).unwrap();
-        for addresses in [EXCEPTED, OTHER] {
-            lab.server(own(addresses)).unwrap();
-        }
-        let config = format!("policyBackend: {}\ntunnel: {{kind: {}}}\n", path.backend, path.tunnel);
-        let cluster = Cluster::start(lab, &config);
-        let pod = |node: &str, name: &str, app: &str| cluster.pod(node, PodSpec::new(name).label("app", app));
-        let (shop, blog, local) = (pod(CLIENT, "shop", "shopping"), pod(CLIENT, "blog", "blog"), pod(GATEWAYS[0], "local", "shopping"));
-        Self { cluster, families, shop, blog, local, server }
+        Place::make(lab, families).with_daemons(path)
     }
 
     /// With the usual gateway and policy in force.
@@ -147,7 +167,12 @@ impl World {
 
     /// What went over the underlay to the governed servers in no tunnel, and with another source than a gateway's: leaks.
     pub(crate) fn leaks(&self, capture: &Capture) -> Vec<String> {
-        let allowed: Vec<IpAddr> = GATEWAYS.iter().flat_map(|node| self.cluster.lab.node(node).addresses()).collect();
+        let gateways: Vec<IpAddr> = GATEWAYS.iter().flat_map(|node| self.cluster.lab.node(node).addresses()).collect();
+        self.leaks_besides(capture, &gateways)
+    }
+
+    /// The same where these are the only sources that may be seen.
+    pub(crate) fn leaks_besides(&self, capture: &Capture, allowed: &[IpAddr]) -> Vec<String> {
         let servers: Vec<IpAddr> = self.endpoints(GOVERNED).iter().map(SocketAddr::ip).collect();
         let packets = capture.packets().into_iter();
         let bare = packets.filter(|packet| packet.inner.is_none() && packet.protocol != Protocol::Arp);

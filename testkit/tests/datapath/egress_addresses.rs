@@ -1,0 +1,261 @@
+//! Addresses from a pool: each is held, and answered for, by exactly one node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use egressgateway_testkit::{
+    cluster::agent,
+    lab::{Answer, Capture, Namespace, Packet, PodSpec, Protocol},
+    pace::patient,
+};
+use nix::sys::signal::Signal;
+
+use crate::{
+    restarts::first_plan_is_empty,
+    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, measured, policy, usual_policy},
+};
+
+/// How often a stream sends.
+const STEP: Duration = Duration::from_millis(2);
+
+/// ICMPv6 type of a neighbour advertisement.
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+
+/// The usual gateway with a pool of so many addresses of each family.
+fn gateway(addresses: usize) -> String {
+    let last = 59 + addresses;
+    let pool = format!("ipv4: [\"10.6.0.60-10.6.0.{last}\"], ipv6: [\"fd00:6::60-fd00:6::{last}\"]");
+    GATEWAY.replace("spec: {", &format!("spec: {{sourceNAT: EgressIP, egressIPs: {{{pool}}}, "))
+}
+
+/// What a policy was given.
+struct Given {
+    node: String,
+    /// IPv4, then IPv6.
+    addresses: [IpAddr; 2],
+}
+
+fn given(world: &World, policy: &str) -> Result<Given, String> {
+    let status = world.cluster.status("EgressGatewayPolicy", policy);
+    let address = |family: &str| status["egressIP"][family].as_str().and_then(|text| text.parse().ok());
+    let found = status["node"].as_str().zip(address("ipv4")).zip(address("ipv6"));
+    found.map(|((node, v4), v6)| Given { node: node.to_owned(), addresses: [v4, v6] }).ok_or_else(|| status.to_string())
+}
+
+fn wait_given(world: &World, policy: &str) -> Given {
+    world.cluster.eventually(&format!("{policy} has addresses and a node"), || given(world, policy))
+}
+
+/// The nodes whose kernels hold an address.
+fn holders(world: &World, address: IpAddr) -> BTreeSet<String> {
+    let nodes = world.cluster.lab.nodes();
+    let held = nodes.iter().filter(|node| !node.run(&format!("ip -o addr show to {address}")).unwrap().is_empty());
+    held.map(|node| node.name().to_owned()).collect()
+}
+
+/// Asks from outside who has an address, by ARP or neighbour solicitation, and returns everybody who says "I".
+fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String> {
+    let router = world.cluster.lab.router();
+    let capture = world.cluster.lab.capture().unwrap();
+    for _ in 0..2 {
+        // A second question: whoever answers the first one late is heard by the end of it.
+        router.run(&format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address} >/dev/null || true")).unwrap();
+    }
+    capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).map(|packet| packet.from).collect()
+}
+
+fn says_it_has(packet: &Packet, address: IpAddr) -> bool {
+    packet.source == address && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
+}
+
+fn mac(namespace: &Namespace) -> String {
+    let link = namespace.run("ip -o link show dev eth0").unwrap();
+    link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned()
+}
+
+/// Who sends answers to an egress address: the server itself, which is on the link with IPv4, or the router before it.
+fn outside(world: &World, address: IpAddr) -> Namespace {
+    if address.is_ipv4() { Namespace::clone(&world.server) } else { world.cluster.lab.router() }
+}
+
+/// Waits until the node holds both addresses, nobody else does, and the network outside agrees.
+fn owned_by(world: &World, addresses: [IpAddr; 2], node: &str) {
+    for address in addresses {
+        world.cluster.eventually(&format!("{node} alone holds {address}"), || {
+            let holders = holders(world, address);
+            if holders == BTreeSet::from([node.to_owned()]) { Ok(()) } else { Err(format!("{holders:?}")) }
+        });
+        assert_eq!(who_answers_for(world, address), BTreeSet::from([node.to_owned()]), "{address}");
+    }
+}
+
+fn seen_as_given(world: &World, from: &Namespace, addresses: [IpAddr; 2]) {
+    for (endpoint, expected) in world.endpoints(GOVERNED).into_iter().zip(addresses) {
+        world.seen_as(from, endpoint, expected);
+    }
+}
+
+pub(crate) fn an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone(path: &DataPath) {
+    let mut world = World::start(path);
+    world.cluster.apply(&gateway(7));
+    world.cluster.apply(&usual_policy());
+    let Given { node, addresses } = wait_given(&world, "shopping");
+    seen_as_given(&world, &world.shop, addresses);
+    seen_as_given(&world, &world.local, addresses);
+    owned_by(&world, addresses, &node);
+    // A restarted agent finds it as it must be.
+    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| world.shop.open_tcp(to).unwrap()).collect();
+    world.cluster.kill(&agent(&node), Signal::SIGKILL);
+    world.cluster.start_agent(&node);
+    first_plan_is_empty(&world, &node);
+    for flow in &mut flows {
+        flow.echo().unwrap();
+    }
+    // The node's own traffic, its status and pods without a policy do not notice.
+    world.leaves_by(&world.cluster.lab.node(&node), GOVERNED, &node);
+    world.leaves_by(&world.blog, GOVERNED, CLIENT);
+    let status = world.cluster.status("EgressNode", &node).to_string();
+    assert!(status.contains("eth0") && !addresses.iter().any(|address| status.contains(&address.to_string())), "{status}");
+    world.cluster.delete("EgressGatewayPolicy", "shopping");
+    for address in addresses {
+        world.cluster.eventually(&format!("nobody holds {address} any more"), || {
+            let holders = holders(&world, address);
+            if holders.is_empty() { Ok(()) } else { Err(format!("{holders:?}")) }
+        });
+        assert_eq!(who_answers_for(&world, address), BTreeSet::new(), "{address}");
+    }
+    world.leaves_by(&world.shop, GOVERNED, CLIENT);
+}
+
+/// Whether the node told everybody, unasked.
+fn announced(capture: &Capture, address: IpAddr, node: &str) -> bool {
+    capture.count(|packet| {
+        let unasked = packet.protocol != Protocol::Arp || packet.destination == address;
+        packet.from == node && unasked && says_it_has(packet, address)
+    }) >= 2
+}
+
+pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go(path: &DataPath) {
+    let mut world = World::start(path);
+    world.cluster.apply(&gateway(7));
+    world.cluster.apply(&usual_policy());
+    let Given { node: lost, addresses } = wait_given(&world, "shopping");
+    seen_as_given(&world, &world.shop, addresses);
+    let next = GATEWAYS.into_iter().find(|node| *node != lost).unwrap();
+    let [lost_mac, next_mac] = [lost.as_str(), next].map(|node| mac(&world.cluster.lab.node(node)));
+    let known = |world: &World, address| outside(world, address).run(&format!("ip neigh show {address} dev eth0")).unwrap();
+    for address in addresses {
+        assert!(known(&world, address).contains(&lost_mac), "{}", known(&world, address));
+    }
+    let capture = world.cluster.lab.capture().unwrap();
+    let streams: Vec<_> =
+        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+
+    world.cluster.lab.node(&lost).power_off().unwrap();
+    world.cluster.kill(&agent(&lost), Signal::SIGKILL);
+    world.cluster.node_ready(&lost, false);
+    let began = Instant::now();
+    measured("the controller's decision after the node is not ready", || {
+        world.cluster.eventually("the next node answers for the addresses", || {
+            let now = given(&world, "shopping")?;
+            if now.node == next && now.addresses == addresses { Ok(()) } else { Err(format!("{} with {:?}", now.node, now.addresses)) }
+        });
+    });
+    for stream in &streams {
+        let later = |answer: &Answer| answer.at > began;
+        stream.wait_for(patient(Duration::from_secs(15)), later).unwrap_or_else(|error| panic!("{error}\n{}", world.cluster.logs()));
+    }
+    for (stream, address) in streams.into_iter().zip(addresses) {
+        let report = stream.finish().unwrap();
+        eprintln!("with {address} traffic goes on after {:?}", report.longest_gap);
+        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address");
+    }
+    seen_as_given(&world, &world.shop, addresses);
+    for address in addresses {
+        assert!(known(&world, address).contains(&next_mac), "{}", known(&world, address));
+        world.cluster.eventually(&format!("{next} announced {address} more than once"), || {
+            if announced(&capture, address, next) { Ok(()) } else { Err("not yet".to_owned()) }
+        });
+    }
+
+    world.cluster.lab.node(&lost).power_on().unwrap();
+    for address in addresses {
+        assert_eq!(who_answers_for(&world, address), GATEWAYS.map(str::to_owned).into(), "both, as long as nobody tells the lost one");
+    }
+    world.cluster.start_agent(&lost);
+    owned_by(&world, addresses, next);
+    seen_as_given(&world, &world.shop, addresses);
+
+    // And back, from one living node to another.
+    world.cluster.node_ready(&lost, true);
+    world.cluster.label_node(next, "egress", None);
+    owned_by(&world, addresses, &lost);
+    seen_as_given(&world, &world.shop, addresses);
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
+
+pub(crate) fn of_more_policies_than_addresses_each_has_its_own_or_nothing(path: &DataPath) {
+    /// How many addresses, and how many policies.
+    const ADDRESSES: usize = 3;
+    const POLICIES: usize = 5;
+    let world = World::start(path);
+    let names: Vec<String> = (0..POLICIES).map(|number| format!("team-{number}")).collect();
+    let pods: Vec<_> = names.iter().map(|name| world.cluster.pod(CLIENT, PodSpec::new(name).label("app", name))).collect();
+    let pod = |name: &str| pods.iter().find(|pod| pod.name() == name).unwrap();
+    world.cluster.apply(&gateway(ADDRESSES));
+    world.cluster.eventually("both nodes of the gateway are Ready, so that addresses are spread", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        let ready = status["nodeList"].as_array().into_iter().flatten().filter(|node| node["status"] == "Ready").count();
+        if ready == GATEWAYS.len() { Ok(()) } else { Err(status.to_string()) }
+    });
+    for name in &names {
+        let spec = policy("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n");
+        world.cluster.apply(&spec.replace("name: shopping", &format!("name: {name}")).replace("app: shopping", &format!("app: {name}")));
+    }
+    let is_exhausted =
+        |name: &str| world.cluster.status("EgressGatewayPolicy", name)["conditions"].to_string().contains("EgressIPExhausted");
+    let served = || names.iter().filter_map(|name| Some((name.clone(), given(&world, name).ok()?))).collect::<BTreeMap<_, _>>();
+    let settled = |without: usize| {
+        world.cluster.eventually("as many policies have addresses as there are, and the rest say so", || {
+            let (served, exhausted) = (served(), names.iter().filter(|name| is_exhausted(name)).count());
+            if (served.len(), exhausted) == (ADDRESSES, POLICIES - ADDRESSES - without) {
+                Ok(served)
+            } else {
+                Err(format!("{:?}, {exhausted} say exhausted", served.keys()))
+            }
+        })
+    };
+    let first = settled(0);
+    let distinct: BTreeSet<IpAddr> = first.values().flat_map(|given| given.addresses).collect();
+    assert_eq!(distinct.len(), 2 * ADDRESSES, "one to one");
+    let nodes: BTreeSet<&str> = first.values().map(|given| given.node.as_str()).collect();
+    assert_eq!(nodes, GATEWAYS.into(), "spread over the gateway's nodes");
+    for (name, Given { node, addresses }) in &first {
+        seen_as_given(&world, pod(name), *addresses);
+        owned_by(&world, *addresses, node);
+    }
+    let waiting: Vec<&String> = names.iter().filter(|name| !first.contains_key(*name)).collect();
+    for name in &waiting {
+        world.is_dropped(pod(name), GOVERNED);
+    }
+    let capture = world.cluster.lab.capture().unwrap();
+    for name in &waiting {
+        world.is_dropped(pod(name), GOVERNED);
+    }
+
+    let (freed, _) = first.first_key_value().unwrap();
+    world.cluster.delete("EgressGatewayPolicy", freed);
+    let second = settled(1);
+    let heir = waiting.into_iter().find(|name| second.contains_key(*name)).unwrap();
+    assert_eq!(second[heir].addresses, first[freed].addresses, "what one has left, another has");
+    seen_as_given(&world, pod(heir), second[heir].addresses);
+    owned_by(&world, second[heir].addresses, &second[heir].node);
+    for (name, given) in first.iter().filter(|(name, _)| *name != freed) {
+        assert_eq!(second[name].addresses, given.addresses, "nobody else's address moved");
+    }
+    let pool: Vec<IpAddr> = distinct.into_iter().collect();
+    assert_eq!(world.leaks_besides(&capture, &pool), [""; 0]);
+}

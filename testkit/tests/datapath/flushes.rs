@@ -1,0 +1,89 @@
+//! What a governed packet meets while something of ours is flushed and the agent has not repaired it yet.
+
+use egressgateway_testkit::cluster::agent;
+use nix::sys::signal::Signal;
+
+use crate::world::{CLIENT, DataPath, EXCEPTED, GATEWAYS, GOVERNED, World};
+
+/// What happens to a new connection of a governed pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meets {
+    /// Dropped, and counted under this name.
+    Drop(&'static str),
+    /// As the policy says, but for later packets, which are dropped and counted under this name.
+    DropLater(&'static str),
+    /// What the policy says.
+    Policy,
+    /// What it would meet without any policy: only the repair helps. `docs/datapath.md` names each of these.
+    Nothing,
+}
+
+/// What is flushed, on the client, for both families.
+const NETFILTER: [(&str, Meets); 12] = [
+    ("ipset flush egw-pods-vFAMILY", Meets::Drop("drop_start_gate")),
+    ("for s in $(ipset list -n | grep egw-where-); do ipset flush $s; done", Meets::Drop("drop_held")),
+    ("ipset flush egw-ungoverned-vFAMILY", Meets::Policy),
+    ("ipset flush egw-local-vFAMILY", Meets::Policy),
+    ("ipset flush egw-governed-vFAMILY", Meets::Policy),
+    ("IPTABLES -t mangle -F EGW-CLASS", Meets::Drop("drop_held")),
+    (
+        "for c in $(IPTABLES-save -t mangle | grep -o '^:EGW-C-[0-9a-f]*' | cut -c2-); do IPTABLES -t mangle -F $c; done",
+        Meets::Drop("drop_held"),
+    ),
+    ("IPTABLES -t mangle -F EGW-STEER", Meets::DropLater("drop_no_gateway")),
+    ("IPTABLES -t nat -F EGW-POSTROUTING", Meets::Policy),
+    ("IPTABLES -t mangle -F EGW-CLASSIFY", Meets::Nothing),
+    ("IPTABLES -t mangle -F EGW-PREROUTING", Meets::Nothing),
+    ("IPTABLES -t mangle -F", Meets::Nothing),
+];
+
+const NFTABLES: [(&str, Meets); 6] = [
+    ("nft flush map inet egressgateway podsFAMILY", Meets::Drop("drop_start_gate")),
+    ("nft flush set inet egressgateway ungovernedFAMILY", Meets::Policy),
+    ("nft flush set inet egressgateway localFAMILY", Meets::Policy),
+    ("nft flush set inet egressgateway governedFAMILY", Meets::Policy),
+    ("nft flush map inet egressgateway whereFAMILY", Meets::Nothing),
+    ("nft flush table inet egressgateway", Meets::Nothing),
+];
+
+pub(crate) fn what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documentation(path: &DataPath) {
+    let mut world = World::governed(path);
+    world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
+    let flushes = match path.backend {
+        "nftables" => &NFTABLES[..],
+        "netfilter" => &NETFILTER[..],
+        other => panic!("what of {other} can be flushed?"),
+    };
+    let client = world.cluster.lab.node(CLIENT);
+    for (flush, meets) in flushes {
+        for (family, program) in [("4", "iptables-nft"), ("6", "ip6tables-nft")] {
+            client.run(&flush.replace("FAMILY", family).replace("IPTABLES", program)).unwrap();
+        }
+        eprintln!("{flush}: {meets:?}");
+        let capture = world.cluster.lab.capture().unwrap();
+        match meets {
+            Meets::Drop(_) => world.is_dropped(&world.shop, GOVERNED),
+            Meets::DropLater(_) => {
+                for endpoint in world.endpoints(GOVERNED) {
+                    assert!(world.shop.connect_tcp(endpoint).is_err(), "{flush}: {endpoint} answers");
+                }
+            }
+            Meets::Policy => world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]),
+            Meets::Nothing => world.leaves_by(&world.shop, GOVERNED, CLIENT),
+        }
+        if *meets != Meets::Nothing {
+            assert_eq!(world.leaks(&capture), [""; 0], "{flush}");
+        }
+        world.cluster.start_agent(CLIENT);
+        world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+        world.leaves_by(&world.shop, EXCEPTED, CLIENT);
+        world.leaves_by(&world.blog, GOVERNED, CLIENT);
+        if let Meets::Drop(counter) | Meets::DropLater(counter) = meets {
+            world.cluster.eventually(&format!("{flush}: {counter} is counted"), || {
+                let counted = world.counted(CLIENT, counter);
+                if counted >= 2.0 { Ok(()) } else { Err(format!("{counted}")) }
+            });
+        }
+        world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
+    }
+}
