@@ -8,6 +8,8 @@ mod changes;
 mod egress_addresses;
 mod failover;
 mod failures;
+mod flushes;
+mod foreign;
 mod forwarding;
 mod hosts;
 mod restarts;
