@@ -99,6 +99,11 @@ impl Neighbour {
         Flood(Command::new("nsenter").args(["-t", &pid, "-n", "python3", "-c", FLOOD]).args(destinations).spawn().unwrap())
     }
 
+    /// What came, by source, as nft lists it.
+    fn seen_at_all(&self) -> String {
+        self.run("(nft list set inet seen from4; nft list set inet seen from6) | grep elements || true")
+    }
+
     /// How many datagrams came with this source.
     fn seen(&self, source: &str) -> u64 {
         let listed = self.run("nft list set inet seen from4; nft list set inet seen from6");
@@ -132,14 +137,14 @@ while True:
             sender.sendto(b'x', (destination, 9))
 ";
 
-/// Counts by source what arrives for port 9.
+/// Counts by source what arrives for port 9. Linux 5.10 counts nothing where the set itself says so.
 const SEEN: &str = "nft -f - <<END
 add table inet seen
-add set inet seen from4 { type ipv4_addr; flags dynamic; size 64; counter; }
-add set inet seen from6 { type ipv6_addr; flags dynamic; size 64; counter; }
+add set inet seen from4 { type ipv4_addr; flags dynamic; size 64; }
+add set inet seen from6 { type ipv6_addr; flags dynamic; size 64; }
 add chain inet seen pre { type filter hook prerouting priority 0; }
-add rule inet seen pre udp dport 9 add @from4 { ip saddr }
-add rule inet seen pre udp dport 9 add @from6 { ip6 saddr }
+add rule inet seen pre udp dport 9 add @from4 { ip saddr counter }
+add rule inet seen pre udp dport 9 add @from6 { ip6 saddr counter }
 END
 ";
 
@@ -201,6 +206,11 @@ impl<D: Backend> Lab<D> {
         self.program(&states[0]).await;
         let mut state = self.backend.observe().await.unwrap();
         let flood = from.flood(to);
+        let deadline = Instant::now() + patient(Duration::from_secs(10));
+        while self.counted().await.values().all(|packets| *packets == 0) {
+            assert!(Instant::now() < deadline, "no packet of the flood was counted");
+            tokio::task::yield_now().await;
+        }
         for desired in std::iter::repeat_n(states, fewer(rounds)).flatten() {
             let Change { plan, after } = self.backend.plan(desired, &state).unwrap();
             self.backend.apply(&plan).await.unwrap();
@@ -255,7 +265,7 @@ pub fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave<D
         lab.count("drop_held", 1).await;
         lab.pod.send("10.6.1.93");
         lab.count("drop_start_gate", 1).await;
-        assert_eq!(lab.server.run("nft list ruleset | grep -c 'counter packets' || true"), "0\n", "nothing reached the server");
+        assert_eq!(lab.server.seen_at_all(), "", "nothing reached the server");
     });
 }
 
@@ -399,7 +409,7 @@ pub fn a_class_that_comes_changes_and_goes_lets_nothing_out_in_between<D: Backen
         let counted = lab.counted().await;
         let [held, tunnelled] = ["drop_start_gate", "tunnelled"].map(|counter| counted[counter]);
         assert!(held > 0 && tunnelled > 0, "{counted:?}");
-        assert_eq!(lab.server.run("nft list ruleset | grep 'counter packets' || true"), "", "of {held} held and {tunnelled} steered");
+        assert_eq!(lab.server.seen_at_all(), "", "of {held} held and {tunnelled} steered");
     });
 }
 
