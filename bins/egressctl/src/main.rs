@@ -1,4 +1,5 @@
-//! `egressctl`: plans and explains the egress gateway offline, from manifests, and drains its nodes in a cluster. It speaks to no kernel.
+//! `egressctl`: plans and explains the egress gateway offline, from manifests, and drains its nodes and moves its addresses in a
+//! cluster. It speaks to no kernel.
 //!
 //! Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not get there in time; 2 the command line
 //! is wrong.
@@ -8,6 +9,7 @@ mod drain;
 mod input;
 mod online;
 mod plan;
+mod relocate;
 mod tunnel;
 
 use std::{io::Write, net::IpAddr, path::PathBuf, process::ExitCode};
@@ -19,7 +21,7 @@ use online::Online;
 /// Exit code of whatever was not done. The command line's, 2, is clap's own.
 const FAILED: u8 = 1;
 
-/// Plans and explains the egress gateway offline, from manifests, and drains its nodes in a cluster.
+/// Plans and explains the egress gateway offline, from manifests, and drains its nodes and moves its addresses in a cluster.
 ///
 /// Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not get there in time; 2 the command line
 /// is wrong.
@@ -69,6 +71,16 @@ enum Command {
         #[command(flatten)]
         online: Online,
         /// The Node.
+        node: String,
+    },
+    /// Moves an egress address, with those that its policy has besides, to another node of its gateway, and waits until it is there.
+    Move {
+        #[command(flatten)]
+        online: Online,
+        /// The address.
+        #[arg(value_name = "EGRESS-IP")]
+        address: IpAddr,
+        /// A Ready node of the address's gateway.
         node: String,
     },
 }
@@ -141,5 +153,6 @@ fn run(arguments: &Arguments) -> Result<String, String> {
         Command::Explain { input, from, to } => answer::explain(&input::read(input)?.0, from, *to, input.output),
         Command::Drain { online, node, force } => online.run(async |cluster| drain::drain(cluster, node, *force).await),
         Command::Undrain { online, node } => online.run(async |cluster| drain::undrain(cluster, node).await),
+        Command::Move { online, address, node } => online.run(async |cluster| relocate::relocate(cluster, *address, node).await),
     }
 }

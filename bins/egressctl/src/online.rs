@@ -63,6 +63,11 @@ impl Cluster {
         humantime::format_duration(self.timeout)
     }
 
+    /// The same cluster with some more time, to leave nothing half-done behind.
+    pub(crate) fn with_grace(&self, grace: Duration) -> Self {
+        Self { client: self.client.clone(), until: self.until.max(Instant::now() + grace), timeout: self.timeout }
+    }
+
     /// An object, if it is there.
     pub(crate) async fn get<K: Object>(&self, name: &str) -> Result<Option<K>, String> {
         self.within(&format!("get {} {name}", K::kind(&())), self.api::<K>().get_opt(name)).await
@@ -80,6 +85,21 @@ impl Cluster {
         let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         self.within(&format!("annotate {} {name}", K::kind(&())), self.api::<K>().patch(name, &params, &patch)).await.map(|_| ())
+    }
+
+    /// Sets an annotation, or removes it, unless the object is not as it was seen; false then.
+    pub(crate) async fn annotate_unchanged<K: Object>(&self, seen: &K, annotation: &str, value: Option<&str>) -> Result<bool, String> {
+        let name = seen.name_any();
+        let patch = Patch::Merge(json!({"metadata": {"resourceVersion": seen.resource_version(), "annotations": {annotation: value}}}));
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let api = self.api::<K>();
+        let patched = async {
+            match api.patch(&name, &params, &patch).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+                patched => patched.map(|_| true),
+            }
+        };
+        self.within(&format!("annotate {} {name}", K::kind(&())), patched).await
     }
 
     /// Follows the objects of a kind until `look` has seen enough; none where time ran out before.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use egressgateway::{
     allocator::LowestFree,
-    api::{EgressGateway, EgressGatewayPolicy},
+    api::{EgressGateway, EgressGatewayPolicy, GatewayNodeStatus},
     controller,
     runtime::{Backoff, Controller, ControllerSettings, ElectionSettings},
 };
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 /// How long a test waits for what must happen before it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 const DRAIN: &str = "egressgateway.spidernet.io/drain";
+const WISH: &str = "egressgateway.spidernet.io/node";
 
 /// Three nodes whose agents are alive, the first two of them in gateway `exit`, and a policy with addresses.
 struct Cluster {
@@ -39,11 +40,7 @@ impl Cluster {
         settings.backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(100));
         tokio::spawn(Controller::new(cluster.api.client(), settings, Arc::new(LowestFree)).run(cluster.shutdown.clone()));
         cluster.until_moved("node1").await;
-        let gateways = Api::<EgressGateway>::all(cluster.api.client());
-        let active = await_condition(gateways, "exit", |gateway: Option<&EgressGateway>| {
-            gateway.and_then(|gateway| gateway.status.as_ref()).is_some_and(|status| status.node_list.iter().any(|node| node.active))
-        });
-        tokio::time::timeout(PATIENCE, active).await.expect("a gateway has an active node").unwrap();
+        cluster.until_ready(2).await;
         cluster
     }
 
@@ -86,6 +83,17 @@ impl Cluster {
         assert!(moved.is_ok(), "not with {node}: {:#?}", self.api.get("EgressGatewayPolicy", "", "shop"));
     }
 
+    /// Waits until so many nodes of the gateway are Ready, one of them active.
+    async fn until_ready(&self, count: usize) {
+        let gateways = Api::<EgressGateway>::all(self.api.client());
+        let so = |gateway: Option<&EgressGateway>| {
+            let nodes = gateway.and_then(|gateway| gateway.status.as_ref()).map_or(&[][..], |status| &status.node_list);
+            nodes.iter().filter(|node| node.status == GatewayNodeStatus::Ready).count() == count && nodes.iter().any(|node| node.active)
+        };
+        let ready = tokio::time::timeout(PATIENCE, await_condition(gateways, "exit", so)).await;
+        assert!(ready.is_ok(), "{count} are not Ready: {:#?}", self.api.get("EgressGateway", "", "exit"));
+    }
+
     fn annotation(&self, kind: &str, name: &str, annotation: &str) -> Value {
         self.api.get(kind, "", name).unwrap()["metadata"]["annotations"][annotation].clone()
     }
@@ -95,6 +103,10 @@ impl Cluster {
         let gateway = self.api.get("EgressGateway", "", "exit").unwrap();
         let member = gateway["status"]["nodeList"].as_array().unwrap().iter().find(|member| member["name"] == node).unwrap().clone();
         (member["status"].clone(), member["active"].clone(), member["egressIPs"].clone())
+    }
+
+    fn owner(&self) -> Value {
+        self.api.get("EgressGatewayPolicy", "", "shop").unwrap()["status"]["node"].clone()
     }
 }
 
@@ -147,11 +159,7 @@ async fn a_drained_node_is_left_before_the_command_ends_and_an_undrained_one_sta
     let (code, text, errors) = cluster.egressctl(&["undrain", "node1"]).await;
     assert_eq!((code, text.as_str(), errors.as_str()), (0, "Node node1 may be used by gateways again\n", ""));
     assert_eq!(cluster.annotation("Node", "node1", DRAIN), Value::Null);
-    let gateways = Api::<EgressGateway>::all(cluster.api.client());
-    let ready = await_condition(gateways, "exit", |gateway: Option<&EgressGateway>| {
-        gateway.is_some_and(|gateway| format!("{:?}", gateway.status.as_ref().unwrap().conditions).contains("2 Ready"))
-    });
-    tokio::time::timeout(PATIENCE, ready).await.expect("node1 is Ready again").unwrap();
+    cluster.until_ready(2).await;
     assert_eq!(cluster.member("node1"), (json!("Ready"), json!(false), Value::Null), "it stands by");
     let (code, text, _) = cluster.egressctl(&["undrain", "node1"]).await;
     assert_eq!((code, text.as_str()), (0, "Node node1 has no annotation egressgateway.spidernet.io/drain: nothing to do\n"));
@@ -223,4 +231,83 @@ async fn an_api_server_that_refuses_or_is_silent_is_an_error() {
     let (code, _, errors) = cluster.egressctl(&["drain", "node1", "--timeout", "300ms"]).await;
     assert_eq!((code, errors.as_str()), (1, "error: get Node node1: no answer within 300ms\n"));
     cluster.api.resume();
+}
+
+#[tokio::test]
+async fn a_moved_address_is_there_before_the_command_ends_and_stays_without_a_wish() {
+    let cluster = Cluster::start().await;
+    let (code, text, errors) = cluster.egressctl(&["move", "fd00:6::60", "node2"]).await;
+    assert_eq!((code, text.as_str()), (0, "EgressGatewayPolicy shop has 10.6.1.60, fd00:6::60 at node2\n"), "{errors}");
+    assert_eq!(errors, "waiting: EgressGatewayPolicy shop has 10.6.1.60, fd00:6::60 at node1\n");
+    assert_eq!((cluster.owner(), cluster.annotation("EgressGatewayPolicy", "shop", WISH)), (json!("node2"), Value::Null));
+    let (code, text, _) = cluster.egressctl(&["move", "10.6.1.60", "node2"]).await;
+    assert_eq!((code, text.as_str()), (0, "EgressGatewayPolicy shop has 10.6.1.60, fd00:6::60 at node2 already: nothing to do\n"));
+    assert_eq!(cluster.egressctl(&["drain", "node2"]).await.0, 0);
+    assert_eq!((cluster.egressctl(&["undrain", "node2"]).await.0, cluster.owner()), (0, json!("node1")));
+    cluster.until_ready(2).await;
+    assert_eq!(cluster.owner(), "node1", "a move is done once: it calls nothing back");
+}
+
+#[tokio::test]
+async fn moves_that_cannot_be_are_refused() {
+    let cluster = Cluster::start().await;
+    assert_eq!(cluster.egressctl(&["drain", "node2"]).await.0, 0);
+    for (arguments, refusal) in [
+        (["move", "10.6.1.61", "node1"], "EGRESS-IP: \"10.6.1.61\": must be in use: status.egressIP of no EgressGatewayPolicy has it"),
+        (["move", "10.6.1.60", "node2"], "NODE: \"node2\": must be a Ready node of EgressGateway exit: node1"),
+        (["move", "10.6.1.60", "node3"], "NODE: \"node3\": must be a Ready node of EgressGateway exit: node1"),
+    ] {
+        let (code, _, errors) = cluster.egressctl(&arguments).await;
+        assert_eq!((code, errors), (1, format!("error: {refusal}\n")), "{arguments:?}");
+    }
+    assert_eq!(cluster.egressctl(&["move", "10.6.1", "node1"]).await.0, 2);
+    assert_eq!((cluster.owner(), cluster.annotation("EgressGatewayPolicy", "shop", WISH)), (json!("node1"), Value::Null));
+}
+
+#[tokio::test]
+async fn a_move_that_nobody_carries_out_takes_the_wish_back() {
+    let cluster = Cluster::without_controller();
+    let nodes = json!({"status": {"nodeList": [{"name": "node1", "status": "Ready"}, {"name": "node2", "status": "Ready"}]}});
+    cluster.api.merge("EgressGateway", "", "exit", &nodes).unwrap();
+    let status = json!({"status": {"egressGateway": "exit", "node": "node1", "egressIP": {"ipv4": "10.6.1.60"}}});
+    cluster.api.merge("EgressGatewayPolicy", "", "shop", &status).unwrap();
+    let (code, _, errors) = cluster.egressctl(&["move", "10.6.1.60", "node2", "--timeout", "500ms"]).await;
+    assert_eq!(code, 1);
+    assert!(errors.ends_with("error: EgressGatewayPolicy shop did not have 10.6.1.60 at node2 within 500ms\n"), "{errors}");
+    assert_eq!(cluster.annotation("EgressGatewayPolicy", "shop", WISH), Value::Null);
+    assert_eq!(cluster.api.count("patch", "egressgatewaypolicies"), 2, "there it stood meanwhile");
+    cluster.api.merge("EgressGatewayPolicy", "", "shop", &json!({"metadata": {"annotations": {WISH: "node1"}}})).unwrap();
+    assert_eq!(cluster.egressctl(&["move", "10.6.1.60", "node2", "--timeout", "500ms"]).await.0, 1);
+    assert_eq!(cluster.annotation("EgressGatewayPolicy", "shop", WISH), "node1", "what was pinned before is pinned again");
+}
+
+#[tokio::test]
+async fn a_wish_that_somebody_else_has_changed_meanwhile_is_theirs() {
+    let cluster = Cluster::without_controller();
+    let nodes = json!({"status": {"nodeList": [{"name": "node1", "status": "Ready"}, {"name": "node2", "status": "Ready"}]}});
+    cluster.api.merge("EgressGateway", "", "exit", &nodes).unwrap();
+    let status = json!({"status": {"egressGateway": "exit", "node": "node1", "egressIP": {"ipv4": "10.6.1.60"}}});
+    cluster.api.merge("EgressGatewayPolicy", "", "shop", &status).unwrap();
+    let others = async {
+        cluster.api.requested("watch", "egressgatewaypolicies", 1).await;
+        let change = json!({"metadata": {"annotations": {WISH: "node3"}}, "status": {"node": "node2"}});
+        cluster.api.merge("EgressGatewayPolicy", "", "shop", &change).unwrap();
+    };
+    let ((code, _, errors), ()) = tokio::join!(cluster.egressctl(&["move", "10.6.1.60", "node2"]), others);
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(cluster.annotation("EgressGatewayPolicy", "shop", WISH), "node3");
+}
+
+#[tokio::test]
+async fn a_pin_to_the_same_node_stays_and_one_to_another_node_ends() {
+    let cluster = Cluster::start().await;
+    cluster.api.merge("EgressGatewayPolicy", "", "shop", &json!({"metadata": {"annotations": {WISH: "node2"}}})).unwrap();
+    cluster.until_moved("node2").await;
+    let (code, text, _) = cluster.egressctl(&["move", "10.6.1.60", "node2"]).await;
+    assert_eq!((code, text.ends_with("nothing to do\n")), (0, true), "{text}");
+    assert_eq!(cluster.annotation("EgressGatewayPolicy", "shop", WISH), "node2");
+    let (code, _, errors) = cluster.egressctl(&["move", "10.6.1.60", "node1"]).await;
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains("had the annotation egressgateway.spidernet.io/node=node2, which is gone"), "{errors}");
+    assert_eq!((cluster.owner(), cluster.annotation("EgressGatewayPolicy", "shop", WISH)), (json!("node1"), Value::Null));
 }
