@@ -44,6 +44,16 @@ impl Cluster {
         cluster
     }
 
+    /// Whose controller has gone after it gave the policy's address to the first node.
+    fn with_last_words() -> Self {
+        let cluster = Self::without_controller();
+        let nodes = json!({"status": {"nodeList": [{"name": "node1", "status": "Ready"}, {"name": "node2", "status": "Ready"}]}});
+        cluster.api.merge("EgressGateway", "", "exit", &nodes).unwrap();
+        let status = json!({"status": {"egressGateway": "exit", "node": "node1", "egressIP": {"ipv4": "10.6.1.60"}}});
+        cluster.api.merge("EgressGatewayPolicy", "", "shop", &status).unwrap();
+        cluster
+    }
+
     fn without_controller() -> Self {
         let api = ApiServer::start();
         let folder = tempfile::tempdir().unwrap();
@@ -266,11 +276,7 @@ async fn moves_that_cannot_be_are_refused() {
 
 #[tokio::test]
 async fn a_move_that_nobody_carries_out_takes_the_wish_back() {
-    let cluster = Cluster::without_controller();
-    let nodes = json!({"status": {"nodeList": [{"name": "node1", "status": "Ready"}, {"name": "node2", "status": "Ready"}]}});
-    cluster.api.merge("EgressGateway", "", "exit", &nodes).unwrap();
-    let status = json!({"status": {"egressGateway": "exit", "node": "node1", "egressIP": {"ipv4": "10.6.1.60"}}});
-    cluster.api.merge("EgressGatewayPolicy", "", "shop", &status).unwrap();
+    let cluster = Cluster::with_last_words();
     let (code, _, errors) = cluster.egressctl(&["move", "10.6.1.60", "node2", "--timeout", "500ms"]).await;
     assert_eq!(code, 1);
     assert!(errors.ends_with("error: EgressGatewayPolicy shop did not have 10.6.1.60 at node2 within 500ms\n"), "{errors}");
@@ -283,11 +289,7 @@ async fn a_move_that_nobody_carries_out_takes_the_wish_back() {
 
 #[tokio::test]
 async fn a_wish_that_somebody_else_has_changed_meanwhile_is_theirs() {
-    let cluster = Cluster::without_controller();
-    let nodes = json!({"status": {"nodeList": [{"name": "node1", "status": "Ready"}, {"name": "node2", "status": "Ready"}]}});
-    cluster.api.merge("EgressGateway", "", "exit", &nodes).unwrap();
-    let status = json!({"status": {"egressGateway": "exit", "node": "node1", "egressIP": {"ipv4": "10.6.1.60"}}});
-    cluster.api.merge("EgressGatewayPolicy", "", "shop", &status).unwrap();
+    let cluster = Cluster::with_last_words();
     let others = async {
         cluster.api.requested("watch", "egressgatewaypolicies", 1).await;
         let change = json!({"metadata": {"annotations": {WISH: "node3"}}, "status": {"node": "node2"}});
@@ -296,6 +298,23 @@ async fn a_wish_that_somebody_else_has_changed_meanwhile_is_theirs() {
     let ((code, _, errors), ()) = tokio::join!(cluster.egressctl(&["move", "10.6.1.60", "node2"]), others);
     assert_eq!(code, 0, "{errors}");
     assert_eq!(cluster.annotation("EgressGatewayPolicy", "shop", WISH), "node3");
+}
+
+#[tokio::test]
+async fn a_wish_that_stands_already_is_waited_for_and_left_alone() {
+    let cluster = Cluster::with_last_words();
+    cluster.api.merge("EgressGatewayPolicy", "", "shop", &json!({"metadata": {"annotations": {WISH: "node2"}}})).unwrap();
+    let controller = async {
+        cluster.api.requested("watch", "egressgatewaypolicies", 1).await;
+        cluster.api.merge("EgressGatewayPolicy", "", "shop", &json!({"status": {"node": "node2"}})).unwrap();
+    };
+    let ((code, _, errors), ()) = tokio::join!(cluster.egressctl(&["move", "10.6.1.60", "node2"]), controller);
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains("the annotation egressgateway.spidernet.io/node=node2 stands: "), "{errors}");
+    assert_eq!(
+        (cluster.annotation("EgressGatewayPolicy", "shop", WISH), cluster.api.count("patch", "egressgatewaypolicies")),
+        (json!("node2"), 0)
+    );
 }
 
 #[tokio::test]
