@@ -12,7 +12,7 @@ use crate::online::{Cluster, Objects};
 
 /// Takes a node out of all gateways, and waits until their statuses say that nothing is left on it.
 ///
-/// Refused, unless forced, where the node is the last Ready one of a gateway: that gateway's traffic would be dropped.
+/// Refused, unless forced, where the node is the last Ready one of a gateway: nobody else could take that gateway's traffic.
 pub(crate) async fn drain(cluster: &Cluster, name: &str, force: bool) -> Result<String, String> {
     let node = existing(cluster, name).await?;
     let gateways = cluster.list::<EgressGateway>().await?;
@@ -25,7 +25,8 @@ pub(crate) async fn drain(cluster: &Cluster, name: &str, force: bool) -> Result<
     } else {
         let last = names(&gateways, |gateway| is_last_ready(gateway, name));
         if !last.is_empty() && !force {
-            let rule = format!("must not be the last Ready node of EgressGateway {last}, whose traffic would be dropped; --force does it");
+            let rule =
+                format!("must not be the last Ready node of EgressGateway {last}, whose traffic nobody else could take; --force does it");
             return Err(Problem::new("NODE", name, rule).to_string());
         }
         cluster.annotate::<Node>(name, &annotation(), Some("true")).await?;
@@ -34,13 +35,13 @@ pub(crate) async fn drain(cluster: &Cluster, name: &str, force: bool) -> Result<
     Ok(format!("Node {name} is drained: EgressGateway {own}\n"))
 }
 
-/// Waits until gateways have nothing on the node, where there is `left` now, and tells what becomes of it.
+/// Waits until gateways have nothing on the node, where there is `left` now, and tells what nobody carries any more.
 async fn until_left(cluster: &Cluster, node: &str, mut left: Vec<String>) -> Result<(), String> {
     say("waiting", &left);
     let done = cluster.follow(watcher::Config::default(), |gateways: &Objects<EgressGateway>| {
         let now = left_on(gateways, node);
         if now.is_empty() {
-            return ControlFlow::Break(dropped(gateways, node));
+            return ControlFlow::Break(abandoned(gateways, node));
         }
         if now != left {
             say("waiting", &now);
@@ -49,8 +50,8 @@ async fn until_left(cluster: &Cluster, node: &str, mut left: Vec<String>) -> Res
         ControlFlow::Continue(())
     });
     match done.await {
-        Some(dropped) => {
-            say("warning", &dropped);
+        Some(abandoned) => {
+            say("warning", &abandoned);
             Ok(())
         }
         None => Err(format!("Node {node} is annotated, but not drained within {}:\n{}", cluster.timeout(), left.join("\n"))),
@@ -129,12 +130,16 @@ fn left_on(gateways: &Objects<EgressGateway>, node: &str) -> Vec<String> {
     gateways.iter().filter_map(line).collect()
 }
 
-/// Gateways of a node whose traffic is dropped now, as lines.
-fn dropped(gateways: &Objects<EgressGateway>, node: &str) -> Vec<String> {
+/// Gateways of a node that nobody carries traffic of any more, as lines. Egress addresses are an exception: clients follow their owner,
+/// Ready or not, and the controller leaves them where they are as long as nobody else could have them.
+fn abandoned(gateways: &Objects<EgressGateway>, node: &str) -> Vec<String> {
     let line = |(name, gateway): (&String, &EgressGateway)| {
         let member = member(gateway, node).filter(|_| !nodes(gateway).iter().any(is_ready))?;
-        let stay =
-            if member.egress_ips.is_empty() { String::new() } else { format!("; {} stay with {node}", member.egress_ips.join(", ")) };
+        let stay = if member.egress_ips.is_empty() {
+            String::new()
+        } else {
+            format!(", but for that of {}, which goes on through {node}", member.egress_ips.join(", "))
+        };
         Some(format!("EgressGateway {name} has no Ready node: its traffic is dropped{stay}"))
     };
     gateways.iter().filter_map(line).collect()

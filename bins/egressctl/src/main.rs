@@ -62,7 +62,7 @@ enum Command {
         online: Online,
         /// The Node.
         node: String,
-        /// Also where it is the last Ready one of a gateway, whose traffic is dropped then.
+        /// Also where it is the last Ready one of a gateway, whose traffic nobody else can take.
         #[arg(long)]
         force: bool,
     },

@@ -180,13 +180,12 @@ async fn the_last_ready_node_is_drained_only_by_force() {
     let cluster = Cluster::start().await;
     assert_eq!(cluster.egressctl(&["drain", "node2"]).await.0, 0);
     let (code, _, errors) = cluster.egressctl(&["drain", "node1"]).await;
-    let refusal =
-        "error: NODE: \"node1\": must not be the last Ready node of EgressGateway exit, whose traffic would be dropped; --force does it\n";
+    let refusal = "error: NODE: \"node1\": must not be the last Ready node of EgressGateway exit, whose traffic nobody else could take; --force does it\n";
     assert_eq!((code, errors.as_str()), (1, refusal));
     assert_eq!((cluster.annotation("Node", "node1", DRAIN), cluster.member("node1").1), (Value::Null, json!(true)), "nothing was touched");
     let (code, _, errors) = cluster.egressctl(&["drain", "node1", "--force"]).await;
     assert_eq!(code, 0, "{errors}");
-    let warning = "warning: EgressGateway exit has no Ready node: its traffic is dropped; 10.6.1.60, fd00:6::60 stay with node1\n";
+    let warning = "warning: EgressGateway exit has no Ready node: its traffic is dropped, but for that of 10.6.1.60, fd00:6::60, which goes on through node1\n";
     assert!(errors.ends_with(warning), "{errors}");
     assert_eq!(cluster.member("node1").1, json!(false));
 }

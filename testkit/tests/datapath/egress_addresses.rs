@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
+    failover::drain,
     restarts::first_plan_is_empty,
     world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, measured, policy, usual_policy},
 };
@@ -207,8 +208,8 @@ pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(
     let next = GATEWAYS.into_iter().find(|node| *node != first).unwrap();
     let wish = |node: Option<&str>| {
         // As `egressctl move` does it, which has tests of its own.
-        let patch = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
-        world.cluster.api.merge("EgressGatewayPolicy", "", "shopping", &patch).unwrap();
+        let change = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
+        world.cluster.api.merge("EgressGatewayPolicy", "", "shopping", &change).unwrap();
     };
     let capture = world.cluster.lab.capture().unwrap();
     let streams: Vec<_> =
@@ -218,6 +219,17 @@ pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(
     seen_as_given(&world, &world.shop, addresses);
     wish(None);
     owned_by(&world, addresses, next);
+    // With both nodes drained by force nobody else can have it.
+    for node in GATEWAYS {
+        drain(&world, node, Some("true"));
+    }
+    world.cluster.eventually("no node is Ready", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        let ready = status["nodeList"].as_array().into_iter().flatten().any(|node| node["status"] == "Ready");
+        if ready { Err(status.to_string()) } else { Ok(()) }
+    });
+    owned_by(&world, addresses, next);
+    seen_as_given(&world, &world.shop, addresses);
     for (stream, address) in streams.into_iter().zip(addresses) {
         let report = stream.finish().unwrap();
         eprintln!("with {address} traffic goes on after {:?}", report.longest_gap);

@@ -117,7 +117,7 @@ pub(crate) fn a_dead_gateway_leaves_the_balance(path: &DataPath) {
 }
 
 /// As `egressctl` does it, which has tests of its own.
-fn drain(world: &World, node: &str, value: Option<&str>) {
+pub(crate) fn drain(world: &World, node: &str, value: Option<&str>) {
     let patch = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/drain": value}}});
     world.cluster.api.merge("Node", "", node, &patch).unwrap();
 }
