@@ -1,23 +1,30 @@
-//! `egressctl`: plans and explains the egress gateway offline, from manifests. It speaks to no cluster and no kernel.
+//! `egressctl`: plans and explains the egress gateway offline, from manifests, and drains its nodes and moves its addresses in a
+//! cluster. It speaks to no kernel.
 //!
-//! Exit codes: 0 done; 1 the manifests or the question are wrong; 2 the command line is.
+//! Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not get there in time; 2 the command line
+//! is wrong.
 
 mod answer;
+mod drain;
 mod input;
+mod online;
 mod plan;
+mod relocate;
 mod tunnel;
 
 use std::{io::Write, net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use egressgateway::model::{NodeName, PodName};
+use online::Online;
 
-/// Exit code of wrong manifests and questions. The command line's, 2, is clap's own.
+/// Exit code of whatever was not done. The command line's, 2, is clap's own.
 const FAILED: u8 = 1;
 
-/// Plans and explains the egress gateway offline, from manifests.
+/// Plans and explains the egress gateway offline, from manifests, and drains its nodes and moves its addresses in a cluster.
 ///
-/// Exit codes: 0 done; 1 the manifests or the question are wrong; 2 the command line is.
+/// Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not get there in time; 2 the command line
+/// is wrong.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -49,9 +56,36 @@ enum Command {
         #[arg(long)]
         to: IpAddr,
     },
+    /// Takes a node out of all gateways of the cluster, and waits until nothing is left on it.
+    Drain {
+        #[command(flatten)]
+        online: Online,
+        /// The Node.
+        node: String,
+        /// Also where it is the last Ready one of a gateway, whose traffic nobody else can take.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Lets the cluster's gateways use a node again; what went elsewhere stays there.
+    Undrain {
+        #[command(flatten)]
+        online: Online,
+        /// The Node.
+        node: String,
+    },
+    /// Moves an egress address, with those that its policy has besides, to another node of its gateway, and waits until it is there.
+    Move {
+        #[command(flatten)]
+        online: Online,
+        /// The address.
+        #[arg(value_name = "EGRESS-IP")]
+        address: IpAddr,
+        /// A Ready node of the address's gateway.
+        node: String,
+    },
 }
 
-/// What both commands read and write.
+/// What the offline commands read and write.
 #[derive(Args)]
 struct Input {
     /// YAML files, directories of them, or - for the standard input; as often as needed.
@@ -117,5 +151,8 @@ fn run(arguments: &Arguments) -> Result<String, String> {
             plan::plan(&cluster, (&config, &tunnel), node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
         }
         Command::Explain { input, from, to } => answer::explain(&input::read(input)?.0, from, *to, input.output),
+        Command::Drain { online, node, force } => online.run(async |cluster| drain::drain(cluster, node, *force).await),
+        Command::Undrain { online, node } => online.run(async |cluster| drain::undrain(cluster, node).await),
+        Command::Move { online, address, node } => online.run(async |cluster| relocate::relocate(cluster, *address, node).await),
     }
 }

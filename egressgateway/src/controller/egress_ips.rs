@@ -34,6 +34,14 @@ impl Given {
         self.refusals.iter().any(|(_, error)| matches!(error, AllocationError::Exhausted { .. }))
     }
 
+    /// Why the addresses are not with the node that somebody asked for.
+    pub(super) fn unheard(&self, policy: &Policy) -> Option<Problem> {
+        let preferred =
+            policy.preferred_node.as_ref().filter(|preferred| !self.addresses.is_empty() && self.node.as_ref() != Some(preferred))?;
+        let rule = format!("must be a Ready node of EgressGateway {}", self.gateway);
+        Some(Problem::new(format!("metadata.annotations[{}]", Policy::NODE_ANNOTATION), preferred, rule))
+    }
+
     /// Reason and message of the policy's condition, if something was refused.
     pub(super) fn refusal(&self) -> Option<(&'static str, String)> {
         let (family, error) = self.refusals.first()?;
@@ -164,14 +172,15 @@ fn allocate(asking: &Asking, given: &mut Given, allocator: &dyn Allocator, held:
     }
 }
 
-/// Finds the node of each: the one that it has while that is Ready, else the Ready one with the fewest addresses, first in order. Without
-/// any, it stays where it was.
+/// Finds the node of each: the one that somebody asked for, or else the one that it has, while that is Ready; else the Ready one with the
+/// fewest addresses, first in order. Without any, it stays where it was.
 fn settle(asking: &[Asking], given: &mut [Given], gateways: &BTreeMap<GatewayName, Elected>) {
     let mut load: BTreeMap<(&GatewayName, &NodeName), usize> = BTreeMap::new();
     for (asking, given) in asking.iter().zip(given.iter_mut()).filter(|(_, given)| !given.addresses.is_empty()) {
+        let Some(gateway) = gateways.get(asking.gateway) else { continue };
         let before = asking.policy.state.node.as_ref().filter(|_| asking.policy.state.gateway.as_ref() == Some(asking.gateway));
-        let member = before.and_then(|node| gateways.get(asking.gateway)?.member(node));
-        if let Some(member) = member.filter(|member| member.status == GatewayNodeStatus::Ready) {
+        let mut members = asking.policy.preferred_node.as_ref().into_iter().chain(before).filter_map(|node| gateway.member(node));
+        if let Some(member) = members.find(|member| member.status == GatewayNodeStatus::Ready) {
             given.node = Some(member.node.clone());
             *load.entry((asking.gateway, &member.node)).or_default() += given.addresses.len();
         }

@@ -13,9 +13,6 @@ use crate::{
     world::{Gateway, Node},
 };
 
-/// The annotation, without its prefix, that takes a node out of all gateways when it says "true".
-const DRAIN: &str = "drain";
-
 /// A gateway as it will be.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Elected {
@@ -92,11 +89,10 @@ fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
 /// Whether a node can carry traffic.
 fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
     let Some(node) = cluster.nodes.get(name) else { return GatewayNodeStatus::NotReady };
-    let drained = node.cordoned || node.annotations.get(DRAIN).is_some_and(|value| value == "true");
     let tunnel = cluster.egress_nodes.get(name).and_then(|node| node.tunnel_ready);
     let fresh = cluster.fresh_leases.contains(name);
     match tunnel {
-        _ if !node.ready || drained => GatewayNodeStatus::NotReady,
+        _ if !node.ready || node.is_drained() => GatewayNodeStatus::NotReady,
         Some(false) => GatewayNodeStatus::NotReady,
         _ if !fresh => GatewayNodeStatus::Unknown,
         None => GatewayNodeStatus::NotReady,

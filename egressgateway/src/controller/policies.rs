@@ -83,7 +83,10 @@ fn status(
     let refusal = judgement.refusal.or_else(|| given?.refusal());
     let (accepted, reason, message) = match (refusal, &judgement.gateway) {
         (Some((reason, message)), _) => (false, reason, message),
-        (None, Some(gateway)) => (true, "Accepted", format!("EgressGateway {gateway}")),
+        (None, Some(gateway)) => {
+            let unheard = given.and_then(|given| given.unheard(policy)).map(|problem| format!("; {problem}"));
+            (true, "Accepted", format!("EgressGateway {gateway}{}", unheard.unwrap_or_default()))
+        }
         (None, None) => (true, "Accepted", String::new()),
     };
     let (overlapping, overlap_reason, overlap_message) = match overlap {

@@ -32,6 +32,8 @@ pub struct Node {
 impl Node {
     /// Prefix of the annotations that speak to the egress gateway.
     pub const ANNOTATION_PREFIX: &str = "egressgateway.spidernet.io/";
+    /// The annotation, without its prefix, that takes a node out of all gateways when it says "true".
+    pub const DRAIN: &str = "drain";
 
     /// From the Kubernetes object.
     #[must_use]
@@ -56,6 +58,12 @@ impl Node {
                 .filter_map(|(key, value)| Some((key.strip_prefix(Self::ANNOTATION_PREFIX)?.to_owned(), value.clone())))
                 .collect(),
         }
+    }
+
+    /// Somebody took it out of all gateways: by the annotation, or with everything else by a cordon.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.cordoned || self.annotations.get(Self::DRAIN).is_some_and(|value| value == "true")
     }
 }
 

@@ -13,6 +13,8 @@ use crate::{
 pub struct Policy {
     /// What is asked, or what is wrong with it.
     pub spec: Result<PolicySpec, Vec<Problem>>,
+    /// The node that its egress addresses shall be with whenever that one is Ready ([`Policy::NODE_ANNOTATION`]).
+    pub preferred_node: Option<NodeName>,
     /// What the controller decided.
     pub state: PolicyState,
     /// `metadata.generation`.
@@ -33,13 +35,19 @@ pub struct PolicyState {
 }
 
 impl Policy {
+    /// The annotation that names the node which a policy's egress addresses shall be with.
+    pub const NODE_ANNOTATION: &str = "egressgateway.spidernet.io/node";
+
     /// From the Kubernetes object.
     #[must_use]
     pub fn from_api(policy: &api::EgressGatewayPolicy) -> Self {
         let status = policy.status.clone().unwrap_or_default();
         let ips = status.egress_ip.unwrap_or_default();
+        let annotations = policy.metadata.annotations.as_ref();
+        let preferred = annotations.and_then(|annotations| annotations.get(Self::NODE_ANNOTATION)).filter(|node| !node.is_empty());
         Self {
             spec: PolicySpec::parse(&policy.spec),
+            preferred_node: preferred.map(|node| NodeName::from(node.as_str())),
             state: PolicyState {
                 gateway: status.egress_gateway.map(GatewayName::from),
                 egress_ip: [ips.ipv4, ips.ipv6].into_iter().flatten().filter_map(|text| text.parse().ok()).collect(),

@@ -65,6 +65,83 @@ fn an_address_moves_only_when_its_node_is_lost_and_does_not_come_back() {
     assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("b"))), "nobody else could have it");
 }
 
+fn prefer(api: &mut Api, policy: &str, node: Option<&str>) {
+    let annotations = api.policies.get_mut(policy).unwrap().metadata.annotations.get_or_insert_default();
+    annotations.remove("egressgateway.spidernet.io/node");
+    annotations.extend(node.map(|node| ("egressgateway.spidernet.io/node".to_owned(), node.to_owned())));
+}
+
+#[test]
+fn an_address_goes_to_the_node_that_somebody_asked_for_and_the_others_stay() {
+    let mut api = two_nodes();
+    for name in ["p1", "p2"] {
+        api.policy(name, 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    }
+    api.settle();
+    prefer(&mut api, "p1", Some("b"));
+    api.settle();
+    assert_eq!((api.egress_ip("p1"), api.egress_ip("p2")), (Some(("10.6.1.60", Some("b"))), Some(("10.6.1.61", Some("b")))));
+    assert_eq!(api.gateway_status("gw").node_list[1].egress_ips, ["10.6.1.60", "10.6.1.61"]);
+    prefer(&mut api, "p1", None);
+    api.settle();
+    assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("b"))), "a wish that was fulfilled and taken back moves nothing");
+    api.policy("p3", 2, &format!("{{{SHOP}, destCIDR: [10.8.0.0/16]}}"));
+    api.settle();
+    assert_eq!(api.egress_ip("p3"), Some(("10.6.1.62", Some("a"))), "what was moved on purpose counts where it is");
+}
+
+#[test]
+fn a_wish_that_stands_holds_whenever_its_node_is_ready_and_one_that_was_taken_back_does_not() {
+    let mut api = two_nodes();
+    api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    prefer(&mut api, "p1", Some("b"));
+    api.settle();
+    assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("b"))));
+    api.fresh.remove("b");
+    api.settle();
+    assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("a"))), "its node is lost: as without the wish");
+    assert_eq!(
+        accepted(&api, "p1"),
+        "True Accepted: EgressGateway gw; metadata.annotations[egressgateway.spidernet.io/node]: \"b\": must be a Ready node of EgressGateway gw"
+    );
+    api.fresh.insert("b".to_owned());
+    api.settle();
+    assert_eq!((api.egress_ip("p1").unwrap().1, accepted(&api, "p1").as_str()), (Some("b"), "True Accepted: EgressGateway gw"));
+    api.fresh.remove("b");
+    prefer(&mut api, "p1", None);
+    api.settle();
+    api.fresh.insert("b".to_owned());
+    api.settle();
+    assert_eq!(api.egress_ip("p1").unwrap().1, Some("a"));
+}
+
+#[test]
+fn a_wish_for_a_node_that_is_none_of_the_gateways_moves_nothing() {
+    let mut api = two_nodes();
+    api.node("c", "{}");
+    api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    for node in ["c", "nowhere", ""] {
+        prefer(&mut api, "p1", Some(node));
+        api.settle();
+        assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("a"))));
+        assert_eq!(accepted(&api, "p1").contains("must be a Ready node of EgressGateway gw"), !node.is_empty());
+    }
+}
+
+#[test]
+fn a_drained_node_gives_its_addresses_away_and_does_not_get_them_back() {
+    let mut api = two_nodes();
+    api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    api.settle();
+    api.nodes.get_mut("a").unwrap().annotations.insert("drain".to_owned(), "true".to_owned());
+    api.settle();
+    assert_eq!((api.egress_ip("p1").unwrap().1, api.active("gw")), (Some("b"), vec!["b"]));
+    assert_eq!(api.gateway_status("gw").node_list[0].egress_ips, [""; 0]);
+    api.nodes.get_mut("a").unwrap().annotations.clear();
+    api.settle();
+    assert_eq!((api.egress_ip("p1").unwrap().1, api.active("gw")), (Some("b"), vec!["b"]));
+}
+
 #[test]
 fn node_marks_exist_only_where_egress_addresses_are_used() {
     let mut api = two_nodes();

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use egressgateway::api::EgressIp;
+use egressgateway::api::{EgressIp, GatewayNodeStatus};
 use proptest::prelude::*;
 
 use crate::api::Api;
@@ -17,6 +17,9 @@ enum Event {
     NoGateway(u8),
     Policy(u8, u8, Option<u8>, u8),
     NoPolicy(u8),
+    /// Somebody asks for a node for a policy's addresses, or takes the wish back.
+    Wish(u8, Option<u8>),
+    Drain(u8, bool),
     /// Somebody else wrote into the statuses.
     Meddled(u8, u8, u8),
 }
@@ -28,6 +31,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => node.clone().prop_map(Event::Gone),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, ready)| Event::Ready(node, ready)),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, fresh)| Event::Lease(node, fresh)),
+        1 => (node.clone(), any::<bool>()).prop_map(|(node, drained)| Event::Drain(node, drained)),
+        4 => (policy.clone(), proptest::option::of(node.clone())).prop_map(|(policy, node)| Event::Wish(policy, node)),
         1 => (node, any::<bool>()).prop_map(|(node, up)| Event::Tunnel(node, up)),
         2 => (gateway.clone(), 0..4_u8, any::<bool>()).prop_map(|(gateway, mode, ecmp)| Event::Gateway(gateway, mode, ecmp)),
         1 => gateway.clone().prop_map(Event::NoGateway),
@@ -75,6 +80,16 @@ fn happen(api: &mut Api, event: &Event) {
             api.policy(&format!("p{number}"), u32::from(*created), &spec);
         }
         Event::NoPolicy(number) => _ = api.policies.remove(&format!("p{number}")),
+        Event::Wish(number, wanted) => {
+            if let Some(policy) = api.policies.get_mut(&format!("p{number}")) {
+                let wish = wanted.as_ref().map(|wanted| ("egressgateway.spidernet.io/node".to_owned(), node(wanted)));
+                policy.metadata.annotations = wish.map(|wish| BTreeMap::from([wish]));
+            }
+        }
+        Event::Drain(number, drained) => {
+            let annotation = drained.then(|| ("drain".to_owned(), "true".to_owned()));
+            api.nodes.entry(node(number)).and_modify(|node| node.annotations = annotation.into_iter().collect());
+        }
         Event::Meddled(number, policy, byte) => meddle(api, &node(number), &format!("p{policy}"), *byte),
     }
 }
@@ -117,6 +132,19 @@ fn no_duplicates(api: &Api) {
     unique(ips.flat_map(|ips| [ips.ipv4, ips.ipv6]).flatten());
 }
 
+/// A wish that can be fulfilled is.
+fn wishes_are_heard(api: &Api) {
+    for policy in api.policies.values() {
+        let Some(status) = policy.status.as_ref().filter(|status| status.egress_ip.is_some()) else { continue };
+        let Some(wanted) = policy.metadata.annotations.as_ref().and_then(|all| all.get("egressgateway.spidernet.io/node")) else {
+            continue;
+        };
+        let gateway = api.gateway_status(status.egress_gateway.as_ref().unwrap());
+        let can = gateway.node_list.iter().any(|member| member.name == *wanted && member.status == GatewayNodeStatus::Ready);
+        assert!(!can || status.node.as_ref() == Some(wanted), "{wanted} is Ready, and the addresses are with {:?}", status.node);
+    }
+}
+
 /// Every address of a policy is with the node that its status names, and that node has a mark.
 fn policies_and_gateways_agree(api: &Api) {
     for policy in api.policies.values() {
@@ -141,6 +169,7 @@ proptest! {
             api.settle();
             no_duplicates(&api);
             policies_and_gateways_agree(&api);
+            wishes_are_heard(&api);
         }
     }
 

@@ -12,8 +12,10 @@ use egressgateway_testkit::{
     pace::patient,
 };
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::{
+    failover::drain,
     restarts::first_plan_is_empty,
     world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, measured, policy, usual_policy},
 };
@@ -194,6 +196,45 @@ pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_
     world.cluster.label_node(next, "egress", None);
     owned_by(&world, addresses, &lost);
     seen_as_given(&world, &world.shop, addresses);
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
+
+pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(path: &DataPath) {
+    let world = World::start(path);
+    world.cluster.apply(&gateway(7));
+    world.cluster.apply(&usual_policy());
+    let Given { node: first, addresses } = wait_given(&world, "shopping");
+    seen_as_given(&world, &world.shop, addresses);
+    let next = GATEWAYS.into_iter().find(|node| *node != first).unwrap();
+    let wish = |node: Option<&str>| {
+        // As `egressctl move` does it, which has tests of its own.
+        let change = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
+        world.cluster.api.merge("EgressGatewayPolicy", "", "shopping", &change).unwrap();
+    };
+    let capture = world.cluster.lab.capture().unwrap();
+    let streams: Vec<_> =
+        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    wish(Some(next));
+    owned_by(&world, addresses, next);
+    seen_as_given(&world, &world.shop, addresses);
+    wish(None);
+    owned_by(&world, addresses, next);
+    // With both nodes drained by force nobody else can have it.
+    for node in GATEWAYS {
+        drain(&world, node, Some("true"));
+    }
+    world.cluster.eventually("no node is Ready", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        let ready = status["nodeList"].as_array().into_iter().flatten().any(|node| node["status"] == "Ready");
+        if ready { Err(status.to_string()) } else { Ok(()) }
+    });
+    owned_by(&world, addresses, next);
+    seen_as_given(&world, &world.shop, addresses);
+    for (stream, address) in streams.into_iter().zip(addresses) {
+        let report = stream.finish().unwrap();
+        eprintln!("with {address} traffic goes on after {:?}", report.longest_gap);
+        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address");
+    }
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 

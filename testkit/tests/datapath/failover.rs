@@ -8,6 +8,7 @@ use egressgateway_testkit::{
     pace::patient,
 };
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, usual_policy};
 
@@ -113,4 +114,45 @@ pub(crate) fn a_dead_gateway_leaves_the_balance(path: &DataPath) {
         let seen = world.shop.connect_many(endpoint, 32).unwrap();
         assert!(seen.iter().all(|seen| seen.ip() == left), "{seen:?}");
     }
+}
+
+/// As `egressctl` does it, which has tests of its own.
+pub(crate) fn drain(world: &World, node: &str, value: Option<&str>) {
+    let patch = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/drain": value}}});
+    world.cluster.api.merge("Node", "", node, &patch).unwrap();
+}
+
+pub(crate) fn a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards(path: &DataPath) {
+    let world = probed(World::governed(path));
+    let capture = world.cluster.lab.capture().unwrap();
+    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| world.shop.open_tcp(to).unwrap()).collect();
+    let before = streams(&world);
+    drain(&world, GATEWAYS[0], Some("true"));
+    moved_to(&world, &before, GATEWAYS[1]);
+    for stream in before {
+        eprintln!("traffic goes on after {:?}", stream.finish().unwrap().longest_gap);
+    }
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    world.leaves_by(&world.local, GOVERNED, GATEWAYS[1]);
+    for flow in &mut flows {
+        assert!(flow.echo().is_err(), "docs/failover.md says that connections through the drained node end");
+    }
+
+    let after = streams(&world);
+    moved_to(&world, &after, GATEWAYS[1]);
+    let probes = world.cluster.lab.capture().unwrap();
+    drain(&world, GATEWAYS[0], None);
+    let drained = world.cluster.lab.node(GATEWAYS[0]);
+    world.cluster.eventually("the client counts on the node again, and so probes it", || {
+        let probes =
+            probes.count(|packet| packet.from == CLIENT && packet.inner.is_some() && drained.addresses().contains(&packet.destination));
+        if probes > 20 { Ok(()) } else { Err(format!("{probes} probes")) }
+    });
+    moved_to(&world, &after, GATEWAYS[1]);
+    for stream in after {
+        let report = stream.finish().unwrap();
+        assert_eq!((report.sources.len(), report.lost()), (1, 0), "{:?}", report.sources);
+    }
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    assert_eq!(world.leaks(&capture), [""; 0]);
 }

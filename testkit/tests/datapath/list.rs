@@ -49,10 +49,12 @@ macro_rules! every_check_on {
                 a_gateway_without_power_is_left_at_once_without_the_api_server
                 with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything
                 a_gateways_agent_that_is_killed_or_restarted_is_no_failure
-                a_dead_gateway_leaves_the_balance;
+                a_dead_gateway_leaves_the_balance
+                a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards;
             egress_addresses:
                 an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone
                 an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go
+                an_address_that_is_moved_on_purpose_is_what_servers_see_all_along
                 of_more_policies_than_addresses_each_has_its_own_or_nothing;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing
