@@ -103,7 +103,7 @@ async fn ip(arguments: &str) -> Result<String, Error> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(transient(text(&output.stderr))) }
 }
 
-/// This network namespace. Its link-local addresses come when the kernel has made sure of them.
+/// This network namespace. Its link-local addresses and its routes for multicast come when the kernel has made sure of the links.
 struct Here;
 
 #[async_trait::async_trait]
@@ -114,7 +114,7 @@ impl Host<FlatNetwork> for Here {
 
     async fn foreign(&self) -> String {
         let all = ip("-4 route show table all").await.unwrap_or_default() + &ip("-6 route show table all").await.unwrap_or_default();
-        all.lines().filter(|line| !["proto 79", "fe80:"].iter().any(|own| line.contains(own))).collect::<Vec<_>>().join("\n")
+        all.lines().filter(|line| !["proto 79", "fe80:", "ff00::/8"].iter().any(|own| line.contains(own))).collect::<Vec<_>>().join("\n")
     }
 }
 

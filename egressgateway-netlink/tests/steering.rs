@@ -11,7 +11,7 @@ use egressgateway::{
     testing::conformance::{self, Host},
 };
 use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings, SteeringState};
-use egressgateway_testkit::netns::in_namespace;
+use egressgateway_testkit::netns::{in_namespace, wait_for_links};
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
 struct Namespace;
@@ -50,6 +50,7 @@ fn world() {
          ip route add 10.9.0.0/16 dev tun4 table 100
          ip route add 10.9.0.0/16 dev tun4
          ip -6 route add fd09::/64 dev tun6 table 100");
+    wait_for_links();
 }
 
 fn hop(device: &str, via: &str) -> NextHop {

@@ -1,11 +1,16 @@
 //! A network namespace for one test, gone with its thread.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
+
+use crate::shell::run;
 
 /// Makes a skipped test a failure when set: continuous integration runs everything.
 pub const REQUIRE_ALL: &str = "EGRESSGATEWAY_REQUIRE_ALL";
@@ -44,5 +49,26 @@ pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 's
     });
     if let Err(panic) = thread.expect("a thread").join() {
         std::panic::resume_unwind(panic);
+    }
+}
+
+/// Waits until the kernel has noticed that the links which are up have their carriers. It does so a moment after the command that sets them
+/// up, and only then adds their routes for multicast: whoever looks before and after sees a difference that nobody made.
+///
+/// # Panics
+/// When it takes longer than half a minute.
+pub fn wait_for_links() {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let links = run("ip -o link show up");
+        let names = links.lines().filter_map(|line| line.split(": ").nth(1)).filter_map(|name| name.split('@').next());
+        let routes = run("ip -6 -o route show table all root ff00::/8");
+        let ready = |name: &str| name == "lo" || routes.lines().any(|line| line.contains(&format!(" dev {name} ")));
+        let late: Vec<_> = names.filter(|name| !ready(name)).collect();
+        if late.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "still without carrier: {}", late.join(", "));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -15,7 +15,7 @@ use imbl::{OrdMap, OrdSet};
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
 use crate::{
-    netns::in_namespace,
+    netns::{in_namespace, wait_for_links},
     shell::{command, run},
 };
 
@@ -93,6 +93,7 @@ fn world() {
          ip link add theirs type vxlan id 7 dstport 8472 dev up0 nolearning && ip link set theirs addrgenmode none && ip link set theirs up
          bridge fdb add 02:00:00:00:00:07 dev theirs dst 10.6.0.7
          ip neigh add 172.31.0.7 lladdr 02:00:00:00:00:07 dev theirs nud permanent");
+    wait_for_links();
 }
 
 fn underlay(device: &str, address: &str, mtu: u32) -> Underlay {
