@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test test-features test-kernels bench bench-failover package setup
+.PHONY: demo test test-features test-kernels test-worlds bench bench-failover package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -13,6 +13,7 @@ test: setup
 	nice ./scripts/kube-assets >/dev/null 2>&1 &
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package egressgateway-testkit --test datapath_geneve --test datapath_worlds -- -D warnings
 	$(MAKE) test-features
 	$(BUILD)
 	cargo test --workspace
@@ -30,6 +31,11 @@ test-features: setup
 
 test-kernels: setup
 	./scripts/test-kernels --write
+
+# Every world of foreign rules, where `make test` has a choice. A quarter of an hour.
+test-worlds: setup
+	$(BUILD)
+	cargo test --package egressgateway-testkit --test datapath_worlds -- --nocapture --test-threads 1
 
 bench: setup
 	cargo bench --package egressgateway-benchmarks

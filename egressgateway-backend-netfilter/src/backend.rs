@@ -162,10 +162,9 @@ impl Driver for Netfilter {
         for family in Family::ALL {
             tables.extend(save::parse(&command::save(flavour, family, false).await?, family, Owner::Backend));
         }
-        let now = Instant::now();
-        self.truce.grant(&mut tables, now);
+        let terms = self.truce.terms(&tables, Instant::now());
         let sets = if self.scope == Scope::All { Ipset::open()?.list().await? } else { OrdMap::new() };
-        Ok(NetfilterState { sources_in_dispute: self.truce.is_about_sources(now), ..NetfilterState::observed(sets, tables) })
+        Ok(NetfilterState { terms, ..NetfilterState::observed(sets, tables) })
     }
 
     fn plan(&self, desired: &PolicyDesired, current: &NetfilterState) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {

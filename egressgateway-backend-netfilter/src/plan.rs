@@ -305,8 +305,9 @@ fn transaction(name: &str, current: &Arc<Table>, after: &Arc<Table>) -> String {
     }
     let written: BTreeMap<_, _> = after.chains.iter().filter(|(chain, rules)| current.chains.get(*chain) != Some(rules)).collect();
     let gone: BTreeSet<_> = current.chains.keys().filter(|chain| !after.chains.contains_key(*chain)).collect();
-    let jumps = if current.jumps == after.jumps { None } else { Some((&current.jumps, &after.jumps)) };
-    if written.is_empty() && gone.is_empty() && jumps.is_none() {
+    // All jumps of a chain in which one is not as it should be: `-D` takes the first of two alike.
+    let wrong: BTreeSet<_> = current.jumps.symmetric_difference(&after.jumps).map(|jump| &jump.chain).collect();
+    if written.is_empty() && gone.is_empty() && wrong.is_empty() {
         return String::new();
     }
     let mut script = format!("*{name}\n");
@@ -318,13 +319,11 @@ fn transaction(name: &str, current: &Arc<Table>, after: &Arc<Table>) -> String {
             let _ = writeln!(script, "-A {chain} {rule}");
         }
     }
-    if let Some((old, new)) = jumps {
-        for Jump { chain, rule, .. } in old {
-            let _ = writeln!(script, "-D {chain} {rule}");
-        }
-        for Jump { chain, rule, .. } in new {
-            let _ = writeln!(script, "-I {chain} 1 {rule}");
-        }
+    for Jump { chain, rule, .. } in current.jumps.iter().filter(|jump| wrong.contains(&jump.chain)) {
+        let _ = writeln!(script, "-D {chain} {rule}");
+    }
+    for Jump { chain, rule, .. } in after.jumps.iter().filter(|jump| wrong.contains(&jump.chain)) {
+        let _ = writeln!(script, "-I {chain} 1 {rule}");
     }
     for chain in gone {
         let _ = writeln!(script, "-X {chain}");

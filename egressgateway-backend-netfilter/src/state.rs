@@ -15,6 +15,7 @@ use crate::{
     rules,
     set::Set,
     tree::Chains,
+    truce::Terms,
 };
 
 /// Our chains of each table of each family.
@@ -27,8 +28,9 @@ pub(crate) type Tables = BTreeMap<(Family, String), Arc<Table>>;
 pub struct NetfilterState {
     pub(crate) sets: OrdMap<String, Set>,
     pub(crate) tables: Tables,
-    /// Others translate sources before our rules do, again and again: only what any masquerade gives may leave.
-    pub(crate) sources_in_dispute: bool,
+    /// What is to be borne of others who insist on the first place. Where they translate sources before our rules do, only what any
+    /// masquerade gives may leave.
+    pub(crate) terms: Terms,
     pub(crate) memory: Memory,
 }
 
@@ -72,9 +74,9 @@ impl NetfilterState {
 
     /// The state that `desired` asks for, from `current`.
     pub(crate) fn of(desired: &PolicyDesired, bits: Bits, current: &Self) -> Result<Self, Error> {
-        let sources_in_dispute = current.sources_in_dispute;
+        let terms = current.terms;
         if *desired == PolicyDesired::default() {
-            return Ok(Self { sources_in_dispute, ..Self::default() });
+            return Ok(Self { terms, ..Self::default() });
         }
         check(desired)?;
         let previous = current.memory.0.as_deref();
@@ -83,7 +85,7 @@ impl NetfilterState {
             Some(_) => current.tables.clone(),
             None => tables(desired, bits, &content, current),
         };
-        Ok(Self { sets: content.sets.clone(), tables, sources_in_dispute, memory: Memory(Some(Arc::new(content))) })
+        Ok(Self { sets: content.sets.clone(), tables, terms, memory: Memory(Some(Arc::new(content))) })
     }
 
     /// Whether the host has anything of ours.
@@ -115,10 +117,13 @@ impl NetfilterState {
 fn tables(desired: &PolicyDesired, bits: Bits, content: &Content, current: &NetfilterState) -> Tables {
     let mut tables = Tables::new();
     for family in Family::ALL {
-        for (name, chains) in rules::rules(desired, family, bits, &content.numbers, &content.sets, current.sources_in_dispute) {
-            let jumps = JUMPS.into_iter().filter(|(table, ..)| *table == name).map(|(_, chain, own)| Jump::first(chain, own)).collect();
-            let (key, table) = ((family, name), Table { chains, jumps });
-            let same = current.tables.get(&key).filter(|old| ***old == table).cloned();
+        for (name, chains) in rules::rules(desired, family, bits, &content.numbers, &content.sets, current.terms.sources) {
+            let key = (family, name);
+            let old = current.tables.get(&key);
+            let own = JUMPS.into_iter().filter(|(table, ..)| *table == key.1);
+            let jumps = own.map(|(_, chain, own)| current.terms.place(Jump::first(chain, own), old.map(Arc::as_ref))).collect();
+            let table = Table { chains, jumps };
+            let same = old.filter(|old| ***old == table).cloned();
             tables.insert(key, same.unwrap_or_else(|| Arc::new(table)));
         }
     }
@@ -131,9 +136,9 @@ impl Jump {
         Self { chain: chain.to_owned(), position: 0, rule: format!("-m comment --comment {COMMENT} -j {own}") }
     }
 
-    /// Whether it reads as one that we wrote.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.rule.starts_with(&format!("-m comment --comment {COMMENT} -j "))
+    /// Whether it is the same but for its place.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.chain == other.chain && self.rule == other.rule
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     rules,
     save::{self, Owner},
     state::{Jump, Table, Tables, check},
-    truce::Truce,
+    truce::{Terms, Truce},
 };
 
 /// Accepts, in the `FORWARD` chain of one iptables flavour, what exits on this node for pods of others, and the answers.
@@ -43,6 +43,8 @@ pub struct TransitState {
     tables: Tables,
     /// Families whose forwarding others restrict.
     restricted: BTreeSet<Family>,
+    /// What is to be borne of others who insist on the first place.
+    terms: Terms,
 }
 
 impl PartialEq for TransitState {
@@ -66,7 +68,8 @@ impl Transit {
     /// Notices changes as [`Netfilter::monitor`](crate::Netfilter::monitor) does, and that a firewall comes or goes.
     #[must_use]
     pub fn monitor(&self) -> NetfilterMonitor<Self> {
-        let differ = |before: &TransitState, now: &TransitState| before != now || before.restricted != now.restricted;
+        let differ =
+            |before: &TransitState, now: &TransitState| before != now || before.restricted != now.restricted || before.terms != now.terms;
         NetfilterMonitor::new(self.clone(), self.writes.clone(), differ)
     }
 }
@@ -84,18 +87,20 @@ impl Driver for Transit {
             state.tables.extend(save::parse(&saved, family, Owner::Transit));
             state.restricted.extend(save::restricts_forwarding(&saved).then_some(family));
         }
-        self.truce.grant(&mut state.tables, Instant::now());
+        state.terms = self.truce.terms(&state.tables, Instant::now());
         Ok(state)
     }
 
     fn plan(&self, desired: &PolicyDesired, current: &TransitState) -> Result<Change<NetfilterPlan, TransitState>, Error> {
         check(desired)?;
-        let mut after = TransitState { tables: Tables::new(), restricted: current.restricted.clone() };
+        let mut after = TransitState { tables: Tables::new(), ..current.clone() };
         let exits = !desired.exits.is_empty() || !desired.accepts.is_empty();
         for family in current.restricted.iter().filter(|_| exits) {
             let chains = [(TRANSIT.to_owned(), rules::forwarding(desired, self.bits))].into();
-            let jumps = [Jump::first("FORWARD", TRANSIT)].into();
-            after.tables.insert((*family, FILTER.to_owned()), Arc::new(Table { chains, jumps }));
+            let key = (*family, FILTER.to_owned());
+            let old = current.tables.get(&key).map(Arc::as_ref);
+            let jumps = [current.terms.place(Jump::first("FORWARD", TRANSIT), old)].into();
+            after.tables.insert(key, Arc::new(Table { chains, jumps }));
         }
         let mut plan = NetfilterPlan::default();
         plan.tables(&current.tables, &after.tables);

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     names::NAT,
-    state::{Jump, Tables},
+    state::{Jump, Table, Tables},
 };
 
 /// How long others may stay before us once they came again.
@@ -23,12 +23,23 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// Whoever stays away for so long, and twice as long as they were given last, has given up.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
-/// How often our jumps had to be moved to the front, and how long that is left alone. Clones are one.
+/// How often our jumps had to be moved to the front, and until when that is left alone. Clones are one.
+///
+/// It only remembers; what follows from its [`Terms`] is for `plan` to decide.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Truce(Arc<Mutex<Terms>>);
+pub(crate) struct Truce(Arc<Mutex<Dispute>>);
+
+/// What is to be borne at a moment. Part of what is observed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Others may stay before our jumps for now.
+    pub(crate) places: bool,
+    /// Others may translate sources before us at any moment: they have done so again and again.
+    pub(crate) sources: bool,
+}
 
 #[derive(Debug, Default)]
-struct Terms {
+struct Dispute {
     moved: Option<Instant>,
     wait: Duration,
     warned: bool,
@@ -36,9 +47,9 @@ struct Terms {
     nat: bool,
 }
 
-impl Terms {
+impl Dispute {
     /// Whether somebody who came again may come once more.
-    fn is_dispute(&self, now: Instant) -> bool {
+    fn goes_on(&self, now: Instant) -> bool {
         !self.wait.is_zero() && self.is_remembered(now)
     }
 
@@ -47,31 +58,34 @@ impl Terms {
     }
 }
 
+impl Terms {
+    /// Where a jump of ours belongs, when the table is `current` now: before all others, or as long as others may stay there where it is, if it is
+    /// there once.
+    pub(crate) fn place(self, jump: Jump, current: Option<&Table>) -> Jump {
+        let mut alike = current.into_iter().flat_map(|table| &table.jumps).filter(|other| other.is_like(&jump));
+        match (alike.next(), alike.next()) {
+            (Some(there), None) if self.places => there.clone(),
+            _ => jump,
+        }
+    }
+}
+
 impl Truce {
-    /// As long as it lasts, jumps of ours that are there once, but not first, are taken for first: nothing is to be done about them.
-    pub(crate) fn grant(&self, tables: &mut Tables, now: Instant) {
-        let mut terms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if terms.moved.is_none_or(|moved| now >= moved + terms.wait) {
-            return;
+    /// The terms at `now`, at which `tables` were read. Tells the log once when others are borne.
+    pub(crate) fn terms(&self, tables: &Tables, now: Instant) -> Terms {
+        let mut dispute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = dispute.moved.is_some_and(|moved| now < moved + dispute.wait);
+        let mut later = tables.iter().flat_map(|(key, table)| table.jumps.iter().map(move |jump| (key, jump)));
+        if places
+            && let Some(((family, table), jump)) = later.find(|(_, jump)| jump.position > 0)
+            && !std::mem::replace(&mut dispute.warned, true)
+        {
+            tracing::warn!(
+                %family, table, chain = jump.chain, pause = ?dispute.wait,
+                "somebody keeps inserting rules before ours; what they accept, drop or translate we never see; let them append instead"
+            );
         }
-        for ((family, name), table) in tables {
-            let later: Vec<Jump> = table.jumps.iter().filter(|jump| jump.position > 0 && jump.is_ours()).cloned().collect();
-            for jump in later {
-                let alike = table.jumps.iter().filter(|other| other.chain == jump.chain && other.rule == jump.rule).count();
-                if alike > 1 {
-                    continue;
-                }
-                if !std::mem::replace(&mut terms.warned, true) {
-                    tracing::warn!(
-                        %family, table = name, chain = jump.chain, pause = ?terms.wait,
-                        "somebody keeps inserting rules before ours; what they accept, drop or translate we never see; let them append instead"
-                    );
-                }
-                let jumps = &mut Arc::make_mut(table).jumps;
-                jumps.remove(&jump);
-                jumps.insert(Jump { position: 0, ..jump });
-            }
-        }
+        Terms { places, sources: dispute.nat && dispute.goes_on(now) }
     }
 
     /// Our jumps were put first in these tables.
@@ -79,17 +93,11 @@ impl Truce {
         if tables.is_empty() {
             return;
         }
-        let mut terms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = terms.is_remembered(now);
-        let wait = if again { (2 * terms.wait).clamp(FIRST, LONGEST) } else { Duration::ZERO };
-        let nat = again && (tables.contains(NAT) || terms.is_dispute(now) && terms.nat);
-        *terms = Terms { moved: Some(now), wait, warned: false, nat };
-    }
-
-    /// Whether others may translate sources before us at any moment: they have done so again and again.
-    pub(crate) fn is_about_sources(&self, now: Instant) -> bool {
-        let terms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        terms.nat && terms.is_dispute(now)
+        let mut dispute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = dispute.is_remembered(now);
+        let wait = if again { (2 * dispute.wait).clamp(FIRST, LONGEST) } else { Duration::ZERO };
+        let nat = again && (tables.contains(NAT) || dispute.goes_on(now) && dispute.nat);
+        *dispute = Dispute { moved: Some(now), wait, warned: false, nat };
     }
 }
 
@@ -99,21 +107,23 @@ mod tests {
     use egressgateway::model::Family;
 
     use super::*;
-    use crate::{
-        names::{MANGLE, PREROUTING},
-        state::Table,
-    };
+    use crate::names::{MANGLE, PREROUTING};
 
-    fn tables(position: usize) -> Tables {
-        let jump = Jump { position, ..Jump::first("PREROUTING", PREROUTING) };
-        let table = Table { chains: [(PREROUTING.to_owned(), Vec::new())].into(), jumps: [jump].into() };
-        [((Family::V4, MANGLE.to_owned()), Arc::new(table))].into()
+    fn first() -> Jump {
+        Jump::first("PREROUTING", PREROUTING)
     }
 
-    fn sees_displaced(truce: &Truce, now: Instant) -> bool {
-        let mut seen = tables(1);
-        truce.grant(&mut seen, now);
-        seen != tables(0)
+    fn at(positions: &[usize]) -> Table {
+        Table { jumps: positions.iter().map(|position| Jump { position: *position, ..first() }).collect(), ..Table::default() }
+    }
+
+    fn terms(truce: &Truce, now: Instant) -> Terms {
+        truce.terms(&[((Family::V4, MANGLE.to_owned()), Arc::new(at(&[1])))].into(), now)
+    }
+
+    /// Whether a jump that is second now is to be put first.
+    fn answers(truce: &Truce, now: Instant) -> bool {
+        terms(truce, now).place(first(), Some(&at(&[1]))).position == 0
     }
 
     /// Seconds from our first write to each later one, and the number of theirs, over a day in which they follow `next` after each write.
@@ -130,7 +140,7 @@ mod tests {
                 first = false;
             }
             now += look;
-            if now >= their_write && sees_displaced(&truce, now) {
+            if now >= their_write && answers(&truce, now) {
                 truce.moved(&[MANGLE].into(), now);
                 ours.push((now - start).as_secs());
                 first = true;
@@ -162,7 +172,7 @@ mod tests {
         let (truce, start) = (Truce::default(), Instant::now());
         for hour in 0..24 {
             let now = start + Duration::from_secs(3600 * hour);
-            assert!(sees_displaced(&truce, now), "hour {hour}");
+            assert!(answers(&truce, now), "hour {hour}");
             truce.moved(&[MANGLE].into(), now);
         }
     }
@@ -172,18 +182,15 @@ mod tests {
         let (truce, now) = (Truce::default(), Instant::now());
         truce.moved(&[MANGLE].into(), now);
         truce.moved(&[MANGLE].into(), now);
-        assert!(!sees_displaced(&truce, now), "a truce");
-        let granted = |change: fn(&mut Table)| {
-            let mut seen = tables(1);
-            change(Arc::make_mut(seen.values_mut().next().unwrap()));
-            truce.grant(&mut seen, now);
-            seen != tables(0)
-        };
-        assert!(granted(|table| table.jumps.clear()), "a jump that is missing");
-        assert!(granted(|table| table.jumps.extend([Jump { position: 7, ..Jump::first("PREROUTING", PREROUTING) }])), "one that is twice");
-        assert!(granted(|table| table.jumps.extend([Jump { position: 7, ..Jump::first("INPUT", PREROUTING) }])), "one too many");
-        assert!(granted(|table| table.chains.clear()), "a chain that is missing");
-        assert!(sees_displaced(&truce, now + FIRST), "over");
+        assert!(!answers(&truce, now), "a truce");
+        let place = |table: Option<&Table>| terms(&truce, now).place(first(), table).position;
+        assert_eq!(place(Some(&at(&[7]))), 7);
+        assert_eq!(place(Some(&at(&[]))), 0, "one that is missing");
+        assert_eq!(place(None), 0, "its table is missing");
+        assert_eq!(place(Some(&at(&[1, 7]))), 0, "one that is there twice");
+        let other = Table { jumps: [Jump { position: 7, ..Jump::first("INPUT", PREROUTING) }].into(), ..Table::default() };
+        assert_eq!(place(Some(&other)), 0, "another chain's");
+        assert!(answers(&truce, now + FIRST), "over");
     }
 
     #[test]
@@ -191,13 +198,13 @@ mod tests {
         let (truce, start) = (Truce::default(), Instant::now());
         let (nat, other) = ([NAT].into(), [MANGLE].into());
         truce.moved(&nat, start);
-        assert!(!truce.is_about_sources(start), "our first write");
+        assert!(!terms(&truce, start).sources, "our first write");
         truce.moved(&other, start);
-        assert!(!truce.is_about_sources(start), "another table");
+        assert!(!terms(&truce, start).sources, "another table");
         truce.moved(&nat, start);
         truce.moved(&other, start);
-        assert!(truce.is_about_sources(start), "one that was in dispute before");
-        assert!(truce.is_about_sources(start + 2 * FIRST * 4), "not forgotten yet");
-        assert!(!truce.is_about_sources(start + 2 * FIRST * 4 + FORGOTTEN), "{:?}", truce.0);
+        assert!(terms(&truce, start).sources, "one that was in dispute before");
+        assert!(terms(&truce, start + 2 * FIRST * 4).sources, "not forgotten yet");
+        assert!(!terms(&truce, start + 2 * FIRST * 4 + FORGOTTEN).sources, "{:?}", truce.0);
     }
 }

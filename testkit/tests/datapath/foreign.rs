@@ -2,27 +2,21 @@
 //!
 //! Three worlds of the many, each other in all that matters, so that the list stays short: both flavours of iptables, jumps that others insert
 //! and append, each mode of the reverse-path filter, plain routes and an overlay. All worlds have both families and drop by default
-//! what is forwarded. [`every_combination`] runs all of them.
+//! what is forwarded. `worlds.rs` runs all combinations.
 
-use std::{
-    fmt::Write,
-    time::{Duration, Instant},
-};
+use std::fmt::Write;
 
-use egressgateway_testkit::{
-    lab::{Builder, ChainInsertMode, Cni, Components, Families, ForwardPolicy, Lab, RuleTool, ServiceSpec},
-    netns::have_root,
-};
+use egressgateway_testkit::lab::{Builder, ChainInsertMode, Cni, Components, Families, ForwardPolicy, Lab, RuleTool, ServiceSpec};
 
 use crate::{
     hosts::everything_works,
     world::{CLIENT, DataPath, GATEWAYS, GOVERNED, Place, World, lab, measured},
 };
 
-const INSERTS: Components = Components::Calico(ChainInsertMode::Insert);
-const APPENDS: Components = Components::Calico(ChainInsertMode::Append);
+pub(crate) const INSERTS: Components = Components::Calico(ChainInsertMode::Insert);
+pub(crate) const APPENDS: Components = Components::Calico(ChainInsertMode::Append);
 
-fn host(components: Components, tool: RuleTool, rp_filter: u8) -> Builder {
+pub(crate) fn host(components: Components, tool: RuleTool, rp_filter: u8) -> Builder {
     lab().components(components).rules_by(tool).rp_filter(rp_filter).forward_policy(ForwardPolicy::DropButPods)
 }
 
@@ -38,62 +32,7 @@ pub(crate) fn among_rules_of_calico_that_inserts(path: &DataPath) {
     lives_among(path, host(INSERTS, RuleTool::IptablesNft, 0));
 }
 
-/// Takes minutes: for whoever changes the rules.
-#[test]
-#[ignore = "takes minutes; the list has a choice of these worlds"]
-fn every_combination() {
-    if !have_root() {
-        return;
-    }
-    for backend in ["nftables", "netfilter"] {
-        for components in [Components::KubeProxy, INSERTS, APPENDS] {
-            for tool in [RuleTool::IptablesLegacy, RuleTool::IptablesNft] {
-                for rp_filter in [0, 1, 2] {
-                    eprintln!("{backend}, {components:?}, {tool:?}, rp_filter {rp_filter}");
-                    lives_among(&DataPath { backend, tunnel: "vxlan" }, host(components, tool, rp_filter));
-                }
-            }
-        }
-    }
-}
-
-/// Takes a minute for each backend: how often two who insist on the first place write, and what gets through meanwhile.
-#[test]
-#[ignore = "takes minutes; what it measures is in docs/datapath.md"]
-fn a_fight_for_the_first_place() {
-    if !have_root() {
-        return;
-    }
-    for (backend, tool) in
-        [("netfilter", RuleTool::IptablesLegacy), ("netfilter", RuleTool::IptablesNft), ("nftables", RuleTool::IptablesLegacy)]
-    {
-        let world = World::start_in(&DataPath { backend, tunnel: "vxlan" }, host(INSERTS, tool, 0), Families::Dual).with_usual_policy();
-        let capture = world.cluster.lab.capture().unwrap();
-        let (node, start) = (world.cluster.lab.node(GATEWAYS[0]), Instant::now());
-        let (client, mut writes, mut lost) = (world.cluster.lab.node(CLIENT), 0, Duration::ZERO);
-        // As Felix does: after a write of its own it looks after 1, 2, 4, 8… seconds.
-        let (mut written, mut since) = (Instant::now(), Duration::from_secs(1));
-        while start.elapsed() < Duration::from_secs(90) {
-            if written.elapsed() >= since {
-                let moved = [&node, &client].map(|node| node.reinsert_jumps().unwrap()).concat();
-                since *= 2;
-                if !moved.is_empty() {
-                    (written, since) = (Instant::now(), Duration::from_secs(1));
-                    writes += 1;
-                    eprintln!("{backend}, {tool:?}: {:?}: Calico writes, {} jumps", start.elapsed(), moved.lines().count());
-                }
-            }
-            let tried = Instant::now();
-            if world.shop.connect_tcp(world.endpoints(GOVERNED)[0]).is_err() {
-                lost += tried.elapsed();
-            }
-        }
-        eprintln!("{backend}, {tool:?}: {writes} writes of Calico in {:?}; without a connection for {lost:?}", start.elapsed());
-        assert_eq!(world.leaks(&capture), [""; 0]);
-    }
-}
-
-fn lives_among(path: &DataPath, lab: Builder) {
+pub(crate) fn lives_among(path: &DataPath, lab: Builder) {
     let place = Place::make(lab, Families::Dual);
     let far = place.lab.pod("client-2", "far").unwrap();
     let service = place.lab.service(ServiceSpec::new("web", 80), &[&far]).unwrap();
