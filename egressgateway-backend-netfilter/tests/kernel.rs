@@ -1,7 +1,7 @@
 //! The backend on the real kernel, in network namespaces of its own, with both flavours of iptables.
 #![allow(clippy::unwrap_used)]
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
@@ -275,6 +275,25 @@ fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict_and_names_the_entry() {
 }
 
 /// What a killed agent leaves the program with: the tests of single moments take a table's transaction for one.
+#[test]
+fn a_set_that_a_rule_still_refers_to_for_a_moment_goes_after_it() {
+    in_namespace(|| async {
+        let flavour = IptablesFlavour::Legacy;
+        reach(flavour, &client()).await;
+        let rule = "FORWARD -m set --match-set egw-pods-v4 src -j RETURN";
+        run(&format!("iptables-legacy -A {rule}"));
+        let backend = netfilter(flavour);
+        let Change { plan, after } = backend.plan(&PolicyDesired::default(), &backend.observe().await.unwrap()).unwrap();
+        let let_go = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            run(&format!("iptables-legacy -D {rule}"));
+        };
+        let (applied, ()) = tokio::join!(backend.apply(&plan), let_go);
+        applied.unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert_eq!(backend.observe().await.unwrap(), after);
+    });
+}
+
 #[test]
 fn a_script_that_is_cut_off_changes_whole_tables_or_nothing() {
     in_namespace(|| async {

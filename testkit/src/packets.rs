@@ -171,7 +171,10 @@ impl<D: Backend> Lab<D> {
              ip rule add pref 99 fwmark 0x11000000/0xff000000 lookup 100\nip -6 rule add pref 99 fwmark 0x11000000/0xff000000 lookup 100\n\
              ip route add default via 172.31.0.2 dev egress-vxlan-v4 table 100\n\
              ip -6 route add default via fd31::2 dev egress-vxlan-v4 table 100\n";
-        run(&(script + host.masquerade));
+        // On a slow machine more time than the usual half minute passes between two datagrams of a connection.
+        run(&(script
+            + host.masquerade
+            + "\nsysctl -qw net.netfilter.nf_conntrack_udp_timeout=3600 net.netfilter.nf_conntrack_udp_timeout_stream=3600"));
         let up = "ip link set lo up; ip link set eth0 up\n";
         pod.run(&format!(
             "ip addr add 10.244.1.10/24 dev eth0; ip addr add 10.244.1.99/24 dev eth0; ip addr add fd10:244:1::10/64 dev eth0 nodad\n{up}\

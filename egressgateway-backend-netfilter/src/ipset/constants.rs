@@ -61,12 +61,14 @@ pub(super) const NO_SUBSYSTEM: i32 = 22;
 
 /// From here on errors are ipset's own.
 pub(super) const ERR_PRIVATE: i32 = 4096;
+/// `IPSET_ERR_BUSY`
+pub(super) const ERR_BUSY: i32 = 4100;
 /// ipset's own errors in its words, with the errno that has the same meaning.
 pub(super) const ERRORS: [(i32, i32, &str); 11] = [
     (4097, 93, "the kernel speaks another ipset protocol"),
     (4098, 93, "the kernel has no such set type"),
     (4099, 28, "there are too many sets"),
-    (4100, 16, "the set is in use"),
+    (ERR_BUSY, 16, "the set is in use"),
     (4101, 17, "there is a set of the second name"),
     (4102, 17, "the set is of another type"),
     (4103, 17, "the entry is there already, or not there any more"),

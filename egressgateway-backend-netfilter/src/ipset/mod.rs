@@ -3,12 +3,13 @@
 mod constants;
 mod message;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use egressgateway::{Error, ErrorKind, WriteHook, model::Family};
 use imbl::OrdMap;
 use ipnet::IpNet;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+use tokio::time::Instant;
 
 use crate::{
     names::SET_PREFIX,
@@ -16,10 +17,13 @@ use crate::{
     set::{Entry, Kind, Set},
 };
 use constants::{
-    CMD_ADD, CMD_CREATE, CMD_DEL, CMD_DESTROY, CMD_LIST, CMD_SWAP, CMD_TYPE, ENTRIES_PER_MESSAGE, ERR_PRIVATE, ERRORS, NLM_F_CREATE,
-    NLM_F_DUMP, NLM_F_EXCL, NLMSG_DONE, NLMSG_ERROR, NO_SUBSYSTEM,
+    CMD_ADD, CMD_CREATE, CMD_DEL, CMD_DESTROY, CMD_LIST, CMD_SWAP, CMD_TYPE, ENTRIES_PER_MESSAGE, ERR_BUSY, ERR_PRIVATE, ERRORS,
+    NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLMSG_DONE, NLMSG_ERROR, NO_SUBSYSTEM,
 };
 use message::{Request, answers, listed};
+
+/// How long a set may be in use by rules that are gone.
+const LINGERING: Duration = Duration::from_secs(4);
 
 /// A socket to the kernel's ipset.
 pub(crate) struct Ipset {
@@ -96,7 +100,7 @@ impl Ipset {
             }
             SetChange::Destroy(name) => {
                 hook.before("destroy ipset")?;
-                self.write(Request::new(CMD_DESTROY, 0).set(name), format!("destroy ipset {name}")).await
+                self.destroy(name).await
             }
             SetChange::Swap { set, with } => {
                 hook.before("swap ipsets")?;
@@ -119,6 +123,20 @@ impl Ipset {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// The rules that referred to the set are gone before it; but `nf_tables` lets go of what a rule refers to from a work queue, a moment after the
+    /// transaction that deleted the rule.
+    async fn destroy(&mut self, name: &str) -> Result<(), Error> {
+        let (context, began, mut pause) = (format!("destroy ipset {name}"), Instant::now(), LINGERING / 1000);
+        loop {
+            match self.ask(Request::new(CMD_DESTROY, 0).set(name), &context).await?.0 {
+                None => return Ok(()),
+                Some(Refusal { errno: ERR_BUSY, .. }) if began.elapsed() < LINGERING => tokio::time::sleep(pause).await,
+                Some(refusal) => return Err(error(&refusal, context)),
+            }
+            pause = (pause * 2).min(LINGERING / 20);
         }
     }
 
