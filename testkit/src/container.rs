@@ -1,7 +1,8 @@
 //! What a node makes of a pod's description: a program in the root file system of an image, with the user, the capabilities, the mounts and the
 //! environment that the description gives, and nothing else. It runs in the node's network namespace.
 //!
-//! What is asked for and not known here is refused, so that a description can't be followed by half.
+//! Volumes, variables and rights that are not known here are refused, so that a description is not followed by half. Nobody looks at probes,
+//! limits and seccomp profiles.
 
 use std::{
     fs, io,
@@ -14,6 +15,9 @@ use crate::lab::{Node, ProcessSpec};
 
 /// Where programs are looked up in an image: the Containerfile says the same.
 pub const PATH: &str = "/usr/sbin:/usr/bin";
+
+/// The images' user, for containers that state none.
+const NOBODY: u64 = 65532;
 
 /// Where a pod finds how to reach the API server.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -115,9 +119,10 @@ impl Container {
         let security = &container["securityContext"];
         assert!(security["privileged"] != true, "privileged: not known here");
         let root = if security["readOnlyRootFilesystem"] == true { "ro" } else { "rw" };
-        let user = self.setting(security, "runAsUser");
-        let group = self.setting(security, "runAsGroup");
-        let mut words = vec![self.image.display().to_string(), root.to_owned(), user, group, capabilities(security)];
+        let user = self.stated(security, "runAsUser").unwrap_or(NOBODY);
+        let group = self.stated(security, "runAsGroup").map_or_else(|| self.group_of(user), Ok)?;
+        let mut words =
+            vec![self.image.display().to_string(), root.to_owned(), user.to_string(), group.to_string(), capabilities(security)];
         words.extend(self.mounts(container, around)?.into_iter().flatten());
         words.push("--".to_owned());
         words.extend(self.environment(container, node.name(), around));
@@ -128,11 +133,19 @@ impl Container {
         Ok(node.program("bash").args(["-euc", BUILD, "container"]).args(words))
     }
 
-    /// A number that the container's security context states, or the pod's; else that of the image's user, or of root's group.
-    fn setting(&self, security: &Value, name: &str) -> String {
-        let stated = security[name].as_u64().or_else(|| self.pod["securityContext"][name].as_u64());
-        let otherwise = if name == "runAsUser" { 65532 } else { 0 };
-        stated.unwrap_or(otherwise).to_string()
+    /// A number that the container's security context states, or the pod's.
+    fn stated(&self, security: &Value, name: &str) -> Option<u64> {
+        security[name].as_u64().or_else(|| self.pod["securityContext"][name].as_u64())
+    }
+
+    /// The group that the image's list of users has for one, as for a container that states none.
+    fn group_of(&self, user: u64) -> io::Result<u64> {
+        let users = fs::read_to_string(self.image.join("etc/passwd"))?;
+        let mut groups = users.lines().filter_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
+            [_, _, id, group, ..] if id == user.to_string() => group.parse().ok(),
+            _ => None,
+        });
+        groups.next().ok_or_else(|| io::Error::other(format!("the image knows no user {user}")))
     }
 
     fn mounts(&self, container: &Value, around: &Surroundings<'_>) -> io::Result<Vec<[String; 3]>> {
