@@ -21,12 +21,13 @@ test: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	$(MAKE) package
 
-# The agent without each of its parts: two builds that share none. The usual one takes their place again.
+# The agent without each of its parts: two builds that share none, and those of the images. The usual one takes their place again.
 test-features: setup
 	for features in vxlan,netfilter geneve,nftables; do \
 	    cargo clippy --package egressgateway-agent --all-targets --no-default-features --features $$features -- -D warnings && \
 	    cargo test --package egressgateway-agent --no-default-features --features $$features || exit; \
 	done
+	./scripts/image-agents
 	$(BUILD)
 
 test-kernels: setup

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     apiserver::ApiServer,
-    lab::{Lab, MANAGEMENT, Pod, PodSpec, Process},
+    lab::{Lab, MANAGEMENT, Pod, PodSpec, Process, ProcessSpec},
     pace::patient,
 };
 
@@ -187,8 +187,25 @@ impl Cluster {
     fn start_daemon(&mut self, name: &str, node: &str, program: &str, arguments: &[&str]) {
         let spec = self.lab.node(node).program(binary(program));
         let spec = spec.arg("--kubeconfig").arg(self.kubeconfig()).arg("--config").arg(self.path("config.yaml")).args(arguments);
+        self.start_as(name, spec);
+    }
+
+    /// Starts a daemon that is described otherwise, under a name for its log.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub fn start_as(&mut self, name: &str, spec: ProcessSpec) {
         let process = spec.log_to(self.path(&format!("{name}.log"))).start().unwrap_or_else(|error| panic!("{name}: {error}"));
         self.daemons.insert(name.to_owned(), process);
+    }
+
+    /// A running daemon.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[must_use]
+    pub fn daemon(&self, name: &str) -> &Process {
+        self.daemons.get(name).unwrap_or_else(|| panic!("no daemon {name}"))
     }
 
     /// Ends a daemon with a signal and waits until it is gone.

@@ -151,6 +151,23 @@ impl Kubernetes {
         .to_string()
     }
 
+    /// Writes what a pod finds of its account: token, authority and namespace.
+    ///
+    /// # Panics
+    /// When it can't be written.
+    pub fn write_account(&self, folder: &Path, token: &str, namespace: &str) {
+        let authority = std::fs::read(self.path("certificates/apiserver.crt")).expect("the server's certificate");
+        for (file, content) in [("token", token.as_bytes()), ("ca.crt", &authority), ("namespace", namespace.as_bytes())] {
+            std::fs::write(folder.join(file), content).unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+    }
+
+    /// The variables that tell pods where the API server is.
+    #[must_use]
+    pub fn services() -> [(&'static str, String); 2] {
+        [("KUBERNETES_SERVICE_HOST", MANAGEMENT.to_string()), ("KUBERNETES_SERVICE_PORT", API_PORT.to_string())]
+    }
+
     /// Writes a file that tests and daemons can read, and returns where.
     ///
     /// # Panics

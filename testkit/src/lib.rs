@@ -2,6 +2,8 @@
 
 pub mod apiserver;
 pub mod cluster;
+pub mod container;
+pub mod image;
 pub mod kube;
 pub mod lab;
 pub mod netns;

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use egressgateway_testkit::{
     cluster::binary,
+    container::{Container, Surroundings},
+    image::{FULL, Root},
     kube::Kubernetes,
-    lab::{Lab, NodeSpec, PORT, Pod, PodSpec, Process},
+    lab::{Lab, NodeSpec, PORT, Pod, PodSpec, Process, ProcessSpec},
     pace::patient,
 };
 use nix::sys::signal::Signal;
@@ -37,10 +39,16 @@ pub(crate) struct Installed {
     pub(crate) daemons: Vec<(String, Process)>,
     pub(crate) kubernetes: Kubernetes,
     shop: Pod,
+    /// Where the daemons' programs come from: an image, as the chart says, or else the folder where they were built.
+    image: Option<Root>,
 }
 
 impl Installed {
     pub(crate) fn start(assets: std::path::PathBuf) -> Self {
+        Self::start_from(assets, None)
+    }
+
+    pub(crate) fn start_from(assets: std::path::PathBuf, image: Option<Root>) -> Self {
         let gateways = ["gateway-1", "gateway-2"].map(|name| NodeSpec::new(name).label("egress", "true"));
         let lab = Lab::builder().nodes(["client-1"]).nodes(gateways).build().unwrap();
         lab.server(SERVER).unwrap();
@@ -56,7 +64,7 @@ impl Installed {
         kubernetes.put(kubernetes.lab.objects());
         let shop = kubernetes.lab.pod("client-1", PodSpec::new("shop").label("app", "shopping")).unwrap();
         kubernetes.put([shop.object()]);
-        let mut installed = Self { daemons: Vec::new(), kubernetes, shop };
+        let mut installed = Self { daemons: Vec::new(), kubernetes, shop, image };
         installed.start_controller("controller-a");
         installed.webhooks_lead_to(NODES[0]);
         for node in NODES {
@@ -109,13 +117,34 @@ impl Installed {
 
     fn start_daemon(&mut self, name: &str, program: &str, node: &str, arguments: &[&str]) {
         let token = self.token(program, name, node);
-        let config = self.kubernetes.file(&format!("{name}.kubeconfig"), &self.kubernetes.kubeconfig_of(&token));
+        let spec = match &self.image {
+            Some(image) => self.contained(image, name, program, node, &token),
+            None => self.bare(name, program, node, &token, arguments),
+        };
+        self.daemons.push((name.to_owned(), spec.start().unwrap()));
+    }
+
+    /// A daemon from its image, as a kubelet would start it from what is in the cluster, with what a pod is given.
+    fn contained(&self, image: &Root, name: &str, program: &str, node: &str, token: &str) -> ProcessSpec {
+        let kind = if program.ends_with("agent") { "daemonset" } else { "deployment" };
+        let pod = self.kubernetes.get(&format!("{kind}/{program} --namespace {NAMESPACE}"));
+        let map = self.kubernetes.get(&format!("configmap/egressgateway --namespace {NAMESPACE}"));
+        let account = image.folder(&format!("{name}-account"));
+        self.kubernetes.write_account(&account, token, NAMESPACE);
+        let services = Kubernetes::services();
+        let around = Surroundings { objects: &[map], hosts: "127.0.0.1 localhost\n", account: &account, services: &services };
+        let container = Container::new(&image.path(), &pod, name, &image.folder(name));
+        container.on(&self.kubernetes.lab.node(node), &around).unwrap()
+    }
+
+    /// A daemon as it was built, with as much of the chart as its arguments can say.
+    fn bare(&self, name: &str, program: &str, node: &str, token: &str, arguments: &[&str]) -> ProcessSpec {
+        let config = self.kubernetes.file(&format!("{name}.kubeconfig"), &self.kubernetes.kubeconfig_of(token));
         // The configuration that the chart put into the cluster.
         let map = self.kubernetes.get(&format!("configmap/egressgateway --namespace {NAMESPACE}"));
         let settings = self.kubernetes.file("config.yaml", map["data"]["config.yaml"].as_str().unwrap());
         let spec = self.kubernetes.lab.node(node).program(binary(program)).arg("--kubeconfig").arg(config).arg("--config").arg(settings);
-        let spec = spec.args(["--namespace", NAMESPACE]).args(arguments.iter().copied());
-        self.daemons.push((name.to_owned(), spec.start().unwrap()));
+        spec.args(["--namespace", NAMESPACE]).args(arguments.iter().copied())
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
@@ -165,6 +194,16 @@ fn policies_reach_the_wire_and_go_again() {
     });
     kubernetes.kubectl("delete egressgatewaypolicy shopping").unwrap();
     installed.leaves_by("client-1");
+}
+
+#[test]
+fn from_their_image_the_daemons_do_it_with_what_a_pod_is_given() {
+    let Some(assets) = assets() else { return };
+    let installed = Installed::start_from(assets, Some(Root::assemble(FULL)));
+    installed.leaves_by("client-1");
+    installed.govern();
+    installed.kubernetes.kubectl("label node gateway-1 egress-").unwrap();
+    installed.leaves_by("gateway-2");
 }
 
 #[test]
