@@ -51,6 +51,24 @@ pub const ADDRESS_METRIC: u32 = LINK_GROUP;
 /// Time to live of the outer header of a lightweight tunnel: the kernel would write 0, which no router forwards.
 pub const OUTER_TTL: u8 = 64;
 
-/// Multicast groups of rtnetlink that say something about what drivers own: links, neighbours, and addresses, routes and rules of
-/// both families (`RTNLGRP_*` of `linux/rtnetlink.h`).
-pub const NOTIFICATION_GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+/// Numbers of next hops that the kernel keeps for us: from here on, [`HOP_PLACES`] pairs. Numbers that people and routing daemons choose are
+/// small, and the kernel itself counts up from 1.
+pub const HOP_BASE: u32 = 1_600_000_000;
+
+/// How many pairs of numbers there are for next hops. Which one a next hop has is a hash of its name.
+pub const HOP_PLACES: u32 = 40_000_000;
+
+/// Numbers of groups of next hops, after those of next hops: ten times the byte of the target, and 4 or 6 for the family.
+pub const GROUP_BASE: u32 = 1_700_000_000;
+
+/// Buckets of a group. 1,000 connections leave four fifths of them unused, so that a next hop that comes gets its share of new connections at
+/// once; a bucket takes 32 bytes of the kernel's memory.
+pub const GROUP_BUCKETS: u16 = 4096;
+
+/// A bucket without a packet for so long may go to a next hop that has come. Connections that are silent for longer may move then, so this
+/// is longer than the usual intervals of keepalive; and until then a next hop that has come waits for buckets in use.
+pub const GROUP_IDLE: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Multicast groups of rtnetlink that say something about what drivers own: links, neighbours, addresses, routes and rules of both
+/// families, and next hops (`RTNLGRP_*` of `linux/rtnetlink.h`).
+pub const NOTIFICATION_GROUPS: [u32; 9] = [1, 3, 5, 7, 8, 9, 11, 19, 32];

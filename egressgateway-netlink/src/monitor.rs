@@ -2,7 +2,7 @@
 
 use egressgateway::Error;
 use futures::FutureExt as _;
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 
@@ -43,16 +43,20 @@ impl Monitor {
     }
 }
 
-/// Whether a datagram says more than how a neighbour's reachability is going, of which a busy host sends many each second. What cannot
-/// be read counts.
+/// `RTM_NEWNEXTHOPBUCKET` of `linux/rtnetlink.h`: a bucket of a resilient group goes to another of its members.
+const BUCKET_MOVED: u16 = 116;
+
+/// Whether a datagram says more than how a neighbour's reachability is going, or which bucket of a group of next hops has moved, of which a
+/// busy host sends many each second. What cannot be read counts.
 fn says_something(datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while !rest.is_empty() {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else { return true };
-        if !is_reachability(&message) {
+        let Ok(message) = NetlinkBuffer::new_checked(rest) else { return true };
+        let moved = message.message_type() == BUCKET_MOVED;
+        if !moved && NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_or(true, |message| !is_reachability(&message)) {
             return true;
         }
-        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
+        let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
         rest = rest.get(length..).unwrap_or_default();
     }
     false
@@ -64,4 +68,26 @@ fn is_reachability(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
         neighbour.header.state,
         NeighbourState::Incomplete | NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of this type with nothing that can be read in it.
+    fn message(kind: u16) -> Vec<u8> {
+        let mut bytes = vec![0; 16];
+        bytes[..4].copy_from_slice(&16_u32.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_bucket_that_moves_says_nothing_and_a_next_hop_that_changes_does() {
+        const NEXT_HOP_GONE: u16 = 105;
+        assert!(!says_something(&message(BUCKET_MOVED)));
+        assert!(says_something(&message(NEXT_HOP_GONE)));
+        assert!(says_something(&[message(BUCKET_MOVED), message(NEXT_HOP_GONE)].concat()), "the second counts too");
+        assert!(says_something(&message(BUCKET_MOVED)[..7]), "what is cut off counts");
+    }
 }

@@ -57,6 +57,8 @@ pub enum RouteAction {
     Unreachable,
     /// Sends it to one of these, chosen by flow.
     Via(OrdSet<NextHop>),
+    /// Sends it to one of the [group](crate::NextHopObject::Group) with this number, which remembers its choices.
+    Group(u32),
     /// Something that this crate never asks for, on so many routes of the same key.
     Other(u32),
 }
@@ -67,6 +69,7 @@ impl fmt::Display for RouteAction {
             Self::Throw => f.write_str("throw"),
             Self::Unreachable => f.write_str("unreachable"),
             Self::Other(_) => f.write_str("other"),
+            Self::Group(id) => write!(f, "nhid {id}"),
             Self::Via(hops) => {
                 for (index, hop) in hops.iter().enumerate() {
                     let separator = if index == 0 { "" } else { " " };
@@ -80,7 +83,7 @@ impl fmt::Display for RouteAction {
 }
 
 /// A next hop in the words of ip-route(8).
-struct Hop<'a>(&'a NextHop);
+pub(crate) struct Hop<'a>(pub(crate) &'a NextHop);
 
 impl fmt::Display for Hop<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -187,6 +190,10 @@ impl Netlink {
             RouteAction::Via(hops) => {
                 message.header.kind = RouteType::Unicast;
                 add_hops(&mut message, hops, devices, &what)?;
+            }
+            RouteAction::Group(id) => {
+                message.header.kind = RouteType::Unicast;
+                message.attributes.push(RouteAttribute::NhId(*id));
             }
             RouteAction::Other(_) => return Err(Error::new(ErrorKind::Invalid, what)),
         }
@@ -324,7 +331,10 @@ fn action(message: &RouteMessage, devices: &Devices) -> RouteAction {
     match message.header.kind {
         RouteType::Throw => RouteAction::Throw,
         RouteType::Unreachable => RouteAction::Unreachable,
-        RouteType::Unicast => hops(message, devices).map_or(RouteAction::Other(1), RouteAction::Via),
+        RouteType::Unicast => match group(message) {
+            Some(id) => RouteAction::Group(id),
+            None => hops(message, devices).map_or(RouteAction::Other(1), RouteAction::Via),
+        },
         _ => RouteAction::Other(1),
     }
 }
@@ -336,6 +346,14 @@ fn merge(family: Family, earlier: &RouteAction, action: RouteAction) -> RouteAct
         (RouteAction::Via(earlier), RouteAction::Via(hops)) if family == Family::V6 => RouteAction::Via(earlier.clone().union(hops)),
         (earlier, action) => RouteAction::Other(copies(earlier) + copies(&action)),
     }
+}
+
+/// The number of the object that the route names. The kernel lists its next hops as well, for those who know no objects.
+fn group(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::NhId(id) => Some(*id),
+        _ => None,
+    })
 }
 
 fn hops(message: &RouteMessage, devices: &Devices) -> Option<OrdSet<NextHop>> {

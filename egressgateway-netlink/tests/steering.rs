@@ -10,21 +10,29 @@ use egressgateway::{
     model::TargetId,
     testing::conformance::{self, Host},
 };
-use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings, SteeringState};
+use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings, SteeringState, SteeringStep};
 use egressgateway_testkit::netns::{in_namespace, wait_for_links};
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
-struct Namespace;
+struct Namespace {
+    keeps_connections: bool,
+}
+
+/// As on a kernel of today.
+const NAMESPACE: Namespace = Namespace { keeps_connections: true };
+/// As on a kernel without resilient groups.
+const OLD: Namespace = Namespace { keeps_connections: false };
 
 #[async_trait]
 impl Host<Steering> for Namespace {
     async fn driver(&self, hook: Arc<dyn WriteHook>) -> Steering {
-        Steering::new(Netlink::open().unwrap(), SteeringSettings::default(), hook)
+        let settings = SteeringSettings { keeps_connections: self.keeps_connections, ..SteeringSettings::default() };
+        Steering::new(Netlink::open().unwrap(), settings, hook)
     }
 
     async fn foreign(&self) -> String {
-        let lines =
-            [run("ip rule show"), run("ip -6 rule show"), run("ip -o route show table all"), run("ip -6 -o route show table all")].concat();
+        let lines = ["ip rule show", "ip -6 rule show", "ip -o route show table all", "ip -6 -o route show table all", "ip nexthop show"];
+        let lines = lines.map(run).concat();
         let ours = |line: &&str| !line.contains("proto 77") || line.contains("0x33/0xff");
         lines.lines().filter(ours).map(|line| format!("{line}\n")).chain([run("ip -br link")]).collect()
     }
@@ -49,7 +57,9 @@ fn world() {
          ip -6 rule add pref 99 fwmark 0x4000/0x4000 table 8
          ip route add 10.9.0.0/16 dev tun4 table 100
          ip route add 10.9.0.0/16 dev tun4
-         ip -6 route add fd09::/64 dev tun6 table 100");
+         ip -6 route add fd09::/64 dev tun6 table 100
+         ip nexthop add id 7 via 172.31.0.11 dev tun4 onlink
+         ip nexthop add id 8 group 7 type resilient buckets 8 idle_timer 60");
     wait_for_links();
 }
 
@@ -65,7 +75,13 @@ fn desired(targets: &[(u8, &[NextHop])], direct: &[&str]) -> SteeringDesired {
     SteeringDesired {
         targets: targets.iter().map(|(byte, hops)| (target(*byte), hops.iter().cloned().collect::<imbl::OrdSet<_>>())).collect(),
         direct: direct.iter().map(|network| network.parse::<ipnet::IpNet>().unwrap()).collect(),
+        ..SteeringDesired::default()
     }
+}
+
+/// The same with these targets balanced.
+fn balanced(desired: SteeringDesired, targets: &[u8]) -> SteeringDesired {
+    SteeringDesired { balanced: targets.iter().map(|byte| target(*byte)).collect(), ..desired }
 }
 
 fn states() -> Vec<SteeringDesired> {
@@ -74,12 +90,17 @@ fn states() -> Vec<SteeringDesired> {
     vec![
         desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, from_ref(&c4))], &["10.0.0.0/8", "fd00:1::/32"]),
         desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x05, from_ref(&c6))], &["10.0.0.0/8", "10.96.0.0/12"]),
-        desired(&[(0x11, &[b4, c4, c6, b6])], &[]),
+        balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), c4, a6, b6.clone(), c6]), (0x13, from_ref(&b4))], &[]), &[0x11]),
+        balanced(desired(&[(0x11, &[b4.clone()]), (0x13, &[a4, b4, b6])], &["10.0.0.0/8"]), &[0x11, 0x13]),
     ]
 }
 
 async fn reach(desired: &SteeringDesired) -> Steering {
-    let driver = Namespace.driver(Arc::new(())).await;
+    reach_on(&NAMESPACE, desired).await
+}
+
+async fn reach_on(namespace: &Namespace, desired: &SteeringDesired) -> Steering {
+    let driver = namespace.driver(Arc::new(())).await;
     let change = driver.plan(desired, &driver.observe().await.unwrap()).unwrap();
     driver.apply(&change.plan).await.unwrap();
     assert_eq!(driver.observe().await.unwrap(), change.after, "{}", change.plan);
@@ -90,7 +111,7 @@ async fn reach(desired: &SteeringDesired) -> Steering {
 fn steering_keeps_the_promises_of_a_driver() {
     in_namespace(|| async {
         world();
-        conformance::check(&Namespace, &states()).await;
+        conformance::check(&NAMESPACE, &states()).await;
     });
 }
 
@@ -99,9 +120,10 @@ fn generated() -> impl Strategy<Value = SteeringDesired> {
     let hops = [hop("tun4", "172.31.0.11"), hop("tun4", "172.31.0.12"), hop("tun6", "fd31::11"), hop("tun6", "fd31::12")].to_vec();
     let targets = prop::collection::vec((prop::sample::select(vec![0x11, 0x13, 0xff]), prop::sample::subsequence(hops, 0..=4)), 0..4);
     let direct = prop::sample::subsequence(vec!["10.0.0.0/8", "10.96.0.0/12", "fd00:1::/32"], 0..=3);
-    (targets, direct).prop_map(|(targets, direct)| {
+    let even = prop::sample::subsequence(vec![0x11, 0x13, 0xff], 0..=3);
+    (targets, direct, even).prop_map(|(targets, direct, even)| {
         let targets: Vec<(u8, &[NextHop])> = targets.iter().map(|(byte, hops)| (*byte, hops.as_slice())).collect();
-        desired(&targets, &direct)
+        balanced(desired(&targets, &direct), &even)
     })
 }
 
@@ -111,7 +133,7 @@ fn any_steering_follows_any_other() {
         world();
         let mut runner = TestRunner::deterministic();
         let states: Vec<_> = (0..60).map(|_| generated().new_tree(&mut runner).unwrap().current()).collect();
-        conformance::walk(&Namespace, &states).await;
+        conformance::walk(&NAMESPACE, &states).await;
     });
 }
 
@@ -141,6 +163,98 @@ fn the_kernel_itself_routes_as_the_tracer_says() {
         assert_eq!(state.route(0x1300_0000, "10.1.1.1".parse().unwrap()), Route::Direct);
         assert_eq!(state.route(0x7700_0000, "1.1.1.1".parse().unwrap()), Route::Unmarked);
         assert_eq!(settings.table(TargetId::FIRST), Some(100));
+    });
+}
+
+/// Three gateways of a balanced target, and the two that are left.
+fn three_and_two() -> (SteeringDesired, SteeringDesired) {
+    let hops = ["172.31.0.11", "172.31.0.12", "172.31.0.13"].map(|via| hop("tun4", via));
+    let of = |hops: &[NextHop]| balanced(desired(&[(0x11, hops)], &[]), &[0x11]);
+    (of(&hops), of(&hops[..2]))
+}
+
+#[test]
+fn of_a_balanced_target_only_the_group_changes_when_a_next_hop_goes_or_comes() {
+    in_namespace(|| async {
+        world();
+        let (three, two) = three_and_two();
+        let driver = reach(&three).await;
+        let verbs = |change: &egressgateway::Change<_, SteeringState>| {
+            let plan: &egressgateway_netlink::SteeringPlan = &change.plan;
+            plan.steps().iter().map(SteeringStep::verb).collect::<Vec<_>>()
+        };
+        let loss = driver.plan(&two, &driver.observe().await.unwrap()).unwrap();
+        assert_eq!(verbs(&loss), ["replace next hop", "delete next hop", "delete next hop"], "{}", loss.plan);
+        driver.apply(&loss.plan).await.unwrap();
+        let return_ = driver.plan(&three, &loss.after).unwrap();
+        assert_eq!(verbs(&return_), ["add next hop", "add next hop", "replace next hop"], "{}", return_.plan);
+        driver.apply(&return_.plan).await.unwrap();
+        assert_eq!(driver.observe().await.unwrap(), return_.after);
+    });
+}
+
+#[test]
+fn next_hops_that_somebody_deletes_or_changes_leak_nothing_and_come_back() {
+    in_namespace(|| async {
+        world();
+        let (three, _) = three_and_two();
+        let driver = reach(&three).await;
+        let ids = run("ip nexthop show proto 77 | cut -d ' ' -f 2");
+        let (hops, group): (Vec<&str>, Vec<&str>) = ids.lines().partition(|id| id.starts_with("16"));
+        let [group] = group[..] else { panic!("one group: {ids}") };
+        assert_eq!((hops.len(), group), (6, "1700000174"), "each next hop has two numbers");
+        let all = hops.iter().map(|id| format!("ip nexthop del id {id}\n")).collect::<String>();
+        let (first, second) = (hops[0], hops[1]);
+        for damage in [
+            format!("ip nexthop del id {first}"),
+            format!("ip nexthop del id {group}"),
+            all,
+            format!("ip nexthop replace id {first} via 172.31.0.99 dev tun4 onlink proto 77"),
+            format!("ip nexthop del id {first}; ip nexthop add id {first} blackhole proto 77"),
+            format!("ip nexthop replace id {group} group {first} type resilient buckets 4096 idle_timer 7 proto 77"),
+            format!("ip nexthop del id {group}; ip nexthop add id {group} group {first}/{second} proto 77"),
+            format!("ip nexthop add id 55 via 172.31.0.99 dev tun4 onlink proto 77; ip nexthop add id 56 group 55/{first} proto 77"),
+        ] {
+            run(&damage);
+            let hurt = driver.observe().await.unwrap();
+            let there = hurt.routes.iter().any(|(_, action)| matches!(action, egressgateway_netlink::RouteAction::Group(_)));
+            let way = hurt.route(0x1100_0000, "1.1.1.1".parse().unwrap());
+            assert!(there || way == Route::Unreachable, "{damage}: closed, not open: {way:?}");
+            reach(&three).await;
+            assert_eq!(run("ip nexthop show proto 77 | wc -l").trim(), "7", "{damage}");
+        }
+    });
+}
+
+#[test]
+fn a_number_that_somebody_else_has_is_a_conflict_and_stays_theirs() {
+    in_namespace(|| async {
+        world();
+        run("ip nexthop add id 1700000174 group 7");
+        let (three, _) = three_and_two();
+        let driver = NAMESPACE.driver(Arc::new(())).await;
+        let change = driver.plan(&three, &driver.observe().await.unwrap()).unwrap();
+        let error = driver.apply(&change.plan).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error.context.contains("1700000174"), "{}", error.chain());
+        assert!(run("ip nexthop show id 1700000174").contains("group 7"));
+    });
+}
+
+#[test]
+fn where_the_kernel_has_no_resilient_groups_the_routes_have_the_next_hops() {
+    in_namespace(|| async {
+        world();
+        assert!(Steering::keeps_connections_on(&Netlink::open().unwrap()).await.unwrap(), "this kernel has them");
+        conformance::check(&OLD, &states()[1..3]).await;
+        // And after an upgrade of the kernel, or of us.
+        let (three, _) = three_and_two();
+        for namespace in [&OLD, &NAMESPACE, &OLD] {
+            reach_on(namespace, &three).await;
+            assert_eq!(run("ip nexthop show proto 77").is_empty(), !namespace.keeps_connections);
+        }
+        assert_eq!(run("cat /proc/sys/net/ipv4/fib_multipath_hash_policy").trim(), "1");
+        reach_on(&OLD, &SteeringDesired::default()).await;
     });
 }
 
@@ -184,10 +298,14 @@ fn what_somebody_deletes_or_adds_under_our_tag_is_put_right() {
              ip route del unreachable default table 100 metric 4278198272
              ip route add blackhole 9.9.9.9 table 555 proto 77
              ip -6 route append fd99::/64 via fd31::99 dev tun6 onlink table 100 proto 77
-             echo 0 > /proc/sys/net/ipv6/fib_multipath_hash_policy");
+             echo 0 > /proc/sys/net/ipv6/fib_multipath_hash_policy
+             echo 7 > /proc/sys/net/ipv4/fib_multipath_hash_fields");
         reach(state).await;
         assert_eq!(run("ip route show table 555"), "");
-        assert_eq!(run("cat /proc/sys/net/ipv6/fib_multipath_hash_policy").trim(), "1");
+        for family in ["ipv4", "ipv6"] {
+            assert_eq!(run(&format!("cat /proc/sys/net/{family}/fib_multipath_hash_policy")).trim(), "3");
+            assert_eq!(run(&format!("cat /proc/sys/net/{family}/fib_multipath_hash_fields")).trim(), "55");
+        }
     });
 }
 
@@ -195,7 +313,7 @@ fn what_somebody_deletes_or_adds_under_our_tag_is_put_right() {
 fn the_text_of_a_plan_is_a_script_that_does_the_same() {
     in_namespace(|| async {
         world();
-        let driver = Namespace.driver(Arc::new(())).await;
+        let driver = NAMESPACE.driver(Arc::new(())).await;
         let states = states();
         for state in states.iter().chain([&SteeringDesired::default()]) {
             let change = driver.plan(state, &driver.observe().await.unwrap()).unwrap();
@@ -224,7 +342,8 @@ fn lightweight_tunnels_are_read_back_as_they_were_written() {
         let (three, four) = (over("fd31::11", "10.6.0.2"), over("fd31::12", "fd06::3"));
         let single = desired(&[(0x11, &[one.clone(), four.clone()])], &[]);
         let several = desired(&[(0x11, &[one, two, three, four])], &[]);
-        for state in [&single, &several, &single, &SteeringDesired::default()] {
+        let even = balanced(several.clone(), &[0x11]);
+        for state in [&single, &several, &single, &even, &single, &SteeringDesired::default()] {
             reach(state).await;
         }
     });

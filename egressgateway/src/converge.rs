@@ -19,6 +19,8 @@ pub struct NodeDesired {
     pub tunnel: TunnelDesired,
     /// The nodes that each target's traffic goes to from here: live ones only, this node excluded.
     pub paths: OrdMap<TargetId, OrdSet<NodeName>>,
+    /// The targets whose connections are spread over all their nodes (`forwardMethod: ecmp`), be it one at the moment.
+    pub balanced: OrdSet<TargetId>,
     /// Networks inside the cluster that no mark leads away from.
     pub direct: OrdSet<IpNet>,
     /// The egress addresses that it answers for.
@@ -68,7 +70,7 @@ impl NodeDesired {
                 .collect::<OrdSet<_>>()
         };
         let targets = self.paths.iter().map(|(target, nodes)| (*target, next_hops(nodes))).collect();
-        SteeringDesired { targets, direct: self.direct.clone() }
+        SteeringDesired { targets, balanced: self.balanced.clone(), direct: self.direct.clone() }
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Encap {
 pub struct SteeringDesired {
     /// Next hops of each target; IPv4 and IPv6 apart by the family of `via`.
     pub targets: OrdMap<TargetId, OrdSet<NextHop>>,
+    /// The targets whose connections are spread over all their next hops, each to keep its own while others come and go. Of any other with
+    /// several next hops only the spread is promised.
+    pub balanced: OrdSet<TargetId>,
     /// Networks inside the cluster: a marked packet to them is routed as if it had no mark (`throw`).
     pub direct: OrdSet<IpNet>,
 }
@@ -51,6 +54,11 @@ impl SteeringDesired {
     /// know it.
     #[must_use]
     pub fn union(&self, next: &Self) -> Self {
-        Self { targets: next.targets.clone().union(self.targets.clone()), direct: next.direct.clone() }
+        let gone = self.balanced.iter().filter(|target| !next.targets.contains_key(*target)).copied();
+        Self {
+            targets: next.targets.clone().union(self.targets.clone()),
+            balanced: next.balanced.clone().into_iter().chain(gone).collect(),
+            direct: next.direct.clone(),
+        }
     }
 }

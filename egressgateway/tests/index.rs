@@ -231,6 +231,13 @@ fn ecmp_uses_every_active_node() {
 }
 
 #[test]
+fn connections_are_balanced_where_the_gateway_says_so_even_over_one_node() {
+    let balanced = |text: &str| index([gateway("g", text)]).desired().balanced.contains(&TargetId::FIRST);
+    assert!(!balanced(GATEWAY));
+    assert!(balanced(&GATEWAY.replace("mark:", "forwardMethod: ecmp, mark:")), "with one active node");
+}
+
+#[test]
 fn subnets_have_the_policies_that_cover_them_and_a_pods_labels_add_to_that() {
     let subnet = |net: &str| format!("spec: {{appliedTo: {{ipv4PodSubnet: {net}}}, destCIDR: [10.6.2.0/24]}}");
     let mut index = index([

@@ -45,8 +45,15 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
     let Backend { policy, counters, monitor, view, why } = backend::choose(config).await?;
     let (netlink, parent) = (Netlink::open()?, config.tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named));
     let Tunnel { driver, encapsulation } = tunnel::choose(config, &netlink).await?;
+    let keeps_connections = Steering::keeps_connections_on(&netlink).await?;
+    if !keeps_connections {
+        tracing::warn!(
+            "this kernel has no resilient groups of next hops (Linux 5.14): connections through the nodes of a gateway that balances may be \
+             assigned anew whenever one goes or comes"
+        );
+    }
     Ok(Node {
-        drivers: drivers(config, &netlink, driver, policy),
+        drivers: drivers(config, &netlink, keeps_connections, driver, policy),
         encapsulation,
         monitor,
         connections: ConnectionTable::new(netlink.clone(), config.mark.mask),
@@ -67,7 +74,7 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
 pub(crate) async fn removal(config: &Config) -> Result<Drivers, Failure> {
     check(config)?;
     let netlink = Netlink::open()?;
-    Ok(drivers(config, &netlink, tunnel::removal(config, &netlink), backend::removal(config).await?))
+    Ok(drivers(config, &netlink, true, tunnel::removal(config, &netlink), backend::removal(config).await?))
 }
 
 fn check(config: &Config) -> Result<(), Failure> {
@@ -78,6 +85,7 @@ fn check(config: &Config) -> Result<(), Failure> {
 fn drivers(
     config: &Config,
     netlink: &Netlink,
+    keeps_connections: bool,
     tunnel: Box<dyn Reconcile<TunnelDesired>>,
     policy: Box<dyn Reconcile<PolicyDesired>>,
 ) -> Drivers {
@@ -86,6 +94,7 @@ fn drivers(
         rule_priority: config.routing.rule_priority,
         protocol: config.routing.protocol,
         mask: config.mark.mask,
+        keeps_connections,
     };
     Drivers {
         tunnel,

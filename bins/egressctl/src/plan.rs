@@ -50,8 +50,13 @@ fn of_node(cluster: &Offline, (config, tunnel): (&Config, &Tunnel), node: &NodeN
         }
     };
     let routing = &config.routing;
-    let steering =
-        SteeringSettings { table_base: routing.table_base, rule_priority: routing.rule_priority, protocol: routing.protocol, mask };
+    let steering = SteeringSettings {
+        table_base: routing.table_base,
+        rule_priority: routing.rule_priority,
+        protocol: routing.protocol,
+        mask,
+        ..SteeringSettings::default()
+    };
     Ok(NodePlan {
         node: node.to_string(),
         tunnel: tunnel.plan(&desired.tunnel).map_err(failed)?,

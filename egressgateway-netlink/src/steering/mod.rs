@@ -1,5 +1,7 @@
 //! The driver of policy routing: for each target a rule, and a table that leads to its gateways or nowhere.
 
+mod flow_hash;
+mod numbers;
 mod plan;
 mod state;
 
@@ -20,11 +22,7 @@ use crate::{
     route::RouteAction,
     sysctl,
 };
-
-/// Kernel parameter: how a flow is assigned to one of several next hops.
-const FLOW_HASH: &str = "fib_multipath_hash_policy";
-/// Its value for "by addresses, protocol and ports".
-const FLOW_HASH_L4: &str = "1";
+use flow_hash::FlowHash;
 
 /// Numbers that the driver uses, and knows its own objects by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,11 +35,20 @@ pub struct SteeringSettings {
     pub protocol: u8,
     /// The bits of the packet mark that are ours.
     pub mask: MarkMask,
+    /// Whether the kernel can keep connections with their next hop ([`Steering::keeps_connections_on`]). Where it can't, a balanced target has
+    /// a plain route over its next hops, which deals connections out anew whenever one comes or goes.
+    pub keeps_connections: bool,
 }
 
 impl Default for SteeringSettings {
     fn default() -> Self {
-        Self { table_base: TABLE_BASE, rule_priority: RULE_PRIORITY, protocol: PROTOCOL, mask: MarkMask::default() }
+        Self {
+            table_base: TABLE_BASE,
+            rule_priority: RULE_PRIORITY,
+            protocol: PROTOCOL,
+            mask: MarkMask::default(),
+            keeps_connections: true,
+        }
     }
 }
 
@@ -53,6 +60,10 @@ impl SteeringSettings {
     pub fn table(&self, target: TargetId) -> Option<u32> {
         let place = TargetId::all().position(|other| other == target)?;
         (self.table_base.max(1)..=u32::MAX).filter(|table| !RESERVED_TABLES.contains(table)).nth(place)
+    }
+
+    fn flow_hash(&self) -> FlowHash {
+        if self.keeps_connections { FlowHash::Packet } else { FlowHash::Sender }
     }
 
     /// Priority of the loop guard.
@@ -70,10 +81,16 @@ impl SteeringSettings {
 /// - in the table: `throw` for networks inside the cluster, a default route over the live next hops, and `unreachable` behind it, always, so
 ///   that without a next hop a packet never falls through to the main table.
 ///
-/// It owns the rules with its protocol number, its mask and one of its two priorities, and the routes with its protocol number.
+/// The default route of a [balanced](SteeringDesired::balanced) target leads to a resilient group of next hops, also when there is one at the
+/// moment. When one goes, the group is replaced in one step, and the kernel deals out its share alone; then the next hop is deleted. A group or a
+/// next hop that somebody deletes takes its routes with it, and the `unreachable` behind them stays.
 ///
-/// With several next hops the kernel must choose by flow (`net.ipv4.fib_multipath_hash_policy=1`, and for IPv6): the driver sets that
-/// while it has such a route, and leaves it set afterwards, because others may rely on it by then.
+/// It owns the rules with its protocol number, its mask and one of its two priorities, and the routes, next hops and groups with its
+/// protocol number.
+///
+/// With several next hops the kernel must choose by flow (`net.ipv4.fib_multipath_hash_policy=3` with `fib_multipath_hash_fields=55`, or 1
+/// where connections can't be kept; and for IPv6): the driver sets that while it has such a route, and leaves it set afterwards, because
+/// others may rely on it by then.
 #[derive(Clone, Debug)]
 pub struct Steering {
     netlink: Option<Netlink>,
@@ -86,6 +103,15 @@ impl Steering {
     #[must_use]
     pub fn new(netlink: Netlink, settings: SteeringSettings, hook: Arc<dyn WriteHook>) -> Self {
         Self { netlink: Some(netlink), settings, hook }
+    }
+
+    /// Whether the kernel can keep connections with their next hop while others come and go: whether it has resilient groups and hashes
+    /// packets by their own fields (Linux 5.14). Of the network namespace of the calling thread, which must be that of `netlink`.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub async fn keeps_connections_on(netlink: &Netlink) -> Result<bool, Error> {
+        Ok(FlowHash::knows_packets()? && netlink.has_resilient_groups().await?)
     }
 
     /// A driver that can only plan.
@@ -111,14 +137,14 @@ impl Driver for Steering {
         let priorities = [self.settings.guard_priority(), rule_priority];
         let mut state = SteeringState { without_ipv6: !sysctl::has_family(Family::V6), ..SteeringState::default() };
         let devices = netlink.devices().await?;
+        state.next_hops = netlink.next_hop_objects(protocol, &devices).await?;
         for family in state.families() {
             state.rules.extend(netlink.rules(family, protocol, mask, &priorities).await?);
             state.routes.extend(netlink.routes(family, protocol, &devices).await?);
         }
         for family in state.families() {
             if state.has_several_next_hops(family) {
-                let policy = sysctl::read(&[sysctl::directory(family), FLOW_HASH])?;
-                state.flow_hash.insert(family, policy.as_deref() == Some(FLOW_HASH_L4));
+                state.flow_hash.insert(family, self.settings.flow_hash().is_set(family)?);
             }
         }
         Ok(state)
@@ -126,7 +152,7 @@ impl Driver for Steering {
 
     fn plan(&self, desired: &SteeringDesired, current: &SteeringState) -> Result<Change<SteeringPlan, SteeringState>, Error> {
         let after = SteeringState::of(desired, &self.settings, current.without_ipv6)?;
-        let plan = SteeringPlan::between(current, &after, self.settings.protocol);
+        let plan = SteeringPlan::between(current, &after, &self.settings);
         Ok(Change { plan, after })
     }
 
@@ -136,7 +162,10 @@ impl Driver for Steering {
         for step in &plan.steps {
             self.hook.before(step.verb())?;
             match step {
-                SteeringStep::HashFlows(family) => sysctl::write(&[sysctl::directory(*family), FLOW_HASH], FLOW_HASH_L4)?,
+                SteeringStep::AddNextHop(id, object) => netlink.set_next_hop_object(*id, object, plan.protocol, &devices, false).await?,
+                SteeringStep::ReplaceNextHop(id, object) => netlink.set_next_hop_object(*id, object, plan.protocol, &devices, true).await?,
+                SteeringStep::DeleteNextHop(id, _) => netlink.delete_next_hop_object(*id).await?,
+                SteeringStep::HashFlows(family) => plan.flow_hash.set(*family)?,
                 SteeringStep::AddRule(rule) => netlink.add_rule(rule, plan.protocol).await?,
                 SteeringStep::DeleteRule(rule) => netlink.delete_rule(rule, plan.protocol).await?,
                 SteeringStep::AddRoute(key, action) => netlink.set_route(key, action, plan.protocol, &devices, false).await?,

@@ -9,9 +9,10 @@ use egressgateway::{
 use imbl::{OrdMap, OrdSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::SteeringSettings;
+use super::{SteeringSettings, numbers};
 use crate::{
     constants::{METRIC, RULE_PRIORITY_MAX, RULE_PRIORITY_MIN, TABLE_MAIN, UNREACHABLE_METRIC},
+    next_hop::NextHopObject,
     route::{RouteAction, RouteKey},
     rule::Rule,
 };
@@ -23,7 +24,9 @@ pub struct SteeringState {
     pub rules: OrdSet<Rule>,
     /// Routes.
     pub routes: OrdMap<RouteKey, RouteAction>,
-    /// For each family with a route over several next hops: whether flows are assigned to them by addresses and ports.
+    /// What the kernel keeps under numbers: next hops and their groups.
+    pub next_hops: OrdMap<u32, NextHopObject>,
+    /// For each family with a route over several next hops, or over a group: whether flows are assigned to them by addresses and ports.
     pub flow_hash: OrdMap<Family, bool>,
     /// Whether the kernel has no IPv6 at all, so that there is nothing to steer.
     pub without_ipv6: bool,
@@ -55,7 +58,33 @@ impl SteeringState {
             None => Route::Unmarked,
             Some((_, RouteAction::Throw)) => Route::Direct,
             Some((_, RouteAction::Via(hops))) => Route::Via(hops.iter().cloned().collect()),
+            Some((_, RouteAction::Group(id))) => Route::Via(self.members(*id).into_iter().collect()),
             Some((_, RouteAction::Unreachable | RouteAction::Other(_))) => Route::Unreachable,
+        }
+    }
+
+    /// The next hops of a group.
+    fn members(&self, id: u32) -> OrdSet<NextHop> {
+        let Some(NextHopObject::Group(members)) = self.next_hops.get(&id) else { return OrdSet::new() };
+        let hops = members.iter().filter_map(|member| match self.next_hops.get(member) {
+            Some(NextHopObject::Hop(hop)) => Some(hop.clone()),
+            _ => None,
+        });
+        hops.collect()
+    }
+
+    /// What else the kernel forgets when it is told to delete an object: its place in groups, the groups that it was the last of, and
+    /// their routes.
+    pub(super) fn forget(&mut self, id: u32) {
+        self.next_hops.remove(&id);
+        self.routes = std::mem::take(&mut self.routes).into_iter().filter(|(_, action)| *action != RouteAction::Group(id)).collect();
+        let groups: Vec<_> = self.next_hops.iter().filter_map(|(group, object)| Some((*group, without(object, id)?))).collect();
+        for (group, members) in groups {
+            if members.is_empty() {
+                self.forget(group);
+            } else {
+                self.next_hops.insert(group, NextHopObject::Group(members));
+            }
         }
     }
 
@@ -71,6 +100,9 @@ impl SteeringState {
         let mut state = Self { without_ipv6, ..Self::default() };
         for (target, hops) in &desired.targets {
             state.add_target(*target, hops, &desired.direct, settings)?;
+        }
+        if settings.keeps_connections {
+            state.group(desired, settings);
         }
         state.flow_hash =
             state.families().into_iter().filter(|family| state.has_several_next_hops(*family)).map(|family| (family, true)).collect();
@@ -104,12 +136,46 @@ impl SteeringState {
         Ok(())
     }
 
+    /// Puts groups in the place of the balanced targets' next hops.
+    fn group(&mut self, desired: &SteeringDesired, settings: &SteeringSettings) {
+        let balanced: Vec<_> = desired.balanced.iter().filter_map(|target| Some((*target, settings.table(*target)?))).collect();
+        let ways = balanced.into_iter().flat_map(|(target, table)| {
+            Family::ALL.map(|family| (numbers::group(target, family), RouteKey { table, destination: everything(family), metric: METRIC }))
+        });
+        let groups: Vec<(u32, OrdSet<NextHop>)> = ways
+            .filter_map(|(id, key)| match self.routes.get_mut(&key).map(|action| std::mem::replace(action, RouteAction::Group(id))) {
+                Some(RouteAction::Via(hops)) => Some((id, hops)),
+                _ => None,
+            })
+            .collect();
+        let numbers = numbers::hops(groups.iter().flat_map(|(_, hops)| hops));
+        for (id, hops) in &groups {
+            self.next_hops.insert(*id, NextHopObject::Group(hops.iter().flat_map(|hop| numbers[hop]).collect()));
+        }
+        for (hop, pair) in &numbers {
+            self.next_hops.extend(pair.map(|id| (id, NextHopObject::Hop(hop.clone()))));
+        }
+    }
+
     pub(super) fn families(&self) -> Vec<Family> {
         Family::ALL.into_iter().filter(|family| !(self.without_ipv6 && *family == Family::V6)).collect()
     }
 
     pub(super) fn has_several_next_hops(&self, family: Family) -> bool {
-        self.routes.iter().any(|(key, action)| key.family() == family && matches!(action, RouteAction::Via(hops) if hops.len() > 1))
+        let several = |action: &RouteAction| match action {
+            RouteAction::Via(hops) => hops.len() > 1,
+            RouteAction::Group(_) => true,
+            _ => false,
+        };
+        self.routes.iter().any(|(key, action)| key.family() == family && several(action))
+    }
+}
+
+/// The members of a group that this was one of, without it.
+fn without(object: &NextHopObject, id: u32) -> Option<OrdSet<u32>> {
+    match object {
+        NextHopObject::Group(members) if members.contains(&id) => Some(members.without(&id)),
+        _ => None,
     }
 }
 

@@ -306,6 +306,7 @@ impl Index {
         let mut exits: imbl::OrdSet<TargetId> = imbl::OrdSet::new();
         let mut accepts: imbl::OrdSet<TargetId> = imbl::OrdSet::new();
         let mut paths: OrdMap<TargetId, imbl::OrdSet<NodeName>> = OrdMap::new();
+        let mut balanced: imbl::OrdSet<TargetId> = imbl::OrdSet::new();
         let mut add = |target: TargetId, nodes: Vec<NodeName>, accept: bool| {
             if nodes.contains(own) {
                 exits.insert(target);
@@ -319,6 +320,9 @@ impl Index {
             if let Some(target) = gateway.state.target {
                 let member = gateway.state.members.iter().any(|member| member.node == *own);
                 add(target, plan::candidates(gateway, self.settings.forward_method, &self.down), member);
+                if plan::forward_method(gateway, self.settings.forward_method) == ForwardMethod::Ecmp {
+                    balanced.insert(target);
+                }
             }
             for member in &gateway.state.members {
                 if let Some(target) = member.target {
@@ -333,6 +337,7 @@ impl Index {
         policy.exits = exits;
         policy.accepts = accepts;
         self.desired.paths = paths;
+        self.desired.balanced = balanced;
         let is_exit = self.memberships().next().is_some();
         self.desired.policy.overlay.unknown_may_exit = is_exit && !self.needs_all_pods();
     }

@@ -144,7 +144,8 @@ impl ClassIds {
 
 /// FNV-1a, 64 bits: small, stable over versions and platforms, which the standard library's hashers do not promise.
 /// <https://www.rfc-editor.org/rfc/rfc9923>
-pub(crate) fn fnv1a64(bytes: &[u8]) -> u64 {
+#[must_use]
+pub fn fnv1a64(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 

@@ -8,7 +8,7 @@ mod name;
 mod range;
 mod verdict;
 
-pub use class::{ClassId, ClassIds, ClassKey};
+pub use class::{ClassId, ClassIds, ClassKey, fnv1a64};
 pub use family::Family;
 pub use mac::{MacAddress, ParseMacAddressError};
 pub use mark::{InvalidMarkMask, MarkMask, TargetId};

@@ -101,12 +101,18 @@ pub fn verdict(spec: &PolicySpec, state: &PolicyState, gateway: &Gateway, family
     }
 }
 
+/// How a gateway forwards: as its status says, or else its specification, or else the configuration.
+#[must_use]
+pub fn forward_method(gateway: &Gateway, default_method: ForwardMethod) -> ForwardMethod {
+    let configured = gateway.spec.as_ref().ok().and_then(|spec| spec.forward_method);
+    gateway.state.forward_method.or(configured).unwrap_or(default_method)
+}
+
 /// The nodes that a gateway's traffic goes to: the first usable one in order of preference (the active one before the others), or all of
 /// them.
 #[must_use]
 pub fn candidates(gateway: &Gateway, default_method: ForwardMethod, down: &BTreeSet<NodeName>) -> Vec<NodeName> {
-    let configured = gateway.spec.as_ref().ok().and_then(|spec| spec.forward_method);
-    let method = gateway.state.forward_method.or(configured).unwrap_or(default_method);
+    let method = forward_method(gateway, default_method);
     let usable = || gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready && !down.contains(&member.node));
     let active = || usable().filter(|member| member.active);
     match method {

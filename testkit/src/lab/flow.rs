@@ -36,9 +36,9 @@ impl Flow {
         Ok(Self { source: source(&line)?, wire: Wire::Tcp(stream), echoed: 0 })
     }
 
-    /// Opens in the calling thread's namespace, and asks once for the source seen.
-    pub(super) fn udp(to: SocketAddr, patience: Duration) -> io::Result<Self> {
-        let socket = udp_socket(to, patience / ATTEMPTS)?;
+    /// Opens in the calling thread's namespace, and asks once for the source seen. Port 0 is a fresh one.
+    pub(super) fn udp(to: SocketAddr, port: u16, patience: Duration) -> io::Result<Self> {
+        let socket = udp_socket(to, port, patience / ATTEMPTS)?;
         let mut flow = Self { wire: Wire::Udp(socket), source: to, echoed: 0 };
         flow.echo()?;
         Ok(flow)
@@ -108,10 +108,10 @@ impl Flow {
     }
 }
 
-/// A UDP socket from a fresh port to `to`.
-pub(super) fn udp_socket(to: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
+/// A UDP socket from this port, or with 0 a fresh one, to `to`.
+pub(super) fn udp_socket(to: SocketAddr, port: u16, patience: Duration) -> io::Result<UdpSocket> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any, port))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
     Ok(socket)

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr, TcpListener},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -109,7 +110,7 @@ impl Namespace {
     /// # Errors
     /// As [`Namespace::connect_udp`].
     pub fn open_udp(&self, to: SocketAddr) -> io::Result<Flow> {
-        self.enter(|| Flow::udp(to, patient(PATIENCE)))?
+        self.enter(|| Flow::udp(to, 0, patient(PATIENCE)))?
     }
 
     /// Whether nothing answers at `to`, asked once by TCP and once by UDP, each for `patience`.
@@ -117,7 +118,7 @@ impl Namespace {
     /// # Errors
     /// With the source that was seen when something did answer; when the lab has ended.
     pub fn cannot_reach(&self, to: SocketAddr, patience: Duration) -> io::Result<()> {
-        let answers = self.enter(|| [Flow::tcp(to, patience), Flow::udp(to, patience)])?;
+        let answers = self.enter(|| [Flow::tcp(to, patience), Flow::udp(to, 0, patience)])?;
         match answers.into_iter().flatten().next() {
             None => Ok(()),
             Some(flow) => Err(io::Error::other(format!("{to} answered, and saw {}", flow.source_seen()))),
@@ -135,6 +136,15 @@ impl Namespace {
     /// # Errors
     /// At the first without an answer.
     pub fn connect_many(&self, to: SocketAddr, count: usize) -> io::Result<Vec<SocketAddr>> {
-        self.enter(|| (0..count).map(|_| Flow::udp(to, patient(PATIENCE)).map(|flow| flow.source_seen())).collect())?
+        self.enter(|| (0..count).map(|_| Flow::udp(to, 0, patient(PATIENCE)).map(|flow| flow.source_seen())).collect())?
+    }
+
+    /// Sends from each of these UDP ports, one after the other, and returns the sources seen. From the same ports again, these are the same
+    /// connections, although no socket stays open.
+    ///
+    /// # Errors
+    /// At the first without an answer.
+    pub fn connect_from(&self, to: SocketAddr, ports: Range<u16>) -> io::Result<Vec<SocketAddr>> {
+        self.enter(|| ports.map(|port| Flow::udp(to, port, patient(PATIENCE)).map(|flow| flow.source_seen())).collect())?
     }
 }

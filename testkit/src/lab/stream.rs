@@ -197,7 +197,7 @@ fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io:
     /// Answers later than this many datagrams are not waited for.
     const SOCKETS: usize = 64;
     let open = || {
-        let socket = udp_socket(to, interval)?;
+        let socket = udp_socket(to, 0, interval)?;
         socket.set_nonblocking(true).map(|()| socket)
     };
     let mut sockets = std::collections::VecDeque::from([open()?]);

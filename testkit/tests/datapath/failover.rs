@@ -16,7 +16,7 @@ use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, usual_p
 const STEP: Duration = Duration::from_millis(1);
 
 /// Governed, and both gateways have answered probes of the client.
-fn probed(world: World) -> World {
+pub(crate) fn probed(world: World) -> World {
     world.cluster.eventually("the client's probes are answered", || {
         let answered = world.cluster.metric(CLIENT, "egressgateway_agent_probes_answered_total").unwrap_or_default();
         if answered >= 20.0 { Ok(()) } else { Err(format!("{answered} answers")) }
@@ -93,14 +93,14 @@ pub(crate) fn a_dead_gateway_leaves_the_balance(path: &DataPath) {
     let world = World::start(path);
     world.cluster.apply(&GATEWAY.replace("spec: {", "spec: {forwardMethod: ecmp, "));
     world.cluster.apply(&usual_policy());
-    let seen = |endpoint| {
+    let seen = |world: &World, endpoint| {
         let seen = world.shop.connect_many(endpoint, 32).map_err(|error| error.to_string())?;
         Ok::<_, String>(seen.iter().map(std::net::SocketAddr::ip).collect::<std::collections::BTreeSet<_>>())
     };
     let both = |world: &World| {
         for endpoint in world.endpoints(GOVERNED) {
             world.cluster.eventually("both gateways are used", || {
-                let seen = seen(endpoint)?;
+                let seen = seen(world, endpoint)?;
                 if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?}")) }
             });
         }
@@ -109,11 +109,17 @@ pub(crate) fn a_dead_gateway_leaves_the_balance(path: &DataPath) {
     let world = probed(world);
     world.cluster.lab.node(GATEWAYS[0]).power_off().unwrap();
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
-    for endpoint in world.endpoints(GOVERNED) {
-        let left = world.cluster.lab.node(GATEWAYS[1]).like(endpoint.ip());
-        let seen = world.shop.connect_many(endpoint, 32).unwrap();
-        assert!(seen.iter().all(|seen| seen.ip() == left), "{seen:?}");
-    }
+    let through_the_one_left = |world: &World| {
+        for endpoint in world.endpoints(GOVERNED) {
+            let left = world.cluster.lab.node(GATEWAYS[1]).like(endpoint.ip());
+            let seen = world.shop.connect_from(endpoint, 20_000..20_064).unwrap();
+            assert!(seen.iter().all(|seen| seen.ip() == left), "{seen:?}");
+        }
+    };
+    through_the_one_left(&world);
+    world.cluster.lab.node(GATEWAYS[0]).power_on().unwrap();
+    both(&world);
+    through_the_one_left(&world);
 }
 
 /// As `egressctl` does it, which has tests of its own.

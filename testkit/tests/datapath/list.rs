@@ -51,6 +51,9 @@ macro_rules! every_check_on {
                 a_gateways_agent_that_is_killed_or_restarted_is_no_failure
                 a_dead_gateway_leaves_the_balance
                 a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards;
+            ecmp:
+                of_three_gateways_each_has_its_share_and_keeps_it_while_another_goes_and_comes
+                connections_stay_with_their_gateway_when_packets_are_lost;
             egress_addresses:
                 an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone
                 an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go

@@ -7,6 +7,7 @@
 mod list;
 
 mod changes;
+mod ecmp;
 mod egress_addresses;
 mod failover;
 mod failures;
