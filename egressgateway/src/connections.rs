@@ -55,7 +55,7 @@ impl PolicyDesired {
         found.filter(|_| !self.is_exempt(destination)).unwrap_or(Verdict::Pass)
     }
 
-    /// Whether a connection that nothing governs would be governed if it began now: it began before the policy did, or when the
+    /// Whether a connection that nothing governs would be governed, or wait, if it began now: it began before the policy did, or when the
     /// pod's address was another pod's.
     #[must_use]
     pub fn is_stale(&self, connection: &Connection, view: DestinationView, mask: MarkMask) -> bool {
@@ -65,8 +65,14 @@ impl PolicyDesired {
         };
         // A backend that looks before translation lets go what translation then sends into the cluster.
         connection.mark & mask.bits() == 0
-            && self.verdict(connection.source, seen) != Verdict::Pass
+            && (self.verdict(connection.source, seen) != Verdict::Pass || self.waits(connection.source, seen))
             && (seen == connection.translated || !self.is_exempt(connection.translated))
+    }
+
+    /// Whether the start gate holds a new connection, because its source is not known.
+    fn waits(&self, source: IpAddr, destination: IpAddr) -> bool {
+        let gate = self.start_gate.as_ref().filter(|gate| gate.holds(source, destination));
+        gate.is_some() && self.class_of(source).is_none() && !self.is_exempt(destination)
     }
 
     fn class_of(&self, source: IpAddr) -> Option<ClassId> {
@@ -91,7 +97,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{SourceNat, TargetId};
+    use crate::{
+        StartGate,
+        model::{SourceNat, TargetId},
+    };
 
     const TO_FIRST: Verdict = Verdict::Egress { target: TargetId::FIRST, source_nat: SourceNat::NodeAddress };
 
@@ -158,6 +167,25 @@ mod tests {
         assert!(!stale(&inward, DestinationView::AsSent) && !stale(&inward, DestinationView::Translated));
         let reverse = connection("10.6.1.7", "10.244.0.5", "10.244.0.5");
         assert!(!stale(&reverse, DestinationView::Translated), "others began it");
+    }
+
+    #[test]
+    fn what_would_wait_at_the_start_gate_is_stale_whoever_is_known_is_not() {
+        let gate = StartGate {
+            local: OrdSet::unit("10.244.0.0/16".parse().unwrap()),
+            known: OrdSet::unit(ip("10.244.1.6")),
+            governed: OrdSet::unit(range("10.6.1.0/24")),
+        };
+        let policy = PolicyDesired { start_gate: Some(gate), ..policy() };
+        let stale = |source: &str, destination: &str| {
+            policy.is_stale(&connection(source, destination, destination), DestinationView::Translated, MarkMask::default())
+        };
+        assert!(stale("10.244.1.5", "10.6.1.7"), "nobody knows this pod yet");
+        assert!(!stale("10.244.1.6", "10.6.1.7"), "a pod without a policy");
+        assert!(!stale("10.244.1.5", "10.6.2.7"), "nothing governs this");
+        assert!(!stale("10.244.1.5", "10.6.1.130"), "exempt");
+        assert!(!stale("10.6.0.1", "10.6.1.7"), "not a pod of this node");
+        assert!(!stale("10.244.0.6", "10.6.1.8"), "a pod of a subnet, whose class passes here");
     }
 
     proptest! {

@@ -71,6 +71,7 @@ pub mod model;
 pub mod plan;
 mod policy;
 mod prober;
+mod remembered;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 pub mod spec;
@@ -91,6 +92,7 @@ pub use error::{Error, ErrorKind};
 pub use host::Host;
 pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};
 pub use prober::{ProbeAddress, Prober};
+pub use remembered::Remembered;
 pub use steering::{Encap, NextHop, SteeringDesired};
 pub use succession::Succession;
 pub use together::Together;

@@ -23,6 +23,8 @@ mark: {mask: 0xff000000}
 routing: {tableBase: 100, rulePriority: 99, protocol: 77}
 failover: {interval: 150ms, multiplier: 3}
 startGate: true
+holdAtBoot: true
+stateFile: /var/lib/egressgateway/state.json
 resetConnections: true
 replyPath: cni
 ";
@@ -83,6 +85,8 @@ fn every_field_can_be_changed() {
         ("failover.interval", "1s 500ms"),
         ("failover.multiplier", "5"),
         ("startGate", "false"),
+        ("holdAtBoot", "false"),
+        ("stateFile", ""),
         ("resetConnections", "false"),
         ("replyPath", "tunnel"),
     ];

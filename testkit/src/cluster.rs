@@ -181,7 +181,14 @@ impl Cluster {
     /// # Panics
     /// When it can't be started.
     pub fn start_agent(&mut self, node: &str) {
-        self.start_daemon(&agent(node), node, "egressgateway-agent", &["--node-name", node]);
+        let state = self.state_file(node).display().to_string();
+        self.start_daemon(&agent(node), node, "egressgateway-agent", &["--node-name", node, "--state-file", &state]);
+    }
+
+    /// Where the agent of a node keeps what it must know after a boot.
+    #[must_use]
+    pub fn state_file(&self, node: &str) -> PathBuf {
+        self.path(&format!("{}.state.json", agent(node)))
     }
 
     fn start_daemon(&mut self, name: &str, node: &str, program: &str, arguments: &[&str]) {
@@ -233,7 +240,8 @@ impl Cluster {
     /// # Panics
     /// When that fails.
     pub fn cleanup(&self, node: &str) {
-        let command = format!("{} --config {} cleanup", binary("egressgateway-agent").display(), self.path("config.yaml").display());
+        let (program, config, state) = (binary("egressgateway-agent"), self.path("config.yaml"), self.state_file(node));
+        let command = format!("{} --config {} --state-file {} cleanup", program.display(), config.display(), state.display());
         self.lab.node(node).run(&command).unwrap_or_else(|error| panic!("cleanup: {error}"));
     }
 

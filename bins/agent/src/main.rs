@@ -14,7 +14,12 @@ mod wiring;
 use std::{process::ExitCode, sync::Arc};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use egressgateway::{DriversDesired, config::Config, model::NodeName, runtime::Agent};
+use egressgateway::{
+    DriversDesired,
+    config::Config,
+    model::NodeName,
+    runtime::{Agent, StateFile},
+};
 use egressgateway_daemon::{
     CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, serve,
     shutdown_on_signal,
@@ -105,20 +110,30 @@ async fn cleanup(config: &Config, dry_run: bool) -> Result<(), Failure> {
     let mut drivers = wiring::removal(config).await?;
     if dry_run {
         print!("{}", drivers.dry_run(&DriversDesired::default()).await?);
+        if let Some(path) = config.state_file.as_ref().filter(|path| path.exists()) {
+            println!("rm {}", path.display());
+        }
     } else {
         drivers.remove_all().await?;
+        if let Some(path) = &config.state_file {
+            StateFile::remove(path)?;
+        }
     }
     Ok(())
 }
 
 async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Result<Agent, Failure> {
     let node = wiring::node(config).await?;
-    let mut settings = wiring::settings(config, common, name);
+    let mut settings = wiring::settings(config, common, name.clone());
     tracing::info!(backend = node.backend, "policy backend");
     settings.backend = Some(node.backend);
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
     let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
     let agent = agent.with_prober(Arc::new(node.prober)).with_announcer(Arc::new(node.announcer));
-    Ok(agent.with_connections(Arc::new(node.connections), node.view))
+    let agent = agent.with_connections(Arc::new(node.connections), node.view);
+    Ok(match &config.state_file {
+        Some(path) => agent.with_state_file(StateFile::new(path, name)),
+        None => agent,
+    })
 }

@@ -126,6 +126,7 @@ pub(crate) fn settings(config: &Config, common: &CommonArguments, node: NodeName
     settings.mask = config.mark.mask;
     settings.liveness = LivenessSettings { interval: config.failover.interval, multiplier: config.failover.multiplier };
     settings.reset_connections = config.reset_connections;
+    settings.hold_at_boot = config.hold_at_boot;
     settings.lease.namespace.clone_from(&common.namespace);
     settings
 }

@@ -1,7 +1,11 @@
 //! Taking everything of ours off a node, and nothing else.
 #![cfg(all(feature = "nftables", feature = "vxlan"))]
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use egressgateway_testkit::netns::in_namespace;
 
@@ -12,13 +16,17 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&stdout).into_owned()
 }
 
-fn agent(arguments: &[&str]) -> String {
-    run(env!("CARGO_BIN_EXE_egressgateway-agent"), arguments)
+fn agent(state: &Path, arguments: &[&str]) -> String {
+    let state = format!("--state-file={}", state.display());
+    run(env!("CARGO_BIN_EXE_egressgateway-agent"), &[&[state.as_str()], arguments].concat())
 }
 
 #[test]
 fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
     in_namespace(|| async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path().join("state.json");
+        fs::write(&state, "").expect("a file");
         for table in ["egressgateway", "others"] {
             run("nft", &["add", "table", "inet", table]);
         }
@@ -27,15 +35,17 @@ fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
         for address in [["10.6.0.60/32", "1701279609"], ["10.6.0.61/32", "5"]] {
             run("ip", &["address", "add", address[0], "dev", "lo", "metric", address[1]]);
         }
-        let plan = agent(&["cleanup", "--dry-run"]);
-        assert!(plan.contains("table inet egressgateway") && plan.contains("table 100"), "{plan}");
+        let plan = agent(&state, &["cleanup", "--dry-run"]);
+        assert!(plan.contains("table inet egressgateway") && plan.contains("table 100") && plan.contains("state.json"), "{plan}");
         assert!(run("nft", &["list", "tables"]).contains("inet egressgateway"), "a dry run removes nothing");
-        agent(&["cleanup"]);
+        assert!(state.exists(), "a dry run removes nothing");
+        agent(&state, &["cleanup"]);
+        assert!(!state.exists(), "what it governed is forgotten");
         assert_eq!(run("nft", &["list", "tables"]).trim(), "table inet others");
         let routes = run("ip", &["route", "show", "table", "all"]);
         assert!(!routes.contains("table 100") && routes.contains("table 4711"), "{routes}");
         let addresses = run("ip", &["address", "show"]);
         assert!(!addresses.contains("10.6.0.60") && addresses.contains("10.6.0.61"), "{addresses}");
-        assert_eq!(agent(&["cleanup", "--dry-run"]), "", "nothing is left to remove");
+        assert_eq!(agent(&state, &["cleanup", "--dry-run"]), "", "nothing is left to remove");
     });
 }

@@ -32,7 +32,7 @@ fn without_an_api_server_nothing_changes_and_sigterm_ends_the_agent() {
         let path = folder.path().join("kubeconfig");
         fs::write(&path, KUBECONFIG).expect("a file");
         let mut agent = Command::new(env!("CARGO_BIN_EXE_egressgateway-agent"))
-            .args(["--node-name=a", "--listen=127.0.0.1:0", "--kubeconfig"])
+            .args(["--node-name=a", "--listen=127.0.0.1:0", "--state-file=", "--kubeconfig"])
             .arg(&path)
             .stderr(Stdio::piped())
             .spawn()

@@ -37,6 +37,6 @@ app.kubernetes.io/component: {{ index . 1 }}
 
 {{- /* Changes with what a daemon takes over at its start only; the rest it takes from the mounted file while it runs. */ -}}
 {{- define "egressgateway.checksum" -}}
-{{- $fixed := omit .Values.config "forwardMethod" "defaultEgressGateway" "clusterCIDRs" "failover" "startGate" "resetConnections" -}}
+{{- $fixed := omit .Values.config "forwardMethod" "defaultEgressGateway" "clusterCIDRs" "failover" "startGate" "holdAtBoot" "resetConnections" -}}
 {{- list $fixed (dig "clusterCIDRs" "auto" true .Values.config) | toJson | sha256sum -}}
 {{- end }}

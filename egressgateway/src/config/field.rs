@@ -87,6 +87,18 @@ impl Config {
             "hold a new pod's traffic until the agent knows the pod: true or false",
         ),
         live(
+            "holdAtBoot",
+            "hold-at-boot",
+            "EGRESSGATEWAY_HOLD_AT_BOOT",
+            "after a boot, hold traffic to what was governed before until the agent knows the cluster again: true or false",
+        ),
+        field(
+            "stateFile",
+            "state-file",
+            "EGRESSGATEWAY_STATE_FILE",
+            "absolute path of the file in which an agent keeps what is governed over a boot; empty: none",
+        ),
+        live(
             "resetConnections",
             "reset-connections",
             "EGRESSGATEWAY_RESET_CONNECTIONS",

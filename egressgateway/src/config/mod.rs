@@ -8,7 +8,7 @@ mod reload;
 mod value;
 mod yaml;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -45,6 +45,10 @@ pub struct Config {
     pub failover: FailoverConfig,
     /// Hold a new pod's traffic to governed destinations until the agent knows the pod.
     pub start_gate: bool,
+    /// After a boot, hold what policies governed before until the agent knows the cluster again.
+    pub hold_at_boot: bool,
+    /// Where the agent keeps what it must know after a boot; none: nowhere.
+    pub state_file: Option<PathBuf>,
     /// End connections that began before the policy which governs them; otherwise they go on with the address that they began with.
     pub reset_connections: bool,
     /// How answers return from a gateway to the pod's node.
@@ -141,6 +145,8 @@ impl Default for Config {
             routing: RoutingConfig { table_base: 100, rule_priority: 99, protocol: 77 },
             failover: FailoverConfig { interval: Duration::from_millis(150), multiplier: 3 },
             start_gate: true,
+            hold_at_boot: true,
+            state_file: Some(PathBuf::from("/var/lib/egressgateway/state.json")),
             reset_connections: true,
             reply_path: ReplyPath::default(),
         }

@@ -27,6 +27,7 @@ impl Config {
             cluster_cidrs: super::ClusterCidrs { extra: next.cluster_cidrs.extra.clone(), ..self.cluster_cidrs },
             failover: next.failover,
             start_gate: next.start_gate,
+            hold_at_boot: next.hold_at_boot,
             reset_connections: next.reset_connections,
             ..self.clone()
         };
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     /// A value of each field that is not its default.
-    const OTHERS: [(&str, &str); 22] = [
+    const OTHERS: [(&str, &str); 24] = [
         ("tunnel.kind", "geneve"),
         ("tunnel.ipv4CIDR", "172.30.0.0/16"),
         ("tunnel.ipv6CIDR", "fd30::/112"),
@@ -66,6 +67,8 @@ mod tests {
         ("failover.interval", "1s"),
         ("failover.multiplier", "5"),
         ("startGate", "false"),
+        ("holdAtBoot", "false"),
+        ("stateFile", "/run/state.json"),
         ("resetConnections", "false"),
         ("replyPath", "tunnel"),
     ];

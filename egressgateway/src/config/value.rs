@@ -1,4 +1,4 @@
-use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
@@ -66,6 +66,8 @@ impl Config {
             "failover.interval" => self.failover.interval = duration(text)?,
             "failover.multiplier" => self.failover.multiplier = number(text, 1..=100)?,
             "startGate" => self.start_gate = boolean(text)?,
+            "holdAtBoot" => self.hold_at_boot = boolean(text)?,
+            "stateFile" => self.state_file = file(text)?,
             "resetConnections" => self.reset_connections = boolean(text)?,
             "replyPath" => self.reply_path = choice(text, &[("cni", ReplyPath::Cni), ("tunnel", ReplyPath::Tunnel)])?,
             _ => return Err("is not a field of the configuration".to_owned()),
@@ -106,6 +108,8 @@ impl Config {
             "failover.interval" => text(&humantime::format_duration(self.failover.interval)),
             "failover.multiplier" => self.failover.multiplier.into(),
             "startGate" => self.start_gate.into(),
+            "holdAtBoot" => self.hold_at_boot.into(),
+            "stateFile" => or(self.state_file.as_ref().map(|path| path.display().to_string()), ""),
             "resetConnections" => self.reset_connections.into(),
             "replyPath" => text(&match self.reply_path {
                 ReplyPath::Cni => "cni",
@@ -214,6 +218,12 @@ fn mask(text: &str) -> Result<MarkMask, String> {
         None => text.parse().ok(),
     };
     bits.and_then(|bits| MarkMask::new(bits).ok()).ok_or_else(|| "must be eight adjacent bits, such as 0xff000000".to_owned())
+}
+
+fn file(text: &str) -> Result<Option<PathBuf>, String> {
+    let path = PathBuf::from(text);
+    let fits = path.is_absolute() && path.file_name().is_some() && !text.ends_with('/') && !text.contains('\0');
+    if text.is_empty() { Ok(None) } else { fits.then_some(Some(path)).ok_or_else(|| "must be the absolute path of a file".to_owned()) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -12,6 +12,7 @@ use super::{
     health::Health,
     metrics::{AgentMetrics, Reloads},
     presence::LeaseSettings,
+    state_file::StateFile,
 };
 use crate::{
     Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, Prober,
@@ -35,6 +36,8 @@ pub struct AgentSettings {
     pub liveness: LivenessSettings,
     /// Whether connections are ended that began before the policy which governs them; see [`Agent::with_connections`].
     pub reset_connections: bool,
+    /// Whether, after a boot, what policies governed before waits until everything was listed; see [`Agent::with_state_file`].
+    pub hold_at_boot: bool,
     /// The Lease by which the controller knows that the agent is alive.
     pub lease: LeaseSettings,
     /// How often the kernel is read completely, and what failed for good is tried again.
@@ -65,6 +68,7 @@ impl AgentSettings {
             backend: None,
             liveness: LivenessSettings::default(),
             reset_connections: true,
+            hold_at_boot: true,
             lease: LeaseSettings::default(),
             resync: Duration::from_secs(120),
             quiet: Duration::from_millis(100),
@@ -94,6 +98,7 @@ pub struct Agent {
     pub(super) connections: Option<(Arc<dyn Connections>, DestinationView)>,
     pub(super) prober: Option<Arc<dyn Prober>>,
     pub(super) announcer: Option<Arc<dyn Announcer>>,
+    pub(super) state: Option<Arc<StateFile>>,
     pub(super) metrics: AgentMetrics,
     pub(super) health: Health,
 }
@@ -128,13 +133,15 @@ impl Agent {
             connections: None,
             prober: None,
             announcer: None,
+            state: None,
             metrics,
             health,
         }
     }
 
     /// Settings that may change while the agent runs: of [`AgentSettings::index`] all but the node and whether networks are learnt, further
-    /// [`AgentSettings::liveness`] and [`AgentSettings::reset_connections`]. The others stay as they were at the start.
+    /// [`AgentSettings::liveness`], [`AgentSettings::reset_connections`] and [`AgentSettings::hold_at_boot`]. The others stay as they were at
+    /// the start.
     #[must_use]
     pub fn with_changes(mut self, changes: watch::Receiver<AgentSettings>) -> Self {
         self.changes = changes;
@@ -181,6 +188,14 @@ impl Agent {
     #[must_use]
     pub fn with_connections(mut self, connections: Arc<dyn Connections>, view: DestinationView) -> Self {
         self.connections = Some((connections, view));
+        self
+    }
+
+    /// Where the node keeps what it governs over a boot. With it, an agent that finds a kernel without any policy of ours holds traffic of its
+    /// pods to what was governed before, until everything was listed: without it, that traffic leaves with the node's address until then.
+    #[must_use]
+    pub fn with_state_file(mut self, file: StateFile) -> Self {
+        self.state = Some(Arc::new(file));
         self
     }
 

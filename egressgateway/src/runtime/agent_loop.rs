@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     agent::{Agent, AgentSettings, MANAGER},
     announcements::Announcements,
+    boot_hold::{self, Remembering},
     cluster_networks::ClusterNetworks,
     convergence::{Convergence, entries},
     feeds::{self, Feeds, kind},
@@ -24,6 +25,7 @@ use super::{
     presence::Presence,
     recorded::{self, Recorders},
     stale_connections::StaleConnections,
+    state_file::StateFile,
     watch::{Message, Scope},
 };
 use crate::{
@@ -75,6 +77,9 @@ pub(super) struct Session {
     /// The gateway nodes that are probed, and those of them that are down.
     probed: watch::Sender<Ends>,
     down: (watch::Sender<BTreeSet<NodeName>>, watch::Receiver<BTreeSet<NodeName>>),
+    state: Option<Arc<StateFile>>,
+    /// What waits until everything was listed; none where nothing does, and once something was listed.
+    hold: Option<PolicyDesired>,
     /// Settings as they are now, and those of them that others follow.
     changes: watch::Receiver<AgentSettings>,
     liveness: watch::Sender<LivenessSettings>,
@@ -100,6 +105,8 @@ struct Due {
     policy: Option<Instant>,
     /// It was read for such a reason last.
     policy_read: Option<Instant>,
+    /// Before everything was listed: the kernel may lack what waits, or have what does not wait any more. Not before then.
+    hold: Option<Instant>,
     /// Everything is read again then.
     resync: Instant,
 }
@@ -150,6 +157,10 @@ impl Session {
             };
             session.tasks.spawn(stale.run(session.in_force.subscribe()));
         }
+        if let Some(file) = session.state.clone() {
+            let remembering = Remembering { file, backoff: settings.kernel_backoff.clone(), metrics: session.metrics.clone() };
+            session.tasks.spawn(remembering.run(session.in_force.subscribe()));
+        }
         if let Some(counters) = counters {
             session.tasks.spawn(read_counters(counters, settings.counters, session.metrics.clone()));
         }
@@ -158,7 +169,7 @@ impl Session {
 
     /// Starts watching, and nothing that writes.
     pub(super) fn start_reading(agent: Agent) -> Self {
-        let Agent { client, settings, changes, drivers, encapsulation, host, monitor, metrics, health, .. } = agent;
+        let Agent { client, settings, changes, drivers, encapsulation, host, monitor, state, metrics, health, .. } = agent;
         let (out, inbox) = mpsc::channel(INBOX);
         let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
         let recorders = Recorders::default();
@@ -179,6 +190,7 @@ impl Session {
                 host_read: None,
                 policy: None,
                 policy_read: None,
+                hold: Some(now),
                 resync: now + settings.resync,
             },
             underlay: imbl::OrdMap::new(),
@@ -189,6 +201,8 @@ impl Session {
             held: watch::Sender::default(),
             probed: watch::Sender::default(),
             down: watch::channel(BTreeSet::new()),
+            state,
+            hold: None,
             changes,
             liveness: watch::Sender::new(settings.liveness),
             resets: watch::Sender::new(settings.reset_connections),
@@ -205,6 +219,10 @@ impl Session {
     }
 
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+        if let Some(file) = self.state.clone() {
+            self.hold = boot_hold::recall(file, &self.metrics).await;
+        }
+        self.keep_hold().await;
         loop {
             self.wait(&shutdown).await?;
             if shutdown.is_cancelled() {
@@ -229,7 +247,8 @@ impl Session {
     /// Waits until there may be something to do, and takes in everything that waits.
     async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         let retry = self.due.retry.filter(|_| self.due.converge);
-        let wake = [retry, self.due.host, self.due.policy, Some(self.due.resync)].into_iter().flatten().min();
+        let hold = self.due.hold.filter(|_| self.hold.is_some());
+        let wake = [retry, self.due.host, self.due.policy, hold, Some(self.due.resync)].into_iter().flatten().min();
         let mut batch = Vec::new();
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -289,6 +308,8 @@ impl Session {
         self.due.converge = true;
         self.liveness.send_replace(changed.liveness);
         self.resets.send_replace(changed.reset_connections);
+        self.settings.hold_at_boot = changed.hold_at_boot;
+        self.due.hold = Some(Instant::now());
     }
 
     fn gateways_changed(&mut self) {
@@ -365,11 +386,13 @@ impl Session {
             self.due.policy_read = Some(Instant::now());
             self.convergence.forget_policy();
             self.due.converge = true;
+            self.due.hold = Some(Instant::now());
         }
         if self.due.resync <= Instant::now() {
             self.convergence.forget_all();
             self.due.resync = Instant::now() + self.settings.resync;
             self.due.converge = true;
+            self.due.hold = Some(Instant::now());
         }
     }
 
@@ -378,7 +401,30 @@ impl Session {
         self.refresh().await;
         let waits = self.due.retry.is_some_and(|at| at > Instant::now());
         if self.due.converge && !waits && self.may_write() {
+            self.hold = None;
             self.converge().await;
+        }
+        self.keep_hold().await;
+    }
+
+    /// Sees to it that what was governed before a boot waits as long as nothing else may be written.
+    async fn keep_hold(&mut self) {
+        let Some(hold) = self.hold.as_ref().filter(|_| self.due.hold.is_some_and(|at| at <= Instant::now())) else { return };
+        match self.convergence.hold(hold, self.settings.hold_at_boot).await {
+            Ok(holding) => {
+                self.due.hold = None;
+                self.metrics.holding(holding);
+                let known = self.in_force.send_replace(holding.then(|| hold.clone())).is_some();
+                if holding && !known {
+                    let governed = hold.start_gate.as_ref().map_or(0, |gate| gate.governed.len());
+                    tracing::warn!(governed, "traffic of pods to what was governed before the boot waits until everything was listed");
+                }
+                self.settings.kernel_backoff.succeeded();
+            }
+            Err(error) => {
+                self.due.hold = Some(Instant::now() + self.settings.kernel_backoff.delay());
+                tracing::error!(kind = error.kind.as_str(), error = error.chain(), "what was governed before the boot can't be held");
+            }
         }
     }
 
@@ -423,6 +469,7 @@ impl Session {
             self.in_force.send_replace(Some(desired.policy.clone()));
         }
         if result.is_ok() {
+            self.metrics.holding(false);
             self.follow_gateways(&desired);
         }
         // After a failure too: of an address that could not be had the announcer says so, and the others are here.

@@ -67,6 +67,21 @@ impl Convergence {
         result
     }
 
+    /// Before anything may be written because of the cluster: programs `hold` where the kernel has no policy of ours, if that is wanted, and
+    /// takes it away again if it is not any more. What an earlier process left, with the cluster in view, stays as it is. Says whether the
+    /// node holds now.
+    pub(super) async fn hold(&mut self, hold: &PolicyDesired, wanted: bool) -> Result<bool, Error> {
+        let (policy, nothing) = (&mut self.drivers.policy, PolicyDesired::default());
+        let bare = policy.dry_run(&nothing).await?.is_empty();
+        let there = !bare && policy.dry_run(hold).await?.is_empty();
+        if bare && wanted {
+            policy.reconcile(hold).await?;
+        } else if there && !wanted {
+            policy.reconcile(&nothing).await?;
+        }
+        Ok(wanted && (bare || there))
+    }
+
     /// What a converge would do, as text.
     pub(super) async fn dry_run(&mut self, desired: &NodeDesired) -> Result<String, Error> {
         self.drivers.dry_run(&desired.for_drivers(&*self.encapsulation)).await

@@ -148,6 +148,8 @@ pub(super) struct AgentMetrics {
     announcement_failures: Family<KindLabel, Count>,
     forgotten: Count,
     not_forgotten: Family<KindLabel, Count>,
+    holding: Gauge,
+    state_failures: Family<KindLabel, Count>,
     packets: Packets,
 }
 
@@ -172,6 +174,8 @@ impl Default for AgentMetrics {
             announcement_failures: Family::default(),
             forgotten: Count::default(),
             not_forgotten: Family::default(),
+            holding: Gauge::default(),
+            state_failures: Family::default(),
             packets: Packets::default(),
         }
     }
@@ -207,6 +211,12 @@ impl AgentMetrics {
             self.forgotten.clone(),
         );
         registry.register("connections_ended_failures", "Failed looks for such connections, by kind", self.not_forgotten.clone());
+        registry.register(
+            "holding",
+            "Whether traffic to what was governed before a boot waits (1) because not everything was listed yet",
+            self.holding.clone(),
+        );
+        registry.register("state_failures", "Failures to read or write the state file, by kind", self.state_failures.clone());
         registry.register_collector(Box::new(self.packets.clone()));
     }
 
@@ -270,6 +280,14 @@ impl AgentMetrics {
 
     pub(super) fn not_forgotten(&self, kind: ErrorKind) {
         self.not_forgotten.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+
+    pub(super) fn holding(&self, holding: bool) {
+        self.holding.set(i64::from(holding));
+    }
+
+    pub(super) fn state_failed(&self, kind: ErrorKind) {
+        self.state_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
     }
 
     pub(super) fn packets(&self, counters: BTreeMap<String, Counter>) {
@@ -451,6 +469,7 @@ in its own registry.
         agent.reconciled("tunnel", Duration::ZERO, Some(ErrorKind::Transient));
         agent.converged(true, "applied");
         agent.not_forgotten(ErrorKind::Transient);
+        agent.state_failed(ErrorKind::Transient);
         agent.probe_failed(ErrorKind::Transient);
         agent.not_announced(ErrorKind::Transient);
         agent.packets([("steered".to_owned(), Counter::default())].into());

@@ -51,7 +51,10 @@ impl StaleConnections {
     /// Whether it went well.
     async fn look(&mut self, policy: Option<&PolicyDesired>) -> bool {
         let wanted = *self.wanted.borrow_and_update();
-        let Some(policy) = policy.filter(|policy| wanted && !policy.destinations.is_empty()) else { return true };
+        let governs = |policy: &&PolicyDesired| {
+            !policy.destinations.is_empty() || policy.start_gate.as_ref().is_some_and(|gate| !gate.governed.is_empty())
+        };
+        let Some(policy) = policy.filter(|policy| wanted && governs(policy)) else { return true };
         let (view, mask) = (self.view, self.mask);
         match self.connections.forget(&|connection| policy.is_stale(connection, view, mask)).await {
             Ok(number) => {

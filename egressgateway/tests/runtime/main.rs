@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod boot;
 mod controller;
 mod kernel;
 mod support;

@@ -168,11 +168,17 @@ pub(crate) fn settings() -> AgentSettings {
 
 impl Running {
     pub(crate) fn start(client: &Client, kernel: &Kernel, settings: AgentSettings) -> Self {
+        Self::start_with(client, kernel, settings, |agent| agent)
+    }
+
+    /// The same with an agent that has something more.
+    pub(crate) fn start_with(client: &Client, kernel: &Kernel, settings: AgentSettings, more: impl FnOnce(Agent) -> Agent) -> Self {
         let mut registry = Registry::default();
         let agent = Agent::new(client.clone(), settings, kernel.drivers(), std::sync::Arc::new(FakeTunnel), kernel.host.clone())
             .with_counters(std::sync::Arc::new(Seven))
             .with_monitor(kernel.filter.clone())
             .with_metrics(&mut registry);
+        let agent = more(agent);
         let (health, shutdown) = (agent.health(), CancellationToken::new());
         let task = tokio::spawn(agent.run(shutdown.clone()));
         Self { health, registry, shutdown, task }
@@ -186,6 +192,16 @@ impl Running {
             }
         };
         tokio::time::timeout(PATIENCE, ready).await.expect("the agent never was ready");
+    }
+
+    /// Waits until a metric has a value.
+    pub(crate) async fn until_metric(&self, name: &str, value: f64) {
+        let so = async {
+            while self.metric(name) != Some(value) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, so).await.unwrap_or_else(|_| panic!("{name} is {:?}, never {value}", self.metric(name)));
     }
 
     pub(crate) async fn stop(self) {

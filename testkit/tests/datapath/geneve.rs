@@ -4,6 +4,7 @@
 #[macro_use]
 mod list;
 
+mod boots;
 mod changes;
 mod ecmp;
 mod egress_addresses;

@@ -65,6 +65,9 @@ macro_rules! every_check_on {
                 an_agent_catches_up_with_what_changed_while_it_was_dead
                 a_shutdown_leaves_the_data_path_as_it_is
                 another_backend_takes_over_without_a_gap_and_nothing_of_this_one_stays;
+            boots:
+                after_a_boot_what_was_governed_waits_until_the_api_server_is_back
+                where_nothing_is_to_wait_after_a_boot_it_leaves_as_if_there_were_no_policy;
             hosts:
                 an_overlay_with_loose_reverse_path_filters_and_a_drop_policy
                 strict_reverse_path_filters_on_a_routed_network

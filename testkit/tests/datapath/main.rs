@@ -6,6 +6,7 @@
 #[macro_use]
 mod list;
 
+mod boots;
 mod changes;
 mod ecmp;
 mod egress_addresses;

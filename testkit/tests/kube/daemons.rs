@@ -68,7 +68,7 @@ impl Installed {
         installed.start_controller("controller-a");
         installed.webhooks_lead_to(NODES[0]);
         for node in NODES {
-            installed.start_daemon(&format!("agent-{node}"), "egressgateway-agent", node, &["--node-name", node]);
+            installed.start_daemon(&format!("agent-{node}"), "egressgateway-agent", node, &["--node-name", node, "--state-file="]);
         }
         installed.agents_are_known();
         installed

@@ -1,0 +1,81 @@
+//! From a boot until the cluster is known again, what policies governed before waits.
+//!
+//! A [`StateFile`] outlives the kernel's tables. What is in it is read once, at the start, and programmed where the kernel has nothing of ours;
+//! what came into force is written into it.
+
+use std::sync::Arc;
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{backoff::Backoff, metrics::AgentMetrics, node_status::wait_until, state_file::StateFile};
+use crate::{Error, ErrorKind, PolicyDesired, Remembered};
+
+/// The policy that holds what was governed before the boot; none where nothing is known of that, which a log says unless it is the first start.
+pub(super) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Option<PolicyDesired> {
+    let path = file.path().display().to_string();
+    match blocking(move || file.read()).await {
+        Ok(remembered) => remembered.unwrap_or_default().hold(),
+        Err(error) => {
+            metrics.state_failed(error.kind);
+            tracing::warn!(
+                kind = error.kind.as_str(),
+                error = error.chain(),
+                "{path} is not used: after a boot, nothing is held until everything was listed"
+            );
+            None
+        }
+    }
+}
+
+/// Keeps the file in line with the policy in force.
+pub(super) struct Remembering {
+    pub(super) file: Arc<StateFile>,
+    pub(super) backoff: Backoff,
+    pub(super) metrics: AgentMetrics,
+}
+
+impl Remembering {
+    /// Works until the sender of policies in force is gone.
+    pub(super) async fn run(mut self, mut in_force: watch::Receiver<Option<PolicyDesired>>) {
+        let (mut written, mut retry) = (None, None);
+        loop {
+            tokio::select! {
+                changed = in_force.changed() => if changed.is_err() {
+                    return;
+                },
+                () = wait_until(retry) => {}
+            }
+            let Some(now) = in_force.borrow_and_update().as_ref().map(Remembered::of) else { continue };
+            if written.as_ref() == Some(&now) {
+                continue;
+            }
+            retry = match self.write(now.clone()).await {
+                Ok(()) => {
+                    written = Some(now);
+                    self.backoff.succeeded();
+                    None
+                }
+                Err(error) => {
+                    self.metrics.state_failed(error.kind);
+                    tracing::warn!(
+                        kind = error.kind.as_str(),
+                        error = error.chain(),
+                        "what is governed is not remembered for the next boot"
+                    );
+                    Some(Instant::now() + self.backoff.delay())
+                }
+            };
+        }
+    }
+
+    async fn write(&self, remembered: Remembered) -> Result<(), Error> {
+        let file = Arc::clone(&self.file);
+        blocking(move || file.write(&remembered)).await
+    }
+}
+
+/// Disks may take their time.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    let ended = |error| Error::new(ErrorKind::Transient, "work with a file").with_source(error);
+    tokio::task::spawn_blocking(work).await.map_err(ended)?
+}
