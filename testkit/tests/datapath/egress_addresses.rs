@@ -8,7 +8,7 @@ use std::{
 
 use egressgateway_testkit::{
     cluster::agent,
-    lab::{Answer, Capture, Namespace, Packet, PodSpec, Process, Protocol},
+    lab::{Answer, Capture, Families, Namespace, Packet, PodSpec, Process, Protocol, RuleTool},
     pace::patient,
 };
 use nix::sys::signal::Signal;
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::{
     failover::drain,
     restarts::first_plan_is_empty,
-    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, measured, policy, usual_policy},
+    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, lab, measured, policy, usual_policy},
 };
 
 /// How often a stream sends.
@@ -347,6 +347,45 @@ fn is_given(world: &World, node: &str, addresses: [IpAddr; 2]) {
         let now = given(world, "shopping")?;
         if now.node == node && now.addresses == addresses { Ok(()) } else { Err(format!("{} with {:?}", now.node, now.addresses)) }
     });
+}
+
+pub(crate) fn a_masquerade_that_comes_before_ours_gives_nothing_another_source(path: &DataPath) {
+    let world = World::start_in(path, lab().rules_by(RuleTool::IptablesLegacy), Families::Dual);
+    world.cluster.apply(&gateway(7));
+    world.cluster.apply(&usual_policy());
+    let Given { node, addresses } = wait_given(&world, "shopping");
+    seen_as_given(&world, &world.shop, addresses);
+    let (owner, programs) = (world.cluster.lab.node(&node), ["iptables-legacy", "ip6tables-legacy"]);
+    let capture = world.cluster.lab.capture().unwrap();
+    let streams: Vec<_> =
+        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    // For the first time, so that nobody has had a reason to expect it.
+    for program in programs {
+        owner.run(&format!("{program} -w -t nat -I POSTROUTING -m comment --comment before -j MASQUERADE")).unwrap();
+    }
+    world.cluster.eventually("ours come first again, or stand elsewhere", || {
+        for program in programs {
+            let listed = owner.run(&format!("{program} -w -t nat -S POSTROUTING")).unwrap();
+            let ours = listed.lines().position(|line| line.contains("EGW-"));
+            if ours.is_some_and(|ours| listed.lines().take(ours).any(|line| line.contains("--comment before"))) {
+                return Err(listed);
+            }
+        }
+        Ok(())
+    });
+    seen_as_given(&world, &world.shop, addresses);
+    if path.backend == "netfilter" {
+        world.cluster.eventually("what others translated is counted", || {
+            let dropped = world.counted(&node, "drop_unknown_source");
+            if dropped > 0.0 { Ok(()) } else { Err(format!("{dropped} dropped")) }
+        });
+    }
+    for (stream, address) in streams.into_iter().zip(addresses) {
+        let report = stream.finish().unwrap();
+        eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
+        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address: {:?}", report.sources);
+    }
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
 pub(crate) fn addresses_do_not_drift_while_nodes_and_the_selector_come_and_go(path: &DataPath) {
