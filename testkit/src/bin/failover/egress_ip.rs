@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    fmt, io,
     net::IpAddr,
     thread,
     time::{Duration, Instant},
@@ -35,35 +35,41 @@ enum Told {
     ByLease,
 }
 
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ByNode => "its Node, at once",
+            Self::ByLease => "its Lease alone",
+        })
+    }
+}
+
 pub(crate) fn measure(runs: u32, leases: u32) -> io::Result<String> {
-    let columns = |what: &str| vec![format!("| backend | family | {what} | {HEADS} |"), "|---|---|---|---|---|---|---|".to_owned()];
-    let (mut lines, mut lease_lines) = (columns("Node NotReady at once"), columns("only the Lease tells"));
-    let mut back_lines = columns("the lost node is back: both answer for");
+    let columns = |what: &str| {
+        vec![
+            format!("| backend | family | who says that the node is lost | {what} | {HEADS} |"),
+            "|---|---|---|---|---|---|---|---|".to_owned(),
+        ]
+    };
+    let (mut stops, mut both_answer) = (columns("traffic stops"), columns("back again, both nodes answer"));
     for backend in BACKENDS {
         let mut scene = Scene::start(backend, As::EgressIp)?;
-        let mut table = |runs: u32, told: Told, gap_lines: &mut Vec<String>| {
+        for (told, runs) in [(Told::ByNode, runs), (Told::ByLease, leases)] {
             let (mut gaps, mut both) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
             for run in 0..runs {
                 let measured = lose_owner(&mut scene, told)?;
-                eprintln!(
-                    "{backend}, egress address, run {run}: traffic stops for {:?}, both answer for {:?}",
-                    measured.gaps, measured.both
-                );
+                eprintln!("{backend}, {told}, run {run}: traffic stops for {:?}, both answer for {:?}", measured.gaps, measured.both);
                 gaps.iter_mut().zip(measured.gaps).for_each(|(all, gap)| all.push(gap));
                 both.iter_mut().zip(measured.both).for_each(|(all, time)| all.push(time));
             }
-            for (lines, times) in [(gap_lines, gaps), (&mut back_lines, both)] {
+            for (lines, times) in [(&mut stops, gaps), (&mut both_answer, both)] {
                 for (family, times) in FAMILIES.into_iter().zip(times).filter(|(_, times)| !times.is_empty()) {
-                    lines.push(format!("| {backend} | {family} | {} | {} |", times.len(), Distribution::of(times)));
+                    lines.push(format!("| {backend} | {family} | {told} | {} times | {} |", times.len(), Distribution::of(times)));
                 }
             }
-            Ok::<_, io::Error>(())
-        };
-        table(runs, Told::ByNode, &mut lines)?;
-        table(leases, Told::ByLease, &mut lease_lines)?;
+        }
     }
-    let tables = [lines, lease_lines, back_lines].map(|lines| lines.join("\n"));
-    Ok(tables.join("\n\n"))
+    Ok([stops, both_answer].map(|lines| lines.join("\n")).join("\n\n"))
 }
 
 /// Of one loss, for each family.
