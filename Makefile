@@ -43,7 +43,7 @@ bench: setup
 
 bench-failover: setup
 	$(BUILD)
-	$(or $(CARGO_TARGET_DIR),target)/debug/failover $(FAILOVER)
+	$(or $(CARGO_TARGET_DIR),target)/debug/failover --write docs/failover.md $(FAILOVER)
 
 package: setup
 	./scripts/package

@@ -19,6 +19,7 @@ use crate::{
     ipset::Ipset,
     monitor::{NetfilterMonitor, Writes},
     names::COUNTERS,
+    numbers::AS_NODE,
     plan::{self, NetfilterPlan, Step},
     save::{self, Owner},
     state::{NetfilterState, Tables},
@@ -33,6 +34,17 @@ pub struct NetfilterSettings {
     pub mask: MarkMask,
     /// Which iptables holds our chains.
     pub flavour: IptablesFlavour,
+}
+
+/// How rules tell which source a connection is to have, until they have translated it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitMarks {
+    /// Bits of the connection mark, and their value where the connection exits here.
+    pub exit: (u32, u32),
+    /// Bits of the packet mark that hold the source's number. They are 0 once our rules have translated it.
+    pub source: u32,
+    /// Their value where the source is the node's address.
+    pub node: u32,
 }
 
 /// What of a host a backend looks after.
@@ -92,6 +104,13 @@ impl Netfilter {
             Flavour::Legacy => IptablesFlavour::Legacy,
             Flavour::Nft => IptablesFlavour::Nft,
         })
+    }
+
+    /// Which marks the first packet of a connection that exits here has between mangle and nat, for whoever looks after it later.
+    #[must_use]
+    pub fn exit_marks(&self) -> ExitMarks {
+        let bits = Bits::new(self.settings.mask);
+        ExitMarks { exit: (bits.mask(), bits.exit()), source: bits.scratch(), node: bits.number(AS_NODE) }
     }
 
     fn hook(&self) -> Result<&dyn WriteHook, Error> {

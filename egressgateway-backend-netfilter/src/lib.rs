@@ -53,7 +53,7 @@ mod transition;
 mod tree;
 mod truce;
 
-pub use backend::{Netfilter, NetfilterSettings};
+pub use backend::{ExitMarks, Netfilter, NetfilterSettings};
 #[cfg(doc)]
 use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
 pub use flavour::IptablesFlavour;

@@ -50,7 +50,7 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses the subscription, or outside of a Tokio runtime.
     pub fn monitor(&self) -> Result<NftMonitor, Error> {
-        NftMonitor::open(self.writers.clone())
+        NftMonitor::open(TABLE, self.writers.clone())
     }
 
     fn hook(&self) -> Result<&dyn WriteHook, Error> {

@@ -31,6 +31,7 @@
 //!
 //! - [`Nftables`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Nftables::probe`]; [`Nftables::offline`] only plans.
 //! - [`NftState`] is what the table holds, and can be asked about any packet ([`Trace`]).
+//! - [`ExitGuard`] works beside another backend, whose translation others may come before.
 
 mod ast;
 mod backend;
@@ -38,6 +39,7 @@ mod command;
 mod decode;
 mod elements;
 mod exact;
+mod exit_guard;
 mod monitor;
 mod names;
 mod observe;
@@ -50,6 +52,7 @@ mod trace;
 pub use backend::{Nftables, NftablesSettings};
 #[cfg(doc)]
 use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
+pub use exit_guard::{ExitGuard, ExitGuardPlan, ExitGuardState, ExitMarks};
 pub use monitor::NftMonitor;
 pub use plan::NftPlan;
 pub use state::NftState;

@@ -10,7 +10,7 @@ use egressgateway::{Error, PolicyMonitor};
 use futures::FutureExt as _;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 
-use crate::names::{NOTIFICATION_FAMILY, NOTIFICATION_GROUP, NOTIFICATION_HEADER, TABLE, TABLE_ATTRIBUTE};
+use crate::names::{NOTIFICATION_FAMILY, NOTIFICATION_GROUP, NOTIFICATION_HEADER, TABLE_ATTRIBUTE};
 
 /// How many of our own writers are remembered: their notifications arrive soon after they wrote.
 const REMEMBERED: usize = 16;
@@ -31,22 +31,25 @@ impl Writers {
     }
 }
 
-/// Is told when somebody other than the backend that it came from changes the table. Made by [`Nftables::monitor`].
+/// Is told when somebody other than the driver that it came from changes the driver's table. Made by [`Nftables::monitor`] and
+/// [`ExitGuard::monitor`].
 ///
 /// [`Nftables::monitor`]: crate::Nftables::monitor
+/// [`ExitGuard::monitor`]: crate::ExitGuard::monitor
 pub struct NftMonitor {
     socket: tokio::sync::Mutex<TokioSocket>,
+    table: &'static str,
     writers: Writers,
 }
 
 impl std::fmt::Debug for NftMonitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NftMonitor").field("writers", &self.writers).finish_non_exhaustive()
+        f.debug_struct("NftMonitor").field("table", &self.table).field("writers", &self.writers).finish_non_exhaustive()
     }
 }
 
 impl NftMonitor {
-    pub(crate) fn open(writers: Writers) -> Result<Self, Error> {
+    pub(crate) fn open(table: &'static str, writers: Writers) -> Result<Self, Error> {
         let subscribe = || {
             let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
             socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
@@ -54,7 +57,7 @@ impl NftMonitor {
             Ok(tokio::sync::Mutex::new(socket))
         };
         let socket = subscribe().map_err(|error| Error::from_io(error, "subscribe to nftables notifications"))?;
-        Ok(Self { socket, writers })
+        Ok(Self { socket, table, writers })
     }
 }
 
@@ -65,9 +68,9 @@ impl PolicyMonitor for NftMonitor {
         let socket = self.socket.lock().await;
         loop {
             let (datagram, _) = socket.recv_from_full().await.map_err(failed)?;
-            let mut foreign = is_foreign(&datagram, &self.writers);
+            let mut foreign = is_foreign(&datagram, self.table, &self.writers);
             while let Some(next) = socket.recv_from_full().now_or_never() {
-                foreign |= is_foreign(&next.map_err(failed)?.0, &self.writers);
+                foreign |= is_foreign(&next.map_err(failed)?.0, self.table, &self.writers);
             }
             if foreign {
                 return Ok(());
@@ -77,8 +80,8 @@ impl PolicyMonitor for NftMonitor {
 }
 
 /// Whether a datagram tells of a change of our table by somebody else.
-fn is_foreign(datagram: &[u8], writers: &Writers) -> bool {
-    messages(datagram).any(|(writer, body)| !writers.contain(writer) && is_ours(body))
+fn is_foreign(datagram: &[u8], ours: &str, writers: &Writers) -> bool {
+    messages(datagram).any(|(writer, body)| !writers.contain(writer) && is_about(body, ours))
 }
 
 /// The messages of a datagram: the socket that caused each, and what follows the netlink header.
@@ -93,8 +96,8 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     })
 }
 
-fn is_ours(body: &[u8]) -> bool {
-    body.first() == Some(&NOTIFICATION_FAMILY) && table(body) == Some(TABLE.as_bytes())
+fn is_about(body: &[u8], ours: &str) -> bool {
+    body.first() == Some(&NOTIFICATION_FAMILY) && table(body) == Some(ours.as_bytes())
 }
 
 /// The name of the table that a message is about: every kind of nftables object has it as its first attribute, except generations,
@@ -110,6 +113,7 @@ fn table(body: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::TABLE;
 
     fn message(writer: u32, table: &str) -> Vec<u8> {
         let mut attribute = [u16::try_from(table.len() + 5).unwrap_or_default().to_ne_bytes(), TABLE_ATTRIBUTE.to_ne_bytes()].concat();
@@ -124,20 +128,20 @@ mod tests {
     fn only_what_others_do_to_our_table_counts() {
         let writers = Writers::default();
         writers.remember(7);
-        assert!(is_foreign(&message(8, TABLE), &writers));
-        assert!(!is_foreign(&message(7, TABLE), &writers));
-        assert!(!is_foreign(&message(8, "kube-proxy"), &writers));
-        assert!(is_foreign(&[message(8, "kube-proxy"), message(8, TABLE)].concat(), &writers));
+        assert!(is_foreign(&message(8, TABLE), TABLE, &writers));
+        assert!(!is_foreign(&message(7, TABLE), TABLE, &writers));
+        assert!(!is_foreign(&message(8, "kube-proxy"), TABLE, &writers));
+        assert!(is_foreign(&[message(8, "kube-proxy"), message(8, TABLE)].concat(), TABLE, &writers));
     }
 
     #[test]
     fn whatever_a_kernel_sends_is_read_without_harm() {
         let whole = [message(8, "kube-proxy"), message(8, TABLE)].concat();
         for length in 0..whole.len() {
-            let _ = is_foreign(&whole[..length], &Writers::default());
+            let _ = is_foreign(&whole[..length], TABLE, &Writers::default());
         }
-        assert!(!is_foreign(&[0; 64], &Writers::default()));
-        assert!(!is_foreign(&[255; 64], &Writers::default()));
+        assert!(!is_foreign(&[0; 64], TABLE, &Writers::default()));
+        assert!(!is_foreign(&[255; 64], TABLE, &Writers::default()));
     }
 
     #[test]

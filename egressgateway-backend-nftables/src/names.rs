@@ -13,6 +13,13 @@ pub(crate) const TABLE: &str = "egressgateway";
 /// How nft's commands write the table.
 pub(crate) const TABLE_PATH: &str = "inet egressgateway";
 
+/// The table of [`ExitGuard`](crate::ExitGuard), beside another backend's rules. Everything in it is ours too.
+pub(crate) const GUARD_TABLE: &str = "egressgateway_exits";
+/// How nft's commands write it.
+pub(crate) const GUARD_PATH: &str = "inet egressgateway_exits";
+/// Its only chain, with [`PRIORITY_RESTORE`].
+pub(crate) const GUARD_CHAIN: &str = "after_translation";
+
 /// New connections sent to a gateway.
 pub(crate) const STEERED: &str = "steered";
 /// Of the steered connections, those whose first packet entered the tunnel: the others found no way there.

@@ -1,10 +1,10 @@
 //! Several drivers do one work.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 
-use crate::{Error, Outcome, PolicyMonitor, Reconcile};
+use crate::{Counter, CounterSource, Error, Outcome, PolicyMonitor, Reconcile};
 
 /// Drivers that are given the same desired state, one after the other: a policy backend, and what it needs beside it on some hosts.
 ///
@@ -47,6 +47,22 @@ impl<D: Send + Sync> Reconcile<D> for Together<D> {
 
     fn invalidate(&mut self) {
         self.0.iter_mut().for_each(|driver| driver.invalidate());
+    }
+}
+
+/// The counters of several drivers: what has the same name is one.
+#[async_trait]
+impl CounterSource for Vec<Arc<dyn CounterSource>> {
+    async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error> {
+        let mut all: BTreeMap<String, Counter> = BTreeMap::new();
+        for source in self {
+            for (name, counter) in source.counters().await? {
+                let sum = all.entry(name).or_default();
+                sum.packets += counter.packets;
+                sum.bytes += counter.bytes;
+            }
+        }
+        Ok(all)
     }
 }
 

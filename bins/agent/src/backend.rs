@@ -10,6 +10,8 @@ use egressgateway::{
 };
 #[cfg(feature = "netfilter")]
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, Transit};
+#[cfg(all(feature = "nftables", feature = "netfilter"))]
+use egressgateway_backend_nftables::{ExitGuard, ExitMarks};
 #[cfg(feature = "nftables")]
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_daemon::Failure;
@@ -76,7 +78,6 @@ async fn probe(name: &str, config: &Config) -> Result<(), Error> {
     }
 }
 
-#[cfg_attr(not(feature = "netfilter"), expect(clippy::unused_async, reason = "only iptables must be asked first"))]
 async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure> {
     let _ = config;
     match name {
@@ -87,7 +88,9 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
             let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()?));
             #[cfg(feature = "netfilter")]
             node.beside_iptables(config, &[IptablesFlavour::Legacy, IptablesFlavour::Nft]).await?;
-            Ok(node.after(netfilter_of_any_flavour(config), backend, format!("nftables, {why}")))
+            let mut former = netfilter_of_any_flavour(config);
+            former.extend(former_guard(config).await?);
+            Ok(node.after(former, backend, format!("nftables, {why}")))
         }
         #[cfg(feature = "netfilter")]
         "netfilter" => {
@@ -99,6 +102,8 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
             };
             let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()));
             node.beside_iptables(config, &[other]).await?;
+            #[cfg(feature = "nftables")]
+            node.guarded(&backend).await?;
             let mut former = transit_left_in(config, flavour).await?;
             former.push(Box::new(Reconciler::new(Netfilter::former_flavour(of_flavour(config, other), Arc::new(())))));
             former.extend(former_nftables(config));
@@ -112,11 +117,32 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
 struct InForce {
     drivers: Vec<Policy>,
     monitors: Vec<Arc<dyn PolicyMonitor>>,
+    /// Beside the backend's own.
+    counters: Vec<Arc<dyn CounterSource>>,
 }
 
 impl InForce {
     fn new(backend: Policy, monitor: Arc<dyn PolicyMonitor>) -> Self {
-        Self { drivers: vec![backend], monitors: vec![monitor] }
+        Self { drivers: vec![backend], monitors: vec![monitor], counters: Vec::new() }
+    }
+
+    /// What exits is looked at again once it was translated: others' rules may come before the backend's in iptables' nat table.
+    #[cfg(all(feature = "nftables", feature = "netfilter"))]
+    async fn guarded(&mut self, backend: &Netfilter) -> Result<(), Error> {
+        match guard(backend).await {
+            Ok(guard) => {
+                self.monitors.push(Arc::new(guard.monitor()?));
+                self.counters.push(Arc::new(guard.clone()));
+                self.drivers.push(Box::new(Reconciler::new(guard)));
+                Ok(())
+            }
+            Err(error) if error.kind == ErrorKind::Unsupported => {
+                let lacking = error.chain();
+                tracing::warn!(lacking, "without nftables nobody sees when others translate before us what leaves with an egress address");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Firewalls kept by these flavours of iptables let pass what exits here.
@@ -134,7 +160,10 @@ impl InForce {
     /// What works on this node from now on, once what `former` left is gone.
     fn after(self, former: Vec<Policy>, backend: impl PolicyBackend + CounterSource + 'static, why: String) -> Backend {
         let policy = Box::new(Succession::new(Box::new(Together::new(self.drivers)), former));
-        Backend { policy, view: backend.destination_view(), counters: Arc::new(backend), monitor: Arc::new(self.monitors), why }
+        let view = backend.destination_view();
+        let mut counters = self.counters;
+        counters.push(Arc::new(backend));
+        Backend { policy, view, counters: Arc::new(counters), monitor: Arc::new(self.monitors), why }
     }
 }
 
@@ -142,7 +171,6 @@ impl InForce {
 ///
 /// # Errors
 /// When the host's firewalls can't be read.
-#[cfg_attr(not(feature = "netfilter"), expect(clippy::unused_async, reason = "only iptables must be asked first"))]
 pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     let mut all = netfilter_of_any_flavour(config);
     #[cfg(feature = "netfilter")]
@@ -150,6 +178,7 @@ pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
         all.extend(transit_left_in(config, flavour).await?);
     }
     all.extend(former_nftables(config));
+    all.extend(former_guard(config).await?);
     Ok(Box::new(Succession::new(Box::new(Nothing), all)))
 }
 
@@ -182,6 +211,32 @@ fn former_nftables(config: &Config) -> Vec<Policy> {
 #[cfg(not(feature = "nftables"))]
 fn former_nftables(_: &Config) -> Vec<Policy> {
     Vec::new()
+}
+
+/// The guard of the netfilter backend's exits.
+///
+/// # Errors
+/// Where the host can't have it.
+#[cfg(all(feature = "nftables", feature = "netfilter"))]
+async fn guard(backend: &Netfilter) -> Result<ExitGuard, Error> {
+    let marks = backend.exit_marks();
+    ExitGuard::open(ExitMarks { exit: marks.exit, source: marks.source, node: marks.node }, Arc::new(())).await
+}
+
+/// Removes it.
+#[cfg(all(feature = "nftables", feature = "netfilter"))]
+async fn former_guard(config: &Config) -> Result<Option<Policy>, Error> {
+    match guard(&netfilter(config)).await {
+        Ok(guard) => Ok(Some(Box::new(Reconciler::new(guard)))),
+        Err(error) if error.kind == ErrorKind::Unsupported => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(not(all(feature = "nftables", feature = "netfilter")))]
+#[expect(clippy::unused_async, reason = "only nft must be asked first")]
+async fn former_guard(_: &Config) -> Result<Option<Policy>, Error> {
+    Ok(None)
 }
 
 #[cfg(feature = "netfilter")]

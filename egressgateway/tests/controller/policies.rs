@@ -1,3 +1,5 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::api::{Api, told};
 
 const SHOP: &str = "appliedTo: {podSelector: {matchLabels: {app: shop}}}";
@@ -189,6 +191,87 @@ fn an_exhausted_pool_is_told_by_the_policy_and_the_gateway_and_recovers() {
     api.policies.remove("p1");
     api.settle();
     assert_eq!((api.egress_ip("p2").unwrap().0, accepted(&api, "p2").as_str()), ("10.6.1.60", "True Accepted: EgressGateway gw"));
+}
+
+#[test]
+fn of_seventy_policies_fifty_have_their_own_address_and_as_many_of_the_rest_follow_as_are_deleted() {
+    let mut api = two_nodes();
+    let pools = "{ipv4: ['10.6.1.1-10.6.1.50'], ipv6: ['fd00:6::1-fd00:6::32']}";
+    api.gateway("gw", &format!("{{nodeSelector: {{matchLabels: {{egress: 'true'}}}}, sourceNAT: EgressIP, egressIPs: {pools}}}"));
+    let name = |number: u32| format!("p{number:02}");
+    for number in 0..70 {
+        api.policy(&name(number), number, &format!("{{{SHOP}, destCIDR: [10.{number}.0.0/16, 'fd10:{number}::/32']}}"));
+    }
+    api.settle();
+    let given = |api: &Api, number| {
+        let status = api.policy_status(&name(number));
+        let addresses = status.egress_ip.as_ref().and_then(|given| Some((given.ipv4.clone()?, given.ipv6.clone()?)))?;
+        Some((addresses, status.node.clone()?))
+    };
+    let (v4, v6): (BTreeSet<_>, BTreeSet<_>) = (0..50).map(|number| given(&api, number).unwrap().0).unzip();
+    assert_eq!((v4.len(), v6.len()), (50, 50), "one to one");
+    let exhausted = "False EgressIPExhausted: EgressGateway gw: pool 10.6.1.1-10.6.1.50 is exhausted: 50 addresses are held";
+    for number in 50..70 {
+        assert_eq!((given(&api, number), accepted(&api, &name(number)).as_str()), (None, exhausted));
+    }
+    let usage = api.gateway_status("gw").ip_usage.clone().unwrap();
+    assert_eq!([usage.ipv4, usage.ipv6].map(|usage| (usage.total, usage.used)), [(50, 50); 2]);
+
+    let before: Vec<_> = (0..50).map(|number| given(&api, number)).collect();
+    let freed: BTreeSet<u32> = (0..50).step_by(8).collect();
+    for number in &freed {
+        api.policies.remove(&name(*number));
+    }
+    api.settle();
+    for number in (0..50).filter(|number| !freed.contains(number)) {
+        assert_eq!(given(&api, number), before[number as usize], "what others have does not move");
+    }
+    let heirs: Vec<u32> = (50..70).filter(|number| given(&api, *number).is_some()).collect();
+    assert_eq!(heirs, (50..57).collect::<Vec<_>>(), "the oldest of those who wait, as many as are gone");
+    let left: BTreeSet<_> = freed.iter().map(|number| before[*number as usize].clone().unwrap().0).collect();
+    assert_eq!(heirs.iter().map(|number| given(&api, *number).unwrap().0).collect::<BTreeSet<_>>(), left);
+    assert!((57..70).all(|number| accepted(&api, &name(number)) == exhausted));
+}
+
+#[test]
+fn addresses_do_not_drift_while_nodes_go_down_one_after_the_other_and_come_back() {
+    let mut api = two_nodes();
+    api.node("c", "{egress: 'true'}");
+    for name in ["p1", "p2", "p3"] {
+        api.policy(name, 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    }
+    api.settle();
+    let nodes = |api: &Api| ["p1", "p2", "p3"].map(|name| api.egress_ip(name).unwrap().1.unwrap().to_owned());
+    let addresses = |api: &Api| ["p1", "p2", "p3"].map(|name| api.egress_ip(name).unwrap().0.to_owned());
+    let (all, first) = (addresses(&api), nodes(&api));
+    assert_eq!(first, ["a", "b", "c"]);
+    let mut change = |node: &str, ready: bool| {
+        api.nodes.get_mut(node).unwrap().ready = ready;
+        api.settle();
+        assert_eq!(addresses(&api), all, "a policy keeps its address whatever becomes of nodes");
+        nodes(&api)
+    };
+    let one_down = change("a", false);
+    assert_eq!(one_down, ["b", "b", "c"], "what the lost node had, and nothing else");
+    assert_eq!(change("b", false), ["c", "c", "c"]);
+    assert_eq!(change("c", false), ["c", "c", "c"], "all down: nobody else could have them");
+    assert_eq!(change("b", true), ["b", "b", "b"], "one up: it has everything");
+    assert_eq!(change("c", true), ["b", "b", "b"]);
+    assert_eq!(change("a", true), ["b", "b", "b"], "others up: no drift");
+}
+
+#[test]
+fn addresses_follow_the_selector_from_node_to_node() {
+    let mut api = two_nodes();
+    api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
+    for node in ["b", "a", "b"] {
+        for (name, other) in &mut api.nodes {
+            other.labels = if name == node { [("egress".to_owned(), "true".to_owned())].into() } else { BTreeMap::new() };
+        }
+        api.settle();
+        assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some(node))));
+        assert_eq!(api.gateway_status("gw").node_list.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(), [node]);
+    }
 }
 
 #[test]

@@ -98,6 +98,34 @@ impl Lab {
         Namespace { world: Arc::clone(&self.world), name: Some(constants::ROUTER.into()) }
     }
 
+    /// Cuts the underlay between these two nodes alone: each reaches everybody else. A node can be parted from one other at a time.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn part(&self, nodes: [&str; 2]) -> io::Result<()> {
+        self.isolate(nodes, "on")
+    }
+
+    /// Ends what [`part`](Self::part) began.
+    ///
+    /// # Errors
+    /// When the lab has ended.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn join(&self, nodes: [&str; 2]) -> io::Result<()> {
+        self.isolate(nodes, "off")
+    }
+
+    /// Isolated ports of a switch do not reach each other, and all others do.
+    fn isolate(&self, nodes: [&str; 2], state: &str) -> io::Result<()> {
+        let command = |node| format!("bridge link set dev {} isolated {state}\n", topology::node_port(self.node(node).facts.n));
+        self.world.cage.script(Some(constants::UNDERLAY), &nodes.map(command).concat()).map(drop)
+    }
+
     /// A node by its name.
     ///
     /// # Panics

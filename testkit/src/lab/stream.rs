@@ -29,11 +29,12 @@ pub struct StreamSpec {
     to: SocketAddr,
     interval: Duration,
     fresh: bool,
+    patience: Duration,
 }
 
 impl StreamSpec {
     pub(super) const fn new(namespace: Namespace, to: SocketAddr, interval: Duration) -> Self {
-        Self { namespace, to, interval, fresh: false }
+        Self { namespace, to, interval, fresh: false, patience: PATIENCE }
     }
 
     /// Sends each datagram from a fresh port: every one is a connection of its own.
@@ -43,22 +44,30 @@ impl StreamSpec {
         self
     }
 
+    /// Waits so long for the first answer.
+    #[must_use]
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Starts, and returns once the first answer is back.
     ///
     /// # Errors
-    /// When there is no first answer within two seconds.
+    /// When there is no first answer within two seconds, or the patience given.
     pub fn start(self) -> io::Result<Stream> {
         let shared = Arc::new(Shared::default());
+        let patience = patient(self.patience);
         let thread = {
             let shared = Arc::clone(&shared);
-            let Self { namespace, to, interval, fresh } = self;
+            let Self { namespace, to, interval, fresh, .. } = self;
             thread::Builder::new().name("lab-stream".into()).spawn(move || {
                 namespace.move_in()?;
                 send(&shared, to, interval, fresh)
             })?
         };
         let stream = Stream { shared, thread: Some(thread) };
-        let deadline = Instant::now() + patient(PATIENCE);
+        let deadline = Instant::now() + patience;
         while stream.answered() == 0 {
             if Instant::now() > deadline || stream.thread.as_ref().is_some_and(JoinHandle::is_finished) {
                 stream.finish()?;

@@ -8,7 +8,7 @@ use std::{
 
 use egressgateway_testkit::{
     cluster::agent,
-    lab::{Answer, Capture, Namespace, Packet, PodSpec, Protocol},
+    lab::{Answer, Capture, Families, Namespace, Packet, PodSpec, Process, Protocol, RuleTool},
     pace::patient,
 };
 use nix::sys::signal::Signal;
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::{
     failover::drain,
     restarts::first_plan_is_empty,
-    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, measured, policy, usual_policy},
+    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, lab, measured, policy, usual_policy},
 };
 
 /// How often a stream sends.
@@ -28,8 +28,8 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// The usual gateway with a pool of so many addresses of each family.
 fn gateway(addresses: usize) -> String {
-    let last = 59 + addresses;
-    let pool = format!("ipv4: [\"10.6.0.60-10.6.0.{last}\"], ipv6: [\"fd00:6::60-fd00:6::{last}\"]");
+    let (last, last_group) = (59 + addresses, 0x5f + addresses);
+    let pool = format!("ipv4: [\"10.6.0.60-10.6.0.{last}\"], ipv6: [\"fd00:6::60-fd00:6::{last_group:x}\"]");
     GATEWAY.replace("spec: {", &format!("spec: {{sourceNAT: EgressIP, egressIPs: {{{pool}}}, "))
 }
 
@@ -199,6 +199,12 @@ pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
+/// As `egressctl move` does it, which has tests of its own.
+fn wish(world: &World, node: Option<&str>) {
+    let change = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
+    world.cluster.api.merge("EgressGatewayPolicy", "", "shopping", &change).unwrap();
+}
+
 pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(path: &DataPath) {
     let world = World::start(path);
     world.cluster.apply(&gateway(7));
@@ -206,18 +212,13 @@ pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(
     let Given { node: first, addresses } = wait_given(&world, "shopping");
     seen_as_given(&world, &world.shop, addresses);
     let next = GATEWAYS.into_iter().find(|node| *node != first).unwrap();
-    let wish = |node: Option<&str>| {
-        // As `egressctl move` does it, which has tests of its own.
-        let change = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
-        world.cluster.api.merge("EgressGatewayPolicy", "", "shopping", &change).unwrap();
-    };
     let capture = world.cluster.lab.capture().unwrap();
     let streams: Vec<_> =
         world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
-    wish(Some(next));
+    wish(&world, Some(next));
     owned_by(&world, addresses, next);
     seen_as_given(&world, &world.shop, addresses);
-    wish(None);
+    wish(&world, None);
     owned_by(&world, addresses, next);
     // With both nodes drained by force nobody else can have it.
     for node in GATEWAYS {
@@ -238,65 +239,237 @@ pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
+/// Which nodes' kernels hold which egress addresses: those of full length on the underlay's device.
+fn held(world: &World) -> BTreeMap<IpAddr, BTreeSet<String>> {
+    let mut held: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+    for node in world.cluster.lab.nodes() {
+        let listed = node.run("ip -o addr show dev eth0").unwrap();
+        let words = listed.split_whitespace().filter_map(|word| word.strip_suffix("/32").or_else(|| word.strip_suffix("/128")));
+        for address in words.filter_map(|word| word.parse().ok()) {
+            held.entry(address).or_default().insert(node.name().to_owned());
+        }
+    }
+    held
+}
+
 pub(crate) fn of_more_policies_than_addresses_each_has_its_own_or_nothing(path: &DataPath) {
-    /// How many addresses, and how many policies.
-    const ADDRESSES: usize = 3;
-    const POLICIES: usize = 5;
+    /// How many addresses of each family, how many policies, and of how many policies with addresses the pods go.
+    const ADDRESSES: usize = 50;
+    const POLICIES: usize = 70;
+    const FREED: usize = 5;
     let world = World::start(path);
-    let names: Vec<String> = (0..POLICIES).map(|number| format!("team-{number}")).collect();
-    let pods: Vec<_> = names.iter().map(|name| world.cluster.pod(CLIENT, PodSpec::new(name).label("app", name))).collect();
-    let pod = |name: &str| pods.iter().find(|pod| pod.name() == name).unwrap();
+    let names: Vec<String> = (0..POLICIES).map(|number| format!("team-{number:02}")).collect();
     world.cluster.apply(&gateway(ADDRESSES));
-    world.cluster.eventually("both nodes of the gateway are Ready, so that addresses are spread", || {
-        let status = world.cluster.status("EgressGateway", "exit");
-        let ready = status["nodeList"].as_array().into_iter().flatten().filter(|node| node["status"] == "Ready").count();
-        if ready == GATEWAYS.len() { Ok(()) } else { Err(status.to_string()) }
-    });
+    all_ready(&world);
     for name in &names {
         let spec = policy("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n");
         world.cluster.apply(&spec.replace("name: shopping", &format!("name: {name}")).replace("app: shopping", &format!("app: {name}")));
     }
-    let is_exhausted =
-        |name: &str| world.cluster.status("EgressGatewayPolicy", name)["conditions"].to_string().contains("EgressIPExhausted");
+    let says_exhausted = |name: &str| {
+        let conditions = world.cluster.status("EgressGatewayPolicy", name)["conditions"].take();
+        let mut conditions = conditions.as_array().into_iter().flatten();
+        conditions.any(|condition| {
+            let message = condition["message"].as_str().unwrap_or_default();
+            condition["reason"] == "EgressIPExhausted" && message.ends_with(&format!("is exhausted: {ADDRESSES} addresses are held"))
+        })
+    };
     let served = || names.iter().filter_map(|name| Some((name.clone(), given(&world, name).ok()?))).collect::<BTreeMap<_, _>>();
-    let settled = |without: usize| {
+    let settled = |waiting: usize| {
         world.cluster.eventually("as many policies have addresses as there are, and the rest say so", || {
-            let (served, exhausted) = (served(), names.iter().filter(|name| is_exhausted(name)).count());
-            if (served.len(), exhausted) == (ADDRESSES, POLICIES - ADDRESSES - without) {
+            let (served, exhausted) = (served(), names.iter().filter(|name| says_exhausted(name)).count());
+            if (served.len(), exhausted) == (ADDRESSES, waiting) {
                 Ok(served)
             } else {
-                Err(format!("{:?}, {exhausted} say exhausted", served.keys()))
+                Err(format!("{} are served, {exhausted} say exhausted", served.len()))
             }
         })
     };
-    let first = settled(0);
-    let distinct: BTreeSet<IpAddr> = first.values().flat_map(|given| given.addresses).collect();
-    assert_eq!(distinct.len(), 2 * ADDRESSES, "one to one");
-    let nodes: BTreeSet<&str> = first.values().map(|given| given.node.as_str()).collect();
-    assert_eq!(nodes, GATEWAYS.into(), "spread over the gateway's nodes");
-    for (name, Given { node, addresses }) in &first {
-        seen_as_given(&world, pod(name), *addresses);
+    let kernels_agree = |served: &BTreeMap<String, Given>| {
+        let of_all = served.values().flat_map(|given| given.addresses.map(|address| (address, BTreeSet::from([given.node.clone()]))));
+        let wanted: BTreeMap<_, _> = of_all.collect();
+        world.cluster.eventually("each address is on its node, and nowhere else", || {
+            let held = held(&world);
+            if held == wanted { Ok(()) } else { Err(format!("{held:?}")) }
+        });
+    };
+    let pod = |name: &str| world.cluster.pod(CLIENT, PodSpec::new(name).label("app", name));
+
+    let first = settled(POLICIES - ADDRESSES);
+    let pool: BTreeSet<IpAddr> = first.values().flat_map(|given| given.addresses).collect();
+    assert_eq!(pool.len(), 2 * ADDRESSES, "one to one");
+    let on = |node: &str| first.iter().filter(|(_, given)| given.node == node).collect::<Vec<_>>();
+    assert_eq!(GATEWAYS.map(|node| on(node).len()), [ADDRESSES / 2; 2], "spread over the gateway's nodes");
+    kernels_agree(&first);
+    // On the wire: one of each node, and two who wait.
+    for (name, Given { node, addresses }) in GATEWAYS.into_iter().filter_map(|node| on(node).pop()) {
+        seen_as_given(&world, &pod(name), *addresses);
         owned_by(&world, *addresses, node);
     }
-    let waiting: Vec<&String> = names.iter().filter(|name| !first.contains_key(*name)).collect();
-    for name in &waiting {
-        world.is_dropped(pod(name), GOVERNED);
-    }
     let capture = world.cluster.lab.capture().unwrap();
-    for name in &waiting {
-        world.is_dropped(pod(name), GOVERNED);
+    let waiting: Vec<&String> = names.iter().filter(|name| !first.contains_key(*name)).collect();
+    let heir_or_not = [waiting[0], waiting[waiting.len() - 1]];
+    let pods = heir_or_not.map(|name| pod(name));
+    for pod in &pods {
+        world.is_dropped(pod, GOVERNED);
     }
 
-    let (freed, _) = first.first_key_value().unwrap();
-    world.cluster.delete("EgressGatewayPolicy", freed);
-    let second = settled(1);
-    let heir = waiting.into_iter().find(|name| second.contains_key(*name)).unwrap();
-    assert_eq!(second[heir].addresses, first[freed].addresses, "what one has left, another has");
-    seen_as_given(&world, pod(heir), second[heir].addresses);
-    owned_by(&world, second[heir].addresses, &second[heir].node);
-    for (name, given) in first.iter().filter(|(name, _)| *name != freed) {
-        assert_eq!(second[name].addresses, given.addresses, "nobody else's address moved");
+    let freed: BTreeSet<&String> = first.keys().take(FREED).collect();
+    for name in &freed {
+        world.cluster.delete("EgressGatewayPolicy", name);
     }
-    let pool: Vec<IpAddr> = distinct.into_iter().collect();
+    let second = settled(POLICIES - ADDRESSES - FREED);
+    kernels_agree(&second);
+    let left: BTreeSet<IpAddr> = freed.iter().flat_map(|name| first[*name].addresses).collect();
+    let inherited: BTreeSet<IpAddr> = waiting.iter().filter_map(|name| second.get(*name)).flat_map(|given| given.addresses).collect();
+    assert_eq!(inherited, left, "what some have left, as many others have");
+    for (name, given) in first.iter().filter(|(name, _)| !freed.contains(name)) {
+        assert_eq!((second[name].addresses, &second[name].node), (given.addresses, &given.node), "nobody else's address moved");
+    }
+    assert!(second.contains_key(heir_or_not[0]) && !second.contains_key(heir_or_not[1]), "who has waited longest is next");
+    seen_as_given(&world, &pods[0], second[heir_or_not[0]].addresses);
+    world.is_dropped(&pods[1], GOVERNED);
+    let pool: Vec<IpAddr> = pool.into_iter().collect();
     assert_eq!(world.leaks_besides(&capture, &pool), [""; 0]);
+}
+
+/// Waits until every node of the gateway is Ready, so that addresses are spread.
+fn all_ready(world: &World) {
+    world.cluster.eventually("both nodes of the gateway are Ready", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        let ready = status["nodeList"].as_array().into_iter().flatten().filter(|node| node["status"] == "Ready").count();
+        if ready == GATEWAYS.len() { Ok(()) } else { Err(status.to_string()) }
+    });
+}
+
+/// Waits until the status says that the policy's addresses are with this node, and they are the same as ever.
+fn is_given(world: &World, node: &str, addresses: [IpAddr; 2]) {
+    world.cluster.eventually(&format!("the addresses are with {node}"), || {
+        let now = given(world, "shopping")?;
+        if now.node == node && now.addresses == addresses { Ok(()) } else { Err(format!("{} with {:?}", now.node, now.addresses)) }
+    });
+}
+
+pub(crate) fn a_masquerade_that_comes_before_ours_gives_nothing_another_source(path: &DataPath) {
+    let world = World::start_in(path, lab().rules_by(RuleTool::IptablesLegacy), Families::Dual);
+    world.cluster.apply(&gateway(7));
+    world.cluster.apply(&usual_policy());
+    let Given { node, addresses } = wait_given(&world, "shopping");
+    seen_as_given(&world, &world.shop, addresses);
+    let (owner, programs) = (world.cluster.lab.node(&node), ["iptables-legacy", "ip6tables-legacy"]);
+    let capture = world.cluster.lab.capture().unwrap();
+    let streams: Vec<_> =
+        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    // For the first time, so that nobody has had a reason to expect it.
+    for program in programs {
+        owner.run(&format!("{program} -w -t nat -I POSTROUTING -m comment --comment before -j MASQUERADE")).unwrap();
+    }
+    world.cluster.eventually("ours come first again, or stand elsewhere", || {
+        for program in programs {
+            let listed = owner.run(&format!("{program} -w -t nat -S POSTROUTING")).unwrap();
+            let ours = listed.lines().position(|line| line.contains("EGW-"));
+            if ours.is_some_and(|ours| listed.lines().take(ours).any(|line| line.contains("--comment before"))) {
+                return Err(listed);
+            }
+        }
+        Ok(())
+    });
+    seen_as_given(&world, &world.shop, addresses);
+    if path.backend == "netfilter" {
+        world.cluster.eventually("what others translated is counted", || {
+            let dropped = world.counted(&node, "drop_unknown_source");
+            if dropped > 0.0 { Ok(()) } else { Err(format!("{dropped} dropped")) }
+        });
+    }
+    for (stream, address) in streams.into_iter().zip(addresses) {
+        let report = stream.finish().unwrap();
+        eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
+        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address: {:?}", report.sources);
+    }
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
+
+pub(crate) fn addresses_do_not_drift_while_nodes_and_the_selector_come_and_go(path: &DataPath) {
+    let world = World::start(path);
+    world.cluster.apply(&gateway(7));
+    all_ready(&world);
+    world.cluster.apply(&usual_policy());
+    let Given { node: first, addresses } = wait_given(&world, "shopping");
+    let second = GATEWAYS.into_iter().find(|node| *node != first).unwrap();
+    let first = GATEWAYS.into_iter().find(|node| *node != second).unwrap();
+    seen_as_given(&world, &world.shop, addresses);
+    let capture = world.cluster.lab.capture().unwrap();
+    let lose = |node: &str| {
+        world.cluster.lab.node(node).power_off().unwrap();
+        world.cluster.node_ready(node, false);
+    };
+    let regain = |node: &str| {
+        world.cluster.lab.node(node).power_on().unwrap();
+        world.cluster.node_ready(node, true);
+    };
+    // One down: the other has it. All down: nobody else could have it, and nothing leaves.
+    lose(first);
+    is_given(&world, second, addresses);
+    seen_as_given(&world, &world.shop, addresses);
+    lose(second);
+    world.is_dropped(&world.shop, GOVERNED);
+    is_given(&world, second, addresses);
+    // One up, which is not the one that had it last: it has it. The other up as well: it stays.
+    regain(first);
+    is_given(&world, first, addresses);
+    seen_as_given(&world, &world.shop, addresses);
+    regain(second);
+    all_ready(&world);
+    owned_by(&world, addresses, first);
+    seen_as_given(&world, &world.shop, addresses);
+    // The selector goes from node to node and back, and the address with it.
+    for node in [second, first] {
+        world.cluster.apply(&gateway(7).replace("{egress: \"true\"}", &format!("{{\"kubernetes.io/hostname\": {node}}}")));
+        is_given(&world, node, addresses);
+        owned_by(&world, addresses, node);
+        seen_as_given(&world, &world.shop, addresses);
+        seen_as_given(&world, &world.local, addresses);
+    }
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
+
+pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_along(path: &DataPath) {
+    let world = World::start(path);
+    let [here, owner] = GATEWAYS;
+    world.cluster.apply(&gateway(7));
+    world.cluster.apply(&usual_policy());
+    let Given { addresses, .. } = wait_given(&world, "shopping");
+    wish(&world, Some(owner));
+    owned_by(&world, addresses, owner);
+    seen_as_given(&world, &world.shop, addresses);
+    seen_as_given(&world, &world.local, addresses);
+    let capture = world.cluster.lab.capture().unwrap();
+    let streams: Vec<_> =
+        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    let asking = ask_all_along(&world, addresses);
+
+    world.cluster.lab.part(GATEWAYS).unwrap();
+    // The other gateway's own pods have no way to the owner, and no other way either.
+    world.is_dropped(&world.local, GOVERNED);
+    is_given(&world, owner, addresses);
+    world.cluster.lab.join(GATEWAYS).unwrap();
+    seen_as_given(&world, &world.local, addresses);
+
+    asking.kill(Signal::SIGKILL).unwrap();
+    for (stream, address) in streams.into_iter().zip(addresses) {
+        let report = stream.finish().unwrap();
+        eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
+        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address");
+        assert!(report.longest_gap < patient(Duration::from_secs(1)), "traffic of others goes on: {:?}", report.longest_gap);
+        let answers: Vec<_> = capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).collect();
+        assert!(answers.len() >= 20, "only {} answers for {address}", answers.len());
+        assert!(answers.iter().all(|answer| answer.from == owner), "{here} answered for {address}");
+    }
+    owned_by(&world, addresses, owner);
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
+
+/// Somebody outside asks who has these addresses, again and again.
+fn ask_all_along(world: &World, addresses: [IpAddr; 2]) -> Process {
+    let ask = addresses.map(|address| format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address}; ")).concat();
+    world.cluster.lab.router().program("sh").args(["-c", &format!("while :; do {ask} sleep 0.01; done >/dev/null 2>&1")]).start().unwrap()
 }

@@ -58,7 +58,10 @@ macro_rules! every_check_on {
                 an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone
                 an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go
                 an_address_that_is_moved_on_purpose_is_what_servers_see_all_along
-                of_more_policies_than_addresses_each_has_its_own_or_nothing;
+                of_more_policies_than_addresses_each_has_its_own_or_nothing
+                addresses_do_not_drift_while_nodes_and_the_selector_come_and_go
+                with_only_the_link_between_the_gateways_cut_one_node_answers_all_along
+                a_masquerade_that_comes_before_ours_gives_nothing_another_source;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing
                 an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right

@@ -97,9 +97,9 @@ pub(crate) fn an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up
 /// Prints what a node has of a backend.
 fn traces(backend: &str) -> &'static str {
     match backend {
-        "nftables" => "nft list tables | grep 'inet egressgateway' || true",
+        "nftables" => "nft list tables | grep 'inet egressgateway$' || true",
         "netfilter" => {
-            "for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $p-save 2>/dev/null | grep EGW- | head -1; done; ipset list -n | grep egw- || true"
+            "for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $p-save 2>/dev/null | grep EGW- | head -1; done; ipset list -n | grep egw- || true; nft list tables | grep egressgateway_exits || true"
         }
         other => panic!("what does {other} leave behind?"),
     }
