@@ -164,7 +164,7 @@ impl Session {
         let recorders = Recorders::default();
         let drivers = recorded::record(drivers, &recorders, &metrics);
         let mut tasks = JoinSet::new();
-        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone() };
+        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone(), metrics: metrics.watch.clone() };
         let kinds = spawn_watches(&feeds, &settings, pod_scope, &mut tasks);
         let now = Instant::now();
         Self {

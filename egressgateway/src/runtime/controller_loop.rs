@@ -77,7 +77,7 @@ impl Session {
         let (out, inbox) = mpsc::channel(INBOX);
         let (leader, leading) = watch::channel(None);
         let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
-        let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone() };
+        let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone(), metrics: metrics.watch.clone() };
         spawn_watches(&feeds, &settings, &mut watches);
         let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone());
         election.spawn(candidate.run(leader, shutdown.clone()));

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     backoff::Backoff,
+    metrics::WatchMetrics,
     watch::{Key, Message, Scope, Sight, Trim, Watch},
 };
 use crate::{
@@ -35,6 +36,7 @@ pub(super) struct Feeds<M> {
     pub(super) client: Client,
     pub(super) out: mpsc::Sender<Message<M>>,
     pub(super) backoff: Backoff,
+    pub(super) metrics: WatchMetrics,
 }
 
 impl<M: Send + 'static> Feeds<M> {
@@ -54,7 +56,7 @@ impl<M: Send + 'static> Feeds<M> {
         scope: tokio::sync::watch::Receiver<Scope>,
         trim: Trim<K, M>,
     ) -> Watch<K, M> {
-        Watch { kind, api, scope, trim, backoff: self.backoff.clone(), out: self.out.clone() }
+        Watch { kind, api, scope, trim, backoff: self.backoff.clone(), metrics: self.metrics.clone(), out: self.out.clone() }
     }
 }
 

@@ -69,14 +69,21 @@ struct ResultLabel {
 /// What every watching daemon counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchMetrics {
+    events: Family<WatchLabel, Count>,
     restarts: Family<WatchLabel, Count>,
     synced: Gauge,
 }
 
 impl WatchMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("watch_events", "Objects that lists and watches told of", self.events.clone());
         registry.register("watch_restarts", "Lists and watches that failed and were started again", self.restarts.clone());
         registry.register("synced", "Whether everything was listed once (1) or nothing may be written yet (0)", self.synced.clone());
+    }
+
+    /// What one watch counts.
+    pub(super) fn events(&self, watch: &'static str) -> Count {
+        self.events.get_or_create(&WatchLabel { watch }).clone()
     }
 
     pub(super) fn restarted(&self, watch: &'static str) {
@@ -439,6 +446,7 @@ in its own registry.
 
     fn common(watch: &WatchMetrics, lease: &LeaseMetrics, write: &WriteMetrics, reloads: &Reloads) {
         reloads.refused();
+        watch.events("pods").inc();
         watch.restarted("pods");
         lease.failed(ErrorKind::Transient);
         write.wrote("status", Ok(()));

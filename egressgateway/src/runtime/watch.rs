@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Debug};
 
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use kube::{
     Api, Resource,
     core::{DeserializeGuard, error_boundary::InvalidObject},
@@ -14,7 +14,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::backoff::Backoff;
+use super::{backoff::Backoff, metrics::WatchMetrics};
 use crate::model::PodName;
 
 /// Namespace and name; the namespace of cluster-scoped objects is empty.
@@ -67,6 +67,8 @@ pub(super) struct Watch<K, M> {
     pub(super) trim: Trim<K, M>,
     /// Between failed attempts.
     pub(super) backoff: Backoff,
+    /// Counts what it is told.
+    pub(super) metrics: WatchMetrics,
     /// Who is told.
     pub(super) out: mpsc::Sender<Message<M>>,
 }
@@ -123,8 +125,14 @@ where
 
     fn feed(&mut self) -> Feed<K, M> {
         let scope = self.scope.borrow_and_update().clone();
-        let stream = kube::runtime::watcher(self.api.clone(), scope.config()).backoff(self.backoff.clone()).boxed();
-        Feed { scope, stream, listed: Vec::new() }
+        let told = self.metrics.events(self.kind);
+        let stream = kube::runtime::watcher(self.api.clone(), scope.config()).backoff(self.backoff.clone());
+        let stream = stream.inspect_ok(move |event| {
+            if matches!(event, Event::InitApply(_) | Event::Apply(_) | Event::Delete(_)) {
+                told.inc();
+            }
+        });
+        Feed { scope, stream: stream.boxed(), listed: Vec::new() }
     }
 
     /// One event of the scope in force.

@@ -123,6 +123,12 @@ pub struct Process {
 }
 
 impl Process {
+    /// Its id, in the lab's PID namespace: what `/proc` there knows it by.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Sends a signal. Nothing happens when the program has ended.
     ///
     /// # Errors
