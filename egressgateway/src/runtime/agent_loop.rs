@@ -13,7 +13,7 @@ use super::{
     agent::{Agent, AgentSettings, MANAGER},
     announcements::Announcements,
     cluster_networks::ClusterNetworks,
-    convergence::{Convergence, entries},
+    convergence::Convergence,
     feeds::{self, Feeds, kind},
     gate::Gate,
     gateway_probes::{Ends, GatewayProbes},
@@ -23,6 +23,7 @@ use super::{
     observed::Observed,
     presence::Presence,
     recorded::{self, Recorders},
+    slim::Slim,
     stale_connections::StaleConnections,
     watch::{Message, Scope},
 };
@@ -256,7 +257,6 @@ impl Session {
     fn take(&mut self, message: Message<Seen>) {
         match message {
             Message::Seen(seen) => {
-                self.due.converge = true;
                 for seen in seen {
                     let change = match seen {
                         Seen::World(change) => change,
@@ -265,7 +265,7 @@ impl Session {
                             change
                         }
                     };
-                    self.index.apply(change);
+                    self.due.converge |= self.index.apply(change);
                 }
             }
             Message::Synced(kind, scope) => {
@@ -435,7 +435,6 @@ impl Session {
             tunnel: self.recorders.tunnel.read(),
             steering: self.recorders.steering.read(),
             policy: self.recorders.policy.read(),
-            entries: entries(&desired.policy),
             backend: self.settings.backend.clone(),
         };
         self.metrics.tunnel_ready(report.is_tunnel_ready());
@@ -475,11 +474,11 @@ fn spawn_watches(
     let everything = || watch::channel(Scope::default()).1;
     let (mask, own) = (settings.mask, settings.index.node.clone());
     let world = |change: Option<Change>| change.map(Seen::World);
-    tasks.spawn(feeds.all::<core::Pod>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
+    tasks.spawn(feeds.all::<Slim<core::Pod>>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
     tasks.spawn(
         feeds.all::<core::Namespace>(kind::NAMESPACES, everything(), Box::new(move |key, sight| world(feeds::namespace(key, sight)))).run(),
     );
-    tasks.spawn(feeds.all::<core::Node>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
+    tasks.spawn(feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
     let egress_nodes = feeds.all::<api::EgressNode>(
         kind::EGRESS_NODES,
         everything(),

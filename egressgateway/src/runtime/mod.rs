@@ -25,6 +25,7 @@ mod observed;
 mod presence;
 mod recorded;
 mod shared_cluster;
+mod slim;
 mod stale_connections;
 mod watch;
 mod writes;

@@ -1,6 +1,6 @@
 //! One kind of object, followed: every list replaces what was known, so that a deletion which happened unseen is found by difference.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use kube::{
@@ -14,8 +14,16 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::{backoff::Backoff, metrics::WatchMetrics};
+use super::{
+    backoff::{Backoff, shortened},
+    metrics::WatchMetrics,
+};
 use crate::model::PodName;
+
+/// A watch begins anew, from where it was, after less than five minutes: by then a client thinks a server dead that says nothing.
+const SHORTEST: Duration = Duration::from_secs(190);
+/// How much longer it lasts, at least and at most twice: agents that were started at the same moment don't begin anew at the same moment.
+const SPREAD: Duration = Duration::from_secs(50);
 
 /// Namespace and name; the namespace of cluster-scoped objects is empty.
 pub(super) type Key = PodName;
@@ -32,6 +40,8 @@ pub(super) struct Scope {
 impl Scope {
     fn config(&self) -> watcher::Config {
         let mut config = watcher::Config::default();
+        let timeout = SHORTEST + shortened(SPREAD * 2);
+        config.timeout = u32::try_from(timeout.as_secs()).ok();
         config.field_selector.clone_from(&self.fields);
         config.label_selector.clone_from(&self.labels);
         config
