@@ -2,19 +2,22 @@
 
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
     NAMESPACE,
     objects::Crowded,
-    server::{Failure, Server, each},
+    server::{Server, Tally, each},
 };
 
 /// How often a kubelet says anew how its node is, where nothing changed (`nodeStatusReportFrequency`).
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// How often an agent renews its Lease.
 const RENEWAL: Duration = Duration::from_secs(10);
+/// How many requests of a kind are under way at once.
+const CONCURRENCY: usize = 12;
 const EGRESS_NODES: &str = "/apis/egressgateway.spidernet.io/v1/egressnodes";
 
 /// Nodes as kubelets register them.
@@ -38,22 +41,22 @@ pub(super) async fn build_tunnels(server: &Server, nodes: &[Crowded]) -> Result<
 }
 
 /// Renews Leases and the nodes' statuses for as long as the runtime lives, evenly spread over time.
-pub(super) fn live(server: &Server, nodes: &[Crowded], failure: &Failure) {
+pub(super) fn live(server: &Server, nodes: &[Crowded], tally: &Tally) {
     let begin = Instant::now();
     for (period, renew) in [(RENEWAL, true), (HEARTBEAT, false)] {
-        let (server, nodes, failure) = (server.clone(), nodes.to_vec(), failure.clone());
+        let (server, nodes, tally) = (server.clone(), nodes.to_vec(), tally.clone());
         tokio::spawn(async move {
             let step = period / u32::try_from(nodes.len()).unwrap_or(u32::MAX).max(1);
-            for (number, node) in (0_u32..).zip(nodes.into_iter().cycle()) {
-                tokio::time::sleep_until(begin + step * number).await;
-                let (server, failure) = (server.clone(), failure.clone());
-                tokio::spawn(async move {
-                    let sent = if renew { self::renew(&server, node).await } else { heartbeat(&server, node).await };
-                    if let Err(error) = sent {
-                        failure.note(error);
-                    }
-                });
-            }
+            // A server that does not keep up is not flooded: it is asked less often.
+            let turns = stream::iter((0_u32..).zip(nodes.into_iter().cycle()));
+            let turn = |(number, node)| {
+                let (server, tally) = (&server, &tally);
+                async move {
+                    tokio::time::sleep_until(begin + step * number).await;
+                    tally.note(if renew { self::renew(server, node).await } else { heartbeat(server, node).await });
+                }
+            };
+            turns.for_each_concurrent(CONCURRENCY, turn).await;
         });
     }
 }

@@ -31,7 +31,7 @@ use daemons::{CONTROL, Daemons};
 use objects::{Crowded, PodId};
 use reading::Moment;
 use rollout::Pods;
-use server::{Failure, Server, each, said};
+use server::{Server, Tally, said};
 
 const NAMESPACE: &str = "egress";
 /// The nodes whose agents are real, and the gateway that each belongs to, by the label `exit`.
@@ -146,13 +146,13 @@ struct World<'a> {
     size: Size,
     daemons: Daemons,
     pods: Pods,
-    failure: Failure,
+    tally: Tally,
 }
 
 impl<'a> World<'a> {
     async fn run(kubernetes: &'a Kubernetes, size: Size, times: Times) -> Result<Figures, String> {
         let server = Server::new(&kubernetes.kubeconfig_of_admin()).await?;
-        let mut world = Self { kubernetes, server, size, daemons: Daemons::default(), pods: Pods::new(size), failure: Failure::default() };
+        let mut world = Self { kubernetes, server, size, daemons: Daemons::default(), pods: Pods::new(size), tally: Tally::default() };
         world.populate().await?;
         tracing::info!("everything exists; the agents start");
         let before = world.moment()?;
@@ -180,13 +180,14 @@ impl<'a> World<'a> {
         let everywhere = world.policy_for_all().await?;
         tokio::time::sleep(times.change).await;
         let change = world.moment()?.since(&change_from, kubernetes, &world.daemons)?;
-        world.failure.check()?;
+        let (sent, failed) = world.tally.check()?;
+        tracing::info!(sent, failed, "requests of the other nodes");
         world.daemons.end()?;
         Ok(Figures { size, start, idle, rollout, change, settled: [started, rolled, single, everywhere], own })
     }
 
     fn moment(&self) -> Result<Moment, String> {
-        self.failure.check()?;
+        self.tally.check()?;
         Moment::now(self.kubernetes, &self.daemons)
     }
 
@@ -214,17 +215,21 @@ impl<'a> World<'a> {
         })
         .await?;
         crowd::build_tunnels(&self.server, &crowd).await?;
-        crowd::live(&self.server, &crowd, &self.failure);
+        crowd::live(&self.server, &crowd, &self.tally);
         let gateways = "/apis/egressgateway.spidernet.io/v1/egressgateways";
         let [plain, addressed] = objects::gateways(&self.size);
         self.until("webhooks answer", async |world| world.server.post(gateways, &plain).await).await?;
         self.server.post(gateways, &addressed).await?;
         let policies = "/apis/egressgateway.spidernet.io/v1/egressgatewaypolicies";
-        each(0..self.size.policies, |app| {
-            let server = &self.server;
-            async move { server.post(policies, &objects::policy(app)).await.map(drop) }
-        })
-        .await?;
+        let start = Instant::now();
+        for app in 0..self.size.policies {
+            // One after the other: each is reviewed by the controller, which shares the processors with everybody here, and may be late.
+            self.until("a policy is admitted", async |world| {
+                world.server.post(policies, &objects::policy(app)).await.inspect_err(|error| tracing::warn!(error, "policy"))
+            })
+            .await?;
+        }
+        tracing::info!(seconds = start.elapsed().as_secs(), "policies exist");
         self.pods.create(&self.server).await?;
         self.quiet()
     }
@@ -287,7 +292,7 @@ impl<'a> World<'a> {
     /// Waits until no daemon writes anything but Leases for a while.
     fn quiet(&self) -> Result<(), String> {
         let writes = || -> Result<u64, String> {
-            self.failure.check()?;
+            self.tally.check()?;
             let mut sum = 0;
             for daemon in self.daemons.0.values() {
                 let metrics = format!("curl --silent --show-error http://127.0.0.1:{}/metrics", daemon.port);

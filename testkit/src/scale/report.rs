@@ -9,11 +9,12 @@ use super::{AGENTS, CONTROLLER, Figures, Phase, Usage};
 pub fn report(figures: &Figures) -> String {
     let size = figures.size;
     let mut text = format!(
-        "{} Nodes, {} Pods, {} policies; a rollout replaces {} of the pods.\n\n### Memory\n\n",
+        "{} Nodes, {} Pods, {} policies; a rollout replaces {} of the pods. Programs built {} optimisation.\n\n### Memory\n\n",
         number(size.nodes),
         number(size.pods),
         number(size.policies),
-        number(size.rollout)
+        number(size.rollout),
+        if cfg!(debug_assertions) { "without" } else { "with" }
     );
     memory(&mut text, figures);
     text.push_str("\n### Requests\n\n");
@@ -74,18 +75,9 @@ fn requests(text: &mut String, figures: &Figures) {
     text.push_str("\nOf these, without Leases, watches that begin anew and the reads of service networks:\n\n");
     header(text, &["requests", "start", "idle", "rollout", "one policy for every pod"]);
     for name in daemons() {
-        let of = |phase: &Phase| phase.usage.get(name).map(|usage| listed(&others(usage))).unwrap_or_default();
+        let of = |phase: &Phase| phase.usage.get(name).map(|usage| listed(&usage.work())).unwrap_or_default();
         row(text, &[vec![name.to_owned()], phases(figures).map(|(_, phase)| of(phase)).to_vec()].concat());
     }
-}
-
-/// Requests that say something of the cluster, not merely that the daemon lives and listens.
-fn others(usage: &Usage) -> BTreeMap<String, u64> {
-    let living = |request: &str| {
-        let resource = request.split(' ').nth(1).unwrap_or_default();
-        resource == "leases" || request.starts_with("watch ") || matches!(resource, "servicecidrs" | "services")
-    };
-    usage.requests.iter().filter(|(request, _)| !living(request)).map(|(request, number)| (request.clone(), *number)).collect()
 }
 
 fn watches(text: &mut String, figures: &Figures) {

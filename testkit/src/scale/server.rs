@@ -1,6 +1,9 @@
 //! Requests to the API server, many at once, as everybody but the daemons sends them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{
@@ -10,7 +13,7 @@ use kube::{
 use serde_json::Value;
 
 /// How many requests are under way at once.
-const CONCURRENCY: usize = 24;
+const CONCURRENCY: usize = 10;
 /// A server with all processors busy answers late.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -68,19 +71,29 @@ where
     stream::iter(items).map(work).buffer_unordered(CONCURRENCY).try_collect().await
 }
 
-/// The first failure of tasks that nobody waits for.
+/// How the requests fare that nobody waits for.
 #[derive(Clone, Default)]
-pub(super) struct Failure(Arc<std::sync::Mutex<Option<String>>>);
+pub(super) struct Tally(Arc<Mutex<(u64, u64, String)>>);
 
-impl Failure {
-    pub(super) fn note(&self, failure: String) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(failure);
+impl Tally {
+    pub(super) fn note(&self, result: Result<(), String>) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.0 += 1;
+        if let Err(failure) = result {
+            held.1 += 1;
+            held.2 = failure;
+        }
     }
 
-    pub(super) fn check(&self) -> Result<(), String> {
-        match &*self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            None => Ok(()),
-            Some(failure) => Err(failure.clone()),
+    /// How many there were, and how many failed.
+    ///
+    /// A late or lost renewal is what a busy server does to real agents too, and a Lease outlives three of them.
+    pub(super) fn check(&self) -> Result<(u64, u64), String> {
+        let (sent, failed, last) = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if failed * 20 > sent.max(20) {
+            Err(format!("{failed} of {sent} requests of the other nodes failed, at last: {last}"))
+        } else {
+            Ok((sent, failed))
         }
     }
 }
