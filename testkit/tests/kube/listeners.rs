@@ -3,7 +3,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
 };
 
 use egressgateway_testkit::{
@@ -18,8 +18,8 @@ const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const KUBECONFIG: &str = "{apiVersion: v1, kind: Config, current-context: a, clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], \
                           users: [{name: a, user: {}}], contexts: [{name: a, context: {cluster: a, user: a}}]}";
 
-/// A daemon that ends with the test.
-struct Daemon(Child);
+/// A daemon that ends with the test, and its logs: it could not write any more if nobody held the other end.
+struct Daemon(Child, #[allow(dead_code)] BufReader<ChildStderr>);
 
 impl Daemon {
     fn start(program: &str, arguments: &[&str], folder: &tempfile::TempDir) -> Self {
@@ -27,17 +27,16 @@ impl Daemon {
         std::fs::write(&kubeconfig, KUBECONFIG).unwrap();
         let mut command = Command::new(binary(program));
         command.args(arguments).arg("--kubeconfig").arg(kubeconfig).stderr(Stdio::piped());
-        let mut daemon = Self(command.spawn().unwrap());
+        let mut child = command.spawn().unwrap();
+        let mut logs = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
         // It listens before it asks the API server that is not there.
-        let lines = BufReader::new(daemon.0.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut said = Vec::new();
-        for line in lines {
-            if line.contains("watch starts again") || line.contains("leader election") {
-                return daemon;
+        while logs.read_line(&mut said).unwrap() > 0 {
+            if said.contains("watch starts again") || said.contains("leader election") {
+                return Self(child, logs);
             }
-            said.push(line);
         }
-        panic!("{program} ended: {said:#?}")
+        panic!("{program} ended: {said}")
     }
 }
 
