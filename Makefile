@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test test-features test-kernels test-worlds bench bench-failover package setup
+.PHONY: demo test test-features test-kernels test-worlds bench bench-failover bench-scale package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -44,6 +44,12 @@ bench: setup
 bench-failover: setup
 	$(BUILD)
 	$(or $(CARGO_TARGET_DIR),target)/debug/failover --write docs/failover.md $(FAILOVER)
+
+# Without debug information in the way, as an image has the daemons: their size and processor time are of interest.
+bench-scale: setup
+	./scripts/kube-assets >/dev/null
+	$(BUILD) --release
+	$(or $(CARGO_TARGET_DIR),target)/release/scale --write docs/scale.md $(SCALE)
 
 package: setup
 	./scripts/package

@@ -168,6 +168,12 @@ impl Kubernetes {
         [("KUBERNETES_SERVICE_HOST", MANAGEMENT.to_string()), ("KUBERNETES_SERVICE_PORT", API_PORT.to_string())]
     }
 
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig_of_admin(&self) -> String {
+        self.kubeconfig_of(ADMIN_TOKEN)
+    }
+
     /// Writes a file that tests and daemons can read, and returns where.
     ///
     /// # Panics
@@ -274,6 +280,21 @@ impl Kubernetes {
     pub fn audit(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("audit.log")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Those of the log of requests that have `words` in their text, from the parts too that the server has put aside because the log was long.
+    #[must_use]
+    pub fn audit_with(&self, words: &str) -> Vec<Value> {
+        let parts = std::fs::read_dir(self.directory.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let parts = parts.filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("audit") && name.to_string_lossy().ends_with(".log"))
+        });
+        let texts = parts.map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let events = texts.flat_map(|text| {
+            let lines = text.lines().filter(|line| line.contains(words));
+            lines.filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>()
+        });
+        events.collect()
     }
 
     /// Waits until `check` says yes.

@@ -9,5 +9,6 @@ pub mod lab;
 pub mod netns;
 pub mod pace;
 pub mod packets;
+pub mod scale;
 pub mod shell;
 pub mod tunnels;

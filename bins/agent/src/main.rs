@@ -11,7 +11,11 @@ mod backend;
 mod tunnel;
 mod wiring;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use egressgateway::{
@@ -21,7 +25,7 @@ use egressgateway::{
     runtime::{Agent, StateFile},
 };
 use egressgateway_daemon::{
-    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, serve,
+    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, runtime, serve,
     shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
@@ -29,7 +33,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Where probes and metrics are served unless the arguments say otherwise.
-const LISTEN: &str = "0.0.0.0:5810";
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 5810);
 
 fn main() -> ExitCode {
     let matches = arguments().get_matches();
@@ -64,8 +68,9 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let config = configuration(matches, |name| std::env::var(name).ok())?;
     install_logs(&common)?;
     install_tls()?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| egressgateway::Error::from_io(error, "start the runtime"))?;
-    runtime.block_on(async {
+    let span = tracing::error_span!("agent", node = matches.get_one::<String>("node-name"));
+    let _entered = span.enter();
+    runtime(&span)?.block_on(async {
         match matches.subcommand() {
             Some(("cleanup", arguments)) => cleanup(&config, arguments.get_flag("dry-run")).await,
             Some(_) => plan(&config, &common, node(matches)?).await,

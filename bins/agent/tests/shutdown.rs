@@ -38,7 +38,11 @@ fn without_an_api_server_nothing_changes_and_sigterm_ends_the_agent() {
             .spawn()
             .expect("the agent starts");
         let mut logs = BufReader::new(agent.stderr.take().expect("its logs")).lines().map_while(Result::ok);
-        assert!(logs.any(|line| line.contains("watch starts again")), "the agent ended by itself");
+        // One line of the main loop and one of a task of its own.
+        for words in ["watch starts again", "lease was not renewed"] {
+            let line = logs.by_ref().find(|line| line.contains(words)).expect("the agent does not end by itself");
+            assert!(line.contains("\"node\":\"a\""), "which node says so? {line}");
+        }
         succeeded("kill", &["-TERM", &agent.id().to_string()]);
         let rest: Vec<String> = logs.collect();
         assert!(agent.wait().expect("its end").success(), "{rest:#?}");

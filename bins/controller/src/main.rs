@@ -4,7 +4,11 @@
 
 mod webhook;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use egressgateway::{
@@ -14,7 +18,7 @@ use egressgateway::{
     runtime::{Controller, ControllerSettings, ElectionSettings},
 };
 use egressgateway_daemon::{
-    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, serve,
+    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, runtime, serve,
     shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
@@ -23,7 +27,7 @@ use tokio::sync::watch;
 use crate::webhook::WebhookArguments;
 
 /// Where probes and metrics are served unless the arguments say otherwise.
-const LISTEN: &str = "0.0.0.0:5820";
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 5820);
 
 fn main() -> ExitCode {
     let matches = arguments().get_matches();
@@ -59,8 +63,9 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let identity = identity.ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
     install_logs(&common)?;
     install_tls()?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| Error::from_io(error, "start the runtime"))?;
-    runtime.block_on(run(matches, config, &common, identity, webhooks))
+    let span = tracing::error_span!("controller", identity);
+    let _entered = span.enter();
+    runtime(&span)?.block_on(run(matches, config, &common, identity, webhooks))
 }
 
 async fn run(

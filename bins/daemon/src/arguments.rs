@@ -15,7 +15,7 @@ pub struct CommonArguments {
     /// Namespace of Leases.
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "kube-system")]
     pub namespace: String,
-    /// Where /healthz, /readyz and /metrics are served.
+    /// Where /healthz, /readyz and /metrics are served; `[::]` is every address, of both families.
     #[arg(long, env = "EGRESSGATEWAY_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
     /// Form of the logs.

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -11,7 +11,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::CommonArguments;
+use crate::{CommonArguments, listen::listen_at};
 
 /// Content type of the OpenMetrics text format.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -20,9 +20,8 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 ///
 /// # Errors
 /// When the address is taken or not this host's.
-pub async fn listen(arguments: &CommonArguments, default: &str) -> Result<TcpListener, Error> {
-    let address = arguments.listen.map_or_else(|| default.to_owned(), |address| address.to_string());
-    TcpListener::bind(&address).await.map_err(|error| Error::from_io(error, format!("listen at {address}")))
+pub async fn listen(arguments: &CommonArguments, default: SocketAddr) -> Result<TcpListener, Error> {
+    listen_at(arguments.listen.unwrap_or(default)).await
 }
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until shutdown.

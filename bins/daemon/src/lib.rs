@@ -13,16 +13,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Then, in this order: [`install_logs`], [`install_tls`], [`shutdown_on_signal`], [`client`], [`listen`], [`serve`] and [`follow_configuration`].
+//! Then, in this order: [`install_logs`], [`install_tls`], [`runtime`], and in it [`shutdown_on_signal`], [`client`], [`listen`], [`serve`] and [`follow_configuration`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod arguments;
 mod http;
+mod listen;
 mod process;
 mod reload;
 
 pub use arguments::{CommonArguments, Failure, LogFormat, command, configuration};
 pub use http::{listen, serve};
-pub use process::{client, install_logs, install_tls, shutdown_on_signal};
+pub use listen::listen_at;
+pub use process::{client, install_logs, install_tls, runtime, shutdown_on_signal};
 pub use reload::follow_configuration;

@@ -1,12 +1,16 @@
-use std::{path::Path, time::Duration};
+use std::{num::NonZero, path::Path, time::Duration};
 
 use egressgateway::{Error, ErrorKind};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{CommonArguments, Failure, LogFormat};
@@ -34,10 +38,26 @@ pub fn install_logs(arguments: &CommonArguments) -> Result<(), Failure> {
     let filter = EnvFilter::builder().parse(&arguments.log_level).map_err(|error| usage(&error))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let installed = match arguments.log_format {
-        LogFormat::Json => logs.json().flatten_event(true).try_init(),
+        LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Text => logs.with_ansi(false).try_init(),
     };
     installed.map_err(|error| usage(&error))
+}
+
+/// How many threads work at most: a daemon waits nearly always, and on a host with many processors each thread would be memory for nothing.
+const THREADS: usize = 4;
+
+/// What a daemon runs in. Every line of its logs has the fields of `span`, whichever of its parts writes it.
+///
+/// # Errors
+/// When threads can't be started.
+pub fn runtime(span: &Span) -> Result<Runtime, Error> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let span = span.clone();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    // Tasks that are spawned have no span of their own; their thread has this one, for as long as it lives.
+    builder.worker_threads(processors.min(THREADS)).on_thread_start(move || std::mem::forget(span.clone().entered())).enable_all();
+    builder.build().map_err(|error| Error::from_io(error, "start the runtime"))
 }
 
 /// A client as the arguments say: a kubeconfig file, else the pod's service account or the usual places.

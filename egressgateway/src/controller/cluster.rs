@@ -22,20 +22,24 @@ pub struct Cluster {
 
 impl Cluster {
     /// One object is now so, or is gone. Kinds that the controller does not decide about are ignored.
-    pub fn apply(&mut self, change: Change) {
+    pub fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Node(name, node) => put(&mut self.nodes, name, node),
             Change::EgressNode(name, node) => put(&mut self.egress_nodes, name, node),
             Change::Gateway(name, gateway) => put(&mut self.gateways, name, gateway),
             Change::Policy(name, policy) => put(&mut self.policies, name, policy),
-            Change::Pod(..) | Change::Namespace(..) | Change::ClusterNetworks(_) => {}
+            Change::Pod(..) | Change::Namespace(..) | Change::ClusterNetworks(_) => false,
         }
     }
 }
 
-fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
+    if map.get(&key) == value.as_ref() {
+        return false;
+    }
     match value {
         Some(value) => _ = map.insert(key, value),
         None => _ = map.remove(&key),
     }
+    true
 }

@@ -17,6 +17,9 @@ pub struct Event {
     pub note: String,
 }
 
+/// The reason when other nodes became a gateway's active ones.
+pub const ACTIVE_NODES_CHANGED: &str = "ActiveNodesChanged";
+
 /// Reasons of a gateway's condition Ready, and of a policy's condition Accepted, that are events when they come up.
 const WARNINGS: [&str; 11] = [
     "NoNodes",
@@ -46,7 +49,7 @@ pub fn of_gateway(old: &EgressGatewayStatus, new: &EgressGatewayStatus) -> Vec<E
         let before = if before.is_empty() { "no node".to_owned() } else { names(&before) };
         events.push(Event {
             warning: false,
-            reason: "ActiveNodesChanged",
+            reason: ACTIVE_NODES_CHANGED,
             note: format!("traffic leaves by {} instead of {before}", names(&after)),
         });
     }

@@ -132,18 +132,23 @@ impl Index {
         }
     }
 
-    /// Takes note of a change; what follows from it is computed by the next [`Self::desired`].
-    pub fn apply(&mut self, change: Change) {
-        match change {
+    /// Takes note of a change; what follows from it is computed by the next [`Self::desired`]. False: all of it was known.
+    pub fn apply(&mut self, change: Change) -> bool {
+        let news = match change {
             Change::Pod(name, pod) => return self.who.set_pod(name, pod),
             Change::Namespace(name, namespace) => return self.who.set_namespace(name, namespace),
             Change::Node(name, node) => set(&mut self.nodes, name, node),
             Change::EgressNode(name, node) => set(&mut self.egress_nodes, name, node),
             Change::Gateway(name, gateway) => set(&mut self.gateways, name, gateway),
             Change::Policy(name, policy) => self.policies.set(name, policy),
-            Change::ClusterNetworks(networks) => self.networks = networks,
-        }
-        self.stale = true;
+            Change::ClusterNetworks(networks) => {
+                let news = self.networks != networks;
+                self.networks = networks;
+                news
+            }
+        };
+        self.stale |= news;
+        news
     }
 
     /// From now on these settings count.
@@ -365,11 +370,16 @@ fn needs_sources(gateway: &Gateway) -> bool {
     gateway.spec.as_ref().map_or(true, |spec| spec.source_nat != SourceNatMode::NodeAddress)
 }
 
-fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+/// False where it was so before: most of what an API server tells of is heartbeats and others' fields.
+fn set<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
+    if map.get(&key) == value.as_ref() {
+        return false;
+    }
     match value {
         Some(value) => drop(map.insert(key, value)),
         None => drop(map.remove(&key)),
     }
+    true
 }
 
 type NamespaceName = Arc<str>;

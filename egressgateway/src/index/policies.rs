@@ -31,7 +31,10 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    pub(super) fn set(&mut self, name: PolicyName, policy: Option<Policy>) {
+    pub(super) fn set(&mut self, name: PolicyName, policy: Option<Policy>) -> bool {
+        if self.all.get(&name) == policy.as_ref() {
+            return false;
+        }
         let subject = |policy: &Policy| policy.spec.as_ref().ok().map(|spec| spec.subject.clone());
         let before = self.all.get(&name).and_then(subject);
         let after = policy.as_ref().and_then(subject);
@@ -44,7 +47,7 @@ impl Policies {
             }
         }
         self.changed_rules.insert(name.clone());
-        super::set(&mut self.all, name, policy);
+        super::set(&mut self.all, name, policy)
     }
 
     pub(super) fn get(&self, name: &PolicyName) -> Option<&Policy> {

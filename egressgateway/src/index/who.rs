@@ -36,7 +36,10 @@ struct Entry {
 }
 
 impl Who {
-    pub(super) fn set_pod(&mut self, name: PodName, pod: Option<Pod>) {
+    pub(super) fn set_pod(&mut self, name: PodName, pod: Option<Pod>) -> bool {
+        if self.pods.get(&name).map(|entry| &entry.pod) == pod.as_ref() {
+            return false;
+        }
         if let Some(old) = self.pods.remove(&name) {
             for address in old.pod.addresses {
                 self.dirty.insert(address);
@@ -48,23 +51,24 @@ impl Who {
                 }
             }
         }
-        let Some(pod) = pod else { return };
+        let Some(pod) = pod else { return true };
         for address in &pod.addresses {
             self.dirty.insert(*address);
             self.by_address.entry(*address).or_default().insert(name.clone());
         }
         self.unmatched.insert(name.clone());
         self.pods.insert(name, Entry { pod, policies: None });
+        true
     }
 
-    pub(super) fn set_namespace(&mut self, name: NamespaceName, namespace: Option<Namespace>) {
+    pub(super) fn set_namespace(&mut self, name: NamespaceName, namespace: Option<Namespace>) -> bool {
         let labels = |namespace: Option<&Namespace>| namespace.map(|namespace| namespace.labels.clone()).unwrap_or_default();
         if labels(self.namespaces.get(&name)) != labels(namespace.as_ref()) {
             let first = PodName::new(name.clone(), "");
             let pods = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == name);
             self.unmatched.extend(pods.map(|(pod, _)| pod.clone()));
         }
-        super::set(&mut self.namespaces, name, namespace);
+        super::set(&mut self.namespaces, name, namespace)
     }
 
     pub(super) fn pod(&self, name: &PodName) -> Option<&Pod> {

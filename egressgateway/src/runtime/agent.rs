@@ -48,7 +48,7 @@ pub struct AgentSettings {
     pub spacing: Duration,
     /// How often packet counters are read.
     pub counters: Duration,
-    /// How long a change of mere words, such as a number of entries, may wait until it is written into the status.
+    /// How long a change of mere words, such as of a driver's last failure, may wait until it is written into the status.
     pub patience: Duration,
     /// How often the networks of services are read.
     pub networks: Duration,

@@ -14,7 +14,7 @@ use super::{
     announcements::Announcements,
     boot_hold::{self, Remembering},
     cluster_networks::ClusterNetworks,
-    convergence::{Convergence, entries},
+    convergence::Convergence,
     feeds::{self, Feeds, kind},
     gate::Gate,
     gateway_probes::{Ends, GatewayProbes},
@@ -24,6 +24,7 @@ use super::{
     observed::Observed,
     presence::Presence,
     recorded::{self, Recorders},
+    slim::Slim,
     stale_connections::StaleConnections,
     state_file::StateFile,
     watch::{Message, Scope},
@@ -175,7 +176,7 @@ impl Session {
         let recorders = Recorders::default();
         let drivers = recorded::record(drivers, &recorders, &metrics);
         let mut tasks = JoinSet::new();
-        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone() };
+        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone(), metrics: metrics.watch.clone() };
         let kinds = spawn_watches(&feeds, &settings, pod_scope, &mut tasks);
         let now = Instant::now();
         Self {
@@ -275,7 +276,6 @@ impl Session {
     fn take(&mut self, message: Message<Seen>) {
         match message {
             Message::Seen(seen) => {
-                self.due.converge = true;
                 for seen in seen {
                     let change = match seen {
                         Seen::World(change) => change,
@@ -284,7 +284,7 @@ impl Session {
                             change
                         }
                     };
-                    self.index.apply(change);
+                    self.due.converge |= self.index.apply(change);
                 }
             }
             Message::Synced(kind, scope) => {
@@ -482,7 +482,6 @@ impl Session {
             tunnel: self.recorders.tunnel.read(),
             steering: self.recorders.steering.read(),
             policy: self.recorders.policy.read(),
-            entries: entries(&desired.policy),
             backend: self.settings.backend.clone(),
         };
         self.metrics.tunnel_ready(report.is_tunnel_ready());
@@ -522,11 +521,11 @@ fn spawn_watches(
     let everything = || watch::channel(Scope::default()).1;
     let (mask, own) = (settings.mask, settings.index.node.clone());
     let world = |change: Option<Change>| change.map(Seen::World);
-    tasks.spawn(feeds.all::<core::Pod>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
+    tasks.spawn(feeds.all::<Slim<core::Pod>>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
     tasks.spawn(
         feeds.all::<core::Namespace>(kind::NAMESPACES, everything(), Box::new(move |key, sight| world(feeds::namespace(key, sight)))).run(),
     );
-    tasks.spawn(feeds.all::<core::Node>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
+    tasks.spawn(feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
     let egress_nodes = feeds.all::<api::EgressNode>(
         kind::EGRESS_NODES,
         everything(),

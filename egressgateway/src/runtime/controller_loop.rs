@@ -33,6 +33,7 @@ use super::{
     node_status::wait_until,
     observed::Observed,
     presence,
+    slim::Slim,
     watch::{Key, Message, Scope, Sight, key},
     writes::{Write, writes},
 };
@@ -77,7 +78,7 @@ impl Session {
         let (out, inbox) = mpsc::channel(INBOX);
         let (leader, leading) = watch::channel(None);
         let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
-        let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone() };
+        let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone(), metrics: metrics.watch.clone() };
         spawn_watches(&feeds, &settings, &mut watches);
         let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone());
         election.spawn(candidate.run(leader, shutdown.clone()));
@@ -160,6 +161,7 @@ impl Session {
         let leads = self.leads();
         self.metrics.leading(leads);
         if leads && !led {
+            self.metrics.elected();
             self.plan = Some(Instant::now());
         }
     }
@@ -221,8 +223,9 @@ impl Session {
         let agents = fresh.len();
         self.mirror.cluster.write().fresh_leases = fresh;
         let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.plan_settings.borrow_and_update());
+        self.metrics.planned_for(&plan);
         let writes = writes(plan, &self.mirror, Timestamp::now());
-        self.metrics.planned(began.elapsed(), agents);
+        self.metrics.planned(began.elapsed(), agents, writes.len());
         if writes.is_empty() {
             self.settings.backoff.succeeded();
             return;
@@ -255,16 +258,21 @@ impl Session {
         if !self.leads() {
             return Ok(None);
         }
-        let (kind, description) = (write.kind(), write.describe());
+        let (kind, object, description) = (write.kind(), write.object(), write.describe());
         let result = self.send(write).await.map_err(|error| failure::from_api(error, description.clone()));
         self.metrics.write.wrote(kind, result.as_ref().map(|_| ()).map_err(|error| error.kind));
         match &result {
-            Ok(_) => tracing::debug!("{description}"),
-            Err(error) if error.kind == ErrorKind::Conflict => tracing::debug!(error = error.chain(), "the object changed meanwhile"),
-            Err(error) => tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "write failed"),
+            Ok(_) => tracing::debug!(object, "{description}"),
+            Err(error) if error.kind == ErrorKind::Conflict => {
+                tracing::debug!(object, error = error.chain(), "the object changed meanwhile")
+            }
+            Err(error) => tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "write failed"),
         }
         if let (Ok(_), Some((regarding, events))) = (&result, news) {
             for event in &events {
+                if event.reason == controller::events::ACTIVE_NODES_CHANGED {
+                    self.metrics.active_changed();
+                }
                 self.events.write(&regarding, event).await;
             }
         }
@@ -332,7 +340,7 @@ fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut
     let everything = || watch::channel(Scope::default()).1;
     let agents = Scope { fields: None, labels: Some(format!("{}={}", presence::LABEL, presence::LABEL_VALUE)) };
     let mask = settings.plan.mask;
-    let nodes = feeds.all::<core::Node>(kind::NODES, everything(), Box::new(|key, sight| feeds::node(key, sight).map(Seen::World)));
+    let nodes = feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(|key, sight| feeds::node(key, sight).map(Seen::World)));
     tasks.spawn(nodes.run());
     tasks.spawn(feeds.all::<EgressNode>(kind::EGRESS_NODES, everything(), Box::new(egress_node)).run());
     let gateways = feeds.all::<EgressGateway>(kind::GATEWAYS, everything(), Box::new(move |key, sight| gateway(key, sight, mask)));

@@ -108,7 +108,7 @@ impl Convergence {
 }
 
 /// Size of a classification, in entries.
-pub(super) fn entries(policy: &PolicyDesired) -> usize {
+fn entries(policy: &PolicyDesired) -> usize {
     policy.pods.len() + policy.subnets.len() + policy.destinations.len()
 }
 

@@ -1,6 +1,8 @@
 //! Events of `events.k8s.io`, one object for each: they tell transitions, so there is nothing to aggregate.
 //! <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/>
 
+use std::fmt;
+
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1 as events},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -39,6 +41,13 @@ impl Regarding {
     }
 }
 
+impl fmt::Display for Regarding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |text: &'_ Option<String>| text.clone().unwrap_or_default();
+        write!(f, "{}/{}", text(&self.reference.kind), text(&self.reference.name))
+    }
+}
+
 /// Writes events; one that can't be written is lost, for the conditions say it too.
 #[derive(Clone)]
 pub(super) struct EventWriter {
@@ -58,7 +67,8 @@ impl EventWriter {
         let result = self.events.create(&PostParams::default(), &object).await.map_err(|error| failure::from_api(error, "write an event"));
         self.metrics.wrote("Event", result.as_ref().map(|_| ()).map_err(|error| error.kind));
         if let Err(error) = result {
-            tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "an event is lost");
+            let object = regarding.to_string();
+            tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), reason = event.reason, "an event is lost");
         }
     }
 

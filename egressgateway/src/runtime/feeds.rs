@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 
 use super::{
     backoff::Backoff,
+    metrics::WatchMetrics,
+    slim::Slim,
     watch::{Key, Message, Scope, Sight, Trim, Watch},
 };
 use crate::{
@@ -35,6 +37,7 @@ pub(super) struct Feeds<M> {
     pub(super) client: Client,
     pub(super) out: mpsc::Sender<Message<M>>,
     pub(super) backoff: Backoff,
+    pub(super) metrics: WatchMetrics,
 }
 
 impl<M: Send + 'static> Feeds<M> {
@@ -54,13 +57,13 @@ impl<M: Send + 'static> Feeds<M> {
         scope: tokio::sync::watch::Receiver<Scope>,
         trim: Trim<K, M>,
     ) -> Watch<K, M> {
-        Watch { kind, api, scope, trim, backoff: self.backoff.clone(), out: self.out.clone() }
+        Watch { kind, api, scope, trim, backoff: self.backoff.clone(), metrics: self.metrics.clone(), out: self.out.clone() }
     }
 }
 
-pub(super) fn pod(key: &Key, sight: Option<&Sight<core::Pod>>) -> Option<Change> {
+pub(super) fn pod(key: &Key, sight: Option<&Sight<Slim<core::Pod>>>) -> Option<Change> {
     let pod = known(sight).ok()?;
-    Some(Change::Pod(key.clone(), pod.and_then(world::Pod::from_api)))
+    Some(Change::Pod(key.clone(), pod.and_then(|pod| world::Pod::from_api(&pod.0))))
 }
 
 pub(super) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Option<Change> {
@@ -68,9 +71,9 @@ pub(super) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Op
     Some(Change::Namespace(key.name.clone(), namespace.map(world::Namespace::from_api)))
 }
 
-pub(super) fn node(key: &Key, sight: Option<&Sight<core::Node>>) -> Option<Change> {
+pub(super) fn node(key: &Key, sight: Option<&Sight<Slim<core::Node>>>) -> Option<Change> {
     let node = known(sight).ok()?;
-    Some(Change::Node(NodeName::from(&*key.name), node.map(world::Node::from_api)))
+    Some(Change::Node(NodeName::from(&*key.name), node.map(|node| world::Node::from_api(&node.0))))
 }
 
 pub(super) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> Option<Change> {

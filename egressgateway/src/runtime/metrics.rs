@@ -19,7 +19,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{Counter, ErrorKind};
+use crate::{Counter, ErrorKind, controller::ClusterPlan};
 
 /// Which driver, "tunnel", "steering", "addresses" or "policy".
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -55,6 +55,18 @@ struct WriteLabels {
     result: &'static str,
 }
 
+/// Which gateway's pool; "ipv4" or "ipv6".
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PoolLabels {
+    gateway: String,
+    family: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ObjectLabel {
+    object: &'static str,
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReviewLabels {
     webhook: &'static str,
@@ -69,14 +81,21 @@ struct ResultLabel {
 /// What every watching daemon counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchMetrics {
+    events: Family<WatchLabel, Count>,
     restarts: Family<WatchLabel, Count>,
     synced: Gauge,
 }
 
 impl WatchMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("watch_events", "Objects that lists and watches told of", self.events.clone());
         registry.register("watch_restarts", "Lists and watches that failed and were started again", self.restarts.clone());
         registry.register("synced", "Whether everything was listed once (1) or nothing may be written yet (0)", self.synced.clone());
+    }
+
+    /// What one watch counts.
+    pub(super) fn events(&self, watch: &'static str) -> Count {
+        self.events.get_or_create(&WatchLabel { watch }).clone()
     }
 
     pub(super) fn restarted(&self, watch: &'static str) {
@@ -237,7 +256,7 @@ impl AgentMetrics {
     }
 
     pub(super) fn entries(&self, entries: usize) {
-        self.entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.entries.set(number(entries));
     }
 
     pub(super) fn probe_sent(&self) {
@@ -257,7 +276,7 @@ impl AgentMetrics {
     }
 
     pub(super) fn gateways_down(&self, nodes: usize) {
-        self.gateways_down.set(i64::try_from(nodes).unwrap_or(i64::MAX));
+        self.gateways_down.set(number(nodes));
     }
 
     pub(super) fn announced(&self) {
@@ -311,7 +330,7 @@ impl Reloads {
 
     /// A file was taken in which so many fields are others, of which so many wait for a restart.
     pub fn taken(&self, changed: usize, waiting: usize) {
-        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.waiting.set(number(waiting));
         if changed > 0 {
             self.results.get_or_create(&ResultLabel { result: "ok" }).inc();
         }
@@ -349,7 +368,13 @@ pub(super) struct ControllerMetrics {
     pub(super) reloads: Reloads,
     pub(super) admission: AdmissionMetrics,
     leading: Gauge,
+    elections: Count,
     plans: Histogram,
+    objects: Family<ObjectLabel, Gauge>,
+    writes: Gauge,
+    active_changes: Count,
+    pools: Family<PoolLabels, Gauge>,
+    used: Family<PoolLabels, Gauge>,
     ready: Gauge<f64, AtomicU64>,
 }
 
@@ -362,7 +387,13 @@ impl Default for ControllerMetrics {
             reloads: Reloads::default(),
             admission: AdmissionMetrics::default(),
             leading: Gauge::default(),
+            elections: Count::default(),
             plans: histogram(),
+            objects: Family::default(),
+            writes: Gauge::default(),
+            active_changes: Count::default(),
+            pools: Family::default(),
+            used: Family::default(),
             ready: Gauge::default(),
         }
     }
@@ -377,6 +408,12 @@ impl ControllerMetrics {
         self.reloads.register(registry);
         self.admission.register(registry);
         registry.register("leading", "Whether this process is the leader", self.leading.clone());
+        registry.register("elections", "How often this process became the leader", self.elections.clone());
+        registry.register("plan_objects", "Objects that the last plan was about, by kind", self.objects.clone());
+        registry.register("plan_writes", "Requests that the last plan came to", self.writes.clone());
+        registry.register("active_changes", "How often other nodes became a gateway's active ones", self.active_changes.clone());
+        registry.register("pool_addresses", "Egress addresses of a gateway's pool", self.pools.clone());
+        registry.register("pool_addresses_used", "Of them, those that a policy has", self.used.clone());
         registry.register("plan_duration_seconds", "Time that a plan of the whole cluster took", self.plans.clone());
         registry.register("agents_fresh", "Agents whose Lease is fresh", self.ready.clone());
     }
@@ -385,10 +422,44 @@ impl ControllerMetrics {
         self.leading.set(i64::from(leading));
     }
 
-    pub(super) fn planned(&self, took: Duration, fresh: usize) {
+    pub(super) fn elected(&self) {
+        self.elections.inc();
+    }
+
+    /// A plan was made in so long a time, with so many fresh agents, and came to so many requests.
+    pub(super) fn planned(&self, took: Duration, fresh: usize, writes: usize) {
         self.plans.observe(took.as_secs_f64());
         self.ready.set(f64::from(u32::try_from(fresh).unwrap_or(u32::MAX)));
+        self.writes.set(number(writes));
     }
+
+    /// What the plan was about.
+    pub(super) fn planned_for(&self, plan: &ClusterPlan) {
+        let numbers =
+            [("EgressNode", plan.egress_nodes.len()), ("EgressGateway", plan.gateways.len()), ("EgressGatewayPolicy", plan.policies.len())];
+        for (object, objects) in numbers {
+            self.objects.get_or_create(&ObjectLabel { object }).set(number(objects));
+        }
+        // A gateway that is gone, or its pool, is no gateway with an empty pool.
+        self.pools.clear();
+        self.used.clear();
+        for (gateway, status) in &plan.gateways {
+            let Some(usage) = &status.ip_usage else { continue };
+            for (family, pool) in [("ipv4", usage.ipv4), ("ipv6", usage.ipv6)] {
+                let labels = PoolLabels { gateway: gateway.as_str().to_owned(), family };
+                self.pools.get_or_create(&labels).set(pool.total);
+                self.used.get_or_create(&labels).set(pool.used);
+            }
+        }
+    }
+
+    pub(super) fn active_changed(&self) {
+        self.active_changes.inc();
+    }
+}
+
+fn number(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// The packet filter's counters as they were read last.
@@ -424,6 +495,7 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::*;
+    use crate::api::{EgressGatewayStatus, IpUsage, PoolUsage};
 
     const DOCUMENTATION: &str = "# Metrics
 
@@ -432,6 +504,8 @@ in its own registry.
 
 - `driver` is `tunnel`, `steering`, `addresses` or `policy`; `kind` is the kind of an error.
 - `rule` is a [counter of the packet filter](datapath.md#the-nftables-table). The agent reads them every 15 seconds; they start anew when the table does.
+- The objects that a watch told of are whole lists at the start and single changes afterwards; [what to expect](scale.md).
+- `gateway` is an EgressGateway with a pool, `family` is `ipv4` or `ipv6`.
 - Converges with `first=\"true\"` and `outcome=\"applied\"` are changes that a restarted agent made: none, where nothing happened meanwhile.
 
 ";
@@ -457,9 +531,33 @@ in its own registry.
 
     fn common(watch: &WatchMetrics, lease: &LeaseMetrics, write: &WriteMetrics, reloads: &Reloads) {
         reloads.refused();
+        watch.events("pods").inc();
         watch.restarted("pods");
         lease.failed(ErrorKind::Transient);
         write.wrote("status", Ok(()));
+    }
+
+    fn with_a_pool(total: i64, used: i64) -> ClusterPlan {
+        let pool = PoolUsage { total, used };
+        let status = EgressGatewayStatus { ip_usage: Some(IpUsage { ipv4: pool, ipv6: pool }), ..EgressGatewayStatus::default() };
+        ClusterPlan { gateways: [("exit".into(), status)].into(), ..ClusterPlan::default() }
+    }
+
+    #[test]
+    fn pools_are_shown_as_they_are_and_those_that_are_gone_no_more() {
+        let (metrics, mut registry) = (ControllerMetrics::default(), Registry::default());
+        metrics.register(&mut registry);
+        let shown = || {
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            text.lines().filter(|line| line.contains("gateway=\"exit\",family=\"ipv4\"")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        metrics.planned_for(&with_a_pool(7, 2));
+        let labels = "{gateway=\"exit\",family=\"ipv4\"}";
+        let of = |name: &str, value: u64| format!("egressgateway_controller_pool_addresses{name}{labels} {value}");
+        assert_eq!(shown(), [of("", 7), of("_used", 2)]);
+        metrics.planned_for(&ClusterPlan::default());
+        assert_eq!(shown(), Vec::<String>::new());
     }
 
     #[test]
@@ -477,6 +575,7 @@ in its own registry.
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());
         common(&controller.watch, &controller.lease, &controller.write, &controller.reloads);
         controller.admission.answered("validate", true);
+        controller.planned_for(&with_a_pool(7, 1));
         controller.register(&mut controllers);
 
         let text = format!("{DOCUMENTATION}## Agent\n\n{}\n## Controller\n\n{}", rows(&agents), rows(&controllers));

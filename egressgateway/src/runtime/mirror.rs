@@ -33,31 +33,71 @@ pub(super) struct Mirror {
 impl Mirror {
     /// Takes in what was seen; true where a plan may come out differently. Echoes from before the last write are ignored.
     pub(super) fn take(&mut self, seen: Seen, now: Instant) -> bool {
-        let change = match seen {
-            Seen::World(change) => Some(change),
-            Seen::EgressNode(name, change, observed) => hold(&mut self.egress_nodes, name, observed).then_some(change),
-            Seen::Gateway(name, change, observed) => hold(&mut self.gateways, name, observed).then_some(change),
-            Seen::Policy(name, change, observed) => hold(&mut self.policies, name, observed).then_some(change),
+        let (change, held) = match seen {
+            Seen::World(change) => (change, Held::Same),
+            Seen::EgressNode(name, change, observed) => (change, hold(&mut self.egress_nodes, name, observed)),
+            Seen::Gateway(name, change, observed) => (change, hold(&mut self.gateways, name, observed)),
+            Seen::Policy(name, change, observed) => (change, hold(&mut self.policies, name, observed)),
             Seen::Lease(node, lease) => return self.freshness.observe(&node, lease.as_ref(), now),
         };
-        let news = change.is_some();
-        if let Some(change) = change {
-            self.cluster.write().apply(change);
-        }
-        news
+        held != Held::Newer && (self.cluster.write().apply(change) || held == Held::Other)
     }
 }
 
-fn hold<N: Ord, S>(held: &mut BTreeMap<N, Observed<S>>, name: N, observed: Option<Observed<S>>) -> bool {
+/// How what was held of an object compares with what was seen of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// It is newer: what was seen is an echo.
+    Newer,
+    /// The status is the same; heartbeats are so, and echoes of the last write.
+    Same,
+    /// The status is another one, or the object is.
+    Other,
+}
+
+fn hold<N: Ord, S: PartialEq>(held: &mut BTreeMap<N, Observed<S>>, name: N, observed: Option<Observed<S>>) -> Held {
+    let before = held.get(&name);
+    let same = |before: &Observed<S>, observed: &Observed<S>| before.uid == observed.uid && before.status == observed.status;
+    let found = match (before, &observed) {
+        (Some(before), Some(observed)) if observed.is_outdated_by(before) => return Held::Newer,
+        (Some(before), Some(observed)) if same(before, observed) => Held::Same,
+        (None, None) => Held::Same,
+        _ => Held::Other,
+    };
     match observed {
-        None => {
-            held.remove(&name);
-            true
-        }
-        Some(observed) if held.get(&name).is_some_and(|held| observed.is_outdated_by(held)) => false,
-        Some(observed) => {
-            held.insert(name, observed);
-            true
-        }
+        Some(observed) => drop(held.insert(name, observed)),
+        None => drop(held.remove(&name)),
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{EgressGateway, IpUsage},
+        model::MarkMask,
+        world::{Gateway, Node},
+    };
+
+    fn gateway(version: u64, usage: Option<IpUsage>) -> Seen {
+        let status = EgressGatewayStatus { ip_usage: usage, ..EgressGatewayStatus::default() };
+        let gateway = EgressGateway { status: Some(status.clone()), ..EgressGateway::default() };
+        let change = Change::Gateway("exit".into(), Some(Gateway::from_api(&gateway, MarkMask::default())));
+        Seen::Gateway("exit".into(), change, Some(Observed { status, uid: "u".to_owned(), version: Some(version) }))
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_reason_to_plan_and_whatever_somebody_else_wrote_into_a_status_is() {
+        let (mut mirror, now) = (Mirror::default(), Instant::now());
+        let node = |ready| Seen::World(Change::Node("a".into(), Some(Node { ready, ..Node::default() })));
+        assert!(mirror.take(node(true), now));
+        assert!(!mirror.take(node(true), now), "nothing that a plan depends on has changed");
+        assert!(mirror.take(node(false), now));
+        assert!(mirror.take(gateway(5, None), now));
+        assert!(!mirror.take(gateway(6, None), now));
+        assert!(mirror.take(gateway(7, Some(IpUsage::default())), now), "a part of the status that only the next write corrects");
+        assert!(!mirror.take(gateway(6, None), now), "an echo from before");
+        assert_eq!(mirror.gateways[&GatewayName::from("exit")].version, Some(7));
     }
 }

@@ -26,6 +26,7 @@ mod observed;
 mod presence;
 mod recorded;
 mod shared_cluster;
+mod slim;
 mod stale_connections;
 mod state_file;
 mod watch;

@@ -36,8 +36,6 @@ pub(super) struct Report {
     pub(super) tunnel: Record,
     pub(super) steering: Record,
     pub(super) policy: Record,
-    /// Entries of the classification.
-    pub(super) entries: usize,
     /// Which policy backend is at work, and why.
     pub(super) backend: Option<String>,
 }
@@ -75,8 +73,9 @@ impl Report {
     fn policy_programmed(&self) -> Condition {
         match &self.policy {
             Record::Good => {
-                let backend = self.backend.as_ref().map(|backend| format!(" in {backend}")).unwrap_or_default();
-                condition(POLICY_PROGRAMMED, "True", "Programmed", format!("{} entries{backend}", self.entries))
+                // No number of entries: every new pod would be a write, and an event for every other agent. The metrics have it.
+                let backend = self.backend.as_deref().map(|backend| format!("in {backend}")).unwrap_or_default();
+                condition(POLICY_PROGRAMMED, "True", "Programmed", backend)
             }
             record => unfinished(POLICY_PROGRAMMED, record),
         }
@@ -197,7 +196,8 @@ impl StatusWriter {
                                 continue;
                             }
                             Err(error) => {
-                                tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "status was not written");
+                                let object = format!("EgressNode/{}", self.node);
+                                tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "status was not written");
                                 Some(Instant::now() + self.backoff.delay())
                             }
                         },
@@ -245,7 +245,7 @@ mod tests {
 
     fn report() -> Report {
         let good = || Record::Good;
-        Report { addressed: true, tunnel: good(), steering: good(), policy: good(), entries: 3, ..Report::default() }
+        Report { addressed: true, tunnel: good(), steering: good(), policy: good(), ..Report::default() }
     }
 
     #[test]
@@ -269,13 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_entries_is_not_urgent_and_the_time_of_transition_no_difference() {
-        let status = report().status();
+    fn the_words_of_a_failure_are_not_urgent_and_the_time_of_transition_is_no_difference() {
+        let failed = |message: &str| Record::Failed { kind: ErrorKind::Transient, message: message.to_owned() };
+        let status = Report { policy: failed("busy"), ..report() }.status();
         let mut existing = EgressNodeStatus { tunnel_mac: Some("66:00:00:00:00:01".to_owned()), ..status.clone() };
         existing.conditions[0].last_transition_time = Time(Timestamp::from_second(7).unwrap());
         existing.conditions.reverse();
         assert_eq!(difference(&status, &existing), Difference::None);
-        assert_eq!(difference(&Report { entries: 4, ..report() }.status(), &existing), Difference::Messages);
+        assert_eq!(difference(&Report { policy: failed("busy again"), ..report() }.status(), &existing), Difference::Messages);
         existing.phase = Some(EgressNodePhase::Init);
         assert_eq!(difference(&status, &existing), Difference::Substance);
     }

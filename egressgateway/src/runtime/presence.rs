@@ -75,16 +75,18 @@ impl Presence {
                 Ok(()) => {
                     self.metrics.renewed();
                     self.backoff.succeeded();
-                    self.settings.renew / 2 + shortened(self.settings.renew)
+                    // A little longer, by chance: what began at the same moment does not stay together.
+                    self.settings.renew + shortened(self.settings.renew) / 16
                 }
                 Err(error) => {
-                    tracing::warn!(error = error.chain(), "lease was not renewed");
+                    let object = format!("Lease/{}/{PREFIX}{}", self.settings.namespace, self.node);
+                    tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "lease was not renewed");
                     self.metrics.failed(error.kind);
                     self.backoff.delay().min(self.settings.renew)
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(wait.min(self.settings.renew)) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = shutdown.cancelled() => return,
             }
         }

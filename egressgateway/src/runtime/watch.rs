@@ -1,8 +1,8 @@
 //! One kind of object, followed: every list replaces what was known, so that a deletion which happened unseen is found by difference.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use kube::{
     Api, Resource,
     core::{DeserializeGuard, error_boundary::InvalidObject},
@@ -14,8 +14,16 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::backoff::Backoff;
+use super::{
+    backoff::{Backoff, shortened},
+    metrics::WatchMetrics,
+};
 use crate::model::PodName;
+
+/// A watch begins anew, from where it was, after less than five minutes: by then a client thinks a server dead that says nothing.
+const SHORTEST: Duration = Duration::from_secs(190);
+/// How much longer it lasts, at least and at most twice: agents that were started at the same moment don't begin anew at the same moment.
+const SPREAD: Duration = Duration::from_secs(50);
 
 /// Namespace and name; the namespace of cluster-scoped objects is empty.
 pub(super) type Key = PodName;
@@ -32,6 +40,8 @@ pub(super) struct Scope {
 impl Scope {
     fn config(&self) -> watcher::Config {
         let mut config = watcher::Config::default();
+        let timeout = SHORTEST + shortened(SPREAD * 2);
+        config.timeout = u32::try_from(timeout.as_secs()).ok();
         config.field_selector.clone_from(&self.fields);
         config.label_selector.clone_from(&self.labels);
         config
@@ -67,6 +77,8 @@ pub(super) struct Watch<K, M> {
     pub(super) trim: Trim<K, M>,
     /// Between failed attempts.
     pub(super) backoff: Backoff,
+    /// Counts what it is told.
+    pub(super) metrics: WatchMetrics,
     /// Who is told.
     pub(super) out: mpsc::Sender<Message<M>>,
 }
@@ -123,8 +135,14 @@ where
 
     fn feed(&mut self) -> Feed<K, M> {
         let scope = self.scope.borrow_and_update().clone();
-        let stream = kube::runtime::watcher(self.api.clone(), scope.config()).backoff(self.backoff.clone()).boxed();
-        Feed { scope, stream, listed: Vec::new() }
+        let told = self.metrics.events(self.kind);
+        let stream = kube::runtime::watcher(self.api.clone(), scope.config()).backoff(self.backoff.clone());
+        let stream = stream.inspect_ok(move |event| {
+            if matches!(event, Event::InitApply(_) | Event::Apply(_) | Event::Delete(_)) {
+                told.inc();
+            }
+        });
+        Feed { scope, stream: stream.boxed(), listed: Vec::new() }
     }
 
     /// One event of the scope in force.

@@ -36,6 +36,16 @@ impl Write {
         }
     }
 
+    /// The object, as kubectl names it.
+    pub(super) fn object(&self) -> String {
+        let name: &dyn std::fmt::Display = match self {
+            Self::Create(name, _) | Self::Delete(name, _) | Self::EgressNode(name, _) => name,
+            Self::Gateway(name, _) => name,
+            Self::Policy(name, _) => name,
+        };
+        format!("{}/{name}", self.kind())
+    }
+
     /// What it does, in words.
     pub(super) fn describe(&self) -> String {
         match self {

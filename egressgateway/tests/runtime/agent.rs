@@ -5,7 +5,10 @@ use egressgateway::{
     api::{EgressGateway, EgressGatewayPolicy, EgressNode, EgressNodePhase},
 };
 use egressgateway_testkit::apiserver::{ApiServer, Effect, Fault};
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Node, Pod},
+};
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
@@ -25,6 +28,13 @@ async fn cluster() -> (ApiServer, Kernel) {
 
 async fn programmed(kernel: &Kernel) {
     kernel.until("the governed pod", |held| held.policy.pods.len() == 1 && held.policy.destinations.len() == 1).await;
+}
+
+async fn built(server: &ApiServer) {
+    until(Api::<EgressNode>::all(server.client()), NODE, "a built tunnel", |node| {
+        node.status.as_ref().is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -130,6 +140,52 @@ async fn many_changes_become_few_converges() {
     let agent = Running::start(&server.client(), &kernel, settings());
     let held = kernel.until("all pods", |held| held.policy.pods.len() == 100).await;
     assert!(held.applied <= 6, "{} writes for one list", held.applied);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn pods_come_and_go_without_a_write_because_each_would_be_an_event_for_every_agent() {
+    let (server, kernel) = cluster().await;
+    let mut settings = settings();
+    settings.patience = Duration::from_millis(20);
+    settings.lease.renew = Duration::from_millis(30);
+    let agent = Running::start(&server.client(), &kernel, settings);
+    built(&server).await;
+    let written = server.writes("egressnodes");
+    for number in 2..=5 {
+        pod(&server.client(), &format!("pod{number}"), NODE, &format!("10.0.1.{number}")).await;
+    }
+    policy(&server.client(), "more", "10.20.0.0/16").await;
+    kernel.until("all of it", |held| held.policy.pods.len() == 5 && held.policy.destinations.len() == 2).await;
+    // Far longer than words may wait.
+    let renewals = || agent.metric("egressgateway_agent_lease_renewals_total").unwrap_or_default();
+    let enough = renewals() + 10.0;
+    while renewals() < enough {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(server.writes("egressnodes"), written);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn heartbeats_of_nodes_are_no_reason_to_converge() {
+    let (server, kernel) = cluster().await;
+    let agent = Running::start(&server.client(), &kernel, settings());
+    built(&server).await;
+    let events = || agent.metric("egressgateway_agent_watch_events_total{watch=\"nodes\"}").unwrap_or_default();
+    let converges = || agent.metric("egressgateway_agent_converges_total{first=\"false\",outcome=\"unchanged\"}").unwrap_or_default();
+    let (before, enough) = (converges(), events() + 20.0);
+    let nodes = Api::<Node>::all(server.client());
+    for beat in 10..30 {
+        let ready = json!({"type": "Ready", "status": "True", "lastHeartbeatTime": format!("2026-01-01T00:00:{beat}Z")});
+        let status = Patch::Merge(json!({"status": {"conditions": [ready]}}));
+        nodes.patch_status("node2", &PatchParams::default(), &status).await.unwrap();
+    }
+    while events() < enough {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // What came before may still be on its way.
+    assert!(converges() <= before + 3.0, "{} converges for 20 heartbeats", converges() - before);
     agent.stop().await;
 }
 

@@ -123,7 +123,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Its id, in the lab's PID namespace.
+    /// Its id, in the lab's PID namespace: what `/proc` there knows it by.
     #[must_use]
     pub const fn id(&self) -> u32 {
         self.id

@@ -8,9 +8,11 @@ mod list;
 mod accounts;
 mod chart;
 mod daemons;
+mod listeners;
 #[allow(dead_code)]
 #[path = "../apiserver/rules.rs"]
 mod rules;
+mod scale;
 mod server;
 mod webhooks;
 

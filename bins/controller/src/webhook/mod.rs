@@ -12,6 +12,7 @@ use egressgateway::{
     Error,
     runtime::{Admission, Backoff},
 };
+use egressgateway_daemon::listen_at;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ const NAME: &str = "egressgateway-webhook";
 /// Where and how the webhooks are served.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct WebhookArguments {
-    /// Where admission webhooks are served; without it they are not.
+    /// Where admission webhooks are served; without it they are not. `[::]` is every address, of both families.
     #[arg(long, env = "EGRESSGATEWAY_WEBHOOK_LISTEN", value_name = "ADDRESS:PORT")]
     webhook_listen: Option<SocketAddr>,
     /// Folder with tls.crt and tls.key that somebody else renews, such as cert-manager. Without it the controller makes its own, keeps
@@ -38,8 +39,7 @@ pub(crate) struct WebhookArguments {
 /// When the address can't be listened at.
 pub(crate) async fn listen(arguments: &WebhookArguments) -> Result<Option<TcpListener>, Error> {
     let Some(address) = arguments.webhook_listen else { return Ok(None) };
-    let listener = TcpListener::bind(address).await.map_err(|error| Error::from_io(error, format!("listen at {address}")))?;
-    Ok(Some(listener))
+    listen_at(address).await.map(Some)
 }
 
 /// Serves the webhooks until shutdown.
