@@ -14,7 +14,7 @@ mod wiring;
 use std::{process::ExitCode, sync::Arc};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use egressgateway::{DriversDesired, config::Config, model::NodeName, runtime::Agent};
+use egressgateway::{DriversDesired, Error, ErrorKind, config::Config, model::NodeName, runtime::Agent};
 use egressgateway_daemon::{
     CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, serve,
     shutdown_on_signal,
@@ -59,7 +59,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let config = configuration(matches, |name| std::env::var(name).ok())?;
     install_logs(&common)?;
     install_tls()?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| egressgateway::Error::from_io(error, "start the runtime"))?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Error::from_io(error, "start the runtime"))?;
     runtime.block_on(async {
         match matches.subcommand() {
             Some(("cleanup", arguments)) => cleanup(&config, arguments.get_flag("dry-run")).await,
@@ -79,8 +79,9 @@ async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, nod
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
     let changes = watch::Sender::new(wiring::settings(&config, common, node.clone()));
+    // First of all: of two agents in one network namespace the second ends here, before it has asked or touched anything.
+    let listener = listen(common, LISTEN).await.map_err(taken)?;
     let agent = agent(&config, common, node.clone()).await?.with_metrics(&mut registry).with_changes(changes.subscribe());
-    let listener = listen(common, LISTEN).await?;
     let health = agent.health();
     let served = tokio::spawn(serve(listener, registry, health, shutdown.clone()));
     let reloads = agent.reloads();
@@ -90,8 +91,17 @@ async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, nod
         () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
     };
     shutdown.cancel();
-    served.await.map_err(|error| egressgateway::Error::new(egressgateway::ErrorKind::Invalid, "probes").with_source(error))??;
+    served.await.map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
     Ok(result?)
+}
+
+/// Whose port it probably is.
+fn taken(error: Error) -> Error {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::AddrInUse) {
+        return Error::new(error.kind, "another agent of this node may be running").with_source(error);
+    }
+    error
 }
 
 async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
