@@ -7,5 +7,6 @@ pub mod lab;
 pub mod netns;
 pub mod pace;
 pub mod packets;
+pub mod relay;
 pub mod shell;
 pub mod tunnels;

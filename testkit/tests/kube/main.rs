@@ -8,6 +8,9 @@ mod list;
 mod accounts;
 mod chart;
 mod daemons;
+mod faults;
+mod leaders;
+mod objects;
 #[allow(dead_code)]
 #[path = "../apiserver/rules.rs"]
 mod rules;
