@@ -19,7 +19,8 @@ use crate::{
     pace::patient,
 };
 
-const API_PORT: u16 = 6444;
+/// Port of kube-apiserver at [`MANAGEMENT`].
+pub const API_PORT: u16 = 6444;
 const ETCD_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
 const ADMIN_TOKEN: &str = "administrator";
@@ -54,7 +55,7 @@ pub struct Kubernetes {
     assets: PathBuf,
     directory: tempfile::TempDir,
     server: Option<Process>,
-    _etcd: Process,
+    etcd: Process,
     /// Where it listens on the management network; nodes reach it.
     pub lab: Lab,
 }
@@ -84,7 +85,7 @@ impl Kubernetes {
             &format!("--initial-cluster=default={peers}"),
         ]);
         let etcd = etcd.log_to(path("etcd.log")).start().unwrap_or_else(|error| panic!("etcd: {error}"));
-        let mut kubernetes = Self { assets, directory, server: None, _etcd: etcd, lab };
+        let mut kubernetes = Self { assets, directory, server: None, etcd, lab };
         kubernetes.start_server();
         kubernetes
     }
@@ -133,6 +134,37 @@ impl Kubernetes {
         }
     }
 
+    /// Stops etcd where it is: every request waits, until it [goes on](Self::resume_etcd).
+    ///
+    /// # Panics
+    /// When the lab has ended.
+    pub fn pause_etcd(&self) {
+        self.etcd.kill(Signal::SIGSTOP).unwrap_or_else(|error| panic!("etcd: {error}"));
+    }
+
+    /// Lets etcd go on.
+    ///
+    /// # Panics
+    /// When the lab has ended.
+    pub fn resume_etcd(&self) {
+        self.etcd.kill(Signal::SIGCONT).unwrap_or_else(|error| panic!("etcd: {error}"));
+    }
+
+    /// Makes etcd forget everything but the present, as it does every few minutes; no watch can go on from before.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub fn compact(&self) {
+        let ask = |path: &str, body: &Value| {
+            let answer = self.shell(&format!("curl --silent --show-error --data '{body}' http://127.0.0.1:{ETCD_PORT}/v3/kv/{path}"));
+            let answer = answer.and_then(|text| serde_json::from_str::<Value>(&text).map_err(|error| format!("{error}: {text}")));
+            answer.ok().filter(|answer| answer["header"]["revision"].is_string()).unwrap_or_else(|| panic!("etcd does not answer {path}"))
+        };
+        // Any key does: the header tells the revision.
+        let revision = ask("range", &json!({"key": "AA=="}))["header"]["revision"].clone();
+        ask("compaction", &json!({"revision": revision, "physical": true}));
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -140,7 +172,13 @@ impl Kubernetes {
     /// A kubeconfig with a token; it works on every node.
     #[must_use]
     pub fn kubeconfig_of(&self, token: &str) -> String {
-        let address = SocketAddr::from((MANAGEMENT, API_PORT));
+        self.kubeconfig_at(API_PORT, token)
+    }
+
+    /// The same by another port, where somebody passes on what is sent.
+    #[must_use]
+    pub fn kubeconfig_at(&self, port: u16, token: &str) -> String {
+        let address = SocketAddr::from((MANAGEMENT, port));
         let certificate = self.path("certificates/apiserver.crt");
         json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "lab",

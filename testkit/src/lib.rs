@@ -9,6 +9,7 @@ pub mod lab;
 pub mod netns;
 pub mod pace;
 pub mod packets;
+pub mod relay;
 pub mod scale;
 pub mod shell;
 pub mod tunnels;

@@ -89,8 +89,9 @@ async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, nod
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
     let changes = watch::Sender::new(wiring::settings(&config, common, node.clone()));
+    // First of all: of two agents in one network namespace the second ends here, before it has asked or touched anything.
+    let listener = listen(common, LISTEN).await.map_err(taken)?;
     let agent = agent(&config, common, node.clone()).await?.with_metrics(&mut registry).with_changes(changes.subscribe());
-    let listener = listen(common, LISTEN).await?;
     let health = agent.health();
     let served = tokio::spawn(serve(listener, registry, health, shutdown.clone()));
     let reloads = agent.reloads();
@@ -100,8 +101,17 @@ async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, nod
         () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
     };
     shutdown.cancel();
-    served.await.map_err(|error| egressgateway::Error::new(egressgateway::ErrorKind::Invalid, "probes").with_source(error))??;
+    served.await.map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
     Ok(result?)
+}
+
+/// Whose port it probably is.
+fn taken(error: Error) -> Error {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::AddrInUse) {
+        return Error::new(error.kind, "another agent of this node may be running").with_source(error);
+    }
+    error
 }
 
 async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {

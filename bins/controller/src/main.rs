@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod election;
 mod webhook;
 
 use std::{
@@ -24,7 +25,7 @@ use egressgateway_daemon::{
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::webhook::WebhookArguments;
+use crate::{election::ElectionArguments, webhook::WebhookArguments};
 
 /// Where probes and metrics are served unless the arguments say otherwise.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 5820);
@@ -46,38 +47,41 @@ fn arguments() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Allots addresses and marks, elects gateways, and says so in the objects' statuses")
         .arg(identity);
-    command(webhook_arguments(controller))
+    command(own_arguments(controller))
 }
 
-fn webhook_arguments(command: Command) -> Command {
+fn own_arguments(command: Command) -> Command {
     // Deriving would put the words about the arguments where those about the daemon belong.
     let about = command.get_about().cloned().unwrap_or_default();
-    WebhookArguments::augment_args(command).about(about).long_about(None)
+    WebhookArguments::augment_args(ElectionArguments::augment_args(command)).about(about).long_about(None)
 }
 
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let common = CommonArguments::parse(matches)?;
     let config = configuration(matches, |name| std::env::var(name).ok())?;
-    let webhooks = WebhookArguments::from_arg_matches(matches).map_err(|error| Failure::Usage(vec![error.to_string()]))?;
+    let usage = |error: clap::Error| Failure::Usage(vec![error.to_string()]);
+    let webhooks = WebhookArguments::from_arg_matches(matches).map_err(usage)?;
+    let election = ElectionArguments::from_arg_matches(matches).map_err(usage)?;
     let identity = matches.get_one::<String>("identity").cloned();
     let identity = identity.ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
+    let election = election.settings(&common.namespace, identity)?;
     install_logs(&common)?;
     install_tls()?;
-    let span = tracing::error_span!("controller", identity);
+    let span = tracing::error_span!("controller", identity = election.identity);
     let _entered = span.enter();
-    runtime(&span)?.block_on(run(matches, config, &common, identity, webhooks))
+    runtime(&span)?.block_on(run(matches, config, &common, election, webhooks))
 }
 
 async fn run(
     matches: &ArgMatches,
     config: Config,
     common: &CommonArguments,
-    identity: String,
+    election: ElectionSettings,
     webhooks: WebhookArguments,
 ) -> Result<(), Failure> {
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
-    let settings = ControllerSettings::new(config.controller_settings(), ElectionSettings::new(&common.namespace, identity));
+    let settings = ControllerSettings::new(config.controller_settings(), election);
     let client = client(common.kubeconfig.as_deref()).await?;
     let plan = watch::Sender::new(settings.plan.clone());
     let controller =

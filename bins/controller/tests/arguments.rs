@@ -22,3 +22,16 @@ fn an_identity_is_required() {
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("POD_NAME"), "{text}");
 }
+
+#[test]
+fn leadership_lasts_whole_seconds() {
+    for (given, told) in [("1500ms", "1s 500ms"), ("0s", "0s"), ("2h", "2h")] {
+        let output = controller(&["--identity=a", "--leader-lease", given]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(&format!("--leader-lease: \"{told}\": must be whole seconds from 1s to 1h")), "{text}");
+    }
+    let output = controller(&["--identity=a", "--leader-lease", "soon"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--leader-lease"));
+}

@@ -29,13 +29,19 @@ pub fn install_tls() -> Result<(), Error> {
     installed.map_err(|_| Error::new(ErrorKind::Conflict, "another provider of cryptography was installed before"))
 }
 
+/// Where the client library says at level ERROR that a request had no answer. The daemons say and count it where they try again.
+const REPEATED: &str = "kube_client::client::builder";
+
 /// Sends the process's logs to standard error.
 ///
 /// # Errors
 /// When the level can't be parsed.
 pub fn install_logs(arguments: &CommonArguments) -> Result<(), Failure> {
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(vec![format!("--log-level: \"{}\": {error}", arguments.log_level)]);
-    let filter = EnvFilter::builder().parse(&arguments.log_level).map_err(|error| usage(&error))?;
+    let mut filter = EnvFilter::builder().parse(&arguments.log_level).map_err(|error| usage(&error))?;
+    if !arguments.log_level.contains("kube_client") {
+        filter = filter.add_directive(format!("{REPEATED}=off").parse().map_err(|error| usage(&error))?);
+    }
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let installed = match arguments.log_format {
         LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),

@@ -18,6 +18,8 @@ pub struct Cluster {
     pub policies: BTreeMap<PolicyName, Policy>,
     /// Nodes whose agents renewed their lease in time.
     pub fresh_leases: BTreeSet<NodeName>,
+    /// Nodes whose agents have a lease that they did not renew in time.
+    pub stale_leases: BTreeSet<NodeName>,
 }
 
 impl Cluster {

@@ -48,6 +48,8 @@ pub struct ClusterPlan {
     pub create: BTreeMap<NodeName, String>,
     /// EgressNodes without a Node.
     pub delete: BTreeSet<NodeName>,
+    /// Agents' leases without a Node: nobody will renew them.
+    pub forget: BTreeSet<NodeName>,
     /// Status of every EgressNode that is or will be: phase (Succeeded only where the agent said so), addresses and hardware address.
     /// The other fields are the agent's.
     pub egress_nodes: BTreeMap<NodeName, EgressNodeStatus>,
@@ -62,6 +64,7 @@ pub struct ClusterPlan {
 pub fn plan(cluster: &Cluster, allocator: &dyn Allocator, settings: &ControllerSettings) -> ClusterPlan {
     let mut plan = ClusterPlan::default();
     nodes::plan(cluster, allocator, settings, &mut plan);
+    plan.forget = cluster.stale_leases.iter().filter(|name| !cluster.nodes.contains_key(*name)).cloned().collect();
     let mut gateways = gateways::elect(cluster, settings);
     let judged = policies::judge(cluster, settings);
     let given = egress_ips::give(cluster, allocator, &judged, &gateways);

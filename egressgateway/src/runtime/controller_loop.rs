@@ -35,7 +35,7 @@ use super::{
     presence,
     slim::Slim,
     watch::{Key, Message, Scope, Sight, key},
-    writes::{Write, writes},
+    writes::{Version, Write, writes},
 };
 use crate::{
     Error, ErrorKind,
@@ -221,7 +221,11 @@ impl Session {
         let began = Instant::now();
         let fresh = self.mirror.freshness.fresh(began);
         let agents = fresh.len();
-        self.mirror.cluster.write().fresh_leases = fresh;
+        {
+            let mut cluster = self.mirror.cluster.write();
+            cluster.fresh_leases = fresh;
+            cluster.stale_leases = self.mirror.freshness.stale(began);
+        }
         let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.plan_settings.borrow_and_update());
         self.metrics.planned_for(&plan);
         let writes = writes(plan, &self.mirror, Timestamp::now());
@@ -254,17 +258,20 @@ impl Session {
     }
 
     /// Sends one request, unless leadership ended, and tells the news in it; returns what it made of the object.
+    ///
+    /// Its answer is awaited no longer than leadership is sure to last. The request may still arrive after that: it names a version.
     async fn perform(&self, write: Write, news: Option<(Regarding, Vec<Event>)>) -> Result<Option<Seen>, Error> {
-        if !self.leads() {
-            return Ok(None);
-        }
+        let Some(until) = self.leading.borrow().filter(|until| Instant::now() < *until) else { return Ok(None) };
         let (kind, object, description) = (write.kind(), write.object(), write.describe());
-        let result = self.send(write).await.map_err(|error| failure::from_api(error, description.clone()));
+        let result = match tokio::time::timeout_at(until, self.send(write)).await {
+            Ok(result) => result.map_err(|error| failure::from_api(error, description.clone())),
+            Err(_) => Err(Error::new(ErrorKind::Transient, format!("{description}: no answer before leadership had to be renewed"))),
+        };
         self.metrics.write.wrote(kind, result.as_ref().map(|_| ()).map_err(|error| error.kind));
         match &result {
             Ok(_) => tracing::debug!(object, "{description}"),
             Err(error) if error.kind == ErrorKind::Conflict => {
-                tracing::debug!(object, error = error.chain(), "the object changed meanwhile")
+                tracing::debug!(object, error = error.chain(), "the object changed meanwhile");
             }
             Err(error) => tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "write failed"),
         }
@@ -287,35 +294,42 @@ impl Session {
                 let node = nodes.create(&PostParams::default(), &new_egress_node(name.as_str(), uid)).await?;
                 egress_node(&key(&node), Some(&Ok(node)))
             }
-            Write::Delete(name, uid) => {
+            Write::Delete(name, uid, resource_version) => {
                 let nodes: Api<EgressNode> = Api::all(self.client.clone());
-                let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+                let preconditions = Preconditions { uid: Some(uid), resource_version };
                 nodes.delete(name.as_str(), &DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }).await?;
                 None
             }
-            Write::EgressNode(name, status) => {
-                let node = self.apply_status::<EgressNode>(name.as_str(), &status).await?;
+            Write::Forget(node, uid, resource_version) => {
+                let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.settings.agents);
+                let preconditions = Preconditions { uid: Some(uid), resource_version };
+                let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+                leases.delete(&presence::lease_of(&node), &parameters).await?;
+                None
+            }
+            Write::EgressNode(name, status, version) => {
+                let node = self.apply_status::<EgressNode>(name.as_str(), version, &status).await?;
                 egress_node(&key(&node), Some(&Ok(node)))
             }
-            Write::Gateway(name, status) => {
-                let object = self.apply_status::<EgressGateway>(name.as_str(), &status).await?;
+            Write::Gateway(name, status, version) => {
+                let object = self.apply_status::<EgressGateway>(name.as_str(), version, &status).await?;
                 gateway(&key(&object), Some(&Ok(object)), mask)
             }
-            Write::Policy(name, status) => {
-                let object = self.apply_status::<EgressGatewayPolicy>(name.as_str(), &status).await?;
+            Write::Policy(name, status, version) => {
+                let object = self.apply_status::<EgressGatewayPolicy>(name.as_str(), version, &status).await?;
                 policy(&key(&object), Some(&Ok(object)))
             }
         })
     }
 
-    async fn apply_status<K>(&self, name: &str, status: &impl Serialize) -> Result<K, kube::Error>
+    async fn apply_status<K>(&self, name: &str, version: Version, status: &impl Serialize) -> Result<K, kube::Error>
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
     {
         let body = json!({
             "apiVersion": K::api_version(&()),
             "kind": K::kind(&()),
-            "metadata": {"name": name},
+            "metadata": {"name": name, "resourceVersion": version},
             "status": status,
         });
         let objects: Api<K> = Api::all(self.client.clone());
@@ -372,5 +386,6 @@ fn policy(key: &Key, sight: Option<&Sight<EgressGatewayPolicy>>) -> Option<Seen>
 
 fn lease(key: &Key, sight: Option<&Sight<Lease>>) -> Option<Seen> {
     let node = presence::node_of(&key.name)?;
-    Some(Seen::Lease(node, feeds::known(sight).ok()?.and_then(|lease| lease.spec.clone())))
+    let lease = feeds::known(sight).ok()?;
+    Some(Seen::Lease(node, lease.map(|lease| Observed::new(lease, lease.spec.clone().unwrap_or_default()))))
 }

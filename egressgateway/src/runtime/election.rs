@@ -12,7 +12,7 @@ use kube::{Api, api::PostParams};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{backoff::shortened, failure, metrics::LeaseMetrics, presence::seconds};
+use super::{account::Account, backoff::shortened, failure, metrics::LeaseMetrics, presence::seconds};
 use crate::Error;
 
 /// How leadership is held.
@@ -49,15 +49,24 @@ pub(super) type Leading = Option<Instant>;
 /// A candidate.
 pub(super) struct Election {
     leases: Api<Lease>,
+    account: Account,
     settings: ElectionSettings,
     metrics: LeaseMetrics,
-    /// The other's record as last seen, and since when it stood still.
-    rival: Option<(Option<String>, Instant)>,
+    /// Whoever leads instead.
+    rival: Option<Rival>,
+}
+
+/// The other's record as last seen.
+struct Rival {
+    version: Option<String>,
+    /// When it expires unless another version is seen before.
+    until: Instant,
 }
 
 impl Election {
     pub(super) fn new(client: kube::Client, settings: ElectionSettings, metrics: LeaseMetrics) -> Self {
-        Self { leases: Api::namespaced(client, &settings.namespace), settings, metrics, rival: None }
+        let account = Account::new(client.clone(), &settings.namespace);
+        Self { leases: Api::namespaced(client, &settings.namespace), account, settings, metrics, rival: None }
     }
 
     /// Stands for election until shutdown, then hands over.
@@ -76,7 +85,7 @@ impl Election {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(shortened(self.settings.retry)) => {}
+                () = tokio::time::sleep_until(self.next_look(Instant::now())) => {}
                 () = shutdown.cancelled() => break,
             }
         }
@@ -84,6 +93,12 @@ impl Election {
         if let Err(error) = tokio::time::timeout(self.settings.retry, self.release()).await.unwrap_or(Ok(())) {
             tracing::warn!(error = error.chain(), "leadership was not handed over");
         }
+    }
+
+    /// The next look: soon, and not later than the rival's record expires unless it is renewed.
+    fn next_look(&self, now: Instant) -> Instant {
+        let soon = now + shortened(self.settings.retry);
+        self.rival.as_ref().map(|rival| rival.until).filter(|until| *until > now).map_or(soon, |until| until.min(soon))
     }
 
     fn publish(&self, leading: &watch::Sender<Leading>, until: Leading) {
@@ -104,15 +119,16 @@ impl Election {
         let until = Some(asked + self.settings.duration);
         let context = || format!("Lease {}/{}", self.settings.namespace, self.settings.name);
         let Some(lease) = self.leases.get_opt(&self.settings.name).await.map_err(|error| failure::from_api(error, context()))? else {
-            let taken = self.leases.create(&PostParams::default(), &self.record(None)).await;
+            let record = self.record(None).await;
+            let taken = self.leases.create(&PostParams::default(), &record).await;
             return taken.map(|_| until).or_else(|error| self.lost(error));
         };
-        let spec = lease.spec.clone().unwrap_or_default();
-        let holder = spec.holder_identity.clone().unwrap_or_default();
-        if holder != self.settings.identity && !holder.is_empty() && !self.expired(&lease, &spec, asked) {
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+        let looked = Looked { asked, answered: Instant::now() };
+        if holder != self.settings.identity && !holder.is_empty() && !has_expired(&mut self.rival, &lease, looked, self.settings.duration) {
             return Ok(None);
         }
-        let record = self.record(Some(&lease));
+        let record = self.record(Some(&lease)).await;
         match self.leases.replace(&self.settings.name, &PostParams::default(), &record).await {
             Ok(_) => {
                 self.rival = None;
@@ -130,27 +146,12 @@ impl Election {
         }
     }
 
-    /// Whether the rival's record stood still for its duration.
-    fn expired(&mut self, lease: &Lease, spec: &LeaseSpec, now: Instant) -> bool {
-        let version = &lease.metadata.resource_version;
-        match &self.rival {
-            Some((seen, since)) if seen == version => {
-                let asked = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-                now >= *since + asked.map_or(self.settings.duration, Duration::from_secs)
-            }
-            _ => {
-                self.rival = Some((version.clone(), now));
-                false
-            }
-        }
-    }
-
     /// The Lease as this candidate wants it; on the version that was read.
-    fn record(&self, before: Option<&Lease>) -> Lease {
+    async fn record(&mut self, before: Option<&Lease>) -> Lease {
         let now = MicroTime(Timestamp::now());
         let spec = before.and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let mine = spec.holder_identity.as_deref() == Some(&self.settings.identity);
-        let metadata = before.map_or_else(
+        let mut metadata = before.map_or_else(
             || ObjectMeta {
                 name: Some(self.settings.name.clone()),
                 namespace: Some(self.settings.namespace.clone()),
@@ -158,6 +159,9 @@ impl Election {
             },
             |lease| lease.metadata.clone(),
         );
+        if let Some(owner) = self.account.owner().await {
+            metadata.owner_references = Some(vec![owner]);
+        }
         Lease {
             metadata,
             spec: Some(LeaseSpec {
@@ -183,5 +187,52 @@ impl Election {
         spec.lease_duration_seconds = Some(1);
         let released = self.leases.replace(&self.settings.name, &PostParams::default(), &lease).await;
         released.map(|_| ()).map_err(|error| failure::from_api(error, context()))
+    }
+}
+
+/// When a Lease was read: the server did so between the two.
+#[derive(Clone, Copy)]
+struct Looked {
+    asked: Instant,
+    answered: Instant,
+}
+
+/// Whether the rival's record stood still for its duration.
+///
+/// The rival counts from before it asked for its renewal. Counted from the answer that showed the renewal until the question that shows it
+/// unchanged, the time is never longer here, however long requests take: no two lead at once.
+fn has_expired(rival: &mut Option<Rival>, lease: &Lease, looked: Looked, default: Duration) -> bool {
+    let version = &lease.metadata.resource_version;
+    match rival {
+        Some(rival) if rival.version == *version => looked.asked >= rival.until,
+        _ => {
+            let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
+            let until = looked.answered + seconds.map_or(default, Duration::from_secs);
+            *rival = Some(Rival { version: version.clone(), until });
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rivals_time_begins_with_the_answer_that_showed_its_record_and_ends_before_the_question_that_shows_it_again() {
+        let start = Instant::now();
+        let looked =
+            |asked, answered| Looked { asked: start + Duration::from_secs(asked), answered: start + Duration::from_secs(answered) };
+        let lease = |version: &str| Lease {
+            metadata: ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() },
+            spec: Some(LeaseSpec { lease_duration_seconds: Some(10), ..LeaseSpec::default() }),
+        };
+        let mut rival = None;
+        let mut expired = |version, looked| has_expired(&mut rival, &lease(version), looked, Duration::from_secs(99));
+        assert!(!expired("1", looked(0, 5)), "seen for the first time");
+        assert!(!expired("1", looked(14, 16)), "asked before ten seconds were over: it may have been renewed since");
+        assert!(expired("1", looked(15, 15)));
+        assert!(!expired("2", looked(15, 15)), "renewed at the last moment");
+        assert!(expired("2", looked(25, 26)));
     }
 }

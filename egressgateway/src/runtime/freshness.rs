@@ -54,6 +54,11 @@ impl Freshness {
         self.seen.iter().filter(|(_, seen)| now < seen.until).map(|(node, _)| node.clone()).collect()
     }
 
+    /// The nodes whose agents did not renew their Lease in time.
+    pub(super) fn stale(&self, now: Instant) -> BTreeSet<NodeName> {
+        self.seen.iter().filter(|(_, seen)| now >= seen.until).map(|(node, _)| node.clone()).collect()
+    }
+
     /// When the next Lease goes stale unless it is renewed.
     pub(super) fn next_expiry(&self, now: Instant) -> Option<Instant> {
         self.seen.values().map(|seen| seen.until).filter(|until| *until > now).min()
@@ -83,11 +88,14 @@ mod tests {
         assert!(freshness.fresh(at(39)).contains(&node));
         assert_eq!(freshness.next_expiry(at(39)), Some(at(40)));
         assert!(!freshness.observe(&node, Some(&lease(5)), at(39)));
+        assert!(freshness.stale(at(39)).is_empty());
+        assert!(freshness.stale(at(40)).contains(&node));
         assert!(freshness.fresh(at(40)).is_empty(), "the same renewal seen again prolongs nothing");
         assert_eq!(freshness.next_expiry(at(40)), None);
         assert!(freshness.observe(&node, Some(&lease(4)), at(50)));
         assert!(freshness.fresh(at(89)).contains(&node), "a clock that was set back still renews");
         assert!(freshness.observe(&node, None, at(60)));
+        assert!(freshness.stale(at(99)).is_empty(), "a lease that is gone is not stale");
         assert!(freshness.fresh(at(60)).is_empty(), "a lease that is gone is not held");
     }
 }

@@ -17,7 +17,7 @@ pub(super) enum Seen {
     EgressNode(NodeName, Change, Option<Observed<EgressNodeStatus>>),
     Gateway(GatewayName, Change, Option<Observed<EgressGatewayStatus>>),
     Policy(PolicyName, Change, Option<Observed<EgressGatewayPolicyStatus>>),
-    Lease(NodeName, Option<LeaseSpec>),
+    Lease(NodeName, Option<Observed<LeaseSpec>>),
 }
 
 /// The cluster as it was last seen, and the statuses in it as they are.
@@ -28,6 +28,7 @@ pub(super) struct Mirror {
     pub(super) egress_nodes: BTreeMap<NodeName, Observed<EgressNodeStatus>>,
     pub(super) gateways: BTreeMap<GatewayName, Observed<EgressGatewayStatus>>,
     pub(super) policies: BTreeMap<PolicyName, Observed<EgressGatewayPolicyStatus>>,
+    pub(super) leases: BTreeMap<NodeName, Observed<LeaseSpec>>,
 }
 
 impl Mirror {
@@ -38,7 +39,11 @@ impl Mirror {
             Seen::EgressNode(name, change, observed) => (change, hold(&mut self.egress_nodes, name, observed)),
             Seen::Gateway(name, change, observed) => (change, hold(&mut self.gateways, name, observed)),
             Seen::Policy(name, change, observed) => (change, hold(&mut self.policies, name, observed)),
-            Seen::Lease(node, lease) => return self.freshness.observe(&node, lease.as_ref(), now),
+            Seen::Lease(node, lease) => {
+                let news = self.freshness.observe(&node, lease.as_ref().map(|lease| &lease.status), now);
+                hold(&mut self.leases, node, lease);
+                return news;
+            }
         };
         held != Held::Newer && (self.cluster.write().apply(change) || held == Held::Other)
     }

@@ -1,5 +1,6 @@
 //! Watch loops, leases and status writing over a `kube::Client` that the caller makes. Nothing here sets a global.
 
+mod account;
 mod admission;
 mod agent;
 mod agent_loop;

@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
-    api::{
-        coordination::v1::{Lease, LeaseSpec},
-        core::v1::Node,
-    },
+    api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
     jiff::Timestamp,
 };
@@ -17,6 +14,7 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    account::Account,
     backoff::{Backoff, shortened},
     failure,
     metrics::LeaseMetrics,
@@ -33,6 +31,11 @@ const PREFIX: &str = "egressgateway-agent-";
 /// The node whose agent holds a Lease of this name; none for others' Leases.
 pub(super) fn node_of(lease: &str) -> Option<NodeName> {
     lease.strip_prefix(PREFIX).filter(|node| !node.is_empty()).map(NodeName::from)
+}
+
+/// Name of the Lease that a node's agent holds.
+pub(super) fn lease_of(node: &NodeName) -> String {
+    format!("{PREFIX}{node}")
 }
 
 /// Where and how long an agent's Lease is held.
@@ -64,14 +67,13 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Renews until shutdown. The Lease stays: a restarting agent leaves the data path as it is.
+    /// Renews until shutdown. The Lease stays: a restarting agent leaves the data path as it is. It goes with the agents' account, and the
+    /// controller deletes that of a node which is gone.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
-        let mut owner = None;
+        let mut account = Account::new(self.client.clone(), &self.settings.namespace);
         loop {
-            if owner.is_none() {
-                owner = self.node_uid().await;
-            }
-            let wait = match self.renew(owner.as_deref()).await {
+            let owner = tokio::time::timeout(self.settings.renew, account.owner()).await.unwrap_or_default();
+            let wait = match self.renew(owner).await {
                 Ok(()) => {
                     self.metrics.renewed();
                     self.backoff.succeeded();
@@ -92,13 +94,7 @@ impl Presence {
         }
     }
 
-    /// The node's UID makes the Lease go with the node; without it the Lease works as well.
-    async fn node_uid(&self) -> Option<String> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        nodes.get_metadata(self.node.as_str()).await.ok()?.metadata.uid
-    }
-
-    async fn renew(&self, owner: Option<&str>) -> Result<(), Error> {
+    async fn renew(&self, owner: Option<OwnerReference>) -> Result<(), Error> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.settings.namespace);
         let lease = self.lease(owner);
         let name = lease.metadata.name.clone().unwrap_or_default();
@@ -111,17 +107,10 @@ impl Presence {
         }
     }
 
-    fn lease(&self, owner: Option<&str>) -> Lease {
-        let owner = owner.map(|uid| OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "Node".to_owned(),
-            name: self.node.as_str().to_owned(),
-            uid: uid.to_owned(),
-            ..OwnerReference::default()
-        });
+    fn lease(&self, owner: Option<OwnerReference>) -> Lease {
         Lease {
             metadata: ObjectMeta {
-                name: Some(format!("{PREFIX}{}", self.node)),
+                name: Some(lease_of(&self.node)),
                 namespace: Some(self.settings.namespace.clone()),
                 labels: Some(BTreeMap::from([(LABEL.to_owned(), LABEL_VALUE.to_owned())])),
                 owner_references: owner.map(|owner| vec![owner]),
@@ -148,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_lease_tells_its_node_by_name() {
-        assert_eq!(node_of("egressgateway-agent-node1"), Some(NodeName::from("node1")));
+        assert_eq!(node_of(&lease_of(&NodeName::from("node1"))), Some(NodeName::from("node1")));
         assert_eq!(node_of("egressgateway-agent-"), None);
         assert_eq!(node_of("kube-scheduler"), None);
     }

@@ -1,4 +1,7 @@
 //! From a plan of the whole cluster to the requests that are needed: what is so already is not written.
+//!
+//! Each change of an object names the version that it was planned on. So a request that reaches the API server late, when another
+//! controller leads and has changed the object, is refused by it.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -11,19 +14,24 @@ use crate::{
     model::{GatewayName, NodeName, PolicyName},
 };
 
+/// The `resourceVersion` that an object must still have.
+pub(super) type Version = Option<String>;
+
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Write {
     /// Make a node's EgressNode, owned by the Node with this UID.
     Create(NodeName, String),
     /// Delete the EgressNode with this UID.
-    Delete(NodeName, String),
+    Delete(NodeName, String, Version),
+    /// Delete the Lease with this UID, of an agent whose node is gone.
+    Forget(NodeName, String, Version),
     /// The controller's part of an EgressNode's status.
-    EgressNode(NodeName, EgressNodeStatus),
+    EgressNode(NodeName, EgressNodeStatus, Version),
     /// An EgressGateway's status.
-    Gateway(GatewayName, EgressGatewayStatus),
+    Gateway(GatewayName, EgressGatewayStatus, Version),
     /// An EgressGatewayPolicy's status.
-    Policy(PolicyName, EgressGatewayPolicyStatus),
+    Policy(PolicyName, EgressGatewayPolicyStatus, Version),
 }
 
 impl Write {
@@ -31,6 +39,7 @@ impl Write {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Create(..) | Self::Delete(..) | Self::EgressNode(..) => "EgressNode",
+            Self::Forget(..) => "Lease",
             Self::Gateway(..) => "EgressGateway",
             Self::Policy(..) => "EgressGatewayPolicy",
         }
@@ -39,9 +48,9 @@ impl Write {
     /// The object, as kubectl names it.
     pub(super) fn object(&self) -> String {
         let name: &dyn std::fmt::Display = match self {
-            Self::Create(name, _) | Self::Delete(name, _) | Self::EgressNode(name, _) => name,
-            Self::Gateway(name, _) => name,
-            Self::Policy(name, _) => name,
+            Self::Create(name, _) | Self::Delete(name, ..) | Self::Forget(name, ..) | Self::EgressNode(name, ..) => name,
+            Self::Gateway(name, ..) => name,
+            Self::Policy(name, ..) => name,
         };
         format!("{}/{name}", self.kind())
     }
@@ -50,26 +59,27 @@ impl Write {
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Create(name, _) => format!("create EgressNode {name}"),
-            Self::Delete(name, _) => format!("delete EgressNode {name}"),
-            Self::EgressNode(name, _) => format!("write status of EgressNode {name}"),
-            Self::Gateway(name, _) => format!("write status of EgressGateway {name}"),
-            Self::Policy(name, _) => format!("write status of EgressGatewayPolicy {name}"),
+            Self::Delete(name, ..) => format!("delete EgressNode {name}"),
+            Self::Forget(name, ..) => format!("delete the Lease of node {name}, which is gone"),
+            Self::EgressNode(name, ..) => format!("write status of EgressNode {name}"),
+            Self::Gateway(name, ..) => format!("write status of EgressGateway {name}"),
+            Self::Policy(name, ..) => format!("write status of EgressGatewayPolicy {name}"),
         }
     }
 
     /// What is to be told once it is written, and about which object.
     pub(super) fn events(&self, mirror: &Mirror) -> Option<(Regarding, Vec<Event>)> {
         let (regarding, events) = match self {
-            Self::Create(..) | Self::Delete(..) => return None,
-            Self::EgressNode(name, next) => {
+            Self::Create(..) | Self::Delete(..) | Self::Forget(..) => return None,
+            Self::EgressNode(name, next, _) => {
                 let held = mirror.egress_nodes.get(name)?;
                 (Regarding::new::<EgressNode>(name.as_str(), &held.uid), events::of_node(&held.status, next))
             }
-            Self::Gateway(name, next) => {
+            Self::Gateway(name, next, _) => {
                 let held = mirror.gateways.get(name)?;
                 (Regarding::new::<EgressGateway>(name.as_str(), &held.uid), events::of_gateway(&held.status, next))
             }
-            Self::Policy(name, next) => {
+            Self::Policy(name, next, _) => {
                 let held = mirror.policies.get(name)?;
                 (Regarding::new::<EgressGatewayPolicy>(name.as_str(), &held.uid), events::of_policy(&held.status, next))
             }
@@ -83,25 +93,27 @@ pub(super) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<
     let mut writes = Vec::new();
     let absent = |name: &NodeName| !mirror.egress_nodes.contains_key(name);
     writes.extend(plan.create.into_iter().filter(|(name, _)| absent(name)).map(|(name, uid)| Write::Create(name, uid)));
-    let uid = |name: NodeName| mirror.egress_nodes.get(&name).map(|held| Write::Delete(name, held.uid.clone()));
+    let uid = |name: NodeName| mirror.egress_nodes.get(&name).map(|held| Write::Delete(name, held.uid.clone(), held.version.clone()));
     writes.extend(plan.delete.into_iter().filter_map(uid));
+    let lease = |name: NodeName| mirror.leases.get(&name).map(|held| Write::Forget(name, held.uid.clone(), held.version.clone()));
+    writes.extend(plan.forget.into_iter().filter_map(lease));
     for (name, next) in plan.egress_nodes {
-        if mirror.egress_nodes.get(&name).is_some_and(|held| !says(&held.status, &next)) {
-            writes.push(Write::EgressNode(name, next));
+        if let Some(held) = mirror.egress_nodes.get(&name).filter(|held| !says(&held.status, &next)) {
+            writes.push(Write::EgressNode(name, next, held.version.clone()));
         }
     }
     for (name, mut next) in plan.gateways {
         let Some(held) = mirror.gateways.get(&name) else { continue };
         stamp(&mut next.conditions, &held.status.conditions, now);
         if differs(held, &next) {
-            writes.push(Write::Gateway(name, next));
+            writes.push(Write::Gateway(name, next, held.version.clone()));
         }
     }
     for (name, mut next) in plan.policies {
         let Some(held) = mirror.policies.get(&name) else { continue };
         stamp(&mut next.conditions, &held.status.conditions, now);
         if differs(held, &next) {
-            writes.push(Write::Policy(name, next));
+            writes.push(Write::Policy(name, next, held.version.clone()));
         }
     }
     writes
@@ -141,7 +153,7 @@ mod tests {
     fn planned(status: EgressGatewayStatus, held: EgressGatewayStatus) -> Vec<Write> {
         let name = GatewayName::from("a");
         let mut mirror = Mirror::default();
-        mirror.gateways.insert(name.clone(), Observed { status: held, ..Observed::default() });
+        mirror.gateways.insert(name.clone(), Observed { status: held, version: Some("7".to_owned()), ..Observed::default() });
         let plan = ClusterPlan { gateways: [(name, status)].into(), ..ClusterPlan::default() };
         writes(plan, &mirror, Timestamp::from_second(99).unwrap())
     }
@@ -152,8 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_differs_is_written_with_the_time_of_its_transition() {
-        assert_eq!(planned(gateway(0, "False"), gateway(7, "True")), [Write::Gateway("a".into(), gateway(99, "False"))]);
+    fn a_status_that_differs_is_written_with_the_time_of_its_transition_to_the_version_that_was_seen() {
+        let write = Write::Gateway("a".into(), gateway(99, "False"), Some("7".to_owned()));
+        assert_eq!(planned(gateway(0, "False"), gateway(7, "True")), [write]);
     }
 
     #[test]

@@ -243,6 +243,25 @@ async fn an_agent_whose_lease_is_not_renewed_is_unknown() {
 }
 
 #[tokio::test]
+async fn the_lease_of_a_node_that_is_gone_is_deleted_once_nobody_renews_it() {
+    let server = ApiServer::start();
+    let client = server.client();
+    let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
+    node(&client, "node1", 1).await;
+    for (name, seconds) in [("node1", 1), ("gone", 1), ("unregistered", 3600)] {
+        agent_lease(&client, name, seconds).await;
+    }
+    let uid = leases.get("egressgateway-agent-gone").await.unwrap().uid().unwrap();
+    let controller = Running::start(&client, "a");
+    let deleted = await_condition(leases.clone(), "egressgateway-agent-gone", conditions::is_deleted(&uid));
+    tokio::time::timeout(PATIENCE, deleted).await.expect("nobody renews it").unwrap();
+    for name in ["node1", "unregistered"] {
+        assert!(leases.get(&format!("egressgateway-agent-{name}")).await.is_ok(), "{name}");
+    }
+    controller.stop().await;
+}
+
+#[tokio::test]
 async fn writes_that_fail_are_tried_again() {
     let server = ApiServer::start();
     let client = server.client();

@@ -141,7 +141,13 @@ impl Process {
         let mut kill: Command = self.namespace.world.cage.command();
         kill.args(["sh", "-c", &format!("kill -{name} {}", self.id)]).stderr(Stdio::null());
         // Failing to find the process is no failure: it has ended meanwhile.
-        kill.status().map(|_| ())
+        kill.status()?;
+        if signal != Signal::SIGSTOP {
+            // nsenter(1) stops with its child, and does not see by itself that this one goes on or has ended.
+            let parent = i32::try_from(locked(&self.child).id()).map_err(io::Error::other)?;
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), Signal::SIGCONT);
+        }
+        Ok(())
     }
 
     /// How it ended; `None` while it runs.

@@ -12,6 +12,7 @@ macro_rules! every_rule {
             spec_and_status_are_written_apart_and_only_the_spec_counts_generations
             a_merge_patch_removes_what_it_sets_to_null
             two_appliers_own_their_fields
+            an_apply_that_names_an_old_version_is_a_conflict
             apply_creates_an_object_but_not_its_status
             a_finalizer_holds_a_deleted_object
             a_deletion_for_another_object_of_the_name_is_refused

@@ -143,6 +143,25 @@ pub(crate) async fn two_appliers_own_their_fields(client: Client) {
     assert_eq!(last.data.unwrap(), data);
 }
 
+pub(crate) async fn an_apply_that_names_an_old_version_is_a_conflict(client: Client) {
+    let gateways = Api::<EgressGateway>::all(client);
+    let version = create(&gateways, &gateway("a")).await.resource_version();
+    let apply = |version: Option<String>, mark: u32| {
+        let body = json!({
+            "apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressGateway", "metadata": {"name": "a", "resourceVersion": version},
+            "status": {"mark": mark},
+        });
+        let gateways = gateways.clone();
+        async move { gateways.patch_status("a", &PatchParams::apply("test").force(), &Patch::Apply(body)).await }
+    };
+    let newer = apply(version.clone(), 0x1100_0000).await.unwrap().resource_version();
+    let (code, text) = refusal(apply(version, 0x1300_0000).await);
+    assert_eq!(code, 409, "{text}");
+    assert!(text.contains("the object has been modified"), "{text}");
+    assert!(apply(newer, 0x1300_0000).await.is_ok());
+    assert!(apply(None, 0x1400_0000).await.is_ok(), "who names none does not care");
+}
+
 pub(crate) async fn apply_creates_an_object_but_not_its_status(client: Client) {
     let nodes = Api::<EgressNode>::all(client);
     let body = json!({"apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressNode", "metadata": {"name": "n"}, "spec": {}});

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::{
@@ -51,10 +52,14 @@ fn asked(installed: &Installed, user: &str) -> Vec<(String, u64)> {
 #[test]
 fn the_daemons_use_every_right_that_they_have_and_miss_none() {
     let Some(assets) = assets() else { return };
-    let installed = Installed::start(assets);
+    let mut installed = Installed::start(assets);
     installed.govern();
-    // An EgressNode goes with its Node, and that traffic leaves by another one then is an Event.
+    // An EgressNode goes with its Node, as does the Lease once it has run out, and that traffic leaves by another one then is an Event.
+    installed.kill("agent-gateway-1", Signal::SIGKILL);
     installed.kubernetes.kubectl("delete node gateway-1").unwrap();
+    let ends = "'{\"spec\": {\"leaseDurationSeconds\": 1, \"renewTime\": \"2026-01-01T00:00:00.000000Z\"}}'";
+    let lease = format!("lease egressgateway-agent-gateway-1 --namespace {NAMESPACE}");
+    installed.kubernetes.kubectl(&format!("patch {lease} --type=merge --patch {ends}")).unwrap();
     for account in ["egressgateway-agent", "egressgateway-controller"] {
         let granted = granted(&installed, account);
         assert!(granted.len() > 6, "{granted:?}");

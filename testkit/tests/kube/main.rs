@@ -8,7 +8,10 @@ mod list;
 mod accounts;
 mod chart;
 mod daemons;
+mod faults;
+mod leaders;
 mod listeners;
+mod objects;
 #[allow(dead_code)]
 #[path = "../apiserver/rules.rs"]
 mod rules;

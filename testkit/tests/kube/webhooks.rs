@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::{
     assets,
     daemons::{Installed, NAMESPACE, NODES},
+    objects::settled,
 };
 
 const POOL: &str = "
@@ -57,7 +58,13 @@ fn every_refusal_that_needs_the_cluster_reaches_the_user_of_kubectl() {
     let Some(assets) = assets() else { return };
     let installed = Installed::start(assets);
     webhooks_answer(&installed);
-    for (object, name) in [(POOL, "egressgateway/pool"), (STATES, "egressgatewaypolicy/states"), (GIVEN, "egressgatewaypolicy/given")] {
+    let poolless = "kind: EgressGateway\nmetadata: {name: poolless}\nspec: {nodeSelector: {matchLabels: {egress: \"true\"}}}";
+    for (object, name) in [
+        (POOL, "egressgateway/pool"),
+        (STATES, "egressgatewaypolicy/states"),
+        (GIVEN, "egressgatewaypolicy/given"),
+        (poolless, "egressgateway/poolless"),
+    ] {
         apply(&installed, object).unwrap();
         judged(&installed, name);
     }
@@ -95,11 +102,16 @@ fn every_refusal_that_needs_the_cluster_reaches_the_user_of_kubectl() {
         ),
         (policy("10.6.9.60"), "spec.egressIP.ipv4: \"10.6.9.60\": must not be in use: EgressGatewayPolicy states has it".to_owned()),
         (policy(&given), format!("spec.egressIP.ipv4: \"{given}\": must not be in use: EgressGatewayPolicy given has it")),
+        (
+            policy("10.6.9.60").replace("egressGatewayName: pool", "egressGatewayName: poolless"),
+            "spec.egressIP.ipv4: \"10.6.9.60\": must be in the pool of EgressGateway poolless, which has none".to_owned(),
+        ),
     ];
     for (object, message) in table {
         let said = apply(&installed, &object).expect_err(&message);
         assert!(said.contains(&message) && said.contains("validate.egressgateway.spidernet.io"), "{message}\n{said}");
     }
+    what_no_rule_of_the_definitions_sees_is_refused(&installed);
     let said = installed.kubernetes.kubectl("delete egressgateway pool").unwrap_err();
     assert!(said.contains("metadata.name: \"pool\": must not be deleted while EgressGatewayPolicies use it: given, states"), "{said}");
     assert!(installed.kubernetes.get("egressgateway/pool")["metadata"]["deletionTimestamp"].is_null());
@@ -107,6 +119,24 @@ fn every_refusal_that_needs_the_cluster_reaches_the_user_of_kubectl() {
     installed.kubernetes.kubectl("label egressgateway pool a=b").unwrap();
     installed.kubernetes.kubectl("delete egressgatewaypolicies states given").unwrap();
     installed.kubernetes.eventually("an unused gateway goes", || installed.kubernetes.kubectl("delete egressgateway pool"));
+}
+
+/// Specs that only the schema or the webhooks refuse; each with its field, and, by the webhooks, with value and rule.
+fn what_no_rule_of_the_definitions_sees_is_refused(installed: &Installed) {
+    let cases: Vec<Value> = serde_yaml::from_str(include_str!("../../../egressgateway/tests/fixtures/manifests/bad.yaml")).unwrap();
+    let unruled: Vec<&Value> = cases.iter().filter(|case| case["cel"].is_null()).collect();
+    assert!(unruled.len() > 5, "{}", unruled.len());
+    for case in unruled {
+        let text = |field: &str| case[field].as_str().unwrap();
+        let object = json!({"kind": case["kind"], "metadata": {"name": "bad"}, "spec": case["spec"]});
+        let said = apply(installed, &serde_yaml::to_string(&object).unwrap()).expect_err(text("name"));
+        let (field, value, rule) = (text("field"), text("value"), text("rule"));
+        let told = said.contains(&format!("{field}: \"{value}\": ")) && said.contains(rule);
+        let by_webhook = said.contains("validate.egressgateway.spidernet.io") && told;
+        let by_schema =
+            said.contains(&format!("{field}: Unsupported value: \"{value}\"")) || said.contains(&format!("{field}: Invalid value:"));
+        assert!(by_webhook || by_schema, "{}\n{said}", text("name"));
+    }
 }
 
 #[test]
@@ -142,6 +172,7 @@ spec: {egressGatewayName: pool, appliedTo: {ipv4PodSubnet: 10.1.2.3/16}, destCID
     }
     assert_eq!(states[0], states[1]);
     assert_eq!(states[0], states[2]);
+    whatever_the_order_all_objects_settle_alike(&installed);
     let [gateway, _, wide] = &states[0];
     assert_eq!(gateway["spec"]["sourceNAT"], "EgressIP");
     assert!(gateway["spec"]["forwardMethod"].is_null(), "the configuration decides");
@@ -149,16 +180,93 @@ spec: {egressGatewayName: pool, appliedTo: {ipv4PodSubnet: 10.1.2.3/16}, destCID
     assert_eq!((&wide["spec"]["appliedTo"]["ipv4PodSubnet"], &wide["spec"]["priority"]), (&json!("10.1.0.0/16"), &json!(1000)));
 }
 
+/// Gateways of both methods and kinds of source, and policies that overlap, in orders by chance; what one of them says depends on others.
+fn whatever_the_order_all_objects_settle_alike(installed: &Installed) {
+    let policy = |name: &str, gateway: &str, priority: u32, destination: &str| {
+        let spec = format!("egressGatewayName: {gateway}, priority: {priority}, destCIDR: [{destination}]");
+        let subject = format!("appliedTo: {{podSelector: {{matchLabels: {{app: {name}}}}}}}");
+        format!("kind: EgressGatewayPolicy\nmetadata: {{name: {name}}}\nspec: {{{spec}, {subject}}}")
+    };
+    let all = [
+        POOL.to_owned(),
+        "kind: EgressGateway\nmetadata: {name: all}\nspec: {nodeSelector: {matchLabels: {egress: \"true\"}}, forwardMethod: ecmp}"
+            .to_owned(),
+        "kind: EgressGateway\nmetadata: {name: nobody}\nspec: {nodeSelector: {matchLabels: {egress: \"never\"}}}".to_owned(),
+        STATES.replace("10.6.9.60", "10.6.9.66"),
+        policy("given", "pool", 7, "10.8.0.0/16"),
+        policy("spread", "all", 8, "10.8.0.0/24"),
+        policy("held", "nobody", 9, "10.9.0.0/16"),
+        policy("lost", "missing", 9, "10.9.0.0/16"),
+    ];
+    let mut random = Random(
+        std::env::var("EGRESSGATEWAY_TEST_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok())
+            .unwrap_or_else(|| u64::try_from(OffsetDateTime::now_utc().unix_timestamp()).unwrap()),
+    );
+    eprintln!("EGRESSGATEWAY_TEST_SEED={}", random.0);
+    let mut states = Vec::new();
+    for _ in 0..4 {
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        for last in (1..order.len()).rev() {
+            order.swap(last, random.below(last + 1));
+        }
+        let documents = order.iter().map(|index| format!("apiVersion: egressgateway.spidernet.io/v1\n{}", all[*index].trim()));
+        let file = installed.kubernetes.file("objects.yaml", &documents.collect::<Vec<_>>().join("\n---\n"));
+        installed.kubernetes.kubectl(&format!("apply -f '{}'", file.display())).unwrap();
+        let state = installed.kubernetes.eventually("every object is judged, and what waits for another has it", || {
+            let list = installed.kubernetes.get("egressgateways,egressgatewaypolicies");
+            let objects: Vec<&Value> = list["items"].as_array().into_iter().flatten().collect();
+            let judged = |object: &&Value| {
+                let condition = &object["status"]["conditions"][0];
+                let waits = ["held", "lost", "nobody"].iter().any(|name| object["metadata"]["name"] == *name);
+                object["status"]["observedGeneration"] == object["metadata"]["generation"] && (waits || condition["status"] == "True")
+            };
+            let pool = objects.iter().find(|object| object["metadata"]["name"] == "pool");
+            let used = pool.is_some_and(|pool| pool["status"]["ipUsage"]["ipv4"]["used"] == 2);
+            if objects.len() == all.len() && objects.iter().all(judged) && used {
+                Ok(settled(&installed.kubernetes))
+            } else {
+                Err(list.to_string())
+            }
+        });
+        let ours = state.into_iter().filter(|(name, _)| name.starts_with("EgressGateway"));
+        let ours: Vec<(String, Value)> = ours.map(|(name, object)| (name, timeless(&object))).collect();
+        assert_eq!(ours.len(), all.len());
+        states.push((order, ours));
+        installed.kubernetes.kubectl("delete egressgatewaypolicies --all").unwrap();
+        installed.kubernetes.eventually("the gateways go", || installed.kubernetes.kubectl("delete egressgateways --all"));
+    }
+    for (order, state) in &states[1..] {
+        let differing: Vec<_> = state.iter().zip(&states[0].1).filter(|(one, other)| one != other).collect();
+        assert!(differing.is_empty(), "{order:?} and {:?}: {differing:#?}", states[0].0);
+    }
+}
+
+/// Numbers that look like chance; the same seed gives the same ones (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((mixed ^ (mixed >> 31)) % u64::try_from(end).unwrap()).unwrap()
+    }
+}
+
 /// Spec and status without what only tells when. Which of several ready nodes answers for an address is by the policies' age, so that nothing moves
-/// for a newcomer: order decides that by design.
+/// for a newcomer: order decides that by design, as it does which mark a gateway has that keeps its mark for life.
 fn timeless(object: &Value) -> Value {
     let mut status = object["status"].clone();
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["lastTransitionTime"].take();
     }
     status["node"].take();
+    status["mark"] = status["mark"].is_u64().into();
     for node in status["nodeList"].as_array_mut().into_iter().flatten() {
         node["egressIPs"].take();
+        node["mark"] = node["mark"].is_u64().into();
     }
     json!({"spec": object["spec"], "status": status})
 }

@@ -1,0 +1,75 @@
+//! Whose account a daemon works with: what the daemon makes for itself belongs to that account and goes with it.
+//! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#self-subject-review>
+
+use k8s_openapi::{api::authentication::v1::SelfSubjectReview, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{Api, Client, api::PostParams};
+
+use super::failure;
+use crate::{Error, ErrorKind};
+
+const PREFIX: &str = "system:serviceaccount:";
+
+/// Asks once who the API server takes this process for.
+#[derive(Clone)]
+pub(super) struct Account {
+    reviews: Api<SelfSubjectReview>,
+    namespace: String,
+    /// None: not answered yet. None within: no service account of this namespace.
+    owner: Option<Option<OwnerReference>>,
+}
+
+impl Account {
+    /// For owning objects in `namespace`: an owner elsewhere would count as gone.
+    pub(super) fn new(client: Client, namespace: &str) -> Self {
+        Self { reviews: Api::all(client), namespace: namespace.to_owned(), owner: None }
+    }
+
+    /// The service account as an owner; none where the process has no account in the namespace, or as long as nobody could say.
+    pub(super) async fn owner(&mut self) -> Option<OwnerReference> {
+        if self.owner.is_none() {
+            match self.ask().await {
+                Ok(owner) => self.owner = Some(owner),
+                Err(error) if error.kind.is_retryable() && error.kind != ErrorKind::Conflict => {
+                    tracing::debug!(error = error.chain(), "not known yet");
+                }
+                Err(error) => {
+                    tracing::info!(error = error.chain(), "what is made belongs to nobody");
+                    self.owner = Some(None);
+                }
+            }
+        }
+        self.owner.clone().flatten()
+    }
+
+    async fn ask(&self) -> Result<Option<OwnerReference>, Error> {
+        let review = self.reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await;
+        let review = review.map_err(|error| failure::from_api(error, "ask whose account this is"))?;
+        let user = review.status.and_then(|status| status.user_info).unwrap_or_default();
+        Ok(service_account(&user.username.unwrap_or_default(), user.uid.unwrap_or_default(), &self.namespace))
+    }
+}
+
+fn service_account(user: &str, uid: String, namespace: &str) -> Option<OwnerReference> {
+    let (home, name) = user.strip_prefix(PREFIX)?.split_once(':')?;
+    (home == namespace && !uid.is_empty()).then(|| OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "ServiceAccount".to_owned(),
+        name: name.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_service_account_of_the_namespace_is_an_owner() {
+        let owner = |user: &str| service_account(user, "7".to_owned(), "egress").map(|owner| owner.name);
+        assert_eq!(owner("system:serviceaccount:egress:agent"), Some("agent".to_owned()));
+        assert_eq!(owner("system:serviceaccount:other:agent"), None);
+        assert_eq!(owner("admin"), None);
+        assert_eq!(service_account("system:serviceaccount:egress:agent", String::new(), "egress"), None);
+    }
+}
