@@ -14,31 +14,31 @@ const PREFIX: &str = "system:serviceaccount:";
 pub(super) struct Account {
     reviews: Api<SelfSubjectReview>,
     namespace: String,
-    /// None: not answered yet. None within: no service account of this namespace.
-    owner: Option<Option<OwnerReference>>,
+    /// None: not answered yet. Empty: no service account of this namespace.
+    owners: Option<Vec<OwnerReference>>,
 }
 
 impl Account {
     /// For owning objects in `namespace`: an owner elsewhere would count as gone.
     pub(super) fn new(client: Client, namespace: &str) -> Self {
-        Self { reviews: Api::all(client), namespace: namespace.to_owned(), owner: None }
+        Self { reviews: Api::all(client), namespace: namespace.to_owned(), owners: None }
     }
 
     /// The service account as an owner; none where the process has no account in the namespace, or as long as nobody could say.
     pub(super) async fn owner(&mut self) -> Option<OwnerReference> {
-        if self.owner.is_none() {
+        if self.owners.is_none() {
             match self.ask().await {
-                Ok(owner) => self.owner = Some(owner),
+                Ok(owner) => self.owners = Some(owner.into_iter().collect()),
                 Err(error) if error.kind.is_retryable() && error.kind != ErrorKind::Conflict => {
                     tracing::debug!(error = error.chain(), "not known yet");
                 }
                 Err(error) => {
                     tracing::info!(error = error.chain(), "what is made belongs to nobody");
-                    self.owner = Some(None);
+                    self.owners = Some(Vec::new());
                 }
             }
         }
-        self.owner.clone().flatten()
+        self.owners.iter().flatten().next().cloned()
     }
 
     async fn ask(&self) -> Result<Option<OwnerReference>, Error> {
