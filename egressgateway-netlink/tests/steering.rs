@@ -91,7 +91,7 @@ fn states() -> Vec<SteeringDesired> {
         desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, from_ref(&c4))], &["10.0.0.0/8", "fd00:1::/32"]),
         desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x05, from_ref(&c6))], &["10.0.0.0/8", "10.96.0.0/12"]),
         balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), c4, a6, b6.clone(), c6]), (0x13, from_ref(&b4))], &[]), &[0x11]),
-        balanced(desired(&[(0x11, &[b4.clone()]), (0x13, &[a4, b4, b6])], &["10.0.0.0/8"]), &[0x11, 0x13]),
+        balanced(desired(&[(0x11, from_ref(&b4)), (0x13, &[a4, b4.clone(), b6])], &["10.0.0.0/8"]), &[0x11, 0x13]),
     ]
 }
 
@@ -203,7 +203,7 @@ fn next_hops_that_somebody_deletes_or_changes_leak_nothing_and_come_back() {
         let (hops, group): (Vec<&str>, Vec<&str>) = ids.lines().partition(|id| id.starts_with("16"));
         let [group] = group[..] else { panic!("one group: {ids}") };
         assert_eq!((hops.len(), group), (6, "1700000174"), "each next hop has two numbers");
-        let all = hops.iter().map(|id| format!("ip nexthop del id {id}\n")).collect::<String>();
+        let all = format!("for id in {}; do ip nexthop del id $id; done", hops.join(" "));
         let (first, second) = (hops[0], hops[1]);
         for damage in [
             format!("ip nexthop del id {first}"),
