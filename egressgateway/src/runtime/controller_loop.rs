@@ -264,7 +264,7 @@ impl Session {
         match &result {
             Ok(_) => tracing::debug!(object, "{description}"),
             Err(error) if error.kind == ErrorKind::Conflict => {
-                tracing::debug!(object, error = error.chain(), "the object changed meanwhile")
+                tracing::debug!(object, error = error.chain(), "the object changed meanwhile");
             }
             Err(error) => tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "write failed"),
         }
