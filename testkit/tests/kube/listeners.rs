@@ -19,7 +19,7 @@ const KUBECONFIG: &str = "{apiVersion: v1, kind: Config, current-context: a, clu
                           users: [{name: a, user: {}}], contexts: [{name: a, context: {cluster: a, user: a}}]}";
 
 /// A daemon that ends with the test, and its logs: it could not write any more if nobody held the other end.
-struct Daemon(Child, #[allow(dead_code)] BufReader<ChildStderr>);
+struct Daemon(Child, Option<BufReader<ChildStderr>>);
 
 impl Daemon {
     fn start(program: &str, arguments: &[&str], folder: &tempfile::TempDir) -> Self {
@@ -27,13 +27,14 @@ impl Daemon {
         std::fs::write(&kubeconfig, KUBECONFIG).unwrap();
         let mut command = Command::new(binary(program));
         command.args(arguments).arg("--kubeconfig").arg(kubeconfig).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut logs = BufReader::new(child.stderr.take().unwrap());
+        let mut daemon = Self(command.spawn().unwrap(), None);
+        let mut logs = BufReader::new(daemon.0.stderr.take().unwrap());
         let mut said = String::new();
         // It listens before it asks the API server that is not there.
         while logs.read_line(&mut said).unwrap() > 0 {
             if said.contains("watch starts again") || said.contains("leader election") {
-                return Self(child, logs);
+                daemon.1 = Some(logs);
+                return daemon;
             }
         }
         panic!("{program} ended: {said}")
