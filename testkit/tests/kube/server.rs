@@ -86,8 +86,8 @@ fn every_rule_of_the_definitions_refuses_something_and_kubectl_shows_its_words()
     let file = kubernetes.file("bad.json", &list.to_string());
     let said = kubernetes.kubectl(&format!("create --dry-run=server -f '{}' 2>&1", file.display())).unwrap_err();
     for (object, rule) in &bad {
-        let head = format!("The {} {} is invalid:", object["kind"].as_str().unwrap(), object["metadata"]["name"]);
-        let own = said.split_once(&head).map(|(_, rest)| rest.split("\nThe ").next().unwrap_or_default());
+        let head = format!("{}.egressgateway.spidernet.io {} is invalid: ", object["kind"].as_str().unwrap(), object["metadata"]["name"]);
+        let own = said.lines().find_map(|line| line.split_once(&head)).map(|(_, words)| words);
         assert!(own.is_some_and(|own| own.contains(rule)), "{rule}: {object}\n{said}");
     }
     for definition in ["egressgateways", "egressgatewaypolicies", "egressnodes"] {
