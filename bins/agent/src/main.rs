@@ -19,7 +19,7 @@ use std::{
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use egressgateway::{
-    DriversDesired,
+    DriversDesired, Error, ErrorKind,
     config::Config,
     model::NodeName,
     runtime::{Agent, StateFile},

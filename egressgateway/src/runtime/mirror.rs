@@ -89,7 +89,7 @@ mod tests {
         let status = EgressGatewayStatus { ip_usage: usage, ..EgressGatewayStatus::default() };
         let gateway = EgressGateway { status: Some(status.clone()), ..EgressGateway::default() };
         let change = Change::Gateway("exit".into(), Some(Gateway::from_api(&gateway, MarkMask::default())));
-        Seen::Gateway("exit".into(), change, Some(Observed { status, uid: "u".to_owned(), version: Some(version) }))
+        Seen::Gateway("exit".into(), change, Some(Observed { status, uid: "u".to_owned(), version: Some(version.to_string()) }))
     }
 
     #[test]
@@ -103,6 +103,6 @@ mod tests {
         assert!(!mirror.take(gateway(6, None), now));
         assert!(mirror.take(gateway(7, Some(IpUsage::default())), now), "a part of the status that only the next write corrects");
         assert!(!mirror.take(gateway(6, None), now), "an echo from before");
-        assert_eq!(mirror.gateways[&GatewayName::from("exit")].version, Some(7));
+        assert_eq!(mirror.gateways[&GatewayName::from("exit")].version, Some("7".to_owned()));
     }
 }
