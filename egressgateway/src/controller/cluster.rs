@@ -18,6 +18,8 @@ pub struct Cluster {
     pub policies: BTreeMap<PolicyName, Policy>,
     /// Nodes whose agents renewed their lease in time.
     pub fresh_leases: BTreeSet<NodeName>,
+    /// The time, in seconds since 1970.
+    pub now: i64,
 }
 
 impl Cluster {

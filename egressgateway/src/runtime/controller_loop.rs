@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::{
@@ -69,6 +69,8 @@ pub(super) struct Session {
     resync: Instant,
     /// When it was last looked whether a Lease went stale.
     looked: Instant,
+    /// When the next grace time of a drained node ends.
+    grace: Option<Instant>,
 }
 
 impl Session {
@@ -102,6 +104,7 @@ impl Session {
             plan: None,
             resync,
             looked,
+            grace: None,
         }
     }
 
@@ -124,7 +127,7 @@ impl Session {
         let open = self.gate.is_open(&Scope::default());
         let term = self.leading.borrow().filter(|until| *until > now);
         let plan = self.plan.filter(|_| open && term.is_some());
-        let wake = [plan, expiry, term, Some(self.resync)].into_iter().flatten().min();
+        let wake = [plan, expiry, term, self.grace, Some(self.resync)].into_iter().flatten().min();
         let mut batch = Vec::new();
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -207,6 +210,10 @@ impl Session {
             self.resync = now + self.settings.resync;
             self.plan_soon();
         }
+        if self.grace.is_some_and(|end| end <= now) {
+            self.grace = None;
+            self.plan_soon();
+        }
         self.metrics.leading(self.leads());
         let due = self.plan.is_some_and(|at| at <= now);
         if due && self.leads() && self.gate.is_open(&Scope::default()) {
@@ -219,9 +226,15 @@ impl Session {
         let began = Instant::now();
         let fresh = self.mirror.freshness.fresh(began);
         let agents = fresh.len();
-        self.mirror.cluster.write().fresh_leases = fresh;
+        let clock = Timestamp::now();
+        {
+            let mut cluster = self.mirror.cluster.write();
+            cluster.fresh_leases = fresh;
+            cluster.now = clock.as_second();
+        }
         let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.plan_settings.borrow_and_update());
-        let writes = writes(plan, &self.mirror, Timestamp::now());
+        self.grace = grace_end(&plan, clock, began);
+        let writes = writes(plan, &self.mirror, clock);
         self.metrics.planned(began.elapsed(), agents);
         if writes.is_empty() {
             self.settings.backoff.succeeded();
@@ -313,6 +326,12 @@ impl Session {
         let objects: Api<K> = Api::all(self.client.clone());
         objects.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)).await
     }
+}
+
+/// When the first of the grace times ends.
+fn grace_end(plan: &controller::ClusterPlan, clock: Timestamp, now: Instant) -> Option<Instant> {
+    let ends = plan.gateways.values().filter_map(|status| Some(status.draining.as_ref()?.until.0)).min()?;
+    Some(now + Duration::try_from(ends.duration_since(clock)).unwrap_or_default())
 }
 
 fn new_egress_node(name: &str, uid: String) -> EgressNode {
