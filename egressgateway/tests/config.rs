@@ -21,7 +21,7 @@ defaultEgressGateway: egressgateway
 clusterCIDRs: {auto: true, extra: []}
 mark: {mask: 0xff000000}
 routing: {tableBase: 100, rulePriority: 99, protocol: 77}
-failover: {interval: 150ms, multiplier: 3}
+failover: {interval: 150ms, multiplier: 3, drainGracePeriod: 1m}
 startGate: true
 holdAtBoot: true
 stateFile: /var/lib/egressgateway/state.json
@@ -84,6 +84,7 @@ fn every_field_can_be_changed() {
         ("routing.protocol", "200"),
         ("failover.interval", "1s 500ms"),
         ("failover.multiplier", "5"),
+        ("failover.drainGracePeriod", "0s"),
         ("startGate", "false"),
         ("holdAtBoot", "false"),
         ("stateFile", ""),

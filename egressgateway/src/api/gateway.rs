@@ -1,4 +1,4 @@
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,12 @@ pub struct EgressGatewayStatus {
     /// Packet mark of the target "this gateway", the same on every node, kept for the gateway's life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<u32>,
+    /// Packet mark of connections from before the last drain of an active node; the two change places with each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_mark: Option<u32>,
+    /// The drained node that those connections still go through; absent: they go where all others go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<Draining>,
     /// How much of the pool is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip_usage: Option<IpUsage>,
@@ -88,6 +94,16 @@ pub struct EgressGatewayStatus {
     /// `Ready`, with reasons such as NoNodes, NoReadyNode, PoolExhausted, MarksExhausted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// A drained node in its grace time.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Draining {
+    /// Name of the node.
+    pub node: String,
+    /// When its connections are moved.
+    pub until: Time,
 }
 
 /// One node of a gateway.

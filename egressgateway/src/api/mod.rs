@@ -6,8 +6,8 @@ mod policy;
 mod schema;
 
 pub use gateway::{
-    EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod, GatewayNode, GatewayNodeStatus, Interface, IpUsage,
-    PoolUsage, SourceNatMode,
+    Draining, EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod, GatewayNode, GatewayNodeStatus, Interface,
+    IpUsage, PoolUsage, SourceNatMode,
 };
 pub use node::{EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus};
 pub use policy::{AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp};

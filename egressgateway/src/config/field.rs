@@ -81,6 +81,12 @@ impl Config {
             "unanswered probes after which a gateway counts as dead, 1 to 100",
         ),
         live(
+            "failover.drainGracePeriod",
+            "failover-drain-grace-period",
+            "EGRESSGATEWAY_FAILOVER_DRAIN_GRACE_PERIOD",
+            "how long connections through a drained gateway go on, whole seconds from 0s to 1d; 0s: they are moved at once",
+        ),
+        live(
             "startGate",
             "start-gate",
             "EGRESSGATEWAY_START_GATE",

@@ -108,6 +108,8 @@ pub struct FailoverConfig {
     pub interval: Duration,
     /// Unanswered probes in a row after which a gateway counts as dead.
     pub multiplier: u32,
+    /// How long connections through a drained node go on, in whole seconds; 0: they are moved at once.
+    pub drain_grace_period: Duration,
 }
 
 /// Which iptables keeps the rules of the netfilter backend.
@@ -143,7 +145,7 @@ impl Default for Config {
             cluster_cidrs: ClusterCidrs { auto: true, extra: Vec::new() },
             mark: MarkConfig::default(),
             routing: RoutingConfig { table_base: 100, rule_priority: 99, protocol: 77 },
-            failover: FailoverConfig { interval: Duration::from_millis(150), multiplier: 3 },
+            failover: FailoverConfig { interval: Duration::from_millis(150), multiplier: 3, drain_grace_period: Duration::from_secs(60) },
             start_gate: true,
             hold_at_boot: true,
             state_file: Some(PathBuf::from("/var/lib/egressgateway/state.json")),
@@ -219,6 +221,7 @@ impl Config {
             default_gateway: self.default_egress_gateway.clone(),
             overlay: self.overlay(),
             mask: self.mark.mask,
+            drain_grace: self.failover.drain_grace_period,
         }
     }
 }

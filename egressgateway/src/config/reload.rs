@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     /// A value of each field that is not its default.
-    const OTHERS: [(&str, &str); 24] = [
+    const OTHERS: [(&str, &str); 25] = [
         ("tunnel.kind", "geneve"),
         ("tunnel.ipv4CIDR", "172.30.0.0/16"),
         ("tunnel.ipv6CIDR", "fd30::/112"),
@@ -66,6 +66,7 @@ mod tests {
         ("routing.protocol", "78"),
         ("failover.interval", "1s"),
         ("failover.multiplier", "5"),
+        ("failover.drainGracePeriod", "5m"),
         ("startGate", "false"),
         ("holdAtBoot", "false"),
         ("stateFile", "/run/state.json"),

@@ -23,6 +23,8 @@ const FIRST_RULE_PRIORITY: u32 = 2;
 const FIRST_FREE_PROTOCOL: u8 = 5;
 /// Table numbers above the base that must exist: one for each mark byte.
 const TABLES: u32 = 256;
+/// Who has connections for longer than a day drains at another time.
+const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longest name of a device: IFNAMSIZ less its final zero.
 const MAX_DEVICE_NAME: usize = 15;
 
@@ -65,6 +67,7 @@ impl Config {
             "routing.protocol" => self.routing.protocol = number(text, FIRST_FREE_PROTOCOL..=u8::MAX)?,
             "failover.interval" => self.failover.interval = duration(text)?,
             "failover.multiplier" => self.failover.multiplier = number(text, 1..=100)?,
+            "failover.drainGracePeriod" => self.failover.drain_grace_period = grace(text)?,
             "startGate" => self.start_gate = boolean(text)?,
             "holdAtBoot" => self.hold_at_boot = boolean(text)?,
             "stateFile" => self.state_file = file(text)?,
@@ -107,6 +110,7 @@ impl Config {
             "routing.protocol" => self.routing.protocol.into(),
             "failover.interval" => text(&humantime::format_duration(self.failover.interval)),
             "failover.multiplier" => self.failover.multiplier.into(),
+            "failover.drainGracePeriod" => text(&humantime::format_duration(self.failover.drain_grace_period)),
             "startGate" => self.start_gate.into(),
             "holdAtBoot" => self.hold_at_boot.into(),
             "stateFile" => or(self.state_file.as_ref().map(|path| path.display().to_string()), ""),
@@ -224,6 +228,13 @@ fn file(text: &str) -> Result<Option<PathBuf>, String> {
     let path = PathBuf::from(text);
     let fits = path.is_absolute() && path.file_name().is_some() && !text.ends_with('/') && !text.contains('\0');
     if text.is_empty() { Ok(None) } else { fits.then_some(Some(path)).ok_or_else(|| "must be the absolute path of a file".to_owned()) }
+}
+
+/// Statuses have whole seconds.
+fn grace(text: &str) -> Result<Duration, String> {
+    let whole = |grace: &Duration| grace.subsec_nanos() == 0 && *grace <= MAX_GRACE;
+    let parsed = humantime::parse_duration(text).ok().filter(whole);
+    parsed.ok_or_else(|| "must be a duration in whole seconds from 0s to 1d, such as 60s".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -20,6 +20,8 @@ pub struct Cluster {
     pub fresh_leases: BTreeSet<NodeName>,
     /// Nodes whose agents have a lease that they did not renew in time.
     pub stale_leases: BTreeSet<NodeName>,
+    /// The time, in seconds since 1970.
+    pub now: i64,
 }
 
 impl Cluster {

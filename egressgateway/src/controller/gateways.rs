@@ -5,12 +5,14 @@ use std::{
     net::IpAddr,
 };
 
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
 use super::{Cluster, ControllerSettings, conditions, egress_ips::Given};
 use crate::{
-    api::{EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage},
+    api::{self, EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage},
     model::{Family, GatewayName, IpRange, NodeName, PolicyName, TargetId},
     spec::GatewaySpec,
-    world::{Gateway, Node},
+    world::{Draining, Gateway, Node},
 };
 
 /// A gateway as it will be.
@@ -19,6 +21,12 @@ pub(super) struct Elected {
     pub(super) method: ForwardMethod,
     pub(super) members: Vec<ElectedMember>,
     pub(super) target: Option<TargetId>,
+    /// Of connections from before the last drain.
+    pub(super) former: Option<TargetId>,
+    /// Where those go on.
+    pub(super) draining: Option<Draining>,
+    /// Its grace time begins with this plan: the two targets change places, if there is a second.
+    pub(super) drained: Option<Draining>,
     /// A mark was wanted for it or a member, and none was left.
     pub(super) marks_exhausted: bool,
 }
@@ -69,7 +77,13 @@ fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings
             }
         }
     }
-    Elected { method, members, target: None, marks_exhausted: false }
+    let draining = gateway.state.draining.clone().filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node));
+    let drained = was_active.into_iter().find(|node| cluster.nodes.get(*node).is_some_and(Node::is_drained) && can_carry(cluster, node));
+    let graceful = method == ForwardMethod::ActivePassive && draining.is_none() && members.iter().any(|member| member.active);
+    let drained = drained
+        .filter(|_| graceful && gateway.spec.is_ok() && !settings.drain_grace.is_zero())
+        .map(|node| Draining { node: node.clone(), until: cluster.now.saturating_add_unsigned(settings.drain_grace.as_secs()) });
+    Elected { method, members, draining, drained, ..Elected::default() }
 }
 
 /// Known nodes in their old order, then new ones by name. A gateway that can't be understood keeps the nodes that it has: connections that
@@ -88,11 +102,20 @@ fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
 
 /// Whether a node can carry traffic.
 fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
+    if cluster.nodes.get(name).is_some_and(Node::is_drained) { GatewayNodeStatus::NotReady } else { health_of(cluster, name) }
+}
+
+/// Whether connections can go on through it, drained or not.
+fn can_carry(cluster: &Cluster, name: &NodeName) -> bool {
+    health_of(cluster, name) == GatewayNodeStatus::Ready
+}
+
+fn health_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
     let Some(node) = cluster.nodes.get(name) else { return GatewayNodeStatus::NotReady };
     let tunnel = cluster.egress_nodes.get(name).and_then(|node| node.tunnel_ready);
     let fresh = cluster.fresh_leases.contains(name);
     match tunnel {
-        _ if !node.ready || node.is_drained() => GatewayNodeStatus::NotReady,
+        _ if !node.ready => GatewayNodeStatus::NotReady,
         Some(false) => GatewayNodeStatus::NotReady,
         _ if !fresh => GatewayNodeStatus::Unknown,
         None => GatewayNodeStatus::NotReady,
@@ -164,10 +187,18 @@ fn status(cluster: &Cluster, gateway: &Gateway, elected: &Elected, used: Use, se
         forward_method: Some(elected.method),
         node_list: elected.members.iter().map(node).collect(),
         mark: elected.target.map(|target| settings.mask.mark(target)),
+        former_mark: elected.former.map(|target| settings.mask.mark(target)),
+        draining: elected.draining.as_ref().and_then(written),
         ip_usage: gateway.spec.as_ref().ok().filter(|spec| !spec.pool.is_empty()).map(|spec| usage(spec, &used)),
         observed_generation: Some(gateway.generation),
         conditions: vec![conditions::condition("Ready", ready, reason, &message, Some(gateway.generation))],
     }
+}
+
+/// As the status says it.
+fn written(draining: &Draining) -> Option<api::Draining> {
+    let until = Time(Timestamp::from_second(draining.until).ok()?);
+    Some(api::Draining { node: draining.node.to_string(), until })
 }
 
 fn usage(spec: &GatewaySpec, used: &Use) -> IpUsage {

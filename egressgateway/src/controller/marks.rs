@@ -7,6 +7,8 @@ use crate::model::{GatewayName, TargetId};
 
 /// Gives every target its byte: the one that its status says as long as nobody else has it, else the lowest that is free.
 ///
+/// A second byte of a gateway, which it has from its first drain on, stays with it: the connections that are pinned to it keep their meaning.
+///
 /// Where two say the same, a gateway comes before a node and the older gateway before the younger one. A node's byte stays while its
 /// gateway uses egress addresses at all, so that connections pinned to it keep their meaning when the last address moves away.
 pub(super) fn allot(cluster: &Cluster, gateways: &mut BTreeMap<GatewayName, Elected>) {
@@ -19,6 +21,11 @@ pub(super) fn allot(cluster: &Cluster, gateways: &mut BTreeMap<GatewayName, Elec
         elected.target = marks.keep(gateway.state.target);
         if elected.target.is_none() && gateway.spec.is_ok() {
             wanted.push((name, None));
+        }
+    }
+    for (_, name) in &order {
+        if let (Some(gateway), Some(elected)) = (cluster.gateways.get(name), gateways.get_mut(name)) {
+            elected.former = marks.keep(gateway.state.former);
         }
     }
     for (_, name) in &order {
@@ -42,6 +49,18 @@ pub(super) fn allot(cluster: &Cluster, gateways: &mut BTreeMap<GatewayName, Elec
             Some(index) => elected.members[index].target = target,
         }
     }
+    for (_, name) in &order {
+        gateways.get_mut(name).into_iter().for_each(|elected| exchange(elected, &mut marks));
+    }
+}
+
+/// New connections of a gateway whose active node was drained get its other byte, so that old ones keep theirs and their way. Where none is
+/// left, they are all moved.
+fn exchange(elected: &mut Elected, marks: &mut Marks) {
+    let Some(drained) = elected.drained.take().filter(|_| elected.target.is_some()) else { return };
+    let Some(other) = elected.former.or_else(|| marks.take()) else { return };
+    elected.former = elected.target.replace(other);
+    elected.draining = Some(drained);
 }
 
 #[derive(Default)]

@@ -11,7 +11,10 @@ mod nodes;
 mod overlaps;
 mod policies;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -37,6 +40,8 @@ pub struct ControllerSettings {
     pub overlay: Vec<IpNet>,
     /// The mask that marks are written under.
     pub mask: MarkMask,
+    /// How long connections through a drained node go on; none: they are moved at once.
+    pub drain_grace: Duration,
 }
 
 /// What shall stand in the API server.

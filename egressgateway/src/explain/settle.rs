@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
     api::core::v1 as core,
@@ -48,6 +48,8 @@ impl Settled {
             default_gateway: settings.default_gateway.clone(),
             overlay: settings.overlay.clone(),
             mask: settings.mask,
+            // What a new connection meets is the same with and without.
+            drain_grace: Duration::ZERO,
         };
         let mut before = ClusterPlan::default();
         for _ in 0..TURNS {

@@ -176,7 +176,7 @@ impl Index {
     }
 
     /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready members of gateways that some pod here has a
-    /// policy for. Call [`Self::desired`] first.
+    /// policy for, and drained ones in their grace time. Call [`Self::desired`] first.
     pub fn gateway_nodes(&mut self) -> BTreeSet<NodeName> {
         let destinations = &self.desired.policy.destinations;
         if !self.used.0.ptr_eq(destinations) {
@@ -186,9 +186,11 @@ impl Index {
         let used = |target: Option<TargetId>| target.is_some_and(|target| self.used.1.contains(&target));
         let ready = self.gateways.values().flat_map(|gateway| {
             let members = gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready);
-            members.filter(move |member| used(gateway.state.target) || used(member.target))
+            let members = members.filter(move |member| used(gateway.state.target) || used(member.target)).map(|member| &member.node);
+            let draining = gateway.state.draining.iter().filter(move |_| used(gateway.state.target)).map(|draining| &draining.node);
+            members.chain(draining)
         });
-        ready.map(|member| member.node.clone()).filter(|node| *node != self.settings.node).collect()
+        ready.filter(|node| **node != self.settings.node).cloned().collect()
     }
 
     /// What this node must hold now.
@@ -324,10 +326,14 @@ impl Index {
         for gateway in self.gateways.values() {
             if let Some(target) = gateway.state.target {
                 let member = gateway.state.members.iter().any(|member| member.node == *own);
-                add(target, plan::candidates(gateway, self.settings.forward_method, &self.down), member);
-                if plan::forward_method(gateway, self.settings.forward_method) == ForwardMethod::Ecmp {
-                    balanced.insert(target);
+                let candidates = plan::candidates(gateway, self.settings.forward_method, &self.down);
+                let balances = plan::forward_method(gateway, self.settings.forward_method) == ForwardMethod::Ecmp;
+                if let Some(former) = gateway.state.former {
+                    let draining = gateway.state.draining.as_ref().map(|draining| &draining.node).filter(|node| !self.down.contains(*node));
+                    add(former, draining.map_or_else(|| candidates.clone(), |node| vec![node.clone()]), member);
                 }
+                add(target, candidates, member);
+                balanced.extend([Some(target), gateway.state.former].into_iter().flatten().filter(|_| balances));
             }
             for member in &gateway.state.members {
                 if let Some(target) = member.target {

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::{
@@ -70,6 +70,8 @@ pub(super) struct Session {
     resync: Instant,
     /// When it was last looked whether a Lease went stale.
     looked: Instant,
+    /// When the next grace time of a drained node ends.
+    grace: Option<Instant>,
 }
 
 impl Session {
@@ -103,6 +105,7 @@ impl Session {
             plan: None,
             resync,
             looked,
+            grace: None,
         }
     }
 
@@ -125,7 +128,7 @@ impl Session {
         let open = self.gate.is_open(&Scope::default());
         let term = self.leading.borrow().filter(|until| *until > now);
         let plan = self.plan.filter(|_| open && term.is_some());
-        let wake = [plan, expiry, term, Some(self.resync)].into_iter().flatten().min();
+        let wake = [plan, expiry, term, self.grace, Some(self.resync)].into_iter().flatten().min();
         let mut batch = Vec::new();
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -209,6 +212,10 @@ impl Session {
             self.resync = now + self.settings.resync;
             self.plan_soon();
         }
+        if self.grace.is_some_and(|end| end <= now) {
+            self.grace = None;
+            self.plan_soon();
+        }
         self.metrics.leading(self.leads());
         let due = self.plan.is_some_and(|at| at <= now);
         if due && self.leads() && self.gate.is_open(&Scope::default()) {
@@ -221,14 +228,17 @@ impl Session {
         let began = Instant::now();
         let fresh = self.mirror.freshness.fresh(began);
         let agents = fresh.len();
+        let clock = Timestamp::now();
         {
             let mut cluster = self.mirror.cluster.write();
             cluster.fresh_leases = fresh;
             cluster.stale_leases = self.mirror.freshness.stale(began);
+            cluster.now = clock.as_second();
         }
         let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.plan_settings.borrow_and_update());
+        self.grace = grace_end(&plan, clock, began);
         self.metrics.planned_for(&plan);
-        let writes = writes(plan, &self.mirror, Timestamp::now());
+        let writes = writes(plan, &self.mirror, clock);
         self.metrics.planned(began.elapsed(), agents, writes.len());
         if writes.is_empty() {
             self.settings.backoff.succeeded();
@@ -335,6 +345,12 @@ impl Session {
         let objects: Api<K> = Api::all(self.client.clone());
         objects.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)).await
     }
+}
+
+/// When the first of the grace times ends.
+fn grace_end(plan: &controller::ClusterPlan, clock: Timestamp, now: Instant) -> Option<Instant> {
+    let ends = plan.gateways.values().filter_map(|status| Some(status.draining.as_ref()?.until.0)).min()?;
+    Some(now + Duration::try_from(ends.duration_since(clock)).unwrap_or_default())
 }
 
 fn new_egress_node(name: &str, uid: String) -> EgressNode {

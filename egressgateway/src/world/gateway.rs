@@ -28,8 +28,21 @@ pub struct GatewayState {
     pub target: Option<TargetId>,
     /// The forward method in force; none before the controller saw the gateway.
     pub forward_method: Option<ForwardMethod>,
+    /// The target of connections from before the last drain of an active node.
+    pub former: Option<TargetId>,
+    /// The drained node that those still go through.
+    pub draining: Option<Draining>,
     /// Its nodes in order of preference.
     pub members: Vec<Member>,
+}
+
+/// A drained node in its grace time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draining {
+    /// The node.
+    pub node: NodeName,
+    /// When its connections are moved, in seconds since 1970.
+    pub until: i64,
 }
 
 /// One node of a gateway.
@@ -62,7 +75,15 @@ impl Gateway {
         });
         Self {
             spec: GatewaySpec::parse(&gateway.spec),
-            state: GatewayState { target: target(status.mark), forward_method: status.forward_method, members: members.collect() },
+            state: GatewayState {
+                target: target(status.mark),
+                forward_method: status.forward_method,
+                former: target(status.former_mark),
+                draining: status
+                    .draining
+                    .map(|draining| Draining { node: NodeName::from(draining.node), until: draining.until.0.as_second() }),
+                members: members.collect(),
+            },
             generation: gateway.metadata.generation.unwrap_or_default(),
             created: super::policy::created(&gateway.metadata),
             deleting: gateway.metadata.deletion_timestamp.is_some(),

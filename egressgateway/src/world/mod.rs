@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 
-pub use gateway::{Gateway, GatewayState, Member};
+pub use gateway::{Draining, Gateway, GatewayState, Member};
 pub use node::{EgressNode, Node};
 pub use pod::{Namespace, Pod};
 pub use policy::{Policy, PolicyState};

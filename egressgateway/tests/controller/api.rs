@@ -25,6 +25,7 @@ pub(crate) struct Api {
     pub(crate) policies: BTreeMap<String, EgressGatewayPolicy>,
     pub(crate) fresh: BTreeSet<String>,
     pub(crate) settings: ControllerSettings,
+    pub(crate) now: i64,
 }
 
 impl Default for Api {
@@ -38,6 +39,7 @@ impl Default for Api {
             policies: BTreeMap::new(),
             fresh: BTreeSet::new(),
             settings,
+            now: 0,
         }
     }
 }
@@ -75,8 +77,8 @@ impl Api {
     }
 
     pub(crate) fn cluster(&self) -> Cluster {
-        let mut cluster =
-            Cluster { fresh_leases: self.fresh.iter().map(|name| NodeName::from(name.as_str())).collect(), ..Cluster::default() };
+        let fresh_leases = self.fresh.iter().map(|name| NodeName::from(name.as_str())).collect();
+        let mut cluster = Cluster { fresh_leases, now: self.now, ..Cluster::default() };
         for (name, node) in &self.nodes {
             cluster.apply(Change::Node(NodeName::from(name.as_str()), Some(node.clone())));
         }

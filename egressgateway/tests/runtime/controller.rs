@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use egressgateway::{
     allocator::LowestFree,
-    api::{EgressGateway, EgressGatewayPolicy, EgressNode, EgressNodePhase, ForwardMethod, GatewayNodeStatus},
+    api::{EgressGateway, EgressGatewayPolicy, EgressGatewayStatus, EgressNode, EgressNodePhase, ForwardMethod, GatewayNodeStatus},
     controller,
     model::MarkMask,
     runtime::{Backoff, Controller, ControllerSettings, ElectionSettings, Health},
@@ -40,6 +40,7 @@ fn settings(identity: &str) -> ControllerSettings {
         default_gateway: None,
         overlay: vec!["172.31.0.0/16".parse().unwrap()],
         mask: MarkMask::default(),
+        drain_grace: Duration::from_secs(1),
     };
     let mut election = ElectionSettings::new("kube-system", identity);
     election.duration = Duration::from_secs(1);
@@ -315,4 +316,32 @@ async fn what_somebody_should_know_is_told_once_and_only_by_the_leader() {
     let news =
         ["Normal EgressGateway exit ActiveNodesChanged", "Normal EgressGateway exit Ready", "Warning EgressGateway exit NoReadyNode"];
     assert_eq!(told, news.map(str::to_owned).into());
+}
+
+#[tokio::test]
+async fn the_grace_time_of_a_drained_node_ends_by_itself() {
+    let server = ApiServer::start();
+    let client = server.client();
+    gateway(&client).await;
+    let controller = Running::start(&client, "a");
+    for (name, number) in [("node1", 1), ("node2", 2)] {
+        node(&client, name, number).await;
+        agent_lease(&client, name, 3600).await;
+        addressed(&client, name).await;
+        tunnel_built(&client, name).await;
+    }
+    let status_is = async |what: &str, so: fn(&EgressGatewayStatus) -> bool| {
+        let gateways = Api::<EgressGateway>::all(client.clone());
+        until(gateways, "exit", what, move |gateway| gateway.status.as_ref().is_some_and(so)).await.status.unwrap()
+    };
+    let before =
+        status_is("two nodes", |status| status.node_list.iter().filter(|node| node.status == GatewayNodeStatus::Ready).count() == 2).await;
+    let active = before.node_list.iter().find(|node| node.active).unwrap().name.clone();
+    let drain = Patch::Merge(json!({"metadata": {"annotations": {"egressgateway.spidernet.io/drain": "true"}}}));
+    Api::<Node>::all(client.clone()).patch(&active, &PatchParams::default(), &drain).await.unwrap();
+    let draining = status_is("a drained node in its grace time", |status| status.draining.is_some()).await;
+    assert_eq!((draining.draining.unwrap().node, draining.former_mark), (active, before.mark));
+    let after = status_is("no grace time", |status| status.former_mark.is_some() && status.draining.is_none()).await;
+    assert_eq!((after.mark, after.former_mark), (draining.mark, draining.former_mark));
+    controller.stop().await;
 }

@@ -129,7 +129,7 @@ pub(crate) fn drain(world: &World, node: &str, value: Option<&str>) {
 }
 
 pub(crate) fn a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards(path: &DataPath) {
-    let world = probed(World::governed(path));
+    let world = with_grace(path, "0s");
     let capture = world.cluster.lab.capture().unwrap();
     let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| world.shop.open_tcp(to).unwrap()).collect();
     let before = streams(&world);
@@ -141,7 +141,7 @@ pub(crate) fn a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards(
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
     world.leaves_by(&world.local, GOVERNED, GATEWAYS[1]);
     for flow in &mut flows {
-        assert!(flow.echo().is_err(), "docs/failover.md says that connections through the drained node end");
+        assert!(flow.echo().is_err(), "docs/failover.md says that connections through the drained node end where there is no grace time");
     }
 
     let after = streams(&world);
@@ -160,5 +160,64 @@ pub(crate) fn a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards(
         assert_eq!((report.sources.len(), report.lost()), (1, 0), "{:?}", report.sources);
     }
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+}
+
+/// Governed and probed, with this grace time of drained nodes.
+fn with_grace(path: &DataPath, time: &str) -> World {
+    probed(World::start_with(path, &format!("failover: {{drainGracePeriod: {time}}}\n")).with_usual_policy())
+}
+
+/// Drained, with new connections through the other gateway already, and those from before still through this one.
+fn in_grace(world: &World, before: &[Stream]) {
+    drain(world, GATEWAYS[0], Some("true"));
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    let drained = world.cluster.lab.node(GATEWAYS[0]).addresses();
+    for stream in before {
+        let answer = stream.wait_for(patient(Duration::from_secs(5)), |_| true).unwrap();
+        assert!(drained.contains(&answer.source.ip()), "moved already: {answer:?}");
+    }
+}
+
+pub(crate) fn connections_through_a_drained_gateway_go_on_for_the_grace_time_and_are_moved_then(path: &DataPath) {
+    let world = with_grace(path, "15s");
+    let capture = world.cluster.lab.capture().unwrap();
+    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| world.shop.open_tcp(to).unwrap()).collect();
+    let before = streams(&world);
+    in_grace(&world, &before);
+    for flow in &mut flows {
+        flow.echo().unwrap();
+    }
+    for endpoint in world.endpoints(GOVERNED) {
+        let new = world.cluster.lab.node(GATEWAYS[1]).like(endpoint.ip());
+        assert_eq!(world.shop.connect_tcp(endpoint).unwrap().ip(), new, "new connections don't go back");
+    }
+    world.cluster.eventually("the grace time is over", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        if status["draining"].is_null() { Ok(()) } else { Err(status.to_string()) }
+    });
+    moved_to(&world, &before, GATEWAYS[1]);
+    for flow in &mut flows {
+        assert!(flow.echo().is_err(), "the time is over");
+    }
+    for stream in before {
+        let report = stream.finish().unwrap();
+        eprintln!("{:?}, longest gap {:?}, {} lost", report.sources, report.longest_gap, report.lost());
+    }
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
+    world.leaves_by(&world.local, GOVERNED, GATEWAYS[1]);
+    assert_eq!(world.leaks(&capture), [""; 0]);
+}
+
+pub(crate) fn a_drained_gateway_that_dies_in_its_grace_time_is_left_at_once(path: &DataPath) {
+    let world = with_grace(path, "1h");
+    let capture = world.cluster.lab.capture().unwrap();
+    let before = streams(&world);
+    in_grace(&world, &before);
+    world.cluster.lab.node(GATEWAYS[0]).power_off().unwrap();
+    moved_to(&world, &before, GATEWAYS[1]);
+    for stream in before {
+        eprintln!("traffic goes on after {:?}", stream.finish().unwrap().longest_gap);
+    }
     assert_eq!(world.leaks(&capture), [""; 0]);
 }

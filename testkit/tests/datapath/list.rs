@@ -50,7 +50,9 @@ macro_rules! every_check_on {
                 with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything
                 a_gateways_agent_that_is_killed_or_restarted_is_no_failure
                 a_dead_gateway_leaves_the_balance
-                a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards;
+                a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards
+                connections_through_a_drained_gateway_go_on_for_the_grace_time_and_are_moved_then
+                a_drained_gateway_that_dies_in_its_grace_time_is_left_at_once;
             ecmp:
                 of_three_gateways_each_has_its_share_and_keeps_it_while_another_goes_and_comes
                 connections_stay_with_their_gateway_when_packets_are_lost;

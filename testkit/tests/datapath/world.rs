@@ -95,8 +95,13 @@ impl Place {
     }
 
     pub(crate) fn with_daemons(self, path: &DataPath) -> World {
+        self.with_configured_daemons(path, "")
+    }
+
+    /// With these further lines in the configuration.
+    fn with_configured_daemons(self, path: &DataPath, more: &str) -> World {
         let Self { lab, families, shop, blog, local, server } = self;
-        let cluster = Cluster::start(lab, &format!("policyBackend: {}\ntunnel: {{kind: {}}}\n", path.backend, path.tunnel));
+        let cluster = Cluster::start(lab, &format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel));
         World { cluster, families, shop, blog, local, server }
     }
 }
@@ -105,6 +110,11 @@ impl World {
     /// Without any policy.
     pub(crate) fn start(path: &DataPath) -> Self {
         Self::start_in(path, lab(), Families::Dual)
+    }
+
+    /// Without any policy, and with these further lines in the configuration.
+    pub(crate) fn start_with(path: &DataPath, more: &str) -> Self {
+        Place::make(lab(), Families::Dual).with_configured_daemons(path, more)
     }
 
     pub(crate) fn start_in(path: &DataPath, lab: Builder, families: Families) -> Self {
