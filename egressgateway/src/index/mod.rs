@@ -327,13 +327,13 @@ impl Index {
             if let Some(target) = gateway.state.target {
                 let member = gateway.state.members.iter().any(|member| member.node == *own);
                 let candidates = plan::candidates(gateway, self.settings.forward_method, &self.down);
-                let balances = plan::forward_method(gateway, self.settings.forward_method) == ForwardMethod::Ecmp;
+                let is_balanced = plan::forward_method(gateway, self.settings.forward_method) == ForwardMethod::Ecmp;
                 if let Some(former) = gateway.state.former {
                     let draining = gateway.state.draining.as_ref().map(|draining| &draining.node).filter(|node| !self.down.contains(*node));
                     add(former, draining.map_or_else(|| candidates.clone(), |node| vec![node.clone()]), member);
                 }
                 add(target, candidates, member);
-                balanced.extend([Some(target), gateway.state.former].into_iter().flatten().filter(|_| balances));
+                balanced.extend([Some(target), gateway.state.former].into_iter().flatten().filter(|_| is_balanced));
             }
             for member in &gateway.state.members {
                 if let Some(target) = member.target {
