@@ -1,5 +1,7 @@
 //! The connection.
 
+use std::{sync::Arc, time::Duration};
+
 use egressgateway::{Error, ErrorKind, model::Family};
 use futures::{Stream, StreamExt as _};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -7,11 +9,14 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_proto::ConnectionHandle;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rtnetlink::Handle;
+use tokio::sync::Mutex;
 
 use crate::next_hop::NextHopMessage;
 
 /// How often a list is read again when it changed while it was read.
 const DUMP_ATTEMPTS: u32 = 8;
+/// What it is left alone for when it is busy.
+const DUMP_PAUSE: Duration = Duration::from_millis(5);
 
 /// One rtnetlink connection, with a typed call for each thing that drivers read and write. (There is a second one below, for messages that the
 /// packet crate does not know.)
@@ -21,6 +26,8 @@ const DUMP_ATTEMPTS: u32 = 8;
 pub struct Netlink {
     handle: Handle,
     next_hops: ConnectionHandle<NextHopMessage>,
+    /// Whose turn it is to read a list: a socket is good for one at a time (`EBUSY`).
+    turn: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -40,7 +47,7 @@ impl Netlink {
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         runtime.spawn(connection);
-        Ok(Self { handle, next_hops })
+        Ok(Self { handle, next_hops, turn: Arc::default() })
     }
 
     /// Sends one change and waits until the kernel confirms it.
@@ -73,24 +80,34 @@ impl Netlink {
 
     /// Reads a whole list; one that changed meanwhile is read again.
     pub(crate) async fn dump(&self, message: RouteNetlinkMessage, what: &str) -> Result<Vec<RouteNetlinkMessage>, Error> {
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut request = NetlinkMessage::from(message.clone());
-            request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let replies = self.handle.clone().request(request).map_err(|error| lost(what).with_source(error))?;
-            if let Some(list) = list(replies, what).await? {
-                return Ok(list);
-            }
-        }
-        Err(restless(what))
+        let ask = |request| self.handle.clone().request(request).map_err(|error| lost(what).with_source(error));
+        self.dump_by(message, ask, what).await
     }
 
     /// As [`Self::dump`].
     pub(crate) async fn dump_next_hops(&self, message: NextHopMessage, what: &str) -> Result<Vec<NextHopMessage>, Error> {
+        self.dump_by(message, |request| self.next_hops.request(request, kernel()).map_err(|_| lost(what)), what).await
+    }
+
+    async fn dump_by<T: Clone, R: Stream<Item = NetlinkMessage<T>> + Unpin>(
+        &self,
+        message: T,
+        ask: impl Fn(NetlinkMessage<T>) -> Result<R, Error>,
+        what: &str,
+    ) -> Result<Vec<T>, Error>
+    where
+        NetlinkMessage<T>: From<T>,
+    {
+        let _turn = self.turn.lock().await;
         for _ in 0..DUMP_ATTEMPTS {
             let mut request = NetlinkMessage::from(message.clone());
             request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            if let Some(list) = list(self.next_hops.request(request, kernel()).map_err(|_| lost(what))?, what).await? {
-                return Ok(list);
+            match list(ask(request)?, what).await {
+                Ok(Some(list)) => return Ok(list),
+                Ok(None) => {}
+                // The kernel still tells somebody who does not listen any more.
+                Err(error) if error.kind == ErrorKind::Conflict => tokio::time::sleep(DUMP_PAUSE).await,
+                Err(error) => return Err(error),
             }
         }
         Err(restless(what))

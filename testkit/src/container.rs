@@ -162,7 +162,7 @@ impl Container {
             let source = if let Some(map) = volume["configMap"]["name"].as_str() {
                 self.config_map(map, around.objects)?
             } else {
-                host_path(&volume["hostPath"])?
+                self.host_path(&volume["hostPath"])?
             };
             let mode = if mount["readOnly"] == true { "ro" } else { "rw" };
             mounts.push([source.display().to_string(), text(&mount["mountPath"]), mode.to_owned()]);
@@ -178,6 +178,22 @@ impl Container {
             fs::write(folder.join(file), text(content))?;
         }
         Ok(folder)
+    }
+
+    /// A path of the node's. Nodes of a lab have all files in common; files that are to be created come into being where the lab has a `/run` of
+    /// its own, at the container's start, and folders that are to be created belong to this container, also when it starts again.
+    fn host_path(&self, volume: &Value) -> io::Result<PathBuf> {
+        let path = PathBuf::from(text(&volume["path"]));
+        match (volume["type"].as_str(), path.strip_prefix("/")) {
+            (Some("Directory"), _) if path.is_dir() => Ok(path),
+            (Some("FileOrCreate"), _) if path.starts_with("/run") => Ok(path),
+            (Some("DirectoryOrCreate"), Ok(within)) => {
+                let folder = self.files.join("host").join(within);
+                fs::create_dir_all(&folder)?;
+                Ok(folder)
+            }
+            (other, _) => Err(io::Error::other(format!("hostPath {} of type {other:?} is not known here", path.display()))),
+        }
     }
 
     fn environment(&self, container: &Value, node: &str, around: &Surroundings<'_>) -> Vec<String> {
@@ -209,17 +225,6 @@ fn capabilities(security: &Value) -> String {
     assert_eq!(of("drop"), ["ALL"], "a container that keeps what a runtime gives is not known here");
     assert_eq!(security["allowPrivilegeEscalation"], false, "a container that may gain privileges is not known here");
     of("add").iter().map(|name| format!("cap_{}", name.to_lowercase())).collect::<Vec<_>>().join("|")
-}
-
-/// A path of the node's. Nodes of a lab have all files in common; files that are to be created come into being where the lab has a `/run` of its
-/// own, at the container's start.
-fn host_path(volume: &Value) -> io::Result<PathBuf> {
-    let path = PathBuf::from(text(&volume["path"]));
-    match volume["type"].as_str() {
-        Some("Directory") if path.is_dir() => Ok(path),
-        Some("FileOrCreate") if path.starts_with("/run") => Ok(path),
-        other => Err(io::Error::other(format!("hostPath {} of type {other:?} is not known here", path.display()))),
-    }
 }
 
 fn text(value: &Value) -> String {

@@ -336,12 +336,8 @@ impl Session {
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let body = json!({
-            "apiVersion": K::api_version(&()),
-            "kind": K::kind(&()),
-            "metadata": {"name": name, "resourceVersion": version},
-            "status": status,
-        });
+        let metadata = ObjectMeta { name: Some(name.to_owned()), resource_version: version, ..ObjectMeta::default() };
+        let body = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": metadata, "status": status});
         let objects: Api<K> = Api::all(self.client.clone());
         objects.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)).await
     }

@@ -147,10 +147,12 @@ pub(crate) async fn an_apply_that_names_an_old_version_is_a_conflict(client: Cli
     let gateways = Api::<EgressGateway>::all(client);
     let version = create(&gateways, &gateway("a")).await.resource_version();
     let apply = |version: Option<String>, mark: u32| {
-        let body = json!({
-            "apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressGateway", "metadata": {"name": "a", "resourceVersion": version},
-            "status": {"mark": mark},
+        let mut body = json!({
+            "apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressGateway", "metadata": {"name": "a"}, "status": {"mark": mark},
         });
+        if let Some(version) = version {
+            body["metadata"]["resourceVersion"] = version.into();
+        }
         let gateways = gateways.clone();
         async move { gateways.patch_status("a", &PatchParams::apply("test").force(), &Patch::Apply(body)).await }
     };

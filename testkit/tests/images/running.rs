@@ -17,6 +17,7 @@ use egressgateway_testkit::{
     netns::have_root,
     pace::patient,
 };
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -170,6 +171,7 @@ fn run(image: &'static str, [client, gateway]: [(&str, &str); 2]) -> Option<Site
 
 /// An agent that is asked for what its image lacks ends, and says what there is.
 fn refuses(site: &mut Site, left_out: &str, there: &str) {
+    site.cluster.kill(&agent(CLIENT), Signal::SIGTERM);
     site.start_pod("refused", CLIENT, "DaemonSet/egressgateway-agent", &format!("policyBackend: {left_out}"));
     let status = site.cluster.daemon("refused").wait(patient(END)).unwrap();
     let log = site.cluster.log("refused");

@@ -52,6 +52,8 @@ fn a_server_that_forgot_what_a_watch_has_seen(installed: &mut Installed, run_on:
     let agent = "agent-client-1";
     installed.daemon(agent).kill(Signal::SIGSTOP).unwrap();
     installed.kubernetes.kubectl("annotate nodes,egressgateways,egressgatewaypolicies,egressnodes --all asleep=true").unwrap();
+    // So that each watch, the last one too, has seen less than what is there.
+    installed.kubernetes.kubectl("annotate namespace default asleep=true").unwrap();
     installed.kubernetes.compact();
     installed.kubernetes.kill_server();
     run_on("without an API server");
