@@ -133,7 +133,7 @@ pub struct GatewayNode {
 pub enum GatewayNodeStatus {
     /// The Node is Ready, the agent's lease is fresh and the tunnel is up.
     Ready,
-    /// The Node says that it is not ready, it is cordoned for drain, or its tunnel failed.
+    /// The Node says that it is not ready, it is cordoned or annotated for drain, or its tunnel failed.
     NotReady,
     /// The agent's lease is stale while the Node says Ready.
     #[default]
