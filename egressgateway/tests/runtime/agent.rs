@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     kernel::Kernel,
-    support::{NODE, Running, pod, policy, populate, settings, until},
+    support::{NODE, PATIENCE, Running, pod, policy, populate, settings, until},
 };
 
 async fn cluster() -> (ApiServer, Kernel) {
@@ -160,9 +160,12 @@ async fn pods_come_and_go_without_a_write_because_each_would_be_an_event_for_eve
     // Far longer than words may wait.
     let renewals = || agent.metric("egressgateway_agent_lease_renewals_total").unwrap_or_default();
     let enough = renewals() + 10.0;
-    while renewals() < enough {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let renewed = async {
+        while renewals() < enough {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.expect("the Lease is renewed");
     assert_eq!(server.writes("egressnodes"), written);
     agent.stop().await;
 }
@@ -181,9 +184,12 @@ async fn heartbeats_of_nodes_are_no_reason_to_converge() {
         let status = Patch::Merge(json!({"status": {"conditions": [ready]}}));
         nodes.patch_status("node2", &PatchParams::default(), &status).await.unwrap();
     }
-    while events() < enough {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let told = async {
+        while events() < enough {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("the agent is told of each heartbeat");
     // What came before may still be on its way.
     assert!(converges() <= before + 3.0, "{} converges for 20 heartbeats", converges() - before);
     agent.stop().await;
