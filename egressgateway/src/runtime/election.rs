@@ -1,14 +1,19 @@
 //! One leader among several: a Lease, replaced only on the version that was read, and believed expired only after it stood still
-//! for its duration on this process's own clock.
+//! for its duration on this process's own clock. Who does not lead follows the Lease: it learns of each renewal, and of a leader that
+//! hands over, at once.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
+use futures::StreamExt;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
-use kube::{Api, api::PostParams};
+use kube::{
+    Api,
+    api::{PostParams, WatchEvent, WatchParams},
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +31,7 @@ pub struct ElectionSettings {
     pub identity: String,
     /// How long leadership lasts without being renewed, in whole seconds.
     pub duration: Duration,
-    /// How often the leader renews and the others look: a fraction of `duration`.
+    /// How often the leader renews, and the others look where they can't follow: a fraction of `duration`.
     pub retry: Duration,
 }
 
@@ -63,6 +68,9 @@ struct Rival {
     until: Instant,
 }
 
+/// For how long a rival's Lease is followed by one request.
+const FOLLOWED: Duration = Duration::from_secs(240);
+
 impl Election {
     pub(super) fn new(client: kube::Client, settings: ElectionSettings, metrics: LeaseMetrics) -> Self {
         let account = Account::new(client.clone(), &settings.namespace);
@@ -79,13 +87,10 @@ impl Election {
             };
             match result {
                 Ok(until) => self.publish(&leading, until),
-                Err(error) => {
-                    self.metrics.failed(error.kind);
-                    tracing::warn!(error = error.chain(), "leader election");
-                }
+                Err(error) => self.failed(&error),
             }
             tokio::select! {
-                () = tokio::time::sleep_until(self.next_look(Instant::now())) => {}
+                () = self.pause() => {}
                 () = shutdown.cancelled() => break,
             }
         }
@@ -95,10 +100,23 @@ impl Election {
         }
     }
 
-    /// The next look: soon, and not later than the rival's record expires unless it is renewed.
-    fn next_look(&self, now: Instant) -> Instant {
-        let soon = now + shortened(self.settings.retry);
-        self.rival.as_ref().map(|rival| rival.until).filter(|until| *until > now).map_or(soon, |until| until.min(soon))
+    /// Until the next look: while somebody else leads, as long as that is so.
+    async fn pause(&mut self) {
+        let soon = Instant::now() + shortened(self.settings.retry);
+        let followed = match &mut self.rival {
+            Some(rival) if Instant::now() < rival.until => follow(&self.leases, &self.settings, rival).await,
+            _ => return tokio::time::sleep_until(soon).await,
+        };
+        if let Err(error) = followed {
+            self.failed(&error);
+            let until = self.rival.as_ref().map_or(soon, |rival| rival.until.min(soon));
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        self.metrics.failed(error.kind);
+        tracing::warn!(error = error.chain(), "leader election");
     }
 
     fn publish(&self, leading: &watch::Sender<Leading>, until: Leading) {
@@ -123,9 +141,8 @@ impl Election {
             let taken = self.leases.create(&PostParams::default(), &record).await;
             return taken.map(|_| until).or_else(|error| self.lost(error));
         };
-        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
         let looked = Looked { asked, answered: Instant::now() };
-        if holder != self.settings.identity && !holder.is_empty() && !has_expired(&mut self.rival, &lease, looked, self.settings.duration) {
+        if led_by_other(&lease, &self.settings) && !has_expired(&mut self.rival, &lease, looked, self.settings.duration) {
             return Ok(None);
         }
         let record = self.record(Some(&lease)).await;
@@ -190,6 +207,48 @@ impl Election {
     }
 }
 
+/// Follows a rival's Lease from the version that was seen, for as long as it is renewed in time: ends when it expired, was handed over,
+/// or is gone, and now and then, so that a server that says nothing is noticed.
+async fn follow(leases: &Api<Lease>, settings: &ElectionSettings, rival: &mut Rival) -> Result<(), Error> {
+    let failed = |error| failure::from_api(error, format!("follow Lease {}/{}", settings.namespace, settings.name));
+    let timeout = u32::try_from(FOLLOWED.as_secs()).unwrap_or(u32::MAX);
+    let only = WatchParams::default().fields(&format!("metadata.name={}", settings.name)).timeout(timeout);
+    let version = rival.version.clone().unwrap_or_default();
+    let changes = tokio::select! {
+        changes = leases.watch(&only, &version) => changes.map_err(failed)?,
+        () = tokio::time::sleep_until(rival.until) => return Ok(()),
+    };
+    let mut changes = pin!(changes);
+    loop {
+        let change = tokio::select! {
+            change = changes.next() => change,
+            () = tokio::time::sleep_until(rival.until) => return Ok(()),
+        };
+        let lease = match change {
+            Some(Ok(WatchEvent::Added(lease) | WatchEvent::Modified(lease))) if led_by_other(&lease, settings) => lease,
+            Some(Ok(WatchEvent::Bookmark(_))) => continue,
+            Some(Ok(WatchEvent::Error(status))) => return Err(failed(kube::Error::Api(status))),
+            Some(Err(error)) => return Err(failed(error)),
+            Some(Ok(_)) | None => return Ok(()),
+        };
+        *rival = Rival::seen(&lease, Instant::now(), settings.duration);
+    }
+}
+
+/// Whether somebody else holds it.
+fn led_by_other(lease: &Lease, settings: &ElectionSettings) -> bool {
+    let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+    !holder.is_empty() && holder != settings.identity
+}
+
+impl Rival {
+    /// A record, with the latest moment at which the server may have told of it. `default` where it does not say how long it lasts.
+    fn seen(lease: &Lease, told: Instant, default: Duration) -> Self {
+        let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
+        Self { version: lease.metadata.resource_version.clone(), until: told + seconds.map_or(default, Duration::from_secs) }
+    }
+}
+
 /// When a Lease was read: the server did so between the two.
 #[derive(Clone, Copy)]
 struct Looked {
@@ -202,13 +261,10 @@ struct Looked {
 /// The rival counts from before it asked for its renewal. Counted from the answer that showed the renewal until the question that shows it
 /// unchanged, the time is never longer here, however long requests take: no two lead at once.
 fn has_expired(rival: &mut Option<Rival>, lease: &Lease, looked: Looked, default: Duration) -> bool {
-    let version = &lease.metadata.resource_version;
     match rival {
-        Some(rival) if rival.version == *version => looked.asked >= rival.until,
+        Some(rival) if rival.version == lease.metadata.resource_version => looked.asked >= rival.until,
         _ => {
-            let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
-            let until = looked.answered + seconds.map_or(default, Duration::from_secs);
-            *rival = Some(Rival { version: version.clone(), until });
+            *rival = Some(Rival::seen(lease, looked.answered, default));
             false
         }
     }

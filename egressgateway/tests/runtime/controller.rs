@@ -225,6 +225,27 @@ async fn a_leader_that_died_is_followed_after_its_lease_expired() {
 }
 
 #[tokio::test]
+async fn who_does_not_lead_is_told_of_renewals_and_does_not_ask() {
+    let server = ApiServer::start();
+    let client = server.client();
+    let first = Running::start(&client, "a");
+    leader(&client, "a").await;
+    let watches = server.count("watch", "leases");
+    let second = Running::start(&client, "b");
+    // The agents' Leases, and the leader's.
+    server.requested("watch", "leases", watches + 2).await;
+    // The leader asks once before each renewal.
+    let (asked, renewed) = (server.count("get", "leases"), server.count("update", "leases"));
+    // Twice as long as a Lease lasts.
+    server.requested("update", "leases", renewed + 20).await;
+    let (asked, renewed) = (server.count("get", "leases") - asked, server.count("update", "leases") - renewed);
+    assert!(asked.abs_diff(renewed) <= 1, "{asked} {renewed}");
+    first.stop().await;
+    leader(&client, "b").await;
+    second.stop().await;
+}
+
+#[tokio::test]
 async fn an_agent_whose_lease_is_not_renewed_is_unknown() {
     let server = ApiServer::start();
     let client = server.client();
