@@ -18,13 +18,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod arguments;
+mod client;
 mod http;
 mod listen;
 mod process;
 mod reload;
 
 pub use arguments::{CommonArguments, Failure, LogFormat, command, configuration};
+pub use client::client;
 pub use http::{listen, serve};
 pub use listen::listen_at;
-pub use process::{client, install_logs, install_tls, runtime, shutdown_on_signal};
+pub use process::{install_logs, install_tls, runtime, shutdown_on_signal};
 pub use reload::follow_configuration;

@@ -6,10 +6,7 @@ use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use kube::{
     Api, Resource,
     core::{DeserializeGuard, error_boundary::InvalidObject},
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event},
-    },
+    runtime::watcher::{self, Event},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
@@ -136,7 +133,7 @@ where
     fn feed(&mut self) -> Feed<K, M> {
         let scope = self.scope.borrow_and_update().clone();
         let told = self.metrics.events(self.kind);
-        let stream = kube::runtime::watcher(self.api.clone(), scope.config()).backoff(self.backoff.clone());
+        let stream = self.backoff.clone().pace(watcher::watcher(self.api.clone(), scope.config()));
         let stream = stream.inspect_ok(move |event| {
             if matches!(event, Event::InitApply(_) | Event::Apply(_) | Event::Delete(_)) {
                 told.inc();

@@ -50,7 +50,7 @@ impl Keeper {
     /// Never ends.
     pub(crate) async fn run(mut self) {
         let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-        let mut secrets = pin!(watcher(self.secrets.clone(), config).backoff(self.backoff.clone()).applied_objects());
+        let mut secrets = pin!(self.backoff.clone().pace(watcher(self.secrets.clone(), config)).applied_objects());
         let mut held: Option<Secret> = None;
         let mut again = Duration::MAX;
         loop {
