@@ -127,6 +127,22 @@ fn connections_of_a_drained_node_go_on_through_it_as_long_as_it_answers_and_for_
 }
 
 #[test]
+fn connections_that_several_nodes_share_stay_where_they_are_while_one_of_them_is_drained() {
+    let shared = DRAINED
+        .replace("spec: {", "spec: {forwardMethod: ecmp, ")
+        .replace("{name: n3", "{name: n4, status: Ready, active: true}, {name: n3");
+    let mut index = index([gateway("g", &shared), policy("p", SHOP), pod("a", "n1", "10.244.1.10", "shop")]);
+    let new = |index: &mut Index| index.desired().paths[&TargetId::new(0x13).unwrap()].iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        (ways(&mut index), new(&mut index)),
+        (vec!["n2", "n3", "n4"].into_iter().map(str::to_owned).collect(), vec!["n3".to_owned(), "n4".to_owned()])
+    );
+    assert_eq!(index.desired().balanced.len(), 2);
+    index.set_down(BTreeSet::from([NodeName::from("n2"), NodeName::from("n3")]));
+    assert_eq!((ways(&mut index), new(&mut index)), (vec!["n4".to_owned()], vec!["n4".to_owned()]), "who dies is left at once");
+}
+
+#[test]
 fn what_leads_to_no_gateway_or_to_several_is_held_and_says_so() {
     let named = SHOP.replace("spec: {", "spec: {egressGatewayName: nowhere, ");
     let shop = pod("a", "n1", "10.244.1.10", "shop");

@@ -79,7 +79,7 @@ fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings
     }
     let draining = gateway.state.draining.clone().filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node));
     let drained = was_active.into_iter().find(|node| cluster.nodes.get(*node).is_some_and(Node::is_drained) && can_carry(cluster, node));
-    let graceful = method == ForwardMethod::ActivePassive && draining.is_none() && members.iter().any(|member| member.active);
+    let graceful = draining.is_none() && members.iter().any(|member| member.active);
     let drained = drained
         .filter(|_| graceful && gateway.spec.is_ok() && !settings.drain_grace.is_zero())
         .map(|node| Draining { node: node.clone(), until: cluster.now.saturating_add_unsigned(settings.drain_grace.as_secs()) });

@@ -329,8 +329,11 @@ impl Index {
                 let candidates = plan::candidates(gateway, self.settings.forward_method, &self.down);
                 let is_balanced = plan::forward_method(gateway, self.settings.forward_method) == ForwardMethod::Ecmp;
                 if let Some(former) = gateway.state.former {
-                    let draining = gateway.state.draining.as_ref().map(|draining| &draining.node).filter(|node| !self.down.contains(*node));
-                    add(former, draining.map_or_else(|| candidates.clone(), |node| vec![node.clone()]), member);
+                    let draining = gateway.state.draining.as_ref().map(|draining| draining.node.clone());
+                    let draining = draining.filter(|node| !self.down.contains(node));
+                    // A balanced target's connections through the other nodes have the same mark, and stay as well.
+                    let others = if is_balanced || draining.is_none() { candidates.clone() } else { Vec::new() };
+                    add(former, others.into_iter().chain(draining).collect(), member);
                 }
                 add(target, candidates, member);
                 balanced.extend([Some(target), gateway.state.former].into_iter().flatten().filter(|_| is_balanced));

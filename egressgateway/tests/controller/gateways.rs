@@ -223,7 +223,20 @@ fn connections_through_a_drained_node_keep_their_mark_and_their_way_for_the_grac
 }
 
 #[test]
-fn there_is_no_grace_for_who_can_not_carry_or_has_no_successor_or_where_it_is_zero_or_another_has_it_or_with_ecmp() {
+fn of_nodes_that_share_connections_the_drained_one_keeps_its_own_for_the_grace_time() {
+    let mut api = graceful();
+    api.gateway("gw", &format!("{{{SELECTS}, forwardMethod: ecmp}}"));
+    assert_eq!(ways(&mut api).0, ["b", "c", "d"]);
+    drain(&mut api, "c");
+    let (first, second) = (Some(0x1100_0000), Some(0x1300_0000));
+    let of_two = vec!["b".to_owned(), "d".to_owned()];
+    assert_eq!(ways(&mut api), (of_two.clone(), second, first, Some(("c".to_owned(), 1060))));
+    api.now = 1060;
+    assert_eq!(ways(&mut api), (of_two, second, first, None));
+}
+
+#[test]
+fn there_is_no_grace_for_who_can_not_carry_or_has_no_successor_or_where_it_is_zero_or_another_has_it() {
     let nothing = |api: &mut Api, why: &str| {
         let (_, mark, former, draining) = ways(api);
         assert_eq!((mark, former, draining), (Some(0x1100_0000), None, None), "{why}");
@@ -242,11 +255,6 @@ fn there_is_no_grace_for_who_can_not_carry_or_has_no_successor_or_where_it_is_ze
         drain(&mut api, node);
     }
     nothing(&mut api, "nobody is left");
-    let mut api = graceful();
-    api.gateway("gw", &format!("{{{SELECTS}, forwardMethod: ecmp}}"));
-    api.settle();
-    drain(&mut api, &active);
-    nothing(&mut api, "ecmp");
 
     let mut api = graceful();
     drain(&mut api, &active);

@@ -10,8 +10,8 @@ use std::{
 use egressgateway_testkit::lab::{Families, Flow, NodeSpec, PORT};
 
 use crate::{
-    failover::probed,
-    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, lab, measured, usual_policy},
+    failover::{drain, probed},
+    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, Place, World, lab, measured, usual_policy},
 };
 
 const THIRD: &str = "gateway-3";
@@ -49,11 +49,21 @@ fn is_even(spread: &Spread) -> bool {
 
 /// Three gateways that balance, all in use.
 fn balanced(path: &DataPath) -> World {
-    let world = World::start_in(path, lab().nodes([NodeSpec::new(THIRD).label("egress", "true")]), Families::Dual);
+    balanced_with(path, "")
+}
+
+fn balanced_with(path: &DataPath, configuration: &str) -> World {
+    let place = Place::make(lab().nodes([NodeSpec::new(THIRD).label("egress", "true")]), Families::Dual);
+    let world = place.with_configured_daemons(path, configuration);
     world.cluster.apply(&GATEWAY.replace("spec: {", "spec: {forwardMethod: ecmp, "));
     world.cluster.apply(&usual_policy());
     all_are_used(&world);
     probed(world)
+}
+
+/// The sources that governed traffic may have.
+fn all_addresses(world: &World) -> Vec<IpAddr> {
+    [GATEWAYS[0], GATEWAYS[1], THIRD].iter().flat_map(|node| world.cluster.lab.node(node).addresses()).collect()
 }
 
 fn all_are_used(world: &World) {
@@ -76,7 +86,7 @@ fn echoes(streams: &mut [Flow]) -> Vec<Option<IpAddr>> {
 
 pub(crate) fn of_three_gateways_each_has_its_share_and_keeps_it_while_another_goes_and_comes(path: &DataPath) {
     let world = balanced(path);
-    let nodes: Vec<IpAddr> = [GATEWAYS[0], GATEWAYS[1], THIRD].iter().flat_map(|node| world.cluster.lab.node(node).addresses()).collect();
+    let nodes = all_addresses(&world);
     let capture = world.cluster.lab.capture().unwrap();
     let third = world.cluster.lab.node(THIRD);
     let endpoints = world.endpoints(GOVERNED);
@@ -131,6 +141,50 @@ pub(crate) fn of_three_gateways_each_has_its_share_and_keeps_it_while_another_go
         assert!(fresh.get(&third.like(to.ip())).is_some_and(|share| 100 * share >= 25 * usize::from(CONNECTIONS)), "{fresh:?}");
     }
     assert_eq!(world.leaks_besides(&capture, &nodes), [""; 0]);
+}
+
+pub(crate) fn connections_of_all_three_stay_while_one_is_drained_and_its_own_end_with_the_grace_time(path: &DataPath) {
+    let world = balanced_with(path, "failover: {drainGracePeriod: 15s}\n");
+    let capture = world.cluster.lab.capture().unwrap();
+    let (third, endpoints) = (world.cluster.lab.node(THIRD), world.endpoints(GOVERNED));
+    let mut streams: Vec<Flow> =
+        endpoints.iter().flat_map(|to| (0..STREAMS).map(move |_| to)).map(|to| world.shop.open_tcp(*to).unwrap()).collect();
+    let before: Vec<_> = streams.iter().map(|flow| Some(flow.source_seen().ip())).collect();
+    let shares: Vec<(SocketAddr, Vec<IpAddr>)> = endpoints.iter().map(|to| (*to, sources(&world, *to, ports(0)))).collect();
+    let of_third = |source: &IpAddr| third.addresses().contains(source);
+    assert!(shares.iter().all(|(_, sources)| spread(sources.iter().copied()).len() == 3) && before.iter().flatten().any(of_third));
+
+    drain(&world, THIRD, Some("true"));
+    for to in &endpoints {
+        world.cluster.eventually("new connections avoid the drained node", || {
+            let seen = world.shop.connect_many(*to, 64).map_err(|error| error.to_string())?;
+            let spread = spread(seen.iter().map(SocketAddr::ip));
+            if spread.len() == 2 && !spread.contains_key(&third.like(to.ip())) { Ok(()) } else { Err(format!("{spread:?}")) }
+        });
+    }
+    assert_eq!(echoes(&mut streams), before, "streams in the grace time");
+    for (to, share) in &shares {
+        assert_eq!(sources(&world, *to, ports(0)), *share, "{to}: connections in the grace time");
+    }
+    assert!(
+        !world.cluster.status("EgressGateway", "exit")["draining"].is_null(),
+        "this came too late to say anything about the grace time"
+    );
+    world.cluster.eventually("the grace time is over", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        if status["draining"].is_null() { Ok(()) } else { Err(status.to_string()) }
+    });
+    for (to, share) in &shares {
+        world.cluster.eventually("the drained node's connections are moved, and no others", || {
+            let now = sources(&world, *to, ports(0));
+            let moved = |(before, now): &(&IpAddr, &IpAddr)| before != now;
+            let wrong = share.iter().zip(&now).filter(|pair| moved(pair) != of_third(pair.0)).count();
+            if wrong == 0 { Ok(()) } else { Err(format!("{wrong} of {} are where they should not be", now.len())) }
+        });
+    }
+    let after: Vec<_> = before.iter().map(|source| source.filter(|source| !of_third(source))).collect();
+    assert_eq!(echoes(&mut streams), after, "and so do streams");
+    assert_eq!(world.leaks_besides(&capture, &all_addresses(&world)), [""; 0]);
 }
 
 pub(crate) fn connections_stay_with_their_gateway_when_packets_are_lost(path: &DataPath) {

@@ -55,6 +55,7 @@ macro_rules! every_check_on {
                 a_drained_gateway_that_dies_in_its_grace_time_is_left_at_once;
             ecmp:
                 of_three_gateways_each_has_its_share_and_keeps_it_while_another_goes_and_comes
+                connections_of_all_three_stay_while_one_is_drained_and_its_own_end_with_the_grace_time
                 connections_stay_with_their_gateway_when_packets_are_lost;
             egress_addresses:
                 an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone

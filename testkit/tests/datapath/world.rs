@@ -99,7 +99,7 @@ impl Place {
     }
 
     /// With these further lines in the configuration.
-    fn with_configured_daemons(self, path: &DataPath, more: &str) -> World {
+    pub(crate) fn with_configured_daemons(self, path: &DataPath, more: &str) -> World {
         let Self { lab, families, shop, blog, local, server } = self;
         let cluster = Cluster::start(lab, &format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel));
         World { cluster, families, shop, blog, local, server }
