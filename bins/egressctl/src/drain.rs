@@ -1,19 +1,38 @@
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Duration};
 
+use clap::Args;
 use egressgateway::{
     api::{EgressGateway, GatewayNode, GatewayNodeStatus},
     spec::Problem,
     world,
 };
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
 use kube::{ResourceExt, runtime::watcher};
 
 use crate::online::{Cluster, Objects};
 
-/// Takes a node out of all gateways, and waits until their statuses say that nothing is left on it.
+/// How much later than announced a controller may end a grace time.
+const LATE: Duration = Duration::from_secs(30);
+
+/// How a node is drained.
+#[derive(Args)]
+pub(crate) struct DrainArguments {
+    /// The Node.
+    node: String,
+    /// Also where it is the last Ready one of a gateway, whose traffic nobody else can take.
+    #[arg(long)]
+    force: bool,
+    /// Ends when no new connection goes through the node any more, and does not wait for those that may go on in the grace time.
+    #[arg(long)]
+    without_grace: bool,
+}
+
+/// Takes a node out of all gateways, and waits until their statuses say that nothing is left on it: first no traffic that begins, then, when the
+/// grace time is over, none at all.
 ///
 /// Refused, unless forced, where the node is the last Ready one of a gateway: nobody else could take that gateway's traffic.
-pub(crate) async fn drain(cluster: &Cluster, name: &str, force: bool) -> Result<String, String> {
+pub(crate) async fn drain(cluster: &Cluster, arguments: &DrainArguments) -> Result<String, String> {
+    let DrainArguments { node: name, force, without_grace } = arguments;
     let node = existing(cluster, name).await?;
     let gateways = cluster.list::<EgressGateway>().await?;
     let own = names(&gateways, |gateway| member(gateway, name).is_some());
@@ -24,7 +43,7 @@ pub(crate) async fn drain(cluster: &Cluster, name: &str, force: bool) -> Result<
         eprintln!("note: Node {name} has the annotation {} already", annotation());
     } else {
         let last = names(&gateways, |gateway| is_last_ready(gateway, name));
-        if !last.is_empty() && !force {
+        if !last.is_empty() && !*force {
             let rule =
                 format!("must not be the last Ready node of EgressGateway {last}, whose traffic nobody else could take; --force does it");
             return Err(Problem::new("NODE", name, rule).to_string());
@@ -32,7 +51,45 @@ pub(crate) async fn drain(cluster: &Cluster, name: &str, force: bool) -> Result<
         cluster.annotate::<Node>(name, &annotation(), Some("true")).await?;
     }
     until_left(cluster, name, left_on(&gateways, name)).await?;
+    if !without_grace {
+        until_over(cluster, name).await?;
+    }
     Ok(format!("Node {name} is drained: EgressGateway {own}\n"))
+}
+
+/// Waits until no connection from before goes through the node any more, however long the grace time is.
+async fn until_over(cluster: &Cluster, node: &str) -> Result<(), String> {
+    let Grace { mut lines, left } = Grace::of(&cluster.list().await?, node);
+    if lines.is_empty() {
+        return Ok(());
+    }
+    say("waiting", &lines);
+    let cluster = cluster.with_grace(left + LATE);
+    let over = cluster.follow(watcher::Config::default(), |gateways: &Objects<EgressGateway>| {
+        lines = Grace::of(gateways, node).lines;
+        if lines.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    over.await.ok_or_else(|| format!("Node {node} is drained, but the grace time does not end:\n{}", lines.join("\n")))
+}
+
+/// Connections from before that go through a drained node.
+struct Grace {
+    /// Of which gateways, and until when.
+    lines: Vec<String>,
+    /// Until the last of them ends.
+    left: Duration,
+}
+
+impl Grace {
+    fn of(gateways: &Objects<EgressGateway>, node: &str) -> Self {
+        let draining = gateways.iter().filter_map(|(name, gateway)| Some((name, gateway.status.as_ref()?.draining.as_ref()?)));
+        let own: Vec<_> = draining.filter(|(_, draining)| draining.node == node).map(|(name, draining)| (name, draining.until.0)).collect();
+        let line = |(name, until): &(&String, Timestamp)| {
+            format!("EgressGateway {name}: connections from before may go through {node} until {until}")
+        };
+        let left = own.iter().filter_map(|(_, until)| Duration::try_from(until.duration_since(Timestamp::now())).ok()).max();
+        Self { lines: own.iter().map(line).collect(), left: left.unwrap_or_default() }
+    }
 }
 
 /// Waits until gateways have nothing on the node, where there is `left` now, and tells what nobody carries any more.

@@ -15,6 +15,7 @@ mod tunnel;
 use std::{io::Write, net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use drain::DrainArguments;
 use egressgateway::model::{NodeName, PodName};
 use online::Online;
 
@@ -60,11 +61,8 @@ enum Command {
     Drain {
         #[command(flatten)]
         online: Online,
-        /// The Node.
-        node: String,
-        /// Also where it is the last Ready one of a gateway, whose traffic nobody else can take.
-        #[arg(long)]
-        force: bool,
+        #[command(flatten)]
+        arguments: DrainArguments,
     },
     /// Lets the cluster's gateways use a node again; what went elsewhere stays there.
     Undrain {
@@ -151,7 +149,7 @@ fn run(arguments: &Arguments) -> Result<String, String> {
             plan::plan(&cluster, (&config, &tunnel), node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
         }
         Command::Explain { input, from, to } => answer::explain(&input::read(input)?.0, from, *to, input.output),
-        Command::Drain { online, node, force } => online.run(async |cluster| drain::drain(cluster, node, *force).await),
+        Command::Drain { online, arguments } => online.run(async |cluster| drain::drain(cluster, arguments).await),
         Command::Undrain { online, node } => online.run(async |cluster| drain::undrain(cluster, node).await),
         Command::Move { online, address, node } => online.run(async |cluster| relocate::relocate(cluster, *address, node).await),
     }

@@ -31,8 +31,11 @@ impl Cluster {
     /// With a controller that has decided about everything.
     async fn start() -> Self {
         let cluster = Self::without_controller();
-        let plan =
-            controller::ControllerSettings { overlay: vec!["172.31.0.0/16".parse().unwrap()], ..controller::ControllerSettings::default() };
+        let plan = controller::ControllerSettings {
+            overlay: vec!["172.31.0.0/16".parse().unwrap()],
+            drain_grace: Duration::from_secs(2),
+            ..controller::ControllerSettings::default()
+        };
         let mut election = ElectionSettings::new("kube-system", "a");
         election.retry = Duration::from_millis(100);
         let mut settings = ControllerSettings::new(plan, election);
@@ -173,6 +176,18 @@ async fn a_drained_node_is_left_before_the_command_ends_and_an_undrained_one_sta
     assert_eq!(cluster.member("node1"), (json!("Ready"), json!(false), Value::Null), "it stands by");
     let (code, text, _) = cluster.egressctl(&["undrain", "node1"]).await;
     assert_eq!((code, text.as_str()), (0, "Node node1 has no annotation egressgateway.spidernet.io/drain: nothing to do\n"));
+}
+
+#[tokio::test]
+async fn a_drain_ends_when_connections_from_before_are_over_or_does_not_wait_for_them() {
+    let cluster = Cluster::start().await;
+    let draining = |cluster: &Cluster| cluster.api.get("EgressGateway", "", "exit").unwrap()["status"]["draining"].clone();
+    let (code, _, errors) = cluster.egressctl(&["drain", "node1", "--without-grace"]).await;
+    assert_eq!((code, draining(&cluster)["node"].clone()), (0, json!("node1")), "{errors}");
+    assert!(!errors.contains("connections from before"), "{errors}");
+    let (code, text, errors) = cluster.egressctl(&["drain", "node1", "--timeout", "1s"]).await;
+    assert_eq!((code, text.as_str(), draining(&cluster)), (0, "Node node1 is drained: EgressGateway exit\n", Value::Null), "{errors}");
+    assert!(errors.contains("waiting: EgressGateway exit: connections from before may go through node1 until 20"), "{errors}");
 }
 
 #[tokio::test]
