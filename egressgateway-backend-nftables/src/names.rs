@@ -59,8 +59,6 @@ pub(crate) const OUTER_OUT: &str = "outer_out";
 pub(crate) const PREROUTING: &str = "prerouting_steer";
 /// Base chain: the guard and the segment size.
 pub(crate) const FORWARD: &str = "forward_guard";
-/// Base chain: the packet mark stays out of the underlay.
-pub(crate) const POST_CLEAR: &str = "post_clear";
 /// Base chain: source translation.
 pub(crate) const POST_TRANSLATE: &str = "post_translate";
 /// Base chain: the scratch value that translation left in `meta priority` goes.
@@ -81,7 +79,7 @@ pub(crate) const UNCLASSIFIED: &str = "unclassified";
 pub(crate) const UNTRACK: &str = "untrack";
 /// Chain: lowers the segment size.
 pub(crate) const CLAMP: &str = "clamp";
-/// Chain: counts first packets that enter the tunnel.
+/// Chain: enters the tunnel.
 pub(crate) const ENTER: &str = "enter_tunnel";
 /// Chain: verdict `Hold`.
 pub(crate) const HELD: &str = "held";

@@ -98,8 +98,7 @@ fn from_nothing(verb: &'static str, begin: String, after: &NftState) -> NftPlan 
 /// same transaction. Its counters begin at zero.
 fn must_replace(current: &NftState, after: &NftState) -> bool {
     let declared_otherwise = current.declarations.iter().any(|(name, declaration)| after.declarations.get(name) != Some(declaration));
-    let hooked_otherwise =
-        current.chains.iter().any(|(name, chain)| after.chains.get(name).map_or(chain.hook.is_some(), |other| other.hook != chain.hook));
+    let hooked_otherwise = current.chains.iter().any(|(name, chain)| after.chains.get(name).is_some_and(|other| other.hook != chain.hook));
     declared_otherwise || hooked_otherwise || !current.foreign.is_empty() || !current.counters.is_subset(&after.counters)
 }
 

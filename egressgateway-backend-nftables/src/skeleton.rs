@@ -16,29 +16,32 @@ use crate::{
     },
     names::{
         AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
-        DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, GATE, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_CLEAR,
-        POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE,
-        STEERED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
+        DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, GATE, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_RESTORE,
+        POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED,
+        TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
     },
 };
 
 const FROM_OVERLAY: Statement = Overlay { way: Way::In, negated: false };
 const INTO_OVERLAY: Statement = Overlay { way: Way::Out, negated: false };
 
-/// All chains of the table. They depend on the mask, the overlay's numbers, the targets and whether anything leaves here with its own
-/// address (`keeps`), never on policies or pods.
-pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, keeps: bool) -> BTreeMap<String, Chain> {
+/// As whom packets leave here, where that takes a chain at a hook that every packet of the host passes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Exits {
+    /// As they are, so that they are not tracked.
+    pub(crate) kept: bool,
+    /// With egress addresses, which are looked up with the class when nothing of ours comes after that.
+    pub(crate) addressed: bool,
+}
+
+/// All chains of the table. They depend on the mask, the overlay's numbers, the targets and on `exits`, never on policies or pods.
+pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> BTreeMap<String, Chain> {
     let mut chains: BTreeMap<String, Chain> = [
-        (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port, keeps))),
+        (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port, exits.kept))),
         (OUTER_OUT, base("filter", "output", PRIORITY_RAW, outer_out(desired.overlay.port))),
         (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(mask))),
         (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(mask))),
-        (
-            POST_CLEAR,
-            base("filter", "postrouting", PRIORITY_MANGLE, vec![vec![INTO_OVERLAY, Statement::Mark { keep: mask.keep(), value: 0 }]]),
-        ),
         (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired.overlay.unknown_may_exit, mask))),
-        (POST_RESTORE, base("filter", "postrouting", PRIORITY_RESTORE, restore(mask))),
         (OUTER, plain(outer())),
         (CLAMP, plain(clamp(desired))),
         (CLASSIFY, plain(classify())),
@@ -46,17 +49,20 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, keeps: bool) -> BT
         (FIND_CLASS, plain(find_class())),
         (DECIDE, plain(decide())),
         (UNCLASSIFIED, plain(unclassified(desired.overlay.unknown_may_exit, mask))),
-        (ENTER, plain(vec![go([Statement::Confirmed], Jump::Return), vec![Count(TUNNELLED)]])),
+        (ENTER, plain(enter(mask))),
         (HELD, plain(vec![dropped(DROP_HELD)])),
         (NO_GATEWAY, plain(vec![dropped(DROP_NO_GATEWAY)])),
-        (AS_NODE, plain(vec![vec![Count(EXITED), Statement::Masquerade]])),
+        (AS_NODE, plain(vec![vec![Count(EXITED), ForgetClass, Statement::Masquerade]])),
         (AS_SELF, plain(as_self())),
         (AS_ADDRESS, plain(as_address())),
     ]
     .map(|(name, chain)| (name.to_owned(), chain))
     .into();
-    if keeps {
+    if exits.kept {
         chains.insert(UNTRACK.into(), plain(untrack()));
+    }
+    if exits.addressed {
+        chains.insert(POST_RESTORE.into(), base("filter", "postrouting", PRIORITY_RESTORE, restore(mask)));
     }
     for target in desired.targets.iter().chain(&desired.accepts) {
         chains.insert(to_chain(*target), plain(to(*target, desired, mask)));
@@ -142,16 +148,26 @@ fn prerouting(mask: MarkMask) -> Vec<Rule> {
 }
 
 /// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes and devices change nothing about
-/// that. What came through the overlay does not enter it again.
+/// that.
 fn forward(mask: MarkMask) -> Vec<Rule> {
     let pinned = |negated, value| Pinned { mask: mask.bits(), negated, value };
-    let elsewhere = Overlay { way: Way::Out, negated: true };
     vec![
         go([pinned(false, 0)], Jump::Accept),
-        drop_if([FROM_OVERLAY, INTO_OVERLAY], DROP_NO_GATEWAY),
-        drop_if([Statement::Direction(Direction::Original), pinned(true, mask.exit_mark()), elsewhere], DROP_NO_GATEWAY),
-        go([Statement::State(ConnectionState::New), INTO_OVERLAY], jump(ENTER)),
+        go([INTO_OVERLAY], goto(ENTER)),
+        drop_if([Statement::Direction(Direction::Original), pinned(true, mask.exit_mark())], DROP_NO_GATEWAY),
         go([Statement::Syn], jump(CLAMP)),
+    ]
+}
+
+/// What came through the overlay does not enter it again. The way is chosen, so the mark has done its work: the underlay's rules must not meet it on the outer
+/// packet. Of a connection the first packet is counted.
+fn enter(mask: MarkMask) -> Vec<Rule> {
+    vec![
+        drop_if([FROM_OVERLAY], DROP_NO_GATEWAY),
+        vec![Statement::Mark { keep: mask.keep(), value: 0 }],
+        go([Statement::Syn], jump(CLAMP)),
+        go([Statement::Confirmed], Jump::Return),
+        vec![Statement::State(ConnectionState::New), Count(TUNNELLED)],
     ]
 }
 
@@ -250,7 +266,7 @@ fn as_address() -> Vec<Rule> {
 }
 
 fn as_self() -> Vec<Rule> {
-    [vec![Count(EXITED)]].into_iter().chain(Family::ALL.map(|family| vec![Statement::SourceItself(family)])).collect()
+    [vec![Count(EXITED), ForgetClass]].into_iter().chain(Family::ALL.map(|family| vec![Statement::SourceItself(family)])).collect()
 }
 
 /// Traffic control on the outgoing device reads `meta priority` as one of its own classes; a policy's class must not choose one.

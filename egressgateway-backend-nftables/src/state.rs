@@ -14,7 +14,7 @@ use crate::{
     ast::{Chain, Declaration},
     elements::{Elements, Memory},
     names::{CHANGING, COUNTERS, DEVICES, TARGETS, Table},
-    skeleton,
+    skeleton::{self, Exits},
 };
 
 /// Everything in our table, or that there is none (the default).
@@ -41,7 +41,8 @@ impl NftState {
         }
         let (elements, memory) = Elements::of(desired, mask, &current.elements, &current.memory)?;
         let declarations = declarations();
-        let chains = skeleton::chains(desired, mask, !elements.kept.is_empty());
+        let exits = Exits { kept: !elements.kept.is_empty(), addressed: !elements.addresses.is_empty() };
+        let chains = skeleton::chains(desired, mask, exits);
         Ok(Self {
             exists: true,
             counters: COUNTERS.map(str::to_owned).into(),

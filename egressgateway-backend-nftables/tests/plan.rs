@@ -51,10 +51,15 @@ fn a_node_that_becomes_exit_changes_one_chain_and_the_exits_elements() {
     let before = plan(&client(), &NftState::default()).after;
     let mut desired = client();
     desired.exits.insert(target(0x13));
-    let script = plan(&desired, &before).plan.to_string();
-    assert!(script.starts_with("flush chain inet egressgateway to_13\n"), "{script}");
+    let Change { plan: script, after } = plan(&desired, &before);
+    let script = script.to_string();
+    assert!(script.starts_with("add chain inet egressgateway post_restore { type filter hook postrouting priority 105;"), "{script}");
+    assert!(script.contains("flush chain inet egressgateway to_13\n"), "{script}");
     assert!(script.contains("add element inet egressgateway as4 { 0:1 . 10.6.2.0/24 : 10.6.0.200 }\n"), "{script}");
     assert!(!script.contains("where4") && !script.contains("to_11") && !script.contains("counter inet"), "{script}");
+    let back = plan(&client(), &after).plan.to_string();
+    assert!(back.contains("flush chain inet egressgateway post_restore\ndelete chain inet egressgateway post_restore\n"), "{back}");
+    assert!(!back.contains(" table "), "{back}");
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
 
+/// Between two probes of a gateway, unless settings say otherwise.
+const PROBES: Duration = Duration::from_millis(150);
 /// How long a daemon may take to end.
 const END: Duration = Duration::from_secs(10);
 
@@ -193,7 +195,11 @@ impl Cluster {
 
     fn start_daemon(&mut self, name: &str, node: &str, program: &str, arguments: &[&str]) {
         let spec = self.lab.node(node).program(binary(program));
-        let spec = spec.arg("--kubeconfig").arg(self.kubeconfig()).arg("--config").arg(self.path("config.yaml")).args(arguments);
+        let mut spec = spec.arg("--kubeconfig").arg(self.kubeconfig()).arg("--config").arg(self.path("config.yaml")).args(arguments);
+        if patient(PROBES) > PROBES {
+            // A gateway that is as slow as the rest is not dead.
+            spec = spec.env("EGRESSGATEWAY_FAILOVER_INTERVAL", format!("{}ms", patient(PROBES).as_millis()));
+        }
         self.start_as(name, spec);
     }
 

@@ -27,6 +27,10 @@ app.kubernetes.io/component: {{ index . 1 }}
 - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
 - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
 - {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+{{- /* A first list is megabytes of text, once. The C library keeps as much for good otherwise, in each of several heaps. */}}
+- {name: MALLOC_ARENA_MAX, value: "1"}
+- {name: MALLOC_MMAP_THRESHOLD_, value: "131072"}
+- {name: MALLOC_TRIM_THRESHOLD_, value: "131072"}
 {{- end }}
 
 {{- /* Labels, finalizers and owners are nobody's business here: they change without a webhook, also when no controller lives. */ -}}

@@ -68,6 +68,7 @@ impl Daemons {
         let settings = kubernetes.file(&format!("{name}.config"), settings);
         let spec = kubernetes.lab.node(node).program(binary(program)).arg("--kubeconfig").arg(config).arg("--config").arg(settings);
         let spec = spec.args(["--namespace", NAMESPACE]).args(arguments.iter().copied());
+        let spec = allocator(kubernetes, program).into_iter().fold(spec, |spec, (name, value)| spec.env(name, value));
         let daemon = Daemon { node: node.to_owned(), port, process: spec.start().map_err(said)? };
         self.0.insert(name.to_owned(), daemon);
         Ok(())
@@ -96,6 +97,15 @@ impl Daemons {
         }
         Ok(())
     }
+}
+
+/// What the chart tells the C library about memory.
+fn allocator(kubernetes: &Kubernetes, program: &str) -> Vec<(String, String)> {
+    let kind = if program == "egressgateway-agent" { "daemonset" } else { "deployment" };
+    let workload = kubernetes.get(&format!("{kind}/{program} --namespace {NAMESPACE}"));
+    let variables = workload["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
+    let plain = variables.iter().filter_map(|variable| Some((variable["name"].as_str()?, variable["value"].as_str()?)));
+    plain.filter(|(name, _)| name.starts_with("MALLOC_")).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// A token of one of the chart's accounts, bound to a pod on a node: the server lets an agent write for that node alone.
