@@ -39,7 +39,7 @@ fn main() {
         return;
     }
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let size = if quick { Size { policies: 100, rounds: 1, events: 10 } } else { Size { policies: 10_000, rounds: 3, events: 20 } };
+    let size = if quick { Size { policies: 100, rounds: 1, events: 10 } } else { Size { policies: 10_000, rounds: 3, events: 200 } };
     let mut times = Layout::ALL.map(|_| Times { cold: Vec::new(), batch: Vec::new(), plan: Vec::new(), event: Vec::new() });
     for round in 1..=size.rounds {
         eprintln!("round {round} of {}", size.rounds);

@@ -105,13 +105,15 @@ impl Election {
         let soon = Instant::now() + shortened(self.settings.retry);
         let followed = match &mut self.rival {
             Some(rival) if Instant::now() < rival.until => follow(&self.leases, &self.settings, rival).await,
-            _ => return tokio::time::sleep_until(soon).await,
+            _ => Ok(Followed::Ended),
         };
-        if let Err(error) = followed {
-            self.failed(&error);
-            let until = self.rival.as_ref().map_or(soon, |rival| rival.until.min(soon));
-            tokio::time::sleep_until(until).await;
+        match followed {
+            Ok(Followed::Changed) => return,
+            Ok(Followed::Ended) => {}
+            Err(error) => self.failed(&error),
         }
+        let expires = self.rival.as_ref().map(|rival| rival.until).filter(|until| *until > Instant::now());
+        tokio::time::sleep_until(expires.map_or(soon, |expires| expires.min(soon))).await;
     }
 
     fn failed(&self, error: &Error) {
@@ -207,29 +209,37 @@ impl Election {
     }
 }
 
-/// Follows a rival's Lease from the version that was seen, for as long as it is renewed in time: ends when it expired, was handed over,
-/// or is gone, and now and then, so that a server that says nothing is noticed.
-async fn follow(leases: &Api<Lease>, settings: &ElectionSettings, rival: &mut Rival) -> Result<(), Error> {
+/// Why a Lease is not followed any further.
+enum Followed {
+    /// It expired, was handed over, or is gone.
+    Changed,
+    /// The server has ended the watch, as it does now and then.
+    Ended,
+}
+
+/// Follows a rival's Lease from the version that was seen, for as long as it is renewed in time.
+async fn follow(leases: &Api<Lease>, settings: &ElectionSettings, rival: &mut Rival) -> Result<Followed, Error> {
     let failed = |error| failure::from_api(error, format!("follow Lease {}/{}", settings.namespace, settings.name));
     let timeout = u32::try_from(FOLLOWED.as_secs()).unwrap_or(u32::MAX);
     let only = WatchParams::default().fields(&format!("metadata.name={}", settings.name)).timeout(timeout);
     let version = rival.version.clone().unwrap_or_default();
     let changes = tokio::select! {
         changes = leases.watch(&only, &version) => changes.map_err(failed)?,
-        () = tokio::time::sleep_until(rival.until) => return Ok(()),
+        () = tokio::time::sleep_until(rival.until) => return Ok(Followed::Changed),
     };
     let mut changes = pin!(changes);
     loop {
         let change = tokio::select! {
             change = changes.next() => change,
-            () = tokio::time::sleep_until(rival.until) => return Ok(()),
+            () = tokio::time::sleep_until(rival.until) => return Ok(Followed::Changed),
         };
         let lease = match change {
             Some(Ok(WatchEvent::Added(lease) | WatchEvent::Modified(lease))) if led_by_other(&lease, settings) => lease,
             Some(Ok(WatchEvent::Bookmark(_))) => continue,
             Some(Ok(WatchEvent::Error(status))) => return Err(failed(kube::Error::Api(status))),
             Some(Err(error)) => return Err(failed(error)),
-            Some(Ok(_)) | None => return Ok(()),
+            Some(Ok(_)) => return Ok(Followed::Changed),
+            None => return Ok(Followed::Ended),
         };
         *rival = Rival::seen(&lease, Instant::now(), settings.duration);
     }
