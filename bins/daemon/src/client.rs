@@ -17,9 +17,11 @@ use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
 /// A watch that says nothing for so long has lost its server: watches end on their own after less than five minutes.
 const READ_TIMEOUT: Duration = Duration::from_secs(305);
-/// For a connection to the API server. Two attempts of TCP fit into it, and a third one a moment later is a new connection's first: one that had
+/// For a connection to the API server, with TLS: a busy server takes its time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For its TCP alone, which the kernel of a busy server answers too. Two attempts fit into it, and a third one a moment later is a new connection's first: one that had
 /// gone on for long would wait longer and longer between them, also when the way is there again.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const REACH_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection on which nothing comes is asked for a sign of life after so long, and so often: a watch may have nothing to tell for minutes.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// A connection on which nothing that was sent is acknowledged for so long is given up. Whoever waited for what the server sends again, more and more rarely,
@@ -72,6 +74,7 @@ fn tcp() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(REACH_TIMEOUT));
     connector.set_keepalive(Some(KEEPALIVE));
     connector.set_keepalive_interval(Some(KEEPALIVE));
     connector.set_tcp_user_timeout(Some(ABSENCE));
