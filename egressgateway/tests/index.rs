@@ -12,6 +12,7 @@ use egressgateway::{
     api::{EgressGateway, EgressGatewayPolicy, EgressNode},
     index::{Index, IndexSettings},
     model::{Family, GatewayName, IpRange, MarkMask, NodeName, PodName, PolicyName, SourceNat, TargetId, Verdict},
+    plan::Reason,
     world::{self, Change, Namespace, Node, Pod},
 };
 use proptest::prelude::*;
@@ -203,6 +204,20 @@ fn an_egress_address_is_translated_at_its_owner_who_knows_all_sources() {
     assert_eq!(desired.policy.pods.len(), 1, "the remote pod is recognised");
     assert!(index.needs_all_pods());
     assert!(!desired.policy.overlay.unknown_may_exit);
+    // As long as another node is heard to answer for it, nothing is translated to it here: what comes from elsewhere is unknown, which must not
+    // leave, and pods of this node wait. What goes to another node goes on.
+    index.set_contested(BTreeSet::from(["10.6.1.60".parse().unwrap()]));
+    let desired = index.desired();
+    assert_eq!((desired.policy.pods.len(), desired.policy.overlay.unknown_may_exit), (0, false));
+    index.apply(pod("near", "n1", "10.244.1.10", "shop"));
+    assert_eq!(verdicts(&index.desired()), BTreeMap::from([(range("10.6.1.0/24"), Verdict::Hold)]));
+    let class = index.policies_of("10.244.1.10".parse().unwrap()).unwrap();
+    assert_eq!(index.decision(&class, "10.6.1.9".parse().unwrap()).unwrap().reason, Reason::Contested);
+    let elsewhere = with_target.replace("{name: n3, status: Ready}", "{name: n3, status: Ready, mark: 0x14000000}");
+    index.apply(gateway("g", &elsewhere));
+    index.apply(policy("p", &given.replace("node: n1", "node: n3")));
+    let verdict = Verdict::Egress { target: TargetId::new(0x14).unwrap(), source_nat: SourceNat::Address("10.6.1.60".parse().unwrap()) };
+    assert_eq!(verdicts(&index.desired()), BTreeMap::from([(range("10.6.1.0/24"), verdict)]));
 }
 
 #[test]
@@ -226,6 +241,10 @@ fn the_node_that_answers_for_an_egress_address_holds_it_as_long_as_a_policy_leav
     index.apply(policy("p", &given.replace("egressIP: {ipv4: 10.6.1.60}}", "egressIP: {ipv4: 10.6.1.61}}")));
     assert!(held(&mut index).is_empty(), "the policy wants another one by now");
     index.apply(policy("p", given));
+    assert_eq!(held(&mut index), ["10.6.1.60 eth0"]);
+    index.set_contested(BTreeSet::from(["10.6.1.60".parse().unwrap()]));
+    assert!(held(&mut index).is_empty(), "another node answers for it, whatever the status says");
+    index.set_contested(BTreeSet::from(["10.6.1.61".parse().unwrap()]));
     assert_eq!(held(&mut index), ["10.6.1.60 eth0"]);
     index.apply(Change::Gateway(GatewayName::from("g"), None));
     assert!(held(&mut index).is_empty(), "nothing leaves by a gateway that is gone");
