@@ -65,23 +65,23 @@ fn advertisement(packet: &[u8], sender: MacAddress) -> Option<(IpAddr, MacAddres
         return None;
     }
     let target = Ipv6Addr::from(*message[8..].first_chunk::<16>()?);
-    let mac = target_link_layer(&message[ADVERTISEMENT..])?.unwrap_or(sender);
+    let mac = target_link_layer(&message[ADVERTISEMENT..], sender)?;
     (!target.is_multicast() && !target.is_unspecified()).then_some((target.into(), mac))
 }
 
-/// What the option says that the advertisement may have; none where the options are none.
-fn target_link_layer(mut options: &[u8]) -> Option<Option<MacAddress>> {
-    let mut found = None;
+/// What the option says that the advertisement may have, and without one the sender; none where the options are none.
+fn target_link_layer(mut options: &[u8], sender: MacAddress) -> Option<MacAddress> {
+    let mut mac = sender;
     while !options.is_empty() {
         // In units of eight bytes; nothing is shorter than its own length.
         let length = usize::from(*options.get(1)?) * 8;
         let (option, rest) = options.split_at_checked(length).filter(|(option, _)| !option.is_empty())?;
         if option[..2] == TARGET_LINK_LAYER {
-            found = option[2..].first_chunk().copied().map(MacAddress);
+            mac = MacAddress(*option[2..].first_chunk()?);
         }
         options = rest;
     }
-    Some(found)
+    Some(mac)
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {

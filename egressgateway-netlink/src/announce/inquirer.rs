@@ -1,7 +1,7 @@
 //! Sockets that ask who has an address, and hear who says so.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
     net::{IpAddr, UdpSocket},
     os::fd::AsRawFd as _,
@@ -79,11 +79,13 @@ impl NeighbourInquirer {
         let Some((link, mac)) = devices.0.get(name).ok_or_else(missing)?.ethernet() else { return Ok(None) };
         let place = (link.ifindex(), Family::of(address));
         lock(&self.known).asked.insert(address, place.0);
-        if !sockets.contains_key(&place) {
-            let ear = Ear::open(&link, place.1, self.known.clone(), self.heard.clone()).map_err(|error| Error::from_io(error, what()))?;
-            sockets.insert(place, ear);
-        }
-        let Some(ear) = sockets.get(&place) else { return Ok(None) };
+        let ear = match sockets.entry(place) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(none) => {
+                let ear = Ear::open(&link, place.1, self.known.clone(), self.heard.clone());
+                none.insert(ear.map_err(|error| Error::from_io(error, what()))?)
+            }
+        };
         let frame = frames::question(address, mac);
         match sendto(ear.socket.as_raw_fd(), &frame, &link, MsgFlags::empty()) {
             Ok(_) => Ok(Some(place)),
