@@ -606,6 +606,7 @@ in its own registry.
         agent.state_failed(ErrorKind::Transient);
         agent.probe_failed(ErrorKind::Transient);
         agent.not_announced(ErrorKind::Transient);
+        agent.not_inquired(ErrorKind::Transient);
         agent.packets([("steered".to_owned(), Counter::default())].into());
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());
