@@ -334,18 +334,25 @@ fn policies() -> impl Strategy<Value = Change> {
     ]);
     let network = || prop::sample::select(vec!["10.6.1.0/24", "10.6.1.128/25", "10.6.0.0/16", "fd00:6::/64"]);
     let networks = move |most| prop::collection::vec(network(), 0..most);
-    (0..5_u8, subject, networks(3), networks(2), 0..3_u32, 0..4_u8).prop_map(|(name, subject, to, except, priority, gateway)| {
-        let named = if gateway == 3 { String::new() } else { format!("egressGatewayName: g{gateway}, ") };
-        let rest = format!("destCIDR: {to:?}, exceptCIDR: {except:?}, priority: {priority}");
-        policy(&format!("p{name}"), &format!("spec: {{{named}appliedTo: {{{subject}}}, {rest}}}"))
-    })
+    (0..5_u8, subject, networks(3), networks(2), 0..3_u32, 0..4_u8, 0..6_u8).prop_map(
+        |(name, subject, to, except, priority, gateway, owner)| {
+            let named = if gateway == 3 { String::new() } else { format!("egressGatewayName: g{gateway}, ") };
+            let rest = format!("destCIDR: {to:?}, exceptCIDR: {except:?}, priority: {priority}");
+            let owned = format!(", status: {{egressIP: {{ipv4: 10.6.1.6{name}}}, node: n{owner}}}");
+            let status = if owner > 3 { "" } else { &owned };
+            policy(&format!("p{name}"), &format!("spec: {{{named}appliedTo: {{{subject}}}, {rest}}}{status}"))
+        },
+    )
 }
 
 fn gateways() -> impl Strategy<Value = Change> {
     let members = prop::collection::vec((1..4_u8, prop::sample::select(vec!["Ready", "NotReady"]), any::<bool>()), 0..3);
     (0..3_u8, any::<bool>(), prop::sample::select(vec!["NodeAddress", "None"]), members).prop_map(|(name, marked, nat, members)| {
         let mark = if marked { format!("mark: {}, ", u32::from(0x20 + name) << 24) } else { String::new() };
-        let members = members.iter().map(|(node, status, active)| format!("{{name: n{node}, status: {status}, active: {active}}}"));
+        let members = members.iter().map(|(node, status, active)| {
+            let mark = u32::from(0x30 + node) << 24;
+            format!("{{name: n{node}, status: {status}, active: {active}, mark: {mark}}}")
+        });
         let members = members.collect::<Vec<_>>().join(",");
         let spec = format!("spec: {{sourceNAT: {nat}, nodeSelector: {{matchLabels: {{egress: 'true'}}}}}}");
         gateway(&format!("g{name}"), &format!("{spec}, status: {{{mark}nodeList: [{members}]}}"))
@@ -395,22 +402,26 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
     #[test]
     fn whatever_the_order_of_events_the_index_is_a_rebuild_from_the_final_world(
-        changes in prop::collection::vec((change(), any::<bool>()), 1..40),
+        changes in prop::collection::vec((change(), any::<bool>(), any::<bool>()), 1..40),
         down in prop::collection::btree_set(1..4_u8, 0..2),
     ) {
         let mut stepwise = index([]);
-        for (change, look) in &changes {
+        let mut contested = BTreeSet::new();
+        for (change, look, others) in &changes {
             stepwise.apply(change.clone());
             if *look {
                 stepwise.desired();
             }
+            contested = others.then(|| [[10, 6, 1, 60].into(), [10, 6, 1, 62].into()].into()).unwrap_or_default();
+            stepwise.set_contested(contested.clone());
         }
         let down: BTreeSet<NodeName> = down.iter().map(|name| NodeName::from(format!("n{name}"))).collect();
         stepwise.set_down(down.clone());
-        let last: BTreeMap<String, Change> = changes.into_iter().map(|(change, _)| (object_of(&change), change)).collect();
+        let last: BTreeMap<String, Change> = changes.into_iter().map(|(change, _, _)| (object_of(&change), change)).collect();
         for order in [last.values().cloned().collect::<Vec<_>>(), last.values().rev().cloned().collect()] {
             let mut rebuilt = index(order);
             rebuilt.set_down(down.clone());
+            rebuilt.set_contested(contested.clone());
             prop_assert_eq!(stepwise.desired(), rebuilt.desired());
             prop_assert_eq!(stepwise.needs_all_pods(), rebuilt.needs_all_pods());
         }
