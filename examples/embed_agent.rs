@@ -13,7 +13,8 @@ use egressgateway::{
 };
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{
-    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer, Netlink, ParentChoice, Steering, SteeringSettings,
+    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer, NeighbourInquirer, Netlink, ParentChoice, Steering,
+    SteeringSettings,
 };
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
 use prometheus_client::{encoding::text::encode, registry::Registry};
@@ -70,7 +71,7 @@ fn agent(client: kube::Client, settings: AgentSettings) -> Result<Agent, egressg
     let connections = ConnectionTable::new(netlink.clone(), MarkMask::default());
     let host = KernelHost::new(netlink, ParentChoice::Auto);
     let agent = Agent::new(client, settings, drivers, Arc::new(VxlanShape(vxlan)), Arc::new(host));
-    let agent = agent.with_announcer(Arc::new(NeighbourAnnouncer::new()));
+    let agent = agent.with_announcer(Arc::new(NeighbourAnnouncer::new())).with_inquirer(Arc::new(NeighbourInquirer::new()));
     let agent = agent.with_connections(Arc::new(connections), nftables.destination_view()).with_prober(Arc::new(EchoProber::new(1)));
     Ok(agent.with_monitor(Arc::new(nftables.monitor()?)).with_counters(Arc::new(nftables)))
 }

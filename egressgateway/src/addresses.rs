@@ -1,11 +1,12 @@
-//! Egress addresses: which of them a node holds and where, and how its neighbours hear of it.
+//! Egress addresses: which of them a node holds and where, how its neighbours hear of it, and what they say to it.
 
 use std::net::IpAddr;
 
+use async_trait::async_trait;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::Error;
+use crate::{Error, model::MacAddress};
 
 /// The egress addresses that a node answers for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,4 +32,21 @@ pub trait Announcer: Send + Sync {
     ///
     /// Returns the addresses that could not be announced, and why.
     fn announce(&self, addresses: &AddressesDesired) -> Vec<(IpAddr, Error)>;
+}
+
+/// Asks the neighbours of a node who else has addresses that it holds.
+///
+/// The netlink crate has one that sends ARP probes (RFC 5227) and the neighbour solicitations of duplicate address detection (RFC 4862); a test
+/// can have its own.
+#[async_trait]
+pub trait Inquirer: Send + Sync {
+    /// Listens from now on to what is said of these addresses on their devices, of no others and nowhere else, and asks once for each
+    /// of them. None: it listens no more.
+    ///
+    /// Returns the addresses that it could not ask for, and why.
+    fn inquire(&self, addresses: &AddressesDesired) -> Vec<(IpAddr, Error)>;
+
+    /// Waits until somebody else says that it has one of them, asked or unasked: the address, and the other's hardware address. Nothing
+    /// that devices of this host say counts. Cancelling the wait loses nothing.
+    async fn answered(&self) -> (IpAddr, MacAddress);
 }

@@ -12,6 +12,7 @@ use egressgateway::{
     api::{EgressGateway, EgressGatewayPolicy, EgressNode},
     index::{Index, IndexSettings},
     model::{Family, GatewayName, IpRange, MarkMask, NodeName, PodName, PolicyName, SourceNat, TargetId, Verdict},
+    plan::Reason,
     world::{self, Change, Namespace, Node, Pod},
 };
 use proptest::prelude::*;
@@ -219,6 +220,20 @@ fn an_egress_address_is_translated_at_its_owner_who_knows_all_sources() {
     assert_eq!(desired.policy.pods.len(), 1, "the remote pod is recognised");
     assert!(index.needs_all_pods());
     assert!(!desired.policy.overlay.unknown_may_exit);
+    // As long as another node is heard to answer for it, nothing is translated to it here: what comes from elsewhere is unknown, which must not
+    // leave, and pods of this node wait. What goes to another node goes on.
+    index.set_contested(BTreeSet::from(["10.6.1.60".parse().unwrap()]));
+    let desired = index.desired();
+    assert_eq!((desired.policy.pods.len(), desired.policy.overlay.unknown_may_exit), (0, false));
+    index.apply(pod("near", "n1", "10.244.1.10", "shop"));
+    assert_eq!(verdicts(&index.desired()), BTreeMap::from([(range("10.6.1.0/24"), Verdict::Hold)]));
+    let class = index.policies_of("10.244.1.10".parse().unwrap()).unwrap();
+    assert_eq!(index.decision(&class, "10.6.1.9".parse().unwrap()).unwrap().reason, Reason::Contested);
+    let elsewhere = with_target.replace("{name: n3, status: Ready}", "{name: n3, status: Ready, mark: 0x14000000}");
+    index.apply(gateway("g", &elsewhere));
+    index.apply(policy("p", &given.replace("node: n1", "node: n3")));
+    let verdict = Verdict::Egress { target: TargetId::new(0x14).unwrap(), source_nat: SourceNat::Address("10.6.1.60".parse().unwrap()) };
+    assert_eq!(verdicts(&index.desired()), BTreeMap::from([(range("10.6.1.0/24"), verdict)]));
 }
 
 #[test]
@@ -242,6 +257,10 @@ fn the_node_that_answers_for_an_egress_address_holds_it_as_long_as_a_policy_leav
     index.apply(policy("p", &given.replace("egressIP: {ipv4: 10.6.1.60}}", "egressIP: {ipv4: 10.6.1.61}}")));
     assert!(held(&mut index).is_empty(), "the policy wants another one by now");
     index.apply(policy("p", given));
+    assert_eq!(held(&mut index), ["10.6.1.60 eth0"]);
+    index.set_contested(BTreeSet::from(["10.6.1.60".parse().unwrap()]));
+    assert!(held(&mut index).is_empty(), "another node answers for it, whatever the status says");
+    index.set_contested(BTreeSet::from(["10.6.1.61".parse().unwrap()]));
     assert_eq!(held(&mut index), ["10.6.1.60 eth0"]);
     index.apply(Change::Gateway(GatewayName::from("g"), None));
     assert!(held(&mut index).is_empty(), "nothing leaves by a gateway that is gone");
@@ -331,18 +350,25 @@ fn policies() -> impl Strategy<Value = Change> {
     ]);
     let network = || prop::sample::select(vec!["10.6.1.0/24", "10.6.1.128/25", "10.6.0.0/16", "fd00:6::/64"]);
     let networks = move |most| prop::collection::vec(network(), 0..most);
-    (0..5_u8, subject, networks(3), networks(2), 0..3_u32, 0..4_u8).prop_map(|(name, subject, to, except, priority, gateway)| {
-        let named = if gateway == 3 { String::new() } else { format!("egressGatewayName: g{gateway}, ") };
-        let rest = format!("destCIDR: {to:?}, exceptCIDR: {except:?}, priority: {priority}");
-        policy(&format!("p{name}"), &format!("spec: {{{named}appliedTo: {{{subject}}}, {rest}}}"))
-    })
+    (0..5_u8, subject, networks(3), networks(2), 0..3_u32, 0..4_u8, 0..6_u8).prop_map(
+        |(name, subject, to, except, priority, gateway, owner)| {
+            let named = if gateway == 3 { String::new() } else { format!("egressGatewayName: g{gateway}, ") };
+            let rest = format!("destCIDR: {to:?}, exceptCIDR: {except:?}, priority: {priority}");
+            let owned = format!(", status: {{egressIP: {{ipv4: 10.6.1.6{name}}}, node: n{owner}}}");
+            let status = if owner > 3 { "" } else { &owned };
+            policy(&format!("p{name}"), &format!("spec: {{{named}appliedTo: {{{subject}}}, {rest}}}{status}"))
+        },
+    )
 }
 
 fn gateways() -> impl Strategy<Value = Change> {
     let members = prop::collection::vec((1..4_u8, prop::sample::select(vec!["Ready", "NotReady"]), any::<bool>()), 0..3);
     (0..3_u8, any::<bool>(), prop::sample::select(vec!["NodeAddress", "None"]), members).prop_map(|(name, marked, nat, members)| {
         let mark = if marked { format!("mark: {}, ", u32::from(0x20 + name) << 24) } else { String::new() };
-        let members = members.iter().map(|(node, status, active)| format!("{{name: n{node}, status: {status}, active: {active}}}"));
+        let members = members.iter().map(|(node, status, active)| {
+            let mark = u32::from(0x30 + node) << 24;
+            format!("{{name: n{node}, status: {status}, active: {active}, mark: {mark}}}")
+        });
         let members = members.collect::<Vec<_>>().join(",");
         let spec = format!("spec: {{sourceNAT: {nat}, nodeSelector: {{matchLabels: {{egress: 'true'}}}}}}");
         gateway(&format!("g{name}"), &format!("{spec}, status: {{{mark}nodeList: [{members}]}}"))
@@ -392,22 +418,26 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
     #[test]
     fn whatever_the_order_of_events_the_index_is_a_rebuild_from_the_final_world(
-        changes in prop::collection::vec((change(), any::<bool>()), 1..40),
+        changes in prop::collection::vec((change(), any::<bool>(), any::<bool>()), 1..40),
         down in prop::collection::btree_set(1..4_u8, 0..2),
     ) {
         let mut stepwise = index([]);
-        for (change, look) in &changes {
+        let mut contested = BTreeSet::new();
+        for (change, look, others) in &changes {
             stepwise.apply(change.clone());
             if *look {
                 stepwise.desired();
             }
+            contested = others.then(|| [[10, 6, 1, 60].into(), [10, 6, 1, 62].into()].into()).unwrap_or_default();
+            stepwise.set_contested(contested.clone());
         }
         let down: BTreeSet<NodeName> = down.iter().map(|name| NodeName::from(format!("n{name}"))).collect();
         stepwise.set_down(down.clone());
-        let last: BTreeMap<String, Change> = changes.into_iter().map(|(change, _)| (object_of(&change), change)).collect();
+        let last: BTreeMap<String, Change> = changes.into_iter().map(|(change, _, _)| (object_of(&change), change)).collect();
         for order in [last.values().cloned().collect::<Vec<_>>(), last.values().rev().cloned().collect()] {
             let mut rebuilt = index(order);
             rebuilt.set_down(down.clone());
+            rebuilt.set_contested(contested.clone());
             prop_assert_eq!(stepwise.desired(), rebuilt.desired());
             prop_assert_eq!(stepwise.needs_all_pods(), rebuilt.needs_all_pods());
         }

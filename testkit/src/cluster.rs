@@ -48,6 +48,8 @@ const END: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Cluster {
     daemons: BTreeMap<String, Process>,
+    /// Further arguments of agents.
+    agent_arguments: Vec<String>,
     /// The API server.
     pub api: ApiServer,
     /// Nodes, pods, servers.
@@ -65,10 +67,18 @@ impl Cluster {
     #[must_use]
     pub fn start(lab: Lab, config: &str) -> Self {
         let mut cluster = Self::without_daemons(lab, config);
-        cluster.start_controller();
-        cluster.start_agents();
-        cluster.tunnels_built();
+        cluster.start_daemons();
         cluster
+    }
+
+    /// Starts controller and agents, and waits until every node's tunnel is built.
+    ///
+    /// # Panics
+    /// When a part does not come up: the message holds the daemons' logs.
+    pub fn start_daemons(&mut self) {
+        self.start_controller();
+        self.start_agents();
+        self.tunnels_built();
     }
 
     /// The same before any daemon was started.
@@ -80,7 +90,7 @@ impl Cluster {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let address = SocketAddr::from((MANAGEMENT, API_PORT));
         let api = lab.root().enter(|| ApiServer::start_at(address)).expect("the lab's root");
-        let cluster = Self { daemons: BTreeMap::new(), api, lab, directory };
+        let cluster = Self { daemons: BTreeMap::new(), agent_arguments: Vec::new(), api, lab, directory };
         std::fs::write(cluster.kubeconfig(), cluster.api.kubeconfig()).expect("the kubeconfig");
         cluster.configure(config);
         cluster.publish();
@@ -97,6 +107,11 @@ impl Cluster {
     /// When it can't be written.
     pub fn configure(&self, config: &str) {
         std::fs::write(self.path("config.yaml"), config).expect("the configuration");
+    }
+
+    /// Agents that start from now on have these arguments besides the usual ones.
+    pub fn start_agents_with(&mut self, arguments: &[&str]) {
+        self.agent_arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     }
 
     /// A kubeconfig that reaches the API server from every node.
@@ -184,7 +199,10 @@ impl Cluster {
     /// When it can't be started.
     pub fn start_agent(&mut self, node: &str) {
         let state = self.state_file(node).display().to_string();
-        self.start_daemon(&agent(node), node, "egressgateway-agent", &["--node-name", node, "--state-file", &state]);
+        let further = self.agent_arguments.clone();
+        let usual = ["--node-name", node, "--state-file", &state];
+        let arguments: Vec<&str> = usual.into_iter().chain(further.iter().map(String::as_str)).collect();
+        self.start_daemon(&agent(node), node, "egressgateway-agent", &arguments);
     }
 
     /// Where the agent of a node keeps what it must know after a boot.

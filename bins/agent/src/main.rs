@@ -8,6 +8,7 @@ compile_error!("an agent needs a tunnel: feature vxlan or geneve");
 compile_error!("an agent needs a policy backend: feature nftables or netfilter");
 
 mod backend;
+mod lease;
 mod tunnel;
 mod wiring;
 
@@ -17,12 +18,12 @@ use std::{
     sync::Arc,
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _};
 use egressgateway::{
     DriversDesired, Error, ErrorKind,
     config::Config,
     model::NodeName,
-    runtime::{Agent, StateFile},
+    runtime::{Agent, LeaseSettings, StateFile},
 };
 use egressgateway_daemon::{
     CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, runtime, serve,
@@ -31,6 +32,8 @@ use egressgateway_daemon::{
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::lease::LeaseArguments;
 
 /// Where probes and metrics are served unless the arguments say otherwise.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 5810);
@@ -60,7 +63,10 @@ fn arguments() -> Command {
                 .about("Removes everything that is the egress gateway's from this node")
                 .arg(dry_run("Print what would be removed, and end")),
         );
-    command(agent)
+    let agent = command(agent);
+    // Deriving would put the words about the arguments where those about the daemon belong.
+    let about = agent.get_about().cloned().unwrap_or_default();
+    LeaseArguments::augment_args(agent).about(about).long_about(None)
 }
 
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
@@ -86,16 +92,18 @@ fn node(matches: &ArgMatches) -> Result<NodeName, Failure> {
 }
 
 async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
+    let lease = LeaseArguments::from_arg_matches(matches).map_err(|error| Failure::Usage(vec![error.to_string()]))?;
+    let lease = lease.settings(&common.namespace)?;
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
-    let changes = watch::Sender::new(wiring::settings(&config, common, node.clone()));
+    let changes = watch::Sender::new(wiring::settings(&config, node.clone()));
     // First of all: of two agents in one network namespace the second ends here, before it has asked or touched anything.
     let listener = listen(common, LISTEN).await.map_err(taken)?;
-    let agent = agent(&config, common, node.clone()).await?.with_metrics(&mut registry).with_changes(changes.subscribe());
+    let agent = agent(&config, common, node.clone(), lease).await?.with_metrics(&mut registry).with_changes(changes.subscribe());
     let health = agent.health();
     let served = tokio::spawn(serve(listener, registry, health, shutdown.clone()));
     let reloads = agent.reloads();
-    let take = |config: &Config| drop(changes.send_replace(wiring::settings(config, common, node.clone())));
+    let take = |config: &Config| drop(changes.send_replace(wiring::settings(config, node.clone())));
     let result = tokio::select! {
         result = agent.run(shutdown.clone()) => result,
         () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
@@ -116,7 +124,8 @@ fn taken(error: Error) -> Error {
 
 async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
     let shutdown: CancellationToken = shutdown_on_signal()?;
-    let text = agent(config, common, node).await?.dry_run(shutdown).await?;
+    let lease = LeaseSettings::default();
+    let text = agent(config, common, node, lease).await?.dry_run(shutdown).await?;
     print!("{text}");
     Ok(())
 }
@@ -137,15 +146,16 @@ async fn cleanup(config: &Config, dry_run: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn agent(config: &Config, common: &CommonArguments, name: NodeName) -> Result<Agent, Failure> {
+async fn agent(config: &Config, common: &CommonArguments, name: NodeName, lease: LeaseSettings) -> Result<Agent, Failure> {
     let node = wiring::node(config).await?;
-    let mut settings = wiring::settings(config, common, name.clone());
+    let mut settings = wiring::settings(config, name.clone());
     tracing::info!(backend = node.backend, "policy backend");
     settings.backend = Some(node.backend);
+    settings.lease = lease;
     let client = client(common.kubeconfig.as_deref()).await?;
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
     let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
-    let agent = agent.with_prober(Arc::new(node.prober)).with_announcer(Arc::new(node.announcer));
+    let agent = agent.with_prober(Arc::new(node.prober)).with_announcer(Arc::new(node.announcer)).with_inquirer(Arc::new(node.inquirer));
     let agent = agent.with_connections(Arc::new(node.connections), node.view);
     Ok(match &config.state_file {
         Some(path) => agent.with_state_file(StateFile::new(path, name)),

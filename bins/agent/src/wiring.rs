@@ -11,9 +11,10 @@ use egressgateway::{
     runtime::AgentSettings,
     spec::Problem,
 };
-use egressgateway_daemon::{CommonArguments, Failure};
+use egressgateway_daemon::Failure;
 use egressgateway_netlink::{
-    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer, Netlink, ParentChoice, Steering, SteeringSettings,
+    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer, NeighbourInquirer, Netlink, ParentChoice, Steering,
+    SteeringSettings,
 };
 
 use crate::{
@@ -32,6 +33,7 @@ pub(crate) struct Node {
     pub(crate) view: DestinationView,
     pub(crate) prober: EchoProber,
     pub(crate) announcer: NeighbourAnnouncer,
+    pub(crate) inquirer: NeighbourInquirer,
     /// Which policy backend, and why.
     pub(crate) backend: String,
 }
@@ -61,6 +63,7 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
         // As ping(8) does: of two programs on a host, each has a number of its own.
         prober: EchoProber::new(u16::try_from(std::process::id() & 0xffff).unwrap_or_default()),
         announcer: NeighbourAnnouncer::new(),
+        inquirer: NeighbourInquirer::new(),
         counters,
         host: KernelHost::new(netlink, parent),
         backend: why,
@@ -113,8 +116,8 @@ fn unknown(config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// How the agent of this node works.
-pub(crate) fn settings(config: &Config, common: &CommonArguments, node: NodeName) -> AgentSettings {
+/// How the agent of this node works, but for its Lease.
+pub(crate) fn settings(config: &Config, node: NodeName) -> AgentSettings {
     let mut settings = AgentSettings::new(IndexSettings {
         node,
         forward_method: config.forward_method,
@@ -127,6 +130,5 @@ pub(crate) fn settings(config: &Config, common: &CommonArguments, node: NodeName
     settings.liveness = LivenessSettings { interval: config.failover.interval, multiplier: config.failover.multiplier };
     settings.reset_connections = config.reset_connections;
     settings.hold_at_boot = config.hold_at_boot;
-    settings.lease.namespace.clone_from(&common.namespace);
     settings
 }

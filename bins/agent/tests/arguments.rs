@@ -23,3 +23,14 @@ fn a_bad_configuration_is_refused_with_exit_code_2_and_the_flag() {
 fn a_node_name_is_required() {
     refused(&[], "NODE_NAME");
 }
+
+#[test]
+fn a_lease_lasts_whole_seconds() {
+    for (given, told) in [("1500ms", "1s 500ms"), ("0s", "0s"), ("2h", "2h")] {
+        refused(
+            &["--node-name=a", "--lease-duration", given],
+            &format!("--lease-duration: \"{told}\": must be whole seconds from 1s to 1h"),
+        );
+    }
+    refused(&["--node-name=a", "--lease-duration", "soon"], "--lease-duration");
+}

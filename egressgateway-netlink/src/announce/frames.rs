@@ -1,4 +1,4 @@
-//! The frames of an announcement, byte by byte.
+//! The frames of announcements and questions, byte by byte.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,36 +13,46 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
 // Types of Ethernet frames.
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_ARP: u16 = 0x0806;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(super) const ETHERTYPE_ARP: u16 = 0x0806;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// ARP over Ethernet, and its operations (RFC 826).
-const ARP_ETHERNET: u16 = 1;
-const ARP_REQUEST: u16 = 1;
-const ARP_REPLY: u16 = 2;
+pub(super) const ARP_ETHERNET: u16 = 1;
+pub(super) const ARP_REQUEST: u16 = 1;
+pub(super) const ARP_REPLY: u16 = 2;
 
 /// Protocol number of ICMPv6 (RFC 4443).
-const ICMPV6: u8 = 58;
+pub(super) const ICMPV6: u8 = 58;
 /// Only what was never forwarded has it, and neighbours believe nothing else (RFC 4861, 7.1.2).
-const HOP_LIMIT: u8 = 255;
+pub(super) const HOP_LIMIT: u8 = 255;
+/// A neighbour solicitation (RFC 4861, 4.3).
+const NEIGHBOUR_SOLICITATION: u8 = 135;
 /// A neighbour advertisement (RFC 4861, 4.4) that overrides what neighbours know. Not solicited; and no word of a router, because nobody's
 /// route leads to an egress address.
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+pub(super) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const OVERRIDE: u8 = 0x20;
 /// Option "target link-layer address", in units of eight bytes (RFC 4861, 4.6.1).
-const TARGET_LINK_LAYER: [u8; 2] = [2, 1];
+pub(super) const TARGET_LINK_LAYER: [u8; 2] = [2, 1];
 
 /// What all neighbours must hear so that they send packets for `address` to `mac` from now on.
 pub(super) fn announcements(address: IpAddr, mac: MacAddress) -> Vec<Vec<u8>> {
     match address {
-        IpAddr::V4(address) => vec![arp(ARP_REQUEST, address, mac), arp(ARP_REPLY, address, mac)],
+        // Sender and target are the same address: an announcement (RFC 5227, 1.1).
+        IpAddr::V4(address) => [ARP_REQUEST, ARP_REPLY].map(|operation| arp(operation, mac, address, address)).into(),
         IpAddr::V6(address) => vec![advertisement(address, mac)],
     }
 }
 
-/// Sender and target are the same address: an announcement (RFC 5227, 1.1).
-fn arp(operation: u16, address: Ipv4Addr, mac: MacAddress) -> Vec<u8> {
+/// Asks who else has `address`, and tells nobody that it is at `mac`: the sender has no address yet (RFC 5227, 1.1, and RFC 4862, 5.4.2).
+pub(super) fn question(address: IpAddr, mac: MacAddress) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => arp(ARP_REQUEST, mac, Ipv4Addr::UNSPECIFIED, address),
+        IpAddr::V6(address) => solicitation(address, mac),
+    }
+}
+
+fn arp(operation: u16, mac: MacAddress, sender: Ipv4Addr, address: Ipv4Addr) -> Vec<u8> {
     // Nobody is asked in a request; in an answer the target is whom it is sent to.
     let target = if operation == ARP_REQUEST { [0; 6] } else { BROADCAST };
     let mut frame = ethernet(BROADCAST, mac, ETHERTYPE_ARP);
@@ -51,7 +61,7 @@ fn arp(operation: u16, address: Ipv4Addr, mac: MacAddress) -> Vec<u8> {
     frame.extend([6, 4]); // Lengths of the addresses.
     frame.extend(operation.to_be_bytes());
     frame.extend(mac.0);
-    frame.extend(address.octets());
+    frame.extend(sender.octets());
     frame.extend(target);
     frame.extend(address.octets());
     frame
@@ -62,24 +72,37 @@ fn advertisement(address: Ipv6Addr, mac: MacAddress) -> Vec<u8> {
     message.extend(address.octets());
     message.extend(TARGET_LINK_LAYER);
     message.extend(mac.0);
-    let length = u16::try_from(message.len()).unwrap_or_default();
-    let sum = checksum(&[&pseudo_header(address, length), message.as_slice()].concat());
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    icmpv6(ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6), address, ALL_NODES, message)
+}
 
-    let mut frame = ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6);
+/// No option says where the sender is: without an address it must not.
+fn solicitation(address: Ipv6Addr, mac: MacAddress) -> Vec<u8> {
+    let mut message = vec![NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(address.octets());
+    // The solicited-node group (RFC 4291, 2.7.1), and its Ethernet address (RFC 2464, 7).
+    let [.., a, b, c] = address.octets();
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    icmpv6(ethernet([0x33, 0x33, 0xff, a, b, c], mac, ETHERTYPE_IPV6), Ipv6Addr::UNSPECIFIED, group, message)
+}
+
+/// A whole frame from its head and a message whose checksum is not filled in.
+fn icmpv6(mut frame: Vec<u8>, source: Ipv6Addr, destination: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
+    let length = u16::try_from(message.len()).unwrap_or_default();
+    let sum = checksum(&[&pseudo_header(source, destination, length), message.as_slice()].concat());
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
     frame.extend([0x60, 0, 0, 0]); // Version 6, no class, no flow.
     frame.extend(length.to_be_bytes());
     frame.extend([ICMPV6, HOP_LIMIT]);
-    frame.extend(address.octets());
-    frame.extend(ALL_NODES.octets());
+    frame.extend(source.octets());
+    frame.extend(destination.octets());
     frame.extend(message);
     frame
 }
 
 /// What the checksum covers besides the message (RFC 8200, 8.1).
-fn pseudo_header(source: Ipv6Addr, length: u16) -> Vec<u8> {
+pub(super) fn pseudo_header(source: Ipv6Addr, destination: Ipv6Addr, length: u16) -> Vec<u8> {
     let [high, low] = length.to_be_bytes();
-    [source.octets().as_slice(), &ALL_NODES.octets(), &[0, 0, high, low, 0, 0, 0, ICMPV6]].concat()
+    [source.octets().as_slice(), &destination.octets(), &[0, 0, high, low, 0, 0, 0, ICMPV6]].concat()
 }
 
 fn ethernet(destination: [u8; 6], source: MacAddress, kind: u16) -> Vec<u8> {
@@ -118,6 +141,27 @@ mod tests {
         assert_eq!(frame[..54], expected_head);
         expected[2..4].copy_from_slice(&frame[56..58]);
         assert_eq!(frame[54..], expected);
-        assert_eq!(checksum(&[pseudo_header(address, 32), frame[54..].to_vec()].concat()), 0, "the sum of all words");
+        assert_eq!(checksum(&[pseudo_header(address, ALL_NODES, 32), frame[54..].to_vec()].concat()), 0, "the sum of all words");
+    }
+
+    #[test]
+    fn a_question_has_no_senders_address() {
+        let head = "ff ff ff ff ff ff 02 00 00 00 00 0b 08 06 00 01 08 00 06 04 00 01";
+        let probe = format!("{head} 02 00 00 00 00 0b 00 00 00 00 00 00 00 00 00 00 0a 06 00 3c");
+        assert_eq!(question([10, 6, 0, 60].into(), MAC), bytes(&probe));
+
+        let address: Ipv6Addr = "fd00:6::ab12:3460".parse().unwrap();
+        let group: Ipv6Addr = "ff02::1:ff12:3460".parse().unwrap();
+        let frame = question(address.into(), MAC);
+        let head = format!(
+            "33 33 ff 12 34 60 02 00 00 00 00 0b 86 dd 60 00 00 00 00 18 3a ff {} ff 02 00 00 00 00 00 00 00 00 00 01 ff 12 34 60",
+            "00 ".repeat(16)
+        );
+        let message = "87 00 00 00 00 00 00 00 fd 00 00 06 00 00 00 00 00 00 00 00 ab 12 34 60";
+        let (expected_head, mut expected) = (bytes(&head), bytes(message));
+        assert_eq!(frame[..54], expected_head);
+        expected[2..4].copy_from_slice(&frame[56..58]);
+        assert_eq!(frame[54..], expected);
+        assert_eq!(checksum(&[pseudo_header(Ipv6Addr::UNSPECIFIED, group, 24), frame[54..].to_vec()].concat()), 0);
     }
 }

@@ -1,19 +1,21 @@
-//! Telling the neighbours of a link where an address is.
+//! Telling the neighbours of a link where an address is, and asking them who else has it.
 
+mod claim;
+mod devices;
 mod frames;
+mod inquirer;
 
 use std::{
-    collections::BTreeMap,
     io,
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
-use egressgateway::{AddressesDesired, Announcer, Error, ErrorKind, model::MacAddress};
-use nix::{
-    ifaddrs::{InterfaceAddress, getifaddrs},
-    sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket},
-};
+use egressgateway::{AddressesDesired, Announcer, Error, ErrorKind};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
+
+use devices::Devices;
+pub use inquirer::NeighbourInquirer;
 
 /// Sends gratuitous ARP (a request and an answer, because some listen to one of them only) and unsolicited neighbour advertisements.
 ///
@@ -47,37 +49,21 @@ impl Announcer for NeighbourAnnouncer {
 /// What the host has at this moment, and a socket.
 struct Round {
     socket: OwnedFd,
-    devices: BTreeMap<String, Device>,
-}
-
-#[derive(Default)]
-struct Device {
-    link: Option<LinkAddr>,
-    addresses: Vec<IpAddr>,
+    devices: Devices,
 }
 
 impl Round {
     fn begin() -> nix::Result<Self> {
         // With no protocol it hears nothing.
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        let mut devices: BTreeMap<String, Device> = BTreeMap::new();
-        for InterfaceAddress { interface_name, address, .. } in getifaddrs()? {
-            let Some(address) = address else { continue };
-            let device = devices.entry(interface_name).or_default();
-            device.link = device.link.or(address.as_link_addr().copied());
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-            device.addresses.extend(v4.or(address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip()))));
-        }
-        Ok(Self { socket, devices })
+        Ok(Self { socket, devices: Devices::read()? })
     }
 
     fn announce(&self, address: IpAddr, name: &str) -> Result<(), Error> {
         let what = || format!("announce {address} on {name}");
-        let device = self.devices.get(name).filter(|device| device.addresses.contains(&address));
+        let device = self.devices.0.get(name).filter(|device| device.addresses.contains(&address));
         let missing = || Error::new(ErrorKind::Conflict, format!("{}: the device does not have it", what()));
-        let Some(link) = device.ok_or_else(missing)?.link else { return Ok(()) };
-        // Anything but 6 bytes is no Ethernet; all zero is the loopback.
-        let Some(mac) = link.addr().filter(|mac| link.halen() == mac.len() && *mac != [0; 6]).map(MacAddress) else { return Ok(()) };
+        let Some((link, mac)) = device.ok_or_else(missing)?.ethernet() else { return Ok(()) };
         for frame in frames::announcements(address, mac) {
             sendto(self.socket.as_raw_fd(), &frame, &link, MsgFlags::empty()).map_err(|error| Error::from_io(errno(error), what()))?;
         }

@@ -100,6 +100,7 @@ pub struct Index {
     underlay: OrdMap<Family, Underlay>,
     attachments: Attachments,
     down: BTreeSet<NodeName>,
+    contested: BTreeSet<IpAddr>,
     policies: Policies,
     who: Who,
     classes: Classes,
@@ -123,6 +124,7 @@ impl Index {
             underlay: OrdMap::new(),
             attachments: Attachments::default(),
             down: BTreeSet::new(),
+            contested: BTreeSet::new(),
             policies: Policies::default(),
             who: Who::default(),
             classes: Classes::default(),
@@ -173,6 +175,12 @@ impl Index {
     pub fn set_down(&mut self, nodes: BTreeSet<NodeName>) {
         self.stale |= self.down != nodes;
         self.down = nodes;
+    }
+
+    /// The egress addresses that another node was heard to answer for: this one does not, even where it is told to.
+    pub fn set_contested(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.stale |= self.contested != addresses;
+        self.contested = addresses;
     }
 
     /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready members of gateways that some pod here has a
@@ -287,7 +295,7 @@ impl Index {
     /// Everything that does not depend on single pods, from scratch: it grows with nodes and gateways, which are few.
     fn settle_frame(&mut self) {
         let default_gateway = self.settings.default_gateway.as_ref();
-        self.policies.settle(default_gateway, &self.gateways);
+        self.policies.settle(default_gateway, &self.gateways, &self.settings.node, &self.contested);
         self.settle_networks();
         self.settle_targets();
         self.settle_tunnel();

@@ -58,14 +58,22 @@ impl Policies {
         self.all.iter()
     }
 
-    /// Finds every policy's gateway and verdicts again.
-    pub(super) fn settle(&mut self, default: Option<&GatewayName>, gateways: &BTreeMap<GatewayName, Gateway>) {
+    /// Finds every policy's gateway and verdicts again, on a node that heard others answer for the addresses in `contested`.
+    pub(super) fn settle(
+        &mut self,
+        default: Option<&GatewayName>,
+        gateways: &BTreeMap<GatewayName, Gateway>,
+        own: &NodeName,
+        contested: &BTreeSet<IpAddr>,
+    ) {
         let mut verdicts = BTreeMap::new();
         for (name, policy) in &self.all {
             let Ok(spec) = &policy.spec else { continue };
             let gateway = plan::resolve(spec.gateway.as_ref(), default, gateways).ok();
             let verdict = |family| match gateway {
-                Some((_, gateway)) => plan::verdict(spec, &policy.state, gateway, family),
+                Some((_, gateway)) => {
+                    plan::unless_contested(plan::verdict(spec, &policy.state, gateway, family), &policy.state, own, contested)
+                }
                 None => (Verdict::Hold, Reason::NoGateway),
             };
             verdicts.insert(name.clone(), Family::ALL.map(verdict));

@@ -60,6 +60,8 @@ pub enum Reason {
     NoEgressIp,
     /// Nobody answers for the egress address.
     NoOwner,
+    /// This node was to answer for the egress address, and heard another one do so.
+    Contested,
 }
 
 impl fmt::Display for Reason {
@@ -71,6 +73,7 @@ impl fmt::Display for Reason {
             Self::NoMark => "the gateway has no mark yet",
             Self::NoEgressIp => "the policy has no egress address of this family yet",
             Self::NoOwner => "no node answers for the egress address",
+            Self::Contested => "another node answers for the egress address",
         })
     }
 }
@@ -98,6 +101,24 @@ pub fn verdict(spec: &PolicySpec, state: &PolicyState, gateway: &Gateway, family
     match gateway.state.target {
         Some(target) => (Verdict::Egress { target, source_nat }, Reason::Steered),
         None => (Verdict::Hold, Reason::NoMark),
+    }
+}
+
+/// The same on the node `own`, which heard others answer for the addresses in `contested`: what it would translate to one of them itself is held.
+#[must_use]
+pub fn unless_contested(
+    decided: (Verdict, Reason),
+    state: &PolicyState,
+    own: &NodeName,
+    contested: &BTreeSet<IpAddr>,
+) -> (Verdict, Reason) {
+    match decided.0 {
+        Verdict::Egress { source_nat: SourceNat::Address(address), .. }
+            if state.node.as_ref() == Some(own) && contested.contains(&address) =>
+        {
+            (Verdict::Hold, Reason::Contested)
+        }
+        _ => decided,
     }
 }
 

@@ -7,5 +7,5 @@ mod place;
 
 pub use exempt::{direct, exempt};
 pub use flatten::{Claim, Rank, Stretch, claims, cover, merge};
-pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, verdict};
+pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, unless_contested, verdict};
 pub use place::place;

@@ -15,7 +15,7 @@ use super::{
     state_file::StateFile,
 };
 use crate::{
-    Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, PolicyMonitor, Prober,
+    Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, Inquirer, PolicyMonitor, Prober,
     index::IndexSettings, liveness::LivenessSettings, model::MarkMask,
 };
 
@@ -98,6 +98,7 @@ pub struct Agent {
     pub(super) connections: Option<(Arc<dyn Connections>, DestinationView)>,
     pub(super) prober: Option<Arc<dyn Prober>>,
     pub(super) announcer: Option<Arc<dyn Announcer>>,
+    pub(super) inquirer: Option<Arc<dyn Inquirer>>,
     pub(super) state: Option<Arc<StateFile>>,
     pub(super) metrics: AgentMetrics,
     pub(super) health: Health,
@@ -133,6 +134,7 @@ impl Agent {
             connections: None,
             prober: None,
             announcer: None,
+            inquirer: None,
             state: None,
             metrics,
             health,
@@ -180,6 +182,14 @@ impl Agent {
     #[must_use]
     pub fn with_announcer(mut self, announcer: Arc<dyn Announcer>) -> Self {
         self.announcer = Some(announcer);
+        self
+    }
+
+    /// Once its Lease may be old, asks the neighbours who else has the egress addresses of this node, and lets go of what another node
+    /// has, until it has heard from the API server. Without it, two nodes answer for an address until then.
+    #[must_use]
+    pub fn with_inquirer(mut self, inquirer: Arc<dyn Inquirer>) -> Self {
+        self.inquirer = Some(inquirer);
         self
     }
 

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::core::v1 as core;
 use kube::Api;
@@ -13,6 +13,7 @@ use super::{
     agent::{Agent, AgentSettings, MANAGER},
     announcements::Announcements,
     boot_hold::{self, Remembering},
+    claims::{Channels, Claims},
     cluster_networks::ClusterNetworks,
     convergence::Convergence,
     feeds::{self, Feeds, kind},
@@ -22,7 +23,7 @@ use super::{
     metrics::AgentMetrics,
     node_status::{Report, StatusWriter, wait_until},
     observed::Observed,
-    presence::Presence,
+    presence::{Presence, Renewal},
     recorded::{self, Recorders},
     slim::Slim,
     stale_connections::StaleConnections,
@@ -69,6 +70,8 @@ pub(super) struct Session {
     underlay: imbl::OrdMap<crate::model::Family, crate::Underlay>,
     inbox: mpsc::Receiver<Message<Seen>>,
     pods: watch::Sender<Scope>,
+    /// The policies that are watched, and the last round of them that was listed.
+    policies: (watch::Sender<Scope>, watch::Sender<u64>),
     own: watch::Sender<Option<Observed<EgressNodeStatus>>>,
     reports: watch::Sender<Option<Report>>,
     in_force: watch::Sender<Option<PolicyDesired>>,
@@ -78,6 +81,8 @@ pub(super) struct Session {
     /// The gateway nodes that are probed, and those of them that are down.
     probed: watch::Sender<Ends>,
     down: (watch::Sender<BTreeSet<NodeName>>, watch::Receiver<BTreeSet<NodeName>>),
+    /// The egress addresses that others were heard to answer for.
+    contested: (watch::Sender<BTreeSet<IpAddr>>, watch::Receiver<BTreeSet<IpAddr>>),
     state: Option<Arc<StateFile>>,
     /// What waits until everything was listed; none where nothing does, and once something was listed.
     hold: Option<PolicyDesired>,
@@ -117,7 +122,7 @@ impl Session {
     pub(super) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
         let client = agent.client.clone();
         let (counters, connections) = (agent.counters.clone(), agent.connections.clone());
-        let (prober, announcer) = (agent.prober.clone(), agent.announcer.clone());
+        let (prober, announcer, inquirer) = (agent.prober.clone(), agent.announcer.clone(), agent.inquirer.clone());
         let mut session = Self::start_reading(agent);
         let settings = session.settings.clone();
         let writer = StatusWriter {
@@ -129,6 +134,11 @@ impl Session {
             metrics: session.metrics.write.clone(),
         };
         session.tasks.spawn(writer.run(session.reports.subscribe(), session.own.subscribe()));
+        let renewals = watch::Sender::new(None);
+        if let Some(inquirer) = inquirer {
+            let claims = Claims::new(inquirer, settings.lease.duration, session.channels(&renewals), session.metrics.clone());
+            session.tasks.spawn(claims.run());
+        }
         let presence = Presence {
             client,
             node: settings.index.node.clone(),
@@ -136,6 +146,7 @@ impl Session {
             settings: settings.lease.clone(),
             backoff: settings.api_backoff.clone(),
             metrics: session.metrics.lease.clone(),
+            renewals,
         };
         session.tasks.spawn(presence.run(shutdown.clone()));
         if let Some(prober) = prober {
@@ -168,16 +179,27 @@ impl Session {
         session
     }
 
+    fn channels(&self, renewals: &watch::Sender<Option<Renewal>>) -> Channels {
+        Channels {
+            held: self.held.subscribe(),
+            renewals: renewals.subscribe(),
+            policies: self.policies.0.clone(),
+            listed: self.policies.1.subscribe(),
+            contested: self.contested.0.clone(),
+        }
+    }
+
     /// Starts watching, and nothing that writes.
     pub(super) fn start_reading(agent: Agent) -> Self {
         let Agent { client, settings, changes, drivers, encapsulation, host, monitor, state, metrics, health, .. } = agent;
         let (out, inbox) = mpsc::channel(INBOX);
         let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
+        let (policies, policy_scope) = watch::channel(Scope::default());
         let recorders = Recorders::default();
         let drivers = recorded::record(drivers, &recorders, &metrics);
         let mut tasks = JoinSet::new();
         let feeds = Feeds { client, out, backoff: settings.api_backoff.clone(), metrics: metrics.watch.clone() };
-        let kinds = spawn_watches(&feeds, &settings, pod_scope, &mut tasks);
+        let kinds = spawn_watches(&feeds, &settings, (pod_scope, policy_scope), &mut tasks);
         let now = Instant::now();
         Self {
             index: Index::new(settings.index.clone()),
@@ -202,6 +224,8 @@ impl Session {
             held: watch::Sender::default(),
             probed: watch::Sender::default(),
             down: watch::channel(BTreeSet::new()),
+            contested: watch::channel(BTreeSet::new()),
+            policies: (policies, watch::Sender::new(0)),
             state,
             hold: None,
             changes,
@@ -256,6 +280,7 @@ impl Session {
             _ = self.inbox.recv_many(&mut batch, INBOX) => {}
             changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
             Ok(()) = self.down.1.changed() => self.gateways_changed(),
+            Ok(()) = self.contested.1.changed() => self.contests_changed(),
             Ok(()) = self.changes.changed() => self.settings_changed(),
             changed = policy_changed(self.monitor.as_deref()), if self.due.policy.is_none() => self.policy_changed(&changed),
             Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
@@ -289,6 +314,9 @@ impl Session {
             }
             Message::Synced(kind, scope) => {
                 tracing::debug!(kind, ?scope, "listed");
+                if kind == kind::POLICIES {
+                    self.policies.1.send_replace(scope.round);
+                }
                 self.gate.synced(kind, scope);
             }
             Message::Interrupted(kind, error) => {
@@ -315,6 +343,13 @@ impl Session {
     fn gateways_changed(&mut self) {
         self.index.set_down(self.down.1.borrow_and_update().clone());
         self.due.converge = true;
+    }
+
+    /// Of two nodes that answer for an address one is too many: nothing that failed before keeps it here.
+    fn contests_changed(&mut self) {
+        self.index.set_contested(self.contested.1.borrow_and_update().clone());
+        self.due.converge = true;
+        self.due.retry = None;
     }
 
     /// Probes what this node may send to, once there is a way there.
@@ -508,14 +543,14 @@ async fn policy_changed(monitor: Option<&dyn PolicyMonitor>) -> Result<(), Error
 }
 
 fn own_pods(node: &NodeName) -> Scope {
-    Scope { fields: Some(format!("spec.nodeName={node}")), labels: None }
+    Scope { fields: Some(format!("spec.nodeName={node}")), ..Scope::default() }
 }
 
 /// Starts the watches of an agent; returns what must be listed before anything is written.
 fn spawn_watches(
     feeds: &Feeds<Seen>,
     settings: &AgentSettings,
-    pods: watch::Receiver<Scope>,
+    (pods, policies): (watch::Receiver<Scope>, watch::Receiver<Scope>),
     tasks: &mut JoinSet<()>,
 ) -> BTreeSet<&'static str> {
     let everything = || watch::channel(Scope::default()).1;
@@ -553,7 +588,7 @@ fn spawn_watches(
         feeds
             .all::<api::EgressGatewayPolicy>(
                 kind::POLICIES,
-                everything(),
+                policies,
                 Box::new(move |key, sight| Some(Seen::World(feeds::policy(key, sight)))),
             )
             .run(),

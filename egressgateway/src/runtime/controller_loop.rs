@@ -364,7 +364,7 @@ fn new_egress_node(name: &str, uid: String) -> EgressNode {
 
 fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut JoinSet<()>) {
     let everything = || watch::channel(Scope::default()).1;
-    let agents = Scope { fields: None, labels: Some(format!("{}={}", presence::LABEL, presence::LABEL_VALUE)) };
+    let agents = Scope { labels: Some(format!("{}={}", presence::LABEL, presence::LABEL_VALUE)), ..Scope::default() };
     let mask = settings.plan.mask;
     let nodes = feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(|key, sight| feeds::node(key, sight).map(Seen::World)));
     tasks.spawn(nodes.run());

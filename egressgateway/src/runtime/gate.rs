@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn opens_once_everything_was_listed_in_the_scope_that_is_needed_and_stays_open() {
-        let own = Scope { fields: Some("spec.nodeName=a".to_owned()), labels: None };
+        let own = Scope { fields: Some("spec.nodeName=a".to_owned()), ..Scope::default() };
         let all = Scope::default();
         let mut gate = Gate::new(["pods", "nodes"]);
         gate.synced("pods", own.clone());

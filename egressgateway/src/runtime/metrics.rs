@@ -165,6 +165,9 @@ pub(super) struct AgentMetrics {
     gateways_down: Gauge,
     announcements: Count,
     announcement_failures: Family<KindLabel, Count>,
+    inquiries: Count,
+    inquiry_failures: Family<KindLabel, Count>,
+    let_go: Count,
     forgotten: Count,
     not_forgotten: Family<KindLabel, Count>,
     holding: Gauge,
@@ -191,6 +194,9 @@ impl Default for AgentMetrics {
             gateways_down: Gauge::default(),
             announcements: Count::default(),
             announcement_failures: Family::default(),
+            inquiries: Count::default(),
+            inquiry_failures: Family::default(),
+            let_go: Count::default(),
             forgotten: Count::default(),
             not_forgotten: Family::default(),
             holding: Gauge::default(),
@@ -224,6 +230,17 @@ impl AgentMetrics {
         registry.register("gateways_down", "Gateway nodes that are down, as seen from here", self.gateways_down.clone());
         registry.register("announcements", "Announcements of egress addresses to neighbours", self.announcements.clone());
         registry.register("announcement_failures", "Announcements that could not be sent, by kind", self.announcement_failures.clone());
+        registry.register(
+            "address_inquiries",
+            "Questions to neighbours who else has an egress address, while the Lease is overdue",
+            self.inquiries.clone(),
+        );
+        registry.register("address_inquiry_failures", "Such questions that could not be sent, by kind", self.inquiry_failures.clone());
+        registry.register(
+            "addresses_let_go",
+            "Egress addresses that were let go because another node answered for them while the Lease was overdue",
+            self.let_go.clone(),
+        );
         registry.register(
             "connections_ended",
             "Connections that began before the policy that governs them and were ended",
@@ -287,10 +304,29 @@ impl AgentMetrics {
         self.announcement_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
     }
 
+    pub(super) fn inquired(&self) {
+        self.inquiries.inc();
+    }
+
+    pub(super) fn not_inquired(&self, kind: ErrorKind) {
+        self.inquiry_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+
+    pub(super) fn let_go(&self) {
+        self.let_go.inc();
+    }
+
     #[cfg(test)]
     pub(super) fn announcements(&self) -> (u64, u64) {
         let failures = self.announcement_failures.get_or_create(&KindLabel { kind: ErrorKind::Transient.as_str() }).get();
         (self.announcements.get(), failures)
+    }
+
+    /// Addresses that were let go, questions, and questions that were refused.
+    #[cfg(test)]
+    pub(super) fn claims(&self) -> (u64, u64, u64) {
+        let refused = self.inquiry_failures.get_or_create(&KindLabel { kind: ErrorKind::Permission.as_str() }).get();
+        (self.let_go.get(), self.inquiries.get(), refused)
     }
 
     pub(super) fn forgotten(&self, number: u64) {
@@ -570,6 +606,7 @@ in its own registry.
         agent.state_failed(ErrorKind::Transient);
         agent.probe_failed(ErrorKind::Transient);
         agent.not_announced(ErrorKind::Transient);
+        agent.not_inquired(ErrorKind::Transient);
         agent.packets([("steered".to_owned(), Counter::default())].into());
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());

@@ -11,6 +11,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -56,6 +57,15 @@ impl Default for LeaseSettings {
     }
 }
 
+/// A renewal that succeeded. The controller saw it at some time between the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Renewal {
+    /// Before the request was sent.
+    pub(super) sent: Instant,
+    /// When the API server's answer was there.
+    pub(super) answered: Instant,
+}
+
 /// Holds the Lease of one node.
 pub(super) struct Presence {
     pub(super) client: Client,
@@ -64,6 +74,8 @@ pub(super) struct Presence {
     pub(super) settings: LeaseSettings,
     pub(super) backoff: Backoff,
     pub(super) metrics: LeaseMetrics,
+    /// The last renewal that succeeded.
+    pub(super) renewals: watch::Sender<Option<Renewal>>,
 }
 
 impl Presence {
@@ -73,8 +85,10 @@ impl Presence {
         let mut account = Account::new(self.client.clone(), &self.settings.namespace);
         loop {
             let owner = tokio::time::timeout(self.settings.renew, account.owner()).await.unwrap_or_default();
+            let sent = Instant::now();
             let wait = match self.renew(owner).await {
                 Ok(()) => {
+                    self.renewals.send_replace(Some(Renewal { sent, answered: Instant::now() }));
                     self.metrics.renewed();
                     self.backoff.succeeded();
                     // A little longer, by chance: what began at the same moment does not stay together.

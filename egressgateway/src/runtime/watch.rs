@@ -32,6 +32,8 @@ pub(super) struct Scope {
     pub(super) fields: Option<String>,
     /// Label selector.
     pub(super) labels: Option<String>,
+    /// The same in another round is listed anew.
+    pub(super) round: u64,
 }
 
 impl Scope {
@@ -106,7 +108,12 @@ where
                 changed = self.scope.changed(), if !fixed => {
                     fixed = changed.is_err();
                     let wanted = self.scope.borrow_and_update().clone();
-                    next = (wanted != current.scope).then(|| self.feed());
+                    if wanted.round == current.scope.round {
+                        next = (wanted != current.scope).then(|| self.feed());
+                    } else {
+                        // What the watch told is older than the new list; nothing of it may come after that.
+                        (current, next) = (self.feed(), None);
+                    }
                     Ok(())
                 }
                 event = current.stream.next() => self.take(&mut current, event, &mut known).await.map(|_| ()),

@@ -21,23 +21,23 @@ use crate::{
 };
 
 /// How often a stream sends.
-const STEP: Duration = Duration::from_millis(2);
+pub(crate) const STEP: Duration = Duration::from_millis(2);
 
 /// ICMPv6 type of a neighbour advertisement.
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// The usual gateway with a pool of so many addresses of each family.
-fn gateway(addresses: usize) -> String {
+pub(crate) fn gateway(addresses: usize) -> String {
     let (last, last_group) = (59 + addresses, 0x5f + addresses);
     let pool = format!("ipv4: [\"10.6.0.60-10.6.0.{last}\"], ipv6: [\"fd00:6::60-fd00:6::{last_group:x}\"]");
     GATEWAY.replace("spec: {", &format!("spec: {{sourceNAT: EgressIP, egressIPs: {{{pool}}}, "))
 }
 
 /// What a policy was given.
-struct Given {
-    node: String,
+pub(crate) struct Given {
+    pub(crate) node: String,
     /// IPv4, then IPv6.
-    addresses: [IpAddr; 2],
+    pub(crate) addresses: [IpAddr; 2],
 }
 
 fn given(world: &World, policy: &str) -> Result<Given, String> {
@@ -47,19 +47,19 @@ fn given(world: &World, policy: &str) -> Result<Given, String> {
     found.map(|((node, v4), v6)| Given { node: node.to_owned(), addresses: [v4, v6] }).ok_or_else(|| status.to_string())
 }
 
-fn wait_given(world: &World, policy: &str) -> Given {
+pub(crate) fn wait_given(world: &World, policy: &str) -> Given {
     world.cluster.eventually(&format!("{policy} has addresses and a node"), || given(world, policy))
 }
 
 /// The nodes whose kernels hold an address.
-fn holders(world: &World, address: IpAddr) -> BTreeSet<String> {
+pub(crate) fn holders(world: &World, address: IpAddr) -> BTreeSet<String> {
     let nodes = world.cluster.lab.nodes();
     let held = nodes.iter().filter(|node| !node.run(&format!("ip -o addr show to {address}")).unwrap().is_empty());
     held.map(|node| node.name().to_owned()).collect()
 }
 
 /// Asks from outside who has an address, by ARP or neighbour solicitation, and returns everybody who says "I".
-fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String> {
+pub(crate) fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String> {
     let router = world.cluster.lab.router();
     let capture = world.cluster.lab.capture().unwrap();
     for _ in 0..2 {
@@ -73,7 +73,7 @@ fn says_it_has(packet: &Packet, address: IpAddr) -> bool {
     packet.source == address && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
 }
 
-fn mac(namespace: &Namespace) -> String {
+pub(crate) fn mac(namespace: &Namespace) -> String {
     let link = namespace.run("ip -o link show dev eth0").unwrap();
     link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned()
 }
@@ -84,7 +84,7 @@ fn outside(world: &World, address: IpAddr) -> Namespace {
 }
 
 /// Waits until the node holds both addresses, nobody else does, and the network outside agrees.
-fn owned_by(world: &World, addresses: [IpAddr; 2], node: &str) {
+pub(crate) fn owned_by(world: &World, addresses: [IpAddr; 2], node: &str) {
     for address in addresses {
         world.cluster.eventually(&format!("{node} alone holds {address}"), || {
             let holders = holders(world, address);
@@ -94,7 +94,7 @@ fn owned_by(world: &World, addresses: [IpAddr; 2], node: &str) {
     }
 }
 
-fn seen_as_given(world: &World, from: &Namespace, addresses: [IpAddr; 2]) {
+pub(crate) fn seen_as_given(world: &World, from: &Namespace, addresses: [IpAddr; 2]) {
     for (endpoint, expected) in world.endpoints(GOVERNED).into_iter().zip(addresses) {
         world.seen_as(from, endpoint, expected);
     }
@@ -200,7 +200,7 @@ pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_
 }
 
 /// As `egressctl move` does it, which has tests of its own.
-fn wish(world: &World, node: Option<&str>) {
+pub(crate) fn wish(world: &World, node: Option<&str>) {
     let change = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
     world.cluster.api.merge("EgressGatewayPolicy", "", "shopping", &change).unwrap();
 }
@@ -342,7 +342,7 @@ fn all_ready(world: &World) {
 }
 
 /// Waits until the status says that the policy's addresses are with this node, and they are the same as ever.
-fn is_given(world: &World, node: &str, addresses: [IpAddr; 2]) {
+pub(crate) fn is_given(world: &World, node: &str, addresses: [IpAddr; 2]) {
     world.cluster.eventually(&format!("the addresses are with {node}"), || {
         let now = given(world, "shopping")?;
         if now.node == node && now.addresses == addresses { Ok(()) } else { Err(format!("{} with {:?}", now.node, now.addresses)) }

@@ -65,6 +65,9 @@ macro_rules! every_check_on {
                 addresses_do_not_drift_while_nodes_and_the_selector_come_and_go
                 with_only_the_link_between_the_gateways_cut_one_node_answers_all_along
                 a_masquerade_that_comes_before_ours_gives_nothing_another_source;
+            claims:
+                a_gateway_that_lost_the_api_server_lets_go_of_addresses_that_another_was_given
+                without_an_api_server_for_anybody_nobody_lets_go;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing
                 an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up_right

@@ -100,13 +100,22 @@ impl Place {
 
     /// With these further lines in the configuration.
     pub(crate) fn with_configured_daemons(self, path: &DataPath, more: &str) -> World {
+        self.without_daemons(path, more).start_daemons()
+    }
+
+    fn without_daemons(self, path: &DataPath, more: &str) -> World {
         let Self { lab, families, shop, blog, local, server } = self;
-        let cluster = Cluster::start(lab, &format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel));
-        World { cluster, families, shop, blog, local, server }
+        let config = format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel);
+        World { cluster: Cluster::without_daemons(lab, &config), families, shop, blog, local, server }
     }
 }
 
 impl World {
+    fn start_daemons(mut self) -> Self {
+        self.cluster.start_daemons();
+        self
+    }
+
     /// Without any policy.
     pub(crate) fn start(path: &DataPath) -> Self {
         Self::start_in(path, lab(), Families::Dual)
@@ -115,6 +124,13 @@ impl World {
     /// Without any policy, and with these further lines in the configuration.
     pub(crate) fn start_with(path: &DataPath, more: &str) -> Self {
         Place::make(lab(), Families::Dual).with_configured_daemons(path, more)
+    }
+
+    /// Without any policy, and with agents whose Leases last only so long, in whole seconds.
+    pub(crate) fn start_with_leases_of(path: &DataPath, duration: Duration) -> Self {
+        let mut world = Place::make(lab(), Families::Dual).without_daemons(path, "");
+        world.cluster.start_agents_with(&["--lease-duration", &format!("{}s", duration.as_secs())]);
+        world.start_daemons()
     }
 
     pub(crate) fn start_in(path: &DataPath, lab: Builder, families: Families) -> Self {

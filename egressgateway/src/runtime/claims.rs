@@ -1,0 +1,330 @@
+//! Once the controller may have given the node's egress addresses to others: asks the neighbours, and lets go of what another node has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{doubt::Doubt, metrics::AgentMetrics, node_status::wait_until, presence::Renewal, watch::Scope};
+use crate::{AddressesDesired, Inquirer, model::MacAddress};
+
+/// How often it asks. Of two who answer, neighbours believe the wrong one for so long.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the rest of the agent tells, and is told.
+pub(super) struct Channels {
+    /// The addresses that the node holds.
+    pub(super) held: watch::Receiver<AddressesDesired>,
+    /// The Lease was renewed.
+    pub(super) renewals: watch::Receiver<Option<Renewal>>,
+    /// Which policies are watched; a new round of the same is a new list.
+    pub(super) policies: watch::Sender<Scope>,
+    /// The last round that was listed, and taken over.
+    pub(super) listed: watch::Receiver<u64>,
+    /// What others have.
+    pub(super) contested: watch::Sender<BTreeSet<IpAddr>>,
+}
+
+pub(super) struct Claims {
+    inquirer: Arc<dyn Inquirer>,
+    doubt: Doubt,
+    duration: Duration,
+    channels: Channels,
+    metrics: AgentMetrics,
+    /// What is listened to, and when it was asked for last.
+    asked: Option<(AddressesDesired, Instant)>,
+    /// The addresses that could not be asked for: told once.
+    mute: BTreeSet<IpAddr>,
+    /// The last list that was asked for, and when.
+    list: (u64, Option<Instant>),
+}
+
+impl Claims {
+    /// With a Lease that counts as held for `duration`.
+    pub(super) fn new(inquirer: Arc<dyn Inquirer>, duration: Duration, channels: Channels, metrics: AgentMetrics) -> Self {
+        let doubt = Doubt::new(duration, Instant::now());
+        Self { inquirer, doubt, duration, channels, metrics, asked: None, mute: BTreeSet::new(), list: (0, None) }
+    }
+
+    /// Until nobody says any more which addresses the node holds.
+    pub(super) async fn run(mut self) {
+        loop {
+            let again = self.asked.as_ref().map(|(_, at)| *at + INTERVAL);
+            let expiry = Some(self.doubt.expiry()).filter(|_| !self.doubt.asks() || self.doubt.wants_list().is_some());
+            tokio::select! {
+                (address, other) = self.inquirer.answered() => self.hear(address, other),
+                changed = self.channels.held.changed() => if changed.is_err() {
+                    return;
+                },
+                Ok(()) = self.channels.renewals.changed() => {}
+                Ok(()) = self.channels.listed.changed() => {}
+                () = wait_until(again.into_iter().chain(expiry).min()) => {}
+            }
+            self.settle();
+            self.ask();
+            self.want_list();
+        }
+    }
+
+    fn settle(&mut self) {
+        if let Some(renewal) = *self.channels.renewals.borrow_and_update() {
+            self.doubt.renewed(renewal);
+        }
+        let (doubted, contested) = (self.doubt.asks(), self.doubt.contested());
+        self.doubt.settle(Instant::now());
+        if let (listed, (wanted, Some(sent))) = (*self.channels.listed.borrow_and_update(), self.list)
+            && listed == wanted
+        {
+            self.doubt.listed(sent);
+        }
+        self.doubt.follow(&self.channels.held.borrow_and_update());
+        if doubted && !self.doubt.asks() && !contested.is_empty() {
+            tracing::info!(addresses = ?contested, "heard from the API server again: what it says of these egress addresses counts");
+        }
+        let now = self.doubt.contested();
+        self.channels.contested.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
+    }
+
+    fn hear(&mut self, address: IpAddr, other: MacAddress) {
+        let held = self.channels.held.borrow().clone();
+        if self.doubt.heard(address, other, &held) {
+            self.metrics.let_go();
+            tracing::warn!(
+                %address,
+                other = %other,
+                "another node answers for the egress address, and this node's Lease is overdue: the address is let go until the API server is heard"
+            );
+        }
+    }
+
+    /// Asks once a second, and at once when there is something else to ask for; listens to nothing while there is nothing.
+    fn ask(&mut self) {
+        let held = self.channels.held.borrow().clone();
+        let contested = self.doubt.contested();
+        let wanted = held.held.into_iter().filter(|(address, _)| self.doubt.asks() && !contested.contains(address));
+        let wanted = AddressesDesired { held: wanted.collect() };
+        let now = Instant::now();
+        match &self.asked {
+            None if wanted.held.is_empty() => return,
+            Some((asked, at)) if *asked == wanted && now < *at + INTERVAL => return,
+            _ => {}
+        }
+        let failures: BTreeMap<IpAddr, _> = self.inquirer.inquire(&wanted).into_iter().collect();
+        for (address, device) in &wanted.held {
+            match failures.get(address) {
+                None => {
+                    self.metrics.inquired();
+                    self.mute.remove(address);
+                }
+                Some(error) => {
+                    self.metrics.not_inquired(error.kind);
+                    if self.mute.insert(*address) {
+                        let (kind, error) = (error.kind.as_str(), error.chain());
+                        tracing::warn!(%address, device, kind, error, "nobody can be asked who else has the egress address: it is kept");
+                    }
+                }
+            }
+        }
+        self.asked = Some((wanted, now)).filter(|(wanted, _)| !wanted.held.is_empty());
+    }
+
+    /// A list that does not come is asked for again, by another request: the way of this one may be as dead as those before it.
+    fn want_list(&mut self) {
+        let Some(since) = self.doubt.wants_list() else { return };
+        let (round, sent) = self.list;
+        let now = Instant::now();
+        if sent.is_some_and(|sent| sent >= since && now < sent + self.duration) {
+            return;
+        }
+        self.list = (round + 1, Some(now));
+        self.channels.policies.send_modify(|scope| scope.round = round + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, sync::Mutex};
+
+    use async_trait::async_trait;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::{Error, ErrorKind};
+
+    const OTHER: MacAddress = MacAddress([2, 0, 0, 0, 0, 0x0c]);
+    const LEASE: Duration = Duration::from_secs(40);
+
+    /// What was asked at which second, and what others have that can be heard of there.
+    #[derive(Default)]
+    struct Network {
+        asked: Mutex<Vec<(u64, Vec<String>)>>,
+        others: Mutex<BTreeSet<IpAddr>>,
+        answers: Mutex<VecDeque<IpAddr>>,
+        came: Notify,
+        mute: Mutex<bool>,
+        began: Mutex<Option<Instant>>,
+    }
+
+    impl Network {
+        fn asked(&self) -> Vec<(u64, Vec<String>)> {
+            std::mem::take(&mut self.asked.lock().unwrap())
+        }
+
+        fn say(&self, address: IpAddr) {
+            self.answers.lock().unwrap().push_back(address);
+            self.came.notify_one();
+        }
+    }
+
+    #[async_trait]
+    impl Inquirer for Network {
+        fn inquire(&self, addresses: &AddressesDesired) -> Vec<(IpAddr, Error)> {
+            let second = self.began.lock().unwrap().unwrap().elapsed().as_secs();
+            self.asked.lock().unwrap().push((second, addresses.held.keys().map(ToString::to_string).collect()));
+            if *self.mute.lock().unwrap() {
+                let refused = |address: &IpAddr| (*address, Error::new(ErrorKind::Permission, "no"));
+                return addresses.held.keys().map(refused).collect();
+            }
+            for address in addresses.held.keys().filter(|address| self.others.lock().unwrap().contains(*address)) {
+                self.say(*address);
+            }
+            Vec::new()
+        }
+
+        async fn answered(&self) -> (IpAddr, MacAddress) {
+            loop {
+                if let Some(address) = self.answers.lock().unwrap().pop_front() {
+                    return (address, OTHER);
+                }
+                self.came.notified().await;
+            }
+        }
+    }
+
+    /// An agent's claims, and the rest of the agent.
+    struct Agent {
+        network: Arc<Network>,
+        held: watch::Sender<AddressesDesired>,
+        renewals: watch::Sender<Option<Renewal>>,
+        policies: watch::Receiver<Scope>,
+        listed: watch::Sender<u64>,
+        contested: watch::Receiver<BTreeSet<IpAddr>>,
+        metrics: AgentMetrics,
+    }
+
+    impl Agent {
+        fn start() -> Self {
+            let network = Arc::new(Network { began: Mutex::new(Some(Instant::now())), ..Network::default() });
+            let (held, renewals, listed) = (watch::Sender::new(addresses(&["10.6.0.60"])), watch::Sender::new(None), watch::Sender::new(0));
+            let ((policies, scope), (contested, said)) = (watch::channel(Scope::default()), watch::channel(BTreeSet::new()));
+            let channels =
+                Channels { held: held.subscribe(), renewals: renewals.subscribe(), policies, listed: listed.subscribe(), contested };
+            let metrics = AgentMetrics::default();
+            tokio::spawn(Claims::new(network.clone(), LEASE, channels, metrics.clone()).run());
+            Self { network, held, renewals, policies: scope, listed, contested: said, metrics }
+        }
+
+        fn renew(&self) {
+            self.renewals.send_replace(Some(Renewal { sent: Instant::now(), answered: Instant::now() }));
+        }
+
+        fn contested(&self) -> Vec<String> {
+            self.contested.borrow().iter().map(ToString::to_string).collect()
+        }
+
+        /// As the agent does it when it hears what is contested.
+        fn let_go(&self) {
+            let contested = self.contested.borrow().clone();
+            self.held.send_modify(|held| held.held = held.held.clone().into_iter().filter(|(held, _)| !contested.contains(held)).collect());
+        }
+    }
+
+    fn addresses(texts: &[&str]) -> AddressesDesired {
+        AddressesDesired { held: texts.iter().map(|text| (text.parse::<IpAddr>().unwrap(), "eth0".to_owned())).collect() }
+    }
+
+    async fn seconds(seconds: u64) {
+        // A little more, so that whoever wakes at the same moment was there before.
+        tokio::time::sleep(Duration::from_secs(seconds) + Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn asks_once_a_second_as_soon_as_the_lease_may_be_old_and_keeps_what_nobody_else_has() {
+        let agent = Agent::start();
+        seconds(39).await;
+        assert_eq!(agent.network.asked(), []);
+        seconds(4).await;
+        let ask = |second| (second, vec!["10.6.0.60".to_owned()]);
+        assert_eq!(agent.network.asked(), [ask(40), ask(41), ask(42), ask(43)]);
+        agent.held.send_replace(addresses(&["10.6.0.60", "fd00:6::60"]));
+        seconds(0).await;
+        assert_eq!(agent.network.asked(), [(43, vec!["10.6.0.60".to_owned(), "fd00:6::60".to_owned()])], "a new one at once");
+        seconds(3600).await;
+        assert_eq!(agent.contested(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_lease_is_renewed_nothing_is_asked_and_what_is_said_counts_for_nothing() {
+        let agent = Agent::start();
+        agent.network.others.lock().unwrap().insert("10.6.0.60".parse().unwrap());
+        for _ in 0..100 {
+            agent.renew();
+            agent.network.say("10.6.0.60".parse().unwrap());
+            seconds(10).await;
+        }
+        assert_eq!((agent.network.asked(), agent.contested()), (vec![], vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_has_is_contested_until_all_policies_were_listed_after_a_renewal() {
+        let agent = Agent::start();
+        agent.network.others.lock().unwrap().insert("10.6.0.60".parse().unwrap());
+        seconds(40).await;
+        assert_eq!(agent.contested(), ["10.6.0.60"]);
+        agent.let_go();
+        seconds(5).await;
+        assert_eq!(agent.network.asked().last(), Some(&(40, vec![])), "nothing is left to be asked");
+        assert_eq!(agent.policies.borrow().round, 0);
+        agent.renew();
+        seconds(0).await;
+        assert_eq!((agent.contested(), agent.policies.borrow().round), (vec!["10.6.0.60".to_owned()], 1));
+        agent.listed.send_replace(1);
+        seconds(0).await;
+        assert_eq!((agent.contested(), agent.policies.borrow().round), (vec![], 1));
+        assert_eq!(agent.metrics.claims(), (1, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_does_not_come_is_asked_for_again_and_one_from_before_counts_for_nothing() {
+        let agent = Agent::start();
+        seconds(41).await;
+        for _ in 0..9 {
+            agent.renew();
+            seconds(5).await;
+        }
+        assert_eq!(agent.policies.borrow().round, 2);
+        agent.listed.send_replace(1);
+        agent.network.asked();
+        seconds(5).await;
+        assert!(!agent.network.asked().is_empty(), "still in doubt");
+        agent.listed.send_replace(2);
+        seconds(0).await;
+        agent.network.asked();
+        seconds(5).await;
+        assert_eq!(agent.network.asked(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_can_not_ask_keeps_its_addresses() {
+        let agent = Agent::start();
+        *agent.network.mute.lock().unwrap() = true;
+        agent.network.others.lock().unwrap().insert("10.6.0.60".parse().unwrap());
+        seconds(44).await;
+        assert_eq!(agent.contested(), [""; 0]);
+        assert_eq!(agent.metrics.claims(), (0, 0, 5));
+    }
+}
