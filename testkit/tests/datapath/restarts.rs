@@ -17,7 +17,8 @@ pub(crate) fn first_plan_is_empty(world: &World, node: &str) {
         let first = |line: &&str| line.starts_with("egressgateway_agent_converges_total{first=\"true\"") && !line.ends_with(" 0");
         text.lines().find(first).map(str::to_owned).ok_or(text)
     });
-    assert_eq!(unchanged, format!("{UNCHANGED} 1"), "{}", world.cluster.log(&agent(node)));
+    let said = || format!("{}\n{}", world.cluster.metrics(node, 5810).unwrap_or_default(), world.cluster.log(&agent(node)));
+    assert_eq!(unchanged, format!("{UNCHANGED} 1"), "{}", said());
 }
 
 fn go_on(flows: &mut [Flow]) {
