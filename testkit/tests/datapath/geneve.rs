@@ -6,6 +6,7 @@ mod list;
 
 mod boots;
 mod changes;
+mod claims;
 mod ecmp;
 mod egress_addresses;
 mod failover;
