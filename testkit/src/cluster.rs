@@ -41,6 +41,8 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// Between two probes of a gateway, unless settings say otherwise.
 const PROBES: Duration = Duration::from_millis(150);
+/// How long an agent's Lease lasts, unless arguments say otherwise.
+const LEASE: Duration = Duration::from_secs(40);
 /// How long a daemon may take to end.
 const END: Duration = Duration::from_secs(10);
 
@@ -215,8 +217,9 @@ impl Cluster {
         let spec = self.lab.node(node).program(binary(program));
         let mut spec = spec.arg("--kubeconfig").arg(self.kubeconfig()).arg("--config").arg(self.path("config.yaml")).args(arguments);
         if patient(PROBES) > PROBES {
-            // A gateway that is as slow as the rest is not dead.
+            // A gateway that is as slow as the rest is not dead, and neither is one whose agent takes a minute to start.
             spec = spec.env("EGRESSGATEWAY_FAILOVER_INTERVAL", format!("{}ms", patient(PROBES).as_millis()));
+            spec = spec.env("EGRESSGATEWAY_LEASE_DURATION", format!("{}s", patient(LEASE).as_secs()));
         }
         self.start_as(name, spec);
     }
