@@ -15,7 +15,7 @@ use crate::netlink::Netlink;
 
 /// How long the kernel may take until a new IPv6 address is its own: it has the address at once, but the route by which packets reach it comes
 /// from a work queue. Usually that is a millisecond; a busy host takes longer.
-const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING: Duration = Duration::from_secs(5);
 /// How often it is asked.
 const GLANCE: Duration = Duration::from_millis(1);
 
