@@ -31,7 +31,13 @@ fn ports(thousand: u16) -> Range<u16> {
 }
 
 fn sources(world: &World, to: SocketAddr, ports: Range<u16>) -> Vec<IpAddr> {
-    world.shop.connect_from(to, ports).unwrap_or_else(|error| panic!("{to}: {error}")).iter().map(SocketAddr::ip).collect()
+    world
+        .shop
+        .connect_from(to, ports)
+        .unwrap_or_else(|error| panic!("{to}: {error}\n{}", world.cluster.logs()))
+        .iter()
+        .map(SocketAddr::ip)
+        .collect()
 }
 
 fn spread(sources: impl IntoIterator<Item = IpAddr>) -> Spread {
