@@ -7,23 +7,25 @@ use std::{
 
 use crate::scene::{As, BACKENDS, FAMILIES, Scene};
 
+/// Both backends at once, each in namespaces of its own.
 pub(crate) fn measure(time: Duration) -> io::Result<String> {
     let mut lines = vec![
         "| backend | family | seconds | datagrams sent | lost | longest gap | false switches |".to_owned(),
         "|---|---|---|---|---|---|---|".to_owned(),
     ];
-    for backend in BACKENDS {
-        let scene = Scene::start(backend, As::Node)?;
-        let before = scene.metric("gateways_lost_total");
-        let busy = busy(Instant::now() + time)?;
-        let streams = scene.streams()?;
-        thread::sleep(time);
+    let scenes = BACKENDS.map(|backend| Scene::start(backend, As::Node));
+    let scenes = scenes.into_iter().collect::<io::Result<Vec<_>>>()?;
+    let before: Vec<f64> = scenes.iter().map(lost).collect();
+    let busy = busy(Instant::now() + time)?;
+    let streams = scenes.iter().map(Scene::streams).collect::<io::Result<Vec<_>>>()?;
+    thread::sleep(time);
+    for thread in busy {
+        thread.join().map_err(|_| io::Error::other("a busy thread panicked"))?;
+    }
+    for (((backend, scene), streams), before) in BACKENDS.into_iter().zip(&scenes).zip(streams).zip(before) {
         let reports = streams.into_iter().map(egressgateway_testkit::lab::Stream::finish).collect::<io::Result<Vec<_>>>()?;
-        for thread in busy {
-            thread.join().map_err(|_| io::Error::other("a busy thread panicked"))?;
-        }
         // What the client's agent says, or what servers saw of it.
-        let lost = scene.metric("gateways_lost_total") - before;
+        let lost = lost(scene) - before;
         for (family, report) in FAMILIES.into_iter().zip(reports) {
             let changes = report.answers.windows(2).filter(|pair| pair[0].source.ip() != pair[1].source.ip()).count();
             let switches =
@@ -33,6 +35,11 @@ pub(crate) fn measure(time: Duration) -> io::Result<String> {
         }
     }
     Ok(lines.join("\n"))
+}
+
+/// How often the client's agent took a gateway for lost.
+fn lost(scene: &Scene) -> f64 {
+    scene.metric("gateways_lost_total")
 }
 
 /// One thread for each processor, which does nothing else.
