@@ -159,7 +159,7 @@ impl Demo {
         let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
         let programmed = conditions.iter().find(|condition| condition["type"] == "PolicyProgrammed");
         let message = programmed.and_then(|condition| condition["message"].as_str()).unwrap_or_default();
-        message.split_once(" entries in ").map_or("unknown", |(_, backend)| backend).to_owned()
+        message.strip_prefix("in ").unwrap_or("unknown").to_owned()
     }
 
     /// Waits until all connections look as expected, then makes each once more and prints it.
