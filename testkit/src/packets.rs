@@ -239,6 +239,11 @@ async fn arrived(at: &Neighbour, source: &str, expected: u64) {
     }
 }
 
+/// Somebody else's rules on the way out: what enters the overlay with a byte of ours, and all that does.
+const UNDERLAY: &str = r#"nft 'add table inet underlay; add chain inet underlay out { type filter hook postrouting priority 300; }
+    add rule inet underlay out oifname "egress-vxlan-v4" meta l4proto udp meta mark & 0xff000000 != 0 counter
+    add rule inet underlay out oifname "egress-vxlan-v4" meta l4proto udp counter'"#;
+
 /// What is steered and can not go by the tunnel does not go at all.
 ///
 /// # Panics
@@ -247,10 +252,14 @@ pub fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave<D
     in_namespace(move || async move {
         let lab = Lab::new(&host);
         lab.program(&client()).await;
+        run(UNDERLAY);
         lab.pod.send("10.6.1.92");
         arrived(&lab.far, "10.244.1.10", 1).await;
         lab.pod.send("fd00::1:92");
         arrived(&lab.far, "fd10:244:1::10", 1).await;
+        let seen = run("nft list chain inet underlay out");
+        let packets: Vec<&str> = seen.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()).collect();
+        assert_eq!(packets, ["0", "2"], "the underlay's rules meet our mark: {seen}");
         lab.count("steered", 2).await;
         lab.count("tunnelled", 2).await;
         run("ip rule del pref 99; ip -6 rule del pref 99");
