@@ -63,6 +63,14 @@ impl Nftables {
     /// [`ErrorKind::Unsupported`] names the package or the kernel options that are missing, [`ErrorKind::Permission`] the capability.
     pub async fn probe(&self) -> Result<(), Error> {
         self.hook()?;
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        if finds_too_much(release.trim()) {
+            let context = format!(
+                "Linux {} may find IPv6 destinations in ranges that they are not in: other traffic would be governed too",
+                release.trim()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
         let version = nft(&["--version"], "", "run nft").await?;
         let full = NftState { exists: true, ..NftState::of(&probe_desired(), self.settings.mask, &NftState::default())? };
         // The plan of a replacement passes on a host with our table and on one without.
@@ -102,6 +110,12 @@ impl Nftables {
         let ours = |object: &Value| object["table"]["name"] == TABLE && object["table"]["family"] == TABLE_FAMILY;
         Ok(tables.iter().any(ours))
     }
+}
+
+/// Whether a kernel of this release looks IPv6 addresses up wrongly in concatenated ranges, with AVX2: seen with 5.10 (docs/kernels.md), and with none of 6.1 or later.
+/// Releases do not tell which fixes they have, so every 5.10 is taken for such a one.
+fn finds_too_much(release: &str) -> bool {
+    release.starts_with("5.10.")
 }
 
 /// The second transaction of a plan.
@@ -175,5 +189,16 @@ impl CounterSource for Nftables {
             Some((name.to_owned(), Counter { packets: counter["packets"].as_u64()?, bytes: counter["bytes"].as_u64()? }))
         });
         Ok(counters.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_find_too_much_are_told_by_their_release() {
+        assert!(finds_too_much("5.10.0-32-amd64") && finds_too_much("5.10.251"));
+        assert!(!finds_too_much("6.1.0-40-amd64") && !finds_too_much("5.100.1") && !finds_too_much(""));
     }
 }
