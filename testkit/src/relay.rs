@@ -27,8 +27,12 @@ struct Shared {
     ended: AtomicBool,
     held: Mutex<bool>,
     released: Condvar,
-    waiting: AtomicUsize,
+    requests: AtomicUsize,
+    handshakes: AtomicUsize,
 }
+
+/// First byte of a record of TLS that belongs to a handshake (RFC 8446, section 5.1).
+const HANDSHAKE: u8 = 22;
 
 impl Relay {
     /// Listens at `at` in a namespace, and leads every connection to `to`.
@@ -49,10 +53,17 @@ impl Relay {
         *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// How many connections have something that waits.
+    /// How many connections have something of an established session of TLS that waits: clients wait for an answer to each request, so these are requests, also
+    /// of clients that have gone.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.shared.waiting.load(Ordering::SeqCst)
+    pub fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// How many connections wait for their session of TLS to begin: what they are for has not been sent.
+    #[must_use]
+    pub fn handshakes(&self) -> usize {
+        self.shared.handshakes.load(Ordering::SeqCst)
     }
 
     /// Delivers what was held back, also of clients that have gone.
@@ -85,10 +96,10 @@ fn pass_on(client: TcpStream, to: SocketAddr, shared: &Arc<Shared>) -> io::Resul
     let (from_client, to_server, shared) = (client.try_clone()?, server.try_clone()?, Arc::clone(shared));
     thread::Builder::new().name("relay-out".into()).spawn(move || {
         // When the client goes, the server's end stays open: what was sent before still counts.
-        copy(from_client, to_server, |pass| shared.wait(pass))
+        copy(from_client, to_server, |data| shared.wait(data))
     })?;
     thread::Builder::new().name("relay-in".into()).spawn(move || {
-        let copied = copy(&server, &client, |pass| pass());
+        let copied = copy(&server, &client, |_| {});
         drop(client.shutdown(std::net::Shutdown::Both));
         copied
     })?;
@@ -96,23 +107,25 @@ fn pass_on(client: TcpStream, to: SocketAddr, shared: &Arc<Shared>) -> io::Resul
 }
 
 impl Shared {
-    fn wait(&self, pass: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+    fn wait(&self, data: &[u8]) {
+        let waiting = if data.first() == Some(&HANDSHAKE) { &self.handshakes } else { &self.requests };
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        waiting.fetch_add(1, Ordering::SeqCst);
         let held = self.released.wait_while(held, |held| *held).unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        waiting.fetch_sub(1, Ordering::SeqCst);
         drop(held);
-        pass()
     }
 }
 
-fn copy(mut from: impl Read, mut to: impl Write, when: impl Fn(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>) -> io::Result<()> {
+/// Passes on what comes, each piece after `before` has seen it.
+fn copy(mut from: impl Read, mut to: impl Write, before: impl Fn(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = from.read(&mut buffer)?;
         if length == 0 {
             return Ok(());
         }
-        when(&mut || to.write_all(&buffer[..length]))?;
+        before(&buffer[..length]);
+        to.write_all(&buffer[..length])?;
     }
 }

@@ -190,11 +190,24 @@ impl Installed {
 
     /// Waits until the gateway's active node is `node`.
     pub(crate) fn active(&self, node: &str) {
-        self.kubernetes.eventually(&format!("{node} is active"), || {
+        self.of_gateway_nodes(&format!("{node} is active"), |nodes| {
+            let active: Vec<&Value> = nodes.iter().filter(|node| node["active"] == true).map(|node| &node["name"]).collect();
+            active == [node]
+        });
+    }
+
+    /// Waits until the gateway's status says whether `node` is ready.
+    pub(crate) fn ready(&self, node: &str, ready: bool) {
+        self.of_gateway_nodes(&format!("{node} is ready: {ready}"), |nodes| {
+            nodes.iter().any(|entry| entry["name"] == node && (entry["status"] == "Ready") == ready)
+        });
+    }
+
+    fn of_gateway_nodes(&self, what: &str, is: impl Fn(&[Value]) -> bool) {
+        self.kubernetes.eventually(what, || {
             let gateway = self.gateway();
-            let nodes = gateway["status"]["nodeList"].as_array().into_iter().flatten();
-            let active: Vec<&Value> = nodes.filter(|node| node["active"] == true).map(|node| &node["name"]).collect();
-            if active == [node] { Ok(()) } else { Err(gateway.to_string()) }
+            let nodes = gateway["status"]["nodeList"].as_array();
+            if is(nodes.map_or(&[], Vec::as_slice)) { Ok(()) } else { Err(gateway.to_string()) }
         });
     }
 

@@ -65,21 +65,18 @@ fn a_killed_leader_is_followed_and_nothing_changes(installed: &mut Installed) {
 fn what_a_leader_sends_too_late_is_refused(installed: &mut Installed, relay: &Relay) {
     installed.start_controller("another-a");
     has_looked(installed, "another-a");
-    // It works, and has connections to the server at hand.
+    // It works, and has as many connections to the server at hand as it will need: a handshake that is held back says nothing of a request.
     installed.node_ready("gateway-1", false);
     installed.active("gateway-2");
     installed.node_ready("gateway-1", true);
     installed.node_ready("gateway-2", false);
     installed.active("gateway-1");
-    relay.hold();
-    let wants = |installed: &Installed| installed.log("controller-b").matches("the cluster is not as planned").count();
-    let wanted = wants(installed);
-    installed.node_ready("gateway-2", true);
-    installed.kubernetes.eventually("the leader wants to write, and what it sends is held back", || {
-        // The renewal of its Lease, and the write.
-        let (wants, waiting) = (wants(installed), relay.waiting());
-        if wants > wanted && waiting > 1 { Ok(()) } else { Err(format!("{wants} {waiting}")) }
-    });
+    holds_back_what_the_leader_wants(installed, relay, |relay| relay.requests() + relay.handshakes());
+    relay.release();
+    installed.ready("gateway-2", true);
+    installed.node_ready("gateway-2", false);
+    installed.ready("gateway-2", false);
+    holds_back_what_the_leader_wants(installed, relay, Relay::requests);
     installed.daemon("controller-b").kill(Signal::SIGSTOP).unwrap();
     leads(installed.daemon("another-a"));
     let acquired = lease_time(installed, "acquireTime").to_string();
@@ -96,6 +93,24 @@ fn what_a_leader_sends_too_late_is_refused(installed: &mut Installed, relay: &Re
     installed.daemon("controller-b").wait_for_log("no longer leading", patient(LEASE * 2)).unwrap();
     assert_eq!(changed(&before, &settled(&installed.kubernetes)), Vec::<String>::new());
     assert_eq!(writes(installed, "controller-b", &acquired), Vec::<String>::new());
+}
+
+/// Lets gateway-2 be ready, and waits until the leader's writes of that and the renewal of its Lease wait at the relay, as `waiting` counts them.
+fn holds_back_what_the_leader_wants(installed: &Installed, relay: &Relay, waiting: impl Fn(&Relay) -> usize) {
+    let wants = || {
+        let log = installed.log("controller-b");
+        let wants = log.lines().filter(|line| line.contains("the cluster is not as planned"));
+        wants.map(|line| serde_json::from_str::<Value>(line).unwrap()["writes"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let before = wants().len();
+    relay.hold();
+    installed.node_ready("gateway-2", true);
+    installed.kubernetes.eventually("the leader wants to write, and what it sends is held back", || {
+        let (wants, waiting) = (wants(), waiting(relay));
+        let writes: u64 = wants[before..].iter().sum();
+        let all = writes > 0 && waiting as u64 > writes;
+        if all { Ok(()) } else { Err(format!("{wants:?} {waiting} handshakes: {}", relay.handshakes())) }
+    });
 }
 
 fn a_second_agent_ends_and_takes_over_once_the_first_is_gone(installed: &mut Installed) {
