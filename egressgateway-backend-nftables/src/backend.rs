@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     command::{self, nft, nft_json},
-    exact,
+    exact, lookup_test,
     monitor::{NftMonitor, Writers},
     names::{CHANGING, COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
     observe,
@@ -57,26 +57,20 @@ impl Nftables {
         self.hook.as_deref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this nftables backend only plans"))
     }
 
-    /// Whether nft and the kernel have what the table needs; changes nothing.
+    /// Whether nft and the kernel have what the table needs, and the kernel finds IPv6 addresses in ranges as it should: frames on the device `lo` tell, which
+    /// must be up, in a table of their own that is gone afterwards. Nothing else is changed.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] names the package or the kernel options that are missing, [`ErrorKind::Permission`] the capability.
+    /// [`ErrorKind::Unsupported`] names the package or the kernel options that are missing, or what the kernel does wrongly;
+    /// [`ErrorKind::Permission`] the capability.
     pub async fn probe(&self) -> Result<(), Error> {
         self.hook()?;
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        if finds_too_much(release.trim()) {
-            let context = format!(
-                "Linux {} may find IPv6 destinations in ranges that they are not in: other traffic would be governed too",
-                release.trim()
-            );
-            return Err(Error::new(ErrorKind::Unsupported, context));
-        }
         let version = nft(&["--version"], "", "run nft").await?;
         let full = NftState { exists: true, ..NftState::of(&probe_desired(), self.settings.mask, &NftState::default())? };
         // The plan of a replacement passes on a host with our table and on one without.
         let script = plan::plan(&NftState { foreign: ["probe".to_owned()].into(), exists: true, ..NftState::default() }, &full).to_string();
         match nft(&["-c", "-f", "-"], &script, "check a small table with nft").await {
-            Ok(_) => Ok(()),
+            Ok(_) => lookup_test::lookups_are_right().await,
             Err(error) if error.kind == ErrorKind::Permission => {
                 Err(Error::new(error.kind, "nftables needs CAP_NET_ADMIN in the host's network namespace").with_source(error.chain()))
             }
@@ -90,6 +84,15 @@ impl Nftables {
                 Err(Error::new(ErrorKind::Unsupported, context).with_source(error.chain()))
             }
         }
+    }
+
+    /// Takes away what a [`probe`](Self::probe) left behind that was ended half-way.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn forget_probe(&self) -> Result<(), Error> {
+        self.hook()?;
+        lookup_test::remove().await
     }
 
     /// What our table has of some kind; none where there is no table, even if it went away just now.
@@ -110,12 +113,6 @@ impl Nftables {
         let ours = |object: &Value| object["table"]["name"] == TABLE && object["table"]["family"] == TABLE_FAMILY;
         Ok(tables.iter().any(ours))
     }
-}
-
-/// Whether a kernel of this release looks IPv6 addresses up wrongly in concatenated ranges, with AVX2: seen with 5.10 (docs/kernels.md), and with none of 6.1 or later.
-/// Releases do not tell which fixes they have, so every 5.10 is taken for such a one.
-fn finds_too_much(release: &str) -> bool {
-    release.starts_with("5.10.")
 }
 
 /// The second transaction of a plan.
@@ -189,16 +186,5 @@ impl CounterSource for Nftables {
             Some((name.to_owned(), Counter { packets: counter["packets"].as_u64()?, bytes: counter["bytes"].as_u64()? }))
         });
         Ok(counters.collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernels_that_find_too_much_are_told_by_their_release() {
-        assert!(finds_too_much("5.10.0-32-amd64") && finds_too_much("5.10.251"));
-        assert!(!finds_too_much("6.1.0-40-amd64") && !finds_too_much("5.100.1") && !finds_too_much(""));
     }
 }

@@ -40,6 +40,7 @@ mod decode;
 mod elements;
 mod exact;
 mod exit_guard;
+mod lookup_test;
 mod monitor;
 mod names;
 mod observe;

@@ -20,6 +20,15 @@ pub(crate) const GUARD_PATH: &str = "inet egressgateway_exits";
 /// Its only chain, with [`PRIORITY_RESTORE`].
 pub(crate) const GUARD_CHAIN: &str = "after_translation";
 
+/// Family of [`LOOKUP_TABLE`].
+pub(crate) const LOOKUP_TABLE_FAMILY: &str = "netdev";
+/// The table of the probe that asks whether lookups are right; it lives for milliseconds. Everything in it is ours too.
+pub(crate) const LOOKUP_TABLE: &str = "egressgateway_probe";
+/// How nft's commands write it.
+pub(crate) const LOOKUP_TABLE_PATH: &str = "netdev egressgateway_probe";
+/// Before everybody else's ingress chains of the device.
+pub(crate) const PRIORITY_INGRESS: i32 = -500;
+
 /// New connections sent to a gateway.
 pub(crate) const STEERED: &str = "steered";
 /// Of the steered connections, those whose first packet entered the tunnel: the others found no way there.

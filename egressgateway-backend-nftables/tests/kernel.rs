@@ -216,8 +216,9 @@ fn addresses_come_move_and_go_one_by_one_and_all_together_or_not_at_all() {
 }
 
 #[test]
-fn the_probe_passes_here_and_changes_nothing() {
+fn the_probe_passes_here_and_leaves_nothing() {
     in_namespace(|| async {
+        run("ip link set lo up");
         nftables().probe().await.unwrap();
         assert_eq!(run("nft list tables"), "");
         let state = reach(&client()).await;

@@ -48,12 +48,13 @@ pub(crate) fn unknown(config: &Config) -> Option<Problem> {
 /// behind is removed once this one is in force.
 ///
 /// # Errors
-/// When the host can't do any, each with what it lacks.
+/// When the host can't do it, or any, each with what it lacks.
 pub(crate) async fn choose(config: &Config) -> Result<Backend, Failure> {
     let mut lacking = Vec::new();
     for name in BUILT_IN {
         if let Some(asked) = config.policy_backend.as_deref() {
             if asked == *name {
+                probe(name, config).await?;
                 return made(name, config, "as configured").await;
             }
             continue;
@@ -180,6 +181,24 @@ pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     all.extend(former_nftables(config));
     all.extend(former_guard(config).await?);
     Ok(Box::new(Succession::new(Box::new(Nothing), all)))
+}
+
+/// Takes away what a probe of nftables left behind that was ended half-way; where nothing of it can be, that is nothing.
+///
+/// # Errors
+/// When the kernel refuses.
+#[cfg(feature = "nftables")]
+pub(crate) async fn forget_probe(config: &Config) -> Result<(), Error> {
+    match nftables(config).forget_probe().await {
+        Err(error) if error.kind != ErrorKind::Unsupported => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(feature = "nftables"))]
+#[expect(clippy::unused_async, reason = "only nft must be asked")]
+pub(crate) async fn forget_probe(_: &Config) -> Result<(), Error> {
+    Ok(())
 }
 
 /// Nothing is in force.

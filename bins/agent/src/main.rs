@@ -139,6 +139,7 @@ async fn cleanup(config: &Config, dry_run: bool) -> Result<(), Failure> {
         }
     } else {
         drivers.remove_all().await?;
+        backend::forget_probe(config).await?;
         if let Some(path) = &config.state_file {
             StateFile::remove(path)?;
         }

@@ -30,6 +30,8 @@ fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
         for table in ["egressgateway", "others"] {
             run("nft", &["add", "table", "inet", table]);
         }
+        // Of an agent that ended while it asked the kernel.
+        run("nft", &["add", "table", "netdev", "egressgateway_probe"]);
         run("ip", &["route", "add", "unreachable", "default", "table", "100", "protocol", "77"]);
         run("ip", &["route", "add", "unreachable", "default", "table", "4711"]);
         for address in [["10.6.0.60/32", "1701279609"], ["10.6.0.61/32", "5"]] {
