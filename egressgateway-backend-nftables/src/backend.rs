@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     command::{self, nft, nft_json},
-    exact, lookup_test,
+    exact, lookup_probe,
     monitor::{NftMonitor, Writers},
     names::{CHANGING, COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
     observe,
@@ -57,8 +57,8 @@ impl Nftables {
         self.hook.as_deref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this nftables backend only plans"))
     }
 
-    /// Whether nft and the kernel have what the table needs, and the kernel finds IPv6 addresses in ranges as it should: frames on the device `lo` tell, which
-    /// must be up, in a table of their own that is gone afterwards. Nothing else is changed.
+    /// Whether nft and the kernel have what the table needs, and the kernel finds IPv6 addresses in ranges as it should: frames on the device
+    /// `lo` tell, which must be up, in a table of their own that is gone afterwards. Nothing else is changed.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] names the package or the kernel options that are missing, or what the kernel does wrongly;
@@ -70,7 +70,7 @@ impl Nftables {
         // The plan of a replacement passes on a host with our table and on one without.
         let script = plan::plan(&NftState { foreign: ["probe".to_owned()].into(), exists: true, ..NftState::default() }, &full).to_string();
         match nft(&["-c", "-f", "-"], &script, "check a small table with nft").await {
-            Ok(_) => lookup_test::lookups_are_right().await,
+            Ok(_) => lookup_probe::lookups_are_right().await,
             Err(error) if error.kind == ErrorKind::Permission => {
                 Err(Error::new(error.kind, "nftables needs CAP_NET_ADMIN in the host's network namespace").with_source(error.chain()))
             }
@@ -92,7 +92,7 @@ impl Nftables {
     /// When the kernel refuses.
     pub async fn forget_probe(&self) -> Result<(), Error> {
         self.hook()?;
-        lookup_test::remove().await
+        lookup_probe::remove().await
     }
 
     /// What our table has of some kind; none where there is no table, even if it went away just now.

@@ -40,7 +40,7 @@ mod decode;
 mod elements;
 mod exact;
 mod exit_guard;
-mod lookup_test;
+mod lookup_probe;
 mod monitor;
 mod names;
 mod observe;

@@ -93,7 +93,7 @@ fn node(matches: &ArgMatches) -> Result<NodeName, Failure> {
 
 async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
     let lease = LeaseArguments::from_arg_matches(matches).map_err(|error| Failure::Usage(vec![error.to_string()]))?;
-    let lease = lease.settings(&common.namespace)?;
+    let lease = lease.settings(&common.namespace);
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
     let changes = watch::Sender::new(wiring::settings(&config, node.clone()));

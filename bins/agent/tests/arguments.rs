@@ -26,11 +26,9 @@ fn a_node_name_is_required() {
 
 #[test]
 fn a_lease_lasts_whole_seconds() {
-    for (given, told) in [("1500ms", "1s 500ms"), ("0s", "0s"), ("2h", "2h")] {
-        refused(
-            &["--node-name=a", "--lease-duration", given],
-            &format!("--lease-duration: \"{told}\": must be whole seconds from 1s to 1h"),
-        );
+    for given in ["1500ms", "0s", "2h"] {
+        let refusal = format!("invalid value '{given}' for '--lease-duration <DURATION>': must be whole seconds from 1s to 1h");
+        refused(&["--node-name=a", "--lease-duration", given], &refusal);
     }
     refused(&["--node-name=a", "--lease-duration", "soon"], "--lease-duration");
 }

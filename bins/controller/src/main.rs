@@ -64,7 +64,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let election = ElectionArguments::from_arg_matches(matches).map_err(usage)?;
     let identity = matches.get_one::<String>("identity").cloned();
     let identity = identity.ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
-    let election = election.settings(&common.namespace, identity)?;
+    let election = election.settings(&common.namespace, identity);
     install_logs(&common)?;
     install_tls()?;
     let span = tracing::error_span!("controller", identity = election.identity);

@@ -25,11 +25,12 @@ fn an_identity_is_required() {
 
 #[test]
 fn leadership_lasts_whole_seconds() {
-    for (given, told) in [("1500ms", "1s 500ms"), ("0s", "0s"), ("2h", "2h")] {
+    for given in ["1500ms", "0s", "2h"] {
         let output = controller(&["--identity=a", "--leader-lease", given]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains(&format!("--leader-lease: \"{told}\": must be whole seconds from 1s to 1h")), "{text}");
+        let refusal = format!("invalid value '{given}' for '--leader-lease <DURATION>': must be whole seconds from 1s to 1h");
+        assert!(text.contains(&refusal), "{text}");
     }
     let output = controller(&["--identity=a", "--leader-lease", "soon"]);
     assert_eq!(output.status.code(), Some(2));

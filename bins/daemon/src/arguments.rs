@@ -1,4 +1,4 @@
-use std::{fmt, fs, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fmt, fs, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use egressgateway::{Error, config::Config, spec::Problem};
@@ -43,6 +43,16 @@ impl CommonArguments {
     pub fn parse(matches: &ArgMatches) -> Result<Self, Failure> {
         Self::from_arg_matches(matches).map_err(|error| Failure::Usage(vec![error.to_string()]))
     }
+}
+
+/// How long a Lease lasts, as arguments give it: `spec.leaseDurationSeconds` is a whole number.
+///
+/// # Errors
+/// With the rule, for anything else.
+pub fn lease_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let whole = duration.subsec_nanos() == 0 && (1..=3600).contains(&duration.as_secs());
+    whole.then_some(duration).ok_or_else(|| "must be whole seconds from 1s to 1h, such as 15s".to_owned())
 }
 
 /// Why a daemon did not run, or ended.
@@ -148,6 +158,15 @@ mod tests {
         assert_eq!(load(&[&config], &variable).unwrap().tunnel.vni, 300);
         let all = load(&[&config, "--tunnel-vni=400"], &variable).unwrap();
         assert_eq!((all.tunnel.vni, all.tunnel.port), (400, 4000));
+    }
+
+    #[test]
+    fn a_lease_lasts_whole_seconds() {
+        assert_eq!(lease_duration("1m 30s").unwrap(), Duration::from_secs(90));
+        assert_eq!(lease_duration("1h").unwrap(), Duration::from_secs(3600));
+        for text in ["1500ms", "0s", "3601s", "584542046091y", "soon", ""] {
+            assert!(lease_duration(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod listen;
 mod process;
 mod reload;
 
-pub use arguments::{CommonArguments, Failure, LogFormat, command, configuration};
+pub use arguments::{CommonArguments, Failure, LogFormat, command, configuration, lease_duration};
 pub use client::client;
 pub use http::{listen, serve};
 pub use listen::listen_at;

@@ -1,6 +1,7 @@
+//! An agent at work: what happens becomes something due, and what is due is done.
+
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use k8s_openapi::api::core::v1 as core;
 use kube::Api;
 use tokio::{
     sync::{mpsc, watch},
@@ -11,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent::{Agent, AgentSettings, MANAGER},
+    agent_watches::{Seen, own_pods, spawn_watches},
     announcements::Announcements,
     boot_hold::{self, Remembering},
     claims::{Channels, Claims},
-    cluster_networks::ClusterNetworks,
     convergence::Convergence,
-    feeds::{self, Feeds, kind},
+    feeds::{Feeds, kind},
     gate::Gate,
     gateway_probes::{Ends, GatewayProbes},
     health::Health,
@@ -25,7 +26,6 @@ use super::{
     observed::Observed,
     presence::{Presence, Renewal},
     recorded::{self, Recorders},
-    slim::Slim,
     stale_connections::StaleConnections,
     state_file::StateFile,
     watch::{Message, Scope},
@@ -33,29 +33,14 @@ use super::{
 use crate::{
     AddressesDesired, CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, PolicyMonitor,
     ProbeAddress,
-    api::{self, EgressNodeStatus, Interface},
+    api::{EgressNodeStatus, Interface},
     index::{Index, IndexSettings},
     liveness::LivenessSettings,
     model::{Family, NodeName},
-    world::Change,
 };
 
 /// How many messages may wait for the loop; watches wait once there are more.
 const INBOX: usize = 4096;
-
-/// What an agent's watches tell.
-#[derive(Debug)]
-enum Seen {
-    World(Change),
-    /// The own EgressNode, with its status as it is.
-    Own(Change, Option<Box<Observed<EgressNodeStatus>>>),
-}
-
-impl From<Change> for Seen {
-    fn from(change: Change) -> Self {
-        Self::World(change)
-    }
-}
 
 /// A running agent.
 pub(super) struct Session {
@@ -540,71 +525,6 @@ async fn policy_changed(monitor: Option<&dyn PolicyMonitor>) -> Result<(), Error
         Some(monitor) => monitor.changed().await,
         None => std::future::pending().await,
     }
-}
-
-fn own_pods(node: &NodeName) -> Scope {
-    Scope { fields: Some(format!("spec.nodeName={node}")), ..Scope::default() }
-}
-
-/// Starts the watches of an agent; returns what must be listed before anything is written.
-fn spawn_watches(
-    feeds: &Feeds<Seen>,
-    settings: &AgentSettings,
-    (pods, policies): (watch::Receiver<Scope>, watch::Receiver<Scope>),
-    tasks: &mut JoinSet<()>,
-) -> BTreeSet<&'static str> {
-    let everything = || watch::channel(Scope::default()).1;
-    let (mask, own) = (settings.mask, settings.index.node.clone());
-    let world = |change: Option<Change>| change.map(Seen::World);
-    tasks.spawn(feeds.all::<Slim<core::Pod>>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
-    tasks.spawn(
-        feeds.all::<core::Namespace>(kind::NAMESPACES, everything(), Box::new(move |key, sight| world(feeds::namespace(key, sight)))).run(),
-    );
-    tasks.spawn(feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
-    let egress_nodes = feeds.all::<api::EgressNode>(
-        kind::EGRESS_NODES,
-        everything(),
-        Box::new(move |key, sight| {
-            let change = feeds::egress_node(key, sight)?;
-            if *key.name != *own.as_str() {
-                return Some(Seen::World(change));
-            }
-            let node = feeds::known(sight).ok()?;
-            let observed = node.map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
-            Some(Seen::Own(change, observed))
-        }),
-    );
-    tasks.spawn(egress_nodes.run());
-    tasks.spawn(
-        feeds
-            .all::<api::EgressGateway>(
-                kind::GATEWAYS,
-                everything(),
-                Box::new(move |key, sight| Some(Seen::World(feeds::gateway(key, sight, mask)))),
-            )
-            .run(),
-    );
-    tasks.spawn(
-        feeds
-            .all::<api::EgressGatewayPolicy>(
-                kind::POLICIES,
-                policies,
-                Box::new(move |key, sight| Some(Seen::World(feeds::policy(key, sight)))),
-            )
-            .run(),
-    );
-    let mut kinds = BTreeSet::from([kind::PODS, kind::NAMESPACES, kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES]);
-    if settings.index.auto_cluster_networks {
-        let networks = ClusterNetworks {
-            client: feeds.client.clone(),
-            interval: settings.networks,
-            backoff: settings.api_backoff.clone(),
-            out: feeds.out.clone(),
-        };
-        tasks.spawn(networks.run());
-        kinds.insert(kind::CLUSTER_NETWORKS);
-    }
-    kinds
 }
 
 async fn read_counters(source: Arc<dyn CounterSource>, interval: std::time::Duration, metrics: AgentMetrics) {

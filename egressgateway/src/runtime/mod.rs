@@ -4,6 +4,7 @@ mod account;
 mod admission;
 mod agent;
 mod agent_loop;
+mod agent_watches;
 mod announcements;
 mod backoff;
 mod boot_hold;

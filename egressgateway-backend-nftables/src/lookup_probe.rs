@@ -1,8 +1,8 @@
 //! Whether the kernel finds IPv6 addresses in ranges as it should, asked with packets.
 //!
-//! Some kernels do not: with AVX2, sets of concatenated ranges (`nft_set_pipapo`) of Linux before 6.15, and of stable releases without the fix, do not look at
-//! the sixth byte of an address, so that `fd00:6:2::92` is in `fd00:6:1::/64` (docs/kernels.md). Distributions' releases don't tell which fixes they have, and `nft get element` asks other
-//! code of the kernel, so only a packet can tell.
+//! Some kernels do not: with AVX2, sets of concatenated ranges (`nft_set_pipapo`) do not look at the sixth byte of an address there, so that
+//! `fd00:6:2::92` is in `fd00:6:1::/64` (Linux 5.7 to 6.14 without commit e042ed950d4e). Distributions' releases don't tell which fixes they
+//! have, and `nft get element` asks other code of the kernel, so only a packet can tell.
 //!
 //! The packets are frames on the loopback device that end in its ingress hook, before anybody else's rules, routing or addresses.
 

@@ -1,0 +1,100 @@
+//! What an agent watches.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1 as core;
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{
+    agent::AgentSettings,
+    cluster_networks::ClusterNetworks,
+    feeds::{self, Feeds, kind},
+    observed::Observed,
+    slim::Slim,
+    watch::Scope,
+};
+use crate::{
+    api::{self, EgressNodeStatus},
+    model::NodeName,
+    world::Change,
+};
+
+/// What an agent's watches tell.
+#[derive(Debug)]
+pub(super) enum Seen {
+    World(Change),
+    /// The own EgressNode, with its status as it is.
+    Own(Change, Option<Box<Observed<EgressNodeStatus>>>),
+}
+
+impl From<Change> for Seen {
+    fn from(change: Change) -> Self {
+        Self::World(change)
+    }
+}
+
+/// The pods of a node.
+pub(super) fn own_pods(node: &NodeName) -> Scope {
+    Scope { fields: Some(format!("spec.nodeName={node}")), ..Scope::default() }
+}
+
+/// Starts the watches of an agent; returns what must be listed before anything is written.
+pub(super) fn spawn_watches(
+    feeds: &Feeds<Seen>,
+    settings: &AgentSettings,
+    (pods, policies): (watch::Receiver<Scope>, watch::Receiver<Scope>),
+    tasks: &mut JoinSet<()>,
+) -> BTreeSet<&'static str> {
+    let everything = || watch::channel(Scope::default()).1;
+    let (mask, own) = (settings.mask, settings.index.node.clone());
+    let world = |change: Option<Change>| change.map(Seen::World);
+    tasks.spawn(feeds.all::<Slim<core::Pod>>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
+    tasks.spawn(
+        feeds.all::<core::Namespace>(kind::NAMESPACES, everything(), Box::new(move |key, sight| world(feeds::namespace(key, sight)))).run(),
+    );
+    tasks.spawn(feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
+    let egress_nodes = feeds.all::<api::EgressNode>(
+        kind::EGRESS_NODES,
+        everything(),
+        Box::new(move |key, sight| {
+            let change = feeds::egress_node(key, sight)?;
+            if *key.name != *own.as_str() {
+                return Some(Seen::World(change));
+            }
+            let node = feeds::known(sight).ok()?;
+            let observed = node.map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
+            Some(Seen::Own(change, observed))
+        }),
+    );
+    tasks.spawn(egress_nodes.run());
+    tasks.spawn(
+        feeds
+            .all::<api::EgressGateway>(
+                kind::GATEWAYS,
+                everything(),
+                Box::new(move |key, sight| Some(Seen::World(feeds::gateway(key, sight, mask)))),
+            )
+            .run(),
+    );
+    tasks.spawn(
+        feeds
+            .all::<api::EgressGatewayPolicy>(
+                kind::POLICIES,
+                policies,
+                Box::new(move |key, sight| Some(Seen::World(feeds::policy(key, sight)))),
+            )
+            .run(),
+    );
+    let mut kinds = BTreeSet::from([kind::PODS, kind::NAMESPACES, kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES]);
+    if settings.index.auto_cluster_networks {
+        let networks = ClusterNetworks {
+            client: feeds.client.clone(),
+            interval: settings.networks,
+            backoff: settings.api_backoff.clone(),
+            out: feeds.out.clone(),
+        };
+        tasks.spawn(networks.run());
+        kinds.insert(kind::CLUSTER_NETWORKS);
+    }
+    kinds
+}
