@@ -77,7 +77,7 @@ fn not_started(error: std::io::Error, context: &str) -> Error {
 }
 
 /// nft has one exit status for everything and writes the kernel's errno only as the C library's text for it, at the end of a line.
-const ERRNOS: [(&str, i32); 14] = [
+const ERRNOS: [(&str, i32); 15] = [
     ("Operation not permitted", 1),
     ("Operation not permitted (you must be root)", 1),
     ("Permission denied", 13),
@@ -92,6 +92,7 @@ const ERRNOS: [(&str, i32); 14] = [
     ("No buffer space available", 105),
     ("Operation not supported", 95),
     ("Protocol not supported", 93),
+    ("Address family not supported by protocol", 97),
 ];
 
 /// The error that nft reported.
@@ -123,6 +124,7 @@ mod tests {
                 ErrorKind::Permission,
             ),
             ("Error: Could not process rule: Operation not supported\n", ErrorKind::Unsupported),
+            ("Error: Could not process rule: Address family not supported by protocol\n", ErrorKind::Unsupported),
             ("netlink: Error: Could not send: No buffer space available\n", ErrorKind::Transient),
             ("/dev/stdin:1:1-3: Error: syntax error, unexpected string\n", ErrorKind::Invalid),
             ("", ErrorKind::Transient),
