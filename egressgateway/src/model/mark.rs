@@ -12,13 +12,11 @@ impl TargetId {
     /// The byte that says "exits on this node" in a connection mark (`0x12000000` under the default mask); never a target.
     pub const EXIT_BYTE: u8 = 0x12;
 
-    /// The target of a mark byte; none for 0 (no target) and [`Self::EXIT_BYTE`].
+    /// The target of a mark byte; none for [`Self::EXIT_BYTE`] and for all bytes below [`Self::FIRST`]. Those have a meaning on one node
+    /// alone, so the controller never allots them.
     #[must_use]
     pub const fn new(byte: u8) -> Option<Self> {
-        match byte {
-            0 | Self::EXIT_BYTE => None,
-            byte => Some(Self(byte)),
-        }
+        if byte < Self::FIRST.0 || byte == Self::EXIT_BYTE { None } else { Some(Self(byte)) }
     }
 
     /// The mark byte.
@@ -27,9 +25,9 @@ impl TargetId {
         self.0
     }
 
-    /// All targets in the order in which they are allotted: from [`Self::FIRST`] up, then what is below it.
+    /// All targets in the order in which they are allotted.
     pub fn all() -> impl Iterator<Item = Self> {
-        (Self::FIRST.0..=u8::MAX).chain(1..Self::FIRST.0).filter_map(Self::new)
+        (Self::FIRST.0..=u8::MAX).filter_map(Self::new)
     }
 }
 
@@ -114,7 +112,8 @@ mod tests {
             }
             assert_eq!(mask.target(mask.exit_mark()), None);
         }
-        assert_eq!(TargetId::all().count(), 254);
+        assert_eq!(TargetId::all().count(), 238);
+        assert_eq!((0..=0x10).chain([0x12]).find_map(TargetId::new), None, "these have a meaning on one node alone");
         assert_eq!(MarkMask::default().mark(TargetId::FIRST), 0x1100_0000);
     }
 
