@@ -119,7 +119,7 @@ async fn until_left(cluster: &Cluster, node: &str, mut left: Vec<String>) -> Res
 pub(crate) async fn undrain(cluster: &Cluster, name: &str) -> Result<String, String> {
     let node = existing(cluster, name).await?;
     if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
-        eprintln!("warning: Node {name} is cordoned (spec.unschedulable): gateways don't use it before that ends as well");
+        eprintln!("warning: Node {name} is cordoned (spec.unschedulable): gateways prefer other nodes until that ends as well");
     }
     if !node.annotations().contains_key(&annotation()) {
         return Ok(format!("Node {name} has no annotation {}: nothing to do\n", annotation()));

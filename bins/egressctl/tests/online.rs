@@ -241,7 +241,7 @@ async fn a_cordon_is_told_because_undraining_does_not_end_it() {
     cluster.until_moved("node2").await;
     let (code, _, errors) = cluster.egressctl(&["undrain", "node1"]).await;
     assert_eq!(code, 0);
-    assert_eq!(errors, "warning: Node node1 is cordoned (spec.unschedulable): gateways don't use it before that ends as well\n");
+    assert_eq!(errors, "warning: Node node1 is cordoned (spec.unschedulable): gateways prefer other nodes until that ends as well\n");
 }
 
 #[tokio::test]

@@ -131,9 +131,9 @@ pub struct GatewayNode {
 /// Whether a node can carry traffic.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GatewayNodeStatus {
-    /// The Node is Ready, the agent's lease is fresh and the tunnel is up.
+    /// The Node is Ready, the agent's lease is fresh and the tunnel is up. A cordoned node is Ready as well, but others are preferred.
     Ready,
-    /// The Node says that it is not ready, it is cordoned or annotated for drain, or its tunnel failed.
+    /// The Node says that it is not ready, it is annotated for drain, or its tunnel failed.
     NotReady,
     /// The agent's lease is stale while the Node says Ready.
     #[default]

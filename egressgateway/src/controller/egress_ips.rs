@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     allocator::{AllocationError, AllocationRequest, Allocator},
-    api::{GatewayNodeStatus, SourceNatMode},
+    api::SourceNatMode,
     model::{Family, GatewayName, IpRange, NodeName, PolicyName},
     spec::{GatewaySpec, PolicySpec, Problem, Subject},
     world::Policy,
@@ -172,23 +172,23 @@ fn allocate(asking: &Asking, given: &mut Given, allocator: &dyn Allocator, held:
     }
 }
 
-/// Finds the node of each: the one that somebody asked for, or else the one that it has, while that is Ready; else the Ready one with the
-/// fewest addresses, first in order. Without any, it stays where it was.
+/// Finds the node of each: the one that somebody asked for, while that is Ready; else the one that it has, while new traffic may go there;
+/// else the one of these with the fewest addresses, first in order. Without any, it stays where it was.
 fn settle(asking: &[Asking], given: &mut [Given], gateways: &BTreeMap<GatewayName, Elected>) {
     let mut load: BTreeMap<(&GatewayName, &NodeName), usize> = BTreeMap::new();
     for (asking, given) in asking.iter().zip(given.iter_mut()).filter(|(_, given)| !given.addresses.is_empty()) {
         let Some(gateway) = gateways.get(asking.gateway) else { continue };
         let before = asking.policy.state.node.as_ref().filter(|_| asking.policy.state.gateway.as_ref() == Some(asking.gateway));
-        let mut members = asking.policy.preferred_node.as_ref().into_iter().chain(before).filter_map(|node| gateway.member(node));
-        if let Some(member) = members.find(|member| member.status == GatewayNodeStatus::Ready) {
+        let wished = asking.policy.preferred_node.as_ref().and_then(|node| gateway.member(node)).filter(|member| member.is_ready());
+        let stays = || gateway.preferred().find(|member| Some(&member.node) == before);
+        if let Some(member) = wished.or_else(stays) {
             given.node = Some(member.node.clone());
             *load.entry((asking.gateway, &member.node)).or_default() += given.addresses.len();
         }
     }
     for (asking, given) in asking.iter().zip(given).filter(|(_, given)| given.node.is_none() && !given.addresses.is_empty()) {
         let Some(gateway) = gateways.get(asking.gateway) else { continue };
-        let ready = gateway.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready);
-        let least = ready.min_by_key(|member| load.get(&(asking.gateway, &member.node)).copied().unwrap_or_default());
+        let least = gateway.preferred().min_by_key(|member| load.get(&(asking.gateway, &member.node)).copied().unwrap_or_default());
         let stays = asking.policy.state.node.as_ref().and_then(|node| gateway.member(node));
         if let Some(member) = least.or(stays) {
             given.node = Some(member.node.clone());

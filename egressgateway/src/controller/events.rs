@@ -21,7 +21,8 @@ pub struct Event {
 pub const ACTIVE_NODES_CHANGED: &str = "ActiveNodesChanged";
 
 /// Reasons of a gateway's condition Ready, and of a policy's condition Accepted, that are events when they come up.
-const WARNINGS: [&str; 11] = [
+const WARNINGS: [&str; 12] = [
+    super::gateways::ONLY_CORDONED_NODES,
     "NoNodes",
     "NoReadyNode",
     "PoolExhausted",
@@ -88,11 +89,10 @@ fn of_condition(kind: &str, good: &'static str, old: &[Condition], new: &[Condit
     if before.as_ref().is_some_and(|before| (&before.status, &before.reason) == (&after.status, &after.reason)) {
         return None;
     }
-    if after.status == "True" {
-        return before.map(|_| Event { warning: false, reason: good, note: after.message });
+    if let Some(reason) = WARNINGS.into_iter().find(|reason| *reason == after.reason) {
+        return Some(Event { warning: true, reason, note: after.message });
     }
-    let reason = WARNINGS.into_iter().find(|reason| *reason == after.reason)?;
-    Some(Event { warning: true, reason, note: after.message })
+    before.filter(|_| after.status == "True").map(|_| Event { warning: false, reason: good, note: after.message })
 }
 
 #[cfg(test)]
@@ -150,6 +150,9 @@ mod tests {
             assert_eq!(said(&of_gateway(&ill, &well)), [". Ready: because Ready"]);
         }
         assert_eq!(said(&of_gateway(&gateway(true, "Ready", &["a"]), &gateway(false, "Deleting", &["a"]))), NOTHING);
+        let (well, cordoned) = (gateway(true, "Ready", &["a"]), gateway(true, "OnlyCordonedNodes", &["a"]));
+        assert_eq!(said(&of_gateway(&well, &cordoned)), ["! OnlyCordonedNodes: because OnlyCordonedNodes"], "it works, but for how long?");
+        assert_eq!(said(&of_gateway(&cordoned, &well)), [". Ready: because Ready"]);
     }
 
     #[test]

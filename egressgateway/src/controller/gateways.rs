@@ -15,6 +15,9 @@ use crate::{
     world::{Draining, Gateway, Node},
 };
 
+/// Reason of the condition Ready where traffic goes on through cordoned nodes, because there are no others.
+pub(super) const ONLY_CORDONED_NODES: &str = "OnlyCordonedNodes";
+
 /// A gateway as it will be.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Elected {
@@ -36,14 +39,34 @@ pub(super) struct Elected {
 pub(super) struct ElectedMember {
     pub(super) node: NodeName,
     pub(super) status: GatewayNodeStatus,
+    /// Others are preferred.
+    pub(super) cordoned: bool,
     pub(super) active: bool,
     pub(super) egress_ips: BTreeSet<IpAddr>,
     pub(super) target: Option<TargetId>,
 }
 
+impl ElectedMember {
+    pub(super) fn is_ready(&self) -> bool {
+        self.status == GatewayNodeStatus::Ready
+    }
+}
+
 impl Elected {
     pub(super) fn member(&self, node: &NodeName) -> Option<&ElectedMember> {
         self.members.iter().find(|member| member.node == *node)
+    }
+
+    /// The nodes that new traffic goes to: the Ready ones that are not cordoned or, without any, all Ready ones.
+    pub(super) fn preferred(&self) -> impl Iterator<Item = &ElectedMember> {
+        let only_cordoned = self.has_only_cordoned();
+        self.members.iter().filter(move |member| member.is_ready() && (only_cordoned || !member.cordoned))
+    }
+
+    /// Whether all nodes that can carry traffic are cordoned.
+    pub(super) fn has_only_cordoned(&self) -> bool {
+        let mut ready = self.members.iter().filter(|member| member.is_ready()).peekable();
+        ready.peek().is_some() && ready.all(|member| member.cordoned)
     }
 }
 
@@ -57,37 +80,38 @@ fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings
     let invalid = gateway.spec.is_err().then_some(gateway.state.forward_method).flatten();
     let method = asked.or(invalid).unwrap_or(settings.forward_method);
     let was_active: BTreeSet<&NodeName> = gateway.state.members.iter().filter(|member| member.active).map(|member| &member.node).collect();
-    let mut members: Vec<ElectedMember> = members(cluster, gateway)
+    let members = members(cluster, gateway)
         .into_iter()
         .map(|node| ElectedMember {
             status: status_of(cluster, node),
+            cordoned: is_cordoned(cluster, node),
             node: node.clone(),
             active: false,
             egress_ips: BTreeSet::new(),
             target: None,
         })
         .collect();
-    let ready = |member: &ElectedMember| member.status == GatewayNodeStatus::Ready;
-    match method {
-        ForwardMethod::Ecmp => members.iter_mut().for_each(|member| member.active = ready(member)),
+    let mut elected = Elected { method, members, ..Elected::default() };
+    let active: BTreeSet<NodeName> = match method {
+        ForwardMethod::Ecmp => elected.preferred().map(|member| member.node.clone()).collect(),
         ForwardMethod::ActivePassive => {
-            let stays = members.iter().position(|member| ready(member) && was_active.contains(&member.node));
-            if let Some(elected) = stays.or_else(|| members.iter().position(ready)) {
-                members[elected].active = true;
-            }
+            let stays = elected.preferred().find(|member| was_active.contains(&member.node));
+            stays.or_else(|| elected.preferred().next()).map(|member| member.node.clone()).into_iter().collect()
         }
-    }
+    };
+    elected.members.iter_mut().for_each(|member| member.active = active.contains(&member.node));
     let draining = gateway.state.draining.clone().filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node));
-    let drained = was_active.into_iter().find(|node| cluster.nodes.get(*node).is_some_and(Node::is_drained) && can_carry(cluster, node));
-    let graceful = draining.is_none() && members.iter().any(|member| member.active);
+    let withdrawn = |node: &NodeName| is_cordoned(cluster, node) || cluster.nodes.get(node).is_some_and(Node::is_drained);
+    let drained = was_active.into_iter().find(|node| withdrawn(node) && !active.contains(*node) && can_carry(cluster, node));
+    let graceful = draining.is_none() && !active.is_empty();
     let drained = drained
         .filter(|_| graceful && gateway.spec.is_ok() && !settings.drain_grace.is_zero())
         .map(|node| Draining { node: node.clone(), until: cluster.now.saturating_add_unsigned(settings.drain_grace.as_secs()) });
-    Elected { method, members, draining, drained, ..Elected::default() }
+    Elected { draining, drained, ..elected }
 }
 
-/// Known nodes in their old order, then new ones by name. A gateway that can't be understood keeps the nodes that it has: connections that
-/// exist go on.
+/// Known nodes in their old order, then new ones by name; cordoned ones come last, because a client that loses the active node follows this
+/// order by itself. A gateway that can't be understood keeps the nodes that it has: connections that exist go on.
 fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
     let selected = |name: &NodeName, node: &Node| match &gateway.spec {
         Ok(spec) => spec.nodes.matches(&node.labels),
@@ -96,8 +120,12 @@ fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
     let rank: BTreeMap<&NodeName, usize> =
         gateway.state.members.iter().enumerate().rev().map(|(index, member)| (&member.node, index)).collect();
     let mut members: Vec<&NodeName> = cluster.nodes.iter().filter(|(name, node)| selected(name, node)).map(|(name, _)| name).collect();
-    members.sort_by_key(|name| (rank.get(name).copied().unwrap_or(usize::MAX), *name));
+    members.sort_by_key(|name| (is_cordoned(cluster, name), rank.get(name).copied().unwrap_or(usize::MAX), *name));
     members
+}
+
+fn is_cordoned(cluster: &Cluster, name: &NodeName) -> bool {
+    cluster.nodes.get(name).is_some_and(|node| node.cordoned)
 }
 
 /// Whether a node can carry traffic.
@@ -228,6 +256,9 @@ fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool) -> (bool, &'
         Ok(_) if elected.marks_exhausted => (false, "MarksExhausted", "no mark is left: its traffic is held".to_owned()),
         Ok(_) if ready == 0 => (false, "NoReadyNode", format!("no node can carry traffic: {}", tally())),
         Ok(_) if exhausted => (false, "PoolExhausted", "spec.egressIPs has no address left for some policies".to_owned()),
+        Ok(_) if elected.has_only_cordoned() => {
+            (true, ONLY_CORDONED_NODES, format!("every node that can carry traffic is cordoned: {}", tally()))
+        }
         Ok(_) => (true, "Ready", tally()),
     }
 }

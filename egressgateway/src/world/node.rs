@@ -60,10 +60,10 @@ impl Node {
         }
     }
 
-    /// Somebody took it out of all gateways: by the annotation, or with everything else by a cordon.
+    /// Somebody took it out of all gateways, by the annotation. A cordon alone does not: gateways then prefer other nodes.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.cordoned || self.annotations.get(Self::DRAIN).is_some_and(|value| value == "true")
+        self.annotations.get(Self::DRAIN).is_some_and(|value| value == "true")
     }
 }
 

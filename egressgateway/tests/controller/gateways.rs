@@ -63,7 +63,9 @@ fn a_nodes_status_tells_why_it_is_not_elected() {
     api.nodes.get_mut("b").unwrap().ready = true;
     api.fresh.insert("b".to_owned());
     api.nodes.get_mut("b").unwrap().cordoned = true;
-    assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "cordoned");
+    assert_eq!(status(&mut api), GatewayNodeStatus::Ready, "cordoned, but healthy: it comes last now");
+    assert_eq!(order(&api), ["c", "d", "b"]);
+    let mut api = three();
     api.nodes.get_mut("b").unwrap().cordoned = false;
     api.nodes.get_mut("b").unwrap().annotations.insert("drain".to_owned(), "true".to_owned());
     assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "drained");
@@ -72,6 +74,65 @@ fn a_nodes_status_tells_why_it_is_not_elected() {
     assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "no tunnel");
     api.tunnel("b", true);
     assert_eq!(status(&mut api), GatewayNodeStatus::Ready);
+}
+
+fn cordon(api: &mut Api, node: &str, cordoned: bool) {
+    api.nodes.get_mut(node).unwrap().cordoned = cordoned;
+    api.settle();
+}
+
+#[test]
+fn other_nodes_are_preferred_to_cordoned_ones_and_the_last_that_is_left_goes_on_whatever_is_cordoned() {
+    let mut api = three();
+    cordon(&mut api, "b", true);
+    assert_eq!((api.active("gw"), ready(&api)), (vec!["c"], "True Ready: 3 Ready, 0 NotReady, 0 Unknown".to_owned()));
+    cordon(&mut api, "c", true);
+    assert_eq!(api.active("gw"), ["d"]);
+    cordon(&mut api, "d", true);
+    assert_eq!(api.active("gw"), ["d"], "nobody is better");
+    let only = "True OnlyCordonedNodes: every node that can carry traffic is cordoned: 3 Ready, 0 NotReady, 0 Unknown";
+    assert_eq!(ready(&api), only);
+    api.fresh.remove("d");
+    api.settle();
+    assert_eq!(api.active("gw"), ["c"], "a cordoned node carries traffic where the last other one is lost");
+    cordon(&mut api, "b", false);
+    assert_eq!((api.active("gw"), ready(&api)), (vec!["b"], "True Ready: 2 Ready, 0 NotReady, 1 Unknown".to_owned()));
+    drain(&mut api, "c");
+    drain(&mut api, "b");
+    api.settle();
+    assert_eq!(api.active("gw"), [""; 0], "the annotation takes the last one out as well");
+}
+
+#[test]
+fn egress_addresses_leave_cordoned_nodes_for_others_and_stay_where_all_are_cordoned() {
+    let mut api = three();
+    api.gateway("gw", &format!("{{{SELECTS}, sourceNAT: EgressIP, egressIPs: {{ipv4: ['10.6.1.60']}}}}"));
+    api.policy("p", 1, "{appliedTo: {podSelector: {matchLabels: {app: a}}}, egressGatewayName: gw}");
+    api.settle();
+    let owner = |api: &Api| api.egress_ip("p").unwrap().1.unwrap().to_owned();
+    assert_eq!(owner(&api), "b");
+    cordon(&mut api, "b", true);
+    assert_eq!(owner(&api), "c");
+    cordon(&mut api, "d", true);
+    cordon(&mut api, "c", true);
+    assert_eq!(owner(&api), "c", "nobody is better");
+    cordon(&mut api, "d", false);
+    assert_eq!(owner(&api), "d");
+    let wish = std::collections::BTreeMap::from([("egressgateway.spidernet.io/node".to_owned(), "b".to_owned())]);
+    api.policies.get_mut("p").unwrap().metadata.annotations = Some(wish);
+    api.settle();
+    assert_eq!(owner(&api), "b", "who asks for a cordoned node gets it");
+}
+
+#[test]
+fn of_nodes_that_share_connections_the_cordoned_have_none_unless_all_are() {
+    let mut api = three();
+    api.gateway("gw", &format!("{{{SELECTS}, forwardMethod: ecmp}}"));
+    cordon(&mut api, "b", true);
+    cordon(&mut api, "c", true);
+    assert_eq!(api.active("gw"), ["d"]);
+    cordon(&mut api, "d", true);
+    assert_eq!(api.active("gw").len(), 3);
 }
 
 #[test]
@@ -220,6 +281,25 @@ fn connections_through_a_drained_node_keep_their_mark_and_their_way_for_the_grac
     let (last, mark, former, draining) = ways(&mut api);
     assert_ne!(last, active);
     assert_eq!((mark, former, draining), (first, second, Some((active[0].clone(), 1120))), "the marks change places again");
+}
+
+#[test]
+fn connections_through_a_cordoned_node_have_the_grace_time_too_unless_it_stays_the_active_one() {
+    let mut api = graceful();
+    let (first, second) = (Some(0x1100_0000), Some(0x1300_0000));
+    let before = ways(&mut api).0.remove(0);
+    cordon(&mut api, &before, true);
+    let (active, mark, former, draining) = ways(&mut api);
+    assert_eq!((mark, former, draining), (second, first, Some((before, 1060))));
+    api.now = 1060;
+    for node in ["b", "c", "d"] {
+        cordon(&mut api, node, true);
+    }
+    assert_eq!(ways(&mut api).0.len(), 1);
+    api.now = 1120;
+    let settled = ways(&mut api);
+    cordon(&mut api, &active[0], true);
+    assert_eq!(ways(&mut api), settled, "nothing moves while all are cordoned");
 }
 
 #[test]

@@ -20,6 +20,7 @@ enum Event {
     /// Somebody asks for a node for a policy's addresses, or takes the wish back.
     Wish(u8, Option<u8>),
     Drain(u8, bool),
+    Cordon(u8, bool),
     /// Somebody else wrote into the statuses.
     Meddled(u8, u8, u8),
 }
@@ -32,6 +33,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (node.clone(), any::<bool>()).prop_map(|(node, ready)| Event::Ready(node, ready)),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, fresh)| Event::Lease(node, fresh)),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, drained)| Event::Drain(node, drained)),
+        1 => (node.clone(), any::<bool>()).prop_map(|(node, cordoned)| Event::Cordon(node, cordoned)),
         4 => (policy.clone(), proptest::option::of(node.clone())).prop_map(|(policy, node)| Event::Wish(policy, node)),
         1 => (node, any::<bool>()).prop_map(|(node, up)| Event::Tunnel(node, up)),
         2 => (gateway.clone(), 0..4_u8, any::<bool>()).prop_map(|(gateway, mode, ecmp)| Event::Gateway(gateway, mode, ecmp)),
@@ -90,6 +92,9 @@ fn happen(api: &mut Api, event: &Event) {
             let annotation = drained.then(|| ("drain".to_owned(), "true".to_owned()));
             api.nodes.entry(node(number)).and_modify(|node| node.annotations = annotation.into_iter().collect());
         }
+        Event::Cordon(number, cordoned) => {
+            api.nodes.entry(node(number)).and_modify(|node| node.cordoned = *cordoned);
+        }
         Event::Meddled(number, policy, byte) => meddle(api, &node(number), &format!("p{policy}"), *byte),
     }
 }
@@ -145,6 +150,14 @@ fn wishes_are_heard(api: &Api) {
     }
 }
 
+/// Whoever can carry traffic does, cordoned or not.
+fn healthy_nodes_are_used(api: &Api) {
+    for status in api.gateways.values().filter_map(|gateway| gateway.status.as_ref()) {
+        let ready = status.node_list.iter().any(|member| member.status == GatewayNodeStatus::Ready);
+        assert_eq!(status.node_list.iter().any(|member| member.active), ready, "{status:?}");
+    }
+}
+
 /// Every address of a policy is with the node that its status names, and that node has a mark.
 fn policies_and_gateways_agree(api: &Api) {
     for policy in api.policies.values() {
@@ -170,6 +183,7 @@ proptest! {
             no_duplicates(&api);
             policies_and_gateways_agree(&api);
             wishes_are_heard(&api);
+            healthy_nodes_are_used(&api);
         }
     }
 

@@ -53,6 +53,9 @@ macro_rules! every_check_on {
                 a_drained_gateway_is_left_without_a_leak_and_stands_by_afterwards
                 connections_through_a_drained_gateway_go_on_for_the_grace_time_and_are_moved_then
                 a_drained_gateway_that_dies_in_its_grace_time_is_left_at_once;
+            cordons:
+                with_every_gateway_cordoned_traffic_goes_on
+                egress_addresses_leave_a_cordoned_node_and_stay_where_all_are_cordoned;
             ecmp:
                 of_three_gateways_each_has_its_share_and_keeps_it_while_another_goes_and_comes
                 connections_of_all_three_stay_while_one_is_drained_and_its_own_end_with_the_grace_time
