@@ -1,4 +1,10 @@
-use std::{fmt, fs, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fmt, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use egressgateway::{Error, config::Config, spec::Problem};
@@ -113,10 +119,19 @@ pub fn command(command: Command) -> Command {
 /// # Errors
 /// With everything that is wrong with it.
 pub fn configuration(matches: &ArgMatches, environment: impl Fn(&str) -> Option<String>) -> Result<Config, Failure> {
-    let mut config = match matches.get_one::<PathBuf>("config") {
-        Some(path) => from_file(path)?,
+    let file = match matches.get_one::<PathBuf>("config") {
+        Some(path) => parse(path, &read(path))?,
         None => Config::default(),
     };
+    with_arguments(file, matches, environment)
+}
+
+/// What the file says, with flags and environment variables before it.
+pub(crate) fn with_arguments(
+    mut config: Config,
+    matches: &ArgMatches,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Config, Failure> {
     let mut problems = Vec::new();
     for field in Config::FIELDS {
         let flag = matches.get_one::<String>(field.path).map(|value| (value.clone(), format!("--{}", field.flag)));
@@ -127,10 +142,16 @@ pub fn configuration(matches: &ArgMatches, environment: impl Fn(&str) -> Option<
     if problems.is_empty() { Ok(config) } else { Err(problems.into()) }
 }
 
-fn from_file(path: &PathBuf) -> Result<Config, Failure> {
-    let text = fs::read_to_string(path).map_err(|error| Failure::Usage(vec![format!("{}: {error}", path.display())]))?;
-    Config::parse(&text)
-        .map_err(|problems| Failure::Usage(problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect()))
+/// What is in a configuration file, or why it can't be read.
+pub(crate) fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
+/// What [`read`] returned, understood.
+pub(crate) fn parse(path: &Path, content: &Result<String, String>) -> Result<Config, Failure> {
+    let problem = |text: &dyn fmt::Display| format!("{}: {text}", path.display());
+    let text = content.as_ref().map_err(|error| Failure::Usage(vec![problem(error)]))?;
+    Config::parse(text).map_err(|problems| Failure::Usage(problems.iter().map(|each| problem(each)).collect()))
 }
 
 #[cfg(test)]

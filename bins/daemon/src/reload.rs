@@ -1,6 +1,9 @@
 //! The configuration file, followed while the daemon runs.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::ArgMatches;
 use egressgateway::{
@@ -8,10 +11,17 @@ use egressgateway::{
     runtime::Reloads,
 };
 
-use crate::{Failure, configuration};
+use crate::{
+    Failure,
+    arguments::{parse, read, with_arguments},
+};
 
 /// How often the file is read. The kubelet replaces a mounted ConfigMap within a minute or so, by a link: contents are compared, not times.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// How long the content must have stayed the same before it is taken: an editor may not have written all of it yet.
+const SETTLED: Duration = Duration::from_secs(1);
+
+type Content = Result<String, String>;
 
 /// Follows the file that the arguments name, and hands over the configuration in force whenever it is another one; never ends.
 ///
@@ -27,9 +37,10 @@ pub async fn follow_configuration(
     let Some(path) = matches.get_one::<PathBuf>("config") else { return std::future::pending().await };
     let mut seen = None;
     loop {
-        let now = tokio::fs::read(path).await.ok();
-        if seen.as_ref() != Some(&now) {
-            match next(matches, &environment, &in_force) {
+        let content = settled(path, seen.as_ref()).await;
+        if seen.as_ref() != Some(&content) {
+            let next = parse(path, &content).and_then(|file| next(with_arguments(file, matches, &environment)?, &in_force));
+            match next {
                 Ok((next, changed)) => {
                     changed.iter().for_each(tell);
                     reloads.taken(changed.len(), changed.iter().filter(|changed| !changed.live).count());
@@ -43,14 +54,34 @@ pub async fn follow_configuration(
                     reloads.refused();
                 }
             }
-            seen = Some(now);
+            seen = Some(content);
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-fn next(matches: &ArgMatches, environment: &impl Fn(&str) -> Option<String>, in_force: &Config) -> Result<(Config, Vec<Changed>), Failure> {
-    let (next, changed) = in_force.adopt(&configuration(matches, environment)?);
+/// The file's content: the one `seen` before, or another one that was read twice in a row.
+async fn settled(path: &Path, seen: Option<&Content>) -> Content {
+    let mut content = read_aside(path).await;
+    while seen != Some(&content) {
+        tokio::time::sleep(SETTLED).await;
+        let again = read_aside(path).await;
+        if again == content {
+            break;
+        }
+        content = again;
+    }
+    content
+}
+
+/// A file system may take its time.
+async fn read_aside(path: &Path) -> Content {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || read(&path)).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn next(wanted: Config, in_force: &Config) -> Result<(Config, Vec<Changed>), Failure> {
+    let (next, changed) = in_force.adopt(&wanted);
     // Two good configurations may not go together.
     let problems = next.problems();
     if problems.is_empty() { Ok((next, changed)) } else { Err(problems.into()) }
@@ -75,7 +106,7 @@ mod tests {
     use prometheus_client::{encoding::text::encode, registry::Registry};
 
     use super::*;
-    use crate::command;
+    use crate::{command, configuration};
 
     struct World {
         _folder: tempfile::TempDir,
@@ -97,15 +128,21 @@ mod tests {
 
         /// Runs `steps` beside the follower, with the time to see each of them.
         async fn follow(&self, arguments: &[&str], steps: &[&str]) {
+            self.follow_in_steps(arguments, steps, INTERVAL * 2, INTERVAL * 2).await;
+        }
+
+        /// Runs `steps` beside the follower, so far from each other.
+        async fn follow_in_steps(&self, arguments: &[&str], steps: &[&str], first: Duration, distance: Duration) {
             let config = format!("--config={}", self.path.display());
             let matches = command(Command::new("daemon")).try_get_matches_from([&["daemon", &config], arguments].concat()).unwrap();
             let in_force = configuration(&matches, |_| None).unwrap();
             let steps = async {
-                tokio::time::sleep(INTERVAL * 2).await;
+                tokio::time::sleep(first).await;
                 for step in steps {
                     fs::write(&self.path, step).unwrap();
-                    tokio::time::sleep(INTERVAL * 2).await;
+                    tokio::time::sleep(distance).await;
                 }
+                tokio::time::sleep(INTERVAL * 2).await;
             };
             tokio::select! {
                 () = follow_configuration(&matches, |_| None, in_force, &self.reloads, |config| self.taken.borrow_mut().push(config.clone())) => {}
@@ -129,6 +166,18 @@ mod tests {
         assert_eq!((taken[0].start_gate, taken[0].tunnel.vni), (false, Config::default().tunnel.vni));
         assert_eq!(world.metric("config_reloads_total{result=\"ok\"}"), "1");
         assert_eq!(world.metric("config_fields_waiting"), "0", "the file says again what is in force");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_not_taken_before_all_of_it_is_written() {
+        let world = World::new("startGate: true\nfailover: {interval: 1s}\n");
+        // Each part is good YAML, and is seen: the last byte comes when the first ones were read.
+        let whole = "startGate: false\nfailover: {interval: 10s}\n";
+        let parts = ["", "startGate: false\n", "startGate: false\nfailover: {interval: 1", whole];
+        world.follow_in_steps(&[], &parts, INTERVAL * 2, SETTLED / 2).await;
+        let taken = world.taken.borrow();
+        assert_eq!(taken.iter().map(|config| config.failover.interval).collect::<Vec<_>>(), [Duration::from_secs(10)]);
+        assert_eq!(world.metric("config_reloads_total{result=\"refused\"}"), "", "a part is no configuration, and nothing to complain of");
     }
 
     #[tokio::test(start_paused = true)]
