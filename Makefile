@@ -9,26 +9,13 @@ demo: setup
 	$(or $(CARGO_TARGET_DIR),target)/debug/demo $(if $(KEEP),--keep) --backend $(or $(BACKEND),auto)
 
 # The control plane, which takes minutes to build once, is built beside the rest; its tests wait for it, and say what is wrong with it.
+# Every part runs to its end, and one summary tells what failed.
 test: setup
 	nice ./scripts/kube-assets >/dev/null 2>&1 &
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --package egressgateway-testkit --test datapath_geneve --test datapath_worlds -- -D warnings
-	$(MAKE) test-features
-	$(BUILD)
-	cargo test --workspace
-	./scripts/test-kernels --only geneve 6.1
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-	$(MAKE) package
+	./scripts/test
 
-# The agent without each of its parts: two builds that share none, and those of the images. The usual one takes their place again.
 test-features: setup
-	for features in vxlan,netfilter geneve,nftables; do \
-	    cargo clippy --package egressgateway-agent --all-targets --no-default-features --features $$features -- -D warnings && \
-	    cargo test --package egressgateway-agent --no-default-features --features $$features || exit; \
-	done
-	./scripts/image-agents
-	$(BUILD)
+	./scripts/test features
 
 test-kernels: setup
 	./scripts/test-kernels --write
@@ -52,7 +39,7 @@ bench-scale: setup
 	$(or $(CARGO_TARGET_DIR),target)/release/scale --write docs/scale.md $(SCALE)
 
 package: setup
-	./scripts/package
+	./scripts/test package
 
 setup:
 	@./scripts/setup

@@ -3,24 +3,32 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
-    time::Duration,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// How often a datagram is sent before its answer counts as lost.
 const ATTEMPTS: u32 = 3;
+
+/// Numbers of all questions of the process: an answer that comes late, to a socket that has the port of an earlier one, is told from its own.
+static QUESTIONS: AtomicU64 = AtomicU64::new(1);
 
 /// An open connection to an answering [`Namespace`](super::Namespace).
 #[derive(Debug)]
 pub struct Flow {
     wire: Wire,
     source: SocketAddr,
-    echoed: u64,
 }
 
 #[derive(Debug)]
 enum Wire {
     Tcp(BufReader<TcpStream>),
-    Udp(UdpSocket),
+    Udp {
+        socket: UdpSocket,
+        /// How often a question is sent.
+        attempts: u32,
+    },
 }
 
 impl Flow {
@@ -33,13 +41,18 @@ impl Flow {
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
         stream.read_line(&mut line).map_err(lost)?;
-        Ok(Self { source: source(&line)?, wire: Wire::Tcp(stream), echoed: 0 })
+        Ok(Self { source: source(&line)?, wire: Wire::Tcp(stream) })
     }
 
     /// Opens in the calling thread's namespace, and asks once for the source seen. Port 0 is a fresh one.
     pub(super) fn udp(to: SocketAddr, port: u16, patience: Duration) -> io::Result<Self> {
-        let socket = udp_socket(to, port, patience / ATTEMPTS)?;
-        let mut flow = Self { wire: Wire::Udp(socket), source: to, echoed: 0 };
+        Self::udp_with(to, port, patience, ATTEMPTS)
+    }
+
+    /// The same with so many attempts, spread over all of the patience.
+    pub(super) fn udp_with(to: SocketAddr, port: u16, patience: Duration, attempts: u32) -> io::Result<Self> {
+        let socket = udp_socket(to, port, patience / attempts)?;
+        let mut flow = Self { wire: Wire::Udp { socket, attempts }, source: to };
         flow.echo()?;
         Ok(flow)
     }
@@ -57,7 +70,7 @@ impl Flow {
     pub fn local(&self) -> io::Result<SocketAddr> {
         match &self.wire {
             Wire::Tcp(stream) => stream.get_ref().local_addr(),
-            Wire::Udp(socket) => socket.local_addr(),
+            Wire::Udp { socket, .. } => socket.local_addr(),
         }
     }
 
@@ -66,8 +79,7 @@ impl Flow {
     /// # Errors
     /// When the connection is broken, or nothing comes back in time (two seconds; a datagram is sent three times).
     pub fn echo(&mut self) -> io::Result<SocketAddr> {
-        self.echoed += 1;
-        let text = format!("echo {}\n", self.echoed);
+        let text = format!("echo {}\n", QUESTIONS.fetch_add(1, Ordering::Relaxed));
         match &mut self.wire {
             Wire::Tcp(stream) => {
                 stream.get_mut().write_all(text.as_bytes())?;
@@ -77,7 +89,7 @@ impl Flow {
                     return Err(io::Error::other("something else came back"));
                 }
             }
-            Wire::Udp(socket) => self.source = ask(socket, &text)?,
+            Wire::Udp { socket, attempts } => self.source = ask(socket, &text, *attempts)?,
         }
         Ok(self.source)
     }
@@ -99,9 +111,9 @@ impl Flow {
                 sender.join().map_err(|_| io::Error::other("the sender panicked"))??;
                 if back == bytes { Ok(()) } else { Err(io::Error::other("something else came back")) }
             }
-            Wire::Udp(socket) => {
+            Wire::Udp { socket, attempts } => {
                 let text = String::from_utf8_lossy(&bytes);
-                self.source = ask(socket, &text)?;
+                self.source = ask(socket, &text, *attempts)?;
                 Ok(())
             }
         }
@@ -117,29 +129,33 @@ pub(super) fn udp_socket(to: SocketAddr, port: u16, patience: Duration) -> io::R
     Ok(socket)
 }
 
-fn ask(socket: &UdpSocket, text: &str) -> io::Result<SocketAddr> {
-    let mut buffer = vec![0; 65_536];
+/// Sends until the answer comes, so often, at the distance of the socket's timeout.
+fn ask(socket: &UdpSocket, text: &str, attempts: u32) -> io::Result<SocketAddr> {
+    let distance = socket.read_timeout()?.unwrap_or_default();
     let mut last = io::Error::from(io::ErrorKind::TimedOut);
-    for _ in 0..ATTEMPTS {
-        if let Err(error) = socket.send(text.as_bytes()) {
-            last = error;
-            continue;
+    for _ in 0..attempts {
+        let next = Instant::now() + distance;
+        match socket.send(text.as_bytes()).and_then(|_| answer(socket, text, next)) {
+            Ok(source) => return Ok(source),
+            Err(error) => last = lost(error),
         }
-        // Late answers to earlier questions are passed over.
-        loop {
-            match socket.recv(&mut buffer) {
-                Ok(length) => match split_answer(&buffer[..length]) {
-                    Some((source, rest)) if rest == text.as_bytes() => return Ok(source),
-                    _ => {}
-                },
-                Err(error) => {
-                    last = lost(error);
-                    break;
-                }
-            }
-        }
+        // What is unreachable at this moment, as the kernel says at once, may not be at the next.
+        thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     Err(last)
+}
+
+/// Waits for the answer to this question; late ones to earlier questions are passed over.
+fn answer(socket: &UdpSocket, text: &str, deadline: Instant) -> io::Result<SocketAddr> {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let length = socket.recv(&mut buffer)?;
+        match split_answer(&buffer[..length]) {
+            Some((source, rest)) if rest == text.as_bytes() => return Ok(source),
+            _ if Instant::now() > deadline => return Err(io::ErrorKind::TimedOut.into()),
+            _ => {}
+        }
+    }
 }
 
 /// The source and the echoed payload of a datagram's answer.

@@ -140,11 +140,13 @@ impl Namespace {
     }
 
     /// Sends from each of these UDP ports, one after the other, and returns the sources seen. From the same ports again, these are the same
-    /// connections, although no socket stays open.
+    /// connections, although no socket stays open. What a busy machine loses is sent again, for ten seconds.
     ///
     /// # Errors
     /// At the first without an answer.
     pub fn connect_from(&self, to: SocketAddr, ports: Range<u16>) -> io::Result<Vec<SocketAddr>> {
-        self.enter(|| ports.map(|port| Flow::udp(to, port, patient(PATIENCE)).map(|flow| flow.source_seen())).collect())?
+        const ATTEMPTS: u32 = 40;
+        let open = |port| Flow::udp_with(to, port, patient(PATIENCE * 5), ATTEMPTS);
+        self.enter(|| ports.map(|port| open(port).map(|flow| flow.source_seen())).collect())?
     }
 }
