@@ -93,6 +93,67 @@ fn other_kinds_are_only_noted_and_a_policy_without_a_gateway_is_a_warning() {
 }
 
 #[test]
+fn a_manifest_that_the_cluster_would_refuse_is_refused_here() {
+    let policy = |applied_to: &str| {
+        format!(
+            "{{apiVersion: egressgateway.spidernet.io/v1, kind: EgressGatewayPolicy, metadata: {{name: p}}, spec: {{appliedTo: {applied_to}}}}}"
+        )
+    };
+    let old =
+        "{apiVersion: egressgateway.spidernet.io/v1beta1, kind: EgressGateway, metadata: {name: g}, spec: {ippools: {ipv4: [10.6.1.21]}}}";
+    let label = "{apiVersion: v1, kind: Node, metadata: {name: n, labels: {egress: true}}}";
+    for (manifest, said) in [
+        (old.to_owned(), "apiVersion: \"egressgateway.spidernet.io/v1beta1\": must be egressgateway.spidernet.io/v1"),
+        (label.to_owned(), "metadata.labels.egress: \"true\": must be text, and is true or false: write it in quotes"),
+        (policy("{podSelector: {matchLabels: {app: 7}}}"), "matchLabels.app: \"7\": must be text, and is a number: write it in quotes"),
+        (policy("{podSelector: {}}"), "namespaceSelector: {} means all of them"),
+        (policy("{namespaceSelector: {matchLabels: {team: a}}}"), "podSelector: {} means all pods of these namespaces"),
+    ] {
+        let (code, text, errors) = egressctl(&["plan", "-f", "-"], &manifest);
+        assert_eq!((code, text.as_str()), (1, ""), "{manifest}: {errors}");
+        assert!(errors.contains(said), "{manifest}: {errors}");
+    }
+}
+
+#[test]
+fn a_policy_may_govern_all_pods_of_some_namespaces_or_in_two_words_of_all() {
+    let cluster = "
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.42.0.0/24]}, status: {addresses: [{type: InternalIP, address: 10.70.30.11}]}}
+- apiVersion: v1
+  kind: Node
+  metadata: {name: n2, labels: {egress: \"\"}}
+  spec: {podCIDRs: [10.42.1.0/24]}
+  status: {addresses: [{type: InternalIP, address: 10.70.30.12}], conditions: [{type: Ready, status: \"True\"}]}
+- {apiVersion: v1, kind: Namespace, metadata: {name: dev, labels: {team: dev}}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: ops}}
+- {apiVersion: v1, kind: Pod, metadata: {name: box, namespace: dev}, spec: {nodeName: n1, containers: []}, status: {podIPs: [{ip: 10.42.0.5}]}}
+- {apiVersion: v1, kind: Pod, metadata: {name: box, namespace: ops}, spec: {nodeName: n1, containers: []}, status: {podIPs: [{ip: 10.42.0.6}]}}
+- apiVersion: egressgateway.spidernet.io/v1
+  kind: EgressGateway
+  metadata: {name: gw}
+  spec: {nodeSelector: {matchExpressions: [{key: egress, operator: Exists}]}}
+- apiVersion: egressgateway.spidernet.io/v1
+  kind: EgressGatewayPolicy
+  metadata: {name: p}
+  spec: {egressGatewayName: gw, appliedTo: {podSelector: {}, namespaceSelector: SELECTOR}}
+";
+    for (selector, pod, leaves) in [
+        ("{matchLabels: {team: dev}}", "dev/box", true),
+        ("{matchLabels: {team: dev}}", "ops/box", false),
+        ("{}", "dev/box", true),
+        ("{}", "ops/box", true),
+    ] {
+        let (code, text, errors) =
+            egressctl(&["explain", "-f", "-", "--from", pod, "--to", "192.0.2.1"], &cluster.replace("SELECTOR", selector));
+        assert_eq!(code, 0, "{errors}");
+        assert_eq!(text.contains("leaves through n2 as 10.70.30.12"), leaves, "{selector}, {pod}: {text}");
+    }
+}
+
+#[test]
 fn the_configuration_is_the_daemons() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (good, bad) = (folder.join("good.yaml"), folder.join("bad.yaml"));

@@ -40,10 +40,10 @@ pub struct EgressGatewayPolicySpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AppliedTo {
-    /// Pods with these labels. An empty selector is refused.
+    /// Pods with these labels. Empty: all pods of the namespaces that `namespaceSelector` chooses, which must be given then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
-    /// Only in namespaces with these labels. Absent: in all.
+    /// Only in namespaces with these labels. Absent or empty: in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
     /// Pods with addresses in this subnet.

@@ -8,6 +8,7 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 use super::{EgressGateway, EgressGatewayPolicy, EgressNode};
+use crate::spec::{ALL_PODS, PODS_OF_NAMESPACES};
 
 /// Longest name of a gateway or a policy; it fits a label value.
 const MAX_NAME: usize = 63;
@@ -142,7 +143,14 @@ fn subject_rules(crd: &mut Value, applied_to: &str) {
     rule(
         crd,
         applied_to,
-        &json!({"rule": format!("has(self.podSelector) || {subnets}"), "message": "must have podSelector, ipv4PodSubnet or ipv6PodSubnet"}),
+        &json!({"rule": format!("has(self.podSelector) || has(self.namespaceSelector) || {subnets}"),
+            "message": "must have podSelector, ipv4PodSubnet or ipv6PodSubnet"}),
+    );
+    rule(
+        crd,
+        applied_to,
+        &json!({"rule": format!("!has(self.namespaceSelector) || has(self.podSelector) || {subnets}"), "fieldPath": ".podSelector",
+            "message": PODS_OF_NAMESPACES, "reason": "FieldValueRequired"}),
     );
     rule(
         crd,
@@ -152,7 +160,13 @@ fn subject_rules(crd: &mut Value, applied_to: &str) {
     );
     let pods = format!("{applied_to}/properties/podSelector");
     selector(crd, &pods);
-    not_empty(crd, &pods, "must not be empty: name the pods by their labels");
+    let filled = filled("self.podSelector");
+    rule(
+        crd,
+        applied_to,
+        &json!({"rule": format!("!has(self.podSelector) || has(self.namespaceSelector) || {subnets} || {filled}"), "fieldPath": ".podSelector",
+            "message": ALL_PODS}),
+    );
     selector(crd, &format!("{applied_to}/properties/namespaceSelector"));
 }
 
@@ -187,8 +201,15 @@ fn selector(crd: &mut Value, path: &str) {
 }
 
 fn not_empty(crd: &mut Value, path: &str, message: &str) {
-    let text = "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)";
-    rule(crd, path, &json!({"rule": text, "message": message}));
+    rule(crd, path, &json!({"rule": filled("self"), "message": message}));
+}
+
+/// CEL: a selector names a label.
+fn filled(selector: &str) -> String {
+    format!(
+        "(has({selector}.matchLabels) && size({selector}.matchLabels) > 0) \
+         || (has({selector}.matchExpressions) && size({selector}.matchExpressions) > 0)"
+    )
 }
 
 fn name_rule(kind: &str) -> Value {

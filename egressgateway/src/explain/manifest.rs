@@ -5,9 +5,10 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1 as core;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_yaml::Value;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 
+use super::structure;
 use crate::{
     api,
     model::{GatewayName, NodeName, PodName, PolicyName},
@@ -15,8 +16,12 @@ use crate::{
     world,
 };
 
-/// Group and version of the three custom resources.
-const OURS: &str = "egressgateway.spidernet.io/v1";
+/// Group of the three custom resources.
+const GROUP: &str = "egressgateway.spidernet.io";
+/// Their version.
+const VERSION: &str = "v1";
+/// Their kinds.
+const KINDS: [&str; 3] = ["EgressGateway", "EgressGatewayPolicy", "EgressNode"];
 
 /// Where an object was read from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,7 +94,9 @@ impl Manifests {
     pub fn read(&mut self, file: &str, text: &str) {
         for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
             let origin = Origin { file: file.to_owned(), document: index + 1, object: String::new() };
-            match Value::deserialize(document) {
+            // Keys are texts in JSON, and values keep the types that YAML gives them, as for an API server.
+            let value = serde_yaml::Value::deserialize(document).map_err(|error| error.to_string());
+            match value.and_then(|value| serde_json::to_value(value).map_err(|error| error.to_string())) {
                 Ok(Value::Null) => {}
                 Ok(value) => self.take(&origin, &value),
                 // Nothing behind a syntax error can be trusted to be a document.
@@ -114,7 +121,7 @@ impl Manifests {
         if kind.is_empty() {
             return self.wrong(origin, Problem::new("kind", "", "must name the kind of the object"));
         }
-        if let Some(items) = value.get("items").and_then(Value::as_sequence).filter(|_| kind.ends_with("List")) {
+        if let Some(items) = value.get("items").and_then(Value::as_array).filter(|_| kind.ends_with("List")) {
             for item in items {
                 self.take(origin, item);
             }
@@ -124,10 +131,17 @@ impl Manifests {
         let (namespace, name) = (text(&metadata, "namespace"), text(&metadata, "name"));
         let full = if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") };
         let origin = Origin { object: format!("{kind} {full}").trim().to_owned(), ..origin.clone() };
-        let known = match version.as_str() {
-            OURS => matches!(kind.as_str(), "EgressGateway" | "EgressNode" | "EgressGatewayPolicy"),
-            "v1" => matches!(kind.as_str(), "Node" | "Pod" | "Namespace"),
-            _ => false,
+        let known = match version.split_once('/') {
+            Some((GROUP, VERSION)) if KINDS.contains(&kind.as_str()) => true,
+            Some((GROUP, VERSION)) => {
+                return self.wrong(&origin, Problem::new("kind", kind, format!("must be {} in {GROUP}/{VERSION}", KINDS.join(", "))));
+            }
+            Some((GROUP, _)) => {
+                let rule = format!("must be {GROUP}/{VERSION}, the only version that is understood: {}", KINDS.join(", "));
+                return self.wrong(&origin, Problem::new("apiVersion", version, rule));
+            }
+            None => version == "v1" && matches!(kind.as_str(), "Node" | "Pod" | "Namespace"),
+            Some(_) => false,
         };
         if !known {
             return self.findings.push(Finding { origin, remark: Remark::Ignored });
@@ -138,20 +152,24 @@ impl Manifests {
         if !self.seen.insert(origin.object.clone()) {
             return self.wrong(&origin, Problem::new("metadata.name", full, "must be the only object of that kind and name"));
         }
-        self.keep(&origin, &kind, value, &namespace, &name);
+        let form = [structure::of_metadata(&kind, value), structure::of_custom_resource(&kind, value)].concat();
+        for problem in &form {
+            self.wrong(&origin, problem.clone());
+        }
+        self.keep(&origin, &kind, value, &namespace, &name, &form);
     }
 
-    fn keep(&mut self, origin: &Origin, kind: &str, value: &Value, namespace: &str, name: &str) {
+    fn keep(&mut self, origin: &Origin, kind: &str, value: &Value, namespace: &str, name: &str, form: &[Problem]) {
         match kind {
             "EgressGateway" => {
-                if let Some(gateway) = self.strictly::<api::EgressGateway>(origin, value) {
-                    self.refuse(origin, world::Gateway::from_api(&gateway, crate::model::MarkMask::default()).spec);
+                if let Some(gateway) = self.typed::<api::EgressGateway>(origin, value, form) {
+                    self.refuse(origin, world::Gateway::from_api(&gateway, crate::model::MarkMask::default()).spec, form);
                     self.gateways.insert(name.into(), gateway);
                 }
             }
             "EgressGatewayPolicy" => {
-                if let Some(policy) = self.strictly::<api::EgressGatewayPolicy>(origin, value) {
-                    self.refuse(origin, world::Policy::from_api(&policy).spec);
+                if let Some(policy) = self.typed::<api::EgressGatewayPolicy>(origin, value, form) {
+                    self.refuse(origin, world::Policy::from_api(&policy).spec, form);
                     self.policies.insert(name.into(), policy);
                 }
             }
@@ -159,92 +177,51 @@ impl Manifests {
                 // `spec:` without anything behind it is how people write that nothing is asked.
                 let mut value = value.clone();
                 if value.get("spec").is_none_or(Value::is_null) {
-                    value["spec"] = Value::Mapping(serde_yaml::Mapping::new());
+                    value["spec"] = Value::Object(serde_json::Map::new());
                 }
-                if let Some(node) = self.typed::<api::EgressNode>(origin, &value) {
+                if let Some(node) = self.typed::<api::EgressNode>(origin, &value, form) {
                     self.egress_nodes.insert(name.into(), node);
                 }
             }
             "Node" => {
-                if let Some(node) = self.typed(origin, value) {
+                if let Some(node) = self.typed(origin, value, form) {
                     self.nodes.insert(name.into(), node);
                 }
             }
             "Pod" => {
-                if let Some(pod) = self.typed(origin, value) {
+                if let Some(pod) = self.typed(origin, value, form) {
                     let namespace = if namespace.is_empty() { "default" } else { namespace };
                     self.pods.insert(PodName::new(namespace, name), pod);
                 }
             }
             _ => {
-                if let Some(namespace) = self.typed::<core::Namespace>(origin, value) {
+                if let Some(namespace) = self.typed::<core::Namespace>(origin, value, form) {
                     self.namespaces.insert(name.into(), world::Namespace::from_api(&namespace));
                 }
             }
         }
     }
 
-    fn refuse<T>(&mut self, origin: &Origin, parsed: Result<T, Vec<Problem>>) {
-        for problem in parsed.err().into_iter().flatten() {
+    /// What the words of a spec say against it; what its form says is said once.
+    fn refuse<T>(&mut self, origin: &Origin, parsed: Result<T, Vec<Problem>>, form: &[Problem]) {
+        for problem in parsed.err().into_iter().flatten().filter(|problem| form.iter().all(|known| known.field != problem.field)) {
             self.wrong(origin, problem);
         }
     }
 
-    /// Parses, and finds the fields of `spec` that nobody knows: a misspelt one would be lost silently.
-    fn strictly<T: DeserializeOwned + Serialize>(&mut self, origin: &Origin, value: &Value) -> Option<T> {
-        let object: T = self.typed(origin, value)?;
-        let understood = serde_yaml::to_value(&object).unwrap_or_default();
-        let mut unknown = Vec::new();
-        compare("spec", value.get("spec"), understood.get("spec"), &mut unknown);
-        for field in unknown {
-            self.wrong(origin, Problem::new(field, "", "must be a field that the kind has"));
-        }
-        Some(object)
-    }
-
-    fn typed<T: DeserializeOwned>(&mut self, origin: &Origin, value: &Value) -> Option<T> {
-        // Through text, because errors then name the path of the field.
-        let text = serde_yaml::to_string(value).unwrap_or_default();
-        let error = match serde_yaml::from_str(&text) {
+    fn typed<T: DeserializeOwned>(&mut self, origin: &Origin, value: &Value, form: &[Problem]) -> Option<T> {
+        let error = match serde_path_to_error::deserialize(value) {
             Ok(object) => return Some(object),
-            Err(error) => error.to_string(),
+            // What is wrong with its form says so already.
+            Err(_) if !form.is_empty() => return None,
+            Err(error) => error,
         };
-        let error = error.rsplit_once(" at line ").map_or(error.as_str(), |(error, _)| error);
-        let (field, rule) = error.split_once(": ").filter(|(field, _)| !field.contains(' ')).unwrap_or(("(object)", error));
-        let at = field.split('.').try_fold(value, |value, key| lookup(value, key));
-        let found = at.and_then(|value| serde_yaml::to_string(value).ok()).unwrap_or_default();
-        self.wrong(origin, Problem::new(field, found.trim(), rule));
+        let path = error.path().to_string();
+        let pointer: String = error.path().iter().map(|step| format!("/{}", step.to_string().trim_matches(['[', ']']))).collect();
+        let found = value.pointer(&pointer).map(|found| found.as_str().map_or_else(|| found.to_string(), str::to_owned));
+        let field = if path == "." { "(object)" } else { &path };
+        self.wrong(origin, Problem::new(field, found.unwrap_or_default(), error.inner().to_string()));
         None
-    }
-}
-
-/// A step of a path such as `destCIDR[2]`.
-fn lookup<'a>(value: &'a Value, step: &str) -> Option<&'a Value> {
-    let (key, indices) = step.split_once('[').unwrap_or((step, ""));
-    let indices = indices.trim_end_matches(']').split("][").filter_map(|index| index.parse::<usize>().ok());
-    indices.fold(value.get(key), |value, index| value?.get(index))
-}
-
-/// Fields of `given` that `understood` has lost.
-fn compare(path: &str, given: Option<&Value>, understood: Option<&Value>, unknown: &mut Vec<String>) {
-    match (given, understood) {
-        (Some(Value::Mapping(given)), Some(Value::Mapping(understood))) => {
-            for (key, value) in given {
-                let path = format!("{path}.{}", key.as_str().unwrap_or("?"));
-                compare(&path, Some(value), understood.get(key), unknown);
-            }
-        }
-        (Some(given), None) if !is_empty(given) => unknown.push(path.to_owned()),
-        _ => {}
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Sequence(list) => list.is_empty(),
-        Value::Mapping(map) => map.is_empty(),
-        _ => false,
     }
 }
 
@@ -271,11 +248,76 @@ mod tests {
         );
     }
 
+    /// What is found in a policy with this spec.
+    fn in_policy(spec: &str) -> Vec<String> {
+        let head = "a.yaml: document 1: EgressGatewayPolicy p: ";
+        let found = found(&format!(
+            "apiVersion: egressgateway.spidernet.io/v1\nkind: EgressGatewayPolicy\nmetadata: {{name: p}}\nspec: {{{spec}}}\n"
+        ));
+        found.into_iter().map(|line| line.strip_prefix(head).unwrap_or(&line).to_owned()).collect()
+    }
+
     #[test]
     fn a_value_of_the_wrong_type_is_named_with_its_path() {
-        let text = "apiVersion: egressgateway.spidernet.io/v1\nkind: EgressGatewayPolicy\nmetadata: {name: p}\nspec: {appliedTo: {}, priority: high}\n";
-        let found = found(text);
-        assert!(found[0].starts_with("a.yaml: document 1: EgressGatewayPolicy p: spec.priority: \"high\": invalid type"), "{found:?}");
+        let pods = "appliedTo: {podSelector: {matchLabels: {a: b}}}";
+        assert_eq!(in_policy(&format!("{pods}, priority: high"))[0], "spec.priority: \"high\": must be a whole number, and is text");
+        assert_eq!(in_policy(&format!("{pods}, priority: 1.5")), ["spec.priority: \"1.5\": must be a whole number"]);
+        assert_eq!(in_policy(&format!("{pods}, priority: -1")), ["spec.priority: \"-1\": must be at least 0"]);
+        assert_eq!(in_policy(&format!("{pods}, destCIDR: 10.6.1.0/24")), ["spec.destCIDR: \"10.6.1.0/24\": must be a list, and is text"]);
+        assert_eq!(
+            in_policy("appliedTo: {podSelector: {matchLabels: {egress: true}}}"),
+            ["spec.appliedTo.podSelector.matchLabels.egress: \"true\": must be text, and is true or false: write it in quotes"]
+        );
+    }
+
+    #[test]
+    fn an_unknown_field_is_found_at_any_depth_and_a_missing_one_is_named() {
+        assert_eq!(
+            in_policy("appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Exists, valeus: []}]}}"),
+            ["spec.appliedTo.podSelector.matchExpressions[0].valeus: \"\": must be a field that the kind has"]
+        );
+        assert_eq!(in_policy("destCIDR: []"), ["spec.appliedTo: \"\": must be given"]);
+        assert_eq!(
+            in_policy("appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Is}]}}"),
+            ["spec.appliedTo.podSelector.matchExpressions[0].operator: \"Is\": must be In, NotIn, Exists or DoesNotExist"]
+        );
+    }
+
+    #[test]
+    fn what_an_api_server_asks_of_names_and_labels_is_asked_of_every_kind() {
+        let node = |metadata: &str| {
+            let found = found(&format!("{{apiVersion: v1, kind: Node, metadata: {{{metadata}}}}}"));
+            found.iter().map(|line| line.rsplit_once(" metadata.").map_or(line.clone(), |(_, rest)| rest.to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            node("name: n, labels: {egress: true}"),
+            ["labels.egress: \"true\": must be text, and is true or false: write it in quotes"]
+        );
+        assert_eq!(node("name: n, labels: {rack: 7}"), ["labels.rack: \"7\": must be text, and is a number: write it in quotes"]);
+        assert!(node("name: n, labels: {a: b c}")[0].starts_with("labels.a: \"b c\": must have at most 63 letters"));
+        assert!(node("name: n, labels: {/a: b}")[0].starts_with("labels./a: \"/a\": must be a name of at most 63 characters"));
+        assert!(node("name: Node_1")[0].starts_with("name: \"Node_1\": must be small letters"));
+        let good =
+            "name: n-1.example.com, labels: {egress: \"true\", node-role.kubernetes.io/egress: \"\"}, annotations: {a: any text at all}";
+        assert_eq!(node(good), [""; 0]);
+    }
+
+    #[test]
+    fn objects_of_other_versions_and_kinds_of_the_group_are_errors_that_name_what_is_understood() {
+        let old = "{apiVersion: egressgateway.spidernet.io/v1beta1, kind: EgressPolicy, metadata: {name: p, namespace: n}}";
+        assert_eq!(
+            found(old),
+            [
+                "a.yaml: document 1: EgressPolicy n/p: apiVersion: \"egressgateway.spidernet.io/v1beta1\": must be egressgateway.spidernet.io/v1, \
+              the only version that is understood: EgressGateway, EgressGatewayPolicy, EgressNode"
+            ]
+        );
+        let unknown = found("{apiVersion: egressgateway.spidernet.io/v1, kind: EgressPolicy, metadata: {name: p}}");
+        assert!(
+            unknown[0].ends_with(
+                "kind: \"EgressPolicy\": must be EgressGateway, EgressGatewayPolicy, EgressNode in egressgateway.spidernet.io/v1"
+            )
+        );
     }
 
     #[test]

@@ -42,6 +42,7 @@ mod explanation;
 mod manifest;
 mod offline;
 mod settle;
+mod structure;
 mod way;
 
 pub use explanation::{Cause, Exit, Explanation, Step, Verdict};

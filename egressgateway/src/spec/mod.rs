@@ -13,6 +13,7 @@ mod selector;
 pub use gateway::GatewaySpec;
 pub use name::parse_name;
 pub use network::{parse_address, parse_network, parse_pool_entry};
+pub(crate) use policy::{ALL_PODS, PODS_OF_NAMESPACES};
 pub use policy::{DEFAULT_PRIORITY, MAX_PRIORITY, PolicySpec, Subject};
 pub use problem::Problem;
 pub use selector::{Requirement, Selector};

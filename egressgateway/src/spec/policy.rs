@@ -14,6 +14,12 @@ pub const DEFAULT_PRIORITY: u32 = 1000;
 /// The highest number that a priority may have.
 pub const MAX_PRIORITY: u32 = i32::MAX.cast_unsigned();
 
+/// Why an empty `podSelector` is refused: nobody shall govern a whole cluster by leaving something out.
+pub(crate) const ALL_PODS: &str = "must not be empty without namespaceSelector: name the pods by their labels, or their namespaces; namespaceSelector: {} means all of them";
+
+/// Why a `namespaceSelector` alone is refused.
+pub(crate) const PODS_OF_NAMESPACES: &str = "must be given with namespaceSelector: podSelector: {} means all pods of these namespaces";
+
 /// An EgressGatewayPolicy's spec in the words of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicySpec {
@@ -36,7 +42,7 @@ pub struct PolicySpec {
 pub enum Subject {
     /// Pods by their labels and their namespaces' labels.
     Pods {
-        /// Labels of the pod; never empty.
+        /// Labels of the pod; empty, which is all pods, only where namespaces are given.
         pods: Selector,
         /// Labels of the namespace; none: all namespaces.
         namespaces: Option<Selector>,
@@ -115,12 +121,15 @@ fn parse_subject(applied_to: &AppliedTo, problems: &mut Vec<Problem>) -> Option<
             "podSelector and a pod subnet",
             "must have either podSelector or pod subnets, not both",
         )),
+        (None, false) if applied_to.namespace_selector.is_some() => {
+            problems.push(Problem::new("spec.appliedTo.podSelector", "", PODS_OF_NAMESPACES));
+        }
         (None, false) => problems.push(Problem::new("spec.appliedTo", "", "must have podSelector, ipv4PodSubnet or ipv6PodSubnet")),
         (None, true) if applied_to.namespace_selector.is_some() => {
             problems.push(Problem::new("spec.appliedTo.namespaceSelector", "", "must be absent where pods are chosen by subnet"));
         }
-        (Some(_), false) if pods.as_ref().is_some_and(Selector::is_empty) => {
-            problems.push(Problem::new("spec.appliedTo.podSelector", "{}", "must not be empty: name the pods by their labels"));
+        (Some(_), false) if applied_to.namespace_selector.is_none() && pods.as_ref().is_some_and(Selector::is_empty) => {
+            problems.push(Problem::new("spec.appliedTo.podSelector", "{}", ALL_PODS));
         }
         _ => {}
     }
