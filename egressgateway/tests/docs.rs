@@ -21,7 +21,7 @@ This is the whole file, with every default:
 | field | flag | variable | meaning | changes |
 |---|---|---|---|---|
 {fields}
-Both daemons read the file every 5 seconds. Fields that change *at once* are taken over without a restart, and each is logged with its old and its new value;
+Both daemons read the file every 5 seconds, and take another content once two reads a second apart agree. Fields that change *at once* are taken over without a restart, and each is logged with its old and its new value;
 the others keep the value that they had at the start, and are logged and counted (`config_fields_waiting`) until the daemon starts again: they say which
 objects the kernel holds and how they are found again. A file that is refused changes nothing, is logged, and is counted. A flag or a variable goes before the file
 here too. The chart restarts the pods for fields that change at start only. Flags and variables are read at start.

@@ -39,7 +39,7 @@ pub async fn follow_configuration(
     loop {
         let content = settled(path, seen.as_ref()).await;
         if seen.as_ref() != Some(&content) {
-            let next = parse(path, &content).and_then(|file| next(with_arguments(file, matches, &environment)?, &in_force));
+            let next = parse(path, &content).and_then(|file| next(&with_arguments(file, matches, &environment)?, &in_force));
             match next {
                 Ok((next, changed)) => {
                     changed.iter().for_each(tell);
@@ -80,8 +80,8 @@ async fn read_aside(path: &Path) -> Content {
     tokio::task::spawn_blocking(move || read(&path)).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-fn next(wanted: Config, in_force: &Config) -> Result<(Config, Vec<Changed>), Failure> {
-    let (next, changed) = in_force.adopt(&wanted);
+fn next(wanted: &Config, in_force: &Config) -> Result<(Config, Vec<Changed>), Failure> {
+    let (next, changed) = in_force.adopt(wanted);
     // Two good configurations may not go together.
     let problems = next.problems();
     if problems.is_empty() { Ok((next, changed)) } else { Err(problems.into()) }

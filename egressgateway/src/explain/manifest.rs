@@ -217,7 +217,8 @@ impl Manifests {
             Err(error) => error,
         };
         let path = error.path().to_string();
-        let pointer: String = error.path().iter().map(|step| format!("/{}", step.to_string().trim_matches(['[', ']']))).collect();
+        let steps: Vec<String> = error.path().iter().map(|step| format!("/{}", step.to_string().trim_matches(['[', ']']))).collect();
+        let pointer = steps.concat();
         let found = value.pointer(&pointer).map(|found| found.as_str().map_or_else(|| found.to_string(), str::to_owned));
         let field = if path == "." { "(object)" } else { &path };
         self.wrong(origin, Problem::new(field, found.unwrap_or_default(), error.inner().to_string()));

@@ -41,7 +41,7 @@ fn check(path: &str, schema: &Value, value: &Value, problems: &mut Vec<Problem>)
         problems.push(Problem::new(if path.is_empty() { "(object)" } else { path }, found, rule));
     };
     let bound = |name: &str| schema[name].as_u64().and_then(|bound| usize::try_from(bound).ok());
-    let (least, most) = (|name: &str| bound(name).unwrap_or_default(), |name: &str| bound(name).unwrap_or(usize::MAX));
+    let most = |name: &str| bound(name).unwrap_or(usize::MAX);
     match (schema["type"].as_str().unwrap_or_default(), value) {
         ("object", Value::Object(fields)) => {
             if fields.len() > most("maxProperties") {
@@ -61,12 +61,12 @@ fn check(path: &str, schema: &Value, value: &Value, problems: &mut Vec<Problem>)
             let length = text.chars().count();
             let choices: Vec<&str> = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             if !choices.is_empty() && !choices.contains(&text.as_str()) {
-                let (last, others) = choices.split_last().unwrap_or((&"", &[]));
-                refuse(if others.is_empty() { format!("must be {last}") } else { format!("must be {} or {last}", others.join(", ")) });
+                let (other, rest) = choices.split_last().unwrap_or((&"", &[]));
+                refuse(if rest.is_empty() { format!("must be {other}") } else { format!("must be {} or {other}", rest.join(", ")) });
             } else if length > most("maxLength") {
                 refuse(format!("must have at most {} characters", most("maxLength")));
-            } else if length < least("minLength") {
-                refuse(format!("must have at least {} characters", least("minLength")));
+            } else if text.is_empty() && bound("minLength").is_some_and(|least| least > 0) {
+                refuse("must not be empty".to_owned());
             }
         }
         ("integer", Value::Number(number)) => match number.as_f64() {
