@@ -32,6 +32,7 @@
 //! - [`IptablesFlavour`]: rules are kept by `iptables-legacy` or `iptables-nft`, whichever the cluster uses.
 
 mod backend;
+mod barriers;
 mod bits;
 mod command;
 mod content;

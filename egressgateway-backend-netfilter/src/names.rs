@@ -33,10 +33,11 @@ pub(crate) const NAT: &str = "nat";
 pub(crate) const FILTER: &str = "filter";
 
 /// Table, chain of the kernel, our chain.
-pub(crate) const JUMPS: [(&str, &str, &str); 7] = [
+pub(crate) const JUMPS: [(&str, &str, &str); 8] = [
     (RAW, "PREROUTING", PREROUTING),
     (RAW, "OUTPUT", OUTPUT),
     (MANGLE, "PREROUTING", PREROUTING),
+    (MANGLE, "INPUT", INPUT),
     (MANGLE, "FORWARD", FORWARD),
     (MANGLE, "POSTROUTING", POSTROUTING),
     (FILTER, "FORWARD", FORWARD),
@@ -45,9 +46,14 @@ pub(crate) const JUMPS: [(&str, &str, &str); 7] = [
 
 pub(crate) const PREROUTING: &str = "EGW-PREROUTING";
 pub(crate) const OUTPUT: &str = "EGW-OUTPUT";
+pub(crate) const INPUT: &str = "EGW-INPUT";
 pub(crate) const FORWARD: &str = "EGW-FORWARD";
 pub(crate) const GUARD: &str = "EGW-GUARD";
 pub(crate) const POSTROUTING: &str = "EGW-POSTROUTING";
+/// What is forwarded of connections that nobody has answered yet.
+pub(crate) const FIRST: &str = "EGW-FIRST";
+/// Came through the overlay.
+pub(crate) const ARRIVE: &str = "EGW-ARRIVE";
 pub(crate) const LET_GO: &str = "EGW-LET-GO";
 pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
 pub(crate) const CLASS: &str = "EGW-CLASS";
@@ -65,7 +71,7 @@ pub(crate) const AS_SELF_CHAIN: &str = "EGW-AS-SELF";
 pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
 
 /// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter, table, chain.
-pub(crate) const COUNTERS: [(&str, &str, &str); 8] = [
+pub(crate) const COUNTERS: [(&str, &str, &str); 9] = [
     ("steered", MANGLE, STEERED),
     ("tunnelled", MANGLE, TUNNELLED),
     ("exited", NAT, EXITED),
@@ -73,6 +79,7 @@ pub(crate) const COUNTERS: [(&str, &str, &str); 8] = [
     ("drop_held", MANGLE, HELD),
     ("drop_unknown_source", MANGLE, UNKNOWN_SOURCE),
     ("drop_not_peer", RAW, NOT_PEER),
+    ("drop_not_peer", MANGLE, NOT_PEER),
     ("drop_start_gate", MANGLE, START_GATE),
 ];
 pub(crate) const STEERED: &str = "EGW-STEERED";

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     bits::Bits,
-    names::{Common, NOT_PEER, START_GATE, TABLES, temporary},
+    names::{Common, NOT_PEER, START_GATE, TABLES, UNKNOWN_SOURCE, temporary},
     set::{Entry, Kind, Set, Shape, family},
     state::{Jump, NetfilterState, Table, Tables},
     transition,
@@ -180,7 +180,7 @@ fn without(rule: &str, sets: &BTreeSet<&str>) -> Option<String> {
     if words.contains(&"--map-set") {
         return Some("-j DROP".to_owned());
     }
-    let (matches, goal) = rule.rsplit_once(" -g ").filter(|(_, goal)| [NOT_PEER, START_GATE].contains(goal))?;
+    let (matches, goal) = rule.rsplit_once(" -g ").filter(|(_, goal)| [NOT_PEER, START_GATE, UNKNOWN_SOURCE].contains(goal))?;
     let others = matches.split("-m ").filter(|part| !part.split(' ').any(|word| sets.contains(word)));
     Some(format!("{}-g {goal}", others.map(|part| format!("{} ", part.trim_end())).collect::<Vec<_>>().join("-m ").trim_start()))
 }

@@ -12,9 +12,10 @@ use crate::{
     bits::Bits,
     content::PASS_BYTE,
     names::{
-        AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FORWARD, GUARD, HELD, LET_GO,
-        MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER,
-        STEERED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set, kept_set, where_set,
+        ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD,
+        HELD, INPUT, LET_GO, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE,
+        START_GATE, STEER, STEERED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set, kept_set,
+        where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -116,7 +117,9 @@ impl Render<'_> {
         let keeping = |class: &&ClassId| self.sets.contains_key(&kept_set(**class, self.family));
         let rule = |class: &ClassId| {
             let (who, to) = (keeper_set(*class, self.family), kept_set(*class, self.family));
-            format!("-m set --match-set {who} src -m set --match-set {to} dst -j CT --notrack")
+            // What does not leave the cluster is tracked, so that it is looked at.
+            let leaves = self.not_in(Common::Exempt, "dst");
+            format!("-m set --match-set {who} src -m set --match-set {to} dst {leaves} -j CT --notrack")
         };
         self.numbers.classes.keys().filter(keeping).map(rule).collect()
     }
@@ -125,10 +128,14 @@ impl Render<'_> {
         let drop = || vec!["-j DROP".to_owned()];
         let mut mangle = chains([
             (PREROUTING, self.prerouting()),
+            (INPUT, self.input()),
             (FORWARD, self.forward()),
+            (FIRST, self.first()),
             (GUARD, [self.each_device("-o", "-j RETURN"), vec![format!("-g {NO_GATEWAY}")]].concat()),
             (POSTROUTING, self.postrouting()),
             (CLASSIFY, self.classify()),
+            (ARRIVE, self.arrive()),
+            (NOT_PEER, drop()),
             (LET_GO, vec![self.pin(0), Self::mark(0, self.bits.mask())]),
             (NO_CLASS, self.no_class()),
             (PASS, vec![Self::mark(0, self.bits.mask()), format!("-g {NO_VERDICT}")]),
@@ -179,7 +186,7 @@ impl Render<'_> {
     /// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes and devices change nothing about
     /// that. What came through the overlay does not enter it again.
     fn forward(&self) -> Vec<String> {
-        let mut rules = vec![format!("{} -j RETURN", self.pinned(0))];
+        let mut rules = vec![format!("-m conntrack --ctstate NEW -j {FIRST}"), format!("{} -j RETURN", self.pinned(0))];
         // Classification saw a service's address, which nothing said is the cluster's; the real destination is.
         rules.push(format!(
             "-m conntrack --ctstate DNAT --ctdir ORIGINAL {} {} -g {LET_GO}",
@@ -196,6 +203,23 @@ impl Render<'_> {
             rules.push(format!("-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {bytes}"));
         }
         rules
+    }
+
+    /// The tunnel's own packets are none of this host's forwarded ones: who sends to a node's tunnel from here is a pod, which this node's
+    /// masquerade would turn into a peer.
+    fn first(&self) -> Vec<String> {
+        self.stray_outer(&self.set(Common::Peers, "dst"))
+    }
+
+    /// A service may lead to the tunnel of this node. The tunnel's own packets were translated by nobody.
+    fn input(&self) -> Vec<String> {
+        self.stray_outer("-m conntrack --ctstate DNAT")
+    }
+
+    fn stray_outer(&self, to: &str) -> Vec<String> {
+        let port = self.desired.overlay.port;
+        let rule = || format!("-p udp -m udp --dport {port} {to} {} -g {NOT_PEER}", self.not_in(Common::Peers, "src"));
+        (port > 0).then(rule).into_iter().collect()
     }
 
     /// Our byte does not travel into the underlay. What exits gets the number of its source, for the nat table, which can't look it up:
@@ -252,14 +276,37 @@ impl Render<'_> {
 
     /// The exempt come first. What is for this host or for a group does not leave the cluster.
     fn classify(&self) -> Vec<String> {
-        let scratch = self.bits.scratch();
-        let mut rules = vec![
+        let mut rules = self.each_device("-i", &format!("-g {ARRIVE}"));
+        rules.extend([
             format!("{} -j RETURN", self.set(Common::Exempt, "dst")),
             "-m addrtype --dst-type LOCAL -j RETURN".into(),
             "-m addrtype --dst-type MULTICAST -j RETURN".into(),
-            // Others' packets keep all bits of their mark.
-            format!("{} {} -g {NO_CLASS}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src")),
+        ]);
+        rules.extend(self.judge());
+        rules
+    }
+
+    /// Through the overlay comes what leaves the cluster here, and what nodes ask each other: whether they are there. Others' rules would
+    /// deliver anything else wherever it says, with the source that it says.
+    fn arrive(&self) -> Vec<String> {
+        let icmp = if self.family == Family::V4 { "icmp" } else { "ipv6-icmp" };
+        let mut rules = vec![
+            format!("-p {icmp} -m addrtype --dst-type LOCAL --limit-iface-in -j RETURN"),
+            format!("-m addrtype --dst-type LOCAL --limit-iface-in -g {UNKNOWN_SOURCE}"),
+            format!("{} -g {UNKNOWN_SOURCE}", self.set(Common::Exempt, "dst")),
+            format!("-m addrtype --dst-type MULTICAST -g {UNKNOWN_SOURCE}"),
+            // This host's own addresses, and its own pods as far as they are known to be in no policy, are nowhere else.
+            format!("-m addrtype --src-type LOCAL -g {UNKNOWN_SOURCE}"),
+            format!("{} -g {UNKNOWN_SOURCE}", self.set(Common::Ungoverned, "src")),
         ];
+        rules.extend(self.judge());
+        rules
+    }
+
+    /// Who, and where to. Others' packets keep all bits of their mark.
+    fn judge(&self) -> Vec<String> {
+        let scratch = self.bits.scratch();
+        let mut rules = vec![format!("{} {} -g {NO_CLASS}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src"))];
         rules.extend(self.find_class());
         rules.push(format!("-j {CLASS}"));
         rules.push(Self::mark(0, scratch));
@@ -377,13 +424,13 @@ impl Render<'_> {
     }
 }
 
-/// A host that drops forwarded packets by default lets pass what exits here for other nodes, and the answers. On the pod's own node
-/// nothing is accepted: network policies decide there. What comes from the tunnel and is not tracked leaves as it is.
+/// A host that drops forwarded packets by default lets pass what exits here for other nodes, and the answers. Only what leaves the cluster: what
+/// goes to a pod is for network policies to decide, and on the pod's own node nothing is accepted. What comes from the tunnel and is not tracked
+/// leaves as it is.
 pub(crate) fn forwarding(desired: &PolicyDesired, bits: Bits) -> Vec<String> {
     let exit = format!("-m connmark --mark {:#x}/{:#x}", bits.exit(), bits.mask());
-    let untracked = "-m conntrack --ctstate UNTRACKED".to_owned();
-    let devices = || desired.overlay.devices.iter();
-    let accepted = [&exit, &untracked].into_iter().flat_map(|what| devices().map(move |device| format!("-i {device} {what} -j ACCEPT")));
+    let ways = desired.overlay.devices.iter().flat_map(|from| desired.ways_out.iter().map(move |by| format!("-i {from} -o {by}")));
+    let accepted = ways.flat_map(|way| [exit.as_str(), "-m conntrack --ctstate UNTRACKED"].map(|what| format!("{way} {what} -j ACCEPT")));
     accepted.chain([format!("{exit} -m conntrack --ctdir REPLY -j ACCEPT")]).collect()
 }
 

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use egressgateway::{Counter, model::Family};
 
 use crate::{
-    names::{CHAIN_PREFIX, COUNTERS, TRANSIT},
+    barriers::Barriers,
+    names::{CHAIN_PREFIX, COUNTERS, FILTER, TRANSIT},
     state::{Jump, Table, Tables},
 };
 
@@ -27,8 +28,9 @@ impl Owner {
     }
 }
 
-/// An owner's chains and the jumps into them.
+/// An owner's chains and the jumps into them. Of what comes before a jump in `FORWARD` of the filter table counts what may drop.
 pub(crate) fn parse(text: &str, family: Family, owner: Owner) -> Tables {
+    let barriers = Barriers::of(table(text, FILTER), |chain| owner.has(chain));
     let mut tables: BTreeMap<(Family, String), Table> = BTreeMap::new();
     let (mut name, mut positions) = (String::new(), BTreeMap::new());
     for line in text.lines() {
@@ -46,10 +48,16 @@ pub(crate) fn parse(text: &str, family: Family, owner: Owner) -> Tables {
                 let jump = Jump { chain: chain.to_owned(), position: *position, rule: rule.to_owned() };
                 tables.entry((family, name.clone())).or_default().jumps.insert(jump);
             }
-            *position += 1;
+            let precedes = name != FILTER || chain != "FORWARD" || barriers.may_drop(rule);
+            *position += usize::from(precedes);
         }
     }
     tables.into_iter().map(|(key, table)| (key, Arc::new(table))).collect()
+}
+
+/// The lines of one table.
+fn table<'a>(text: &'a str, name: &'static str) -> impl Iterator<Item = &'a str> {
+    text.lines().skip_while(move |line| line.strip_prefix('*') != Some(name)).take_while(|line| *line != "COMMIT")
 }
 
 fn leads_to(rule: &str, owner: Owner) -> bool {
@@ -60,9 +68,8 @@ fn leads_to(rule: &str, owner: Owner) -> bool {
 
 /// Whether rules of others, or the policy of the chain, may drop what this host forwards.
 pub(crate) fn restricts_forwarding(text: &str) -> bool {
-    let filter = text.lines().skip_while(|line| *line != "*filter").take_while(|line| *line != "COMMIT");
     let others = |rule: &str| !leads_to(rule, Owner::Backend) && !leads_to(rule, Owner::Transit);
-    filter.filter_map(|line| line.split_once("FORWARD ")).any(|(before, rest)| match before {
+    table(text, FILTER).filter_map(|line| line.split_once("FORWARD ")).any(|(before, rest)| match before {
         ":" => rest.starts_with("DROP"),
         "-A " => others(rest),
         _ => false,
@@ -121,7 +128,7 @@ mod tests {
     fn the_chain_for_transit_is_read_by_its_owner_only() {
         let saved = "*filter\n:FORWARD ACCEPT [0:0]\n:EGW-FORWARD - [0:0]\n:EGW-TRANSIT - [0:0]\n-A FORWARD -j EGW-TRANSIT\n\
                      -A FORWARD -j EGW-FORWARD\n-A EGW-TRANSIT -j ACCEPT\nCOMMIT\n";
-        for (owner, chain, position) in [(Owner::Backend, "EGW-FORWARD", 1), (Owner::Transit, "EGW-TRANSIT", 0)] {
+        for (owner, chain, position) in [(Owner::Backend, "EGW-FORWARD", 0), (Owner::Transit, "EGW-TRANSIT", 0)] {
             let tables = parse(saved, Family::V6, owner);
             let table = &tables[&(Family::V6, "filter".to_owned())];
             assert_eq!(table.chains.keys().collect::<Vec<_>>(), [chain]);

@@ -61,7 +61,7 @@ pub(crate) struct Table {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Jump {
     pub(crate) chain: String,
-    /// How many rules come before it.
+    /// How many rules come before it; in the filter table's `FORWARD`, how many that may drop what it lets pass.
     pub(crate) position: usize,
     pub(crate) rule: String,
 }
@@ -149,6 +149,9 @@ pub(crate) fn check(desired: &PolicyDesired) -> Result<(), Error> {
     let fits = |name: &&String| (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c));
     if let Some(name) = desired.overlay.devices.iter().find(|name| !fits(name)) {
         return invalid(format!("overlay device {name:?} is no device name"));
+    }
+    if let Some(name) = desired.ways_out.iter().find(|name| !fits(name)) {
+        return invalid(format!("{name:?}, by which this node leaves the cluster, is no device name"));
     }
     Ok(())
 }

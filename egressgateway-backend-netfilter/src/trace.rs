@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use egressgateway::{
     model::Family,
-    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceSource, TraceVerdict},
+    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -24,6 +24,10 @@ impl Trace for NetfilterState {
         self.hook(&[MANGLE, FILTER], "FORWARD", packet, Some(out_device)).0
     }
 
+    fn trace_input(&self, packet: &TracePacket) -> TraceVerdict {
+        self.hook(&[MANGLE, FILTER], "INPUT", packet, None).0
+    }
+
     fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
         match self.hook(&[MANGLE, NAT], "POSTROUTING", packet, Some(out_device)) {
             // Nobody's source translation sees what is not tracked.
@@ -39,6 +43,10 @@ impl NetfilterState {
     fn hook(&self, tables: &[&str], point: &str, packet: &TracePacket, out: Option<&str>) -> (TraceVerdict, TraceSource) {
         let family = Family::of(packet.source);
         let mut packet = packet.clone();
+        // No table at this hook that we have chains in comes after destination translation.
+        if let Some(sent_to) = packet.sent_to.filter(|_| point == "PREROUTING") {
+            (packet.destination, packet.destination_kind) = (sent_to, DestinationKind::Unicast);
+        }
         let (mut counted, mut source) = (Vec::new(), TraceSource::Untouched);
         for name in tables {
             let Some(table) = self.tables.get(&(family, (*name).to_owned())) else { continue };
@@ -117,6 +125,7 @@ impl Walk<'_> {
                     let target = value();
                     return self.target(word, target, &words.collect::<Vec<_>>(), depth);
                 }
+                "--limit-iface-in" => self.packet.destination_kind == DestinationKind::Arrival,
                 "--comment" => !value().is_empty(),
                 "--match-set" => {
                     let set = value();
@@ -139,18 +148,25 @@ impl Walk<'_> {
         match word {
             "-i" => packet.in_device.as_deref() == Some(value),
             "-o" => self.out == Some(value),
+            "--ctstate" if value == "DNAT" => packet.sent_to.is_some() && self.is_tracked(),
             "--ctstate" => value == state_word(packet.state),
+            "-p" => match packet.protocol {
+                TraceProtocol::Icmp => value == "icmp" || value == "ipv6-icmp",
+                TraceProtocol::Udp(_) => value == "udp",
+                TraceProtocol::Other => false,
+            },
+            "--dport" => packet.protocol == TraceProtocol::Udp(value.parse().unwrap_or_default()),
             "--ctstatus" => packet.state != ConnectionState::New,
             "--ctdir" => (value == "REPLY") == (packet.direction == Direction::Reply),
             "--dst-type" => {
-                (value == "LOCAL" && packet.destination_kind == DestinationKind::Local)
+                (value == "LOCAL" && packet.destination_kind.is(DestinationKind::Local))
                     || (value == "MULTICAST" && packet.destination_kind == DestinationKind::Multicast)
             }
             "--mark" => {
                 let mark = if module == "connmark" { packet.connection_mark } else { packet.packet_mark };
                 bits(value).is_some_and(|(value, mask)| mark & mask == value)
             }
-            // The tracer's packets are the inner ones, and say nothing about TCP.
+            // The tracer's packets say nothing about TCP, and none has a source of this host.
             _ => false,
         }
     }

@@ -5,7 +5,7 @@ use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, 
 use egressgateway::{
     Driver, PolicyDesired,
     model::{SourceNat, Verdict},
-    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceSource, TraceVerdict},
+    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings, NetfilterState};
 use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings};
@@ -80,6 +80,9 @@ fn packets(source: &str, destination: &str) -> Vec<(TracePacket, &'static str)> 
                 packets.push((TracePacket { state, direction: Direction::Reply, ..first.clone() }, DEVICES[1]));
             }
             packets.push((TracePacket { destination_kind: DestinationKind::Local, ..first.clone() }, DEVICES[0]));
+            let own = TracePacket { destination_kind: DestinationKind::Arrival, ..first.clone() };
+            packets.push((own.clone().carrying(TraceProtocol::Icmp), DEVICES[0]));
+            packets.push((own, DEVICES[0]));
             packets.push((TracePacket { destination_kind: DestinationKind::Multicast, ..first }, DEVICES[2]));
         }
     }

@@ -103,3 +103,27 @@ fn a_firewall_that_comes_later_is_noticed_and_a_jump_that_is_first_is_seen() {
         assert!(run("iptables-nft -S FORWARD").lines().nth(1).unwrap().ends_with("-j EGW-TRANSIT"));
     });
 }
+
+/// Somebody who keeps network policies, and goes to the front whenever one of them changes.
+const NETWORK_POLICIES: &str = "
+    iptables-nft -N KUBE-ROUTER-FORWARD; iptables-nft -N KUBE-POD-FW-A; iptables-nft -A KUBE-POD-FW-A -j REJECT
+    iptables-nft -A KUBE-ROUTER-FORWARD -d 10.244.1.10/32 -j KUBE-POD-FW-A
+    iptables-nft -A KUBE-ROUTER-FORWARD -s 10.244.1.10/32 -m comment --comment \"-j DROP unless allowed\" -j KUBE-POD-FW-A";
+
+#[test]
+fn who_decides_about_pods_alone_may_come_first_and_who_drops_what_is_forwarded_may_not() {
+    in_namespace(|| async {
+        firewall("nft");
+        let transit = transit(IptablesFlavour::Nft, Arc::new(())).await;
+        reach(&transit, &gateway()).await;
+        run(NETWORK_POLICIES);
+        for _ in 0..3 {
+            run("iptables-nft -D FORWARD -j KUBE-ROUTER-FORWARD 2>/dev/null || true; iptables-nft -I FORWARD -j KUBE-ROUTER-FORWARD");
+            let change = transit.plan(&gateway(), &transit.observe().await.unwrap()).unwrap();
+            assert_eq!(change.plan.to_string(), "", "nothing is answered");
+        }
+        run("iptables-nft -A KUBE-ROUTER-FORWARD -s 10.244.0.0/16 -j REJECT");
+        reach(&transit, &gateway()).await;
+        assert!(run("iptables-nft -S FORWARD").lines().nth(1).unwrap().ends_with("-j EGW-TRANSIT"), "before what drops exits");
+    });
+}

@@ -43,6 +43,17 @@ pub(crate) enum Way {
 pub(crate) enum Statement {
     UdpPort(u16),
     Destination(DestinationKind),
+    /// The source is one of this host's addresses.
+    SourceLocal,
+    /// ICMP of this family.
+    Icmp(Family),
+    /// Somebody translated the destination.
+    Translated,
+    /// The address that the connection's first packet was sent to is in no such network.
+    SentOutside {
+        family: Family,
+        table: Table,
+    },
     Address {
         side: Side,
         family: Family,
@@ -219,8 +230,14 @@ impl fmt::Display for Statement {
             Self::Destination(kind) => f.write_str(match kind {
                 DestinationKind::Unicast => "fib daddr type unicast",
                 DestinationKind::Local => "fib daddr type local",
+                DestinationKind::Arrival => "fib daddr . iif type local",
                 DestinationKind::Multicast => "fib daddr type multicast",
             }),
+            Self::SourceLocal => f.write_str("fib saddr type local"),
+            Self::Icmp(Family::V4) => f.write_str("meta l4proto icmp"),
+            Self::Icmp(Family::V6) => f.write_str("meta l4proto ipv6-icmp"),
+            Self::Translated => f.write_str("ct status dnat"),
+            Self::SentOutside { family, table } => write!(f, "ct original {} daddr != @{}", header(*family), table.name(*family)),
             Self::Address { side, family, negated, table } => {
                 let field = if *side == Side::Source { "saddr" } else { "daddr" };
                 write!(f, "{} {field} {}@{}", header(*family), operator(*negated), table.name(*family))

@@ -70,6 +70,11 @@ fn matching(body: &Value) -> Option<Statement> {
     if left.pointer("/ct/key").is_some_and(|key| key == "mark") || left.get("&").is_some_and(|and| is_ct_mark(&and[0])) {
         return pinned(left, right, negated);
     }
+    if let Some((key, "original")) = left.pointer("/ct/key").and_then(Value::as_str).zip(left.pointer("/ct/dir").and_then(Value::as_str)) {
+        let family = header_family(key.strip_suffix(" daddr")?)?;
+        let (table, of) = Table::parse(set_name(right)?)?;
+        return (negated && of == family).then_some(Statement::SentOutside { family, table });
+    }
     if let Some(family) = class_and_destination(left) {
         return (!negated && set_name(right)? == Table::Kept.name(family)).then_some(Statement::Keeps(family));
     }
@@ -105,21 +110,35 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
         return port.filter(|_| left["payload"]["field"] == "dport").map(Statement::UdpPort);
     }
     if let Some(fib) = left.get("fib") {
-        let kind = match right.as_str()? {
-            "local" => DestinationKind::Local,
-            "multicast" => DestinationKind::Multicast,
-            _ => return None,
+        // Newer versions of nft write a single flag without a list.
+        let flags: Vec<&str> = match &fib["flags"] {
+            Value::String(one) => vec![one],
+            several => several.as_array()?.iter().filter_map(Value::as_str).collect(),
         };
-        let flags = fib["flags"] == "daddr" || fib["flags"].as_array().is_some_and(|flags| flags.len() == 1 && flags[0] == "daddr");
-        return (fib["result"] == "type" && flags).then_some(Statement::Destination(kind));
+        return match (flags[..].as_ref(), right.as_str()?) {
+            _ if fib["result"] != "type" => None,
+            (["daddr"], "local") => Some(Statement::Destination(DestinationKind::Local)),
+            (["daddr"], "multicast") => Some(Statement::Destination(DestinationKind::Multicast)),
+            (["daddr", "iif"], "local") => Some(Statement::Destination(DestinationKind::Arrival)),
+            (["saddr"], "local") => Some(Statement::SourceLocal),
+            _ => None,
+        };
     }
     if left.pointer("/meta/key").is_some_and(|key| key == "nfproto") {
         return protocol(right).map(Statement::Protocol);
+    }
+    if left.pointer("/meta/key").is_some_and(|key| key == "l4proto") {
+        return match right.as_str()? {
+            "icmp" => Some(Statement::Icmp(Family::V4)),
+            "ipv6-icmp" => Some(Statement::Icmp(Family::V6)),
+            _ => None,
+        };
     }
     match (left.pointer("/ct/key")?.as_str()?, right.as_str()?) {
         ("state", "new") => Some(Statement::State(ConnectionState::New)),
         ("state", "invalid") => Some(Statement::State(ConnectionState::Invalid)),
         ("status", "confirmed") => Some(Statement::Confirmed),
+        ("status", "dnat") => Some(Statement::Translated),
         ("direction", "original") => Some(Statement::Direction(Direction::Original)),
         ("direction", "reply") => Some(Statement::Direction(Direction::Reply)),
         _ => None,

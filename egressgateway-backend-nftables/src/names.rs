@@ -39,9 +39,9 @@ pub(crate) const EXITED: &str = "exited";
 pub(crate) const DROP_NO_GATEWAY: &str = "drop_no_gateway";
 /// Governed, but where to or as whom is not known yet.
 pub(crate) const DROP_HELD: &str = "drop_held";
-/// Came through the overlay, and no policy that exits here says so.
+/// Came through the overlay and has no business here, or no policy that exits here says as whom it leaves.
 pub(crate) const DROP_UNKNOWN_SOURCE: &str = "drop_unknown_source";
-/// Outer packets from somebody who is no node.
+/// Outer packets from somebody who is no node, or on their way to one from here.
 pub(crate) const DROP_NOT_PEER: &str = "drop_not_peer";
 /// Packets of pods that are not known yet.
 pub(crate) const DROP_START_GATE: &str = "drop_start_gate";
@@ -76,6 +76,10 @@ pub(crate) const POST_RESTORE: &str = "post_restore";
 pub(crate) const OUTER: &str = "outer";
 /// Chain: first packet of a connection.
 pub(crate) const CLASSIFY: &str = "classify";
+/// Chain: a connection to the tunnel's port that is no tunnel's.
+pub(crate) const STRAY_OUTER: &str = "stray_outer";
+/// Chain: first packet of a connection that came through the overlay.
+pub(crate) const ARRIVE: &str = "arrive";
 /// Chain: the start gate.
 pub(crate) const GATE: &str = "start_gate";
 /// Chain: class of the source, into `meta priority`.

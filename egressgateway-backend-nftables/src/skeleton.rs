@@ -15,10 +15,10 @@ use crate::{
         Way,
     },
     names::{
-        AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
+        ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
         DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, GATE, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_RESTORE,
         POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED,
-        TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
+        STRAY_OUTER, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
     },
 };
 
@@ -44,7 +44,8 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
         (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired.overlay.unknown_may_exit, mask))),
         (OUTER, plain(outer())),
         (CLAMP, plain(clamp(desired))),
-        (CLASSIFY, plain(classify())),
+        (CLASSIFY, plain(classify(desired.overlay.port))),
+        (ARRIVE, plain(arrive())),
         (GATE, plain(gate())),
         (FIND_CLASS, plain(find_class())),
         (DECIDE, plain(decide())),
@@ -58,6 +59,9 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
     ]
     .map(|(name, chain)| (name.to_owned(), chain))
     .into();
+    if desired.overlay.port > 0 {
+        chains.insert(STRAY_OUTER.into(), plain(stray_outer()));
+    }
     if exits.kept {
         chains.insert(UNTRACK.into(), plain(untrack()));
     }
@@ -125,9 +129,10 @@ fn outer() -> Vec<Rule> {
 }
 
 /// What leaves here as it is gets its answers past this node, at the node of its pod. Connection tracking would see half of each
-/// connection and take the rest for invalid, which others drop.
+/// connection and take the rest for invalid, which others drop. What does not leave the cluster is tracked, so that it is looked at.
 fn untrack() -> Vec<Rule> {
-    let kept = Family::ALL.map(|family| vec![Statement::Keeps(family), Statement::Untrack]);
+    let leaves = |family| Address { side: Side::Destination, family, negated: true, table: Table::Exempt };
+    let kept = Family::ALL.map(|family| vec![Statement::Keeps(family), leaves(family), Statement::Untrack]);
     [go([], jump(FIND_CLASS))].into_iter().chain(kept).chain([vec![ForgetClass]]).collect()
 }
 
@@ -185,10 +190,51 @@ fn clamp(desired: &PolicyDesired) -> Vec<Rule> {
 ///
 /// `meta priority` is only borrowed for the class and ends as 0: so it is where a packet enters the host, unless a VLAN device maps
 /// priorities, and IPv4 forwarding derives it from the packet again. Only first packets of connections come here.
-fn classify() -> Vec<Rule> {
-    let mut rules: Vec<Rule> = Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)).into();
+fn classify(port: u16) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if port > 0 {
+        rules.push(go([Statement::UdpPort(port)], jump(STRAY_OUTER)));
+    }
+    rules.push(go([FROM_OVERLAY], goto(ARRIVE)));
+    rules.extend(Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)));
     rules.extend([DestinationKind::Local, DestinationKind::Multicast].map(|kind| go([Destination(kind)], Jump::Return)));
-    rules.extend([go([], jump(FIND_CLASS)), go([Statement::NoClass], jump(GATE)), go([], jump(DECIDE)), vec![ForgetClass]]);
+    rules.extend(judge());
+    rules
+}
+
+/// Who, and where to.
+fn judge() -> [Rule; 4] {
+    [go([], jump(FIND_CLASS)), go([Statement::NoClass], jump(GATE)), go([], jump(DECIDE)), vec![ForgetClass]]
+}
+
+/// The tunnel's own packets are not tracked, so what comes here has another sender: a pod, which this node's masquerade would turn into a peer.
+/// It reaches no node's tunnel, and neither does what a service leads there.
+fn stray_outer() -> Vec<Rule> {
+    let stranger = |family| Address { side: Side::Source, family, negated: true, table: Table::Peers };
+    let other = Family::ALL.map(|family| [stranger(family), address(Side::Destination, family, Table::Peers)]);
+    let own = Family::ALL.map(|family| [stranger(family), Destination(DestinationKind::Local)]);
+    other.into_iter().chain(own).map(|matches| drop_if(matches, DROP_NOT_PEER)).collect()
+}
+
+/// Through the overlay comes what leaves the cluster here, and what nodes ask each other: whether they are there. Others' rules would deliver anything
+/// else wherever it says, with the source that it says. What this host translates was sent to an address that the cluster does not know as its
+/// own, such as a load balancer's that this node holds.
+fn arrive() -> Vec<Rule> {
+    let own = Destination(DestinationKind::Arrival);
+    let mut rules: Vec<Rule> = Family::ALL.map(|family| go([Statement::Icmp(family), own.clone()], Jump::Return)).into();
+    rules.push(drop_if([own], DROP_UNKNOWN_SOURCE));
+    let translated = |family| {
+        let outside = Statement::SentOutside { family, table: Table::Exempt };
+        go([Statement::Translated, outside, address(Side::Destination, family, Table::Exempt)], Jump::Return)
+    };
+    rules.extend(Family::ALL.map(translated));
+    let inside = |family| drop_if([address(Side::Destination, family, Table::Exempt)], DROP_UNKNOWN_SOURCE);
+    rules.extend(Family::ALL.map(inside));
+    rules.push(drop_if([Destination(DestinationKind::Multicast)], DROP_UNKNOWN_SOURCE));
+    // This host's own addresses, and its own pods as far as they are known to be in no policy, are nowhere else.
+    rules.push(drop_if([Statement::SourceLocal], DROP_UNKNOWN_SOURCE));
+    rules.extend(Family::ALL.map(|family| drop_if([address(Side::Source, family, Table::Ungoverned)], DROP_UNKNOWN_SOURCE)));
+    rules.extend(judge());
     rules
 }
 

@@ -4,24 +4,30 @@ use std::net::IpAddr;
 
 use egressgateway::{
     model::{ClassId, Family, IpRange},
-    trace::{ConnectionState, Trace, TracePacket, TraceSource, TraceVerdict},
+    trace::{ConnectionState, DestinationKind, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 use imbl::OrdMap;
 
 use crate::{
     ast::{Hook, Jump, Rule, Side, Statement, Way},
     elements::{Elements, Place, Steer},
-    names::Table,
+    names::{PRIORITY_CLASSIFY, Table},
     state::NftState,
 };
 
+const PREROUTING_HOOK: &str = "prerouting";
+
 impl Trace for NftState {
     fn trace(&self, packet: &TracePacket) -> TraceVerdict {
-        self.hook("prerouting", packet, None).0
+        self.hook(PREROUTING_HOOK, packet, None).0
     }
 
     fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
         self.hook("forward", packet, Some(out_device)).0
+    }
+
+    fn trace_input(&self, packet: &TracePacket) -> TraceVerdict {
+        self.hook("input", packet, None).0
     }
 
     fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
@@ -44,7 +50,10 @@ impl NftState {
         base.sort_unstable();
         let mut walk =
             Walk { state: self, packet: packet.clone(), out_device, class: 0, counted: Vec::new(), source: TraceSource::Untouched };
-        for (_, chain) in base {
+        for (priority, chain) in base {
+            if hook == PREROUTING_HOOK {
+                walk.sees(priority, packet);
+            }
             if walk.chain(chain, 0) == Step::Drop {
                 return (TraceVerdict::Drop { counter: walk.counted.pop() }, walk.source);
             }
@@ -80,6 +89,14 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// Destination translation is in the past only for chains that come after it.
+    fn sees(&mut self, priority: i32, packet: &TracePacket) {
+        (self.packet.destination, self.packet.destination_kind) = match packet.sent_to {
+            Some(sent_to) if priority < PRIORITY_CLASSIFY => (sent_to, DestinationKind::Unicast),
+            _ => (packet.destination, packet.destination_kind),
+        };
+    }
+
     fn chain(&mut self, name: &str, depth: usize) -> Step {
         let state = self.state;
         let Some(chain) = state.chains.get(name).filter(|_| depth < JUMP_DEPTH) else { return Step::Drop };
@@ -117,9 +134,16 @@ impl Walk<'_> {
     fn stops(&self, statement: &Statement) -> bool {
         let tracked = self.is_tracked();
         match statement {
-            // The tracer's packets are the inner ones, and say nothing about TCP.
-            Statement::UdpPort(_) | Statement::Syn | Statement::Foreign(_) => true,
-            Statement::Destination(kind) => self.packet.destination_kind != *kind,
+            // The tracer's packets say nothing about TCP, and none has a source of this host.
+            Statement::Syn | Statement::SourceLocal | Statement::Foreign(_) => true,
+            Statement::UdpPort(port) => self.packet.protocol != TraceProtocol::Udp(*port),
+            Statement::Icmp(family) => self.packet.protocol != TraceProtocol::Icmp || !self.is(*family),
+            Statement::Destination(kind) => !self.packet.destination_kind.is(*kind),
+            Statement::Translated => !tracked || self.packet.sent_to.is_none(),
+            Statement::SentOutside { family, table } => {
+                let sent_to = self.packet.sent_to.unwrap_or(self.packet.destination);
+                !tracked || Family::of(sent_to) != *family || self.contains(*table, sent_to)
+            }
             Statement::Address { side, family, negated, table } => {
                 let address = self.address(*side);
                 Family::of(address) != *family || self.contains(*table, address) == *negated

@@ -34,6 +34,9 @@ pub struct PolicyDesired {
     /// Targets that other nodes may send here, whether or not this node knows a way for its own pods: sources are translated as
     /// `destinations` says.
     pub accepts: OrdSet<TargetId>,
+    /// Devices by which this node leaves the cluster. Where the host's firewall drops what is forwarded, what exits here by one of them is let
+    /// pass, and nothing that goes elsewhere.
+    pub ways_out: OrdSet<String>,
     /// Traffic of pods that are not known yet waits, where this is on.
     pub start_gate: Option<StartGate>,
     /// What may arrive through the overlay, and how it looks from outside.

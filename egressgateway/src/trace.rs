@@ -34,8 +34,30 @@ pub enum DestinationKind {
     Unicast,
     /// This host's.
     Local,
+    /// This host's, on the device that the packet came by.
+    Arrival,
     /// A group's.
     Multicast,
+}
+
+impl DestinationKind {
+    /// Whether a packet of this kind is of the `asked` one: an address of the device is one of the host as well.
+    #[must_use]
+    pub fn is(self, asked: Self) -> bool {
+        self == asked || (self == Self::Arrival && asked == Self::Local)
+    }
+}
+
+/// What a packet carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TraceProtocol {
+    /// Nothing that a rule asks for.
+    #[default]
+    Other,
+    /// ICMP, or `ICMPv6`.
+    Icmp,
+    /// UDP, to this port.
+    Udp(u16),
 }
 
 /// What the rules look at. Build it with [`TracePacket::new`] and set what differs.
@@ -45,6 +67,10 @@ pub struct TracePacket {
     pub source: IpAddr,
     /// Destination address, after destination translation.
     pub destination: IpAddr,
+    /// Where the packet was sent to, if somebody has translated its destination, as for a service.
+    pub sent_to: Option<IpAddr>,
+    /// What it carries.
+    pub protocol: TraceProtocol,
     /// Device that the packet came by; a pod's own device unless it is one of the overlay's.
     pub in_device: Option<String>,
     /// What the routing tables say of the destination.
@@ -66,6 +92,8 @@ impl TracePacket {
         Self {
             source,
             destination,
+            sent_to: None,
+            protocol: TraceProtocol::default(),
             in_device: None,
             destination_kind: DestinationKind::default(),
             state: ConnectionState::default(),
@@ -79,6 +107,20 @@ impl TracePacket {
     #[must_use]
     pub fn from_device(mut self, device: impl Into<String>) -> Self {
         self.in_device = Some(device.into());
+        self
+    }
+
+    /// The same packet as sent to another address, such as a service's, which is translated to its destination.
+    #[must_use]
+    pub const fn sent_to(mut self, address: IpAddr) -> Self {
+        self.sent_to = Some(address);
+        self
+    }
+
+    /// The same packet with other contents.
+    #[must_use]
+    pub const fn carrying(mut self, protocol: TraceProtocol) -> Self {
+        self.protocol = protocol;
         self
     }
 }
@@ -134,6 +176,10 @@ pub trait Trace: Send + Sync {
     /// Forwarding, to the device that the route leads to.
     #[must_use]
     fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict;
+
+    /// Delivery to the host itself.
+    #[must_use]
+    fn trace_input(&self, packet: &TracePacket) -> TraceVerdict;
 
     /// Postrouting: the source that a new connection leaves with.
     #[must_use]

@@ -3,6 +3,8 @@
 //! [`packet_tests!`](crate::packet_tests) makes a test of each check.
 #![allow(clippy::unwrap_used)]
 
+mod strays;
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
@@ -21,6 +23,8 @@ use crate::{
     pace::{fewer, patient},
     shell::{command, run},
 };
+
+pub use strays::{no_pod_reaches_the_tunnel_of_any_node, what_comes_by_the_overlay_leaves_here_or_ends};
 
 /// What classifies the packets, and what the host's rules are kept with.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +52,8 @@ macro_rules! packet_tests {
             what_belongs_to_no_connection_does_not_leave
             a_class_that_comes_changes_and_goes_lets_nothing_out_in_between
             an_exit_that_changes_uses_the_old_source_or_the_new_one
+            what_comes_by_the_overlay_leaves_here_or_ends
+            no_pod_reaches_the_tunnel_of_any_node
         }
     };
     ($name:ident, $host:expr, $($check:ident)+) => {

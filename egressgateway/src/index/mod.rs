@@ -299,6 +299,7 @@ impl Index {
         self.settle_networks();
         self.settle_targets();
         self.settle_tunnel();
+        self.settle_ways_out();
         self.settle_addresses();
         self.desired.policy.start_gate = self.settings.start_gate.then(|| StartGate {
             local: self.nodes.get(&self.settings.node).into_iter().flat_map(|node| node.pod_networks.iter().copied()).collect(),
@@ -374,6 +375,12 @@ impl Index {
         self.desired.tunnel.peers = others.filter_map(|(name, node)| Some((name.clone(), node.peer()?))).collect();
         self.desired.policy.overlay.peers =
             self.desired.tunnel.peers.values().flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>()).collect();
+    }
+
+    /// What the underlay and the networks of egress addresses are reached by.
+    fn settle_ways_out(&mut self) {
+        let underlay = self.underlay.values().map(|underlay| &underlay.device);
+        self.desired.policy.ways_out = underlay.chain(self.attachments.networks.values()).cloned().collect();
     }
 
     fn settle_addresses(&mut self) {

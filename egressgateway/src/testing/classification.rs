@@ -4,7 +4,7 @@ use crate::{
     PolicyDesired,
     model::SourceNat,
     testing::worlds::{class, client, egress, gateway, ip, range},
-    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceSource, TraceVerdict},
+    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 
 const EXIT: u32 = 0x1200_0000;
@@ -27,6 +27,8 @@ pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
     the_source_at_the_exit_is_what_the_policy_says(rules);
     the_guard_lets_a_steered_connection_leave_through_the_overlay_only(rules);
     what_leaves_a_gateway_as_itself_is_not_tracked_there(rules);
+    the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(rules);
+    no_pod_reaches_the_tunnel_of_a_node(rules);
 }
 
 fn packet(source: &str, destination: &str) -> TracePacket {
@@ -117,7 +119,7 @@ fn a_gateway_lets_out_what_its_targets_cover_and_drops_other_sources(state: Rule
         ("10.244.1.12", "10.6.1.1", dropped("drop_no_gateway"), dropped("drop_no_gateway")),
         ("10.244.9.9", "10.6.1.1", dropped("drop_unknown_source"), exits.clone()),
         ("10.244.1.10", "10.6.1.77", dropped("drop_unknown_source"), exits.clone()),
-        ("172.31.0.2", "10.6.0.11", marks(0, 0, &[]), marks(0, 0, &[])),
+        ("172.31.0.2", "10.6.0.11", dropped("drop_unknown_source"), dropped("drop_unknown_source")),
     ] {
         desired.overlay.unknown_may_exit = false;
         assert_eq!(state(&desired).trace(&from_overlay(source, destination)), strict, "strict: {source} → {destination}");
@@ -175,4 +177,61 @@ fn what_leaves_a_gateway_as_itself_is_not_tracked_there(state: Rules<'_>) {
     assert_eq!(state(&desired).trace_forward(&later, OVERLAY), dropped("drop_no_gateway"), "a loop");
     desired.accepts.clear();
     assert_eq!(state(&desired).trace(&arriving("10.6.7.1")), dropped("drop_no_gateway"), "a gateway no more");
+}
+
+fn the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(state: Rules<'_>) {
+    let mut desired = gateway();
+    desired.overlay.unknown_may_exit = true;
+    desired.destinations.insert((class(2), range("0.0.0.0/0")), egress(0x11, SourceNat::Keep));
+    let state = state(&desired);
+    let arriving = |source: &str, destination: &str| packet(source, destination).from_device(OVERLAY);
+    let own =
+        |protocol| TracePacket { destination_kind: DestinationKind::Arrival, ..arriving("172.31.0.2", "172.31.0.1").carrying(protocol) };
+    let (let_in, stray) = (marks(0, 0, &[]), dropped("drop_unknown_source"));
+    assert_eq!(state.trace(&own(TraceProtocol::Icmp)), let_in, "whether this node is there");
+    assert_eq!(state.trace(&own(TraceProtocol::Other)), stray, "what listens here is not reached by the tunnel");
+    for (source, destination, meaning) in [
+        ("10.244.1.10", "10.244.1.12", "a pod"),
+        ("10.244.1.11", "10.244.1.12", "a pod, by a class that leaves with its own address"),
+        ("10.244.1.10", "10.96.0.10", "a service"),
+        ("10.244.1.10", "10.6.0.11", "a node"),
+        ("10.244.1.13", "10.6.1.1", "from a pod that is here, and in no policy"),
+        ("fd10:244:1::11", "fd10:244:1::10", "a pod, IPv6"),
+    ] {
+        assert_eq!(state.trace(&arriving(source, destination)), stray, "{meaning}");
+    }
+    let group = TracePacket { destination_kind: DestinationKind::Multicast, ..arriving("10.244.1.12", "10.6.1.1") };
+    assert_eq!(state.trace(&group), stray);
+    let held = TracePacket { destination_kind: DestinationKind::Local, ..arriving("10.244.1.10", "10.6.1.1") };
+    assert_eq!(state.trace(&held), marks(0, EXIT, &[]), "an address that this node has and nobody knows of");
+}
+
+/// Where a packet is dropped on its way through this host, to itself or to others.
+fn end(state: &dyn Trace, packet: &TracePacket) -> Option<&'static str> {
+    let then =
+        if packet.destination_kind == DestinationKind::Local { state.trace_input(packet) } else { state.trace_forward(packet, "eth0") };
+    [state.trace(packet), then].into_iter().find_map(|verdict| if let TraceVerdict::Drop { counter } = verdict { counter } else { None })
+}
+
+fn no_pod_reaches_the_tunnel_of_a_node(state: Rules<'_>) {
+    let state = state(&client());
+    let to = |source: &str, destination: &str, port| packet(source, destination).carrying(TraceProtocol::Udp(port));
+    let service = |packet: TracePacket| packet.sent_to(ip("10.96.0.10"));
+    let own = TracePacket { destination_kind: DestinationKind::Local, ..to("10.244.1.13", "10.6.0.11", 7789) };
+    for (packet, meaning) in [
+        (to("10.244.1.13", "10.6.0.12", 7789), "another node's"),
+        (service(to("10.244.1.13", "10.6.0.12", 7789)), "another node's, behind a service"),
+        (own.clone(), "this node's"),
+        (service(own), "this node's, behind a service"),
+        (to("fd10:244:1::11", "fd00::12", 7789), "another node's, IPv6"),
+    ] {
+        assert_eq!(end(&*state, &packet), Some("drop_not_peer"), "{meaning}");
+    }
+    for (packet, meaning) in [
+        (to("10.244.1.13", "10.6.0.12", 7788), "another port"),
+        (to("10.244.1.13", "10.6.4.1", 7789), "somebody outside"),
+        (packet("10.244.1.13", "10.6.0.12"), "another protocol"),
+    ] {
+        assert_eq!(end(&*state, &packet), None, "{meaning}");
+    }
 }

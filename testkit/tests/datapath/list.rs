@@ -80,6 +80,9 @@ macro_rules! every_check_on {
             boots:
                 after_a_boot_what_was_governed_waits_until_the_api_server_is_back
                 where_nothing_is_to_wait_after_a_boot_it_leaves_as_if_there_were_no_policy;
+            closed:
+                a_pod_can_not_send_through_the_tunnel_of_a_node_as_somebody_else
+                a_gateway_opens_no_way_past_the_network_policies_of_its_own_pods;
             hosts:
                 an_overlay_with_loose_reverse_path_filters_and_a_drop_policy
                 strict_reverse_path_filters_on_a_routed_network

@@ -9,6 +9,7 @@ mod list;
 mod boots;
 mod changes;
 mod claims;
+mod closed;
 mod cordons;
 mod ecmp;
 mod egress_addresses;
