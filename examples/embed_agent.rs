@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let node = NodeName::from(std::env::var("NODE_NAME").map_err(|_| "NODE_NAME is not set")?);
     let mut settings = IndexSettings::of_node(node);
-    settings.cluster_networks = vec!["172.31.0.0/16".parse()?, "fd31::/112".parse()?]; // The tunnel's own are never steered.
+    settings.cluster_networks = vec!["10.96.0.0/12".parse()?]; // Never steered, like what Nodes and ServiceCIDR objects tell.
     let agent = agent(client, AgentSettings::new(settings))?.with_metrics(registry.sub_registry_with_prefix("operator"));
     let health = agent.health();
     let running = tokio::spawn(agent.run(shutdown.clone()));

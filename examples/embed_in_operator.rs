@@ -50,9 +50,9 @@ struct Ends {
 /// left out here; a real operator would say so in the object's status.
 fn desired(me: &str, fleet: &Fleet, objects: &BTreeMap<String, StaticEgressSpec>) -> NodeDesired {
     let mut next = NodeDesired::default();
-    let hosts = fleet.nodes.values().map(|ends| ends.underlay);
-    next.policy.exempt = plan::exempt(fleet.cluster.iter().copied().chain([fleet.overlay]), hosts).into_iter().collect();
-    next.direct = plan::direct(fleet.cluster.iter().copied().chain([fleet.overlay])).into_iter().collect();
+    let hosts = fleet.nodes.values().flat_map(|ends| [ends.underlay, ends.overlay]);
+    next.policy.exempt = plan::exempt(fleet.cluster.iter().copied(), hosts).into_iter().collect();
+    next.direct = plan::direct(fleet.cluster.iter().copied()).into_iter().collect();
     // One target for each node, by the order of their names: a mark means the same everywhere. Where nodes come and go, an operator
     // would keep it in a status.
     let targets: BTreeMap<&String, TargetId> = fleet.nodes.keys().zip(TargetId::all()).collect();

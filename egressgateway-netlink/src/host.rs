@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use async_trait::async_trait;
-use egressgateway::{Attachments, Error, ErrorKind, Host, Underlay, api::Interface, model::Family};
-use imbl::OrdMap;
+use egressgateway::{Attachments, Error, ErrorKind, Host, HostRoute, Underlay, api::Interface, model::Family};
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     link::Link,
     monitor::Monitor,
     netlink::Netlink,
-    route::{ip, metric, table},
+    route::{RouteKey, ip, key, metric, table},
 };
 
 /// Which device the outer packets of the tunnel leave by.
@@ -57,13 +57,14 @@ impl KernelHost {
     }
 
     async fn facts(&self) -> Result<Facts, Error> {
-        let mut facts = Facts { links: self.netlink.links().await?, addresses: self.netlink.addresses().await?, defaults: OrdMap::new() };
+        let mut facts = Facts { links: self.netlink.links().await?, addresses: self.netlink.addresses().await?, ..Facts::default() };
         for family in Family::ALL {
             let routes = self.netlink.route_messages(family).await?;
             let best = routes.iter().filter(|route| is_default(route)).min_by_key(|route| metric(route));
-            if let Some(default) = best.and_then(parse_default) {
+            if let Some(default) = best.and_then(parse_way) {
                 facts.defaults.insert(family, default);
             }
+            facts.routes.extend(routes.iter().filter_map(|route| parse_route(route, family)));
         }
         Ok(facts)
     }
@@ -90,6 +91,11 @@ impl Host for KernelHost {
         Ok(self.facts().await?.attachments())
     }
 
+    async fn routes(&self) -> Result<OrdSet<HostRoute>, Error> {
+        let facts = self.facts().await?;
+        Ok(facts.host_routes())
+    }
+
     async fn changed(&self) -> Result<(), Error> {
         let mut monitor = self.monitor.lock().await;
         let Some(open) = monitor.as_mut() else {
@@ -100,9 +106,9 @@ impl Host for KernelHost {
     }
 }
 
-/// A default route of the main table.
+/// Where a route of the main table leads.
 #[derive(Clone, Debug)]
-struct DefaultRoute {
+struct Way {
     device: u32,
     gateway: Option<IpAddr>,
     source: Option<IpAddr>,
@@ -112,7 +118,7 @@ fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast && table(route) == TABLE_MAIN
 }
 
-fn parse_default(route: &RouteMessage) -> Option<DefaultRoute> {
+fn parse_way(route: &RouteMessage) -> Option<Way> {
     let (mut device, mut gateway, mut source) = (None, None, None);
     for attribute in &route.attributes {
         match attribute {
@@ -123,14 +129,29 @@ fn parse_default(route: &RouteMessage) -> Option<DefaultRoute> {
             _ => {}
         }
     }
-    Some(DefaultRoute { device: device?, gateway, source })
+    Some(Way { device: device?, gateway, source })
+}
+
+fn parse_route(route: &RouteMessage, family: Family) -> Option<(IpNet, Option<Way>)> {
+    let RouteKey { destination, .. } = key(route, family)?;
+    let refused = matches!(route.header.kind, RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit);
+    let counts = refused || route.header.kind == RouteType::Unicast;
+    let on_a_link = match destination {
+        IpNet::V4(network) => network.addr().is_link_local() || network.addr().is_multicast(),
+        IpNet::V6(network) => network.addr().is_unicast_link_local() || network.addr().is_multicast(),
+    };
+    let elsewhere = table(route) != TABLE_MAIN || route.header.flags.contains(RouteFlags::Cloned) || on_a_link;
+    (counts && !elsewhere && destination.prefix_len() > 0).then(|| (destination, parse_way(route).filter(|_| !refused)))
 }
 
 /// One reading of the kernel; everything below is pure.
+#[derive(Default)]
 struct Facts {
     links: Vec<Link>,
     addresses: Vec<Address>,
-    defaults: OrdMap<Family, DefaultRoute>,
+    defaults: OrdMap<Family, Way>,
+    /// The other routes of the main table; where there is no device, the host refuses what goes there.
+    routes: Vec<(IpNet, Option<Way>)>,
 }
 
 impl Facts {
@@ -148,13 +169,13 @@ impl Facts {
         }
     }
 
-    fn underlay_on(&self, link: &Link, family: Family, default: Option<&DefaultRoute>) -> Option<Underlay> {
+    fn underlay_on(&self, link: &Link, family: Family, default: Option<&Way>) -> Option<Underlay> {
         let address = default.and_then(|default| default.source).or_else(|| self.source(link, family, default))?;
         Some(Underlay { device: link.name.clone(), index: link.index, address, mtu: link.mtu })
     }
 
     /// The address that the kernel would send from: in the network of the next router, and not a lone address such as an egress IP that somebody else put there.
-    fn source(&self, link: &Link, family: Family, default: Option<&DefaultRoute>) -> Option<IpAddr> {
+    fn source(&self, link: &Link, family: Family, default: Option<&Way>) -> Option<IpAddr> {
         let gateway = default.and_then(|default| default.gateway);
         let rank = |network: &IpNet| (!gateway.is_some_and(|gateway| network.contains(&gateway)), network.prefix_len() == family.bits());
         let addresses = self.addresses_of(link, family).filter(|address| address.preferred);
@@ -175,6 +196,23 @@ impl Facts {
             let kind = link.kind.as_deref();
             !link.loopback && !link.is_ours() && (parents.contains(&link.index) || matches!(kind, None | Some("vlan" | "bond" | "team")))
         })
+    }
+
+    /// What leads to devices of ours is not the host's.
+    fn host_routes(&self) -> OrdSet<HostRoute> {
+        let theirs = |index| self.links.iter().find(|link| link.index == index && !link.is_ours()).map(|link| link.name.clone());
+        let routes = self.routes.iter().filter_map(|(network, route)| {
+            let (device, gateway) = match route {
+                Some(route) => (theirs(route.device)?, route.gateway),
+                None => (String::new(), None),
+            };
+            Some(HostRoute { network: *network, device, gateway })
+        });
+        let has = self.addresses.iter().filter(|address| address.global && !address.is_ours());
+        let has = has.filter_map(|address| {
+            Some(HostRoute { network: address.network.addr().into(), device: theirs(address.device)?, gateway: None })
+        });
+        routes.chain(has).collect()
     }
 
     fn attachments(&self) -> Attachments {

@@ -60,6 +60,7 @@ pub use neighbour::{FdbEntry, Neighbour};
 pub use netlink::Netlink;
 pub use next_hop::NextHopObject;
 pub use overlay::{OverlayDevice, OverlayStep, Parameters};
+pub use peer_route::PeerRoute;
 pub use route::{RouteAction, RouteKey, encap_words};
 pub use rule::Rule;
 pub use steering::{Route, Steering, SteeringPlan, SteeringSettings, SteeringState, SteeringStep};

@@ -1,4 +1,4 @@
-//! What every overlay device has, whatever encapsulates its packets: its link, addresses and permanent neighbours.
+//! What every overlay device has, whatever encapsulates its packets: its link, addresses, permanent neighbours and routes to peers.
 
 use std::{fmt, net::IpAddr};
 
@@ -8,10 +8,11 @@ use ipnet::IpNet;
 
 use crate::{
     address::Address,
-    constants::OWNER_ALIAS,
+    constants::{OWNER_ALIAS, PEER_PROTOCOL},
     link::{Link, LinkChange},
     neighbour::Neighbour,
     netlink::Netlink,
+    peer_route::PeerRoute,
     sysctl,
 };
 
@@ -38,6 +39,8 @@ pub struct OverlayDevice {
     pub addresses: OrdSet<IpNet>,
     /// Permanent neighbours.
     pub neighbours: OrdMap<IpAddr, MacAddress>,
+    /// Routes to single addresses of peers.
+    pub routes: OrdMap<IpAddr, PeerRoute>,
 }
 
 /// One write to the kernel about such a device.
@@ -55,6 +58,12 @@ pub enum OverlayStep {
     SetNeighbour(IpAddr, MacAddress),
     /// Forgets who has an overlay address.
     DeleteNeighbour(IpAddr, MacAddress),
+    /// Adds a route to a peer; it fails where somebody has one.
+    AddRoute(IpAddr, PeerRoute),
+    /// Puts a route in the place of ours.
+    ReplaceRoute(IpAddr, PeerRoute),
+    /// Deletes a route to a peer.
+    DeleteRoute(IpAddr),
 }
 
 impl OverlayDevice {
@@ -70,6 +79,7 @@ impl OverlayDevice {
             up: true,
             addresses: OrdSet::new(),
             neighbours: OrdMap::new(),
+            routes: OrdMap::new(),
         }
     }
 
@@ -83,11 +93,12 @@ impl OverlayDevice {
             up: false,
             addresses: OrdSet::new(),
             neighbours: OrdMap::new(),
+            routes: OrdMap::new(),
             ..self.clone()
         }
     }
 
-    /// What leads to the link and the addresses of `new`.
+    /// What leads to the link and the addresses of `new`; addresses that go and are in nobody's way go with [`Self::peer_steps`].
     #[must_use]
     pub fn link_steps(&self, new: &Self) -> Vec<OverlayStep> {
         let mut steps = Vec::new();
@@ -108,34 +119,41 @@ impl OverlayDevice {
             // Apart from the rest: the kernel brings a device up before it looks at how IPv6 addresses are to be generated.
             steps.push(OverlayStep::ChangeLink(LinkChange { up: Some(true), ..LinkChange::default() }));
         }
-        change_addresses(&mut steps, &self.addresses, &new.addresses);
+        let (first, _) = self.old_addresses(new);
+        steps.extend(first.into_iter().map(|network| OverlayStep::DeleteAddress(*network)));
+        let added = new.addresses.iter().filter(|network| !self.addresses.contains(*network));
+        steps.extend(added.map(|network| OverlayStep::AddAddress(*network)));
         steps
     }
 
-    /// What leads to the neighbours of `new` after [`Self::link_steps`]: those that come or change, and those that go.
+    /// What leads to the peers of `new` after [`Self::link_steps`]: what comes or changes, and what goes. A peer is known by its hardware
+    /// address before packets can be sent to it, and as long as they can. The last to go are addresses: with the last one of a device the
+    /// kernel drops its routes and neighbours, and an address of a whole network takes that network's route along.
     #[must_use]
-    pub fn neighbour_steps(&self, new: &Self) -> (Vec<OverlayStep>, Vec<OverlayStep>) {
+    pub fn peer_steps(&self, new: &Self) -> (Vec<OverlayStep>, Vec<OverlayStep>) {
         let forgotten = OrdMap::new();
         // The kernel forgets all neighbours of a device whose hardware address changes.
         let known = if self.mac == new.mac { &self.neighbours } else { &forgotten };
         let missing = new.neighbours.iter().filter(|(address, mac)| known.get(*address) != Some(*mac));
-        let gone = known.iter().filter(|(address, _)| !new.neighbours.contains_key(*address));
-        (
-            missing.map(|(address, mac)| OverlayStep::SetNeighbour(*address, *mac)).collect(),
-            gone.map(|(address, mac)| OverlayStep::DeleteNeighbour(*address, *mac)).collect(),
-        )
+        let mut come: Vec<_> = missing.map(|(address, mac)| OverlayStep::SetNeighbour(*address, *mac)).collect();
+        come.extend(new.routes.iter().filter_map(|(peer, route)| match self.routes.get(peer) {
+            None => Some(OverlayStep::AddRoute(*peer, route.clone())),
+            Some(old) => (old != route).then(|| OverlayStep::ReplaceRoute(*peer, route.clone())),
+        }));
+        let unknown = self.routes.keys().filter(|peer| !new.routes.contains_key(*peer));
+        let mut gone: Vec<_> = unknown.map(|peer| OverlayStep::DeleteRoute(*peer)).collect();
+        let unknown = known.iter().filter(|(address, _)| !new.neighbours.contains_key(*address));
+        gone.extend(unknown.map(|(address, mac)| OverlayStep::DeleteNeighbour(*address, *mac)));
+        let (_, last) = self.old_addresses(new);
+        gone.extend(last.into_iter().map(|network| OverlayStep::DeleteAddress(*network)));
+        (come, gone)
     }
-}
 
-/// New addresses come before old ones go: with the last one the kernel drops routes and neighbours of the device. It does not take an IPv6
-/// address twice, whatever the prefix.
-fn change_addresses(steps: &mut Vec<OverlayStep>, old: &OrdSet<IpNet>, new: &OrdSet<IpNet>) {
-    let added: Vec<_> = new.iter().filter(|network| !old.contains(*network)).collect();
-    let in_the_way = |network: &&IpNet| matches!(network, IpNet::V6(_)) && added.iter().any(|new| new.addr() == network.addr());
-    let (first, last): (Vec<&IpNet>, Vec<&IpNet>) = old.iter().filter(|network| !new.contains(*network)).partition(in_the_way);
-    steps.extend(first.into_iter().map(|network| OverlayStep::DeleteAddress(*network)));
-    steps.extend(added.into_iter().map(|network| OverlayStep::AddAddress(*network)));
-    steps.extend(last.into_iter().map(|network| OverlayStep::DeleteAddress(*network)));
+    /// The addresses that go: those that must go first, and the others. The kernel does not take an IPv6 address twice, whatever the prefix.
+    fn old_addresses<'a>(&'a self, new: &Self) -> (Vec<&'a IpNet>, Vec<&'a IpNet>) {
+        let in_the_way = |network: &&IpNet| matches!(network, IpNet::V6(_)) && new.addresses.iter().any(|new| new.addr() == network.addr());
+        self.addresses.iter().filter(|network| !new.addresses.contains(*network)).partition(in_the_way)
+    }
 }
 
 impl OverlayStep {
@@ -149,6 +167,9 @@ impl OverlayStep {
             Self::DeleteAddress(_) => "delete address",
             Self::SetNeighbour(..) => "replace neighbour",
             Self::DeleteNeighbour(..) => "delete neighbour",
+            Self::AddRoute(..) => "add route",
+            Self::ReplaceRoute(..) => "replace route",
+            Self::DeleteRoute(_) => "delete route",
         }
     }
 
@@ -179,6 +200,9 @@ impl fmt::Display for Lines<'_> {
             OverlayStep::DeleteAddress(network) => writeln!(f, "address del {network} dev {device}"),
             OverlayStep::SetNeighbour(address, mac) => writeln!(f, "neigh replace {address} lladdr {mac} dev {device} nud permanent"),
             OverlayStep::DeleteNeighbour(address, _) => writeln!(f, "neigh del {address} dev {device}"),
+            OverlayStep::AddRoute(peer, route) => writeln!(f, "route add {peer}{route} dev {device} proto {PEER_PROTOCOL}"),
+            OverlayStep::ReplaceRoute(peer, route) => writeln!(f, "route replace {peer}{route} dev {device} proto {PEER_PROTOCOL}"),
+            OverlayStep::DeleteRoute(peer) => writeln!(f, "route del {peer} dev {device} proto {PEER_PROTOCOL}"),
         }
     }
 }
@@ -224,6 +248,7 @@ impl Netlink {
             up: link.up,
             addresses: addresses.iter().filter(|address| address.device == link.index).map(|address| address.network).collect(),
             neighbours: neighbours.into_iter().map(|neighbour| (neighbour.address, neighbour.mac)).collect(),
+            routes: self.peer_routes(link.index).await?.into_iter().collect(),
         })
     }
 
@@ -243,6 +268,9 @@ impl Netlink {
             OverlayStep::DeleteAddress(network) => self.delete_address(device, *network).await,
             OverlayStep::SetNeighbour(address, mac) => self.replace_neighbour(&Neighbour { device, address: *address, mac: *mac }).await,
             OverlayStep::DeleteNeighbour(address, mac) => self.delete_neighbour(&Neighbour { device, address: *address, mac: *mac }).await,
+            OverlayStep::AddRoute(peer, route) => self.set_peer_route(device, *peer, route, false).await,
+            OverlayStep::ReplaceRoute(peer, route) => self.set_peer_route(device, *peer, route, true).await,
+            OverlayStep::DeleteRoute(peer) => self.delete_peer_route(device, *peer).await,
             OverlayStep::ChangeLink(_) | OverlayStep::Tune => Ok(()),
         }
     }

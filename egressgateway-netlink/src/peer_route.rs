@@ -1,10 +1,10 @@
-//! Routes that tell a metadata-mode device where a peer is.
+//! Routes to the overlay addresses of peers, one for each address: an overlay takes no network's route.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
-use egressgateway::{Encap, Error, model::Family};
+use egressgateway::{Encap, Error, ErrorKind, model::Family};
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -13,16 +13,36 @@ use netlink_packet_route::{
 use crate::{
     constants::{PEER_PROTOCOL, TABLE_MAIN},
     netlink::{Netlink, address_family},
-    route::{self, OutgoingEncap},
+    route::{self, OutgoingEncap, encap_words},
 };
 
+/// How a route leads to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerRoute {
+    /// By the device alone, which knows the rest.
+    Plain,
+    /// With the outer header that the peer gets from a metadata-mode device.
+    Encap(Encap),
+    /// In a way that this crate never asks for.
+    Other,
+}
+
+impl fmt::Display for PeerRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain => Ok(()),
+            Self::Encap(encap) => write!(f, " {}", encap_words(encap)),
+            Self::Other => f.write_str(" other"),
+        }
+    }
+}
+
 impl Netlink {
-    /// The peers of a device: overlay addresses, with the outer header that each gets; none where a route has none, or one that we do not
-    /// write. Only routes of the main table to single addresses with [`PEER_PROTOCOL`].
+    /// The peers of a device, and how their routes lead there. Only routes of the main table to single addresses with [`PEER_PROTOCOL`].
     ///
     /// # Errors
     /// When the kernel can't be read.
-    pub async fn peer_routes(&self, device: u32) -> Result<Vec<(IpAddr, Option<Encap>)>, Error> {
+    pub async fn peer_routes(&self, device: u32) -> Result<Vec<(IpAddr, PeerRoute)>, Error> {
         let mut peers = Vec::new();
         for family in Family::ALL {
             let messages = self.route_messages(family).await?;
@@ -31,20 +51,25 @@ impl Netlink {
         Ok(peers)
     }
 
-    /// Adds a peer's route, in the place of the one to the same address.
+    /// Adds a peer's route; with `replace`, in the place of the one to the same address.
     ///
     /// # Errors
-    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device is gone.
-    pub async fn replace_peer_route(&self, device: u32, peer: IpAddr, encap: &Encap) -> Result<(), Error> {
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device is gone, or a route is to be added and somebody has one.
+    pub async fn set_peer_route(&self, device: u32, peer: IpAddr, route: &PeerRoute, replace: bool) -> Result<(), Error> {
+        let what = format!("{} route to {peer}{route} on link {device}", if replace { "replace" } else { "add" });
         let mut message = message(device, peer);
         message.header.kind = RouteType::Unicast;
         message.header.scope = match peer {
             IpAddr::V4(_) => RouteScope::Link,
             IpAddr::V6(_) => RouteScope::Universe,
         };
-        message.attributes.extend(OutgoingEncap(encap).attributes());
-        let what = format!("replace route to {peer} over {} on link {device}", encap.remote);
-        self.write(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE, &what).await
+        match route {
+            PeerRoute::Plain => {}
+            PeerRoute::Encap(encap) => message.attributes.extend(OutgoingEncap(encap).attributes()),
+            PeerRoute::Other => return Err(Error::new(ErrorKind::Invalid, what)),
+        }
+        let flags = NLM_F_CREATE | if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
+        self.write(RouteNetlinkMessage::NewRoute(message), flags, &what).await
     }
 
     /// Deletes a peer's route.
@@ -70,19 +95,20 @@ fn message(device: u32, peer: IpAddr) -> RouteMessage {
     message
 }
 
-fn parse(message: &RouteMessage, device: u32, family: Family) -> Option<(IpAddr, Option<Encap>)> {
+fn parse(message: &RouteMessage, device: u32, family: Family) -> Option<(IpAddr, PeerRoute)> {
     let whole = message.header.destination_prefix_length == family.bits();
     if !whole || u8::from(message.header.protocol) != PEER_PROTOCOL || route::table(message) != TABLE_MAIN {
         return None;
     }
-    let (mut peer, mut on_device, mut encap) = (None, false, None);
+    let (mut peer, mut on_device, mut route) = (None, false, PeerRoute::Plain);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => peer = route::ip(address),
             RouteAttribute::Oif(index) => on_device = *index == device,
-            RouteAttribute::Encap(parts) => encap = route::parse_encapsulation(parts),
+            RouteAttribute::Encap(parts) => route = route::parse_encapsulation(parts).map_or(PeerRoute::Other, PeerRoute::Encap),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route = PeerRoute::Other,
             _ => {}
         }
     }
-    on_device.then_some((peer?, encap))
+    on_device.then_some((peer?, route))
 }

@@ -305,7 +305,7 @@ pub(crate) fn metric(message: &RouteMessage) -> u32 {
     metric.unwrap_or_default()
 }
 
-fn key(message: &RouteMessage, family: Family) -> Option<RouteKey> {
+pub(crate) fn key(message: &RouteMessage, family: Family) -> Option<RouteKey> {
     let mut address = match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),

@@ -84,6 +84,30 @@ fn interfaces_are_uplinks_not_pods_and_not_ours() {
 }
 
 #[test]
+fn routes_of_the_host_are_those_that_are_not_ours_and_not_the_default() {
+    in_namespace(|| async {
+        world();
+        default_routes();
+        run("ip link add egress-vxlan-v4 type vxlan id 100 dstport 7789 && ip link set egress-vxlan-v4 alias egressgateway up
+             ip addr add 198.19.0.1/32 dev egress-vxlan-v4; ip route add 198.19.0.2 dev egress-vxlan-v4 proto 78
+             ip link set lo up; ip addr add 10.9.9.9/32 dev lo
+             ip route add 10.80.0.0/16 via 10.6.0.9; ip route add blackhole 10.81.0.0/16; ip route add 10.82.0.0/16 dev up0 table 77");
+        let host = host(ParentChoice::Auto);
+        let routes = host.routes().await.unwrap();
+        let said: Vec<_> = routes.iter().map(|route| format!("{} {} {:?}", route.network, route.device, route.gateway)).collect();
+        for wanted in
+            ["10.80.0.0/16 up0 Some(10.6.0.9)", "10.81.0.0/16  None", "10.9.9.9/32 lo None", "10.6.0.0/16 up0 None", "fd06::/64 up0 None"]
+        {
+            assert!(said.iter().any(|route| route == wanted), "no {wanted} in {said:#?}");
+        }
+        let absent = |route: &String| {
+            route.starts_with("198.19.") || route.starts_with("10.82.") || route.contains("/0 ") || route.starts_with("fe80")
+        };
+        assert!(!said.iter().any(absent), "{said:#?}");
+    });
+}
+
+#[test]
 fn every_kind_of_change_is_noticed() {
     in_namespace(|| async {
         world();

@@ -89,7 +89,7 @@ fn states() -> Vec<SteeringDesired> {
     let (a6, b6, c6) = (hop("tun6", "fd31::11"), hop("tun6", "fd31::12"), hop("tun6", "fd31::13"));
     vec![
         desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, from_ref(&c4))], &["10.0.0.0/8", "fd00:1::/32"]),
-        desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x05, from_ref(&c6))], &["10.0.0.0/8", "10.96.0.0/12"]),
+        desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x15, from_ref(&c6))], &["10.0.0.0/8", "10.96.0.0/12"]),
         balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), c4, a6, b6.clone(), c6]), (0x13, from_ref(&b4))], &[]), &[0x11]),
         balanced(desired(&[(0x11, from_ref(&b4)), (0x13, &[a4, b4.clone(), b6])], &["10.0.0.0/8"]), &[0x11, 0x13]),
     ]
@@ -143,7 +143,7 @@ fn the_kernel_itself_routes_as_the_tracer_says() {
         world();
         let settings = SteeringSettings::default();
         let state = reach(&states()[1]).await.observe().await.unwrap();
-        for mark in [0, 0x1100_0000, 0x1100_4000, 0x1300_0000, 0x0500_0000, 0x7700_0000] {
+        for mark in [0, 0x1100_0000, 0x1100_4000, 0x1300_0000, 0x1500_0000, 0x7700_0000] {
             for to in ["1.1.1.1", "10.1.2.3", "10.97.0.1", "2001:db8::1", "fd00:1::5"] {
                 let from = if to.contains(':') { "fd09::1" } else { "10.9.0.1" };
                 let said = Command::new("ip")

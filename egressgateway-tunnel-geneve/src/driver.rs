@@ -56,11 +56,8 @@ impl Driver for Geneve {
         let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
         match links.iter().find(|link| link.name == DEVICE) {
             Some(link) if link.is_ours() => {
-                state.device = Some(Device {
-                    geneve: link.geneve.clone(),
-                    link: netlink.overlay_device(link, &addresses, &PARAMETERS).await?,
-                    routes: netlink.peer_routes(link.index).await?.into_iter().collect(),
-                });
+                state.device =
+                    Some(Device { geneve: link.geneve.clone(), link: netlink.overlay_device(link, &addresses, &PARAMETERS).await? });
             }
             Some(_) => state.taken = true,
             None => {}
@@ -78,7 +75,6 @@ impl Driver for Geneve {
         let mut index = netlink.index(DEVICE).await?;
         for step in &plan.steps {
             self.hook.before(step.verb())?;
-            let there = || index.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("{}: device {DEVICE} is gone", step.verb())));
             match step {
                 GeneveStep::AddLink(mac, mtu, port) => {
                     netlink.add_geneve(DEVICE, *mac, *mtu, *port).await.map_err(|error| not_added(error, *port))?;
@@ -88,8 +84,6 @@ impl Driver for Geneve {
                 GeneveStep::Device(step) => {
                     netlink.take(step, DEVICE, index, &PARAMETERS).await.map_err(|error| not_up(error, &self.shape))?;
                 }
-                GeneveStep::SetRoute(peer, encap) => netlink.replace_peer_route(there()?, *peer, encap).await?,
-                GeneveStep::DeleteRoute(peer) => netlink.delete_peer_route(there()?, *peer).await?,
             }
         }
         Ok(())

@@ -1,13 +1,9 @@
 //! The steps from one state to another.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
-use egressgateway::{Encap, Error, ErrorKind, Plan, model::MacAddress};
-use egressgateway_netlink::{
-    OverlayStep,
-    constants::{LINK_GROUP, PEER_PROTOCOL},
-    encap_words,
-};
+use egressgateway::{Error, ErrorKind, Plan, model::MacAddress};
+use egressgateway_netlink::{OverlayStep, constants::LINK_GROUP};
 
 use crate::{
     constants::{DEVICE, PARAMETERS},
@@ -21,12 +17,8 @@ pub enum GeneveStep {
     AddLink(MacAddress, u32, u16),
     /// Deletes the device.
     DeleteLink,
-    /// Changes its link, addresses or neighbours.
+    /// Changes its link, addresses, neighbours or routes.
     Device(OverlayStep),
-    /// Says which outer header a peer gets.
-    SetRoute(IpAddr, Encap),
-    /// Forgets a peer.
-    DeleteRoute(IpAddr),
 }
 
 impl GeneveStep {
@@ -37,8 +29,6 @@ impl GeneveStep {
             Self::AddLink(..) => "add link",
             Self::DeleteLink => "delete link",
             Self::Device(step) => step.verb(),
-            Self::SetRoute(..) => "replace route",
-            Self::DeleteRoute(_) => "delete route",
         }
     }
 }
@@ -90,19 +80,9 @@ fn create(steps: &mut Vec<GeneveStep>, new: &Device, without_ipv6: bool) {
     }
 }
 
-/// A peer is known by its hardware address before packets can be sent to it, and as long as they can.
 fn change(steps: &mut Vec<GeneveStep>, old: &Device, new: &Device) {
-    steps.extend(old.link.link_steps(&new.link).into_iter().map(GeneveStep::Device));
-    let (come, gone) = old.link.neighbour_steps(&new.link);
-    steps.extend(come.into_iter().map(GeneveStep::Device));
-    for (address, encap) in &new.routes {
-        if let (Some(encap), true) = (encap, old.routes.get(address) != Some(encap)) {
-            steps.push(GeneveStep::SetRoute(*address, encap.clone()));
-        }
-    }
-    let unknown = old.routes.keys().filter(|address| !new.routes.contains_key(*address));
-    steps.extend(unknown.map(|address| GeneveStep::DeleteRoute(*address)));
-    steps.extend(gone.into_iter().map(GeneveStep::Device));
+    let (come, gone) = old.link.peer_steps(&new.link);
+    steps.extend(old.link.link_steps(&new.link).into_iter().chain(come).chain(gone).map(GeneveStep::Device));
 }
 
 impl fmt::Display for GenevePlan {
@@ -130,10 +110,6 @@ impl fmt::Display for GeneveStep {
             }
             Self::DeleteLink => writeln!(f, "link del {DEVICE}"),
             Self::Device(step) => write!(f, "{}", step.on(DEVICE, &PARAMETERS)),
-            Self::SetRoute(address, encap) => {
-                writeln!(f, "route replace {address} {} dev {DEVICE} proto {PEER_PROTOCOL}", encap_words(encap))
-            }
-            Self::DeleteRoute(address) => writeln!(f, "route del {address} dev {DEVICE} proto {PEER_PROTOCOL}"),
         }
     }
 }

@@ -2,9 +2,8 @@
 
 use std::net::IpAddr;
 
-use egressgateway::{Encap, Error, ErrorKind, LocalEnd, TunnelDesired, model::Family};
-use egressgateway_netlink::{GeneveLink, OverlayDevice};
-use imbl::OrdMap;
+use egressgateway::{Error, ErrorKind, LocalEnd, TunnelDesired, model::Family};
+use egressgateway_netlink::{GeneveLink, OverlayDevice, PeerRoute};
 use ipnet::IpNet;
 
 use crate::{
@@ -28,10 +27,8 @@ pub struct GeneveState {
 pub struct Device {
     /// What cannot change during its life; none when it is no Geneve device.
     pub geneve: Option<GeneveLink>,
-    /// Its link, addresses and neighbours.
+    /// Its link, addresses, neighbours and routes.
     pub link: OverlayDevice,
-    /// Outer headers to peers' overlay addresses; none where the kernel has one that we do not write.
-    pub routes: OrdMap<IpAddr, Option<Encap>>,
 }
 
 impl GeneveState {
@@ -54,25 +51,24 @@ impl Device {
         let mut link = OverlayDevice::new(local.mac, mtu);
         // Whole addresses: a network's route would lead packets into the device without an outer header.
         link.addresses = local.overlay.iter().map(|network| IpNet::from(network.addr())).collect();
-        let mut routes = OrdMap::new();
         for peer in desired.peers.values().filter(|peer| peer.mac != local.mac) {
             let Some(encap) = shape.encap(local, peer) else { continue };
             let carried = |address: &&IpAddr| local.overlay.iter().any(|own| Family::of(own.addr()) == Family::of(**address));
             for address in peer.overlay.iter().filter(carried) {
                 // While an address moves from one peer to another both may have it: the first by name, until one of them goes.
-                if !routes.contains_key(address) {
-                    routes.insert(*address, Some(encap.clone()));
+                if !link.routes.contains_key(address) {
+                    link.routes.insert(*address, PeerRoute::Encap(encap.clone()));
                     link.neighbours.insert(*address, peer.mac);
                 }
             }
         }
         let geneve = GeneveLink { port: shape.0.port, external: true, without_ethernet: false };
-        Ok(Some(Self { geneve: Some(geneve), link, routes }))
+        Ok(Some(Self { geneve: Some(geneve), link }))
     }
 
     /// The device right after its creation.
     pub(crate) fn created(&self, without_ipv6: bool) -> Self {
-        Self { geneve: self.geneve.clone(), link: self.link.created(without_ipv6), routes: OrdMap::new() }
+        Self { geneve: self.geneve.clone(), link: self.link.created(without_ipv6) }
     }
 
     /// Whether it can become `wanted` without being made anew. Above the smallest size of IPv6 packets the kernel would start IPv6 on

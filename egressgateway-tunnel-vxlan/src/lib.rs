@@ -23,7 +23,8 @@
 //! with the parent device, so that the outer packet needs no second policy routing) and one permanent neighbour (overlay
 //! address to hardware address).
 //!
-//! The overlay address comes with its network's route in the main table. Steered traffic does not need it, its next hops are `onlink`;
+//! The overlay address is a single one, and each peer has a route of its own in the main table: no network's route is made, so that
+//! nothing is taken that the host reaches otherwise. Steered traffic does not need these routes, its next hops are `onlink`;
 //! what nodes say to each other over the tunnel (an echo request to a gateway, and its answer) does.
 //!
 //! Outer UDP checksums are on: RFC 8200 wants them over IPv6, where an outer packet without one is not accepted; over

@@ -21,7 +21,7 @@ pub enum VxlanStep {
     AddLink(MacAddress, u32, VxlanLink),
     /// Deletes the device.
     DeleteLink,
-    /// Changes its link, addresses or neighbours.
+    /// Changes its link, addresses, neighbours or routes.
     Device(OverlayStep),
     /// Says where a hardware address is.
     SetFdb(MacAddress, Remote),
@@ -45,7 +45,7 @@ impl VxlanStep {
 
 /// Steps in the order in which they are taken: new peers come before old ones go.
 ///
-/// Its text is a shell script that does the same: `ip -batch` for links, addresses and neighbours, `bridge -batch` for forwarding entries.
+/// Its text is a shell script that does the same: `ip -batch` for links, addresses, neighbours and routes, `bridge -batch` for forwarding entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VxlanPlan {
     pub(crate) steps: Vec<(Family, VxlanStep)>,
@@ -102,7 +102,7 @@ fn change(steps: &mut Vec<VxlanStep>, old: &Device, new: &Device) {
     for (mac, remotes) in &new.fdb {
         set_fdb(steps, *mac, old.fdb.get(mac), remotes);
     }
-    let (come, gone) = old.link.neighbour_steps(&new.link);
+    let (come, gone) = old.link.peer_steps(&new.link);
     steps.extend(come.into_iter().chain(gone).map(VxlanStep::Device));
     let gone = old.fdb.keys().filter(|mac| !new.fdb.contains_key(*mac));
     steps.extend(gone.map(|mac| VxlanStep::DeleteFdb(*mac)));

@@ -6,8 +6,9 @@ use egressgateway::{
     Error, ErrorKind, LocalEnd, TunnelDesired,
     model::{Family, MacAddress},
 };
-use egressgateway_netlink::{OverlayDevice, VxlanLink};
+use egressgateway_netlink::{OverlayDevice, PeerRoute, VxlanLink};
 use imbl::{OrdMap, OrdSet};
+use ipnet::IpNet;
 
 use crate::{
     constants::{MTU_MIN_V4, MTU_MIN_V6, device},
@@ -30,7 +31,7 @@ pub struct VxlanState {
 pub struct Device {
     /// What cannot change during its life; none when it is no VXLAN device.
     pub vxlan: Option<VxlanLink>,
-    /// Its link, addresses and neighbours.
+    /// Its link, addresses, neighbours and routes.
     pub link: OverlayDevice,
     /// Where hardware addresses are.
     pub fdb: OrdMap<MacAddress, OrdSet<Remote>>,
@@ -65,12 +66,16 @@ impl Device {
         let mtu = shape.mtu(underlay, family);
         check_mtu(mtu, VxlanShape::room(underlay, family), family)?;
         let (mut fdb, mut link) = (OrdMap::new(), OverlayDevice::new(local.mac, mtu));
-        link.addresses.insert(overlay);
+        // A whole address: the network's route would take what others have in that network away from the host.
+        link.addresses.insert(IpNet::from(overlay.addr()));
         for peer in desired.peers.values().filter(|peer| peer.mac != local.mac) {
-            let (Some(inner), Some(outer)) = (peer.overlay(family), peer.underlay(family)) else { continue };
-            // While an address moves from one peer to another both may have it: the first by name, until one of them goes.
-            fdb.entry(peer.mac).or_insert_with(|| OrdSet::unit(Remote { address: outer, via: Some(underlay.index) }));
-            link.neighbours.entry(inner).or_insert(peer.mac);
+            let Some(outer) = peer.underlay(family) else { continue };
+            for inner in peer.overlays(family) {
+                // While an address moves from one peer to another both may have it: the first by name, until one of them goes.
+                fdb.entry(peer.mac).or_insert_with(|| OrdSet::unit(Remote { address: outer, via: Some(underlay.index) }));
+                link.neighbours.entry(inner).or_insert(peer.mac);
+                link.routes.insert(inner, PeerRoute::Plain);
+            }
         }
         let settings = &shape.0;
         let vxlan = VxlanLink {

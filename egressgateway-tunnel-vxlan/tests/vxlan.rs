@@ -29,6 +29,10 @@ impl Kind for VxlanKind {
         "ip addr flush dev egress-vxlan-v4",
         "ip addr add 192.0.2.1/32 dev egress-vxlan-v6",
         "ip neigh del 172.31.0.2 dev egress-vxlan-v4",
+        "ip route del 172.31.0.2 dev egress-vxlan-v4",
+        "ip -6 route del fd31::2 dev egress-vxlan-v6",
+        "ip route replace 172.31.0.2 via 172.31.0.3 dev egress-vxlan-v4 onlink proto 78",
+        "ip route add 172.31.0.77 dev egress-vxlan-v4 proto 78",
         "ip neigh add 172.31.0.77 lladdr 02:00:00:00:00:77 dev egress-vxlan-v4 nud permanent",
         "bridge fdb del 02:00:00:00:01:02 dev egress-vxlan-v4",
         "bridge fdb append 00:00:00:00:00:00 dev egress-vxlan-v4 dst 10.6.0.66; bridge fdb append 00:00:00:00:00:00 dev egress-vxlan-v4 dst 10.6.0.67",
@@ -93,7 +97,8 @@ fn plans_and_shapes_are_made_without_a_kernel() {
         "sysctl -qw net.ipv4.conf.egress-vxlan-v6.rp_filter=2",
         "fdb replace 02:00:00:00:01:02 dev egress-vxlan-v4 dst 10.6.0.12 via eth0 self permanent",
         "neigh replace 172.31.0.2 lladdr 02:00:00:00:01:02 dev egress-vxlan-v4 nud permanent",
-        "address add fd31::1/112 dev egress-vxlan-v6 nodad",
+        "address add fd31::1/128 dev egress-vxlan-v6 nodad",
+        "route add 172.31.0.2 dev egress-vxlan-v4 proto 78",
     ] {
         assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
     }

@@ -89,7 +89,7 @@ pub use connections::{Connection, Connections, DestinationView};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};
 pub use error::{Error, ErrorKind};
-pub use host::Host;
+pub use host::{Host, HostRoute};
 pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};
 pub use prober::{ProbeAddress, Prober};
 pub use remembered::Remembered;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
 use ipnet::IpNet;
 
 use crate::{
@@ -22,10 +22,26 @@ pub struct TunnelDesired {
 
 impl TunnelDesired {
     /// What the kernel must hold while traffic moves from `self` to `next`: the next local end, and every peer of either
-    /// (as `next` describes it where both know it).
+    /// (as `next` describes it where both know it, and with the overlay addresses that it had).
     #[must_use]
     pub fn union(&self, next: &Self) -> Self {
-        Self { local: next.local.clone(), peers: next.peers.clone().union(self.peers.clone()) }
+        let mut peers = next.peers.clone();
+        let differences: Vec<_> = self.peers.diff(&next.peers).collect();
+        if !differences.is_empty() {
+            let given: OrdSet<IpAddr> = next.peers.values().flat_map(|peer| peer.overlay.iter().copied()).collect();
+            let former = |peer: &Peer| peer.overlay.clone().relative_complement(given.clone());
+            for difference in differences {
+                let (name, peer) = match difference {
+                    DiffItem::Add(..) => continue,
+                    DiffItem::Remove(name, old) => (name, Peer { overlay: former(old), ..old.clone() }),
+                    DiffItem::Update { old: (_, old), new: (name, new) } => {
+                        (name, Peer { overlay: new.overlay.clone().union(former(old)), ..new.clone() })
+                    }
+                };
+                peers.insert(name.clone(), peer);
+            }
+        }
+        Self { local: next.local.clone(), peers }
     }
 }
 
@@ -56,7 +72,7 @@ pub struct Underlay {
 /// Remote end of the overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Overlay addresses, at most one of each family.
+    /// Overlay addresses, at most one of each family; while it changes, the former one too.
     pub overlay: OrdSet<IpAddr>,
     /// Outer addresses, at most one of each family.
     pub underlay: OrdSet<IpAddr>,
@@ -68,7 +84,12 @@ impl Peer {
     /// Its overlay address of a family.
     #[must_use]
     pub fn overlay(&self, family: Family) -> Option<IpAddr> {
-        self.overlay.iter().copied().find(|address| Family::of(*address) == family)
+        self.overlays(family).next()
+    }
+
+    /// All its overlay addresses of a family.
+    pub fn overlays(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.overlay.iter().copied().filter(move |address| Family::of(*address) == family)
     }
 
     /// Its outer address of a family.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 /// As the documentation shows it: every field with its default.
 const DOCUMENTED: &str = "
-tunnel: {kind: vxlan, ipv4CIDR: 172.31.0.0/16, ipv6CIDR: 'fd31::/112', vni: 100, port: 7789, mtu: auto, parent: auto}
+tunnel: {kind: vxlan, ipv4CIDR: 198.19.0.0/16, ipv6CIDR: 'fd31::/112', vni: 100, port: 7789, mtu: auto, parent: auto}
 policyBackend: auto
 iptables: auto
 forwardMethod: active-passive

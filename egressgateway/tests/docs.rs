@@ -26,6 +26,9 @@ the others keep the value that they had at the start, and are logged and counted
 objects the kernel holds and how they are found again. A file that is refused changes nothing, is logged, and is counted. A flag or a variable goes before the file
 here too. The chart restarts the pods for fields that change at start only. Flags and variables are read at start.
 
+`tunnel.ipv4CIDR` and `tunnel.ipv6CIDR` may lie anywhere where nodes don't have addresses themselves; [nothing is taken from the
+host](datapath.md#the-tunnels-addresses), whatever they are.
+
 What `failover.*` means is said in [failover.md](failover.md). The agent has the tunnels `vxlan` and `geneve`, the policy backends `nftables` and `netfilter`, and the reply path `cni`; it refuses to start with others. With
 `policyBackend: auto` it takes nftables where the kernel and `nft` have what is needed, else netfilter; which one and why is in its log and in
 the condition `PolicyProgrammed` of the EgressNode. What another backend had programmed goes once the present one is in force. Numbers and masks must

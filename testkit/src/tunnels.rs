@@ -46,6 +46,8 @@ macro_rules! tunnel_tests {
     ($kind:ty) => {
         $crate::tunnel_tests! { $kind,
             the_tunnel_keeps_the_promises_of_a_driver
+            no_route_to_a_network_is_made_and_one_of_before_goes_without_a_gap
+            an_address_that_somebody_has_a_route_to_is_not_taken
             any_peers_follow_any_others
             the_text_of_a_plan_is_a_script_that_does_the_same
             what_somebody_breaks_by_hand_is_seen_and_put_right
@@ -180,6 +182,65 @@ pub fn the_tunnel_keeps_the_promises_of_a_driver<K: Kind>() {
     in_namespace(|| async {
         world();
         conformance::check(&Namespace::<K>::HERE, &states()).await;
+    });
+}
+
+/// The routes that lead into the tunnel, apart from those to single addresses.
+fn network_routes<K: Kind>() -> Vec<String> {
+    let all = ["ip -o -4 route show table all", "ip -o -6 route show table all"].map(run).concat();
+    let single =
+        |route: &str| route.starts_with("local ") || route.starts_with("multicast ") || !route.split(' ').next().unwrap().contains('/');
+    let into = all.lines().filter(|line| K::DEVICES.iter().any(|device| line.contains(device)) && !single(line));
+    into.map(ToOwned::to_owned).collect()
+}
+
+/// A check.
+///
+/// # Panics
+/// When the tunnel does not pass it.
+pub fn no_route_to_a_network_is_made_and_one_of_before_goes_without_a_gap<K: Kind>() {
+    in_namespace(|| async {
+        world();
+        let desired = &states()[0];
+        let (driver, whole) = reach::<K>(desired).await;
+        assert_eq!(network_routes::<K>(), [""; 0]);
+        let last = K::DEVICES[K::DEVICES.len() - 1];
+        run(&format!(
+            "ip addr add 172.31.0.1/16 dev {first}; ip addr del 172.31.0.1/32 dev {first}
+             ip addr add fd31::5/112 dev {last} nodad; ip addr del fd31::1/128 dev {last}; ip addr del fd31::5/112 dev {last}
+             ip addr add fd31::1/112 dev {last} nodad",
+            first = K::DEVICES[0]
+        ));
+        assert_eq!(network_routes::<K>().len(), 2, "as if it were made by a former version");
+        let text = driver.plan(desired, &driver.observe().await.unwrap()).unwrap().plan.to_string();
+        let place = |line: String| text.find(&line).unwrap_or_else(|| panic!("no {line} in {text}"));
+        let [added, deleted] = ["add 172.31.0.1/32", "del 172.31.0.1/16"].map(|words| place(format!("address {words}")));
+        assert!(added < deleted, "{text}");
+        let (_, after) = reach::<K>(desired).await;
+        assert_eq!(after, whole);
+        assert_eq!(network_routes::<K>(), [""; 0]);
+    });
+}
+
+/// A check.
+///
+/// # Panics
+/// When the tunnel does not pass it.
+pub fn an_address_that_somebody_has_a_route_to_is_not_taken<K: Kind>() {
+    in_namespace(|| async {
+        world();
+        for (theirs, show) in [
+            ("ip route add 172.31.0.2/32 dev up1", "ip route show 172.31.0.2"),
+            ("ip -6 route add fd31::2/128 dev up1", "ip -6 route show fd31::2"),
+        ] {
+            run(theirs);
+            let before = run(show);
+            let driver = K::tunnel(Arc::new(()));
+            let change = driver.plan(&states()[0], &driver.observe().await.unwrap()).unwrap();
+            assert_eq!(driver.apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+            assert_eq!(run(show), before);
+            run(&theirs.replace("route add", "route del"));
+        }
     });
 }
 

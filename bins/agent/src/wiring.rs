@@ -122,7 +122,7 @@ pub(crate) fn settings(config: &Config, node: NodeName) -> AgentSettings {
         node,
         forward_method: config.forward_method,
         default_gateway: config.default_egress_gateway.clone(),
-        cluster_networks: config.cluster_cidrs.extra.iter().copied().chain(config.overlay()).collect(),
+        cluster_networks: config.cluster_cidrs.extra.clone(),
         auto_cluster_networks: config.cluster_cidrs.auto,
         start_gate: config.start_gate,
     });

@@ -159,7 +159,7 @@ impl Default for TunnelConfig {
     fn default() -> Self {
         Self {
             kind: "vxlan".to_owned(),
-            ipv4_cidr: Ipv4Net::new([172, 31, 0, 0].into(), 16).ok(),
+            ipv4_cidr: Ipv4Net::new([198, 19, 0, 0].into(), 16).ok(),
             ipv6_cidr: Ipv6Net::new([0xfd31, 0, 0, 0, 0, 0, 0, 0].into(), 112).ok(),
             vni: 100,
             port: 7789,

@@ -37,7 +37,7 @@ pub struct OfflineSettings {
     pub forward_method: ForwardMethod,
     /// The gateway of policies that name none.
     pub default_gateway: Option<GatewayName>,
-    /// Networks that tunnel addresses come from, at most one of each family; they are never steered.
+    /// Networks that tunnel addresses come from, at most one of each family. The addresses of nodes are never steered.
     pub overlay: Vec<IpNet>,
     /// Further networks that are never steered, such as those of services.
     pub cluster_networks: Vec<IpNet>,
@@ -56,14 +56,14 @@ pub struct OfflineSettings {
 }
 
 impl OfflineSettings {
-    /// Defaults of the configuration, for a kind of tunnel: overlay 172.31.0.0/16 and fd31::/112, everything else as
+    /// Defaults of the configuration, for a kind of tunnel: overlay 198.19.0.0/16 and fd31::/112, everything else as
     /// [`IndexSettings::of_node`] has it.
     #[must_use]
     pub fn of_tunnel(encapsulation: Arc<dyn Encapsulation>) -> Self {
         Self {
             forward_method: ForwardMethod::default(),
             default_gateway: None,
-            overlay: ["172.31.0.0/16", "fd31::/112"].iter().filter_map(|net| net.parse().ok()).collect(),
+            overlay: ["198.19.0.0/16", "fd31::/112"].iter().filter_map(|net| net.parse().ok()).collect(),
             cluster_networks: Vec::new(),
             auto_cluster_networks: true,
             start_gate: true,
@@ -79,7 +79,7 @@ impl OfflineSettings {
             node: node.clone(),
             forward_method: self.forward_method,
             default_gateway: self.default_gateway.clone(),
-            cluster_networks: self.cluster_networks.iter().chain(&self.overlay).copied().collect(),
+            cluster_networks: self.cluster_networks.clone(),
             auto_cluster_networks: self.auto_cluster_networks,
             start_gate: self.start_gate,
         }

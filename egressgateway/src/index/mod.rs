@@ -23,10 +23,10 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    Attachments, LocalEnd, NodeDesired, StartGate, Underlay,
+    Attachments, HostRoute, LocalEnd, NodeDesired, Peer, StartGate, Underlay,
     api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
     model::{ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId, Verdict},
-    plan::{self, GatewayProblem, Reason},
+    plan::{self, GatewayProblem, Overlap, Reason},
     spec::Problem,
     world::{Change, EgressNode, Gateway, Namespace, Node, Pod, Policy},
 };
@@ -44,7 +44,7 @@ pub struct IndexSettings {
     pub forward_method: ForwardMethod,
     /// The gateway of policies that name none.
     pub default_gateway: Option<GatewayName>,
-    /// Networks that are never steered besides those that Nodes and services tell, such as the overlay's own.
+    /// Networks that are never steered besides those that Nodes and services tell, and besides the overlay's addresses.
     pub cluster_networks: Vec<IpNet>,
     /// Whether pod networks and addresses of Nodes are never steered.
     pub auto_cluster_networks: bool,
@@ -99,6 +99,8 @@ pub struct Index {
     networks: Vec<IpNet>,
     underlay: OrdMap<Family, Underlay>,
     attachments: Attachments,
+    host_routes: imbl::OrdSet<HostRoute>,
+    overlaps: Vec<Overlap>,
     down: BTreeSet<NodeName>,
     contested: BTreeSet<IpAddr>,
     policies: Policies,
@@ -123,6 +125,8 @@ impl Index {
             networks: Vec::new(),
             underlay: OrdMap::new(),
             attachments: Attachments::default(),
+            host_routes: imbl::OrdSet::new(),
+            overlaps: Vec::new(),
             down: BTreeSet::new(),
             contested: BTreeSet::new(),
             policies: Policies::default(),
@@ -169,6 +173,18 @@ impl Index {
     pub fn set_attachments(&mut self, attachments: Attachments) {
         self.stale |= self.attachments != attachments;
         self.attachments = attachments;
+    }
+
+    /// What this node's host reaches and has by other means than ours: no overlay address is taken from it.
+    pub fn set_host_routes(&mut self, routes: imbl::OrdSet<HostRoute>) {
+        self.stale |= self.host_routes != routes;
+        self.host_routes = routes;
+    }
+
+    /// The overlay addresses that this node can't use, its own first. Call [`Self::desired`] first.
+    #[must_use]
+    pub fn overlaps(&self) -> &[Overlap] {
+        &self.overlaps
     }
 
     /// The gateway nodes that do not answer from here.
@@ -312,7 +328,8 @@ impl Index {
         let told = self.networks.iter().chain(&self.settings.cluster_networks).copied();
         let nodes = || self.nodes.values().filter(|_| self.settings.auto_cluster_networks);
         let networks: Vec<IpNet> = told.chain(nodes().flat_map(|node| node.pod_networks.iter().copied())).collect();
-        let hosts = nodes().flat_map(|node| node.addresses.iter().copied());
+        let overlay = self.egress_nodes.values().flat_map(|node| node.overlay.iter().map(IpNet::addr));
+        let hosts = nodes().flat_map(|node| node.addresses.iter().copied()).chain(overlay);
         self.desired.policy.exempt = plan::exempt(networks.iter().copied(), hosts).into_iter().collect();
         self.desired.direct = plan::direct(networks).into_iter().collect();
     }
@@ -366,13 +383,31 @@ impl Index {
     }
 
     fn settle_tunnel(&mut self) {
-        let own = self.egress_nodes.get(&self.settings.node);
-        let local = own.and_then(|node| Some((node.mac?, node.overlay.iter().copied().collect::<imbl::OrdSet<IpNet>>())));
+        let name = &self.settings.node;
+        let own = self.egress_nodes.get(name);
+        let met: Vec<HostRoute> =
+            own.iter().flat_map(|node| &node.overlay).flat_map(|overlay| plan::in_the_way(*overlay, &self.host_routes)).collect();
+        let mut overlaps = Vec::new();
+        let mut is_free = |node: &NodeName, address: IpAddr| {
+            let route = plan::holder(address, &met);
+            overlaps.extend(route.map(|route| Overlap { node: node.clone(), address, route: route.clone() }));
+            route.is_none()
+        };
+        let local = own.and_then(|node| {
+            let free = node.overlay.iter().filter(|network| is_free(name, network.addr()));
+            Some((node.mac?, free.copied().collect::<imbl::OrdSet<IpNet>>()))
+        });
         self.desired.tunnel.local = local
             .filter(|(_, overlay)| !overlay.is_empty() && !self.underlay.is_empty())
             .map(|(mac, overlay)| LocalEnd { overlay, mac, underlay: self.underlay.clone() });
-        let others = self.egress_nodes.iter().filter(|(name, _)| **name != self.settings.node);
-        self.desired.tunnel.peers = others.filter_map(|(name, node)| Some((name.clone(), node.peer()?))).collect();
+        let others = self.egress_nodes.iter().filter(|(other, _)| *other != name);
+        let mut peer = |name: &NodeName, node: &EgressNode| {
+            let peer = node.peer()?;
+            let overlay = peer.overlay.iter().copied().filter(|address| is_free(name, *address)).collect();
+            Some((name.clone(), Peer { overlay, ..peer }))
+        };
+        self.desired.tunnel.peers = others.filter_map(|(name, node)| peer(name, node)).collect();
+        self.overlaps = overlaps;
         self.desired.policy.overlay.peers =
             self.desired.tunnel.peers.values().flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>()).collect();
     }

@@ -53,7 +53,7 @@ pub fn claims(policy: &PolicyName, spec: &PolicySpec, created: i64) -> Vec<Claim
 }
 
 /// `range` without `holes`, which are ascending and disjoint.
-fn without(range: IpRange, holes: &[IpRange]) -> Vec<IpRange> {
+pub(crate) fn without(range: IpRange, holes: &[IpRange]) -> Vec<IpRange> {
     let mut rest = Vec::new();
     let mut first = Some(range.first());
     for hole in holes.iter().filter(|hole| hole.overlaps(&range)) {

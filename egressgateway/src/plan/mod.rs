@@ -3,9 +3,12 @@
 mod exempt;
 mod flatten;
 mod gateway;
+mod overlap;
 mod place;
 
 pub use exempt::{direct, exempt};
+pub(crate) use flatten::without;
 pub use flatten::{Claim, Rank, Stretch, claims, cover, merge};
 pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, unless_contested, verdict};
+pub use overlap::{Overlap, holder, in_the_way};
 pub use place::place;

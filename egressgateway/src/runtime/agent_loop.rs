@@ -37,6 +37,7 @@ use crate::{
     index::{Index, IndexSettings},
     liveness::LivenessSettings,
     model::{Family, NodeName},
+    plan::Overlap,
 };
 
 /// How many messages may wait for the loop; watches wait once there are more.
@@ -53,6 +54,8 @@ pub(super) struct Session {
     monitor: Option<Arc<dyn PolicyMonitor>>,
     interfaces: Option<Vec<Interface>>,
     underlay: imbl::OrdMap<crate::model::Family, crate::Underlay>,
+    /// The overlay addresses that can't be used, as the log has them.
+    overlaps: Vec<Overlap>,
     inbox: mpsc::Receiver<Message<Seen>>,
     pods: watch::Sender<Scope>,
     /// The policies that are watched, and the last round of them that was listed.
@@ -202,6 +205,7 @@ impl Session {
                 resync: now + settings.resync,
             },
             underlay: imbl::OrdMap::new(),
+            overlaps: Vec::new(),
             interfaces: None,
             own: watch::Sender::new(None),
             reports: watch::Sender::new(None),
@@ -451,10 +455,13 @@ impl Session {
     async fn read_host(&mut self) {
         self.due.host_read = Some(Instant::now());
         self.due.host = None;
-        let read = async { Ok::<_, Error>((self.host.underlay().await?, self.host.interfaces().await?, self.host.attachments().await?)) };
+        let host = &self.host;
+        let read =
+            async { Ok::<_, Error>((host.underlay().await?, host.interfaces().await?, host.attachments().await?, host.routes().await?)) };
         match read.await {
-            Ok((underlay, interfaces, attachments)) => {
+            Ok((underlay, interfaces, attachments, routes)) => {
                 self.index.set_attachments(attachments);
+                self.index.set_host_routes(routes);
                 if self.underlay != underlay || self.interfaces.is_none() {
                     self.index.set_underlay(underlay.clone());
                     self.underlay = underlay;
@@ -466,6 +473,17 @@ impl Session {
                 self.due.host = Some(Instant::now() + self.settings.spacing.max(self.settings.quiet));
             }
         }
+    }
+
+    /// Once for each.
+    fn tell_overlaps(&mut self) {
+        let overlaps = self.index.overlaps();
+        for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
+            tracing::warn!(
+                "{overlap}: it is not used, and nothing is taken from the host; choose another tunnel.ipv4CIDR or tunnel.ipv6CIDR"
+            );
+        }
+        self.overlaps = overlaps.to_vec();
     }
 
     async fn converge(&mut self) {
@@ -495,10 +513,12 @@ impl Session {
         // After a failure too: of an address that could not be had the announcer says so, and the others are here.
         tell(&self.held, &desired.addresses);
         self.health.set_ready(result.is_ok());
+        self.tell_overlaps();
         let report = Report {
             underlay: self.underlay.clone(),
             interfaces: self.interfaces.clone().unwrap_or_default(),
             addressed: desired.tunnel.local.is_some(),
+            overlaps: self.index.overlaps().to_vec(),
             tunnel: self.recorders.tunnel.read(),
             steering: self.recorders.steering.read(),
             policy: self.recorders.policy.read(),

@@ -19,12 +19,19 @@ use crate::{
     Error, ErrorKind, Underlay,
     api::{EgressNode, EgressNodePhase, EgressNodeStatus, Interface},
     model::{Family, NodeName},
+    plan::Overlap,
 };
 
 /// Condition: the tunnel and the routes into it are built.
 pub(super) const TUNNEL_READY: &str = "TunnelReady";
 /// Condition: classification and translation are in the kernel.
 pub(super) const POLICY_PROGRAMMED: &str = "PolicyProgrammed";
+
+/// Condition: the host has or reaches some of the tunnel's addresses by other means; they are not used. Absent where none are.
+pub(super) const NETWORK_OVERLAP: &str = "NetworkOverlap";
+
+/// How many overlapping addresses a message names.
+const SAID: usize = 3;
 
 /// What is to be told.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +40,8 @@ pub(super) struct Report {
     pub(super) interfaces: Vec<Interface>,
     /// The controller gave the node an address.
     pub(super) addressed: bool,
+    /// Overlay addresses that its host has or reaches by other means.
+    pub(super) overlaps: Vec<Overlap>,
     pub(super) tunnel: Record,
     pub(super) steering: Record,
     pub(super) policy: Record,
@@ -47,6 +56,10 @@ impl Report {
 
     /// The fields that are the agent's; when its conditions took their status is not known here.
     pub(super) fn status(&self) -> EgressNodeStatus {
+        let mut conditions = vec![self.policy_programmed(), self.tunnel_ready()];
+        if !self.overlaps.is_empty() {
+            conditions.push(condition(NETWORK_OVERLAP, "True", "NetworkOverlap", self.overlapping()));
+        }
         let address = |family| self.underlay.get(&family).map(|underlay| underlay.address.to_string());
         let parent = self.underlay.get(&Family::V4).or_else(|| self.underlay.get(&Family::V6));
         EgressNodeStatus {
@@ -55,7 +68,7 @@ impl Report {
             physical_interface_ipv4: address(Family::V4),
             physical_interface_ipv6: address(Family::V6),
             interfaces: self.interfaces.clone(),
-            conditions: vec![self.policy_programmed(), self.tunnel_ready()],
+            conditions,
             ..EgressNodeStatus::default()
         }
     }
@@ -63,11 +76,19 @@ impl Report {
     fn tunnel_ready(&self) -> Condition {
         match [&self.tunnel, &self.steering].into_iter().find(|record| **record != Record::Good) {
             Some(record) => unfinished(TUNNEL_READY, record),
+            None if !self.addressed && !self.overlaps.is_empty() => condition(TUNNEL_READY, "False", "NetworkOverlap", self.overlapping()),
             None if !self.addressed => {
                 condition(TUNNEL_READY, "False", "NoAddress", "the node has no address in the overlay yet".to_owned())
             }
             None => condition(TUNNEL_READY, "True", "Built", "tunnel and routes are built".to_owned()),
         }
+    }
+
+    /// The first ones: with a thousand nodes there may be as many.
+    fn overlapping(&self) -> String {
+        let said: Vec<_> = self.overlaps.iter().take(SAID).map(ToString::to_string).collect();
+        let more = self.overlaps.len().checked_sub(SAID).filter(|more| *more > 0).map(|more| format!("; and {more} more"));
+        format!("{}{}; choose another tunnel.ipv4CIDR or tunnel.ipv6CIDR", said.join("; "), more.unwrap_or_default())
     }
 
     fn policy_programmed(&self) -> Condition {
@@ -242,6 +263,7 @@ pub(super) async fn wait_until(time: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::HostRoute;
 
     fn report() -> Report {
         let good = || Record::Good;
@@ -256,6 +278,24 @@ mod tests {
         let status = Report { addressed: false, ..report() }.status();
         assert_eq!(status.phase, None);
         assert_eq!(status.conditions[1].reason, "NoAddress");
+    }
+
+    #[test]
+    fn an_address_that_the_host_has_otherwise_is_named_with_what_has_it() {
+        let overlap = |node: &str, address: &str| {
+            let route = HostRoute { network: "172.31.16.0/20".parse().unwrap(), device: "eth0".to_owned(), gateway: None };
+            Overlap { node: node.into(), address: address.parse().unwrap(), route }
+        };
+        let status = Report { overlaps: vec![overlap("other", "172.31.16.4")], ..report() }.status();
+        assert_eq!(status.phase, Some(EgressNodePhase::Succeeded), "the others are reached");
+        let said = status.conditions.iter().find(|condition| condition.type_ == NETWORK_OVERLAP).unwrap();
+        assert!(
+            said.message.starts_with("the tunnel address 172.31.16.4 of node other lies in 172.31.16.0/20, which the host has on eth0; "),
+            "{said:?}"
+        );
+        let status = Report { addressed: false, overlaps: vec![overlap("own", "172.31.16.4"); 5], ..report() }.status();
+        assert_eq!((status.phase, status.conditions[1].reason.as_str()), (None, "NetworkOverlap"));
+        assert!(status.conditions[1].message.contains("; and 2 more; choose another tunnel.ipv4CIDR"), "{status:?}");
     }
 
     #[test]

@@ -6,22 +6,18 @@ route add unreachable 0.0.0.0/0 table 103 metric 4278198272 proto 77
 route add throw 10.244.1.0/24 table 100 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 100 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 100 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 100 metric 1024 proto 77
 route add throw 10.244.1.0/24 table 101 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 101 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 101 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 101 metric 1024 proto 77
 route add throw 10.244.1.0/24 table 102 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 102 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 102 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 102 metric 1024 proto 77
 route add throw 10.244.1.0/24 table 103 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 103 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 103 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 103 metric 1024 proto 77
-route add 0.0.0.0/0 table 100 metric 1024 proto 77 via 172.31.0.2 dev egress-vxlan-v4 onlink
-route add 0.0.0.0/0 table 101 metric 1024 proto 77 via 172.31.0.4 dev egress-vxlan-v4 onlink
-route add 0.0.0.0/0 table 102 metric 1024 proto 77 via 172.31.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 100 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 101 metric 1024 proto 77 via 198.19.0.4 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 102 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x14000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
@@ -36,10 +32,6 @@ route add unreachable ::/0 table 100 metric 4278198272 proto 77
 route add unreachable ::/0 table 101 metric 4278198272 proto 77
 route add unreachable ::/0 table 102 metric 4278198272 proto 77
 route add unreachable ::/0 table 103 metric 4278198272 proto 77
-route add throw fd31::/112 table 100 metric 1024 proto 77
-route add throw fd31::/112 table 101 metric 1024 proto 77
-route add throw fd31::/112 table 102 metric 1024 proto 77
-route add throw fd31::/112 table 103 metric 1024 proto 77
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x14000000/0xff000000 iif lo lookup 254 pref 98 protocol 77

@@ -4,13 +4,11 @@ route add unreachable 0.0.0.0/0 table 101 metric 4278198272 proto 77
 route add throw 10.244.1.0/24 table 100 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 100 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 100 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 100 metric 1024 proto 77
 route add throw 10.244.1.0/24 table 101 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 101 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 101 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 101 metric 1024 proto 77
-route add 0.0.0.0/0 table 100 metric 1024 proto 77 via 172.31.0.2 dev egress-vxlan-v4 onlink
-route add 0.0.0.0/0 table 101 metric 1024 proto 77 via 172.31.0.3 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 100 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 101 metric 1024 proto 77 via 198.19.0.3 dev egress-vxlan-v4 onlink
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77
@@ -21,10 +19,8 @@ route add unreachable ::/0 table 100 metric 4278198272 proto 77
 route add unreachable ::/0 table 101 metric 4278198272 proto 77
 route add throw fd10:244:1::/64 table 100 metric 1024 proto 77
 route add throw fd10:244:4::/64 table 100 metric 1024 proto 77
-route add throw fd31::/112 table 100 metric 1024 proto 77
 route add throw fd10:244:1::/64 table 101 metric 1024 proto 77
 route add throw fd10:244:4::/64 table 101 metric 1024 proto 77
-route add throw fd31::/112 table 101 metric 1024 proto 77
 route add ::/0 table 100 metric 1024 proto 77 via fd31::2 dev egress-vxlan-v6 onlink
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77

@@ -6,7 +6,7 @@ sysctl -qw net.ipv4.conf.egress-vxlan-v4.rp_filter=2
 sysctl -qw net.ipv4.conf.egress-vxlan-v4.promote_secondaries=1
 ip -batch - <<END
 link set egress-vxlan-v4 up
-address add 172.31.0.2/16 dev egress-vxlan-v4
+address add 198.19.0.2/32 dev egress-vxlan-v4
 END
 bridge -batch - <<END
 fdb replace ca:4e:b7:72:07:23 dev egress-vxlan-v4 dst 10.6.0.14 via eth0 self permanent
@@ -14,9 +14,12 @@ fdb replace ca:4e:ba:72:07:23 dev egress-vxlan-v4 dst 10.6.0.11 via eth0 self pe
 fdb replace ca:4e:bc:72:07:23 dev egress-vxlan-v4 dst 10.6.0.13 via eth0 self permanent
 END
 ip -batch - <<END
-neigh replace 172.31.0.1 lladdr ca:4e:ba:72:07:23 dev egress-vxlan-v4 nud permanent
-neigh replace 172.31.0.3 lladdr ca:4e:bc:72:07:23 dev egress-vxlan-v4 nud permanent
-neigh replace 172.31.0.4 lladdr ca:4e:b7:72:07:23 dev egress-vxlan-v4 nud permanent
+neigh replace 198.19.0.1 lladdr ca:4e:ba:72:07:23 dev egress-vxlan-v4 nud permanent
+neigh replace 198.19.0.3 lladdr ca:4e:bc:72:07:23 dev egress-vxlan-v4 nud permanent
+neigh replace 198.19.0.4 lladdr ca:4e:b7:72:07:23 dev egress-vxlan-v4 nud permanent
+route add 198.19.0.1 dev egress-vxlan-v4 proto 78
+route add 198.19.0.3 dev egress-vxlan-v4 proto 78
+route add 198.19.0.4 dev egress-vxlan-v4 proto 78
 link add egress-vxlan-v6 address ca:4e:bd:72:07:23 mtu 1430 group 1701279609 type vxlan id 100 dstport 7789 local fd00::12 dev eth0 nolearning udpcsum
 link set egress-vxlan-v6 alias egressgateway addrgenmode none
 END
@@ -24,11 +27,12 @@ sysctl -qw net.ipv4.conf.egress-vxlan-v6.rp_filter=2
 sysctl -qw net.ipv4.conf.egress-vxlan-v6.promote_secondaries=1
 ip -batch - <<END
 link set egress-vxlan-v6 up
-address add fd31::2/112 dev egress-vxlan-v6 nodad
+address add fd31::2/128 dev egress-vxlan-v6 nodad
 END
 bridge -batch - <<END
 fdb replace ca:4e:ba:72:07:23 dev egress-vxlan-v6 dst fd00::11 via eth0 self permanent
 END
 ip -batch - <<END
 neigh replace fd31::1 lladdr ca:4e:ba:72:07:23 dev egress-vxlan-v6 nud permanent
+route add fd31::1 dev egress-vxlan-v6 proto 78
 END

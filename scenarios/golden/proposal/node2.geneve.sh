@@ -5,22 +5,21 @@ END
 sysctl -qw net.ipv4.conf.egress-geneve.rp_filter=2
 ip -batch - <<END
 link set egress-geneve up
-address add 172.31.0.1/32 dev egress-geneve
+address add 198.19.0.2/32 dev egress-geneve
 address add fd31::1/128 dev egress-geneve nodad
-neigh replace 172.31.0.2 lladdr ca:4e:bc:72:07:23 dev egress-geneve nud permanent
-neigh replace 172.31.0.10 lladdr ca:4e:ba:72:07:23 dev egress-geneve nud permanent
+neigh replace 198.19.0.1 lladdr ca:4e:ba:72:07:23 dev egress-geneve nud permanent
+neigh replace 198.19.0.3 lladdr ca:4e:bc:72:07:23 dev egress-geneve nud permanent
 neigh replace fd31::2 lladdr ca:4e:bc:72:07:23 dev egress-geneve nud permanent
 neigh replace fd31::10 lladdr ca:4e:ba:72:07:23 dev egress-geneve nud permanent
-route replace 172.31.0.2 encap ip id 100 src 10.6.0.12 dst 10.6.0.13 ttl 64 dev egress-geneve proto 78
-route replace 172.31.0.10 encap ip id 100 src 10.6.0.12 dst 10.6.0.11 ttl 64 dev egress-geneve proto 78
-route replace fd31::2 encap ip id 100 src 10.6.0.12 dst 10.6.0.13 ttl 64 dev egress-geneve proto 78
-route replace fd31::10 encap ip id 100 src 10.6.0.12 dst 10.6.0.11 ttl 64 dev egress-geneve proto 78
+route add 198.19.0.1 encap ip id 100 src 10.6.0.12 dst 10.6.0.11 ttl 64 dev egress-geneve proto 78
+route add 198.19.0.3 encap ip id 100 src 10.6.0.12 dst 10.6.0.13 ttl 64 dev egress-geneve proto 78
+route add fd31::2 encap ip id 100 src 10.6.0.12 dst 10.6.0.13 ttl 64 dev egress-geneve proto 78
+route add fd31::10 encap ip id 100 src 10.6.0.12 dst 10.6.0.11 ttl 64 dev egress-geneve proto 78
 END
 ip -4 -batch - <<END
 route add unreachable 0.0.0.0/0 table 100 metric 4278198272 proto 77
 route add throw 10.244.1.0/24 table 100 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 100 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 100 metric 1024 proto 77
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77
 END
@@ -29,7 +28,6 @@ route add unreachable ::/0 table 100 metric 4278198272 proto 77
 route add throw fd10:244:1::/64 table 100 metric 1024 proto 77
 route add throw fd10:244:2::/64 table 100 metric 1024 proto 77
 route add throw fd10:244:3::/64 table 100 metric 1024 proto 77
-route add throw fd31::/112 table 100 metric 1024 proto 77
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77
 END

@@ -2,7 +2,6 @@ ip -4 -batch - <<END
 route add unreachable 0.0.0.0/0 table 100 metric 4278198272 proto 77
 route add throw 10.244.1.0/24 table 100 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 100 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 100 metric 1024 proto 77
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77
 END
@@ -11,7 +10,6 @@ route add unreachable ::/0 table 100 metric 4278198272 proto 77
 route add throw fd10:244:1::/64 table 100 metric 1024 proto 77
 route add throw fd10:244:2::/64 table 100 metric 1024 proto 77
 route add throw fd10:244:3::/64 table 100 metric 1024 proto 77
-route add throw fd31::/112 table 100 metric 1024 proto 77
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77
 END

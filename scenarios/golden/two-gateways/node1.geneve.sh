@@ -5,20 +5,20 @@ END
 sysctl -qw net.ipv4.conf.egress-geneve.rp_filter=2
 ip -batch - <<END
 link set egress-geneve up
-address add 172.31.0.1/32 dev egress-geneve
-neigh replace 172.31.0.2 lladdr ca:4e:bd:72:07:23 dev egress-geneve nud permanent
-neigh replace 172.31.0.3 lladdr ca:4e:bc:72:07:23 dev egress-geneve nud permanent
-neigh replace 172.31.0.4 lladdr ca:4e:b7:72:07:23 dev egress-geneve nud permanent
-route replace 172.31.0.2 encap ip id 100 src 10.6.0.11 dst 10.6.0.12 ttl 64 dev egress-geneve proto 78
-route replace 172.31.0.3 encap ip id 100 src 10.6.0.11 dst 10.6.0.13 ttl 64 dev egress-geneve proto 78
-route replace 172.31.0.4 encap ip id 100 src 10.6.0.11 dst 10.6.0.14 ttl 64 dev egress-geneve proto 78
+address add 198.19.0.1/32 dev egress-geneve
+neigh replace 198.19.0.2 lladdr ca:4e:bd:72:07:23 dev egress-geneve nud permanent
+neigh replace 198.19.0.3 lladdr ca:4e:bc:72:07:23 dev egress-geneve nud permanent
+neigh replace 198.19.0.4 lladdr ca:4e:b7:72:07:23 dev egress-geneve nud permanent
+route add 198.19.0.2 encap ip id 100 src 10.6.0.11 dst 10.6.0.12 ttl 64 dev egress-geneve proto 78
+route add 198.19.0.3 encap ip id 100 src 10.6.0.11 dst 10.6.0.13 ttl 64 dev egress-geneve proto 78
+route add 198.19.0.4 encap ip id 100 src 10.6.0.11 dst 10.6.0.14 ttl 64 dev egress-geneve proto 78
 END
 ip -batch - <<END
-nexthop add id 1602333926 encap ip id 100 src 10.6.0.11 dst 10.6.0.14 ttl 64 via 172.31.0.4 dev egress-geneve onlink proto 77
-nexthop add id 1602333927 encap ip id 100 src 10.6.0.11 dst 10.6.0.14 ttl 64 via 172.31.0.4 dev egress-geneve onlink proto 77
-nexthop add id 1678616036 encap ip id 100 src 10.6.0.11 dst 10.6.0.13 ttl 64 via 172.31.0.3 dev egress-geneve onlink proto 77
-nexthop add id 1678616037 encap ip id 100 src 10.6.0.11 dst 10.6.0.13 ttl 64 via 172.31.0.3 dev egress-geneve onlink proto 77
-nexthop add id 1700000194 group 1602333926/1602333927/1678616036/1678616037 type resilient buckets 4096 idle_timer 300 unbalanced_timer 0 proto 77
+nexthop add id 1614558994 encap ip id 100 src 10.6.0.11 dst 10.6.0.14 ttl 64 via 198.19.0.4 dev egress-geneve onlink proto 77
+nexthop add id 1614558995 encap ip id 100 src 10.6.0.11 dst 10.6.0.14 ttl 64 via 198.19.0.4 dev egress-geneve onlink proto 77
+nexthop add id 1677815416 encap ip id 100 src 10.6.0.11 dst 10.6.0.13 ttl 64 via 198.19.0.3 dev egress-geneve onlink proto 77
+nexthop add id 1677815417 encap ip id 100 src 10.6.0.11 dst 10.6.0.13 ttl 64 via 198.19.0.3 dev egress-geneve onlink proto 77
+nexthop add id 1700000194 group 1614558994/1614558995/1677815416/1677815417 type resilient buckets 4096 idle_timer 300 unbalanced_timer 0 proto 77
 END
 sysctl -qw net.ipv4.fib_multipath_hash_fields=55 net.ipv4.fib_multipath_hash_policy=3
 ip -4 -batch - <<END
@@ -27,12 +27,10 @@ route add unreachable 0.0.0.0/0 table 101 metric 4278198272 proto 77
 route add throw 10.244.1.0/24 table 100 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 100 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 100 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 100 metric 1024 proto 77
 route add throw 10.244.1.0/24 table 101 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 101 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 101 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 101 metric 1024 proto 77
-route add 0.0.0.0/0 table 100 metric 1024 proto 77 encap ip id 100 src 10.6.0.11 dst 10.6.0.12 ttl 64 via 172.31.0.2 dev egress-geneve onlink
+route add 0.0.0.0/0 table 100 metric 1024 proto 77 encap ip id 100 src 10.6.0.11 dst 10.6.0.12 ttl 64 via 198.19.0.2 dev egress-geneve onlink
 route add 0.0.0.0/0 table 101 metric 1024 proto 77 nhid 1700000194
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
@@ -42,8 +40,6 @@ END
 ip -6 -batch - <<END
 route add unreachable ::/0 table 100 metric 4278198272 proto 77
 route add unreachable ::/0 table 101 metric 4278198272 proto 77
-route add throw fd31::/112 table 100 metric 1024 proto 77
-route add throw fd31::/112 table 101 metric 1024 proto 77
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77

@@ -1,7 +1,7 @@
 ip -batch - <<END
-nexthop add id 1633334202 via 172.31.0.4 dev egress-vxlan-v4 onlink proto 77
-nexthop add id 1633334203 via 172.31.0.4 dev egress-vxlan-v4 onlink proto 77
-nexthop add id 1700000194 group 1633334202/1633334203 type resilient buckets 4096 idle_timer 300 unbalanced_timer 0 proto 77
+nexthop add id 1663533982 via 198.19.0.4 dev egress-vxlan-v4 onlink proto 77
+nexthop add id 1663533983 via 198.19.0.4 dev egress-vxlan-v4 onlink proto 77
+nexthop add id 1700000194 group 1663533982/1663533983 type resilient buckets 4096 idle_timer 300 unbalanced_timer 0 proto 77
 END
 sysctl -qw net.ipv4.fib_multipath_hash_fields=55 net.ipv4.fib_multipath_hash_policy=3
 ip -4 -batch - <<END
@@ -10,12 +10,10 @@ route add unreachable 0.0.0.0/0 table 101 metric 4278198272 proto 77
 route add throw 10.244.1.0/24 table 100 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 100 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 100 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 100 metric 1024 proto 77
 route add throw 10.244.1.0/24 table 101 metric 1024 proto 77
 route add throw 10.244.2.0/23 table 101 metric 1024 proto 77
 route add throw 10.244.4.0/24 table 101 metric 1024 proto 77
-route add throw 172.31.0.0/16 table 101 metric 1024 proto 77
-route add 0.0.0.0/0 table 100 metric 1024 proto 77 via 172.31.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 100 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
 route add 0.0.0.0/0 table 101 metric 1024 proto 77 nhid 1700000194
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
@@ -25,8 +23,6 @@ END
 ip -6 -batch - <<END
 route add unreachable ::/0 table 100 metric 4278198272 proto 77
 route add unreachable ::/0 table 101 metric 4278198272 proto 77
-route add throw fd31::/112 table 100 metric 1024 proto 77
-route add throw fd31::/112 table 101 metric 1024 proto 77
 rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
 rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77

@@ -6,7 +6,7 @@ sysctl -qw net.ipv4.conf.egress-vxlan-v4.rp_filter=2
 sysctl -qw net.ipv4.conf.egress-vxlan-v4.promote_secondaries=1
 ip -batch - <<END
 link set egress-vxlan-v4 up
-address add 172.31.0.4/16 dev egress-vxlan-v4
+address add 198.19.0.4/32 dev egress-vxlan-v4
 END
 bridge -batch - <<END
 fdb replace ca:4e:ba:72:07:23 dev egress-vxlan-v4 dst 10.6.0.11 via eth0 self permanent
@@ -14,7 +14,10 @@ fdb replace ca:4e:bc:72:07:23 dev egress-vxlan-v4 dst 10.6.0.13 via eth0 self pe
 fdb replace ca:4e:bd:72:07:23 dev egress-vxlan-v4 dst 10.6.0.12 via eth0 self permanent
 END
 ip -batch - <<END
-neigh replace 172.31.0.1 lladdr ca:4e:ba:72:07:23 dev egress-vxlan-v4 nud permanent
-neigh replace 172.31.0.2 lladdr ca:4e:bd:72:07:23 dev egress-vxlan-v4 nud permanent
-neigh replace 172.31.0.3 lladdr ca:4e:bc:72:07:23 dev egress-vxlan-v4 nud permanent
+neigh replace 198.19.0.1 lladdr ca:4e:ba:72:07:23 dev egress-vxlan-v4 nud permanent
+neigh replace 198.19.0.2 lladdr ca:4e:bd:72:07:23 dev egress-vxlan-v4 nud permanent
+neigh replace 198.19.0.3 lladdr ca:4e:bc:72:07:23 dev egress-vxlan-v4 nud permanent
+route add 198.19.0.1 dev egress-vxlan-v4 proto 78
+route add 198.19.0.2 dev egress-vxlan-v4 proto 78
+route add 198.19.0.3 dev egress-vxlan-v4 proto 78
 END

@@ -77,6 +77,10 @@ macro_rules! every_check_on {
                 an_agent_catches_up_with_what_changed_while_it_was_dead
                 a_shutdown_leaves_the_data_path_as_it_is
                 another_backend_takes_over_without_a_gap_and_nothing_of_this_one_stays;
+            tunnel_network:
+                what_hosts_reach_in_the_tunnels_network_stays_theirs
+                a_peers_address_that_the_host_reaches_elsewhere_is_left_alone
+                a_cluster_that_gets_another_tunnel_network_loses_next_to_nothing;
             boots:
                 after_a_boot_what_was_governed_waits_until_the_api_server_is_back
                 where_nothing_is_to_wait_after_a_boot_it_leaves_as_if_there_were_no_policy;

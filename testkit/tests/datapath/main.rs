@@ -20,6 +20,7 @@ mod foreign;
 mod forwarding;
 mod hosts;
 mod restarts;
+mod tunnel_network;
 mod world;
 
 use egressgateway_testkit::netns::have_root;

@@ -103,10 +103,18 @@ impl Place {
         self.without_daemons(path, more).start_daemons()
     }
 
+    /// With these further fields of the tunnel, each behind a comma.
+    pub(crate) fn with_tunnel(self, path: &DataPath, fields: &str) -> World {
+        self.configured(&format!("policyBackend: {}\ntunnel: {{kind: {}{fields}}}\n", path.backend, path.tunnel)).start_daemons()
+    }
+
     fn without_daemons(self, path: &DataPath, more: &str) -> World {
+        self.configured(&format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel))
+    }
+
+    fn configured(self, config: &str) -> World {
         let Self { lab, families, shop, blog, local, server } = self;
-        let config = format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel);
-        World { cluster: Cluster::without_daemons(lab, &config), families, shop, blog, local, server }
+        World { cluster: Cluster::without_daemons(lab, config), families, shop, blog, local, server }
     }
 }
 

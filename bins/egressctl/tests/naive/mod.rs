@@ -9,19 +9,9 @@ use crate::{
     world::{Cidr, Gateway, Member, Nat, Node, Pod, Policy, Subject, Tier, World},
 };
 
-/// Never steered, whatever a policy says; the overlay's own networks among them.
-const NEVER: [&str; 10] = [
-    "0.0.0.0/32",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "224.0.0.0/4",
-    "255.255.255.255/32",
-    "::1/128",
-    "fe80::/10",
-    "ff00::/8",
-    "172.31.0.0/16",
-    "fd31::/112",
-];
+/// Never steered, whatever a policy says.
+const NEVER: [&str; 8] =
+    ["0.0.0.0/32", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/10", "ff00::/8"];
 
 pub(crate) fn ask(world: &World, pod: &Pod, source: IpAddr, destination: IpAddr) -> Answer {
     if is_exempt(world, destination) {
@@ -51,7 +41,9 @@ fn is_exempt(world: &World, destination: IpAddr) -> bool {
         contains(Cidr { base: base.parse().unwrap(), length: length.parse().unwrap() }, destination)
     });
     let of_node = |node: &Node| {
-        node.addresses.contains(&Some(destination)) || node.pod_networks.iter().any(|network| contains(*network, destination))
+        node.addresses.contains(&Some(destination))
+            || node.overlay().contains(&destination)
+            || node.pod_networks.iter().any(|network| contains(*network, destination))
     };
     never || world.nodes.iter().any(of_node)
 }

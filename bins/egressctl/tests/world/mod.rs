@@ -370,6 +370,13 @@ fn mark(mark: Option<u8>) -> String {
 }
 
 impl Node {
+    /// Its addresses in the overlay.
+    pub(crate) fn overlay(&self) -> Vec<IpAddr> {
+        let (number, has) = (self.number, |family: usize| self.has_tunnel && self.addresses[family].is_some());
+        let v4 = has(0).then(|| v4(172, 31, 0, number));
+        v4.into_iter().chain(has(1).then(|| v6(&format!("fd31::{number}")))).collect()
+    }
+
     fn manifest(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().flatten().map(|a| format!("{{type: InternalIP, address: \"{a}\"}}")).collect();
         let mut text = format!(
