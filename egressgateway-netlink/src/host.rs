@@ -227,13 +227,24 @@ impl Facts {
             }
         }
         attachments.addresses = self.addresses.iter().filter(|address| !address.is_ours()).map(|address| address.network.addr()).collect();
+        attachments.egress = self.addresses.iter().filter(|address| address.is_ours()).map(|address| address.network.addr()).collect();
         attachments
+    }
+
+    /// Of the default routes that lead through it.
+    fn routers(&self, link: &Link) -> BTreeSet<IpAddr> {
+        self.defaults.values().filter(|default| default.device == link.index).filter_map(|default| default.gateway).collect()
     }
 
     fn interfaces(&self) -> Vec<Interface> {
         let texts = |link, family| self.addresses_of(link, family).map(|address| address.network.to_string()).collect();
-        let interfaces =
-            self.physical().map(|link| Interface { name: link.name.clone(), ipv4: texts(link, Family::V4), ipv6: texts(link, Family::V6) });
+        let interfaces = self.physical().map(|link| Interface {
+            name: link.name.clone(),
+            ipv4: texts(link, Family::V4),
+            ipv6: texts(link, Family::V6),
+            hardware_address: link.mac.map(|mac| mac.to_string()),
+            routers: self.routers(link).iter().map(ToString::to_string).collect(),
+        });
         let mut interfaces: Vec<_> = interfaces.filter(|interface| !(interface.ipv4.is_empty() && interface.ipv6.is_empty())).collect();
         interfaces.sort_by(|a, b| a.name.cmp(&b.name));
         interfaces

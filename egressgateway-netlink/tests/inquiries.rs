@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, os::fd::AsRawFd as _, time::Duration};
 
-use egressgateway::{AddressesDesired, ErrorKind, Inquirer};
+use egressgateway::{AddressesDesired, Error, ErrorKind, Inquirer};
 use egressgateway_netlink::NeighbourInquirer;
 use egressgateway_testkit::{netns::in_namespace, pace::patient, shell::run};
 use nix::{
@@ -43,6 +43,11 @@ fn both() -> AddressesDesired {
     held(&ADDRESSES.map(|address| (address, "eth0")))
 }
 
+/// Listens to all of them and asks for each.
+fn ask(inquirer: &NeighbourInquirer, addresses: &AddressesDesired) -> Vec<(IpAddr, Error)> {
+    inquirer.inquire(addresses, &addresses.held.keys().copied().collect())
+}
+
 fn taken_by_other() {
     run("ip -n other addr add 10.6.0.60/32 dev eth0; ip -n other addr add fd00:6::60/128 dev eth0 nodad");
 }
@@ -79,9 +84,21 @@ fn another_host_with_the_same_addresses_is_heard_when_it_is_asked() {
         run(HOSTS);
         taken_by_other();
         let inquirer = NeighbourInquirer::new();
-        assert!(inquirer.inquire(&both()).is_empty());
+        assert!(ask(&inquirer, &both()).is_empty());
         assert_eq!(heard(&inquirer).await, has_both("02:00:00:00:00:0c"));
         assert!(run("ip -n other neigh show").lines().all(|line| !line.contains(".60") && !line.contains("::60")), "and learns nothing");
+    });
+}
+
+#[test]
+fn who_only_listens_asks_nobody() {
+    in_namespace(|| async {
+        run(HOSTS);
+        taken_by_other();
+        let inquirer = NeighbourInquirer::new();
+        let one = BTreeSet::from(["10.6.0.60".parse().unwrap()]);
+        assert!(inquirer.inquire(&both(), &one).is_empty());
+        assert_eq!(heard(&inquirer).await, ["10.6.0.60 02:00:00:00:00:0c".to_owned()].into());
     });
 }
 
@@ -90,7 +107,7 @@ fn another_host_that_announces_the_addresses_is_heard_without_being_asked() {
     in_namespace(|| async {
         run(HOSTS);
         let inquirer = NeighbourInquirer::new();
-        assert!(inquirer.inquire(&both()).is_empty());
+        assert!(ask(&inquirer, &both()).is_empty());
         assert_eq!(heard(&inquirer).await, BTreeSet::new());
         taken_by_other();
         assert_eq!(heard(&inquirer).await, BTreeSet::new(), "nobody has asked since, and nothing was announced");
@@ -109,7 +126,7 @@ fn nobody_is_heard_where_only_this_host_answers_be_it_on_another_device() {
         let answers = run("ip netns exec other sh -c 'ping -c 1 10.6.0.60 >/dev/null; ping -c 1 fd00:6::60 >/dev/null; ip neigh show'");
         assert!(ADDRESSES.iter().all(|address| answers.contains(&format!("{address} dev eth0 lladdr"))), "{answers}");
         for _ in 0..3 {
-            assert!(inquirer.inquire(&both()).is_empty());
+            assert!(ask(&inquirer, &both()).is_empty());
             assert_eq!(heard(&inquirer).await, BTreeSet::new());
         }
     });
@@ -120,7 +137,7 @@ fn what_is_said_in_a_vlan_is_said_of_another_networks_addresses() {
     in_namespace(|| async {
         run(HOSTS);
         let inquirer = NeighbourInquirer::new();
-        assert!(inquirer.inquire(&both()).is_empty());
+        assert!(ask(&inquirer, &both()).is_empty());
         // The host has no device of VLAN 5; in VLAN 0 a frame has a priority and belongs to no VLAN.
         for (tag, expected) in
             [(Some(5), None), (Some(0), Some("10.6.0.60 02:00:00:00:00:0e")), (None, Some("10.6.0.60 02:00:00:00:00:0e"))]
@@ -154,7 +171,7 @@ fn sockets_are_open_as_long_as_there_is_something_to_ask() {
         let inquirer = NeighbourInquirer::new();
         assert_eq!(sockets(), 0);
         for (addresses, expected) in [(both(), 2), (held(&[("10.6.0.60", "eth0")]), 1), (both(), 2), (held(&[]), 0)] {
-            assert!(inquirer.inquire(&addresses).is_empty());
+            assert!(ask(&inquirer, &addresses).is_empty());
             let _ = heard(&inquirer).await;
             assert_eq!(sockets(), expected, "{addresses:?}");
         }
@@ -167,16 +184,16 @@ fn a_device_that_is_gone_is_an_error_and_one_that_is_back_is_asked_again() {
         run(HOSTS);
         taken_by_other();
         let inquirer = NeighbourInquirer::new();
-        assert!(inquirer.inquire(&both()).is_empty());
+        assert!(ask(&inquirer, &both()).is_empty());
         run("ip link del eth0");
-        let failures: Vec<_> = inquirer.inquire(&both()).into_iter().map(|(_, error)| error.kind).collect();
+        let failures: Vec<_> = ask(&inquirer, &both()).into_iter().map(|(_, error)| error.kind).collect();
         assert_eq!(failures, [ErrorKind::Conflict; 2]);
         let _ = heard(&inquirer).await;
         assert_eq!(sockets(), 0);
         run("ip link add eth0 type veth peer name port-eth0; ip link set port-eth0 master switch addrgenmode none up
              ip link set eth0 addrgenmode none up
              for i in $(seq 500); do if bridge link show dev port-eth0 | grep -q 'state forwarding'; then break; fi; sleep 0.01; done");
-        assert!(inquirer.inquire(&both()).is_empty());
+        assert!(ask(&inquirer, &both()).is_empty());
         assert_eq!(heard(&inquirer).await, has_both("02:00:00:00:00:0c"));
     });
 }

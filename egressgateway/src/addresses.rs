@@ -1,6 +1,6 @@
 //! Egress addresses: which of them a node holds and where, how its neighbours hear of it, and what they say to it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use async_trait::async_trait;
 use imbl::{OrdMap, OrdSet};
@@ -15,6 +15,21 @@ pub struct AddressesDesired {
     pub held: OrdMap<IpAddr, String>,
 }
 
+/// The egress addresses that a node asks the network about before it takes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Questions {
+    /// Those that it shall hold.
+    pub own: AddressesDesired,
+    /// Those that it takes over from another node once nobody answers for them.
+    pub candidate: AddressesDesired,
+    /// Those that somebody else answered for when they were asked for last, of pools that it could have addresses of.
+    pub known: AddressesDesired,
+    /// Hardware addresses of the other nodes, which let go of an address that goes elsewhere.
+    pub peers: BTreeSet<MacAddress>,
+    /// Those that its kernel held when its agent started: it has them already.
+    pub held: BTreeSet<IpAddr>,
+}
+
 /// What a host is attached to, and what it has without us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attachments {
@@ -22,6 +37,8 @@ pub struct Attachments {
     pub networks: OrdMap<IpNet, String>,
     /// All its addresses on all its devices, apart from egress addresses that a driver of ours put there.
     pub addresses: OrdSet<IpAddr>,
+    /// The egress addresses that a driver of ours put there.
+    pub egress: OrdSet<IpAddr>,
 }
 
 /// Tells neighbours where addresses are, so that they need not find out by losing packets.
@@ -40,11 +57,11 @@ pub trait Announcer: Send + Sync {
 /// can have its own.
 #[async_trait]
 pub trait Inquirer: Send + Sync {
-    /// Listens from now on to what is said of these addresses on their devices, of no others and nowhere else, and asks once for each
-    /// of them. None: it listens no more.
+    /// Listens from now on to what is said of these addresses on their devices, of no others and nowhere else, and asks once for those of
+    /// them that are in `ask`. None: it listens no more.
     ///
-    /// Returns the addresses that it could not ask for, and why.
-    fn inquire(&self, addresses: &AddressesDesired) -> Vec<(IpAddr, Error)>;
+    /// Returns the addresses that it could not listen to or ask for, and why.
+    fn inquire(&self, addresses: &AddressesDesired, ask: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Error)>;
 
     /// Waits until somebody else says that it has one of them, asked or unasked: the address, and the other's hardware address. Nothing
     /// that devices of this host say counts. Cancelling the wait loses nothing.

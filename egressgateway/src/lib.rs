@@ -84,7 +84,7 @@ pub mod trace;
 mod tunnel;
 pub mod world;
 
-pub use addresses::{AddressesDesired, Announcer, Attachments, Inquirer};
+pub use addresses::{AddressesDesired, Announcer, Attachments, Inquirer, Questions};
 pub use connections::{Connection, Connections, DestinationView};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};

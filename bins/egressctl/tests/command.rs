@@ -154,6 +154,34 @@ items:
 }
 
 #[test]
+fn a_pool_in_a_network_of_the_cluster_is_a_warning_and_none_of_it_is_given() {
+    for (pool, whose) in [
+        ("10.42.0.200-10.42.0.210", "the network of the pods of Node n: 10.42.0.0/24"),
+        ("172.31.0.1-172.31.0.9", "the network of the tunnel: 172.31.0.0/16"),
+    ] {
+        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n, labels: {e: g}}\nspec: {podCIDRs: [10.42.0.0/24]}\n\
+                    status: {addresses: [{type: InternalIP, address: 10.6.0.2}]}";
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: d, labels: {a: b}}\nspec: {nodeName: n}\n\
+                   status: {phase: Running, podIPs: [{ip: 10.42.0.5}]}";
+        let ours = "apiVersion: egressgateway.spidernet.io/v1";
+        let gateway = format!(
+            "{ours}\nkind: EgressGateway\nmetadata: {{name: g}}\n\
+             spec: {{nodeSelector: {{matchLabels: {{e: g}}}}, sourceNAT: EgressIP, egressIPs: {{ipv4: [{pool}]}}}}"
+        );
+        let policy = format!(
+            "{ours}\nkind: EgressGatewayPolicy\nmetadata: {{name: p}}\n\
+             spec: {{appliedTo: {{podSelector: {{matchLabels: {{a: b}}}}}}, destCIDR: [10.9.0.0/16]}}"
+        );
+        let text = [node, pod, &gateway, &policy].join("\n---\n");
+        let (code, answer, errors) = egressctl(&["explain", "-f", "-", "--from", "d/p", "--to", "10.9.0.1"], &text);
+        assert_eq!(code, 0, "{errors}");
+        let refused = format!("warning: EgressGateway g: spec.egressIPs.ipv4: \"{pool}\": must not overlap {whose}\n");
+        assert!(errors.contains(&refused), "{errors}");
+        assert!(answer.contains("drop, because EgressGatewayPolicy p holds it"), "{answer}");
+    }
+}
+
+#[test]
 fn the_configuration_is_the_daemons() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (good, bad) = (folder.join("good.yaml"), folder.join("bad.yaml"));

@@ -22,7 +22,7 @@ use tokio::{io::Interest, sync::mpsc, task::JoinHandle};
 
 use super::{
     claim::claim,
-    devices::Devices,
+    devices::{Device, Devices},
     errno,
     frames::{self, ETHERTYPE_ARP, ETHERTYPE_IPV6, ICMPV6, NEIGHBOUR_ADVERTISEMENT},
 };
@@ -47,7 +47,7 @@ const RETURN: u16 = 0x06;
 /// without Ethernet addresses there is nobody to ask. As long as there is nothing to ask, no socket is open.
 #[derive(Debug)]
 pub struct NeighbourInquirer {
-    sockets: Mutex<BTreeMap<Place, Ear>>,
+    sockets: Mutex<Sockets>,
     known: Arc<Mutex<Known>>,
     heard: mpsc::Sender<(IpAddr, MacAddress)>,
     answers: tokio::sync::Mutex<mpsc::Receiver<(IpAddr, MacAddress)>>,
@@ -55,6 +55,8 @@ pub struct NeighbourInquirer {
 
 /// The index of a device, and a family: a device that is made anew is another one.
 type Place = (usize, Family);
+
+type Sockets = BTreeMap<Place, Ear>;
 
 /// What tells a claim of somebody else.
 #[derive(Debug, Default)]
@@ -73,25 +75,28 @@ impl NeighbourInquirer {
         Self { sockets: Mutex::default(), known: Arc::default(), heard, answers: answers.into() }
     }
 
-    fn ask(&self, address: IpAddr, name: &str, devices: &Devices, sockets: &mut BTreeMap<Place, Ear>) -> Result<Option<Place>, Error> {
-        let what = || format!("ask who else has {address} on {name}");
+    /// Where an address is listened to; none where there is nobody to ask.
+    fn listen(&self, address: IpAddr, name: &str, devices: &Devices, sockets: &mut Sockets) -> Result<Option<Place>, Error> {
+        let what = || format!("hear who else has {address} on {name}");
         let missing = || Error::new(ErrorKind::Conflict, format!("{}: no such device", what()));
-        let Some((link, mac)) = devices.0.get(name).ok_or_else(missing)?.ethernet() else { return Ok(None) };
+        let Some((link, _)) = devices.0.get(name).ok_or_else(missing)?.ethernet() else { return Ok(None) };
         let place = (link.ifindex(), Family::of(address));
-        lock(&self.known).asked.insert(address, place.0);
-        let ear = match sockets.entry(place) {
-            Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(none) => {
-                let ear = Ear::open(&link, place.1, self.known.clone(), self.heard.clone());
-                none.insert(ear.map_err(|error| Error::from_io(error, what()))?)
-            }
-        };
-        let frame = frames::question(address, mac);
-        match sendto(ear.socket.as_raw_fd(), &frame, &link, MsgFlags::empty()) {
-            Ok(_) => Ok(Some(place)),
-            Err(Errno::EAGAIN) => Err(Error::new(ErrorKind::Transient, what()).with_source(errno(Errno::EAGAIN))),
-            Err(error) => Err(Error::from_io(errno(error), what())),
+        if let Entry::Vacant(none) = sockets.entry(place) {
+            let ear = Ear::open(&link, place.1, self.known.clone(), self.heard.clone());
+            none.insert(ear.map_err(|error| Error::from_io(error, what()))?);
         }
+        Ok(Some(place))
+    }
+}
+
+fn ask(address: IpAddr, name: &str, devices: &Devices, ear: &Ear) -> Result<(), Error> {
+    let what = || format!("ask who else has {address} on {name}");
+    let Some((link, mac)) = devices.0.get(name).and_then(Device::ethernet) else { return Ok(()) };
+    let frame = frames::question(address, mac);
+    match sendto(ear.socket.as_raw_fd(), &frame, &link, MsgFlags::empty()) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN) => Err(Error::new(ErrorKind::Transient, what()).with_source(errno(Errno::EAGAIN))),
+        Err(error) => Err(Error::from_io(errno(error), what())),
     }
 }
 
@@ -103,10 +108,10 @@ impl Default for NeighbourInquirer {
 
 #[async_trait]
 impl Inquirer for NeighbourInquirer {
-    fn inquire(&self, addresses: &AddressesDesired) -> Vec<(IpAddr, Error)> {
+    fn inquire(&self, addresses: &AddressesDesired, questions: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Error)> {
         let mut sockets = lock(&self.sockets);
-        *lock(&self.known) = Known::default();
         if addresses.held.is_empty() {
+            *lock(&self.known) = Known::default();
             sockets.clear();
             return Vec::new();
         }
@@ -117,15 +122,24 @@ impl Inquirer for NeighbourInquirer {
                 return addresses.held.keys().map(|address| (*address, failed(address))).collect();
             }
         };
-        lock(&self.known).own = devices.macs();
-        let mut used = BTreeSet::new();
+        let mut places = BTreeMap::new();
         let mut failures = Vec::new();
         for (address, device) in &addresses.held {
-            match self.ask(*address, device, &devices, &mut sockets) {
-                Ok(place) => used.extend(place),
+            match self.listen(*address, device, &devices, &mut sockets) {
+                Ok(place) => places.extend(place.map(|place| (*address, place))),
                 Err(error) => failures.push((*address, error)),
             }
         }
+        // At once: what is said meanwhile of an address that was listened to before is heard.
+        let asked = places.iter().map(|(address, place)| (*address, place.0)).collect();
+        *lock(&self.known) = Known { asked, own: devices.macs() };
+        for (address, place) in places.iter().filter(|(address, _)| questions.contains(*address)) {
+            let ear = addresses.held.get(address).zip(sockets.get(place));
+            if let Some(Err(error)) = ear.map(|(device, ear)| ask(*address, device, &devices, ear)) {
+                failures.push((*address, error));
+            }
+        }
+        let used: BTreeSet<Place> = places.into_values().collect();
         sockets.retain(|place, _| used.contains(place));
         failures
     }

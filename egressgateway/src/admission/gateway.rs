@@ -4,8 +4,8 @@ use super::{Asked, new_problems};
 use crate::{
     api::EgressGatewaySpec,
     controller::{Cluster, ControllerSettings, list},
-    model::{Family, GatewayName, IpRange, NodeName, PolicyName},
-    plan::resolve,
+    model::{Family, GatewayName, IpRange, PolicyName},
+    plan::{self, ClusterNetwork, resolve},
     spec::{GatewaySpec, Problem, parse_pool_entry},
     world::Policy,
 };
@@ -13,8 +13,9 @@ use crate::{
 pub(super) fn problems(cluster: &Cluster, settings: &ControllerSettings, asked: &Asked<EgressGatewaySpec>) -> Vec<Problem> {
     let name = GatewayName::from(asked.name.as_str());
     let Some(new) = &asked.new else { return deletion(cluster, settings, &name) };
+    let networks = cluster.networks(settings);
     let mut problems = new_problems(asked, |spec| match GatewaySpec::parse(spec) {
-        Ok(_) => entries(spec).iter().flat_map(|entry| entry.problems(cluster, &name)).collect(),
+        Ok(_) => entries(spec).iter().flat_map(|entry| entry.problems(cluster, &name, &networks)).collect(),
         Err(problems) => problems,
     });
     if let (Some(Ok(old)), Ok(new)) = (asked.old.as_ref().map(GatewaySpec::parse), GatewaySpec::parse(new)) {
@@ -43,23 +44,17 @@ fn entries(spec: &EgressGatewaySpec) -> Vec<Entry<'_>> {
 }
 
 impl Entry<'_> {
-    /// The first gateway and the first node that have some of its addresses.
-    fn problems(&self, cluster: &Cluster, own: &GatewayName) -> Vec<Problem> {
+    /// The first gateway, the first node and the first network of the cluster that have some of its addresses.
+    fn problems(&self, cluster: &Cluster, own: &GatewayName, networks: &[ClusterNetwork]) -> Vec<Problem> {
         let others = cluster.gateways.iter().filter(|(name, _)| *name != own);
         let mut pools = others.filter_map(|(name, gateway)| Some((name, &gateway.spec.as_ref().ok()?.pool)));
         let other = pools.find_map(|(name, pool)| Some((name, pool.iter().find(|range| range.overlaps(&self.range))?)));
-        let node = addresses(cluster).find(|(_, address)| self.range.contains(*address));
+        let node = plan::hosts(&cluster.nodes, &cluster.egress_nodes).find(|(_, address)| self.range.contains(*address));
         let other = other.map(|(name, range)| format!("must not overlap the pool of EgressGateway {name}: {range}"));
         let node = node.map(|(name, address)| format!("must not contain the address of Node {name}: {address}"));
-        other.into_iter().chain(node).map(|rule| Problem::new(&self.field, self.text, rule)).collect()
+        let problems = other.into_iter().chain(node).map(|rule| Problem::new(&self.field, self.text, rule));
+        problems.chain(plan::misplaced(&self.field, self.text, &self.range, networks)).collect()
     }
-}
-
-/// Addresses of nodes: those that Kubernetes knows, and the outer ones of the tunnel.
-fn addresses(cluster: &Cluster) -> impl Iterator<Item = (&NodeName, IpAddr)> {
-    let known = cluster.nodes.iter().flat_map(|(name, node)| node.addresses.iter().map(move |address| (name, *address)));
-    let outer = cluster.egress_nodes.iter().flat_map(|(name, node)| node.underlay.iter().map(move |address| (name, *address)));
-    known.chain(outer)
 }
 
 /// Addresses that leave the pool while policies have or state them.

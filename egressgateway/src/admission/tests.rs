@@ -164,3 +164,27 @@ fn an_update_is_held_to_what_it_changes() {
     assert_eq!(update_gateway("c", wrong, "ipv4: [10.7.0.1, 10.6.0.1]"), [] as [String; 0], "it was there before");
     assert_eq!(update_gateway("c", wrong, "ipv4: [10.6.0.1, 10.6.2.1]").len(), 1, "the second mistake is new");
 }
+
+#[test]
+fn a_pool_in_a_network_of_the_cluster_is_refused_by_whose_it_is() {
+    let mut cluster = cluster();
+    let node = world::Node { pod_networks: ["10.42.0.0/24".parse().unwrap()].into(), ..world::Node::default() };
+    cluster.apply(Change::Node("node-2".into(), Some(node)));
+    cluster.apply(Change::ClusterNetworks(vec!["10.96.0.0/12".parse().unwrap()]));
+    let settings = ControllerSettings { overlay: vec!["172.31.0.0/16".parse().unwrap()], ..ControllerSettings::default() };
+    let said = |settings: &ControllerSettings, pool: &str| {
+        let request = Request::Gateway(Asked { name: "c".to_owned(), old: None, new: Some(gateway(&format!("ipv4: [{pool}]"))) });
+        review(&cluster, settings, &request).problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    for (pool, whose) in [
+        ("10.42.0.0-10.42.0.9", "the network of the pods of Node node-2: 10.42.0.0/24"),
+        ("172.31.255.1", "the network of the tunnel: 172.31.0.0/16"),
+        ("10.0.0.0/8", "the network of the pods of Node node-2: 10.42.0.0/24"),
+        ("10.96.0.10", "a network of the cluster: 10.96.0.0/12"),
+    ] {
+        let refused = format!("spec.egressIPs.ipv4[0]: \"{pool}\": must not overlap {whose}");
+        assert!(said(&settings, pool).contains(&refused), "{:?}", said(&settings, pool));
+    }
+    let strange = ControllerSettings { auto_cluster_networks: false, ..settings };
+    assert_eq!(said(&strange, "10.42.0.0-10.42.0.9"), [""; 0], "what Nodes say of pods is not to be believed");
+}

@@ -152,6 +152,12 @@ pub struct Interface {
     /// IPv6 addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ipv6: Vec<String>,
+    /// Hardware address; absent on devices without one of Ethernet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware_address: Option<String>,
+    /// Routers of the default routes that lead through the device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routers: Vec<String>,
 }
 
 /// How much of a gateway's pool is used.

@@ -48,9 +48,25 @@ pub struct EgressNodeStatus {
     /// The node's physical interfaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
+    /// Egress addresses that the node does not take, because somebody else answers for them; asked again now and then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub address_conflicts: Vec<AddressConflict>,
+    /// Egress addresses that the node shall take over from another one, and that nobody answers for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent_addresses: Vec<String>,
     /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// Somebody else has an egress address.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressConflict {
+    /// The address.
+    pub address: String,
+    /// Hardware address that answers for it.
+    pub hardware_address: String,
 }
 
 /// How far the tunnel of a node has come.

@@ -79,6 +79,9 @@ pub struct EgressGatewayPolicyStatus {
     /// The node that answers for the egress addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// The node that takes the egress addresses over once nobody answers for them: the agent of the one that has them is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<String>,
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,

@@ -220,6 +220,8 @@ impl Config {
             forward_method: self.forward_method,
             default_gateway: self.default_egress_gateway.clone(),
             overlay: self.overlay(),
+            cluster_networks: self.cluster_cidrs.extra.clone(),
+            auto_cluster_networks: self.cluster_cidrs.auto,
             mask: self.mark.mask,
             drain_grace: self.failover.drain_grace_period,
         }

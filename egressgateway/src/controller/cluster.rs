@@ -1,7 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
+use super::ControllerSettings;
 use crate::{
     model::{GatewayName, NodeName, PolicyName},
+    plan::{self, ClusterNetwork},
     world::{Change, EgressNode, Gateway, Node, Policy},
 };
 
@@ -16,6 +20,8 @@ pub struct Cluster {
     pub gateways: BTreeMap<GatewayName, Gateway>,
     /// The policies.
     pub policies: BTreeMap<PolicyName, Policy>,
+    /// Networks of the cluster that Nodes don't tell, such as those of Services.
+    pub cluster_networks: Vec<IpNet>,
     /// Nodes whose agents renewed their lease in time.
     pub fresh_leases: BTreeSet<NodeName>,
     /// Nodes whose agents have a lease that they did not renew in time.
@@ -32,8 +38,19 @@ impl Cluster {
             Change::EgressNode(name, node) => put(&mut self.egress_nodes, name, node),
             Change::Gateway(name, gateway) => put(&mut self.gateways, name, gateway),
             Change::Policy(name, policy) => put(&mut self.policies, name, policy),
-            Change::Pod(..) | Change::Namespace(..) | Change::ClusterNetworks(_) => false,
+            Change::ClusterNetworks(networks) => {
+                let news = self.cluster_networks != networks;
+                self.cluster_networks = networks;
+                news
+            }
+            Change::Pod(..) | Change::Namespace(..) => false,
         }
+    }
+
+    /// The networks that no pool may be in.
+    pub(crate) fn networks(&self, settings: &ControllerSettings) -> Vec<ClusterNetwork> {
+        let others = self.cluster_networks.iter().chain(&settings.cluster_networks).copied();
+        plan::cluster_networks(self.nodes.iter().filter(|_| settings.auto_cluster_networks), others, &settings.overlay)
     }
 }
 

@@ -8,12 +8,14 @@ use std::{
 use super::{
     Cluster,
     gateways::Elected,
+    owners,
     policies::{Judged, by_age},
 };
 use crate::{
     allocator::{AllocationError, AllocationRequest, Allocator},
     api::SourceNatMode,
     model::{Family, GatewayName, IpRange, NodeName, PolicyName},
+    plan::{self, ClusterNetwork, Holder},
     spec::{GatewaySpec, PolicySpec, Problem, Subject},
     world::Policy,
 };
@@ -25,13 +27,28 @@ pub(super) struct Given {
     pub(super) addresses: BTreeSet<IpAddr>,
     /// Who answers for them.
     pub(super) node: Option<NodeName>,
+    /// Who takes them over from there, once nobody answers for them.
+    pub(super) candidate: Option<NodeName>,
+    /// The agent of the node that has them is gone; what is known of it, in words.
+    pub(super) gone: Option<String>,
+    /// Addresses of the pool that somebody else has.
+    pub(super) in_use: String,
     /// What it wanted and did not get.
-    pub(super) refusals: Vec<(Family, AllocationError)>,
+    pub(super) refusals: Vec<(Family, Refusal)>,
+}
+
+/// Why a policy does not have an address.
+#[derive(Clone, Debug)]
+pub(super) enum Refusal {
+    /// There is none, or another policy has it.
+    Allocation(AllocationError),
+    /// No policy may have it.
+    Reserved(IpAddr, Holder),
 }
 
 impl Given {
     pub(super) fn exhausted(&self) -> bool {
-        self.refusals.iter().any(|(_, error)| matches!(error, AllocationError::Exhausted { .. }))
+        self.refusals.iter().any(|(_, refusal)| matches!(refusal, Refusal::Allocation(AllocationError::Exhausted { .. })))
     }
 
     /// Why the addresses are not with the node that somebody asked for.
@@ -44,10 +61,17 @@ impl Given {
 
     /// Reason and message of the policy's condition, if something was refused.
     pub(super) fn refusal(&self) -> Option<(&'static str, String)> {
-        let (family, error) = self.refusals.first()?;
+        let (family, refusal) = self.refusals.first()?;
         let field = format!("spec.egressIP.{}", family.to_string().to_lowercase());
+        let error = match refusal {
+            Refusal::Allocation(error) => error,
+            Refusal::Reserved(address, holder) => {
+                let rule = format!("must not be in use: {holder}");
+                return Some(("EgressIPInUse", Problem::new(field, address, rule).to_string()));
+            }
+        };
         Some(match error {
-            AllocationError::Exhausted { .. } => ("EgressIPExhausted", format!("EgressGateway {}: {error}", self.gateway)),
+            AllocationError::Exhausted { .. } => ("EgressIPExhausted", format!("EgressGateway {}: {error}{}", self.gateway, self.in_use)),
             AllocationError::OutsidePool { address, pool } => {
                 let rule = format!("must be in the pool of EgressGateway {}: {pool}", self.gateway);
                 ("EgressIPOutsidePool", Problem::new(field, address, rule).to_string())
@@ -61,13 +85,15 @@ impl Given {
 }
 
 /// One policy that has a gateway, with what was decided before.
-struct Asking<'a> {
-    name: &'a PolicyName,
-    policy: &'a Policy,
-    spec: &'a PolicySpec,
-    gateway: &'a GatewayName,
+pub(super) struct Asking<'a> {
+    pub(super) name: &'a PolicyName,
+    pub(super) policy: &'a Policy,
+    pub(super) spec: &'a PolicySpec,
+    pub(super) gateway: &'a GatewayName,
     /// None where the gateway can't be understood: what the policy has stays.
     gateway_spec: Option<&'a GatewaySpec>,
+    /// Its pool without the networks of the cluster.
+    pool: Vec<IpRange>,
 }
 
 impl Asking<'_> {
@@ -78,12 +104,8 @@ impl Asking<'_> {
         let asked = self.spec.egress_ip.iter().find(of_family).copied();
         match self.gateway_spec {
             None => had().filter(|had| asked.is_none_or(|asked| asked == *had)),
-            Some(_) => asked.or_else(|| had().filter(|had| self.allocates(family) && self.pool().iter().any(|range| range.contains(*had)))),
+            Some(_) => asked.or_else(|| had().filter(|had| self.allocates(family) && self.pool.iter().any(|range| range.contains(*had)))),
         }
-    }
-
-    fn pool(&self) -> &[IpRange] {
-        self.gateway_spec.map_or(&[], |spec| &spec.pool)
     }
 
     fn states(&self, family: Family) -> bool {
@@ -93,7 +115,7 @@ impl Asking<'_> {
     /// Whether the policy is to be given an address that it does not state.
     fn allocates(&self, family: Family) -> bool {
         let from_pool = self.gateway_spec.is_some_and(|spec| spec.source_nat == SourceNatMode::EgressIp);
-        from_pool && !self.states(family) && governs(self.spec, family) && self.pool().iter().any(|range| range.family() == family)
+        from_pool && !self.states(family) && governs(self.spec, family) && self.pool.iter().any(|range| range.family() == family)
     }
 }
 
@@ -107,7 +129,8 @@ fn governs(spec: &PolicySpec, family: Family) -> bool {
     subject && (spec.destinations.is_empty() || any(&spec.destinations))
 }
 
-/// Gives addresses to all policies that want some, older policies first.
+/// Gives addresses to all policies that want some, older policies first; none that somebody else has, or that lies in a network of the
+/// cluster.
 ///
 /// Stated addresses and those that policies hold come first, so that nothing moves for a newcomer; then the others get theirs. An address
 /// belongs to one policy, whatever the pools say.
@@ -116,39 +139,101 @@ pub(super) fn give(
     allocator: &dyn Allocator,
     judged: &Judged,
     gateways: &BTreeMap<GatewayName, Elected>,
+    networks: &[ClusterNetwork],
 ) -> BTreeMap<PolicyName, Given> {
-    let asking: Vec<Asking> = by_age(&cluster.policies).filter_map(|(name, policy)| asking(cluster, judged, name, policy)).collect();
-    let mut held = BTreeMap::new();
-    let mut given: Vec<Given> = asking.iter().map(|asking| hold(asking, allocator, &mut held)).collect();
+    let asking = |(name, policy)| asking(cluster, judged, networks, name, policy);
+    let asking: Vec<Asking> = by_age(&cluster.policies).filter_map(asking).collect();
+    let mut ledger = Ledger::new(reserved(cluster, gateways), allocator);
+    let mut given: Vec<Given> = asking.iter().map(|asking| hold(asking, &mut ledger)).collect();
     for (asking, given) in asking.iter().zip(&mut given) {
-        allocate(asking, given, allocator, &mut held);
+        allocate(asking, given, &mut ledger);
     }
-    settle(&asking, &mut given, gateways);
+    owners::settle(cluster, &asking, &mut given, gateways);
     asking.iter().zip(given).map(|(asking, given)| (asking.name.clone(), given)).collect()
 }
 
-fn asking<'a>(cluster: &'a Cluster, judged: &'a Judged, name: &'a PolicyName, policy: &'a Policy) -> Option<Asking<'a>> {
+/// The addresses that no policy may have.
+pub(super) fn reserved(cluster: &Cluster, gateways: &BTreeMap<GatewayName, Elected>) -> BTreeMap<IpAddr, Holder> {
+    let together = |one: &NodeName, other: &NodeName| {
+        gateways.values().any(|gateway| gateway.member(one).is_some() && gateway.member(other).is_some())
+    };
+    plan::reserved(&cluster.nodes, &cluster.egress_nodes, together)
+}
+
+/// Who of other people has addresses of a pool; what only a network's plan takes is left out.
+pub(super) fn in_use(reserved: &BTreeMap<IpAddr, Holder>, pool: &[IpRange]) -> Vec<String> {
+    let theirs = |holder: &Holder| matches!(holder, Holder::Node(_) | Holder::Neighbour(..));
+    let of = |range: &IpRange| reserved.range(range.first()..=range.last()).filter(|(_, holder)| theirs(holder));
+    pool.iter().flat_map(of).map(|(address, holder)| format!("{address}: {holder}")).collect()
+}
+
+/// Who has which address.
+struct Ledger<'a> {
+    allocator: &'a dyn Allocator,
+    reserved: BTreeMap<IpAddr, Holder>,
+    held: BTreeMap<IpAddr, String>,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(reserved: BTreeMap<IpAddr, Holder>, allocator: &'a dyn Allocator) -> Self {
+        // No name of a policy has a space in it.
+        let held = reserved.iter().map(|(address, holder)| (*address, holder.to_string())).collect();
+        Self { allocator, reserved, held }
+    }
+
+    /// Enters an address of the pool for a policy.
+    fn enter(&mut self, holder: &PolicyName, wanted: Option<IpAddr>, pool: &[IpRange]) -> Result<IpAddr, Refusal> {
+        let request = AllocationRequest { holder: holder.as_str(), wanted, pool, held: &self.held };
+        match self.allocator.allocate(&request) {
+            Ok(address) => {
+                self.held.insert(address, holder.to_string());
+                Ok(address)
+            }
+            Err(AllocationError::Taken { address, .. }) if self.reserved.contains_key(&address) => {
+                Err(Refusal::Reserved(address, self.reserved[&address].clone()))
+            }
+            Err(error) => Err(Refusal::Allocation(error)),
+        }
+    }
+}
+
+fn asking<'a>(
+    cluster: &'a Cluster,
+    judged: &'a Judged,
+    networks: &[ClusterNetwork],
+    name: &'a PolicyName,
+    policy: &'a Policy,
+) -> Option<Asking<'a>> {
     let gateway = judged.get(name)?.gateway.as_ref()?;
     let spec = policy.spec.as_ref().ok()?;
-    let asking = Asking { name, policy, spec, gateway, gateway_spec: cluster.gateways.get(gateway)?.spec.as_ref().ok() };
+    let gateway_spec = cluster.gateways.get(gateway)?.spec.as_ref().ok();
+    let pool = gateway_spec.map(|spec| plan::usable(&spec.pool, networks)).unwrap_or_default();
+    let asking = Asking { name, policy, spec, gateway, gateway_spec, pool };
     let wants = |family| asking.claim(family).is_some() || asking.allocates(family);
     Family::ALL.into_iter().any(wants).then_some(asking)
 }
 
 /// Takes what the policy states or has.
-fn hold(asking: &Asking, allocator: &dyn Allocator, held: &mut BTreeMap<IpAddr, String>) -> Given {
-    let mut given = Given { gateway: asking.gateway.clone(), addresses: BTreeSet::new(), node: None, refusals: Vec::new() };
+fn hold(asking: &Asking, ledger: &mut Ledger) -> Given {
+    let in_use = in_use(&ledger.reserved, &asking.pool);
+    let in_use = if in_use.is_empty() { in_use.concat() } else { format!("; {}", super::list(&in_use)) };
+    let mut given = Given {
+        gateway: asking.gateway.clone(),
+        addresses: BTreeSet::new(),
+        node: None,
+        candidate: None,
+        gone: None,
+        in_use,
+        refusals: Vec::new(),
+    };
     for family in Family::ALL {
         let Some(address) = asking.claim(family) else { continue };
         let own = [IpRange::single(address)];
-        let pool = if asking.gateway_spec.is_some() { asking.pool() } else { &own };
-        match allocator.allocate(&AllocationRequest { holder: asking.name.as_str(), wanted: Some(address), pool, held }) {
-            Ok(address) => {
-                held.insert(address, asking.name.to_string());
-                given.addresses.insert(address);
-            }
-            Err(error) if asking.states(family) => given.refusals.push((family, error)),
-            // It had an address that an older policy states: it gets another one.
+        let pool = if asking.gateway_spec.is_some() { &asking.pool[..] } else { &own };
+        match ledger.enter(asking.name, Some(address), pool) {
+            Ok(address) => _ = given.addresses.insert(address),
+            Err(refusal) if asking.states(family) => given.refusals.push((family, refusal)),
+            // It had an address that an older policy states, or that somebody else has by now: it gets another one.
             Err(_) => {}
         }
     }
@@ -156,43 +241,15 @@ fn hold(asking: &Asking, allocator: &dyn Allocator, held: &mut BTreeMap<IpAddr, 
 }
 
 /// Finds addresses for what is still missing.
-fn allocate(asking: &Asking, given: &mut Given, allocator: &dyn Allocator, held: &mut BTreeMap<IpAddr, String>) {
+fn allocate(asking: &Asking, given: &mut Given, ledger: &mut Ledger) {
     for family in Family::ALL {
         if !asking.allocates(family) || given.addresses.iter().any(|address| Family::of(*address) == family) {
             continue;
         }
-        let pool: Vec<IpRange> = asking.pool().iter().filter(|range| range.family() == family).copied().collect();
-        match allocator.allocate(&AllocationRequest { holder: asking.name.as_str(), wanted: None, pool: &pool, held }) {
-            Ok(address) => {
-                held.insert(address, asking.name.to_string());
-                given.addresses.insert(address);
-            }
-            Err(error) => given.refusals.push((family, error)),
-        }
-    }
-}
-
-/// Finds the node of each: the one that somebody asked for, while that is Ready; else the one that it has, while new traffic may go there;
-/// else the one of these with the fewest addresses, first in order. Without any, it stays where it was.
-fn settle(asking: &[Asking], given: &mut [Given], gateways: &BTreeMap<GatewayName, Elected>) {
-    let mut load: BTreeMap<(&GatewayName, &NodeName), usize> = BTreeMap::new();
-    for (asking, given) in asking.iter().zip(given.iter_mut()).filter(|(_, given)| !given.addresses.is_empty()) {
-        let Some(gateway) = gateways.get(asking.gateway) else { continue };
-        let before = asking.policy.state.node.as_ref().filter(|_| asking.policy.state.gateway.as_ref() == Some(asking.gateway));
-        let wished = asking.policy.preferred_node.as_ref().and_then(|node| gateway.member(node)).filter(|member| member.is_ready());
-        let stays = || gateway.preferred().find(|member| Some(&member.node) == before);
-        if let Some(member) = wished.or_else(stays) {
-            given.node = Some(member.node.clone());
-            *load.entry((asking.gateway, &member.node)).or_default() += given.addresses.len();
-        }
-    }
-    for (asking, given) in asking.iter().zip(given).filter(|(_, given)| given.node.is_none() && !given.addresses.is_empty()) {
-        let Some(gateway) = gateways.get(asking.gateway) else { continue };
-        let least = gateway.preferred().min_by_key(|member| load.get(&(asking.gateway, &member.node)).copied().unwrap_or_default());
-        let stays = asking.policy.state.node.as_ref().and_then(|node| gateway.member(node));
-        if let Some(member) = least.or(stays) {
-            given.node = Some(member.node.clone());
-            *load.entry((asking.gateway, &member.node)).or_default() += given.addresses.len();
+        let pool: Vec<IpRange> = asking.pool.iter().filter(|range| range.family() == family).copied().collect();
+        match ledger.enter(asking.name, None, &pool) {
+            Ok(address) => _ = given.addresses.insert(address),
+            Err(refusal) => given.refusals.push((family, refusal)),
         }
     }
 }

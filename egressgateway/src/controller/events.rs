@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use super::gateways::{ADDRESSES_FREE, ADDRESSES_IN_USE};
 use crate::api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNodePhase, EgressNodeStatus};
 
 /// One event about an object.
@@ -21,7 +22,8 @@ pub struct Event {
 pub const ACTIVE_NODES_CHANGED: &str = "ActiveNodesChanged";
 
 /// Reasons of a gateway's condition Ready, and of a policy's condition Accepted, that are events when they come up.
-const WARNINGS: [&str; 12] = [
+const WARNINGS: [&str; 15] = [
+    "AgentGone",
     super::gateways::ONLY_CORDONED_NODES,
     "NoNodes",
     "NoReadyNode",
@@ -31,7 +33,9 @@ const WARNINGS: [&str; 12] = [
     "GatewayNotFound",
     "GatewayInvalid",
     "AmbiguousGateway",
+    "PoolInClusterNetwork",
     "EgressIPExhausted",
+    "EgressIPInUse",
     "EgressIPOutsidePool",
     "Conflict",
 ];
@@ -40,6 +44,13 @@ const WARNINGS: [&str; 12] = [
 #[must_use]
 pub fn of_gateway(old: &EgressGatewayStatus, new: &EgressGatewayStatus) -> Vec<Event> {
     let mut events: Vec<Event> = of_condition("Ready", "Ready", &old.conditions, &new.conditions).into_iter().collect();
+    let in_use = |status: &EgressGatewayStatus| {
+        let mut found = status.conditions.iter().filter(|condition| condition.type_ == ADDRESSES_FREE && condition.status == "False");
+        found.next().map(|condition| condition.message.clone())
+    };
+    if let Some(note) = in_use(new).filter(|note| in_use(old).as_ref() != Some(note)) {
+        events.push(Event { warning: true, reason: ADDRESSES_IN_USE, note });
+    }
     let active = |status: &EgressGatewayStatus| {
         status.node_list.iter().filter(|node| node.active).map(|node| node.name.clone()).collect::<BTreeSet<_>>()
     };
@@ -66,6 +77,12 @@ pub fn of_policy(old: &EgressGatewayPolicyStatus, new: &EgressGatewayPolicyStatu
     {
         let note = format!("its egress addresses move from node {before} to {after}");
         events.push(Event { warning: false, reason: "EgressNodeChanged", note });
+    }
+    if let (Some(before), Some(after)) = (&old.egress_ip, &new.egress_ip) {
+        let families = [(&before.ipv4, &after.ipv4), (&before.ipv6, &after.ipv6)].into_iter();
+        let changed = families.filter_map(|(before, after)| before.as_ref().zip(after.as_ref())).filter(|(before, after)| before != after);
+        let notes = changed.map(|(before, after)| format!("its egress address {before} becomes {after}"));
+        events.extend(notes.map(|note| Event { warning: true, reason: "EgressIPChanged", note }));
     }
     events
 }

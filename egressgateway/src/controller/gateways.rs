@@ -7,16 +7,25 @@ use std::{
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{Cluster, ControllerSettings, conditions, egress_ips::Given};
+use super::{
+    Cluster, ControllerSettings, conditions,
+    egress_ips::{self, Given, in_use},
+    list,
+};
 use crate::{
     api::{self, EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage},
     model::{Family, GatewayName, IpRange, NodeName, PolicyName, TargetId},
+    plan::{self, ClusterNetwork, Holder},
     spec::GatewaySpec,
     world::{Draining, Gateway, Node},
 };
 
 /// Reason of the condition Ready where traffic goes on through cordoned nodes, because there are no others.
 pub(super) const ONLY_CORDONED_NODES: &str = "OnlyCordonedNodes";
+/// Condition: nobody else has addresses of the pool.
+pub(super) const ADDRESSES_FREE: &str = "AddressesFree";
+/// Its reason where somebody has, and that of the event.
+pub(super) const ADDRESSES_IN_USE: &str = "AddressesInUse";
 
 /// A gateway as it will be.
 #[derive(Clone, Debug, Default)]
@@ -134,7 +143,7 @@ fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
 }
 
 /// Whether connections can go on through it, drained or not.
-fn can_carry(cluster: &Cluster, name: &NodeName) -> bool {
+pub(super) fn can_carry(cluster: &Cluster, name: &NodeName) -> bool {
     health_of(cluster, name) == GatewayNodeStatus::Ready
 }
 
@@ -166,8 +175,10 @@ pub(super) fn statuses(
     cluster: &Cluster,
     gateways: &BTreeMap<GatewayName, Elected>,
     given: &BTreeMap<PolicyName, Given>,
+    networks: &[ClusterNetwork],
     settings: &ControllerSettings,
 ) -> BTreeMap<GatewayName, EgressGatewayStatus> {
+    let reserved = egress_ips::reserved(cluster, gateways);
     let mut used: BTreeMap<&GatewayName, Use> = BTreeMap::new();
     for given in given.values() {
         let sum = used.entry(&given.gateway).or_default();
@@ -179,7 +190,7 @@ pub(super) fn statuses(
     let status = |(name, gateway): (&GatewayName, &Gateway)| {
         let elected = gateways.get(name)?;
         let used = used.remove(name).unwrap_or_default();
-        Some((name.clone(), status(cluster, gateway, elected, used, settings)))
+        Some((name.clone(), status(cluster, gateway, elected, used, (networks, &reserved), settings)))
     };
     cluster.gateways.iter().filter_map(status).collect()
 }
@@ -201,7 +212,14 @@ impl Use {
     }
 }
 
-fn status(cluster: &Cluster, gateway: &Gateway, elected: &Elected, used: Use, settings: &ControllerSettings) -> EgressGatewayStatus {
+fn status(
+    cluster: &Cluster,
+    gateway: &Gateway,
+    elected: &Elected,
+    used: Use,
+    (networks, reserved): (&[ClusterNetwork], &BTreeMap<IpAddr, Holder>),
+    settings: &ControllerSettings,
+) -> EgressGatewayStatus {
     let node = |member: &ElectedMember| GatewayNode {
         name: member.node.to_string(),
         status: member.status,
@@ -210,7 +228,13 @@ fn status(cluster: &Cluster, gateway: &Gateway, elected: &Elected, used: Use, se
         egress_ips: member.egress_ips.iter().map(ToString::to_string).collect(),
         mark: member.target.map(|target| settings.mask.mark(target)),
     };
-    let (ready, reason, message) = readiness(gateway, elected, used.exhausted);
+    let (ready, reason, message) = readiness(gateway, elected, used.exhausted, networks);
+    let pool = gateway.spec.as_ref().ok().map(|spec| &spec.pool).filter(|pool| !pool.is_empty());
+    let free = pool.map(|pool| {
+        let in_use = in_use(reserved, pool);
+        let reason = if in_use.is_empty() { "Free" } else { ADDRESSES_IN_USE };
+        conditions::condition(ADDRESSES_FREE, in_use.is_empty(), reason, &list(&in_use), Some(gateway.generation))
+    });
     EgressGatewayStatus {
         forward_method: Some(elected.method),
         node_list: elected.members.iter().map(node).collect(),
@@ -219,7 +243,7 @@ fn status(cluster: &Cluster, gateway: &Gateway, elected: &Elected, used: Use, se
         draining: elected.draining.as_ref().and_then(written),
         ip_usage: gateway.spec.as_ref().ok().filter(|spec| !spec.pool.is_empty()).map(|spec| usage(spec, &used)),
         observed_generation: Some(gateway.generation),
-        conditions: vec![conditions::condition("Ready", ready, reason, &message, Some(gateway.generation))],
+        conditions: [conditions::condition("Ready", ready, reason, &message, Some(gateway.generation))].into_iter().chain(free).collect(),
     }
 }
 
@@ -245,13 +269,15 @@ fn size(range: &IpRange) -> u128 {
     (bits(range.last()) - bits(range.first())).saturating_add(1)
 }
 
-fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool) -> (bool, &'static str, String) {
+fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool, networks: &[ClusterNetwork]) -> (bool, &'static str, String) {
+    let misplaced = gateway.spec.iter().flat_map(|spec| plan::misplaced_pool(spec, networks)).next();
     let count = |status| elected.members.iter().filter(|member| member.status == status).count();
     let ready = count(GatewayNodeStatus::Ready);
     let tally = || format!("{ready} Ready, {} NotReady, {} Unknown", count(GatewayNodeStatus::NotReady), count(GatewayNodeStatus::Unknown));
     match &gateway.spec {
         Err(problems) => (false, "Invalid", conditions::join(problems)),
         Ok(_) if gateway.deleting => (false, "Deleting", "deletion was asked for".to_owned()),
+        Ok(_) if misplaced.is_some() => (false, "PoolInClusterNetwork", misplaced.map(|problem| problem.to_string()).unwrap_or_default()),
         Ok(_) if elected.members.is_empty() => (false, "NoNodes", "spec.nodeSelector matches no node".to_owned()),
         Ok(_) if elected.marks_exhausted => (false, "MarksExhausted", "no mark is left: its traffic is held".to_owned()),
         Ok(_) if ready == 0 => (false, "NoReadyNode", format!("no node can carry traffic: {}", tally())),

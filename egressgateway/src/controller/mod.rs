@@ -9,6 +9,7 @@ mod gateways;
 mod marks;
 mod nodes;
 mod overlaps;
+mod owners;
 mod policies;
 
 use std::{
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// What the plan depends on besides the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControllerSettings {
     /// How gateways forward that don't say it themselves.
     pub forward_method: ForwardMethod,
@@ -38,10 +39,28 @@ pub struct ControllerSettings {
     pub default_gateway: Option<GatewayName>,
     /// Networks of the tunnel's addresses, at most one of each family.
     pub overlay: Vec<IpNet>,
+    /// Further networks of the cluster that no pool may be in, such as those of Services.
+    pub cluster_networks: Vec<IpNet>,
+    /// Whether the networks of pods that Nodes tell are networks of the cluster too.
+    pub auto_cluster_networks: bool,
     /// The mask that marks are written under.
     pub mask: MarkMask,
     /// How long connections through a drained node go on; none: they are moved at once.
     pub drain_grace: Duration,
+}
+
+impl Default for ControllerSettings {
+    fn default() -> Self {
+        Self {
+            forward_method: ForwardMethod::default(),
+            default_gateway: None,
+            overlay: Vec::new(),
+            cluster_networks: Vec::new(),
+            auto_cluster_networks: true,
+            mask: MarkMask::default(),
+            drain_grace: Duration::ZERO,
+        }
+    }
 }
 
 /// What shall stand in the API server.
@@ -72,10 +91,11 @@ pub fn plan(cluster: &Cluster, allocator: &dyn Allocator, settings: &ControllerS
     plan.forget = cluster.stale_leases.iter().filter(|name| !cluster.nodes.contains_key(*name)).cloned().collect();
     let mut gateways = gateways::elect(cluster, settings);
     let judged = policies::judge(cluster, settings);
-    let given = egress_ips::give(cluster, allocator, &judged, &gateways);
+    let networks = cluster.networks(settings);
+    let given = egress_ips::give(cluster, allocator, &judged, &gateways, &networks);
     gateways::place(&mut gateways, &given);
     marks::allot(cluster, &mut gateways);
-    plan.gateways = gateways::statuses(cluster, &gateways, &given, settings);
+    plan.gateways = gateways::statuses(cluster, &gateways, &given, &networks, settings);
     plan.policies = policies::statuses(cluster, judged, &given);
     plan
 }

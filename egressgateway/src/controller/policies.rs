@@ -85,7 +85,10 @@ fn status(
         (Some((reason, message)), _) => (false, reason, message),
         (None, Some(gateway)) => {
             let unheard = given.and_then(|given| given.unheard(policy)).map(|problem| format!("; {problem}"));
-            (true, "Accepted", format!("EgressGateway {gateway}{}", unheard.unwrap_or_default()))
+            let gone = given.and_then(|given| given.gone.as_ref());
+            let reason = if gone.is_some() { "AgentGone" } else { "Accepted" };
+            let gone = gone.map(|gone| format!("; {gone}"));
+            (true, reason, format!("EgressGateway {gateway}{}{}", unheard.unwrap_or_default(), gone.unwrap_or_default()))
         }
         (None, None) => (true, "Accepted", String::new()),
     };
@@ -102,6 +105,7 @@ fn status(
         egress_gateway: judgement.gateway.map(|name| name.to_string()),
         egress_ip: (egress_ip != EgressIp::default()).then_some(egress_ip),
         node: given.and_then(|given| given.node.as_ref()).map(ToString::to_string),
+        candidate: given.and_then(|given| given.candidate.as_ref()).map(ToString::to_string),
         observed_generation: generation,
         conditions: vec![
             conditions::condition("Accepted", accepted, reason, &message, generation),

@@ -10,6 +10,8 @@ use crate::{
     api::ForwardMethod,
     index::{Index, IndexSettings, Trouble},
     model::{Family, GatewayName, MarkMask, NodeName, PodName},
+    plan,
+    spec::GatewaySpec,
     world::{self, Change, Pod},
 };
 
@@ -103,6 +105,8 @@ pub struct Offline {
     views: BTreeMap<NodeName, View>,
     pub(super) pods: BTreeMap<PodName, Option<Pod>>,
     at_rest: bool,
+    /// Of pools, as a webhook would refuse them.
+    pools: Vec<Trouble>,
 }
 
 /// What one node knows and must hold.
@@ -119,7 +123,8 @@ impl Offline {
         let settled = Settled::of(manifests, &settings);
         let pods: BTreeMap<PodName, Option<Pod>> = manifests.pods.iter().map(|(name, pod)| (name.clone(), Pod::from_api(pod))).collect();
         let views = settled.nodes.keys().map(|node| (node.clone(), view(node, manifests, &settled, &pods, &settings))).collect();
-        Self { settings, views, pods, at_rest: settled.at_rest }
+        let pools = pools(&settled, &settings);
+        Self { settings, views, pods, at_rest: settled.at_rest, pools }
     }
 
     /// Its nodes, by name.
@@ -148,7 +153,8 @@ impl Offline {
     /// What is wrong with the cluster's objects, as their conditions would say.
     #[must_use]
     pub fn troubles(&self) -> Vec<Trouble> {
-        self.views.values().next().map(|view| view.index.problems()).unwrap_or_default()
+        let problems = self.views.values().next().map(|view| view.index.problems()).unwrap_or_default();
+        problems.into_iter().chain(self.pools.iter().cloned()).collect()
     }
 
     /// Whether the controller came to rest; it always does unless it has a defect.
@@ -156,6 +162,19 @@ impl Offline {
     pub fn is_settled(&self) -> bool {
         self.at_rest
     }
+}
+
+fn pools(settled: &Settled, settings: &OfflineSettings) -> Vec<Trouble> {
+    let nodes = settled.nodes.iter().filter(|_| settings.auto_cluster_networks);
+    let networks = plan::cluster_networks(nodes, settings.cluster_networks.iter().copied(), &settings.overlay);
+    let gateways = settled.changes(settings.mask).filter_map(|change| match change {
+        Change::Gateway(name, Some(gateway)) => Some((name, gateway.spec.ok()?)),
+        _ => None,
+    });
+    let troubles = |(name, spec): (GatewayName, GatewaySpec)| {
+        plan::misplaced_pool(&spec, &networks).into_iter().map(move |problem| Trouble::Gateway(name.clone(), problem))
+    };
+    gateways.flat_map(troubles).collect()
 }
 
 fn view(

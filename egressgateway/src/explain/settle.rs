@@ -47,6 +47,8 @@ impl Settled {
             forward_method: settings.forward_method,
             default_gateway: settings.default_gateway.clone(),
             overlay: settings.overlay.clone(),
+            cluster_networks: settings.cluster_networks.clone(),
+            auto_cluster_networks: settings.auto_cluster_networks,
             mask: settings.mask,
             // What a new connection meets is the same with and without.
             drain_grace: Duration::ZERO,
@@ -137,7 +139,7 @@ fn answer(status: &mut EgressNodeStatus, node: &core::Node) {
             let own = addresses.iter().filter(move |address| Family::of(**address) == family);
             own.map(|address| format!("{address}/{}", family.bits())).collect()
         };
-        status.interfaces = vec![Interface { name: UNDERLAY_DEVICE.to_owned(), ipv4: of(Family::V4), ipv6: of(Family::V6) }];
+        status.interfaces = vec![Interface { name: UNDERLAY_DEVICE.to_owned(), ipv4: of(Family::V4), ipv6: of(Family::V6), ..Interface::default() }];
     }
     if !status.conditions.iter().any(|condition| condition.type_ == "TunnelReady") {
         status.conditions.push(Condition {

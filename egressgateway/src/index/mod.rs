@@ -23,7 +23,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    Attachments, HostRoute, LocalEnd, NodeDesired, Peer, StartGate, Underlay,
+    AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate, Underlay,
     api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
     model::{ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId, Verdict},
     plan::{self, GatewayProblem, Overlap, Reason},
@@ -103,6 +103,7 @@ pub struct Index {
     overlaps: Vec<Overlap>,
     down: BTreeSet<NodeName>,
     contested: BTreeSet<IpAddr>,
+    granted: Option<BTreeSet<IpAddr>>,
     policies: Policies,
     who: Who,
     classes: Classes,
@@ -129,6 +130,7 @@ impl Index {
             overlaps: Vec::new(),
             down: BTreeSet::new(),
             contested: BTreeSet::new(),
+            granted: None,
             policies: Policies::default(),
             who: Who::default(),
             classes: Classes::default(),
@@ -197,6 +199,37 @@ impl Index {
     pub fn set_contested(&mut self, addresses: BTreeSet<IpAddr>) {
         self.stale |= self.contested != addresses;
         self.contested = addresses;
+    }
+
+    /// The egress addresses that this node may take, because nobody else answers for them; none: it takes all without asking.
+    pub fn set_granted(&mut self, addresses: Option<BTreeSet<IpAddr>>) {
+        self.stale |= self.granted != addresses;
+        self.granted = addresses;
+    }
+
+    /// The egress addresses that this node must ask for; without those that its kernel holds already. Call [`Self::desired`] first.
+    #[must_use]
+    pub fn questions(&self) -> Questions {
+        let own = self.policies.wanted().iter().filter(|address| !self.contested.contains(*address));
+        let pooled = |address: &&IpAddr| {
+            let member = |gateway: &Gateway| gateway.state.members.iter().any(|member| member.node == self.settings.node);
+            let pools = self.gateways.values().filter(|gateway| member(gateway)).filter_map(|gateway| gateway.spec.as_ref().ok());
+            pools.flat_map(|spec| &spec.pool).any(|range| range.contains(**address))
+        };
+        let said = self.egress_nodes.get(&self.settings.node).into_iter().flat_map(|node| node.conflicts.keys());
+        let others = self.egress_nodes.iter().filter(|(name, _)| **name != self.settings.node);
+        Questions {
+            own: self.placed(own),
+            candidate: self.placed(self.policies.candidates()),
+            known: self.placed(said.filter(pooled)),
+            peers: others.flat_map(|(_, node)| node.hardware_addresses()).collect(),
+            held: BTreeSet::new(),
+        }
+    }
+
+    fn placed<'a>(&self, addresses: impl IntoIterator<Item = &'a IpAddr>) -> AddressesDesired {
+        let place = |address: &IpAddr| Some((*address, plan::place(*address, &self.attachments, &self.underlay)?));
+        AddressesDesired { held: addresses.into_iter().filter_map(place).collect() }
     }
 
     /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready members of gateways that some pod here has a
@@ -311,7 +344,18 @@ impl Index {
     /// Everything that does not depend on single pods, from scratch: it grows with nodes and gateways, which are few.
     fn settle_frame(&mut self) {
         let default_gateway = self.settings.default_gateway.as_ref();
-        self.policies.settle(default_gateway, &self.gateways, &self.settings.node, &self.contested);
+        let (contested, granted, attachments, underlay) = (&self.contested, &self.granted, &self.attachments, &self.underlay);
+        // What the host has without us, nobody has to take.
+        let ungranted = |address: &IpAddr| {
+            let unasked = granted.as_ref().is_some_and(|granted| !granted.contains(address));
+            unasked && plan::place(*address, attachments, underlay).is_some()
+        };
+        let withheld = |address: IpAddr| match () {
+            () if contested.contains(&address) => Some(Reason::Contested),
+            () if ungranted(&address) => Some(Reason::NotTaken),
+            () => None,
+        };
+        self.policies.settle(default_gateway, &self.gateways, &self.settings.node, withheld);
         self.settle_networks();
         self.settle_targets();
         self.settle_tunnel();

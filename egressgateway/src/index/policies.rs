@@ -20,6 +20,9 @@ pub(super) struct Policies {
     pub(super) selectors: Selectors,
     /// IPv4 and IPv6, of the policies that have a gateway.
     verdicts: BTreeMap<PolicyName, [(Verdict, Reason); 2]>,
+    /// The egress addresses that this node shall hold, and those that it may come to hold.
+    wanted: BTreeSet<IpAddr>,
+    candidates: BTreeSet<IpAddr>,
     /// Disjoint pod subnets, and the policies that name them.
     subnets: Vec<(IpRange, ClassKey)>,
     governed: OrdSet<IpRange>,
@@ -58,25 +61,35 @@ impl Policies {
         self.all.iter()
     }
 
-    /// Finds every policy's gateway and verdicts again, on a node that heard others answer for the addresses in `contested`.
+    /// Finds every policy's gateway and verdicts again, on a node that does not have the addresses for which `withheld` has a reason.
     pub(super) fn settle(
         &mut self,
         default: Option<&GatewayName>,
         gateways: &BTreeMap<GatewayName, Gateway>,
         own: &NodeName,
-        contested: &BTreeSet<IpAddr>,
+        withheld: impl Fn(IpAddr) -> Option<Reason>,
     ) {
         let mut verdicts = BTreeMap::new();
+        self.wanted.clear();
+        self.candidates.clear();
         for (name, policy) in &self.all {
             let Ok(spec) = &policy.spec else { continue };
             let gateway = plan::resolve(spec.gateway.as_ref(), default, gateways).ok();
-            let verdict = |family| match gateway {
-                Some((_, gateway)) => {
-                    plan::unless_contested(plan::verdict(spec, &policy.state, gateway, family), &policy.state, own, contested)
-                }
+            let decide = |family| match gateway {
+                Some((_, gateway)) => plan::verdict(spec, &policy.state, gateway, family),
                 None => (Verdict::Hold, Reason::NoGateway),
             };
-            verdicts.insert(name.clone(), Family::ALL.map(verdict));
+            let decided = Family::ALL.map(decide);
+            let here = |node: &Option<NodeName>| node.as_ref() == Some(own);
+            for address in decided.iter().filter_map(|(verdict, _)| translated(verdict)) {
+                if here(&policy.state.node) {
+                    self.wanted.insert(address);
+                } else if here(&policy.state.candidate) {
+                    self.candidates.insert(address);
+                }
+            }
+            let [v4, v6] = decided.map(|decided| plan::unless_withheld(decided, &policy.state, own, &withheld));
+            verdicts.insert(name.clone(), [v4, v6]);
         }
         let names = self.verdicts.keys().chain(verdicts.keys());
         let changed = names.filter(|name| self.verdicts.get(*name) != verdicts.get(*name)).cloned();
@@ -111,12 +124,18 @@ impl Policies {
     /// The addresses that some policy leaves with at this node.
     pub(super) fn addresses_at(&self, node: &NodeName) -> impl Iterator<Item = IpAddr> {
         let here = |name| self.all.get(name).is_some_and(|policy: &Policy| policy.state.node.as_ref() == Some(node));
-        self.verdicts.iter().filter(move |(name, _)| here(*name)).flat_map(|(_, verdicts)| verdicts).filter_map(
-            |(verdict, _)| match verdict {
-                Verdict::Egress { source_nat: SourceNat::Address(address), .. } => Some(*address),
-                _ => None,
-            },
-        )
+        let verdicts = self.verdicts.iter().filter(move |(name, _)| here(*name)).flat_map(|(_, verdicts)| verdicts);
+        verdicts.filter_map(|(verdict, _)| translated(verdict))
+    }
+
+    /// The same, and those that the node does not have though it shall.
+    pub(super) fn wanted(&self) -> &BTreeSet<IpAddr> {
+        &self.wanted
+    }
+
+    /// The addresses that this node takes over once nobody answers for them.
+    pub(super) fn candidates(&self) -> &BTreeSet<IpAddr> {
+        &self.candidates
     }
 
     /// Disjoint ranges of a class with their verdicts; neighbours with the same verdict are one range.
@@ -171,5 +190,13 @@ impl Policies {
             flat.extend(IpRange::new(*first, last).map(|range| (range, class)));
         }
         flat
+    }
+}
+
+/// The egress address that a verdict leaves with.
+fn translated(verdict: &Verdict) -> Option<IpAddr> {
+    match verdict {
+        Verdict::Egress { source_nat: SourceNat::Address(address), .. } => Some(*address),
+        _ => None,
     }
 }

@@ -62,6 +62,8 @@ pub enum Reason {
     NoOwner,
     /// This node was to answer for the egress address, and heard another one do so.
     Contested,
+    /// This node is to answer for the egress address, and does not know yet whether somebody else does.
+    NotTaken,
 }
 
 impl fmt::Display for Reason {
@@ -74,6 +76,7 @@ impl fmt::Display for Reason {
             Self::NoEgressIp => "the policy has no egress address of this family yet",
             Self::NoOwner => "no node answers for the egress address",
             Self::Contested => "another node answers for the egress address",
+            Self::NotTaken => "the node has not taken the egress address yet",
         })
     }
 }
@@ -104,19 +107,17 @@ pub fn verdict(spec: &PolicySpec, state: &PolicyState, gateway: &Gateway, family
     }
 }
 
-/// The same on the node `own`, which heard others answer for the addresses in `contested`: what it would translate to one of them itself is held.
+/// The same on the node `own`: what it would translate itself to an address that it may not have is held, for the reason that `withheld` gives.
 #[must_use]
-pub fn unless_contested(
+pub fn unless_withheld(
     decided: (Verdict, Reason),
     state: &PolicyState,
     own: &NodeName,
-    contested: &BTreeSet<IpAddr>,
+    withheld: impl FnOnce(IpAddr) -> Option<Reason>,
 ) -> (Verdict, Reason) {
     match decided.0 {
-        Verdict::Egress { source_nat: SourceNat::Address(address), .. }
-            if state.node.as_ref() == Some(own) && contested.contains(&address) =>
-        {
-            (Verdict::Hold, Reason::Contested)
+        Verdict::Egress { source_nat: SourceNat::Address(address), .. } if state.node.as_ref() == Some(own) => {
+            withheld(address).map_or(decided, |reason| (Verdict::Hold, reason))
         }
         _ => decided,
     }

@@ -5,10 +5,12 @@ mod flatten;
 mod gateway;
 mod overlap;
 mod place;
+mod reserved;
 
 pub use exempt::{direct, exempt};
 pub(crate) use flatten::without;
 pub use flatten::{Claim, Rank, Stretch, claims, cover, merge};
-pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, unless_contested, verdict};
+pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, unless_withheld, verdict};
 pub use overlap::{Overlap, holder, in_the_way};
 pub use place::place;
+pub use reserved::{ClusterNetwork, Holder, cluster_networks, hosts, misplaced, misplaced_pool, owner, reserved, usable};

@@ -29,6 +29,7 @@ mod tests {
                 .into_iter()
                 .collect(),
             addresses: imbl::OrdSet::unit([10, 6, 0, 70].into()),
+            ..Attachments::default()
         };
         let underlay = Underlay { device: "eth0".to_owned(), index: 2, address: [10, 6, 0, 1].into(), mtu: 1500 };
         let underlay = OrdMap::unit(Family::V4, underlay);

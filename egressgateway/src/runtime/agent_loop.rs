@@ -28,11 +28,12 @@ use super::{
     recorded::{self, Recorders},
     stale_connections::StaleConnections,
     state_file::StateFile,
+    taking::Findings,
     watch::{Message, Scope},
 };
 use crate::{
     AddressesDesired, CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, PolicyMonitor,
-    ProbeAddress,
+    ProbeAddress, Questions,
     api::{EgressNodeStatus, Interface},
     index::{Index, IndexSettings},
     liveness::LivenessSettings,
@@ -71,6 +72,11 @@ pub(super) struct Session {
     down: (watch::Sender<BTreeSet<NodeName>>, watch::Receiver<BTreeSet<NodeName>>),
     /// The egress addresses that others were heard to answer for.
     contested: (watch::Sender<BTreeSet<IpAddr>>, watch::Receiver<BTreeSet<IpAddr>>),
+    /// The egress addresses that are asked for before they are taken, and what that came to.
+    questions: watch::Sender<Option<Questions>>,
+    findings: (watch::Sender<Findings>, watch::Receiver<Findings>),
+    /// Those that the kernel held when the agent started; none before the host was read. Only where they are asked for.
+    inherited: Inherited,
     state: Option<Arc<StateFile>>,
     /// What waits until everything was listed; none where nothing does, and once something was listed.
     hold: Option<PolicyDesired>,
@@ -82,6 +88,16 @@ pub(super) struct Session {
     health: Health,
     tasks: JoinSet<()>,
     due: Due,
+}
+
+/// The egress addresses that the kernel holds when the agent starts.
+#[derive(Debug)]
+enum Inherited {
+    /// Nobody is asked for addresses, so they make no difference.
+    NotAsked,
+    /// The host was not read yet.
+    Unknown,
+    Known(BTreeSet<IpAddr>),
 }
 
 /// What is to be done, and when.
@@ -124,6 +140,8 @@ impl Session {
         session.tasks.spawn(writer.run(session.reports.subscribe(), session.own.subscribe()));
         let renewals = watch::Sender::new(None);
         if let Some(inquirer) = inquirer {
+            session.inherited = Inherited::Unknown;
+            session.index.set_granted(Some(BTreeSet::new()));
             let claims = Claims::new(inquirer, settings.lease.duration, session.channels(&renewals), session.metrics.clone());
             session.tasks.spawn(claims.run());
         }
@@ -174,6 +192,8 @@ impl Session {
             policies: self.policies.0.clone(),
             listed: self.policies.1.subscribe(),
             contested: self.contested.0.clone(),
+            questions: self.questions.subscribe(),
+            findings: self.findings.0.clone(),
         }
     }
 
@@ -214,6 +234,9 @@ impl Session {
             probed: watch::Sender::default(),
             down: watch::channel(BTreeSet::new()),
             contested: watch::channel(BTreeSet::new()),
+            questions: watch::Sender::default(),
+            findings: watch::channel(Findings::default()),
+            inherited: Inherited::NotAsked,
             policies: (policies, watch::Sender::new(0)),
             state,
             hold: None,
@@ -270,6 +293,7 @@ impl Session {
             changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
             Ok(()) = self.down.1.changed() => self.gateways_changed(),
             Ok(()) = self.contested.1.changed() => self.contests_changed(),
+            Ok(()) = self.findings.1.changed() => self.findings_changed(),
             Ok(()) = self.changes.changed() => self.settings_changed(),
             changed = policy_changed(self.monitor.as_deref()), if self.due.policy.is_none() => self.policy_changed(&changed),
             Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
@@ -339,6 +363,24 @@ impl Session {
         self.index.set_contested(self.contested.1.borrow_and_update().clone());
         self.due.converge = true;
         self.due.retry = None;
+    }
+
+    /// What nobody else has may be taken, and what somebody has is told.
+    fn findings_changed(&mut self) {
+        self.index.set_granted(Some(self.findings.1.borrow_and_update().granted.clone()));
+        self.due.converge = true;
+    }
+
+    /// Asks for the egress addresses that the node is to take, once everything was listed.
+    fn follow_questions(&mut self) {
+        let Inherited::Known(held) = &mut self.inherited else { return };
+        let questions = self.index.questions();
+        if self.questions.borrow().is_none() {
+            // What the kernel holds and the node shall not have goes now, and is asked for if it comes back.
+            held.retain(|address| questions.own.held.contains_key(address));
+            self.index.set_granted(Some(held.clone()));
+        }
+        tell(&self.questions, &Some(Questions { held: held.clone(), ..questions }));
     }
 
     /// Probes what this node may send to, once there is a way there.
@@ -459,7 +501,13 @@ impl Session {
         let read =
             async { Ok::<_, Error>((host.underlay().await?, host.interfaces().await?, host.attachments().await?, host.routes().await?)) };
         match read.await {
-            Ok((underlay, interfaces, attachments, routes)) => {
+            Ok((underlay, interfaces, mut attachments, routes)) => {
+                let egress = std::mem::take(&mut attachments.egress);
+                if matches!(self.inherited, Inherited::Unknown) {
+                    let held: BTreeSet<IpAddr> = egress.into_iter().collect();
+                    self.index.set_granted(Some(held.clone()));
+                    self.inherited = Inherited::Known(held);
+                }
                 self.index.set_attachments(attachments);
                 self.index.set_host_routes(routes);
                 if self.underlay != underlay || self.interfaces.is_none() {
@@ -490,6 +538,7 @@ impl Session {
         self.metrics.watch.synced();
         self.due.converge = false;
         let desired = self.index.desired();
+        self.follow_questions();
         let result = self.convergence.converge(&desired).await;
         self.due.retry = match &result {
             Ok(_) => {
@@ -519,6 +568,8 @@ impl Session {
             interfaces: self.interfaces.clone().unwrap_or_default(),
             addressed: desired.tunnel.local.is_some(),
             overlaps: self.index.overlaps().to_vec(),
+            conflicts: self.findings.1.borrow().conflicts.clone(),
+            silent: self.findings.1.borrow().silent.clone(),
             tunnel: self.recorders.tunnel.read(),
             steering: self.recorders.steering.read(),
             policy: self.recorders.policy.read(),

@@ -1,4 +1,5 @@
-//! Once the controller may have given the node's egress addresses to others: asks the neighbours, and lets go of what another node has.
+//! Asks the neighbours who has egress addresses: before the node takes one, and once the controller may have given its own to others, when
+//! it lets go of what another node has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,10 +8,19 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::{sync::watch, time::Instant};
 
-use super::{doubt::Doubt, metrics::AgentMetrics, node_status::wait_until, presence::Renewal, watch::Scope};
-use crate::{AddressesDesired, Inquirer, model::MacAddress};
+use super::{
+    backoff::shortened,
+    doubt::Doubt,
+    metrics::AgentMetrics,
+    node_status::wait_until,
+    presence::Renewal,
+    taking::{Findings, Taking},
+    watch::Scope,
+};
+use crate::{AddressesDesired, ErrorKind, Inquirer, Questions, model::MacAddress};
 
 /// How often it asks. Of two who answer, neighbours believe the wrong one for so long.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -27,15 +37,22 @@ pub(super) struct Channels {
     pub(super) listed: watch::Receiver<u64>,
     /// What others have.
     pub(super) contested: watch::Sender<BTreeSet<IpAddr>>,
+    /// What the node must ask for before it takes it; none as long as it does not know.
+    pub(super) questions: watch::Receiver<Option<Questions>>,
+    /// What that came to.
+    pub(super) findings: watch::Sender<Findings>,
 }
 
 pub(super) struct Claims {
     inquirer: Arc<dyn Inquirer>,
     doubt: Doubt,
+    taking: Taking,
     duration: Duration,
     channels: Channels,
     metrics: AgentMetrics,
-    /// What is listened to, and when it was asked for last.
+    /// What is listened to.
+    listened: AddressesDesired,
+    /// What the node holds and asked for, and when it did so last.
     asked: Option<(AddressesDesired, Instant)>,
     /// The addresses that could not be asked for: told once.
     mute: BTreeSet<IpAddr>,
@@ -47,7 +64,7 @@ impl Claims {
     /// With a Lease that counts as held for `duration`.
     pub(super) fn new(inquirer: Arc<dyn Inquirer>, duration: Duration, channels: Channels, metrics: AgentMetrics) -> Self {
         let doubt = Doubt::new(duration, Instant::now());
-        Self { inquirer, doubt, duration, channels, metrics, asked: None, mute: BTreeSet::new(), list: (0, None) }
+        Self { inquirer, doubt, taking: Taking::default(), duration, channels, metrics, listened: AddressesDesired::default(), asked: None, mute: BTreeSet::new(), list: (0, None) }
     }
 
     /// Until nobody says any more which addresses the node holds.
@@ -62,10 +79,16 @@ impl Claims {
                 },
                 Ok(()) = self.channels.renewals.changed() => {}
                 Ok(()) = self.channels.listed.changed() => {}
-                () = wait_until(again.into_iter().chain(expiry).min()) => {}
+                Ok(()) = self.channels.questions.changed() => self.follow(),
+                () = wait_until(again.into_iter().chain(expiry).chain(self.taking.next()).min()) => {}
+            }
+            // Nobody is silent who was only not listened to.
+            while let Some((address, other)) = self.inquirer.answered().now_or_never() {
+                self.hear(address, other);
             }
             self.settle();
             self.ask();
+            self.tell();
             self.want_list();
         }
     }
@@ -89,7 +112,28 @@ impl Claims {
         self.channels.contested.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
     }
 
+    fn follow(&mut self) {
+        if let Some(questions) = &*self.channels.questions.borrow_and_update() {
+            self.taking.follow(questions, Instant::now());
+        }
+    }
+
+    /// What may be taken, and what somebody else has.
+    fn tell(&self) {
+        let findings = self.taking.findings();
+        self.channels.findings.send_if_modified(|before| {
+            for address in before.conflicts.keys().filter(|address| !findings.conflicts.contains_key(*address)) {
+                tracing::info!(%address, "nobody else answers for the egress address any more");
+            }
+            std::mem::replace(before, findings.clone()) != findings
+        });
+    }
+
     fn hear(&mut self, address: IpAddr, other: MacAddress) {
+        if self.taking.heard(address, other, Instant::now(), shortened) {
+            self.metrics.refused();
+            tracing::warn!(%address, other = %other, "somebody else answers for the egress address: it is not taken");
+        }
         let held = self.channels.held.borrow().clone();
         if self.doubt.heard(address, other, &held) {
             self.metrics.let_go();
@@ -101,35 +145,43 @@ impl Claims {
         }
     }
 
-    /// Asks once a second, and at once when there is something else to ask for; listens to nothing while there is nothing.
+    /// Asks once a second who else has what the node holds, and at once when that is something else; and for what it is to take, when that is
+    /// due. It listens to nothing while there is nothing to ask for.
     fn ask(&mut self) {
         let held = self.channels.held.borrow().clone();
         let contested = self.doubt.contested();
-        let wanted = held.held.into_iter().filter(|(address, _)| self.doubt.asks() && !contested.contains(address));
-        let wanted = AddressesDesired { held: wanted.collect() };
+        let doubted = held.held.into_iter().filter(|(address, _)| self.doubt.asks() && !contested.contains(address));
+        let doubted = AddressesDesired { held: doubted.collect() };
         let now = Instant::now();
-        match &self.asked {
-            None if wanted.held.is_empty() => return,
-            Some((asked, at)) if *asked == wanted && now < *at + INTERVAL => return,
-            _ => {}
+        let again = match &self.asked {
+            None => !doubted.held.is_empty(),
+            Some((asked, at)) => *asked != doubted || now >= *at + INTERVAL,
+        };
+        let due = self.taking.due(now, shortened);
+        let listened = self.taking.listened().held.union(doubted.held.clone());
+        if !again && due.is_empty() && listened == self.listened.held {
+            return;
         }
-        let failures: BTreeMap<IpAddr, _> = self.inquirer.inquire(&wanted).into_iter().collect();
-        for (address, device) in &wanted.held {
-            match failures.get(address) {
-                None => {
-                    self.metrics.inquired();
-                    self.mute.remove(address);
-                }
-                Some(error) => {
-                    self.metrics.not_inquired(error.kind);
-                    if self.mute.insert(*address) {
-                        let (kind, error) = (error.kind.as_str(), error.chain());
-                        tracing::warn!(%address, device, kind, error, "nobody can be asked who else has the egress address: it is kept");
-                    }
-                }
+        self.listened = AddressesDesired { held: listened };
+        let asked = doubted.held.keys().filter(|_| again).chain(&due).copied().collect();
+        let failures: BTreeMap<IpAddr, _> = self.inquirer.inquire(&self.listened, &asked).into_iter().collect();
+        for (address, error) in &failures {
+            self.metrics.not_inquired(error.kind);
+            self.taking.failed(*address, matches!(error.kind, ErrorKind::Transient | ErrorKind::Conflict));
+            if self.mute.insert(*address) {
+                let (kind, error) = (error.kind.as_str(), error.chain());
+                tracing::warn!(%address, kind, error, "nobody can be asked who else has the egress address");
             }
         }
-        self.asked = Some((wanted, now)).filter(|(wanted, _)| !wanted.held.is_empty());
+        for address in asked.iter().filter(|address| !failures.contains_key(*address)) {
+            self.mute.remove(address);
+            if doubted.held.contains_key(address) {
+                self.metrics.inquired();
+            }
+        }
+        if again {
+            self.asked = Some((doubted, now)).filter(|(doubted, _)| !doubted.held.is_empty());
+        }
     }
 
     /// A list that does not come is asked for again, by another request: the way of this one may be as dead as those before it.
@@ -182,14 +234,14 @@ mod tests {
 
     #[async_trait]
     impl Inquirer for Network {
-        fn inquire(&self, addresses: &AddressesDesired) -> Vec<(IpAddr, Error)> {
+        fn inquire(&self, addresses: &AddressesDesired, ask: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Error)> {
             let second = self.began.lock().unwrap().unwrap().elapsed().as_secs();
-            self.asked.lock().unwrap().push((second, addresses.held.keys().map(ToString::to_string).collect()));
+            self.asked.lock().unwrap().push((second, ask.iter().map(ToString::to_string).collect()));
             if *self.mute.lock().unwrap() {
                 let refused = |address: &IpAddr| (*address, Error::new(ErrorKind::Permission, "no"));
                 return addresses.held.keys().map(refused).collect();
             }
-            for address in addresses.held.keys().filter(|address| self.others.lock().unwrap().contains(*address)) {
+            for address in ask.iter().filter(|address| self.others.lock().unwrap().contains(*address)) {
                 self.say(*address);
             }
             Vec::new()
@@ -213,6 +265,8 @@ mod tests {
         policies: watch::Receiver<Scope>,
         listed: watch::Sender<u64>,
         contested: watch::Receiver<BTreeSet<IpAddr>>,
+        questions: watch::Sender<Option<Questions>>,
+        findings: watch::Receiver<Findings>,
         metrics: AgentMetrics,
     }
 
@@ -221,11 +275,19 @@ mod tests {
             let network = Arc::new(Network { began: Mutex::new(Some(Instant::now())), ..Network::default() });
             let (held, renewals, listed) = (watch::Sender::new(addresses(&["10.6.0.60"])), watch::Sender::new(None), watch::Sender::new(0));
             let ((policies, scope), (contested, said)) = (watch::channel(Scope::default()), watch::channel(BTreeSet::new()));
-            let channels =
-                Channels { held: held.subscribe(), renewals: renewals.subscribe(), policies, listed: listed.subscribe(), contested };
+            let (questions, (told, findings)) = (watch::Sender::new(None), watch::channel(Findings::default()));
+            let channels = Channels {
+                held: held.subscribe(),
+                renewals: renewals.subscribe(),
+                policies,
+                listed: listed.subscribe(),
+                contested,
+                questions: questions.subscribe(),
+                findings: told,
+            };
             let metrics = AgentMetrics::default();
             tokio::spawn(Claims::new(network.clone(), LEASE, channels, metrics.clone()).run());
-            Self { network, held, renewals, policies: scope, listed, contested: said, metrics }
+            Self { network, held, renewals, policies: scope, listed, contested: said, questions, findings, metrics }
         }
 
         fn renew(&self) {
@@ -316,6 +378,31 @@ mod tests {
         agent.network.asked();
         seconds(5).await;
         assert_eq!(agent.network.asked(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_to_be_taken_is_asked_for_at_once_and_granted_within_half_a_second_if_nobody_has_it() {
+        let agent = Agent::start();
+        let own = addresses(&["10.6.0.61", "fd00:6::61"]);
+        agent.network.others.lock().unwrap().insert("fd00:6::61".parse().unwrap());
+        agent.questions.send_replace(Some(Questions { own, ..Questions::default() }));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let findings = agent.findings.borrow().clone();
+        assert_eq!(findings.granted, ["10.6.0.61".parse().unwrap()].into());
+        assert_eq!(findings.conflicts, [("fd00:6::61".parse().unwrap(), OTHER)].into());
+        assert_eq!(agent.metrics.claims(), (0, 0, 0), "that is no doubt of its own addresses");
+        agent.questions.send_replace(Some(Questions::default()));
+        seconds(0).await;
+        assert!(agent.findings.borrow().granted.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_may_not_ask_takes_its_addresses() {
+        let agent = Agent::start();
+        *agent.network.mute.lock().unwrap() = true;
+        agent.questions.send_replace(Some(Questions { own: addresses(&["10.6.0.61"]), ..Questions::default() }));
+        seconds(1).await;
+        assert!(!agent.findings.borrow().granted.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -34,6 +34,8 @@ pub struct ControllerSettings {
     pub settle: Duration,
     /// How often a leader compares everything again, and tries again what failed for good.
     pub resync: Duration,
+    /// How often the networks of Services are read.
+    pub networks: Duration,
     /// Delays between failed requests to the API server.
     pub backoff: Backoff,
 }
@@ -48,6 +50,7 @@ impl ControllerSettings {
             election,
             settle: Duration::from_millis(50),
             resync: Duration::from_secs(300),
+            networks: Duration::from_secs(300),
             backoff: Backoff::default(),
         }
     }

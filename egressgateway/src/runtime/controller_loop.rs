@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent_loop::ended_alone,
+    cluster_networks::ClusterNetworks,
     controller::{Controller, ControllerSettings, MANAGER},
     election::{Election, Leading},
     events::{EventWriter, Regarding},
@@ -82,6 +83,11 @@ impl Session {
         let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
         let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone(), metrics: metrics.watch.clone() };
         spawn_watches(&feeds, &settings, &mut watches);
+        if plan_settings.borrow().auto_cluster_networks {
+            let networks: ClusterNetworks<Seen> =
+                ClusterNetworks { client: feeds.client, interval: settings.networks, backoff: feeds.backoff, out: feeds.out };
+            watches.spawn(networks.run());
+        }
         let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone());
         election.spawn(candidate.run(leader, shutdown.clone()));
         let gate = Gate::new([kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES, kind::LEASES]);

@@ -20,6 +20,12 @@ pub(super) enum Seen {
     Lease(NodeName, Option<Observed<LeaseSpec>>),
 }
 
+impl From<Change> for Seen {
+    fn from(change: Change) -> Self {
+        Self::World(change)
+    }
+}
+
 /// The cluster as it was last seen, and the statuses in it as they are.
 #[derive(Debug, Default)]
 pub(super) struct Mirror {

@@ -33,6 +33,7 @@ mod shared_cluster;
 mod slim;
 mod stale_connections;
 mod state_file;
+mod taking;
 mod watch;
 mod writes;
 

@@ -1,6 +1,10 @@
 //! What the agent says of its node: devices, and whether tunnel and policy are as they must be.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use imbl::OrdMap;
 use k8s_openapi::{
@@ -17,8 +21,8 @@ use tokio::{sync::watch, time::Instant};
 use super::{backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed, recorded::Record};
 use crate::{
     Error, ErrorKind, Underlay,
-    api::{EgressNode, EgressNodePhase, EgressNodeStatus, Interface},
-    model::{Family, NodeName},
+    api::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface},
+    model::{Family, MacAddress, NodeName},
     plan::Overlap,
 };
 
@@ -42,6 +46,10 @@ pub(super) struct Report {
     pub(super) addressed: bool,
     /// Overlay addresses that its host has or reaches by other means.
     pub(super) overlaps: Vec<Overlap>,
+    /// Egress addresses that somebody else has.
+    pub(super) conflicts: BTreeMap<IpAddr, MacAddress>,
+    /// Egress addresses that it may take over.
+    pub(super) silent: BTreeSet<IpAddr>,
     pub(super) tunnel: Record,
     pub(super) steering: Record,
     pub(super) policy: Record,
@@ -68,6 +76,12 @@ impl Report {
             physical_interface_ipv4: address(Family::V4),
             physical_interface_ipv6: address(Family::V6),
             interfaces: self.interfaces.clone(),
+            address_conflicts: self
+                .conflicts
+                .iter()
+                .map(|(address, other)| AddressConflict { address: address.to_string(), hardware_address: other.to_string() })
+                .collect(),
+            silent_addresses: self.silent.iter().map(ToString::to_string).collect(),
             conditions,
             ..EgressNodeStatus::default()
         }
@@ -150,6 +164,8 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
         physical_interface_ipv4: status.physical_interface_ipv4.clone(),
         physical_interface_ipv6: status.physical_interface_ipv6.clone(),
         interfaces: status.interfaces.clone(),
+        address_conflicts: status.address_conflicts.clone(),
+        silent_addresses: status.silent_addresses.clone(),
         ..EgressNodeStatus::default()
     };
     let conditions = |status: &EgressNodeStatus, words: bool| {

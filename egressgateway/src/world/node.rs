@@ -1,4 +1,7 @@
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
@@ -82,6 +85,10 @@ pub struct EgressNode {
     pub tunnel_ready: Option<bool>,
     /// The node's physical interfaces.
     pub interfaces: Vec<api::Interface>,
+    /// The addresses that it does not take because somebody else answers for them, and who does.
+    pub conflicts: BTreeMap<IpAddr, MacAddress>,
+    /// The addresses that it shall take over and that nobody answers for.
+    pub silent: BTreeSet<IpAddr>,
 }
 
 impl EgressNode {
@@ -103,7 +110,35 @@ impl EgressNode {
             underlay: underlay.iter().filter_map(|(text, family)| text.as_ref()?.parse().ok().filter(of(*family))).collect(),
             tunnel_ready: ready.map(|condition| condition.status == "True"),
             interfaces: status.interfaces,
+            conflicts: status
+                .address_conflicts
+                .iter()
+                .filter_map(|conflict| Some((conflict.address.parse().ok()?, conflict.hardware_address.parse().ok()?)))
+                .collect(),
+            silent: status.silent_addresses.iter().filter_map(|text| text.parse().ok()).collect(),
         }
+    }
+
+    /// Addresses of its interfaces, each with its prefix length.
+    pub fn attached(&self) -> impl Iterator<Item = IpNet> {
+        let texts = self.interfaces.iter().flat_map(|interface| interface.ipv4.iter().chain(&interface.ipv6));
+        texts.filter_map(|text| text.parse::<IpNet>().ok())
+    }
+
+    /// Whether it is connected to a network that holds the address.
+    #[must_use]
+    pub fn reaches(&self, address: IpAddr) -> bool {
+        self.attached().any(|network| network.prefix_len() < network.max_prefix_len() && network.contains(&address))
+    }
+
+    /// The next routers of its default routes.
+    pub fn routers(&self) -> impl Iterator<Item = IpAddr> {
+        self.interfaces.iter().flat_map(|interface| &interface.routers).filter_map(|text| text.parse().ok())
+    }
+
+    /// Hardware addresses of its interfaces.
+    pub fn hardware_addresses(&self) -> impl Iterator<Item = MacAddress> {
+        self.interfaces.iter().filter_map(|interface| interface.hardware_address.as_ref()?.parse().ok())
     }
 
     /// The remote end that it is for others; none as long as addresses are missing.

@@ -32,6 +32,8 @@ pub struct PolicyState {
     pub egress_ip: BTreeSet<IpAddr>,
     /// The node that answers for them.
     pub node: Option<NodeName>,
+    /// The node that takes them over once nobody answers for them.
+    pub candidate: Option<NodeName>,
 }
 
 impl Policy {
@@ -52,6 +54,7 @@ impl Policy {
                 gateway: status.egress_gateway.map(GatewayName::from),
                 egress_ip: [ips.ipv4, ips.ipv6].into_iter().flatten().filter_map(|text| text.parse().ok()).collect(),
                 node: status.node.map(NodeName::from),
+                candidate: status.candidate.map(NodeName::from),
             },
             generation: policy.metadata.generation.unwrap_or_default(),
             created: created(&policy.metadata),

@@ -8,7 +8,8 @@ use std::{
 use egressgateway::{
     allocator::LowestFree,
     api::{
-        EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodePhase, EgressNodeStatus,
+        AddressConflict, EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodePhase, EgressNodeStatus,
+        Interface,
     },
     controller::{Cluster, ClusterPlan, ControllerSettings, plan},
     model::{GatewayName, MarkMask, NodeName, PolicyName},
@@ -76,6 +77,31 @@ impl Api {
         status.conditions = vec![tunnel_ready(ready)];
     }
 
+    /// What the node's agent says of its only interface.
+    pub(crate) fn interface(&mut self, name: &str, address: &str, router: &str) {
+        let interface = Interface {
+            name: "eth0".to_owned(),
+            ipv4: vec![address.to_owned()],
+            routers: vec![router.to_owned()],
+            hardware_address: Some(mac_of(name)),
+            ..Interface::default()
+        };
+        self.egress_nodes.get_mut(name).unwrap().status.get_or_insert_default().interfaces = vec![interface];
+    }
+
+    /// The node's agent hears nobody answer for these addresses, which it is to take over.
+    pub(crate) fn silent(&mut self, name: &str, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+        self.egress_nodes.get_mut(name).unwrap().status.get_or_insert_default().silent_addresses = addresses;
+    }
+
+    /// The node's agent hears these hardware addresses answer for these addresses.
+    pub(crate) fn conflicts(&mut self, name: &str, conflicts: &[(&str, &str)]) {
+        let conflict = |(address, mac): &(&str, &str)| AddressConflict { address: (*address).to_owned(), hardware_address: (*mac).to_owned() };
+        let status = self.egress_nodes.get_mut(name).unwrap().status.get_or_insert_default();
+        status.address_conflicts = conflicts.iter().map(conflict).collect();
+    }
+
     pub(crate) fn cluster(&self) -> Cluster {
         let fresh_leases = self.fresh.iter().map(|name| NodeName::from(name.as_str())).collect();
         let mut cluster = Cluster { fresh_leases, now: self.now, ..Cluster::default() };
@@ -110,8 +136,14 @@ impl Api {
             let old = self.egress_nodes.get_mut(name.as_str()).unwrap().status.get_or_insert_default();
             let theirs = std::mem::take(&mut old.conditions).into_iter().filter(|condition| condition.type_ == "TunnelReady");
             let conditions = theirs.chain(status.conditions.iter().cloned()).collect();
-            let (interfaces, parent) = (std::mem::take(&mut old.interfaces), old.physical_interface_ipv6.take());
-            *old = EgressNodeStatus { conditions, interfaces, physical_interface_ipv6: parent, ..status.clone() };
+            let agents = EgressNodeStatus {
+                interfaces: std::mem::take(&mut old.interfaces),
+                physical_interface_ipv6: old.physical_interface_ipv6.take(),
+                address_conflicts: std::mem::take(&mut old.address_conflicts),
+                silent_addresses: std::mem::take(&mut old.silent_addresses),
+                ..status.clone()
+            };
+            *old = EgressNodeStatus { conditions, ..agents };
         }
         for (name, status) in &plan.gateways {
             self.gateways.get_mut(name.as_str()).unwrap().status = Some(status.clone());
@@ -177,4 +209,9 @@ fn tunnel_ready(ready: bool) -> Condition {
 pub(crate) fn object<T: DeserializeOwned>(kind: &str, name: &str, yaml: &str) -> T {
     let text = format!("{{apiVersion: egressgateway.spidernet.io/v1, kind: {kind}, metadata: {{name: {name}, generation: 1}}, {yaml}}}");
     serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Hardware address of a node's only interface.
+pub(crate) fn mac_of(name: &str) -> String {
+    format!("02:00:00:00:00:{:02x}", name.bytes().next().unwrap())
 }

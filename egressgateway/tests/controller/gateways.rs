@@ -156,7 +156,7 @@ fn the_configured_method_is_in_force_where_the_gateway_says_none() {
 #[test]
 fn interfaces_are_those_that_the_agent_told() {
     let mut api = three();
-    let eth0 = Interface { name: "eth0".to_owned(), ipv4: vec!["10.6.0.10/16".to_owned()], ipv6: Vec::new() };
+    let eth0 = Interface { name: "eth0".to_owned(), ipv4: vec!["10.6.0.10/16".to_owned()], ..Interface::default() };
     api.egress_nodes.get_mut("b").unwrap().status.as_mut().unwrap().interfaces = vec![eth0.clone()];
     api.settle();
     assert_eq!(api.gateway_status("gw").node_list[0].interfaces, [eth0]);

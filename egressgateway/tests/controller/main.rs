@@ -5,5 +5,7 @@
 mod api;
 mod gateways;
 mod nodes;
+mod owners;
 mod policies;
+mod pools;
 mod properties;

@@ -55,6 +55,7 @@ fn an_address_moves_only_when_its_node_is_lost_and_does_not_come_back() {
     api.policy("p2", 2, &format!("{{{SHOP}, destCIDR: [10.8.0.0/16]}}"));
     api.settle();
     api.fresh.remove("a");
+    api.silent("b", &["10.6.1.60"]);
     api.settle();
     assert_eq!((api.egress_ip("p1"), api.egress_ip("p2")), (Some(("10.6.1.60", Some("b"))), Some(("10.6.1.61", Some("b")))));
     let mark = api.gateway_status("gw").node_list[0].mark;
@@ -100,6 +101,7 @@ fn a_wish_that_stands_holds_whenever_its_node_is_ready_and_one_that_was_taken_ba
     api.settle();
     assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("b"))));
     api.fresh.remove("b");
+    api.silent("a", &["10.6.1.60"]);
     api.settle();
     assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some("a"))), "its node is lost: as without the wish");
     assert_eq!(

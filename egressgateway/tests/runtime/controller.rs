@@ -41,6 +41,7 @@ fn settings(identity: &str) -> ControllerSettings {
         overlay: vec!["172.31.0.0/16".parse().unwrap()],
         mask: MarkMask::default(),
         drain_grace: Duration::from_secs(1),
+        ..controller::ControllerSettings::default()
     };
     let mut election = ElectionSettings::new("kube-system", identity);
     election.duration = Duration::from_secs(1);

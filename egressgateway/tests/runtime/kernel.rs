@@ -189,7 +189,7 @@ impl Host for FakeHost {
     }
 
     async fn interfaces(&self) -> Result<Vec<Interface>, Error> {
-        Ok(vec![Interface { name: "eth0".to_owned(), ipv4: vec!["10.6.0.1/16".to_owned()], ipv6: Vec::new() }])
+        Ok(vec![Interface { name: "eth0".to_owned(), ipv4: vec!["10.6.0.1/16".to_owned()], ..Interface::default() }])
     }
 
     async fn changed(&self) -> Result<(), Error> {

@@ -6,10 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use egressgateway_testkit::{cluster::agent, pace::patient};
+use egressgateway_testkit::{
+    cluster::agent,
+    lab::{Packet, Protocol, Stream},
+    pace::patient,
+};
+use nix::sys::signal::Signal;
 
 use crate::{
     egress_addresses::{Given, STEP, gateway, holders, is_given, mac, owned_by, seen_as_given, wait_given, who_answers_for, wish},
+    restarts::first_plan_is_empty,
     world::{DataPath, GATEWAYS, GOVERNED, World, usual_policy},
 };
 
@@ -49,18 +55,54 @@ fn only(world: &World, node: &str, addresses: [IpAddr; 2], since: Instant) -> Du
     since.elapsed()
 }
 
-pub(crate) fn a_gateway_that_lost_the_api_server_lets_go_of_addresses_that_another_was_given(path: &DataPath) {
+/// Waits until the controller has noticed that the agent of the node with the addresses is gone, and the other one that the node still answers.
+fn agent_is_gone(world: &World, owner: &str) {
+    world.cluster.eventually("the policy says that the agent is gone, and who answers", || {
+        let status = world.cluster.status("EgressGatewayPolicy", "shopping");
+        let mut conditions = status["conditions"].as_array().into_iter().flatten();
+        let said = conditions.any(|condition| {
+            let message = condition["message"].as_str().unwrap_or_default();
+            let gone = message.contains(&format!("the agent of node {owner}, which has the addresses, is gone"));
+            condition["reason"] == "AgentGone" && gone && message.ends_with("hears that it still answers for them")
+        });
+        if said && status["node"] == owner { Ok(()) } else { Err(status.to_string()) }
+    });
+}
+
+/// Waits for an answer that was sent from now on, with this address.
+fn goes_on(streams: &[Stream]) {
+    let began = Instant::now();
+    for stream in streams {
+        stream.wait_for(patient(Duration::from_secs(15)), |answer| answer.at > began).unwrap();
+    }
+}
+
+pub(crate) fn a_gateway_that_lost_the_api_server_keeps_what_it_answers_for_and_lets_go_of_what_another_was_given(path: &DataPath) {
     let (world, addresses) = start(path);
     let [former, next] = GATEWAYS;
     let capture = world.cluster.lab.capture().unwrap();
-    let streams: Vec<_> =
-        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    let stream = |to| world.shop.stream(to, STEP).fresh_ports().start().unwrap();
+    let streams: Vec<_> = world.endpoints(GOVERNED).into_iter().map(stream).collect();
 
-    // Its network is as good as ever.
+    // Its network is as good as ever, and nobody has to move anything.
     world.cluster.lab.node(former).cut_management().unwrap();
+    agent_is_gone(&world, former);
+    owned_by(&world, addresses, former);
+    goes_on(&streams);
+    for (stream, address) in streams.into_iter().zip(addresses) {
+        let report = stream.finish().unwrap();
+        eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
+        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "with no other address");
+        assert!(report.longest_gap < patient(Duration::from_millis(500)), "{:?}", report.longest_gap);
+    }
+
+    // Without power nobody answers, and with its power back a node is not in time.
+    world.cluster.lab.node(former).power_off().unwrap();
     is_given(&world, next, addresses);
+    seen_as_given(&world, &world.shop, addresses);
+    world.cluster.lab.node(former).restore().unwrap();
     let both = only(&world, next, addresses, Instant::now());
-    eprintln!("{former} lets go {both:?} after {next} was given the addresses");
+    eprintln!("{former} lets go {both:?} after its network is back");
     assert!(both < patient(BOTH), "{both:?}");
     for address in addresses {
         assert_eq!(who_answers_for(&world, address), BTreeSet::from([next.to_owned()]), "{address}");
@@ -76,33 +118,57 @@ pub(crate) fn a_gateway_that_lost_the_api_server_lets_go_of_addresses_that_anoth
         assert_eq!(told, 1, "{address}, {next_mac}: {log}");
     }
     assert_eq!(GATEWAYS.map(|node| counted(&world, node, LET_GO)), [Some(2.0), Some(0.0)]);
-    assert_eq!(counted(&world, next, INQUIRIES), Some(0.0), "who renews its Lease in time does not ask");
+    assert_eq!(counted(&world, next, INQUIRIES), Some(0.0), "who renews its Lease in time does not doubt");
 
     // What the API server says is true again: that another has the addresses, and then that this one has.
     world.cluster.lab.node(former).restore_management().unwrap();
     seen_as_given(&world, &world.local, addresses);
     owned_by(&world, addresses, next);
+    wish(&world, Some(former));
+    owned_by(&world, addresses, former);
+    seen_as_given(&world, &world.shop, addresses);
+    assert_eq!(GATEWAYS.map(|node| counted(&world, node, LET_GO)), [Some(2.0), Some(0.0)], "once, and not as its rightful owner");
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
 
-    // Without power nobody asks, and with its power back a node is not in time.
-    world.cluster.lab.node(next).power_off().unwrap();
-    is_given(&world, former, addresses);
-    seen_as_given(&world, &world.shop, addresses);
-    world.cluster.lab.node(next).restore().unwrap();
-    let both = only(&world, former, addresses, Instant::now());
-    eprintln!("{next} lets go {both:?} after its network is back");
-    assert!(both < patient(BOTH), "{both:?}");
-    for address in addresses {
-        assert_eq!(who_answers_for(&world, address), BTreeSet::from([former.to_owned()]), "{address}");
-    }
-    world.cluster.lab.node(next).restore_management().unwrap();
-    wish(&world, Some(next));
-    owned_by(&world, addresses, next);
-    seen_as_given(&world, &world.shop, addresses);
-    assert_eq!(GATEWAYS.map(|node| counted(&world, node, LET_GO)), [Some(2.0); 2], "each once, and none as its rightful owner");
+pub(crate) fn a_node_whose_agent_is_dead_keeps_its_addresses_until_its_kernel_is_dead_too(path: &DataPath) {
+    let (mut world, addresses) = start(path);
+    let [owner, next] = GATEWAYS;
+    let capture = world.cluster.lab.capture().unwrap();
+    let stream = |world: &World, to| world.shop.stream(to, STEP).fresh_ports().start().unwrap();
+    let streams: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| stream(&world, to)).collect();
+    world.cluster.kill(&agent(owner), Signal::SIGKILL);
+    agent_is_gone(&world, owner);
+    owned_by(&world, addresses, owner);
+    // The kubelet says nothing of that, and if it did, the kernel answers all the same.
+    world.cluster.node_ready(owner, false);
+    agent_is_gone(&world, owner);
+    owned_by(&world, addresses, owner);
+    world.cluster.node_ready(owner, true);
+    goes_on(&streams);
+    world.cluster.start_agent(owner);
+    first_plan_is_empty(&world, owner);
+    world.cluster.eventually("the agent is back", || {
+        let status = world.cluster.status("EgressGatewayPolicy", "shopping");
+        if status["candidate"].is_null() && status["node"] == owner { Ok(()) } else { Err(status.to_string()) }
+    });
+    owned_by(&world, addresses, owner);
     for (stream, address) in streams.into_iter().zip(addresses) {
         let report = stream.finish().unwrap();
+        eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
         assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "with no other address");
+        assert!(report.longest_gap < patient(Duration::from_millis(500)), "{:?}", report.longest_gap);
     }
+    let others = |packet: &Packet| packet.from == next && addresses.contains(&packet.source) && packet.protocol == Protocol::Arp;
+    assert_eq!(capture.count(others), 0, "{next} said that it has them");
+
+    world.cluster.kill(&agent(owner), Signal::SIGKILL);
+    agent_is_gone(&world, owner);
+    let began = Instant::now();
+    world.cluster.lab.node(owner).power_off().unwrap();
+    is_given(&world, next, addresses);
+    eprintln!("{next} has the addresses {:?} after the kernel of {owner} died", began.elapsed());
+    seen_as_given(&world, &world.shop, addresses);
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 

@@ -69,7 +69,7 @@ pub(crate) fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String
     capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).map(|packet| packet.from).collect()
 }
 
-fn says_it_has(packet: &Packet, address: IpAddr) -> bool {
+pub(crate) fn says_it_has(packet: &Packet, address: IpAddr) -> bool {
     packet.source == address && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
 }
 

@@ -60,6 +60,10 @@ macro_rules! every_check_on {
                 of_three_gateways_each_has_its_share_and_keeps_it_while_another_goes_and_comes
                 connections_of_all_three_stay_while_one_is_drained_and_its_own_end_with_the_grace_time
                 connections_stay_with_their_gateway_when_packets_are_lost;
+            pools:
+                the_address_of_a_node_that_joins_later_is_taken_back_and_only_the_node_answers_for_it
+                the_first_and_the_last_address_of_a_network_and_its_router_are_given_to_nobody
+                an_address_that_a_stranger_has_is_not_taken_and_the_next_one_is;
             egress_addresses:
                 an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone
                 an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go
@@ -69,7 +73,8 @@ macro_rules! every_check_on {
                 with_only_the_link_between_the_gateways_cut_one_node_answers_all_along
                 a_masquerade_that_comes_before_ours_gives_nothing_another_source;
             claims:
-                a_gateway_that_lost_the_api_server_lets_go_of_addresses_that_another_was_given
+                a_gateway_that_lost_the_api_server_keeps_what_it_answers_for_and_lets_go_of_what_another_was_given
+                a_node_whose_agent_is_dead_keeps_its_addresses_until_its_kernel_is_dead_too
                 without_an_api_server_for_anybody_nobody_lets_go;
             restarts:
                 agents_and_controller_killed_at_any_time_change_nothing

@@ -19,6 +19,7 @@ mod flushes;
 mod foreign;
 mod forwarding;
 mod hosts;
+mod pools;
 mod restarts;
 mod tunnel_network;
 mod world;

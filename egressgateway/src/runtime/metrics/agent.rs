@@ -62,6 +62,7 @@ pub(in crate::runtime) struct AgentMetrics {
     inquiries: Count,
     inquiry_failures: Family<KindLabel, Count>,
     let_go: Count,
+    refused: Count,
     forgotten: Count,
     not_forgotten: Family<KindLabel, Count>,
     holding: Gauge,
@@ -91,6 +92,7 @@ impl Default for AgentMetrics {
             inquiries: Count::default(),
             inquiry_failures: Family::default(),
             let_go: Count::default(),
+            refused: Count::default(),
             forgotten: Count::default(),
             not_forgotten: Family::default(),
             holding: Gauge::default(),
@@ -129,6 +131,11 @@ impl AgentMetrics {
             "addresses_let_go",
             "Egress addresses that were let go because another node answered for them while the Lease was overdue",
             self.let_go.clone(),
+        );
+        registry.register(
+            "addresses_refused",
+            "Egress addresses that were not taken, because somebody else answered for them",
+            self.refused.clone(),
         );
         registry.register(
             "connections_ended",
@@ -199,6 +206,10 @@ impl AgentMetrics {
 
     pub(in crate::runtime) fn not_inquired(&self, kind: ErrorKind) {
         self.inquiry_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+
+    pub(in crate::runtime) fn refused(&self) {
+        self.refused.inc();
     }
 
     pub(in crate::runtime) fn let_go(&self) {
