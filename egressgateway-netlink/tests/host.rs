@@ -4,7 +4,11 @@
 
 use std::{process::Command, time::Duration};
 
-use egressgateway::{ErrorKind, Host as _, api::Interface, model::{Family, MacAddress}};
+use egressgateway::{
+    ErrorKind, Host as _,
+    api::Interface,
+    model::{Family, MacAddress},
+};
 use egressgateway_netlink::{KernelHost, Netlink, ParentChoice};
 use egressgateway_testkit::netns::in_namespace;
 
@@ -79,7 +83,13 @@ fn interfaces_are_uplinks_not_pods_and_not_ours() {
         let strings = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         let uplink = |name: &str, ipv4: &[&str], ipv6: &[&str]| {
             let hardware_address = interfaces.first().and_then(|interface| interface.hardware_address.clone());
-            Interface { name: name.into(), ipv4: strings(ipv4), ipv6: strings(ipv6), hardware_address, routers: strings(&["10.6.0.1", "fd06::1"]) }
+            Interface {
+                name: name.into(),
+                ipv4: strings(ipv4),
+                ipv6: strings(ipv6),
+                hardware_address,
+                routers: strings(&["10.6.0.1", "fd06::1"]),
+            }
         };
         assert!(interfaces[0].hardware_address.as_ref().is_some_and(|mac| mac.parse::<MacAddress>().is_ok()), "{interfaces:?}");
         // Kind veth: only that with the best default route counts.

@@ -120,7 +120,7 @@ impl Asking<'_> {
 }
 
 /// Whether a policy can concern packets of this family at all.
-fn governs(spec: &PolicySpec, family: Family) -> bool {
+pub(super) fn governs(spec: &PolicySpec, family: Family) -> bool {
     let any = |nets: &[ipnet::IpNet]| nets.iter().any(|net| Family::of(net.addr()) == family);
     let subject = match &spec.subject {
         Subject::Pods { .. } => true,

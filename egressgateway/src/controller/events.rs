@@ -24,7 +24,9 @@ pub const ACTIVE_NODES_CHANGED: &str = "ActiveNodesChanged";
 /// Reasons of a gateway's condition Ready, and of a policy's condition Accepted, that are events when they come up.
 const WARNINGS: [&str; 15] = [
     "AgentGone",
-    super::gateways::ONLY_CORDONED_NODES,
+const WARNINGS: [&str; 16] = [
+    "AgentGone",
+    "FamilyUnsupported",
     "NoNodes",
     "NoReadyNode",
     "PoolExhausted",

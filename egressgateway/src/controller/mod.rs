@@ -5,6 +5,7 @@ mod cluster;
 mod conditions;
 mod egress_ips;
 pub mod events;
+mod families;
 mod gateways;
 mod marks;
 mod nodes;
@@ -96,6 +97,6 @@ pub fn plan(cluster: &Cluster, allocator: &dyn Allocator, settings: &ControllerS
     gateways::place(&mut gateways, &given);
     marks::allot(cluster, &mut gateways);
     plan.gateways = gateways::statuses(cluster, &gateways, &given, &networks, settings);
-    plan.policies = policies::statuses(cluster, judged, &given);
+    plan.policies = policies::statuses(cluster, judged, &given, settings);
     plan
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Cluster, ControllerSettings, conditions, egress_ips::Given, overlaps};
+use super::{Cluster, ControllerSettings, conditions, egress_ips::Given, families, overlaps};
 use crate::{
     api::{EgressGatewayPolicyStatus, EgressIp},
     model::{Family, GatewayName, PolicyName},
@@ -64,11 +64,14 @@ pub(super) fn statuses(
     cluster: &Cluster,
     mut judged: Judged,
     given: &BTreeMap<PolicyName, Given>,
+    settings: &ControllerSettings,
 ) -> BTreeMap<PolicyName, EgressGatewayPolicyStatus> {
     let mut overlaps = overlaps::find(cluster, &judged);
     let status = |(name, policy): (&PolicyName, &Policy)| {
         let judgement = judged.remove(name).unwrap_or_default();
-        (name.clone(), status(policy, judgement, given.get(name), overlaps.remove(name)))
+        let spec = policy.spec.as_ref().ok().zip(judgement.gateway.as_ref());
+        let unserved = spec.and_then(|(spec, gateway)| families::unserved(cluster, settings, spec, gateway));
+        (name.clone(), status(policy, judgement, given.get(name), unserved, overlaps.remove(name)))
     };
     cluster.policies.iter().map(status).collect()
 }
@@ -77,6 +80,7 @@ fn status(
     policy: &Policy,
     judgement: Judgement,
     given: Option<&Given>,
+    unserved: Option<String>,
     overlap: Option<(&'static str, String)>,
 ) -> EgressGatewayPolicyStatus {
     let generation = Some(policy.generation);
@@ -86,9 +90,13 @@ fn status(
         (None, Some(gateway)) => {
             let unheard = given.and_then(|given| given.unheard(policy)).map(|problem| format!("; {problem}"));
             let gone = given.and_then(|given| given.gone.as_ref());
-            let reason = if gone.is_some() { "AgentGone" } else { "Accepted" };
-            let gone = gone.map(|gone| format!("; {gone}"));
-            (true, reason, format!("EgressGateway {gateway}{}{}", unheard.unwrap_or_default(), gone.unwrap_or_default()))
+            let reason = match (gone, &unserved) {
+                (Some(_), _) => "AgentGone",
+                (None, Some(_)) => "FamilyUnsupported",
+                (None, None) => "Accepted",
+            };
+            let notes = [gone, unserved.as_ref()].into_iter().flatten().map(|note| format!("; {note}"));
+            (true, reason, format!("EgressGateway {gateway}{}{}", unheard.unwrap_or_default(), notes.collect::<String>()))
         }
         (None, None) => (true, "Accepted", String::new()),
     };

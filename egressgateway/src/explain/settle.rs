@@ -139,7 +139,8 @@ fn answer(status: &mut EgressNodeStatus, node: &core::Node) {
             let own = addresses.iter().filter(move |address| Family::of(**address) == family);
             own.map(|address| format!("{address}/{}", family.bits())).collect()
         };
-        status.interfaces = vec![Interface { name: UNDERLAY_DEVICE.to_owned(), ipv4: of(Family::V4), ipv6: of(Family::V6), ..Interface::default() }];
+        status.interfaces =
+            vec![Interface { name: UNDERLAY_DEVICE.to_owned(), ipv4: of(Family::V4), ipv6: of(Family::V6), ..Interface::default() }];
     }
     if !status.conditions.iter().any(|condition| condition.type_ == "TunnelReady") {
         status.conditions.push(Condition {

@@ -58,6 +58,8 @@ pub enum Reason {
     NoMark,
     /// The policy wants an egress address that the controller has not given (yet).
     NoEgressIp,
+    /// The policy wants an egress address of a family that the gateway's pool has none of.
+    NoPoolOfFamily,
     /// Nobody answers for the egress address.
     NoOwner,
     /// This node was to answer for the egress address, and heard another one do so.
@@ -74,6 +76,7 @@ impl fmt::Display for Reason {
             Self::InvalidGateway => "the gateway's specification is invalid",
             Self::NoMark => "the gateway has no mark yet",
             Self::NoEgressIp => "the policy has no egress address of this family yet",
+            Self::NoPoolOfFamily => "the gateway's pool has no address of this family, so it is held for good",
             Self::NoOwner => "no node answers for the egress address",
             Self::Contested => "another node answers for the egress address",
             Self::NotTaken => "the node has not taken the egress address yet",
@@ -96,6 +99,9 @@ pub fn verdict(spec: &PolicySpec, state: &PolicyState, gateway: &Gateway, family
         };
     }
     let source_nat = match gateway_spec.source_nat {
+        SourceNatMode::EgressIp if asked.is_none() && !gateway_spec.pool.iter().any(|range| range.family() == family) => {
+            return (Verdict::Hold, Reason::NoPoolOfFamily);
+        }
         SourceNatMode::EgressIp => return (Verdict::Hold, Reason::NoEgressIp),
         _ if asked.is_some() => return (Verdict::Hold, Reason::NoEgressIp),
         SourceNatMode::NodeAddress => SourceNat::NodeAddress,

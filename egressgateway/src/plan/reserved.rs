@@ -177,7 +177,11 @@ mod tests {
         );
         assert_eq!(
             said("fd00:6::13/64", "fe80::1"),
-            ["fd00:6::: it is the first or the last address of network fd00:6::/64", "fd00:6::13: Node a has it", "fe80::1: it is the router of Node a"]
+            [
+                "fd00:6::: it is the first or the last address of network fd00:6::/64",
+                "fd00:6::13: Node a has it",
+                "fe80::1: it is the router of Node a"
+            ]
         );
         assert_eq!(said("10.6.0.13/31", "10.6.0.12"), ["10.6.0.12: it is the router of Node a", "10.6.0.13: Node a has it"]);
         assert_eq!(said("10.6.0.13/32", "10.0.0.1"), ["10.0.0.1: it is the router of Node a", "10.6.0.13: Node a has it"]);

@@ -64,7 +64,18 @@ impl Claims {
     /// With a Lease that counts as held for `duration`.
     pub(super) fn new(inquirer: Arc<dyn Inquirer>, duration: Duration, channels: Channels, metrics: AgentMetrics) -> Self {
         let doubt = Doubt::new(duration, Instant::now());
-        Self { inquirer, doubt, taking: Taking::default(), duration, channels, metrics, listened: AddressesDesired::default(), asked: None, mute: BTreeSet::new(), list: (0, None) }
+        Self {
+            inquirer,
+            doubt,
+            taking: Taking::default(),
+            duration,
+            channels,
+            metrics,
+            listened: AddressesDesired::default(),
+            asked: None,
+            mute: BTreeSet::new(),
+            list: (0, None),
+        }
     }
 
     /// Until nobody says any more which addresses the node holds.

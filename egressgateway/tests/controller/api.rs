@@ -8,8 +8,8 @@ use std::{
 use egressgateway::{
     allocator::LowestFree,
     api::{
-        AddressConflict, EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodePhase, EgressNodeStatus,
-        Interface,
+        AddressConflict, EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodePhase,
+        EgressNodeStatus, Interface,
     },
     controller::{Cluster, ClusterPlan, ControllerSettings, plan},
     model::{GatewayName, MarkMask, NodeName, PolicyName},
@@ -97,7 +97,8 @@ impl Api {
 
     /// The node's agent hears these hardware addresses answer for these addresses.
     pub(crate) fn conflicts(&mut self, name: &str, conflicts: &[(&str, &str)]) {
-        let conflict = |(address, mac): &(&str, &str)| AddressConflict { address: (*address).to_owned(), hardware_address: (*mac).to_owned() };
+        let conflict =
+            |(address, mac): &(&str, &str)| AddressConflict { address: (*address).to_owned(), hardware_address: (*mac).to_owned() };
         let status = self.egress_nodes.get_mut(name).unwrap().status.get_or_insert_default();
         status.address_conflicts = conflicts.iter().map(conflict).collect();
     }
@@ -138,6 +139,7 @@ impl Api {
             let conditions = theirs.chain(status.conditions.iter().cloned()).collect();
             let agents = EgressNodeStatus {
                 interfaces: std::mem::take(&mut old.interfaces),
+                physical_interface_ipv4: old.physical_interface_ipv4.take(),
                 physical_interface_ipv6: old.physical_interface_ipv6.take(),
                 address_conflicts: std::mem::take(&mut old.address_conflicts),
                 silent_addresses: std::mem::take(&mut old.silent_addresses),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod families;
 mod gateways;
 mod nodes;
 mod owners;

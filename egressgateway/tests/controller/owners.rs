@@ -128,7 +128,8 @@ fn the_addresses_of_a_lost_node_are_spread_over_those_that_take_them_over() {
     }
     for name in ["q", "r"] {
         api.policy(name, 2, &format!("{{appliedTo: {{podSelector: {{matchLabels: {{app: {name}}}}}}}, destCIDR: [10.9.0.0/16]}}"));
-        api.policies.get_mut(name).unwrap().metadata.annotations = Some([("egressgateway.spidernet.io/node".to_owned(), "a".to_owned())].into());
+        api.policies.get_mut(name).unwrap().metadata.annotations =
+            Some([("egressgateway.spidernet.io/node".to_owned(), "a".to_owned())].into());
     }
     api.settle();
     for name in ["q", "r"] {

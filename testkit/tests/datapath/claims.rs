@@ -15,7 +15,6 @@ use nix::sys::signal::Signal;
 
 use crate::{
     egress_addresses::{Given, STEP, gateway, holders, is_given, mac, owned_by, seen_as_given, wait_given, who_answers_for, wish},
-    restarts::first_plan_is_empty,
     world::{DataPath, GATEWAYS, GOVERNED, World, usual_policy},
 };
 
@@ -147,7 +146,6 @@ pub(crate) fn a_node_whose_agent_is_dead_keeps_its_addresses_until_its_kernel_is
     world.cluster.node_ready(owner, true);
     goes_on(&streams);
     world.cluster.start_agent(owner);
-    first_plan_is_empty(&world, owner);
     world.cluster.eventually("the agent is back", || {
         let status = world.cluster.status("EgressGatewayPolicy", "shopping");
         if status["candidate"].is_null() && status["node"] == owner { Ok(()) } else { Err(status.to_string()) }
