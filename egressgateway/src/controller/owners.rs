@@ -119,7 +119,7 @@ impl<'a> Placing<'a> {
             Some(_) => {
                 self.stay(given);
                 given.candidate = Some(node.clone());
-                let heard = self.heard_by(node).filter(|other| Some(*other) == self.before).is_some();
+                let heard = self.heard_by(node).is_some_and(|other| Some(other) == self.before);
                 let asks = if heard { "hears that it still answers for them" } else { "asks whether it still answers for them" };
                 given.gone = given.gone.take().map(|gone| format!("{gone}; {node} {asks}"));
             }

@@ -71,7 +71,7 @@ pub(super) fn statuses(
         let judgement = judged.remove(name).unwrap_or_default();
         let spec = policy.spec.as_ref().ok().zip(judgement.gateway.as_ref());
         let unserved = spec.and_then(|(spec, gateway)| families::unserved(cluster, settings, spec, gateway));
-        (name.clone(), status(policy, judgement, given.get(name), unserved, overlaps.remove(name)))
+        (name.clone(), status(policy, judgement, given.get(name), unserved.as_deref(), overlaps.remove(name)))
     };
     cluster.policies.iter().map(status).collect()
 }
@@ -80,7 +80,7 @@ fn status(
     policy: &Policy,
     judgement: Judgement,
     given: Option<&Given>,
-    unserved: Option<String>,
+    unserved: Option<&str>,
     overlap: Option<(&'static str, String)>,
 ) -> EgressGatewayPolicyStatus {
     let generation = Some(policy.generation);
@@ -89,13 +89,13 @@ fn status(
         (Some((reason, message)), _) => (false, reason, message),
         (None, Some(gateway)) => {
             let unheard = given.and_then(|given| given.unheard(policy)).map(|problem| format!("; {problem}"));
-            let gone = given.and_then(|given| given.gone.as_ref());
-            let reason = match (gone, &unserved) {
+            let gone = given.and_then(|given| given.gone.as_deref());
+            let reason = match (gone, unserved) {
                 (Some(_), _) => "AgentGone",
                 (None, Some(_)) => "FamilyUnsupported",
                 (None, None) => "Accepted",
             };
-            let notes = [gone, unserved.as_ref()].into_iter().flatten().map(|note| format!("; {note}"));
+            let notes = [gone, unserved].into_iter().flatten().map(|note| format!("; {note}"));
             (true, reason, format!("EgressGateway {gateway}{}{}", unheard.unwrap_or_default(), notes.collect::<String>()))
         }
         (None, None) => (true, "Accepted", String::new()),
