@@ -270,6 +270,39 @@ fn the_node_that_answers_for_an_egress_address_holds_it_as_long_as_a_policy_leav
 }
 
 #[test]
+fn an_egress_address_is_taken_and_left_with_only_once_nobody_else_is_known_to_have_it() {
+    let with_target = "spec: {nodeSelector: {matchLabels: {egress: 'true'}}, egressIPs: {ipv4: [10.6.1.60-10.6.1.63]}}, status: {
+        mark: 0x11000000, nodeList: [{name: n1, status: Ready, active: true, mark: 0x13000000}, {name: n3, status: Unknown, mark: 0x14000000}]}";
+    let given = "spec: {appliedTo: {podSelector: {matchLabels: {app: shop}}}, destCIDR: [10.6.1.0/24], egressIP: {ipv4: 10.6.1.60}},
+        status: {egressGateway: g, egressIP: {ipv4: 10.6.1.60}, node: n1}";
+    let address: IpAddr = "10.6.1.60".parse().unwrap();
+    let mut index = index([gateway("g", with_target), policy("p", given), pod("near", "n1", "10.244.1.10", "shop")]);
+    let asked = |addresses: &egressgateway::AddressesDesired| addresses.held.keys().map(ToString::to_string).collect::<Vec<_>>();
+    index.set_granted(Some(BTreeSet::new()));
+    let desired = index.desired();
+    assert_eq!((desired.addresses.held.len(), asked(&index.questions().own)), (0, vec!["10.6.1.60".to_owned()]));
+    assert_eq!(verdicts(&desired), BTreeMap::from([(range("10.6.1.0/24"), Verdict::Hold)]));
+    let class = index.policies_of("10.244.1.10".parse().unwrap()).unwrap();
+    assert_eq!(index.decision(&class, "10.6.1.9".parse().unwrap()).unwrap().reason, Reason::NotTaken);
+    index.set_granted(Some(BTreeSet::from([address])));
+    assert!(index.desired().addresses.held.contains_key(&address));
+    assert_eq!(asked(&index.questions().own), ["10.6.1.60"], "for as long as it is the node's");
+    // What the host has without us, nobody takes, and nobody asks for.
+    index.set_granted(Some(BTreeSet::new()));
+    index.set_attachments(Attachments { addresses: imbl::OrdSet::unit(address), ..Attachments::default() });
+    let translated = |verdict: &Verdict| matches!(verdict, Verdict::Egress { source_nat: SourceNat::Address(_), .. });
+    assert!(verdicts(&index.desired()).values().all(translated));
+    assert_eq!(asked(&index.questions().own), [""; 0]);
+    index.set_attachments(Attachments::default());
+    // A candidate asks, and pods of its own go where the address is.
+    index.apply(policy("p", &given.replace("node: n1", "node: n3, candidate: n1")));
+    let elsewhere = verdicts(&index.desired());
+    assert!(elsewhere.values().all(translated), "{elsewhere:?}");
+    let questions = index.questions();
+    assert_eq!((asked(&questions.own), asked(&questions.candidate)), (vec![], vec!["10.6.1.60".to_owned()]));
+}
+
+#[test]
 fn the_next_ready_node_takes_over_when_the_active_one_does_not_answer() {
     let mut index = index([gateway("g", GATEWAY), egress_node("n2", 2), egress_node("n3", 3)]);
     index.set_down(BTreeSet::from([NodeName::from("n2")]));

@@ -157,7 +157,7 @@ items:
 fn a_pool_in_a_network_of_the_cluster_is_a_warning_and_none_of_it_is_given() {
     for (pool, whose) in [
         ("10.42.0.200-10.42.0.210", "the network of the pods of Node n: 10.42.0.0/24"),
-        ("172.31.0.1-172.31.0.9", "the network of the tunnel: 172.31.0.0/16"),
+        ("198.19.0.1-198.19.0.9", "the network of the tunnel: 198.19.0.0/16"),
     ] {
         let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n, labels: {e: g}}\nspec: {podCIDRs: [10.42.0.0/24]}\n\
                     status: {addresses: [{type: InternalIP, address: 10.6.0.2}]}";
