@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test test-features test-kernels test-worlds bench bench-failover bench-scale package setup
+.PHONY: demo test soak test-features test-kernels test-worlds bench bench-failover bench-scale package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -16,6 +16,11 @@ test: setup
 
 test-features: setup
 	./scripts/test features
+
+# Random events until something is wrong: docs/soak.md.
+soak: setup
+	$(BUILD)
+	$(or $(CARGO_TARGET_DIR),target)/debug/soak $(SOAK)
 
 test-kernels: setup
 	./scripts/test-kernels --write

@@ -12,4 +12,5 @@ pub mod packets;
 pub mod relay;
 pub mod scale;
 pub mod shell;
+pub mod soak;
 pub mod tunnels;

@@ -71,6 +71,12 @@ impl Shared {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn list(&self, kind: &str) -> Vec<Value> {
+        let Some(resource) = self.resources().of_kind(kind) else { return Vec::new() };
+        let objects = self.store().list(&resource, "", &Selection::default(), None);
+        objects.into_iter().map(|(_, object)| (*object).clone()).collect()
+    }
+
     fn count(&self, verb: &str, resource: &str) {
         self.requests.send_modify(|requests| *requests.entry((verb.to_owned(), resource.to_owned())).or_default() += 1);
     }
@@ -88,6 +94,18 @@ impl Shared {
         if resource.kind == "CustomResourceDefinition" {
             self.resources().define(object);
         }
+    }
+}
+
+/// Reads what is stored, from any thread, while the server lives and afterwards.
+#[derive(Clone, Debug)]
+pub struct Reader(Arc<Shared>);
+
+impl Reader {
+    /// All objects of a kind.
+    #[must_use]
+    pub fn list(&self, kind: &str) -> Vec<Value> {
+        self.0.list(kind)
     }
 }
 
@@ -228,9 +246,13 @@ impl ApiServer {
     /// All objects of a kind.
     #[must_use]
     pub fn list(&self, kind: &str) -> Vec<Value> {
-        let Some(resource) = self.shared.resources().of_kind(kind) else { return Vec::new() };
-        let objects = self.shared.store().list(&resource, "", &Selection::default(), None);
-        objects.into_iter().map(|(_, object)| (*object).clone()).collect()
+        self.shared.list(kind)
+    }
+
+    /// For threads that only read.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader(self.shared.clone())
     }
 
     /// Changes an object, its status included, by a merge patch.

@@ -1,0 +1,344 @@
+//! The cluster in which events happen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::PoisonError,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{
+    Event,
+    event::{NODES, PODS},
+    judge::{Historian, Judge},
+    objects::{gateway, policy, policy_name},
+    oracle::{Way, ways},
+    talk::{Book, Talker, serve, talk},
+};
+use crate::{
+    apiserver::{Effect, Fault},
+    cluster::{CONTROLLER, Cluster, agent},
+    lab::{Capture, Lab, Node, NodeSpec, Pod, PodSpec},
+    pace::patient,
+};
+
+/// Addresses of the servers outside.
+const SERVERS: [[&str; 2]; 2] = [["10.6.1.10", "fd00:6:1::10"], ["10.6.2.10", "fd00:6:2::10"]];
+/// How long everything may take until it is as the objects say, once nothing happens any more.
+const PATIENCE: Duration = Duration::from_secs(25);
+/// How long nothing may be answered before it counts as held.
+const SILENCE: Duration = Duration::from_millis(300);
+/// Namespace of the pods.
+const NAMESPACE: &str = "shop";
+
+/// A table of somebody who knows nothing of us.
+const STRANGER: &str = "nft delete table inet stranger 2>/dev/null || true";
+
+/// The stage, and who plays on it.
+pub(super) struct Stage {
+    cluster: Cluster,
+    backend: String,
+    pods: BTreeMap<usize, (Pod, Talker)>,
+    pods_made: usize,
+    /// Daemons that do not run.
+    away: BTreeSet<String>,
+    /// Nodes whose rules somebody took away since the last calm.
+    lenient: BTreeSet<String>,
+    capture: Capture,
+    book: Book,
+    historian: Historian,
+    judge: Judge,
+    servers: Vec<IpAddr>,
+    _listeners: Vec<Talker>,
+}
+
+impl Stage {
+    /// A cluster with daemons and servers, and nothing in it.
+    pub(super) fn set(backend: &str) -> Result<Self, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let specs = NODES
+            .iter()
+            .enumerate()
+            .map(|(n, name)| if n < 2 { NodeSpec::new(*name) } else { NodeSpec::new(*name).label("egress", "true") });
+        let lab = Lab::builder().nodes(specs).build().map_err(text)?;
+        lab.namespace(NAMESPACE, [("chosen", "yes")]);
+        let (book, mut listeners, mut servers) = (Book::default(), Vec::new(), Vec::new());
+        for addresses in SERVERS {
+            let server = lab.server(addresses).map_err(text)?;
+            listeners.extend(serve(&server, &book).map_err(text)?);
+            servers.extend(server.endpoints().iter().map(std::net::SocketAddr::ip));
+        }
+        let cluster = Cluster::start(lab, &configuration(backend, 0));
+        let capture = cluster.lab.capture().map_err(text)?;
+        let historian = Historian::start(cluster.api.reader()).map_err(text)?;
+        Ok(Self {
+            cluster,
+            backend: backend.to_owned(),
+            pods: BTreeMap::new(),
+            pods_made: 0,
+            away: BTreeSet::new(),
+            lenient: BTreeSet::new(),
+            capture,
+            book,
+            historian,
+            judge: Judge::default(),
+            servers,
+            _listeners: listeners,
+        })
+    }
+
+    /// How many packets and how many sights of servers were judged.
+    pub(super) const fn looked_at(&self) -> (usize, usize) {
+        self.judge.judged
+    }
+
+    /// Lets one event happen.
+    ///
+    /// # Errors
+    /// At a calm, with what is wrong.
+    pub(super) fn happen(&mut self, event: &Event) -> Result<(), String> {
+        match event {
+            Event::Calm => return self.calm(),
+            Event::Pause { milliseconds } => thread::sleep(Duration::from_millis(*milliseconds)),
+            Event::Policy { policy: number, shape } => self.cluster.apply(&policy(*number, *shape)),
+            Event::NoPolicy { policy } => self.delete("EgressGatewayPolicy", &policy_name(*policy)),
+            Event::Gateway { shape } => self.cluster.apply(&gateway(*shape)),
+            Event::NoGateway => self.delete("EgressGateway", "exit"),
+            Event::Pod { pod, node, governed } => self.make_pod(*pod, node_name(*node), *governed)?,
+            Event::NoPod { pod } => self.delete_pod(*pod)?,
+            Event::Label { pod, governed } => {
+                if let Some((pod, _)) = self.pods.get(&(pod % PODS)) {
+                    self.merge("Pod", NAMESPACE, pod.name(), &json!({"metadata": {"labels": {"app": app(*governed)}}}));
+                }
+            }
+            Event::Namespace { chosen } => {
+                let chosen = if *chosen { "yes" } else { "no" };
+                self.merge("Namespace", "", NAMESPACE, &json!({"metadata": {"labels": {"chosen": chosen}}}));
+            }
+            Event::Member { node, is } => self.cluster.label_node(node_name(*node), "egress", is.then_some("true")),
+            Event::Ready { node, is } => self.cluster.node_ready(node_name(*node), *is),
+            Event::Cordon { node, is } => self.merge("Node", "", node_name(*node), &json!({"spec": {"unschedulable": is.then_some(true)}})),
+            Event::Drain { node, is } => self.annotate("Node", node_name(*node), "drain", is.then_some("true")),
+            Event::Move { policy, node } => self.annotate("EgressGatewayPolicy", &policy_name(*policy), "node", Some(node_name(*node))),
+            Event::Forget { node } => forget(&self.node(*node))?,
+            Event::Untrack { node } => {
+                self.stranger(
+                    *node,
+                    "type filter hook prerouting priority -300;",
+                    &["ip saddr 10.244.0.0/16 notrack", "ip6 saddr fd10::/16 notrack"],
+                )?;
+            }
+            Event::Masquerade { node } => self.stranger(
+                *node,
+                "type nat hook postrouting priority 50;",
+                &["ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade", "ip6 saddr fd10::/16 ip6 daddr != fd10::/16 masquerade"],
+            )?,
+            Event::Firewall { node } => self.stranger(*node, "type filter hook forward priority 10;", &["drop"])?,
+            Event::NoRules { node } => {
+                self.lenient.insert(node_name(*node).to_owned());
+                self.run(*node, NO_RULES)?;
+            }
+            Event::NoTunnel { node } => self.run(*node, NO_TUNNEL)?,
+            Event::NoRoutes { node } => self.run(*node, NO_ROUTES)?,
+            Event::Cut { node } => self.node(*node).cut().map_err(|error| error.to_string())?,
+            Event::PowerOff { node } => self.node(*node).power_off().map_err(|error| error.to_string())?,
+            Event::Unmanaged { node } => self.node(*node).cut_management().map_err(|error| error.to_string())?,
+            Event::Restore => self.restore()?,
+            Event::Fault { fault } => self.fault(*fault),
+            Event::Kill { daemon } => self.end(*daemon, Signal::SIGKILL),
+            Event::Stop { daemon } => self.end(*daemon, Signal::SIGTERM),
+            Event::Start => self.start(),
+            Event::Configure { variant } => self.cluster.configure(&configuration(&self.backend, *variant)),
+        }
+        self.historian.note();
+        Ok(())
+    }
+
+    fn node(&self, number: usize) -> Node {
+        self.cluster.lab.node(node_name(number))
+    }
+
+    fn run(&self, number: usize, script: &str) -> Result<(), String> {
+        self.node(number).run(script).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn stranger(&self, number: usize, hook: &str, rules: &[&str]) -> Result<(), String> {
+        let rules: String = rules.iter().map(|rule| format!("    {rule}\n")).collect();
+        self.run(
+            number,
+            &format!("{STRANGER}\nnft -f - <<'END'\ntable inet stranger {{\n  chain own {{\n    {hook}\n{rules}  }}\n}}\nEND\n"),
+        )
+    }
+
+    /// What is not there is not changed.
+    fn merge(&self, kind: &str, namespace: &str, name: &str, patch: &Value) {
+        let _ = self.cluster.api.merge(kind, namespace, name, patch);
+    }
+
+    fn annotate(&self, kind: &str, name: &str, key: &str, value: Option<&str>) {
+        self.merge(kind, "", name, &json!({"metadata": {"annotations": {format!("egressgateway.spidernet.io/{key}"): value}}}));
+    }
+
+    fn delete(&self, kind: &str, name: &str) {
+        let _ = self.cluster.api.delete(kind, "", name);
+    }
+
+    fn make_pod(&mut self, pod: usize, node: &str, governed: bool) -> Result<(), String> {
+        let slot = pod % PODS;
+        self.delete_pod(slot)?;
+        self.pods_made += 1;
+        let spec = PodSpec::new(format!("pod-{slot}-{}", self.pods_made)).namespace(NAMESPACE).label("app", app(governed));
+        // It speaks before anybody knows it.
+        let pod = self.cluster.lab.pod(node, spec).map_err(|error| error.to_string())?;
+        let talker = talk(&pod, &self.servers).map_err(|error| error.to_string())?;
+        self.cluster.api.put(pod.object())?;
+        self.pods.insert(slot, (pod, talker));
+        Ok(())
+    }
+
+    fn delete_pod(&mut self, pod: usize) -> Result<(), String> {
+        let Some((pod, talker)) = self.pods.remove(&(pod % PODS)) else { return Ok(()) };
+        drop(talker);
+        self.cluster.api.delete("Pod", NAMESPACE, pod.name())?;
+        pod.delete().map_err(|error| error.to_string())
+    }
+
+    fn fault(&self, number: usize) {
+        let any = |verb, times, effect| self.cluster.api.fault(Fault { verb, resource: None, query: None, times, effect });
+        match number % 5 {
+            0 => any(Some("update"), 5, Effect::Status(409)),
+            1 => self.cluster.api.compact(),
+            2 => any(None, 2, Effect::Hang),
+            3 => any(None, 5, Effect::Reset),
+            _ => self.cluster.api.drop_watches(),
+        }
+    }
+
+    fn end(&mut self, daemon: usize, signal: Signal) {
+        let name = NODES.get(daemon % (NODES.len() + 1)).map_or_else(|| CONTROLLER.to_owned(), |node| agent(node));
+        if self.away.insert(name.clone()) {
+            self.cluster.kill(&name, signal);
+        }
+    }
+
+    fn start(&mut self) {
+        for name in std::mem::take(&mut self.away) {
+            match NODES.iter().find(|node| agent(node) == name) {
+                Some(node) => self.cluster.start_agent(node),
+                None => self.cluster.start_controller(),
+            }
+        }
+    }
+
+    fn restore(&self) -> Result<(), String> {
+        self.cluster.lab.nodes().iter().try_for_each(|node| node.power_on().map_err(|error| error.to_string()))
+    }
+
+    /// Heals everything, waits until the cluster does what its objects say, and judges what was seen meanwhile.
+    fn calm(&mut self) -> Result<(), String> {
+        self.restore()?;
+        for number in 0..NODES.len() {
+            self.run(number, STRANGER)?;
+        }
+        self.cluster.api.heal();
+        self.start();
+        let until = Instant::now() + patient(PATIENCE);
+        loop {
+            let wrong = self.look()?;
+            // What leaks makes no calm: it is told before what is only late.
+            let packets = self.capture.packets();
+            if wrong.is_empty() || Instant::now() > until {
+                self.capture.clear();
+                let book = std::mem::take(&mut *self.book.lock().unwrap_or_else(PoisonError::into_inner));
+                self.judge.judge(&self.historian, &self.servers, &packets, &book, &self.lenient)?;
+                self.lenient.clear();
+                return if wrong.is_empty() { Ok(()) } else { Err(format!("never: {}\n{}", wrong.join("; "), self.cluster.logs())) };
+            }
+        }
+    }
+
+    /// What is not as the objects say.
+    fn look(&self) -> Result<Vec<String>, String> {
+        let ways = ways(&self.historian.now(), &self.servers)?;
+        let look = |pod: &Pod| {
+            let hosts = self.cluster.lab.node(pod.node()).addresses();
+            let mut wrong = Vec::new();
+            for server in &self.servers {
+                let to = std::net::SocketAddr::new(*server, crate::lab::PORT);
+                let Some(way) = ways.get(&(format!("{NAMESPACE}/{}", pod.name()), *server)) else { continue };
+                let allowed: Vec<IpAddr> = match way {
+                    Way::Free => hosts.clone(),
+                    Way::Through(sources, _) => sources.iter().copied().collect(),
+                    Way::Held => Vec::new(),
+                };
+                let seen = if allowed.is_empty() {
+                    pod.cannot_reach(to, patient(SILENCE)).map_err(|error| error.to_string())
+                } else {
+                    match pod.connect_udp(to) {
+                        Ok(seen) if allowed.contains(&seen.ip()) => Ok(()),
+                        Ok(seen) => Err(format!("seen as {}", seen.ip())),
+                        Err(error) => Err(error.to_string()),
+                    }
+                };
+                if let Err(problem) = seen {
+                    wrong.push(format!("{} on {} to {server}, which is {way:?}: {problem}", pod.name(), pod.node()));
+                    break;
+                }
+            }
+            wrong
+        };
+        let looks = thread::scope(|scope| {
+            let threads: Vec<_> = self.pods.values().map(|(pod, _)| scope.spawn(|| look(pod))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        });
+        Ok(looks)
+    }
+}
+
+/// What backends make, whichever it is.
+const NO_RULES: &str = "nft delete table inet egressgateway 2>/dev/null || true
+for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do
+  if $p-save -t mangle 2>/dev/null | grep -q EGW-PREROUTING; then $p -w -t mangle -F EGW-PREROUTING || true; fi
+done";
+
+const NO_TUNNEL: &str = "for d in $(ip -o link show type vxlan | cut -d: -f2); do ip link delete $d || true; done";
+
+/// The rules that lead to our tables stay; these lose what they hold.
+const NO_ROUTES: &str = "for f in -4 -6; do
+  for t in $(ip $f rule show | grep fwmark | sed -n 's/.*lookup \\([0-9]*\\).*/\\1/p' | sort -u); do ip $f route flush table $t || true; done
+done";
+
+fn node_name(number: usize) -> &'static str {
+    NODES[number % NODES.len()]
+}
+
+const fn app(governed: bool) -> &'static str {
+    if governed { "governed" } else { "free" }
+}
+
+/// The daemons' file; variants differ in what changes at once.
+fn configuration(backend: &str, variant: usize) -> String {
+    let more = ["", "failover: {multiplier: 5}\n", "failover: {interval: 200ms}\n"];
+    format!("policyBackend: {backend}\n{}", more[variant % more.len()])
+}
+
+/// Lets a node's connection tracking forget everything (`IPCTNL_MSG_CT_DELETE` without a word of which).
+fn forget(node: &Node) -> Result<(), String> {
+    const NETLINK: i32 = 16;
+    const NETFILTER: i32 = 12;
+    /// Length, type, flags (request), number, port; then no family, version 0.
+    const FLUSH: [u8; 20] = {
+        let (length, kind, flags) = (20_u32.to_ne_bytes(), 0x0102_u16.to_ne_bytes(), 1_u16.to_ne_bytes());
+        let mut message = [0; 20];
+        (message[0], message[1], message[2], message[3]) = (length[0], length[1], length[2], length[3]);
+        (message[4], message[5], message[6], message[7]) = (kind[0], kind[1], flags[0], flags[1]);
+        message
+    };
+    let flush = || Socket::new(Domain::from(NETLINK), Type::RAW, Some(Protocol::from(NETFILTER)))?.send(&FLUSH);
+    node.enter(flush).and_then(|sent| sent).map(drop).map_err(|error| format!("forgetting connections: {error}"))
+}
