@@ -86,10 +86,9 @@ fn now(reader: &Reader) -> Objects {
         if let Some(metadata) = object["metadata"].as_object_mut() {
             metadata.retain(|name, _| ["name", "namespace", "labels", "annotations", "creationTimestamp"].contains(&name.as_str()));
         }
-        if object["kind"].as_str().is_some_and(|kind| kind.starts_with("Egress")) {
-            if let Some(status) = object["status"].as_object_mut() {
-                status.remove("conditions");
-            }
+        let ours = object["kind"].as_str().is_some_and(|kind| kind.starts_with("Egress"));
+        if let Some(status) = object["status"].as_object_mut().filter(|_| ours) {
+            status.remove("conditions");
         }
     }
     objects

@@ -11,6 +11,7 @@ use egressgateway::{
     explain::{Cause, Explanation, Manifests, Offline, OfflineSettings, Statuses, Verdict, explain},
     model::{Family, PodName},
 };
+use imbl::{OrdMap, OrdSet};
 use serde_json::{Value, json};
 
 /// Kinds that decide.
@@ -49,7 +50,7 @@ impl Encapsulation for AnyTunnel {
     }
 
     fn links(&self, _: &LocalEnd) -> OverlayLinks {
-        OverlayLinks { devices: Default::default(), port: 7789, mtu: Default::default() }
+        OverlayLinks { devices: OrdSet::default(), port: 7789, mtu: OrdMap::default() }
     }
 }
 

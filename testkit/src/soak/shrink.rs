@@ -2,8 +2,8 @@
 
 use super::{Event, Outcome, Run};
 
-/// Leaves out what is not needed for the run to end badly, in at most so many replays; tells each try.
-pub fn shrink(failing: &Run, after: usize, tries: usize, mut tell: impl FnMut(&str)) -> Run {
+/// Leaves out what is not needed for the run to end badly, in at most so many replays; tells each shorter run that does.
+pub fn shrink(failing: &Run, after: usize, tries: usize, mut tell: impl FnMut(&Run, &str)) -> Run {
     let mut best = Run { events: failing.events.iter().take(after).cloned().collect(), ..failing.clone() };
     let mut left = tries;
     let mut size = best.events.len().div_ceil(2);
@@ -16,9 +16,9 @@ pub fn shrink(failing: &Run, after: usize, tries: usize, mut tell: impl FnMut(&s
             left -= 1;
             match candidate.play() {
                 Outcome::Wrong { after, what } => {
-                    tell(&format!("{} events do: {}", candidate.events.len(), what.lines().next().unwrap_or_default()));
                     best = candidate;
                     best.events.truncate(after);
+                    tell(&best, what.lines().next().unwrap_or_default());
                 }
                 Outcome::Right { .. } => start = end,
             }

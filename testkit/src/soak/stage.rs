@@ -168,10 +168,10 @@ impl Stage {
     }
 
     fn stranger(&self, number: usize, hook: &str, rules: &[&str]) -> Result<(), String> {
-        let rules: String = rules.iter().map(|rule| format!("    {rule}\n")).collect();
+        let rules = rules.join("\n    ");
         self.run(
             number,
-            &format!("{STRANGER}\nnft -f - <<'END'\ntable inet stranger {{\n  chain own {{\n    {hook}\n{rules}  }}\n}}\nEND\n"),
+            &format!("{STRANGER}\nnft -f - <<'END'\ntable inet stranger {{\n  chain own {{\n    {hook}\n    {rules}\n  }}\n}}\nEND\n"),
         )
     }
 

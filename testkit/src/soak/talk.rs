@@ -159,7 +159,7 @@ fn converse(socket: &UdpSocket, name: &str, round: u64) {
     while socket.recv(&mut buffer).is_ok() {
         asked += 1;
     }
-    if asked > 0 || round % 8 == 0 {
+    if asked > 0 || round.is_multiple_of(8) {
         let _ = socket.send(format!("stays {name}").as_bytes());
     }
 }

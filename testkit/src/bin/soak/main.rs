@@ -80,13 +80,16 @@ fn is_right(arguments: &Arguments, run: &Run) -> bool {
     };
     println!("  WRONG after {after} events: {what}");
     if arguments.shrink > 0 {
-        let few = shrink(run, after, arguments.shrink, |text| println!("  {text}"));
         let path = arguments.write.clone().unwrap_or_else(|| format!("soak-{}.json", run.seed).into());
-        let text = serde_json::to_string_pretty(&few).unwrap_or_default();
-        match fs::write(&path, &text) {
-            Ok(()) => println!("  {} events are enough: {}\n{text}", few.events.len(), path.display()),
-            Err(error) => println!("  {}: {error}\n{text}", path.display()),
-        }
+        let text = |run: &Run| serde_json::to_string_pretty(run).unwrap_or_default();
+        // Kept at each step: shrinking takes long, and may be interrupted.
+        let few = shrink(run, after, arguments.shrink, |shorter, what| {
+            println!("  {} events do: {what}", shorter.events.len());
+            if let Err(error) = fs::write(&path, text(shorter)) {
+                eprintln!("soak: {}: {error}", path.display());
+            }
+        });
+        println!("  {} events are enough: {}\n{}", few.events.len(), path.display(), text(&few));
     }
     false
 }
