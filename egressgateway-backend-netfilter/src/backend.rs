@@ -223,9 +223,9 @@ impl PolicyBackend for Netfilter {
         "netfilter"
     }
 
-    /// The mangle table comes before destination translation.
+    /// The mangle table comes before destination translation, but what is translated is looked at again, and the last word counts.
     fn destination_view(&self) -> DestinationView {
-        DestinationView::AsSent
+        DestinationView::Translated
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) const GUARD: &str = "EGW-GUARD";
 pub(crate) const POSTROUTING: &str = "EGW-POSTROUTING";
 /// What is forwarded of connections that nobody has answered yet.
 pub(crate) const FIRST: &str = "EGW-FIRST";
+/// Of these, what somebody has translated.
+pub(crate) const TRANSLATED: &str = "EGW-TRANSLATED";
 /// Came through the overlay.
 pub(crate) const ARRIVE: &str = "EGW-ARRIVE";
 pub(crate) const LET_GO: &str = "EGW-LET-GO";

@@ -14,8 +14,8 @@ use crate::{
     names::{
         ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD,
         HELD, INPUT, LET_GO, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE,
-        START_GATE, STEER, STEERED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set, kept_set,
-        where_set,
+        START_GATE, STEER, STEERED, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set,
+        kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -131,6 +131,7 @@ impl Render<'_> {
             (INPUT, self.input()),
             (FORWARD, self.forward()),
             (FIRST, self.first()),
+            (TRANSLATED, self.translated()),
             (GUARD, [self.each_device("-o", "-j RETURN"), vec![format!("-g {NO_GATEWAY}")]].concat()),
             (POSTROUTING, self.postrouting()),
             (CLASSIFY, self.classify()),
@@ -162,7 +163,8 @@ impl Render<'_> {
     fn prerouting(&self) -> Vec<String> {
         vec![
             "-m conntrack --ctdir REPLY -j RETURN".into(),
-            format!("-m conntrack --ctstate NEW {} -j {CLASSIFY}", self.pinned(0)),
+            // A connection that was translated when it began was classified by the address that it goes to.
+            format!("-m conntrack --ctstate NEW {} -m conntrack ! --ctstate DNAT -j {CLASSIFY}", self.pinned(0)),
             format!("{INVALID} -j {CLASSIFY}"),
             format!("{} -j RETURN", self.pinned(0)),
             format!("{} -j RETURN", self.pinned(self.bits.exit())),
@@ -187,12 +189,6 @@ impl Render<'_> {
     /// that. What came through the overlay does not enter it again.
     fn forward(&self) -> Vec<String> {
         let mut rules = vec![format!("-m conntrack --ctstate NEW -j {FIRST}"), format!("{} -j RETURN", self.pinned(0))];
-        // Classification saw a service's address, which nothing said is the cluster's; the real destination is.
-        rules.push(format!(
-            "-m conntrack --ctstate DNAT --ctdir ORIGINAL {} {} -g {LET_GO}",
-            self.not_pinned(self.bits.exit()),
-            self.set(Common::Exempt, "dst")
-        ));
         for from in self.devices() {
             rules.extend(self.devices().map(|into| format!("-i {from} -o {into} -g {NO_GATEWAY}")));
         }
@@ -208,7 +204,43 @@ impl Render<'_> {
     /// The tunnel's own packets are none of this host's forwarded ones: who sends to a node's tunnel from here is a pod, which this node's
     /// masquerade would turn into a peer.
     fn first(&self) -> Vec<String> {
-        self.stray_outer(&self.set(Common::Peers, "dst"))
+        let mut rules = self.stray_outer(&self.set(Common::Peers, "dst"));
+        rules.push(format!("-m conntrack --ctstate DNAT -j {TRANSLATED}"));
+        rules
+    }
+
+    /// Classification saw the address that a connection was sent to, such as a service's. Here the real destination is seen: the cluster's own is let
+    /// go, whatever was said of the other, and what is governed can't be given its way any more, because the route is chosen. It is dropped, unless
+    /// somebody who looks between translation and routing has pinned it.
+    ///
+    /// Others' marks are in the packet by now, and stay: the bits that are borrowed wait in the connection mark.
+    fn translated(&self) -> Vec<String> {
+        let (mask, scratch) = (self.bits.mask(), self.bits.scratch());
+        let nobody = format!("{} {}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src"));
+        let gate = format!(
+            "{nobody} {} {} {} -g {START_GATE}",
+            self.set(Common::Local, "src"),
+            self.not_in(Common::Ungoverned, "src"),
+            self.set(Common::Governed, "dst")
+        );
+        let mut rules = vec![
+            format!("{} -g {LET_GO}", self.set(Common::Exempt, "dst")),
+            format!("{} -j RETURN", self.not_pinned(0)),
+            gate,
+            format!("{nobody} -j RETURN"),
+            // Where somebody else keeps something there, nothing can be looked up without loss.
+            format!("-m connmark ! --mark 0x0/{scratch:#x} -g {NO_GATEWAY}"),
+            format!("-j CONNMARK --save-mark --nfmask {scratch:#x} --ctmask {scratch:#x}"),
+        ];
+        rules.extend(self.find_class());
+        rules.extend([
+            format!("-j {CLASS}"),
+            format!("-j CONNMARK --restore-mark --nfmask {scratch:#x} --ctmask {scratch:#x}"),
+            format!("-j CONNMARK --set-xmark 0x0/{scratch:#x}"),
+            format!("-m mark ! --mark {:#x}/{mask:#x} -g {NO_GATEWAY}", self.bits.byte(PASS_BYTE)),
+            Self::mark(0, mask),
+        ]);
+        rules
     }
 
     /// A service may lead to the tunnel of this node. The tunnel's own packets were translated by nobody.

@@ -209,6 +209,10 @@ impl Walk<'_> {
                 let old = if connection { &mut self.packet.connection_mark } else { &mut self.packet.packet_mark };
                 *old = *old & !mask ^ value;
             }
+            ["--save-mark", "--nfmask", mask, ..] => {
+                let Some((mask, _)) = bits(mask) else { return };
+                self.packet.connection_mark = self.packet.connection_mark & !mask | self.packet.packet_mark & mask;
+            }
             ["--restore-mark", "--nfmask", mask, ..] => {
                 let Some((mask, _)) = bits(mask) else { return };
                 self.packet.packet_mark = self.packet.packet_mark & !mask | self.packet.connection_mark & mask;

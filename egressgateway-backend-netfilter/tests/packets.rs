@@ -11,6 +11,7 @@ const LEGACY: Host<Netfilter> = Host {
     masquerade: "iptables-legacy -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ip6tables-legacy -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ",
+    steers_translated: false,
 };
 
 const NFT: Host<Netfilter> = Host {
@@ -18,6 +19,7 @@ const NFT: Host<Netfilter> = Host {
     masquerade: "iptables-nft -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ip6tables-nft -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ",
+    steers_translated: false,
 };
 
 fn netfilter(flavour: IptablesFlavour) -> Netfilter {

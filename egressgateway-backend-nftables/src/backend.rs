@@ -10,7 +10,7 @@ use crate::{
     command::{self, nft, nft_json},
     exact, lookup_probe,
     monitor::{NftMonitor, Writers},
-    names::{CHANGING, COUNTERS, NFT_PACKAGE, TABLE, TABLE_FAMILY, TABLE_PATH},
+    names::{CHANGING, COUNTERS, NFT_PACKAGE, Scope, TABLE_FAMILY},
     observe,
     plan::{self, NftPlan},
     state::NftState,
@@ -30,19 +30,29 @@ pub struct Nftables {
     /// None when it may only plan.
     hook: Option<Arc<dyn WriteHook>>,
     writers: Writers,
+    scope: Scope,
 }
 
 impl Nftables {
     /// A backend that asks `hook` before each transaction.
     #[must_use]
     pub fn new(settings: NftablesSettings, hook: Arc<dyn WriteHook>) -> Self {
-        Self { settings, hook: Some(hook), writers: Writers::default() }
+        Self::scoped(settings, hook, Scope::Whole)
     }
 
     /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
     #[must_use]
     pub fn offline(settings: NftablesSettings) -> Self {
-        Self { settings, hook: None, writers: Writers::default() }
+        Self { settings, hook: None, writers: Writers::default(), scope: Scope::Whole }
+    }
+
+    pub(crate) fn scoped(settings: NftablesSettings, hook: Arc<dyn WriteHook>, scope: Scope) -> Self {
+        Self { settings, hook: Some(hook), writers: Writers::default(), scope }
+    }
+
+    /// The same for another table.
+    pub(crate) fn of(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 
     /// Notices, from now on, that somebody other than this backend and its clones changes the table.
@@ -50,7 +60,7 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses the subscription, or outside of a Tokio runtime.
     pub fn monitor(&self) -> Result<NftMonitor, Error> {
-        NftMonitor::open(TABLE, self.writers.clone())
+        NftMonitor::open(self.scope.table(), self.writers.clone())
     }
 
     fn hook(&self) -> Result<&dyn WriteHook, Error> {
@@ -66,9 +76,11 @@ impl Nftables {
     pub async fn probe(&self) -> Result<(), Error> {
         self.hook()?;
         let version = nft(&["--version"], "", "run nft").await?;
-        let full = NftState { exists: true, ..NftState::of(&probe_desired(), self.settings.mask, &NftState::default())? };
+        let full = NftState { exists: true, ..NftState::of(Scope::Whole, &probe_desired(), self.settings.mask, &NftState::default())? };
         // The plan of a replacement passes on a host with our table and on one without.
-        let script = plan::plan(&NftState { foreign: ["probe".to_owned()].into(), exists: true, ..NftState::default() }, &full).to_string();
+        let script =
+            plan::plan(Scope::Whole, &NftState { foreign: ["probe".to_owned()].into(), exists: true, ..NftState::default() }, &full)
+                .to_string();
         match nft(&["-c", "-f", "-"], &script, "check a small table with nft").await {
             Ok(_) => lookup_probe::lookups_are_right().await,
             Err(error) if error.kind == ErrorKind::Permission => {
@@ -101,7 +113,7 @@ impl Nftables {
         if !self.has_table().await? {
             return Ok(None);
         }
-        match nft_json(&[&["list"], what, &[TABLE_FAMILY, TABLE]].concat(), context).await {
+        match nft_json(&[&["list"], what, &[TABLE_FAMILY, self.scope.table()]].concat(), context).await {
             Err(error) if error.kind == ErrorKind::Conflict && !self.has_table().await? => Ok(None),
             listed => listed.map(Some),
         }
@@ -110,7 +122,7 @@ impl Nftables {
     /// Whether our table is there. nft says that a table is missing only in words, so it is looked up among all.
     async fn has_table(&self) -> Result<bool, Error> {
         let tables = nft_json(&["list", "tables", TABLE_FAMILY], "list nftables tables").await?;
-        let ours = |object: &Value| object["table"]["name"] == TABLE && object["table"]["family"] == TABLE_FAMILY;
+        let ours = |object: &Value| object["table"]["name"] == self.scope.table() && object["table"]["family"] == TABLE_FAMILY;
         Ok(tables.iter().any(ours))
     }
 }
@@ -136,17 +148,19 @@ impl Driver for Nftables {
     type Plan = NftPlan;
 
     async fn observe(&self) -> Result<NftState, Error> {
-        let Some(objects) = self.list(&["table"], "list table inet egressgateway").await? else { return Ok(NftState::default()) };
+        let Some(objects) = self.list(&["table"], &format!("list table {}", self.scope.path())).await? else {
+            return Ok(NftState::default());
+        };
         let state = observe::state(&objects);
         for foreign in state.foreign() {
-            tracing::warn!(foreign, "table {TABLE_PATH} holds something that is not ours; it will be replaced");
+            tracing::warn!(foreign, table = self.scope.path(), "the table holds something that is not ours; it will be replaced");
         }
         Ok(state)
     }
 
     fn plan(&self, desired: &PolicyDesired, current: &NftState) -> Result<Change<NftPlan, NftState>, Error> {
-        let after = NftState::of(desired, self.settings.mask, current)?;
-        Ok(Change { plan: plan::plan(current, &after), after })
+        let after = NftState::of(self.scope, desired, self.settings.mask, current)?;
+        Ok(Change { plan: plan::plan(self.scope, current, &after), after })
     }
 
     async fn apply(&self, plan: &NftPlan) -> Result<(), Error> {
@@ -156,15 +170,15 @@ impl Driver for Nftables {
         }
         if !plan.script().is_empty() {
             hook.before(plan.verb())?;
-            let context = format!("{} {TABLE_PATH}", plan.verb());
+            let context = format!("{} {}", plan.verb(), self.scope.path());
             match plan.exact() {
-                Some(changes) => exact::write(changes, &context, &self.writers).await?,
+                Some(changes) => exact::write(self.scope, changes, &context, &self.writers).await?,
                 None => command::write(plan.script(), &context, &self.writers).await?,
             }
         }
         if plan.ends_change() {
             hook.before(END_CHANGE)?;
-            exact::flush(CHANGING, &format!("{END_CHANGE} of {TABLE_PATH}"), &self.writers).await?;
+            exact::flush(self.scope, CHANGING, &format!("{END_CHANGE} of {}", self.scope.path()), &self.writers).await?;
         }
         Ok(())
     }

@@ -150,6 +150,12 @@ impl Elements {
         Ok((elements, Memory(Some(Box::new(origin)))))
     }
 
+    /// Nothing but what a connection's first packet is classified by.
+    pub(crate) fn keep_classification(&mut self) {
+        let (exit, addresses, kept, peers, targets) = Default::default();
+        *self = Self { exit, addresses, kept, peers, targets, ..std::mem::take(self) };
+    }
+
     /// The classes that mean something else in `after`, wherever that shows a moment later than the rest of a transaction.
     pub(crate) fn changing_to(&self, after: &Self) -> OrdSet<ClassId> {
         let mut classes = OrdSet::new();

@@ -16,7 +16,7 @@ use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket
 use crate::{
     elements::Elements,
     monitor::Writers,
-    names::{NOTIFICATION_FAMILY, TABLE, TABLE_ATTRIBUTE, Table},
+    names::{NOTIFICATION_FAMILY, Scope, TABLE_ATTRIBUTE, Table},
     state::NftState,
 };
 
@@ -109,15 +109,15 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
 }
 
 /// Makes the changes, all or none.
-pub(crate) async fn write(changes: &[ExactChange], context: &str, writers: &Writers) -> Result<(), Error> {
-    let messages: Vec<_> = changes.iter().zip(1..).map(|(change, sequence)| change.message(sequence)).collect();
+pub(crate) async fn write(scope: Scope, changes: &[ExactChange], context: &str, writers: &Writers) -> Result<(), Error> {
+    let messages: Vec<_> = changes.iter().zip(1..).map(|(change, sequence)| change.message(scope, sequence)).collect();
     let failure = |index: usize| changes.get(index).map(|change| format!("{context}: {change}"));
     send(&messages, failure, context, writers).await
 }
 
 /// Empties a set.
-pub(crate) async fn flush(set: &str, context: &str, writers: &Writers) -> Result<(), Error> {
-    send(&[elements_message(DELETE, NLM_F_ACK, 1, set, &[])], |_| None, context, writers).await
+pub(crate) async fn flush(scope: Scope, set: &str, context: &str, writers: &Writers) -> Result<(), Error> {
+    send(&[elements_message(scope, DELETE, NLM_F_ACK, 1, set, &[])], |_| None, context, writers).await
 }
 
 /// Sends messages that are numbered from 1 as one transaction. `of` says in an error what a message was about.
@@ -158,7 +158,7 @@ impl std::fmt::Display for ExactChange {
 }
 
 impl ExactChange {
-    fn message(&self, sequence: u32) -> Vec<u8> {
+    fn message(&self, scope: Scope, sequence: u32) -> Vec<u8> {
         let key = match self.address {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),
@@ -170,14 +170,14 @@ impl ExactChange {
         }
         let elements = attribute(ELEMENTS | NESTED, &attribute(ELEMENT | NESTED, &element));
         let (kind, flags) = if self.what == What::Goes { (DELETE, NLM_F_ACK) } else { (NEW, NLM_F_ACK | NLM_F_CREATE) };
-        elements_message(kind, flags, sequence, self.table.name(Family::of(self.address)), &elements)
+        elements_message(scope, kind, flags, sequence, self.table.name(Family::of(self.address)), &elements)
     }
 }
 
 /// A message about elements of a set; about all, where it has none to delete.
-fn elements_message(kind: u16, flags: u16, sequence: u32, set: &str, elements: &[u8]) -> Vec<u8> {
+fn elements_message(scope: Scope, kind: u16, flags: u16, sequence: u32, set: &str, elements: &[u8]) -> Vec<u8> {
     let name = |name: &str| [name.as_bytes(), &[0]].concat();
-    let body = [&attribute(TABLE_ATTRIBUTE, &name(TABLE)), &attribute(SET, &name(set)), elements].concat();
+    let body = [&attribute(TABLE_ATTRIBUTE, &name(scope.table())), &attribute(SET, &name(set)), elements].concat();
     message(kind, flags, sequence, [NOTIFICATION_FAMILY, 0, 0, 0], &body)
 }
 
@@ -241,13 +241,13 @@ mod tests {
 
     #[test]
     fn a_message_is_what_the_kernels_header_says() {
-        let bytes = change("10.0.0.1", What::ComesAs(ClassId::new(7).unwrap())).message(3);
+        let bytes = change("10.0.0.1", What::ComesAs(ClassId::new(7).unwrap())).message(Scope::Whole, 3);
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize, bytes.len());
         assert_eq!(bytes[4..8], [NEW.to_ne_bytes(), (NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE).to_ne_bytes()].concat());
         let position = bytes.windows(4).position(|window| window == [10, 0, 0, 1]).unwrap();
         assert_eq!(bytes[position + 12..position + 16], 7_u32.to_ne_bytes());
-        assert_eq!(change("fd00::1", What::Goes).message(1)[4..6], DELETE.to_ne_bytes());
+        assert_eq!(change("fd00::1", What::Goes).message(Scope::Whole, 1)[4..6], DELETE.to_ne_bytes());
     }
 
     #[test]

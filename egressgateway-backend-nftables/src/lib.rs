@@ -31,6 +31,7 @@
 //!
 //! - [`Nftables`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Nftables::probe`]; [`Nftables::offline`] only plans.
 //! - [`NftState`] is what the table holds, and can be asked about any packet ([`Trace`]).
+//! - [`Services`] works beside another backend that looks before destination translation.
 //! - [`ExitGuard`] works beside another backend, whose translation others may come before.
 
 mod ast;
@@ -46,6 +47,7 @@ mod names;
 mod observe;
 mod plan;
 mod ranges;
+mod services;
 mod skeleton;
 mod state;
 mod trace;
@@ -56,4 +58,5 @@ use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
 pub use exit_guard::{ExitGuard, ExitGuardPlan, ExitGuardState, ExitMarks};
 pub use monitor::NftMonitor;
 pub use plan::NftPlan;
+pub use services::Services;
 pub use state::NftState;

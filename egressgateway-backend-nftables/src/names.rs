@@ -13,6 +13,39 @@ pub(crate) const TABLE: &str = "egressgateway";
 /// How nft's commands write the table.
 pub(crate) const TABLE_PATH: &str = "inet egressgateway";
 
+/// How nft's commands write the table of [`Services`](crate::Services), beside another backend's rules. Everything in it is ours too.
+pub(crate) const SERVICES_PATH: &str = "inet egressgateway_services";
+/// Its name.
+pub(crate) const SERVICES_TABLE: &str = "egressgateway_services";
+
+/// Which of our two tables of sets and maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// That of [`Nftables`](crate::Nftables): every packet.
+    #[default]
+    Whole,
+    /// That of [`Services`](crate::Services): what somebody has translated.
+    Services,
+}
+
+impl Scope {
+    /// The table's name.
+    pub(crate) const fn table(self) -> &'static str {
+        match self {
+            Self::Whole => TABLE,
+            Self::Services => SERVICES_TABLE,
+        }
+    }
+
+    /// How nft's commands write it.
+    pub(crate) const fn path(self) -> &'static str {
+        match self {
+            Self::Whole => TABLE_PATH,
+            Self::Services => SERVICES_PATH,
+        }
+    }
+}
+
 /// The table of [`ExitGuard`](crate::ExitGuard), beside another backend's rules. Everything in it is ours too.
 pub(crate) const GUARD_TABLE: &str = "egressgateway_exits";
 /// How nft's commands write it.
@@ -66,12 +99,16 @@ pub(crate) const OUTER_IN: &str = "outer_in";
 pub(crate) const OUTER_OUT: &str = "outer_out";
 /// Base chain: classification and marks.
 pub(crate) const PREROUTING: &str = "prerouting_steer";
+/// Base chain: first packets that somebody has translated, beside another backend.
+pub(crate) const TRANSLATED: &str = "prerouting_translated";
 /// Base chain: the guard and the segment size.
 pub(crate) const FORWARD: &str = "forward_guard";
 /// Base chain: source translation.
 pub(crate) const POST_TRANSLATE: &str = "post_translate";
 /// Base chain: the scratch value that translation left in `meta priority` goes.
 pub(crate) const POST_RESTORE: &str = "post_restore";
+/// Chain: where a translated packet leads.
+pub(crate) const SERVICE: &str = "service";
 /// Chain: an outer packet for this node.
 pub(crate) const OUTER: &str = "outer";
 /// Chain: first packet of a connection.

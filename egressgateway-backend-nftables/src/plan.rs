@@ -15,7 +15,7 @@ use crate::{
     ast::{Chain, Jump},
     elements::{ExitAs, Place, Steer},
     exact::{self, ExactChange},
-    names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, TABLE_PATH, TARGETS, Table},
+    names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, Scope, TARGETS, Table},
     state::NftState,
 };
 
@@ -29,6 +29,7 @@ pub struct NftPlan {
     exact: Option<Vec<ExactChange>>,
     /// Classes wait from the first transaction, or from an earlier one that was interrupted, until a second one.
     ends_change: bool,
+    scope: Scope,
 }
 
 impl NftPlan {
@@ -59,7 +60,7 @@ impl NftPlan {
 impl fmt::Display for NftPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.script)?;
-        if self.ends_change { writeln!(f, "flush set {TABLE_PATH} {CHANGING}") } else { Ok(()) }
+        if self.ends_change { writeln!(f, "flush set {} {CHANGING}", self.scope.path()) } else { Ok(()) }
     }
 }
 
@@ -70,28 +71,30 @@ impl Plan for NftPlan {
 }
 
 /// What leads from `current` to `after`.
-pub(crate) fn plan(current: &NftState, after: &NftState) -> NftPlan {
+pub(crate) fn plan(scope: Scope, current: &NftState, after: &NftState) -> NftPlan {
+    let path = scope.path();
     match (current.exists, after.exists) {
-        (false, false) => NftPlan::default(),
-        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {TABLE_PATH}\n"), ..NftPlan::default() },
-        (false, true) => from_nothing("create table", format!("add table {TABLE_PATH}\n"), after),
+        (false, false) => NftPlan { scope, ..NftPlan::default() },
+        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {path}\n"), scope, ..NftPlan::default() },
+        (false, true) => from_nothing(scope, "create table", format!("add table {path}\n"), after),
         (true, true) if must_replace(current, after) => {
-            let begin = format!("add table {TABLE_PATH}\ndelete table {TABLE_PATH}\nadd table {TABLE_PATH}\n");
-            from_nothing("replace table", begin, after)
+            let begin = format!("add table {path}\ndelete table {path}\nadd table {path}\n");
+            from_nothing(scope, "replace table", begin, after)
         }
         (true, true) => {
             let changing = current.elements.changing_to(&after.elements);
             let ends_change = !changing.is_empty() || !current.elements.changing.is_empty();
-            NftPlan { verb: "update table", script: changes(current, after, &changing), exact: exact::between(current, after), ends_change }
+            let script = changes(scope, current, after, &changing);
+            NftPlan { verb: "update table", script, exact: exact::between(current, after), ends_change, scope }
         }
     }
 }
 
-fn from_nothing(verb: &'static str, begin: String, after: &NftState) -> NftPlan {
+fn from_nothing(scope: Scope, verb: &'static str, begin: String, after: &NftState) -> NftPlan {
     let nothing = NftState::default();
     let changing = nothing.elements.changing_to(&after.elements);
     let ends_change = !changing.is_empty();
-    NftPlan { verb, script: begin + &changes(&nothing, after, &changing), exact: None, ends_change }
+    NftPlan { verb, script: begin + &changes(scope, &nothing, after, &changing), exact: None, ends_change, scope }
 }
 
 /// Declarations and hooks can't be changed in place, and somebody else's objects may refer to ours: then the table is made anew, in the
@@ -104,18 +107,19 @@ fn must_replace(current: &NftState, after: &NftState) -> bool {
 
 /// Objects are made before what refers to them, and go after it; within a set old elements go before new ones come, because ranges may
 /// overlap. Classes that are `changing` wait from the same moment on.
-fn changes(current: &NftState, after: &NftState, changing: &OrdSet<ClassId>) -> String {
-    let mut script = Script::default();
+fn changes(scope: Scope, current: &NftState, after: &NftState, changing: &OrdSet<ClassId>) -> String {
+    let path = scope.path();
+    let mut script = Script { text: String::new(), path };
     for counter in after.counters.difference(&current.counters) {
-        script.line(format_args!("add counter {TABLE_PATH} {counter}"));
+        script.line(format_args!("add counter {path} {counter}"));
     }
     for (name, declaration) in after.declarations.iter().filter(|(name, _)| !current.declarations.contains_key(*name)) {
-        script.line(format_args!("add {} {TABLE_PATH} {name} {declaration}", declaration.noun()));
+        script.line(format_args!("add {} {path} {name} {declaration}", declaration.noun()));
     }
     for (name, chain) in after.chains.iter().filter(|(name, _)| !current.chains.contains_key(*name)) {
         match &chain.hook {
-            Some(hook) => script.line(format_args!("add chain {TABLE_PATH} {name} {hook}")),
-            None => script.line(format_args!("add chain {TABLE_PATH} {name}")),
+            Some(hook) => script.line(format_args!("add chain {path} {name} {hook}")),
+            None => script.line(format_args!("add chain {path} {name}")),
         }
     }
     script.rules(current, after);
@@ -128,22 +132,24 @@ fn changes(current: &NftState, after: &NftState, changing: &OrdSet<ClassId>) -> 
     }
     let gone: Vec<&String> = current.chains.keys().filter(|name| !after.chains.contains_key(*name)).collect();
     for name in &gone {
-        script.line(format_args!("flush chain {TABLE_PATH} {name}"));
+        script.line(format_args!("flush chain {path} {name}"));
     }
     for name in gone {
-        script.line(format_args!("delete chain {TABLE_PATH} {name}"));
+        script.line(format_args!("delete chain {path} {name}"));
     }
-    script.0
+    script.text
 }
 
-#[derive(Default)]
-struct Script(String);
+struct Script {
+    text: String,
+    path: &'static str,
+}
 
 impl Script {
     fn line(&mut self, line: fmt::Arguments<'_>) {
         // Writing to a string cannot fail.
-        let _ = self.0.write_fmt(line);
-        self.0.push('\n');
+        let _ = self.text.write_fmt(line);
+        self.text.push('\n');
     }
 
     /// Chains whose rules differ get all of them anew.
@@ -151,28 +157,29 @@ impl Script {
         if std::sync::Arc::ptr_eq(&current.chains, &after.chains) {
             return;
         }
-        let none = Chain::default();
+        let (none, path) = (Chain::default(), self.path);
         for (name, chain) in after.chains.iter() {
             let before = current.chains.get(name).unwrap_or(&none);
             if before.rules == chain.rules {
                 continue;
             }
             if !before.rules.is_empty() {
-                self.line(format_args!("flush chain {TABLE_PATH} {name}"));
+                self.line(format_args!("flush chain {path} {name}"));
             }
             for rule in &chain.rules {
-                let _ = write!(self.0, "add rule {TABLE_PATH} {name}");
+                let _ = write!(self.text, "add rule {path} {name}");
                 for statement in rule {
-                    let _ = write!(self.0, " {statement}");
+                    let _ = write!(self.text, " {statement}");
                 }
-                self.0.push('\n');
+                self.text.push('\n');
             }
         }
     }
 
     fn elements(&mut self, verb: &str, set: &str, elements: &[String]) {
+        let path = self.path;
         for chunk in elements.chunks(ELEMENTS_PER_COMMAND) {
-            self.line(format_args!("{verb} element {TABLE_PATH} {set} {{ {} }}", chunk.join(", ")));
+            self.line(format_args!("{verb} element {path} {set} {{ {} }}", chunk.join(", ")));
         }
     }
 }

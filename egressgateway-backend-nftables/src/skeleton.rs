@@ -1,6 +1,6 @@
 //! The chains: who, where, how and as whom, for any number of policies and pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egressgateway::{
     PolicyDesired,
@@ -17,8 +17,8 @@ use crate::{
     names::{
         ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
         DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, GATE, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_RESTORE,
-        POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, STEERED,
-        STRAY_OUTER, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
+        POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, SERVICE,
+        STEERED, STRAY_OUTER, TRANSLATED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
     },
 };
 
@@ -75,6 +75,36 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
         chains.insert(steer_chain(*target), plain(vec![vec![Statement::Mark { keep: mask.keep(), value: mask.mark(*target) }]]));
     }
     chains
+}
+
+/// The chains beside another backend, which has looked at the address that a connection was sent to, and pinned it where that is governed.
+pub(crate) fn services(desired: &PolicyDesired, mask: MarkMask) -> BTreeMap<String, Chain> {
+    let whole = chains(desired, mask, Exits::default());
+    let same = [GATE, FIND_CLASS, DECIDE, UNCLASSIFIED, HELD, NO_GATEWAY].map(str::to_owned);
+    let own = desired.targets.iter().chain(&desired.accepts).map(|target| to_chain(*target));
+    let own: BTreeSet<String> = same.into_iter().chain(own).collect();
+    let mut chains: BTreeMap<_, _> = whole.into_iter().filter(|(name, _)| own.contains(name)).collect();
+    chains.insert(TRANSLATED.into(), base("filter", "prerouting", PRIORITY_CLASSIFY, translated()));
+    chains.insert(SERVICE.into(), plain(service(mask)));
+    chains.insert(CLASSIFY.into(), plain(leaving()));
+    chains
+}
+
+/// What most packets meet comes first: they are not the first ones of their connection. What came by the overlay leaves here, and the other
+/// backend has seen to that.
+fn translated() -> Vec<Rule> {
+    let first = [Statement::State(ConnectionState::New), Statement::Translated, Statement::Direction(Direction::Original)];
+    vec![go(first.into_iter().chain([Overlay { way: Way::In, negated: true }]), jump(SERVICE))]
+}
+
+/// A connection that has begun keeps its pin.
+fn service(mask: MarkMask) -> Vec<Rule> {
+    let keep = mask.keep();
+    vec![
+        go([Statement::Confirmed, Pinned { mask: mask.bits(), negated: true, value: 0 }], Jump::Return),
+        vec![Pin { keep, value: 0 }, Statement::Mark { keep, value: 0 }],
+        go([], goto(CLASSIFY)),
+    ]
 }
 
 fn base(kind: &str, hook: &str, priority: i32, rules: Vec<Rule>) -> Chain {
@@ -196,6 +226,13 @@ fn classify(port: u16) -> Vec<Rule> {
         rules.push(go([Statement::UdpPort(port)], jump(STRAY_OUTER)));
     }
     rules.push(go([FROM_OVERLAY], goto(ARRIVE)));
+    rules.extend(leaving());
+    rules
+}
+
+/// What a host sends that did not come by the overlay.
+fn leaving() -> Vec<Rule> {
+    let mut rules = Vec::new();
     rules.extend(Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)));
     rules.extend([DestinationKind::Local, DestinationKind::Multicast].map(|kind| go([Destination(kind)], Jump::Return)));
     rules.extend(judge());

@@ -13,7 +13,7 @@ use egressgateway::{
 use crate::{
     ast::{Chain, Declaration},
     elements::{Elements, Memory},
-    names::{CHANGING, COUNTERS, DEVICES, TARGETS, Table},
+    names::{CHANGING, COUNTERS, DEVICES, Scope, TARGETS, Table},
     skeleton::{self, Exits},
 };
 
@@ -35,14 +35,21 @@ pub struct NftState {
 
 impl NftState {
     /// The state that `desired` asks for.
-    pub(crate) fn of(desired: &PolicyDesired, mask: MarkMask, current: &Self) -> Result<Self, Error> {
-        if *desired == PolicyDesired::default() {
+    pub(crate) fn of(scope: Scope, desired: &PolicyDesired, mask: MarkMask, current: &Self) -> Result<Self, Error> {
+        let governs = || !desired.destinations.is_empty() || desired.start_gate.as_ref().is_some_and(|gate| !gate.governed.is_empty());
+        if *desired == PolicyDesired::default() || (scope == Scope::Services && !governs()) {
             return Ok(Self::default());
         }
-        let (elements, memory) = Elements::of(desired, mask, &current.elements, &current.memory)?;
+        let (mut elements, memory) = Elements::of(desired, mask, &current.elements, &current.memory)?;
         let declarations = declarations();
         let exits = Exits { kept: !elements.kept.is_empty(), addressed: !elements.addresses.is_empty() };
-        let chains = skeleton::chains(desired, mask, exits);
+        let chains = match scope {
+            Scope::Whole => skeleton::chains(desired, mask, exits),
+            Scope::Services => {
+                elements.keep_classification();
+                skeleton::services(desired, mask)
+            }
+        };
         Ok(Self {
             exists: true,
             counters: COUNTERS.map(str::to_owned).into(),

@@ -9,6 +9,7 @@ const HOST: Host<Nftables> = Host {
 nft 'add chain inet cni post { type nat hook postrouting priority 100; }'
 nft add rule inet cni post oifname != pod0 masquerade
 ",
+    steers_translated: true,
 };
 
 packet_tests!(beside_nft_rules, super::HOST);

@@ -24,7 +24,10 @@ use crate::{
     shell::{command, run},
 };
 
-pub use strays::{no_pod_reaches_the_tunnel_of_any_node, what_comes_by_the_overlay_leaves_here_or_ends};
+pub use strays::{
+    no_pod_reaches_the_tunnel_of_any_node, what_comes_by_the_overlay_leaves_here_or_ends,
+    what_is_translated_is_governed_by_where_it_leads_or_dropped,
+};
 
 /// What classifies the packets, and what the host's rules are kept with.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +36,8 @@ pub struct Host<D> {
     pub backend: fn() -> D,
     /// Lines of a shell: a CNI that masquerades whatever leaves by another device than `pod0`.
     pub masquerade: &'static str,
+    /// Whether the backend, on its own, can give a way to what somebody has translated.
+    pub steers_translated: bool,
 }
 
 /// A policy backend as these checks need it.
@@ -54,6 +59,7 @@ macro_rules! packet_tests {
             an_exit_that_changes_uses_the_old_source_or_the_new_one
             what_comes_by_the_overlay_leaves_here_or_ends
             no_pod_reaches_the_tunnel_of_any_node
+            what_is_translated_is_governed_by_where_it_leads_or_dropped
         }
     };
     ($name:ident, $host:expr, $($check:ident)+) => {

@@ -11,7 +11,7 @@ use egressgateway::{
 #[cfg(feature = "netfilter")]
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, Transit};
 #[cfg(all(feature = "nftables", feature = "netfilter"))]
-use egressgateway_backend_nftables::{ExitGuard, ExitMarks};
+use egressgateway_backend_nftables::{ExitGuard, ExitMarks, Services};
 #[cfg(feature = "nftables")]
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_daemon::Failure;
@@ -91,6 +91,7 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
             node.beside_iptables(config, &[IptablesFlavour::Legacy, IptablesFlavour::Nft]).await?;
             let mut former = netfilter_of_any_flavour(config);
             former.extend(former_guard(config).await?);
+            former.extend(former_services(config));
             Ok(node.after(former, backend, format!("nftables, {why}")))
         }
         #[cfg(feature = "netfilter")]
@@ -103,9 +104,12 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure
             };
             let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()));
             node.beside_iptables(config, &[other]).await?;
-            #[cfg(feature = "nftables")]
-            node.guarded(&backend).await?;
             let mut former = transit_left_in(config, flavour).await?;
+            #[cfg(feature = "nftables")]
+            {
+                node.guarded(&backend).await?;
+                former.extend(node.seeing_services(config).await?);
+            }
             former.push(Box::new(Reconciler::new(Netfilter::former_flavour(of_flavour(config, other), Arc::new(())))));
             former.extend(former_nftables(config));
             Ok(node.after(former, backend, format!("netfilter with iptables-{word}, {why}")))
@@ -146,6 +150,27 @@ impl InForce {
         }
     }
 
+    /// What somebody translates, such as a connection to a service, is classified by where it leads. Where that can't be, what the policies govern
+    /// is dropped, and what an earlier agent left is removed.
+    #[cfg(all(feature = "nftables", feature = "netfilter"))]
+    async fn seeing_services(&mut self, config: &Config) -> Result<Option<Policy>, Error> {
+        let services = services(config);
+        match services.probe().await {
+            Ok(()) => {
+                self.monitors.push(Arc::new(services.monitor()?));
+                self.counters.push(Arc::new(services.clone()));
+                self.drivers.push(Box::new(Reconciler::new(services)));
+                Ok(None)
+            }
+            Err(error) if error.kind == ErrorKind::Unsupported => {
+                let lacking = error.chain();
+                tracing::warn!(lacking, "what pods send to services in front of governed destinations is dropped on this host");
+                Ok(Some(Box::new(Reconciler::new(services))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Firewalls kept by these flavours of iptables let pass what exits here.
     #[cfg(feature = "netfilter")]
     async fn beside_iptables(&mut self, config: &Config, flavours: &[IptablesFlavour]) -> Result<(), Error> {
@@ -180,6 +205,7 @@ pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     }
     all.extend(former_nftables(config));
     all.extend(former_guard(config).await?);
+    all.extend(former_services(config));
     Ok(Box::new(Succession::new(Box::new(Nothing), all)))
 }
 
@@ -256,6 +282,22 @@ async fn former_guard(config: &Config) -> Result<Option<Policy>, Error> {
 #[expect(clippy::unused_async, reason = "only nft must be asked first")]
 async fn former_guard(_: &Config) -> Result<Option<Policy>, Error> {
     Ok(None)
+}
+
+#[cfg(all(feature = "nftables", feature = "netfilter"))]
+fn services(config: &Config) -> Services {
+    Services::new(NftablesSettings { mask: config.mark.mask }, Arc::new(()))
+}
+
+/// Removes what classified translated connections.
+#[cfg(all(feature = "nftables", feature = "netfilter"))]
+fn former_services(config: &Config) -> Vec<Policy> {
+    vec![Box::new(Reconciler::new(services(config)))]
+}
+
+#[cfg(not(all(feature = "nftables", feature = "netfilter")))]
+fn former_services(_: &Config) -> Vec<Policy> {
+    Vec::new()
 }
 
 #[cfg(feature = "netfilter")]

@@ -29,6 +29,7 @@ pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
     what_leaves_a_gateway_as_itself_is_not_tracked_there(rules);
     the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(rules);
     no_pod_reaches_the_tunnel_of_a_node(rules);
+    what_a_service_leads_to_is_governed_as_it_is_or_dropped(rules);
 }
 
 fn packet(source: &str, destination: &str) -> TracePacket {
@@ -234,4 +235,48 @@ fn no_pod_reaches_the_tunnel_of_a_node(state: Rules<'_>) {
     ] {
         assert_eq!(end(&*state, &packet), None, "{meaning}");
     }
+}
+
+/// What becomes of a packet that goes on to `eth0`.
+fn forwarded(state: &dyn Trace, packet: &TracePacket) -> TraceVerdict {
+    match state.trace(packet) {
+        TraceVerdict::Accept { packet_mark, connection_mark, .. } => {
+            state.trace_forward(&TracePacket { connection_mark, packet_mark, ..packet.clone() }, "eth0")
+        }
+        dropped @ TraceVerdict::Drop { .. } => dropped,
+    }
+}
+
+fn what_a_service_leads_to_is_governed_as_it_is_or_dropped(state: Rules<'_>) {
+    let state = state(&client());
+    for front in ["10.96.0.1", "10.6.4.7"] {
+        let service = |source: &str, destination: &str| {
+            forwarded(&*state, &TracePacket { packet_mark: 0x4000, ..packet(source, destination).sent_to(ip(front)) })
+        };
+        for (source, destination, meaning) in [
+            ("10.244.1.13", "10.6.1.1", "a pod without a policy"),
+            ("10.244.1.10", "10.6.4.1", "not governed"),
+            ("10.244.1.10", "10.6.0.11", "a node"),
+            ("10.244.1.10", "10.244.1.99", "a pod"),
+        ] {
+            let found = service(source, destination);
+            assert!(goes_its_own_way(&found), "{front}, {meaning}: {found:?}");
+        }
+        for (source, destination, meaning) in [
+            ("10.244.1.10", "10.6.1.1", "past the tunnel"),
+            ("10.244.1.10", "10.6.3.1", "held"),
+            ("10.244.1.99", "10.6.1.1", "a pod that nobody knows"),
+        ] {
+            let found = service(source, destination);
+            assert!(matches!(found, TraceVerdict::Drop { counter: Some(_) }), "{front}, {meaning}: {found:?}");
+        }
+    }
+    let governed = packet("10.244.1.10", "10.244.1.12").sent_to(ip("10.6.1.1"));
+    let found = forwarded(&*state, &governed);
+    assert!(goes_its_own_way(&found), "sent to what is governed, and translated into the cluster: {found:?}");
+}
+
+/// Goes on without a pin and without a mark of ours.
+fn goes_its_own_way(verdict: &TraceVerdict) -> bool {
+    matches!(verdict, TraceVerdict::Accept { packet_mark, connection_mark: 0, .. } if packet_mark >> 24 == 0)
 }

@@ -87,3 +87,50 @@ END");
         self::arrived(&lab.server, "10.6.1.1", 1).await;
     });
 }
+
+/// A service is an address like any other until somebody translates it.
+///
+/// # Panics
+/// When a packet goes elsewhere, or others' marks are lost.
+pub fn what_is_translated_is_governed_by_where_it_leads_or_dropped<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        lab.program(&client()).await;
+        run("nft -f - <<END
+            table inet services {
+              chain prerouting {
+                type nat hook prerouting priority -100
+                udp dport 53 meta mark set meta mark or 0x4000
+                ip daddr 10.96.0.1 udp dport 53 dnat ip to 10.6.1.92:9
+                ip6 daddr fd96::1 udp dport 53 dnat ip6 to [fd00::1:92]:9
+                ip daddr 10.96.0.2 udp dport 53 dnat ip to 10.6.4.1:9
+                ip daddr 10.6.2.9 udp dport 53 dnat ip to 10.244.1.99:9
+              }
+              chain marks { ct mark & 0x0000ffff != 0 drop; meta mark & 0x4000 == 0 drop; counter; }
+              chain postrouting {
+                type filter hook postrouting priority 200
+                oifname out0 udp dport 9 jump marks
+              }
+            }
+END");
+        lab.pod.run(SEEN);
+        lab.server.run("ip addr add 10.6.4.1/16 dev eth0");
+        let send = |address: &str| drop(lab.pod.run(&format!("echo x > /dev/udp/{address}/53")));
+        for (front, pod, sent) in [("10.96.0.1", "10.244.1.10", 1), ("fd96::1", "fd10:244:1::10", 2)] {
+            send(front);
+            if host.steers_translated {
+                arrived(&lab.far, pod, 1).await;
+                lab.count("steered", sent).await;
+            } else {
+                lab.count("drop_no_gateway", sent).await;
+            }
+        }
+        assert_eq!(lab.server.seen_at_all(), "", "nothing leaves from here");
+        send("10.96.0.2");
+        arrived(&lab.server, "10.6.1.1", 1).await;
+        assert!(run("nft list chain inet services marks").contains("counter packets 1 "), "others' marks are as they were");
+        // Sent to an address that is governed, and translated to one of the cluster.
+        send("10.6.2.9");
+        arrived(&lab.pod, "10.244.1.10", 1).await;
+    });
+}

@@ -2,9 +2,16 @@
 
 use std::net::IpAddr;
 
-use egressgateway_testkit::lab::{Families, ForwardPolicy, Namespace, RuleTool};
+use egressgateway_testkit::{
+    cluster::agent,
+    lab::{Families, ForwardPolicy, Namespace, RuleTool},
+};
+use nix::sys::signal::Signal;
 
-use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, Place, World, lab, policy};
+use crate::{
+    restarts::first_plan_is_empty,
+    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, Place, World, lab, policy},
+};
 
 /// A pod wraps a datagram in the tunnel's own format, with another pod as the inner source, and sends it to the tunnel of a gateway: its node
 /// would masquerade it with the address of a peer.
@@ -77,4 +84,30 @@ pub(crate) fn a_gateway_opens_no_way_past_the_network_policies_of_its_own_pods(p
     let pod: Vec<String> = world.local.addresses().iter().map(ToString::to_string).collect();
     world.is_dropped(&world.shop, [&pod[0], &pod[1]]);
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+}
+
+/// Somebody keeps network policies as kube-router does: with a chain that it puts before all others whenever a policy changes.
+pub(crate) fn those_who_keep_network_policies_may_come_first_and_exits_pass(path: &DataPath) {
+    let lab = lab().rules_by(RuleTool::IptablesNft).forward_policy(ForwardPolicy::DropButWorkloads);
+    let mut world = World::start_in(path, lab, Families::Dual).with_usual_policy();
+    let gateway = world.cluster.lab.node(GATEWAYS[0]);
+    for pod in world.local.addresses() {
+        let (program, length) = if pod.is_ipv4() { ("iptables-nft", 32) } else { ("ip6tables-nft", 128) };
+        let script = format!(
+            "{program} -N KUBE-POD-FW-LOCAL; {program} -A KUBE-POD-FW-LOCAL -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+             {program} -A KUBE-POD-FW-LOCAL -j REJECT
+             {program} -N KUBE-ROUTER-FORWARD; {program} -A KUBE-ROUTER-FORWARD -d {pod}/{length} -j KUBE-POD-FW-LOCAL
+             {program} -I FORWARD -j KUBE-ROUTER-FORWARD"
+        );
+        gateway.run(&script).unwrap();
+    }
+    world.cluster.kill(&agent(GATEWAYS[0]), Signal::SIGKILL);
+    world.cluster.start_agent(GATEWAYS[0]);
+    first_plan_is_empty(&world, GATEWAYS[0]);
+    for program in ["iptables-nft", "ip6tables-nft"] {
+        let first = gateway.run(&format!("{program} -S FORWARD | sed -n 2p")).unwrap();
+        assert!(first.contains("KUBE-ROUTER-FORWARD"), "{program}: {first}");
+    }
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+    world.leaves_by(&world.local, GOVERNED, GATEWAYS[0]);
 }

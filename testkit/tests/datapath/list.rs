@@ -91,7 +91,13 @@ macro_rules! every_check_on {
                 where_nothing_is_to_wait_after_a_boot_it_leaves_as_if_there_were_no_policy;
             closed:
                 a_pod_can_not_send_through_the_tunnel_of_a_node_as_somebody_else
-                a_gateway_opens_no_way_past_the_network_policies_of_its_own_pods;
+                a_gateway_opens_no_way_past_the_network_policies_of_its_own_pods
+                those_who_keep_network_policies_may_come_first_and_exits_pass;
+            services:
+                a_server_outside_is_governed_behind_whatever_address_it_is_reached
+                what_classifies_services_is_put_back_and_nothing_leaks_meanwhile
+                load_balancers_of_the_own_cluster_are_reached_where_everything_outside_is_governed
+                an_address_that_only_its_node_knows_of_is_reached_wherever_it_is;
             hosts:
                 an_overlay_with_loose_reverse_path_filters_and_a_drop_policy
                 strict_reverse_path_filters_on_a_routed_network

@@ -21,6 +21,7 @@ mod forwarding;
 mod hosts;
 mod pools;
 mod restarts;
+mod services;
 mod tunnel_network;
 mod world;
 

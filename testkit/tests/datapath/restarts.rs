@@ -100,7 +100,7 @@ fn traces(backend: &str) -> &'static str {
     match backend {
         "nftables" => "nft list tables | grep 'inet egressgateway$' || true",
         "netfilter" => {
-            "for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $p-save 2>/dev/null | grep EGW- | head -1; done; ipset list -n | grep egw- || true; nft list tables | grep egressgateway_exits || true"
+            "for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $p-save 2>/dev/null | grep EGW- | head -1; done; ipset list -n | grep egw- || true; nft list tables | grep egressgateway_ || true"
         }
         other => panic!("what does {other} leave behind?"),
     }
