@@ -54,6 +54,10 @@ impl Bits {
     pub(crate) fn exit(self) -> u32 {
         self.mask.exit_mark()
     }
+
+    pub(crate) fn answer(self) -> u32 {
+        self.mask.answer_mark()
+    }
 }
 
 #[cfg(test)]

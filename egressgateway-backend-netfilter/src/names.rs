@@ -49,6 +49,12 @@ pub(crate) const OUTPUT: &str = "EGW-OUTPUT";
 pub(crate) const INPUT: &str = "EGW-INPUT";
 pub(crate) const FORWARD: &str = "EGW-FORWARD";
 pub(crate) const GUARD: &str = "EGW-GUARD";
+pub(crate) const GUARD_ANSWERS: &str = "EGW-GUARD-ANSWERS";
+pub(crate) const ANSWERS: &str = "EGW-ANSWERS";
+pub(crate) const STRAY: &str = "EGW-STRAY";
+pub(crate) const LOST: &str = "EGW-LOST";
+pub(crate) const TOWARDS_POD: &str = "EGW-TOWARDS-POD";
+pub(crate) const KEEP: &str = "EGW-KEEP";
 pub(crate) const POSTROUTING: &str = "EGW-POSTROUTING";
 /// What is forwarded of connections that nobody has answered yet.
 pub(crate) const FIRST: &str = "EGW-FIRST";
@@ -73,7 +79,7 @@ pub(crate) const AS_SELF_CHAIN: &str = "EGW-AS-SELF";
 pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
 
 /// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter, table, chain.
-pub(crate) const COUNTERS: [(&str, &str, &str); 9] = [
+pub(crate) const COUNTERS: [(&str, &str, &str); 10] = [
     ("steered", MANGLE, STEERED),
     ("tunnelled", MANGLE, TUNNELLED),
     ("exited", NAT, EXITED),
@@ -83,6 +89,7 @@ pub(crate) const COUNTERS: [(&str, &str, &str); 9] = [
     ("drop_not_peer", RAW, NOT_PEER),
     ("drop_not_peer", MANGLE, NOT_PEER),
     ("drop_start_gate", MANGLE, START_GATE),
+    ("drop_untracked", MANGLE, UNTRACKED),
 ];
 pub(crate) const STEERED: &str = "EGW-STEERED";
 pub(crate) const TUNNELLED: &str = "EGW-TUNNELLED";
@@ -92,6 +99,7 @@ pub(crate) const HELD: &str = "EGW-HELD";
 pub(crate) const UNKNOWN_SOURCE: &str = "EGW-UNKNOWN-SOURCE";
 pub(crate) const NOT_PEER: &str = "EGW-NOT-PEER";
 pub(crate) const START_GATE: &str = "EGW-START-GATE";
+pub(crate) const UNTRACKED: &str = "EGW-UNTRACKED";
 
 /// Sets that are there whatever the policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,10 +12,10 @@ use crate::{
     bits::Bits,
     content::PASS_BYTE,
     names::{
-        ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD,
-        HELD, INPUT, LET_GO, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE,
-        START_GATE, STEER, STEERED, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, VERDICT, class_chain, keeper_set,
-        kept_set, where_set,
+        ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST,
+        FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP, LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT,
+        PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED,
+        UNKNOWN_SOURCE, UNTRACK, UNTRACKED, VERDICT, class_chain, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -48,6 +48,10 @@ struct Render<'a> {
 
 /// A packet that belongs to no connection.
 const INVALID: &str = "-m conntrack --ctstate INVALID";
+/// One that connection tracking was told not to look at.
+const NOT_TRACKED: &str = "-m conntrack --ctstate UNTRACKED";
+/// One of the two.
+const IS_STRAY: &str = "-m conntrack --ctstate INVALID,UNTRACKED";
 
 fn chains<const N: usize>(chains: [(&str, Vec<String>); N]) -> Chains {
     chains.map(|(name, rules)| (name.to_owned(), rules)).into()
@@ -105,6 +109,8 @@ impl Render<'_> {
             if !untrack.is_empty() {
                 arriving.extend(self.each_device("-i", &format!("-j {UNTRACK}")));
                 raw.insert(UNTRACK.into(), untrack);
+                // The mark says, until it is seen in mangle, that it was us who said so.
+                raw.insert(KEEP.into(), vec!["-j CT --notrack".into(), Self::mark(self.bits.answer(), self.bits.mask())]);
             }
         }
         raw.extend(chains([(PREROUTING, arriving), (OUTPUT, leaving)]));
@@ -119,7 +125,7 @@ impl Render<'_> {
             let (who, to) = (keeper_set(*class, self.family), kept_set(*class, self.family));
             // What does not leave the cluster is tracked, so that it is looked at.
             let leaves = self.not_in(Common::Exempt, "dst");
-            format!("-m set --match-set {who} src -m set --match-set {to} dst {leaves} -j CT --notrack")
+            format!("-m set --match-set {who} src -m set --match-set {to} dst {leaves} -g {KEEP}")
         };
         self.numbers.classes.keys().filter(keeping).map(rule).collect()
     }
@@ -132,7 +138,12 @@ impl Render<'_> {
             (FORWARD, self.forward()),
             (FIRST, self.first()),
             (TRANSLATED, self.translated()),
-            (GUARD, [self.each_device("-o", "-j RETURN"), vec![format!("-g {NO_GATEWAY}")]].concat()),
+            (GUARD, self.guard()),
+            (GUARD_ANSWERS, self.guard_answers()),
+            (ANSWERS, self.answers()),
+            (STRAY, self.stray()),
+            (TOWARDS_POD, self.towards_pod()),
+            (LOST, vec![format!("{NOT_TRACKED} -g {UNTRACKED}"), format!("-g {NO_GATEWAY}")]),
             (POSTROUTING, self.postrouting()),
             (CLASSIFY, self.classify()),
             (ARRIVE, self.arrive()),
@@ -150,6 +161,7 @@ impl Render<'_> {
             (HELD, drop()),
             (UNKNOWN_SOURCE, drop()),
             (START_GATE, drop()),
+            (UNTRACKED, drop()),
         ]);
         self.classes(&mut mangle);
         self.sources(&mut mangle);
@@ -162,19 +174,32 @@ impl Render<'_> {
     /// to be dropped if it is governed.
     fn prerouting(&self) -> Vec<String> {
         vec![
-            "-m conntrack --ctdir REPLY -j RETURN".into(),
+            format!("-m conntrack --ctdir REPLY {} -j RETURN", self.not_pinned(self.bits.answer())),
             // A connection that was translated when it began was classified by the address that it goes to.
             format!("-m conntrack --ctstate NEW {} -m conntrack ! --ctstate DNAT -j {CLASSIFY}", self.pinned(0)),
-            format!("{INVALID} -j {CLASSIFY}"),
+            format!("{IS_STRAY} -j {STRAY}"),
             format!("{} -j RETURN", self.pinned(0)),
             format!("{} -j RETURN", self.pinned(self.bits.exit())),
             format!("{} -j {STEER}", self.not_pinned(0)),
         ]
     }
 
+    /// What we do not track ourselves goes on, and its mark has done its work.
+    fn stray(&self) -> Vec<String> {
+        let (mask, kept) = (self.bits.mask(), self.bits.answer());
+        vec![format!("-m mark ! --mark {kept:#x}/{mask:#x} -g {CLASSIFY}"), Self::mark(0, mask)]
+    }
+
+    /// Where somebody outside began, towards a pod, each answer is classified like a first packet: the pod may have begun it before that, and
+    /// only a gateway still knows.
+    fn answers(&self) -> Vec<String> {
+        vec![Self::mark(0, self.bits.mask()), "-m conntrack --ctdir ORIGINAL -j RETURN".into(), format!("-g {CLASSIFY}")]
+    }
+
     /// Later packets follow the pin; a target that is gone has no way.
     fn steer(&self, mangle: &mut Chains) {
-        let leaves = self.desired.targets.iter().map(|target| (u16::from(target.byte()), "-j RETURN".to_owned())).collect();
+        let targets = self.desired.targets.iter().map(|target| (u16::from(target.byte()), "-j RETURN".to_owned()));
+        let leaves = targets.chain([(u16::from(TargetId::ANSWER_BYTE), format!("-g {ANSWERS}"))]).collect();
         let mut tree = Chains::new();
         let otherwise = format!("-g {NO_GATEWAY}");
         self.bytes(STEER, &otherwise).grow(&mut tree, &leaves);
@@ -192,7 +217,7 @@ impl Render<'_> {
         for from in self.devices() {
             rules.extend(self.devices().map(|into| format!("-i {from} -o {into} -g {NO_GATEWAY}")));
         }
-        rules.push(format!("-m conntrack --ctdir ORIGINAL {} -j {GUARD}", self.not_pinned(self.bits.exit())));
+        rules.push(format!("{} -j {GUARD}", self.not_pinned(self.bits.exit())));
         rules.extend(self.each_device("-o", &format!("-m conntrack --ctstate NEW -j {TUNNELLED}")));
         if let Some(bytes) = self.desired.overlay.mss.get(&self.family) {
             // Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
@@ -254,6 +279,23 @@ impl Render<'_> {
         (port > 0).then(rule).into_iter().collect()
     }
 
+    /// What is pinned to a target enters the overlay, or is a reply, or does not pass.
+    fn guard(&self) -> Vec<String> {
+        let reply = format!("-m conntrack --ctdir REPLY {} -j RETURN", self.not_pinned(self.bits.answer()));
+        let last = [format!("{} -g {GUARD_ANSWERS}", self.pinned(self.bits.answer())), format!("-g {NO_GATEWAY}")];
+        [reply].into_iter().chain(self.each_device("-o", "-j RETURN")).chain(last).collect()
+    }
+
+    /// An answer that a target is meant for does not leave by another device, even where somebody took its mark away. Such answers are rare, so
+    /// they are classified once more.
+    fn guard_answers(&self) -> Vec<String> {
+        vec![
+            "-m conntrack --ctdir ORIGINAL -j RETURN".into(),
+            format!("-j {CLASSIFY}"),
+            format!("-m mark ! --mark 0x0/{:#x} -g {NO_GATEWAY}", self.bits.mask()),
+        ]
+    }
+
     /// Our byte does not travel into the underlay. What exits gets the number of its source, for the nat table, which can't look it up:
     /// before the connection is confirmed, because nobody translates later packets.
     fn postrouting(&self) -> Vec<String> {
@@ -310,7 +352,7 @@ impl Render<'_> {
     fn classify(&self) -> Vec<String> {
         let mut rules = self.each_device("-i", &format!("-g {ARRIVE}"));
         rules.extend([
-            format!("{} -j RETURN", self.set(Common::Exempt, "dst")),
+            format!("{} -g {TOWARDS_POD}", self.set(Common::Exempt, "dst")),
             "-m addrtype --dst-type LOCAL -j RETURN".into(),
             "-m addrtype --dst-type MULTICAST -j RETURN".into(),
         ]);
@@ -331,6 +373,10 @@ impl Render<'_> {
             format!("-m addrtype --src-type LOCAL -g {UNKNOWN_SOURCE}"),
             format!("{} -g {UNKNOWN_SOURCE}", self.set(Common::Ungoverned, "src")),
         ];
+        if self.family == Family::V6 {
+            // How neighbours find each other; the kernel itself does not track it.
+            rules.insert(0, format!("-p {icmp} {NOT_TRACKED} -m addrtype --dst-type MULTICAST -j RETURN"));
+        }
         rules.extend(self.judge());
         rules
     }
@@ -356,7 +402,24 @@ impl Render<'_> {
             self.not_in(Common::Ungoverned, "src"),
             self.set(Common::Governed, "dst")
         );
-        vec![gate, format!("-g {NO_VERDICT}")]
+        let from_overlay = self.each_device("-i", &format!("-g {UNCLASSIFIED}"));
+        [gate].into_iter().chain(from_overlay).chain([format!("-g {TOWARDS_POD}")]).collect()
+    }
+
+    /// Connection tracking forgets: an entry expires or is deleted here, and the gateway still has its own. What the server sends next comes to
+    /// the pod as a new connection from outside, whose replies nobody would classify. Whoever sends a request begins a connection; anything else
+    /// may be such a connection, and is pinned as one. What comes by a service's address still has that address here.
+    fn towards_pod(&self) -> Vec<String> {
+        let icmp = if self.family == Family::V4 { "icmp" } else { "ipv6-icmp" };
+        let pin = self.pin(self.bits.answer());
+        vec![
+            "-p tcp -m tcp --tcp-flags SYN,ACK SYN -j RETURN".into(),
+            format!("-p {icmp} -j RETURN"),
+            format!("{} -j RETURN", self.set(Common::Exempt, "src")),
+            format!("{} {} {pin}", self.set(Common::Local, "dst"), self.not_in(Common::Ungoverned, "dst")),
+            format!("{} {pin}", self.set(Common::Nets, "dst")),
+            format!("{} {pin}", self.set(Common::Pods, "dst")),
+        ]
     }
 
     /// An exact address overwrites what its subnet said.
@@ -398,10 +461,17 @@ impl Render<'_> {
         Bytes { root, otherwise, bits: self.bits }
     }
 
-    /// Pins a new connection to `target`, or to this node where it exits here.
+    /// Pins a new connection to `target`, or to this node where it exits here. Of what somebody outside began, the answers keep the mark that they
+    /// have and nothing is pinned: another of them may be on its way. They can't leave from here, where nothing would translate them.
     fn to(&self, target: TargetId) -> Vec<String> {
         let exit = self.pin(self.bits.exit());
-        let mut rules = vec![format!("{INVALID} -g {NO_GATEWAY}"), Self::mark(0, self.bits.mask())];
+        let answers = self.pinned(self.bits.answer());
+        let is_steered = self.desired.targets.contains(&target) && !self.desired.exits.contains(&target);
+        let mut rules = vec![
+            format!("{IS_STRAY} -g {LOST}"),
+            if is_steered { format!("{answers} -j RETURN") } else { format!("{answers} -g {NO_GATEWAY}") },
+            Self::mark(0, self.bits.mask()),
+        ];
         if self.desired.accepts.contains(&target) {
             for device in self.devices() {
                 rules.extend([format!("-i {device} {exit}"), format!("-i {device} -j RETURN")]);
@@ -422,7 +492,7 @@ impl Render<'_> {
     /// What comes through the overlay was governed for the node that sent it; here nothing says as whom it leaves.
     fn unclassified(&self) -> Vec<String> {
         if self.desired.overlay.unknown_may_exit {
-            vec![format!("{INVALID} -g {UNKNOWN_SOURCE}"), self.pin(self.bits.exit())]
+            vec![format!("{INVALID} -g {UNKNOWN_SOURCE}"), format!("{NOT_TRACKED} -g {UNTRACKED}"), self.pin(self.bits.exit())]
         } else {
             vec![format!("-g {UNKNOWN_SOURCE}")]
         }

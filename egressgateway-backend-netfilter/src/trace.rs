@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use egressgateway::{
     model::Family,
-    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
+    trace::{Beginning, ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -127,6 +127,7 @@ impl Walk<'_> {
                 }
                 "--limit-iface-in" => self.packet.destination_kind == DestinationKind::Arrival,
                 "--comment" => !value().is_empty(),
+                "--tcp-flags" => [value(), value()] == ["SYN,ACK", "SYN"] && self.packet.beginning == Beginning::Request,
                 "--match-set" => {
                     let set = value();
                     self.lookup(set, value()).is_some()
@@ -149,11 +150,12 @@ impl Walk<'_> {
             "-i" => packet.in_device.as_deref() == Some(value),
             "-o" => self.out == Some(value),
             "--ctstate" if value == "DNAT" => packet.sent_to.is_some() && self.is_tracked(),
-            "--ctstate" => value == state_word(packet.state),
+            "--ctstate" => value.split(',').any(|word| word == state_word(packet.state)),
             "-p" => match packet.protocol {
                 TraceProtocol::Icmp => value == "icmp" || value == "ipv6-icmp",
                 TraceProtocol::Udp(_) => value == "udp",
-                TraceProtocol::Other => false,
+                // A rule about TCP goes on with its flags.
+                TraceProtocol::Other => value == "tcp",
             },
             "--dport" => packet.protocol == TraceProtocol::Udp(value.parse().unwrap_or_default()),
             "--ctstatus" => packet.state != ConnectionState::New,
@@ -166,7 +168,7 @@ impl Walk<'_> {
                 let mark = if module == "connmark" { packet.connection_mark } else { packet.packet_mark };
                 bits(value).is_some_and(|(value, mask)| mark & mask == value)
             }
-            // The tracer's packets say nothing about TCP, and none has a source of this host.
+            // The tracer's packets say nothing else about TCP, and none has a source of this host.
             _ => false,
         }
     }

@@ -5,7 +5,7 @@ use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, 
 use egressgateway::{
     Driver, PolicyDesired,
     model::{SourceNat, Verdict},
-    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
+    trace::{Beginning, ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings, NetfilterState};
 use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings};
@@ -72,13 +72,14 @@ fn or_dropped(way: &Way, desired: &PolicyDesired) -> Way {
 fn packets(source: &str, destination: &str) -> Vec<(TracePacket, &'static str)> {
     let mut packets = Vec::new();
     for device in [None, Some(DEVICES[1])] {
-        for connection_mark in [0, 0x1100_0005, 0x1200_0000, 0x1300_0000, 0x7700_0000] {
+        for connection_mark in [0, 0x1000_0003, 0x1100_0005, 0x1200_0000, 0x1300_0000, 0x7700_0000] {
             let first =
                 TracePacket { in_device: device.map(str::to_owned), connection_mark, ..TracePacket::new(ip(source), ip(destination)) };
             for state in STATES {
                 packets.push((TracePacket { state, ..first.clone() }, DEVICES[0]));
                 packets.push((TracePacket { state, direction: Direction::Reply, ..first.clone() }, DEVICES[1]));
             }
+            packets.push((TracePacket { beginning: Beginning::Unclear, ..first.clone() }, DEVICES[0]));
             packets.push((TracePacket { destination_kind: DestinationKind::Local, ..first.clone() }, DEVICES[0]));
             let own = TracePacket { destination_kind: DestinationKind::Arrival, ..first.clone() };
             packets.push((own.clone().carrying(TraceProtocol::Icmp), DEVICES[0]));

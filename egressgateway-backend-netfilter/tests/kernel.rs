@@ -357,6 +357,7 @@ fn counters_are_there_with_the_rules_and_survive_updates() {
                 "drop_not_peer",
                 "drop_start_gate",
                 "drop_unknown_source",
+                "drop_untracked",
                 "exited",
                 "steered",
                 "tunnelled",

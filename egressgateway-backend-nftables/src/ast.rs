@@ -31,6 +31,16 @@ pub(crate) enum Side {
     Destination,
 }
 
+impl Side {
+    /// How nft calls it.
+    const fn field(self) -> &'static str {
+        match self {
+            Self::Source => "saddr",
+            Self::Destination => "daddr",
+        }
+    }
+}
+
 /// Which device of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -65,6 +75,8 @@ pub(crate) enum Statement {
         negated: bool,
     },
     State(ConnectionState),
+    /// Connection tracking takes the packet for invalid, or does not look at it.
+    Stray,
     Direction(Direction),
     /// A packet of this connection has left the host before.
     Confirmed,
@@ -73,12 +85,21 @@ pub(crate) enum Statement {
         negated: bool,
         value: u32,
     },
+    /// The packet mark has this value.
+    Marked {
+        mask: u32,
+        negated: bool,
+        value: u32,
+    },
     Protocol(Family),
     Syn,
+    /// The first packet of TCP's handshake.
+    Opens,
     /// Clears the scratch that holds a class.
     ForgetClass,
-    /// Class of the source from a map; nothing happens without an entry.
+    /// Class of an address from a map; nothing happens without an entry.
     ClassOf {
+        side: Side,
         family: Family,
         table: Table,
     },
@@ -218,6 +239,10 @@ fn operator(negated: bool) -> &'static str {
     if negated { "!= " } else { "" }
 }
 
+fn has_bits(f: &mut fmt::Formatter<'_>, what: &str, mask: u32, negated: bool, value: u32) -> fmt::Result {
+    write!(f, "{what} & {mask:#010x} {} {value:#010x}", if negated { "!=" } else { "==" })
+}
+
 fn mangle(f: &mut fmt::Formatter<'_>, what: &str, keep: u32, value: u32) -> fmt::Result {
     write!(f, "{what} set {what} & {keep:#010x}")?;
     if value == 0 { Ok(()) } else { write!(f, " | {value:#010x}") }
@@ -239,8 +264,7 @@ impl fmt::Display for Statement {
             Self::Translated => f.write_str("ct status dnat"),
             Self::SentOutside { family, table } => write!(f, "ct original {} daddr != @{}", header(*family), table.name(*family)),
             Self::Address { side, family, negated, table } => {
-                let field = if *side == Side::Source { "saddr" } else { "daddr" };
-                write!(f, "{} {field} {}@{}", header(*family), operator(*negated), table.name(*family))
+                write!(f, "{} {} {}@{}", header(*family), side.field(), operator(*negated), table.name(*family))
             }
             Self::Overlay { way, negated } => {
                 let key = if *way == Way::In { "iifname" } else { "oifname" };
@@ -252,19 +276,22 @@ impl fmt::Display for Statement {
                 ConnectionState::Invalid => "ct state invalid",
                 ConnectionState::Untracked => "ct state untracked",
             }),
+            Self::Stray => f.write_str("ct state invalid,untracked"),
             Self::Direction(direction) => f.write_str(match direction {
                 Direction::Original => "ct direction original",
                 Direction::Reply => "ct direction reply",
             }),
             Self::Confirmed => f.write_str("ct status confirmed"),
-            Self::Pinned { mask, negated, value } => {
-                write!(f, "ct mark & {mask:#010x} {} {value:#010x}", if *negated { "!=" } else { "==" })
-            }
+            Self::Pinned { mask, negated, value } => has_bits(f, "ct mark", *mask, *negated, *value),
+            Self::Marked { mask, negated, value } => has_bits(f, "meta mark", *mask, *negated, *value),
             Self::Protocol(Family::V4) => f.write_str("meta nfproto ipv4"),
             Self::Protocol(Family::V6) => f.write_str("meta nfproto ipv6"),
             Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
+            Self::Opens => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::ForgetClass => f.write_str("meta priority set 0:0"),
-            Self::ClassOf { family, table } => write!(f, "meta priority set {} saddr map @{}", header(*family), table.name(*family)),
+            Self::ClassOf { side, family, table } => {
+                write!(f, "meta priority set {} {} map @{}", header(*family), side.field(), table.name(*family))
+            }
             Self::NoClass => f.write_str("meta priority 0:0"),
             Self::Changing => write!(f, "meta priority @{CHANGING}"),
             Self::Keeps(family) => write!(f, "meta priority . {} daddr @{}", header(*family), Table::Kept.name(*family)),

@@ -67,8 +67,12 @@ fn matching(body: &Value) -> Option<Statement> {
         "!=" => true,
         _ => return None,
     };
-    if left.pointer("/ct/key").is_some_and(|key| key == "mark") || left.get("&").is_some_and(|and| is_ct_mark(&and[0])) {
-        return pinned(left, right, negated);
+    if let Some(key) = mark_key(left.get("&").map_or(left, |and| &and[0])) {
+        let (mask, value) = masked_value(left, right)?;
+        return match key {
+            MarkKey::Connection => Some(Statement::Pinned { mask, negated, value }),
+            MarkKey::Packet => Some(Statement::Marked { mask, negated, value }),
+        };
     }
     if let Some((key, "original")) = left.pointer("/ct/key").and_then(Value::as_str).zip(left.pointer("/ct/dir").and_then(Value::as_str)) {
         let family = header_family(key.strip_suffix(" daddr")?)?;
@@ -103,7 +107,11 @@ fn matching(body: &Value) -> Option<Statement> {
 fn equal(left: &Value, right: &Value) -> Option<Statement> {
     if left.get("&").is_some() {
         let syn = left["&"][0].pointer("/payload/field")? == "flags" && left["&"][0].pointer("/payload/protocol")? == "tcp";
-        return (syn && is_syn_or_rst(&left["&"][1]) && right == "syn").then_some(Statement::Syn);
+        return match other_flag(&left["&"][1]).filter(|_| syn && right == "syn")? {
+            "rst" => Some(Statement::Syn),
+            "ack" => Some(Statement::Opens),
+            _ => None,
+        };
     }
     if left.pointer("/payload/protocol").is_some_and(|protocol| protocol == "udp") {
         let port = right.as_u64().and_then(|port| u16::try_from(port).ok());
@@ -130,15 +138,21 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
     if left.pointer("/meta/key").is_some_and(|key| key == "l4proto") {
         return match right.as_str()? {
             "icmp" => Some(Statement::Icmp(Family::V4)),
-            "ipv6-icmp" => Some(Statement::Icmp(Family::V6)),
+            "ipv6-icmp" | "icmpv6" => Some(Statement::Icmp(Family::V6)),
             _ => None,
         };
     }
-    match (left.pointer("/ct/key")?.as_str()?, right.as_str()?) {
+    let key = left.pointer("/ct/key")?.as_str()?;
+    if let Some(several) = several(right) {
+        let stray = key == "state" && several.len() == 2 && ["invalid", "untracked"].iter().all(|state| several.iter().any(|s| s == state));
+        return stray.then_some(Statement::Stray);
+    }
+    match (key, right.as_str()?) {
+        ("state", "untracked") => Some(Statement::State(ConnectionState::Untracked)),
+        ("status", "dnat") => Some(Statement::Translated),
         ("state", "new") => Some(Statement::State(ConnectionState::New)),
         ("state", "invalid") => Some(Statement::State(ConnectionState::Invalid)),
         ("status", "confirmed") => Some(Statement::Confirmed),
-        ("status", "dnat") => Some(Statement::Translated),
         ("direction", "original") => Some(Statement::Direction(Direction::Original)),
         ("direction", "reply") => Some(Statement::Direction(Direction::Reply)),
         _ => None,
@@ -153,13 +167,36 @@ fn protocol(value: &Value) -> Option<Family> {
     }
 }
 
-fn is_syn_or_rst(flags: &Value) -> bool {
-    let several = flags.as_array().or_else(|| flags["|"].as_array());
-    several.is_some_and(|flags| flags.len() == 2 && flags.iter().any(|flag| flag == "syn") && flags.iter().any(|flag| flag == "rst"))
+/// Flags of a bit field, which come as a list or as an expression.
+fn several(flags: &Value) -> Option<&Vec<Value>> {
+    flags.as_array().or_else(|| flags.get("|").and_then(Value::as_array))
+}
+
+/// The one of two flags that is not "syn".
+fn other_flag(flags: &Value) -> Option<&str> {
+    match several(flags)?.as_slice() {
+        [one, other] if one == "syn" => other.as_str(),
+        [one, other] if other == "syn" => one.as_str(),
+        _ => None,
+    }
 }
 
 fn is_ct_mark(value: &Value) -> bool {
-    value.pointer("/ct/key").is_some_and(|key| key == "mark")
+    matches!(mark_key(value), Some(MarkKey::Connection))
+}
+
+/// Whose mark it is.
+enum MarkKey {
+    Connection,
+    Packet,
+}
+
+fn mark_key(value: &Value) -> Option<MarkKey> {
+    let is_mark = |place| value.pointer(place).is_some_and(|key| key == "mark");
+    if is_mark("/ct/key") {
+        return Some(MarkKey::Connection);
+    }
+    is_mark("/meta/key").then_some(MarkKey::Packet)
 }
 
 fn set_name(value: &Value) -> Option<&str> {
@@ -184,14 +221,14 @@ fn header_family(header: &str) -> Option<Family> {
     }
 }
 
-/// A mask of leading bits comes back as a prefix, any other as a mask.
-fn pinned(left: &Value, right: &Value, negated: bool) -> Option<Statement> {
+/// Mask and value. A mask of leading bits comes back as a prefix, any other as a mask.
+fn masked_value(left: &Value, right: &Value) -> Option<(u32, u32)> {
     if let Some(and) = left.get("&") {
-        return Some(Statement::Pinned { mask: number(&and[1])?, negated, value: number(right)? });
+        return Some((number(&and[1])?, number(right)?));
     }
     let prefix = right.get("prefix")?;
     let length = u32::try_from(prefix["len"].as_u64()?).ok().filter(|length| (1..=32).contains(length))?;
-    Some(Statement::Pinned { mask: u32::MAX << (32 - length), negated, value: number(&prefix["addr"])? })
+    Some((u32::MAX << (32 - length), number(&prefix["addr"])?))
 }
 
 fn mangle(key: &Value, value: &Value) -> Option<Statement> {
@@ -206,7 +243,7 @@ fn mangle(key: &Value, value: &Value) -> Option<Statement> {
     if is_ct_mark(key) {
         return Some(Statement::Pin { keep, value: bits });
     }
-    key.pointer("/meta/key").is_some_and(|key| key == "mark").then_some(Statement::Mark { keep, value: bits })
+    mark_key(key).map(|_| Statement::Mark { keep, value: bits })
 }
 
 fn priority(value: &Value) -> Option<Statement> {
@@ -215,7 +252,7 @@ fn priority(value: &Value) -> Option<Statement> {
     }
     let (side, family) = address_field(value.pointer("/map/key")?)?;
     let (table, of) = Table::parse(set_name(value.pointer("/map/data")?)?)?;
-    (side == Side::Source && of == family).then_some(Statement::ClassOf { family, table })
+    (of == family).then_some(Statement::ClassOf { side, family, table })
 }
 
 /// `key & keep | bits`. The kernel computes `(key & (keep | bits)) ^ bits'`, which comes back with a wider mask than was written.

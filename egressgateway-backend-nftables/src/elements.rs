@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::{
     ast::Jump,
-    names::{AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, steer_chain, to_chain},
+    names::{ANSWERS, AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, steer_chain, to_chain},
     ranges,
 };
 
@@ -288,8 +288,9 @@ fn set<V: Clone + PartialEq>(map: &mut OrdMap<Place, V>, place: Place, value: Op
     }
 }
 
-/// Later packets: a target's are marked, those that exit here are left alone.
+/// Later packets: a target's are marked, those that exit here are left alone, and of what somebody outside began the answers are classified.
 fn pins(targets: &OrdSet<TargetId>, mask: MarkMask) -> OrdMap<u32, Jump> {
     let exit = (mask.exit_mark(), Jump::Accept);
-    targets.iter().map(|target| (mask.mark(*target), Jump::Goto(steer_chain(*target)))).chain([exit]).collect()
+    let answer = (mask.answer_mark(), Jump::Goto(ANSWERS.into()));
+    targets.iter().map(|target| (mask.mark(*target), Jump::Goto(steer_chain(*target)))).chain([exit, answer]).collect()
 }

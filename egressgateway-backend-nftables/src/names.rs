@@ -78,9 +78,11 @@ pub(crate) const DROP_UNKNOWN_SOURCE: &str = "drop_unknown_source";
 pub(crate) const DROP_NOT_PEER: &str = "drop_not_peer";
 /// Packets of pods that are not known yet.
 pub(crate) const DROP_START_GATE: &str = "drop_start_gate";
+/// Governed, and taken out of connection tracking by somebody else, so that nothing can be pinned or translated.
+pub(crate) const DROP_UNTRACKED: &str = "drop_untracked";
 /// All counters, in the order in which they are declared.
-pub(crate) const COUNTERS: [&str; 8] =
-    [STEERED, TUNNELLED, EXITED, DROP_NO_GATEWAY, DROP_HELD, DROP_UNKNOWN_SOURCE, DROP_NOT_PEER, DROP_START_GATE];
+pub(crate) const COUNTERS: [&str; 9] =
+    [STEERED, TUNNELLED, EXITED, DROP_NO_GATEWAY, DROP_HELD, DROP_UNKNOWN_SOURCE, DROP_NOT_PEER, DROP_START_GATE, DROP_UNTRACKED];
 
 /// Connection tracking begins at -200: what is dropped or untracked must be so before. nftables' and iptables' `raw`.
 pub(crate) const PRIORITY_RAW: i32 = -300;
@@ -111,14 +113,22 @@ pub(crate) const POST_RESTORE: &str = "post_restore";
 pub(crate) const SERVICE: &str = "service";
 /// Chain: an outer packet for this node.
 pub(crate) const OUTER: &str = "outer";
+/// Chain: packets of connections that somebody outside began towards a pod.
+pub(crate) const ANSWERS: &str = "answers";
+/// Chain: what connection tracking takes for invalid, or does not look at.
+pub(crate) const STRAY: &str = "stray";
 /// Chain: first packet of a connection.
 pub(crate) const CLASSIFY: &str = "classify";
 /// Chain: a connection to the tunnel's port that is no tunnel's.
 pub(crate) const STRAY_OUTER: &str = "stray_outer";
 /// Chain: first packet of a connection that came through the overlay.
 pub(crate) const ARRIVE: &str = "arrive";
-/// Chain: the start gate.
-pub(crate) const GATE: &str = "start_gate";
+/// Chain: the source has no class: the start gate, and what comes from outside.
+pub(crate) const NO_CLASS: &str = "no_class";
+/// Chain: whether what comes from outside may belong to a connection that a governed pod began.
+pub(crate) const TOWARDS_POD: &str = "towards_pod";
+/// Chain: pins such a connection.
+pub(crate) const PIN_ANSWER: &str = "pin_answer";
 /// Chain: class of the source, into `meta priority`.
 pub(crate) const FIND_CLASS: &str = "find_class";
 /// Chain: verdict of class and destination.
@@ -127,12 +137,18 @@ pub(crate) const DECIDE: &str = "decide";
 pub(crate) const UNCLASSIFIED: &str = "unclassified";
 /// Chain: what leaves here with its own address is not tracked.
 pub(crate) const UNTRACK: &str = "untrack";
+/// Chain: pinned, and does not exit here.
+pub(crate) const GUARD: &str = "guard";
+/// Chain: the same of what somebody outside began.
+pub(crate) const GUARD_ANSWERS: &str = "guard_answers";
 /// Chain: lowers the segment size.
 pub(crate) const CLAMP: &str = "clamp";
 /// Chain: enters the tunnel.
 pub(crate) const ENTER: &str = "enter_tunnel";
 /// Chain: verdict `Hold`.
 pub(crate) const HELD: &str = "held";
+/// Chain: governed, and can be neither pinned nor translated.
+pub(crate) const LOST: &str = "lost";
 /// Chain: verdict with a target that does not exist.
 pub(crate) const NO_GATEWAY: &str = "no_gateway";
 /// Chain: leaves with the node's address.

@@ -11,14 +11,15 @@ use egressgateway::{
 use crate::{
     ast::{
         Chain, Hook, Jump, Rule, Side,
-        Statement::{self, Address, ClassOf, Count, Destination, ForgetClass, Go, Overlay, Pin, Pinned, VerdictOf, VerdictOfPin},
+        Statement::{self, Address, ClassOf, Count, Destination, ForgetClass, Go, Marked, Overlay, Pin, Pinned, VerdictOf, VerdictOfPin},
         Way,
     },
     names::{
-        ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
-        DROP_UNKNOWN_SOURCE, ENTER, EXITED, FIND_CLASS, FORWARD, GATE, HELD, NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, POST_RESTORE,
-        POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, SERVICE,
-        STEERED, STRAY_OUTER, TRANSLATED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
+        ANSWERS, ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
+        DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LOST, NO_CLASS, NO_GATEWAY,
+        OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW,
+        PRIORITY_RESTORE, PRIORITY_TRANSLATE, SERVICE, STEERED, STRAY, STRAY_OUTER, TOWARDS_POD, TRANSLATED, TUNNELLED, Table,
+        UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
     },
 };
 
@@ -39,14 +40,20 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
     let mut chains: BTreeMap<String, Chain> = [
         (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port, exits.kept))),
         (OUTER_OUT, base("filter", "output", PRIORITY_RAW, outer_out(desired.overlay.port))),
-        (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(mask))),
+        (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(exits.kept, mask))),
         (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(mask))),
         (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired.overlay.unknown_may_exit, mask))),
         (OUTER, plain(outer())),
         (CLAMP, plain(clamp(desired))),
         (CLASSIFY, plain(classify(desired.overlay.port))),
         (ARRIVE, plain(arrive())),
-        (GATE, plain(gate())),
+        (ANSWERS, plain(answers())),
+        (NO_CLASS, plain(no_class())),
+        (TOWARDS_POD, plain(towards_pod())),
+        (PIN_ANSWER, plain(vec![vec![Pin { keep: mask.keep(), value: mask.answer_mark() }, ForgetClass]])),
+        (GUARD, plain(guard(mask))),
+        (GUARD_ANSWERS, plain(guard_answers(mask))),
+        (LOST, plain(vec![drop_if([Statement::State(ConnectionState::Untracked)], DROP_UNTRACKED), dropped(DROP_NO_GATEWAY)])),
         (FIND_CLASS, plain(find_class())),
         (DECIDE, plain(decide())),
         (UNCLASSIFIED, plain(unclassified(desired.overlay.unknown_may_exit, mask))),
@@ -63,7 +70,8 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
         chains.insert(STRAY_OUTER.into(), plain(stray_outer()));
     }
     if exits.kept {
-        chains.insert(UNTRACK.into(), plain(untrack()));
+        chains.insert(UNTRACK.into(), plain(untrack(mask)));
+        chains.insert(STRAY.into(), plain(stray(mask)));
     }
     if exits.addressed {
         chains.insert(POST_RESTORE.into(), base("filter", "postrouting", PRIORITY_RESTORE, restore(mask)));
@@ -80,8 +88,9 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
 /// The chains beside another backend, which has looked at the address that a connection was sent to, and pinned it where that is governed.
 pub(crate) fn services(desired: &PolicyDesired, mask: MarkMask) -> BTreeMap<String, Chain> {
     let whole = chains(desired, mask, Exits::default());
-    let same = [GATE, FIND_CLASS, DECIDE, UNCLASSIFIED, HELD, NO_GATEWAY].map(str::to_owned);
+    let same = [NO_CLASS, TOWARDS_POD, PIN_ANSWER, FIND_CLASS, DECIDE, UNCLASSIFIED, HELD, LOST, NO_GATEWAY].map(str::to_owned);
     let own = desired.targets.iter().chain(&desired.accepts).map(|target| to_chain(*target));
+    let own = own.chain(desired.targets.iter().map(|target| steer_chain(*target)));
     let own: BTreeSet<String> = same.into_iter().chain(own).collect();
     let mut chains: BTreeMap<_, _> = whole.into_iter().filter(|(name, _)| own.contains(name)).collect();
     chains.insert(TRANSLATED.into(), base("filter", "prerouting", PRIORITY_CLASSIFY, translated()));
@@ -159,10 +168,12 @@ fn outer() -> Vec<Rule> {
 }
 
 /// What leaves here as it is gets its answers past this node, at the node of its pod. Connection tracking would see half of each
-/// connection and take the rest for invalid, which others drop. What does not leave the cluster is tracked, so that it is looked at.
-fn untrack() -> Vec<Rule> {
+/// connection and take the rest for invalid, which others drop. What does not leave the cluster is tracked, so that it is looked at. A mark says,
+/// until [`STRAY`] has seen it, that it was us who said so.
+fn untrack(mask: MarkMask) -> Vec<Rule> {
     let leaves = |family| Address { side: Side::Destination, family, negated: true, table: Table::Exempt };
-    let kept = Family::ALL.map(|family| vec![Statement::Keeps(family), leaves(family), Statement::Untrack]);
+    let ours = Statement::Mark { keep: mask.keep(), value: mask.answer_mark() };
+    let kept = Family::ALL.map(|family| vec![Statement::Keeps(family), leaves(family), Statement::Untrack, ours.clone()]);
     [go([], jump(FIND_CLASS))].into_iter().chain(kept).chain([vec![ForgetClass]]).collect()
 }
 
@@ -172,14 +183,27 @@ fn outer_out(port: u16) -> Vec<Rule> {
 
 /// Replies go back as they came, and most other packets follow their connection's pin: what each packet is asked comes first. A packet
 /// that belongs to no connection can be neither pinned nor translated, so it is classified to be dropped if it is governed.
-fn prerouting(mask: MarkMask) -> Vec<Rule> {
+fn prerouting(keeps: bool, mask: MarkMask) -> Vec<Rule> {
+    let answers = Pinned { mask: mask.bits(), negated: true, value: mask.answer_mark() };
     vec![
-        go([Statement::Direction(Direction::Reply)], Jump::Accept),
+        go([Statement::Direction(Direction::Reply), answers], Jump::Accept),
         vec![VerdictOfPin { mask: mask.bits() }],
         drop_if([Pinned { mask: mask.bits(), negated: true, value: 0 }], DROP_NO_GATEWAY),
         go([Statement::State(ConnectionState::New)], jump(CLASSIFY)),
-        go([Statement::State(ConnectionState::Invalid)], jump(CLASSIFY)),
+        go([Statement::Stray], jump(if keeps { STRAY } else { CLASSIFY })),
     ]
+}
+
+/// What we do not track ourselves goes on, and its mark has done its work.
+fn stray(mask: MarkMask) -> Vec<Rule> {
+    let kept = Marked { mask: mask.bits(), negated: false, value: mask.answer_mark() };
+    vec![vec![kept, Statement::Mark { keep: mask.keep(), value: 0 }, Go(Jump::Accept)], go([], goto(CLASSIFY))]
+}
+
+/// Where somebody outside began, towards a pod, each answer is classified like a first packet: the pod may have begun it before that, and only a
+/// gateway still knows.
+fn answers() -> Vec<Rule> {
+    vec![go([Statement::Direction(Direction::Original)], Jump::Accept), go([], goto(CLASSIFY))]
 }
 
 /// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes and devices change nothing about
@@ -189,8 +213,27 @@ fn forward(mask: MarkMask) -> Vec<Rule> {
     vec![
         go([pinned(false, 0)], Jump::Accept),
         go([INTO_OVERLAY], goto(ENTER)),
-        drop_if([Statement::Direction(Direction::Original), pinned(true, mask.exit_mark())], DROP_NO_GATEWAY),
+        go([pinned(true, mask.exit_mark())], goto(GUARD)),
         go([Statement::Syn], jump(CLAMP)),
+    ]
+}
+
+/// What is pinned to a target, and neither exits here nor enters the overlay: only its replies may pass.
+fn guard(mask: MarkMask) -> Vec<Rule> {
+    vec![
+        go([Pinned { mask: mask.bits(), negated: false, value: mask.answer_mark() }], goto(GUARD_ANSWERS)),
+        drop_if([Statement::Direction(Direction::Original)], DROP_NO_GATEWAY),
+        go([Statement::Syn], jump(CLAMP)),
+    ]
+}
+
+/// An answer that a target is meant for does not leave by another device, even where somebody took its mark away. Such answers are rare, so they
+/// are classified once more.
+fn guard_answers(mask: MarkMask) -> Vec<Rule> {
+    vec![
+        go([Statement::Direction(Direction::Original)], Jump::Return),
+        go([], jump(CLASSIFY)),
+        drop_if([Marked { mask: mask.bits(), negated: true, value: 0 }], DROP_NO_GATEWAY),
     ]
 }
 
@@ -233,7 +276,7 @@ fn classify(port: u16) -> Vec<Rule> {
 /// What a host sends that did not come by the overlay.
 fn leaving() -> Vec<Rule> {
     let mut rules = Vec::new();
-    rules.extend(Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], Jump::Return)));
+    rules.extend(Family::ALL.map(|family| go([address(Side::Destination, family, Table::Exempt)], goto(TOWARDS_POD))));
     rules.extend([DestinationKind::Local, DestinationKind::Multicast].map(|kind| go([Destination(kind)], Jump::Return)));
     rules.extend(judge());
     rules
@@ -241,7 +284,7 @@ fn leaving() -> Vec<Rule> {
 
 /// Who, and where to.
 fn judge() -> [Rule; 4] {
-    [go([], jump(FIND_CLASS)), go([Statement::NoClass], jump(GATE)), go([], jump(DECIDE)), vec![ForgetClass]]
+    [go([], jump(FIND_CLASS)), go([Statement::NoClass], goto(NO_CLASS)), go([], jump(DECIDE)), vec![ForgetClass]]
 }
 
 /// The tunnel's own packets are not tracked, so what comes here has another sender: a pod, which this node's masquerade would turn into a peer.
@@ -267,6 +310,9 @@ fn arrive() -> Vec<Rule> {
     rules.extend(Family::ALL.map(translated));
     let inside = |family| drop_if([address(Side::Destination, family, Table::Exempt)], DROP_UNKNOWN_SOURCE);
     rules.extend(Family::ALL.map(inside));
+    // How neighbours find each other; the kernel itself does not track it.
+    let neighbours = [Statement::Icmp(Family::V6), Statement::State(ConnectionState::Untracked)];
+    rules.push(go(neighbours.into_iter().chain([Destination(DestinationKind::Multicast)]), Jump::Return));
     rules.push(drop_if([Destination(DestinationKind::Multicast)], DROP_UNKNOWN_SOURCE));
     // This host's own addresses, and its own pods as far as they are known to be in no policy, are nowhere else.
     rules.push(drop_if([Statement::SourceLocal], DROP_UNKNOWN_SOURCE));
@@ -276,19 +322,42 @@ fn arrive() -> Vec<Rule> {
 }
 
 /// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody flushed what says so.
-fn gate() -> Vec<Rule> {
+fn no_class() -> Vec<Rule> {
     let rule = |family| {
-        let unknown = Address { side: Side::Source, family, negated: true, table: Table::Ungoverned };
-        let gate = [address(Side::Source, family, Table::Local), unknown, address(Side::Destination, family, Table::Governed)];
-        drop_if(gate, DROP_START_GATE)
+        let [local, unknown] = unknown_or_governed(Side::Source, family);
+        drop_if([local, unknown, address(Side::Destination, family, Table::Governed)], DROP_START_GATE)
     };
-    Family::ALL.map(rule).into()
+    let gate = Family::ALL.map(rule).into_iter();
+    gate.chain([go([FROM_OVERLAY], goto(UNCLASSIFIED)), go([], goto(TOWARDS_POD))]).collect()
+}
+
+/// A pod of this node that is not known to have no class.
+fn unknown_or_governed(side: Side, family: Family) -> [Statement; 2] {
+    [address(side, family, Table::Local), Address { side, family, negated: true, table: Table::Ungoverned }]
+}
+
+/// Connection tracking forgets: an entry expires or is deleted here, and the gateway still has its own. What the server sends next comes to the
+/// pod as a new connection from outside, whose replies nobody would classify. Whoever sends a request begins a connection, and so does who
+/// comes by a service's address; anything else may be such a connection, and is pinned as one.
+fn towards_pod() -> Vec<Rule> {
+    let mut rules = vec![go([Statement::Opens], Jump::Return)];
+    rules.extend(Family::ALL.map(|family| go([Statement::Icmp(family)], Jump::Return)));
+    rules.push(go([Statement::Translated], Jump::Return));
+    rules.extend(Family::ALL.map(|family| go([address(Side::Source, family, Table::Exempt)], Jump::Return)));
+    rules.extend(Family::ALL.map(|family| go(unknown_or_governed(Side::Destination, family), goto(PIN_ANSWER))));
+    rules.extend(class_of(Side::Destination));
+    rules.extend([go([Statement::NoClass], Jump::Return), go([], goto(PIN_ANSWER))]);
+    rules
+}
+
+fn find_class() -> Vec<Rule> {
+    class_of(Side::Source).collect()
 }
 
 /// An exact address overwrites what its subnet said. Sets and maps stay apart: Linux 5.10 refuses a map where a set is looked up.
-fn find_class() -> Vec<Rule> {
-    let lookups = [Table::Nets, Table::Pods].into_iter().flat_map(|table| Family::ALL.map(|family| vec![ClassOf { family, table }]));
-    [vec![ForgetClass]].into_iter().chain(lookups).collect()
+fn class_of(side: Side) -> impl Iterator<Item = Rule> {
+    let lookup = move |table| Family::ALL.map(|family| vec![ClassOf { side, family, table }]);
+    [vec![ForgetClass]].into_iter().chain([Table::Nets, Table::Pods].into_iter().flat_map(lookup))
 }
 
 /// What finds no verdict passes, unless entries of its class may be missing just now.
@@ -306,12 +375,14 @@ fn unclassified(may_exit: bool, mask: MarkMask) -> Vec<Rule> {
     }
     vec![
         drop_if([Statement::State(ConnectionState::Invalid)], DROP_UNKNOWN_SOURCE),
+        drop_if([Statement::State(ConnectionState::Untracked)], DROP_UNTRACKED),
         vec![Pin { keep: mask.keep(), value: mask.exit_mark() }],
     ]
 }
 
 /// Pins a new connection to `target`, or to this node where it exits here. The mark of this first packet is given here; later ones get it
-/// by the pin.
+/// by the pin. Of what somebody outside began, the answers are marked and nothing is pinned: another of them may be on its way. They can't leave
+/// from here, where nothing would translate them.
 fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     let exit = Pin { keep: mask.keep(), value: mask.exit_mark() };
     let others = if desired.accepts.contains(&target) {
@@ -327,7 +398,13 @@ fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
         let (keep, value) = (mask.keep(), mask.mark(target));
         vec![Count(STEERED), Pin { keep, value }, Statement::Mark { keep, value }]
     };
-    vec![drop_if([Statement::State(ConnectionState::Invalid)], DROP_NO_GATEWAY), others, own]
+    let answers = [Pinned { mask: mask.bits(), negated: false, value: mask.answer_mark() }];
+    let answers = if desired.targets.contains(&target) && !desired.exits.contains(&target) {
+        go(answers, goto(&steer_chain(target)))
+    } else {
+        drop_if(answers, DROP_NO_GATEWAY)
+    };
+    vec![go([Statement::Stray], goto(LOST)), answers, others, own]
 }
 
 /// What enters the tunnel is translated to itself, which keeps every later masquerade away from it. What exits gets its source here:

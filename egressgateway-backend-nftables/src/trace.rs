@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use egressgateway::{
     model::{ClassId, Family, IpRange},
-    trace::{ConnectionState, DestinationKind, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
+    trace::{Beginning, ConnectionState, DestinationKind, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 use imbl::OrdMap;
 
@@ -153,6 +153,9 @@ impl Walk<'_> {
                 device.is_some_and(|device| self.state.elements.devices.contains(device)) == *negated
             }
             Statement::State(state) => self.packet.state != *state,
+            Statement::Stray => tracked,
+            Statement::Opens => self.packet.protocol != TraceProtocol::Other || self.packet.beginning != Beginning::Request,
+            Statement::Marked { mask, negated, value } => (self.packet.packet_mark & mask == *value) == *negated,
             Statement::Direction(direction) => !tracked || self.packet.direction != *direction,
             Statement::Pinned { mask, negated, value } => !tracked || (self.packet.connection_mark & mask == *value) == *negated,
             Statement::VerdictOfPin { .. } => !tracked,
@@ -170,7 +173,9 @@ impl Walk<'_> {
         let tracked = self.is_tracked();
         match statement {
             Statement::ForgetClass => self.class = 0,
-            Statement::ClassOf { family, table } => self.class = self.class_of(*family, *table).unwrap_or(self.class),
+            Statement::ClassOf { side, family, table } => {
+                self.class = self.class_of(self.address(*side), *family, *table).unwrap_or(self.class);
+            }
             Statement::VerdictOf { family, table } => return self.verdict_of(*family, *table),
             Statement::VerdictOfPin { mask } if tracked => {
                 return self.state.elements.targets.get(&(self.packet.connection_mark & mask)).cloned();
@@ -215,14 +220,14 @@ impl Walk<'_> {
         }
     }
 
-    fn class_of(&self, family: Family, table: Table) -> Option<u32> {
-        let (elements, source) = (&self.state.elements, self.packet.source);
-        if Family::of(source) != family {
+    fn class_of(&self, address: IpAddr, family: Family, table: Table) -> Option<u32> {
+        let elements = &self.state.elements;
+        if Family::of(address) != family {
             return None;
         }
         let class = match table {
-            Table::Pods => elements.pods.get(&source),
-            Table::Nets => elements.nets.iter().find(|(range, _)| range.contains(source)).map(|(_, class)| class),
+            Table::Pods => elements.pods.get(&address),
+            Table::Nets => elements.nets.iter().find(|(range, _)| range.contains(address)).map(|(_, class)| class),
             _ => None,
         };
         class.map(|class| class.get())

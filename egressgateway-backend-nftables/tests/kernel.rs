@@ -235,7 +235,17 @@ fn counters_are_there_with_the_table_and_survive_updates() {
         let names: Vec<String> = nftables().counters().await.unwrap().into_keys().collect();
         assert_eq!(
             names,
-            ["drop_held", "drop_no_gateway", "drop_not_peer", "drop_start_gate", "drop_unknown_source", "exited", "steered", "tunnelled"]
+            [
+                "drop_held",
+                "drop_no_gateway",
+                "drop_not_peer",
+                "drop_start_gate",
+                "drop_unknown_source",
+                "drop_untracked",
+                "exited",
+                "steered",
+                "tunnelled"
+            ]
         );
         let handle = run("nft -a list counter inet egressgateway steered");
         reach(&gateway()).await;

@@ -93,7 +93,7 @@ pub struct Counter {
 ///
 /// Names are the same for every backend: `steered` (new connections sent to a gateway), `tunnelled` (those of
 /// them that entered the tunnel; the rest found no way there), `exited` (new connections that left here),
-/// and what was dropped: `drop_no_gateway`, `drop_held`, `drop_unknown_source`, `drop_not_peer`, `drop_start_gate`.
+/// and what was dropped: `drop_no_gateway`, `drop_held`, `drop_unknown_source`, `drop_not_peer`, `drop_start_gate`, `drop_untracked`.
 #[async_trait]
 pub trait CounterSource: Send + Sync {
     /// Reads all counters.

@@ -60,6 +60,16 @@ pub enum TraceProtocol {
     Udp(u16),
 }
 
+/// What sort of connection a first packet begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beginning {
+    /// Only somebody who begins a connection sends this: TCP's SYN.
+    #[default]
+    Request,
+    /// It may as well belong to a connection that connection tracking has forgotten: TCP in the middle, or a protocol without a beginning.
+    Unclear,
+}
+
 /// What the rules look at. Build it with [`TracePacket::new`] and set what differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TracePacket {
@@ -79,6 +89,8 @@ pub struct TracePacket {
     pub state: ConnectionState,
     /// Which way within its connection.
     pub direction: Direction,
+    /// What the connection began with, where it is neither ICMP nor UDP.
+    pub beginning: Beginning,
     /// Connection mark so far, all bits.
     pub connection_mark: u32,
     /// Packet mark so far, all bits.
@@ -98,6 +110,7 @@ impl TracePacket {
             destination_kind: DestinationKind::default(),
             state: ConnectionState::default(),
             direction: Direction::default(),
+            beginning: Beginning::default(),
             connection_mark: 0,
             packet_mark: 0,
         }

@@ -55,6 +55,7 @@ macro_rules! packet_tests {
             what_exits_leaves_as_the_policy_says_and_strangers_do_not
             what_leaves_a_gateway_as_itself_is_not_tracked_and_the_rest_is
             what_belongs_to_no_connection_does_not_leave
+            what_others_do_not_track_does_not_leave
             a_class_that_comes_changes_and_goes_lets_nothing_out_in_between
             an_exit_that_changes_uses_the_old_source_or_the_new_one
             what_comes_by_the_overlay_leaves_here_or_ends
@@ -388,6 +389,34 @@ pub fn what_belongs_to_no_connection_does_not_leave<D: Backend>(host: Host<D>) {
         run("sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0");
         lab.pod.run(STRAY);
         lab.count("drop_no_gateway", 1).await;
+        assert_eq!(lab.server.seen("10.244.1.10"), 0);
+    });
+}
+
+/// Rules of somebody else keep packets out of connection tracking.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn what_others_do_not_track_does_not_leave<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        lab.program(&client()).await;
+        run("nft 'add table inet hardening; add chain inet hardening pre { type filter hook prerouting priority -300; }
+            add rule inet hardening pre udp dport 9 notrack'");
+        lab.pod.send("10.6.1.92");
+        lab.count("drop_untracked", 1).await;
+        lab.pod.send("fd00::1:92");
+        lab.count("drop_untracked", 2).await;
+        let mut gateway = gateway();
+        gateway.destinations.remove(&(class(2), range("0.0.0.0/0")));
+        gateway.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::NodeAddress));
+        lab.program(&gateway).await;
+        lab.far.send("10.6.1.92");
+        lab.count("drop_untracked", 3).await;
+        gateway.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Keep));
+        lab.program(&gateway).await;
+        lab.far.send("10.6.1.92");
+        arrived(&lab.server, "10.250.3.4", 1).await;
         assert_eq!(lab.server.seen("10.244.1.10"), 0);
     });
 }

@@ -11,6 +11,10 @@ impl TargetId {
     pub const FIRST: Self = Self(0x11);
     /// The byte that says "exits on this node" in a connection mark (`0x12000000` under the default mask); never a target.
     pub const EXIT_BYTE: u8 = 0x12;
+    /// The byte that says "somebody outside began this towards a pod of this node, and what the pod answers is classified" in a connection mark
+    /// (`0x10000000` under the default mask); never a target. In the mark of a packet out of the tunnel it says, for a moment, that we keep that
+    /// packet untracked.
+    pub const ANSWER_BYTE: u8 = 0x10;
 
     /// The target of a mark byte; none for [`Self::EXIT_BYTE`] and for all bytes below [`Self::FIRST`]. Those have a meaning on one node
     /// alone, so the controller never allots them.
@@ -79,6 +83,12 @@ impl MarkMask {
         (TargetId::EXIT_BYTE as u32) << self.0.trailing_zeros()
     }
 
+    /// The connection mark of what somebody outside began towards a pod, so that the pod's answers are classified.
+    #[must_use]
+    pub const fn answer_mark(self) -> u32 {
+        (TargetId::ANSWER_BYTE as u32) << self.0.trailing_zeros()
+    }
+
     /// The target that a mark names, if it names one.
     #[must_use]
     pub fn target(self, mark: u32) -> Option<TargetId> {
@@ -110,7 +120,7 @@ mod tests {
                 assert_eq!(mask.target(mask.mark(target)), Some(target));
                 assert_eq!(mask.mark(target) & mask.keep(), 0);
             }
-            assert_eq!(mask.target(mask.exit_mark()), None);
+            assert_eq!([mask.exit_mark(), mask.answer_mark()].map(|mark| mask.target(mark)), [None, None]);
         }
         assert_eq!(TargetId::all().count(), 238);
         assert_eq!((0..=0x10).chain([0x12]).find_map(TargetId::new), None, "these have a meaning on one node alone");

@@ -4,10 +4,11 @@ use crate::{
     PolicyDesired,
     model::SourceNat,
     testing::worlds::{class, client, egress, gateway, ip, range},
-    trace::{ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
+    trace::{Beginning, ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 
 const EXIT: u32 = 0x1200_0000;
+const ANSWER: u32 = 0x1000_0000;
 const OVERLAY: &str = "egress-vxlan-v4";
 
 /// The rules that a backend makes of a desired state from nothing, with the default mask.
@@ -30,6 +31,10 @@ pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
     the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(rules);
     no_pod_reaches_the_tunnel_of_a_node(rules);
     what_a_service_leads_to_is_governed_as_it_is_or_dropped(rules);
+    what_may_belong_to_a_forgotten_connection_is_pinned_for_its_answers(rules);
+    answers_of_a_pod_meet_what_its_class_says_and_pin_nothing(rules);
+    the_guard_lets_an_answer_out_by_the_overlay_or_where_nothing_governs_it(rules);
+    what_others_took_out_of_connection_tracking_does_not_leave_where_it_is_governed(rules);
 }
 
 fn packet(source: &str, destination: &str) -> TracePacket {
@@ -98,6 +103,116 @@ fn what_belongs_to_no_connection_does_not_leave_where_it_is_governed(state: Rule
     assert_eq!(state.trace(&stray), dropped("drop_no_gateway"));
     stray.destination = ip("10.6.4.1");
     assert_eq!(state.trace(&stray), marks(0, 0, &[]));
+}
+
+fn what_may_belong_to_a_forgotten_connection_is_pinned_for_its_answers(state: Rules<'_>) {
+    let state = state(&client());
+    for (source, destination, beginning, pinned, why) in [
+        ("10.6.1.1", "10.244.1.10", Beginning::Unclear, true, "a governed pod"),
+        ("fd00::1:1", "fd10:244:1::10", Beginning::Unclear, true, "the same over IPv6"),
+        ("10.6.4.1", "10.244.1.10", Beginning::Unclear, true, "whatever governs that source is asked for each answer"),
+        ("10.6.1.1", "10.244.1.77", Beginning::Unclear, true, "nobody knows this pod yet"),
+        ("10.6.1.1", "10.250.3.4", Beginning::Unclear, true, "by its subnet, and not exempt"),
+        ("10.6.1.1", "10.244.1.10", Beginning::Request, false, "somebody who knows the way begins"),
+        ("10.6.1.1", "10.244.1.13", Beginning::Unclear, false, "a pod without a policy"),
+        ("10.6.1.1", "10.244.9.9", Beginning::Unclear, false, "no pod of this node, and governed by nothing"),
+        ("10.244.1.13", "10.244.1.10", Beginning::Unclear, false, "pods among themselves"),
+        ("10.244.1.11", "10.244.1.10", Beginning::Unclear, false, "governed pods among themselves"),
+        ("10.6.0.11", "10.244.1.10", Beginning::Unclear, false, "a node"),
+    ] {
+        let packet = TracePacket { beginning, connection_mark: 5, packet_mark: 7, ..packet(source, destination) };
+        let mark = if pinned { ANSWER | 5 } else { 5 };
+        assert_eq!(state.trace(&packet), marks(7, mark, &[]), "{source} → {destination}: {why}");
+    }
+    for (protocol, pinned) in [(TraceProtocol::Udp(53), true), (TraceProtocol::Icmp, false)] {
+        let mark = if pinned { ANSWER } else { 0 };
+        assert_eq!(state.trace(&packet("10.6.1.1", "10.244.1.10").carrying(protocol)), marks(0, mark, &[]), "{protocol:?}");
+    }
+    let later = TracePacket { state: ConnectionState::Established, connection_mark: ANSWER, ..packet("10.6.1.1", "10.244.1.10") };
+    assert_eq!(state.trace(&later), marks(0, ANSWER, &[]));
+}
+
+fn answer(source: &str, destination: &str) -> TracePacket {
+    let state = ConnectionState::Established;
+    TracePacket { direction: Direction::Reply, connection_mark: ANSWER | 5, packet_mark: 7, state, ..packet(source, destination) }
+}
+
+fn answers_of_a_pod_meet_what_its_class_says_and_pin_nothing(state: Rules<'_>) {
+    let client = state(&client());
+    for (source, destination, verdict) in [
+        ("10.244.1.10", "10.6.1.1", marks(0x1100_0007, ANSWER | 5, &[])),
+        ("10.244.1.10", "10.6.2.1", marks(0x1300_0007, ANSWER | 5, &[])),
+        ("fd10:244:1::10", "fd00::1:1", marks(0x1100_0007, ANSWER | 5, &[])),
+        ("10.244.1.10", "10.6.4.1", marks(7, ANSWER | 5, &[])),
+        ("10.244.1.10", "10.96.0.1", marks(7, ANSWER | 5, &[])),
+        ("10.244.1.13", "10.6.1.1", marks(7, ANSWER | 5, &[])),
+        ("10.244.1.10", "10.6.3.1", dropped("drop_held")),
+        ("10.244.1.10", "10.6.5.5", dropped("drop_no_gateway")),
+        ("10.244.1.77", "10.6.1.1", dropped("drop_start_gate")),
+        // It would leave from here, and nothing here translates an answer.
+        ("10.244.1.12", "10.6.1.1", dropped("drop_no_gateway")),
+    ] {
+        assert_eq!(
+            without_foreign_bits(client.trace(&answer(source, destination))),
+            without_foreign_bits(verdict),
+            "{source} → {destination}"
+        );
+    }
+    let gateway = state(&gateway());
+    assert_eq!(gateway.trace(&answer("10.244.1.10", "10.6.1.1").from_device(OVERLAY)), dropped("drop_no_gateway"));
+}
+
+/// A backend may borrow bits of a governed packet's mark.
+fn without_foreign_bits(mut verdict: TraceVerdict) -> TraceVerdict {
+    if let TraceVerdict::Accept { packet_mark, .. } = &mut verdict {
+        *packet_mark &= 0xff00_0000;
+    }
+    verdict
+}
+
+fn the_guard_lets_an_answer_out_by_the_overlay_or_where_nothing_governs_it(state: Rules<'_>) {
+    let client = state(&client());
+    let forwarded = |packet: TracePacket, device: &str| without_foreign_bits(client.trace_forward(&packet, device));
+    let marked = |source, destination| TracePacket { packet_mark: 0x1100_0000, ..answer(source, destination) };
+    let enters = forwarded(marked("10.244.1.10", "10.6.1.1"), OVERLAY);
+    assert!(matches!(enters, TraceVerdict::Accept { connection_mark, .. } if connection_mark == ANSWER | 5), "{enters:?}");
+    assert_eq!(forwarded(marked("10.244.1.10", "10.6.1.1"), "eth0"), dropped("drop_no_gateway"));
+    assert_eq!(forwarded(answer("10.244.1.10", "10.6.1.1"), "eth0"), dropped("drop_no_gateway"), "somebody took the mark away");
+    assert_eq!(forwarded(answer("10.244.1.10", "10.6.3.1"), "eth0"), dropped("drop_held"));
+    assert_eq!(forwarded(answer("10.244.1.10", "10.6.4.1"), "eth0"), marks(0, ANSWER | 5, &[]), "nothing governs this");
+    let inward = TracePacket { connection_mark: ANSWER, ..packet("10.6.1.1", "10.244.1.10") };
+    assert_eq!(forwarded(inward, "cali1"), marks(0, ANSWER, &[]));
+}
+
+fn what_others_took_out_of_connection_tracking_does_not_leave_where_it_is_governed(state: Rules<'_>) {
+    let untracked = |packet: TracePacket| TracePacket { state: ConnectionState::Untracked, ..packet };
+    let passes = TraceVerdict::Accept { untracked: true, packet_mark: 0, connection_mark: 0, counted: Vec::new() };
+    let node = state(&client());
+    for (source, destination, verdict) in [
+        ("10.244.1.10", "10.6.1.1", dropped("drop_untracked")),
+        ("fd10:244:1::10", "fd00::1:1", dropped("drop_untracked")),
+        ("10.244.1.12", "10.6.1.1", dropped("drop_untracked")),
+        ("10.244.1.10", "10.6.3.1", dropped("drop_held")),
+        ("10.244.1.99", "10.6.1.1", dropped("drop_start_gate")),
+        ("10.244.1.10", "10.6.4.1", passes.clone()),
+        ("10.244.1.10", "10.244.1.11", passes.clone()),
+        ("10.244.1.13", "10.6.1.1", passes.clone()),
+        ("10.6.1.1", "10.244.1.10", passes.clone()),
+    ] {
+        assert_eq!(node.trace(&untracked(packet(source, destination))), verdict, "{source} → {destination}");
+    }
+    let mut desired = gateway();
+    let arriving = |source: &str| untracked(packet(source, "10.6.1.1").from_device(OVERLAY));
+    assert_eq!(state(&desired).trace(&arriving("10.244.1.10")), dropped("drop_untracked"), "nobody could translate it");
+    assert_eq!(state(&desired).trace(&arriving("10.244.9.9")), dropped("drop_unknown_source"));
+    desired.overlay.unknown_may_exit = true;
+    assert_eq!(state(&desired).trace(&arriving("10.244.9.9")), dropped("drop_untracked"));
+    desired.destinations.insert((class(1), range("10.6.7.0/24")), egress(0x11, SourceNat::Keep));
+    assert_eq!(state(&desired).trace(&arriving("10.244.1.10")), dropped("drop_untracked"), "another destination is kept");
+    let group = |protocol| TracePacket { destination_kind: DestinationKind::Multicast, ..packet("fe80::2", "ff02::1").carrying(protocol) };
+    let asks = |protocol| state(&desired).trace(&untracked(group(protocol).from_device(OVERLAY)));
+    assert_eq!(asks(TraceProtocol::Icmp), passes, "neighbours find each other");
+    assert_eq!(asks(TraceProtocol::Udp(53)), dropped("drop_unknown_source"));
 }
 
 fn what_is_for_this_host_or_a_group_is_not_steered(state: Rules<'_>) {

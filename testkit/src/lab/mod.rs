@@ -32,6 +32,7 @@ mod builder;
 mod cage;
 mod capture;
 mod components;
+mod conntrack;
 pub mod constants;
 mod flow;
 mod namespace;

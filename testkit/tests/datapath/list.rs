@@ -43,6 +43,16 @@ macro_rules! every_check_on {
                 rules_deleted_by_hand_come_back_at_once
                 routes_deleted_by_hand_leak_nothing_and_come_back
                 the_data_path_stands_while_the_api_server_is_away;
+            lost_state:
+                what_a_server_sends_after_the_pods_node_has_forgotten_is_answered_through_the_gateway
+                a_port_that_is_closed_meanwhile_is_reported_through_the_gateway
+                a_download_goes_on_after_the_pods_node_has_forgotten_it
+                what_the_pods_node_has_forgotten_is_not_answered_while_the_tunnel_has_no_way
+                whoever_begins_from_outside_gets_a_governed_pods_answers
+                datagrams_through_a_load_balancer_are_answered_by_it;
+            untracked:
+                what_others_do_not_track_is_dropped_and_counted_at_the_pods_node
+                what_others_do_not_track_is_dropped_and_counted_at_the_gateway;
             flushes:
                 what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documentation;
             failover:

@@ -19,10 +19,12 @@ mod flushes;
 mod foreign;
 mod forwarding;
 mod hosts;
+mod lost_state;
 mod pools;
 mod restarts;
 mod services;
 mod tunnel_network;
+mod untracked;
 mod world;
 
 use egressgateway_testkit::netns::have_root;
