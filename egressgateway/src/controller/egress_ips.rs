@@ -144,7 +144,7 @@ pub(super) fn give(
     let asking = |(name, policy)| asking(cluster, judged, networks, name, policy);
     let asking: Vec<Asking> = by_age(&cluster.policies).filter_map(asking).collect();
     let mut ledger = Ledger::new(reserved(cluster, gateways), allocator);
-    let mut given: Vec<Given> = asking.iter().map(|asking| hold(asking, &mut ledger)).collect();
+    let mut given: Vec<Given> = asking.iter().map(|asking| hold(asking, gateways.get(asking.gateway), &mut ledger)).collect();
     for (asking, given) in asking.iter().zip(&mut given) {
         allocate(asking, given, &mut ledger);
     }
@@ -162,7 +162,7 @@ pub(super) fn reserved(cluster: &Cluster, gateways: &BTreeMap<GatewayName, Elect
 
 /// Who of other people has addresses of a pool; what only a network's plan takes is left out.
 pub(super) fn in_use(reserved: &BTreeMap<IpAddr, Holder>, pool: &[IpRange]) -> Vec<String> {
-    let theirs = |holder: &Holder| matches!(holder, Holder::Node(_) | Holder::Neighbour(..));
+    let theirs = |holder: &Holder| matches!(holder, Holder::Node(_) | Holder::Interface(_) | Holder::Neighbour(..));
     let of = |range: &IpRange| reserved.range(range.first()..=range.last()).filter(|(_, holder)| theirs(holder));
     pool.iter().flat_map(of).map(|(address, holder)| format!("{address}: {holder}")).collect()
 }
@@ -214,7 +214,7 @@ fn asking<'a>(
 }
 
 /// Takes what the policy states or has.
-fn hold(asking: &Asking, ledger: &mut Ledger) -> Given {
+fn hold(asking: &Asking, gateway: Option<&Elected>, ledger: &mut Ledger) -> Given {
     let in_use = in_use(&ledger.reserved, &asking.pool);
     let in_use = if in_use.is_empty() { in_use.concat() } else { format!("; {}", super::list(&in_use)) };
     let mut given = Given {
@@ -229,6 +229,12 @@ fn hold(asking: &Asking, ledger: &mut Ledger) -> Given {
     for family in Family::ALL {
         let Some(address) = asking.claim(family) else { continue };
         let own = [IpRange::single(address)];
+        // Somebody put it on a node of the gateway for this.
+        let put = matches!(ledger.reserved.get(&address), Some(Holder::Interface(node)) if gateway.is_some_and(|gateway| gateway.member(node).is_some()));
+        if put && asking.states(family) {
+            ledger.reserved.remove(&address);
+            ledger.held.remove(&address);
+        }
         let pool = if asking.gateway_spec.is_some() { &asking.pool[..] } else { &own };
         match ledger.enter(asking.name, Some(address), pool) {
             Ok(address) => _ = given.addresses.insert(address),

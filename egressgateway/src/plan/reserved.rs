@@ -13,8 +13,10 @@ use crate::{
 /// Why an address is nobody's to give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// An address of a Node, or of one of its interfaces.
+    /// An address of a Node.
     Node(NodeName),
+    /// A further address of one of a Node's interfaces. A policy may state one that somebody put on a node of its gateway.
+    Interface(NodeName),
     /// The router of a Node's default route.
     Router(NodeName),
     /// The first or the last address of a network that nodes are in.
@@ -26,7 +28,7 @@ pub enum Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Node(node) => write!(f, "Node {node} has it"),
+            Self::Node(node) | Self::Interface(node) => write!(f, "Node {node} has it"),
             Self::Router(node) => write!(f, "it is the router of Node {node}"),
             Self::Edge(network) => write!(f, "it is the first or the last address of network {network}"),
             Self::Neighbour(mac, node) => write!(f, "{mac} answers for it, as Node {node} hears"),
@@ -63,7 +65,11 @@ pub fn reserved(
         }
         reserved.extend(node.routers().map(|router| (router, Holder::Router(name.clone()))));
     }
-    reserved.extend(hosts(nodes, egress_nodes).map(|(name, address)| (address, Holder::Node(name.clone()))));
+    let interfaces = egress_nodes.iter().flat_map(|(name, node)| node.attached().map(move |network| (name, network.addr())));
+    reserved.extend(interfaces.map(|(name, address)| (address, Holder::Interface(name.clone()))));
+    let known = nodes.iter().flat_map(|(name, node)| node.addresses.iter().map(move |address| (name, *address)));
+    let outer = egress_nodes.iter().flat_map(|(name, node)| node.underlay.iter().map(move |address| (name, *address)));
+    reserved.extend(known.chain(outer).map(|(name, address)| (address, Holder::Node(name.clone()))));
     reserved
 }
 

@@ -53,7 +53,7 @@ fn a_networks_edges_its_routers_and_its_nodes_are_given_to_nobody() {
         ("10.6.0.0", "it is the first or the last address of network 10.6.0.0/29"),
         ("10.6.0.7", "it is the first or the last address of network 10.6.0.0/29"),
         ("10.6.0.6", "it is the router of Node b"),
-        ("10.6.0.3", "Node b has it"),
+        ("10.6.0.2", "Node b has it"),
     ] {
         state(&mut api, "p4", address);
         api.settle();
@@ -61,6 +61,21 @@ fn a_networks_edges_its_routers_and_its_nodes_are_given_to_nobody() {
         let rule = format!("must not be in use: {whose}");
         assert_eq!(accepted(&api, "p4"), format!("False EgressIPInUse: spec.egressIP.ipv4: \"{address}\": {rule}"));
     }
+}
+
+#[test]
+fn an_address_that_somebody_put_on_a_gateway_node_is_for_the_policy_that_states_it() {
+    let mut api = two_nodes("10.6.1.60-10.6.1.61");
+    api.node("c", "{}");
+    api.interface("a", "10.6.1.60/16", "10.6.255.254");
+    api.interface("c", "10.6.1.61/16", "10.6.255.254");
+    policies(&mut api, &["p1"]);
+    api.settle();
+    assert_eq!(api.egress_ip("p1"), None, "both are in use");
+    state(&mut api, "p2", "10.6.1.60");
+    state(&mut api, "p3", "10.6.1.61");
+    api.settle();
+    assert_eq!((api.egress_ip("p2").unwrap().0, api.egress_ip("p3")), ("10.6.1.60", None), "that of another node is its own");
 }
 
 #[test]
