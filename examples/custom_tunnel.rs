@@ -133,8 +133,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         underlay: OrdMap::from_iter([(Family::V4, underlay("10.6.0.11")?), (Family::V6, underlay("fd06::11")?)]),
     };
     let with = |ends: &[&str]| {
-        let peer =
-            |end: &&str| Ok((NodeName::from(*end), Peer { overlay: OrdSet::new(), underlay: OrdSet::unit(end.parse()?), mac: local.mac }));
+        let peer = |end: &&str| {
+            Ok((
+                NodeName::from(*end),
+                Peer { overlay: OrdSet::new(), underlay: OrdSet::unit(end.parse()?), mac: local.mac, mtu: OrdMap::new() },
+            ))
+        };
         let peers: Result<_, Box<dyn std::error::Error>> = ends.iter().map(peer).collect();
         Ok::<_, Box<dyn std::error::Error>>(TunnelDesired { local: Some(local.clone()), peers: peers? })
     };

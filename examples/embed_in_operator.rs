@@ -64,8 +64,12 @@ fn desired(me: &str, fleet: &Fleet, objects: &BTreeMap<String, StaticEgressSpec>
             continue;
         }
         let Ends { underlay, overlay } = fleet.nodes[*name];
-        let peer =
-            Peer { overlay: [overlay].into_iter().collect(), underlay: [underlay].into_iter().collect(), mac: MacAddress::from_seed(name) };
+        let peer = Peer {
+            overlay: [overlay].into_iter().collect(),
+            underlay: [underlay].into_iter().collect(),
+            mac: MacAddress::from_seed(name),
+            mtu: imbl::OrdMap::new(),
+        };
         next.tunnel.peers.insert(NodeName::from(name.as_str()), peer);
         next.policy.overlay.peers.insert(underlay);
         next.paths.entry(*target).or_default().insert(NodeName::from(name.as_str()));

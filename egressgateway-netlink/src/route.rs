@@ -14,7 +14,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
-        RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
+        RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
     },
 };
 
@@ -59,8 +59,30 @@ pub enum RouteAction {
     Via(OrdSet<NextHop>),
     /// Sends it to one of the [group](crate::NextHopObject::Group) with this number, which remembers its choices.
     Group(u32),
+    /// Does this with packets of at most so many bytes, and tells senders of larger ones.
+    Limited(Box<Self>, u32),
     /// Something that this crate never asks for, on so many routes of the same key.
     Other(u32),
+}
+
+impl RouteAction {
+    /// What it does, whatever the size of packets.
+    #[must_use]
+    pub fn way(&self) -> &Self {
+        if let Self::Limited(way, _) = self { way } else { self }
+    }
+
+    pub(crate) fn way_mut(&mut self) -> &mut Self {
+        if let Self::Limited(way, _) = self { way } else { self }
+    }
+
+    /// The same for packets of at most so many bytes, where there is a limit.
+    pub(crate) fn limited(self, mtu: Option<u32>) -> Self {
+        match mtu {
+            Some(mtu) => Self::Limited(Box::new(self), mtu),
+            None => self,
+        }
+    }
 }
 
 impl fmt::Display for RouteAction {
@@ -70,6 +92,7 @@ impl fmt::Display for RouteAction {
             Self::Unreachable => f.write_str("unreachable"),
             Self::Other(_) => f.write_str("other"),
             Self::Group(id) => write!(f, "nhid {id}"),
+            Self::Limited(way, mtu) => write!(f, "mtu {mtu} {way}"),
             Self::Via(hops) => {
                 for (index, hop) in hops.iter().enumerate() {
                     let separator = if index == 0 { "" } else { " " };
@@ -185,6 +208,12 @@ impl Netlink {
         let mut message = message(key, protocol);
         message.header.scope = RouteScope::Universe;
         match action {
+            RouteAction::Limited(_, mtu) => message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(*mtu)])),
+            // Without any word of metrics, IPv4 takes what the former route to the same group had (`fib_find_info_nh`).
+            RouteAction::Group(_) => message.attributes.push(RouteAttribute::Metrics(Vec::new())),
+            _ => {}
+        }
+        match action.way() {
             RouteAction::Throw => message.header.kind = RouteType::Throw,
             RouteAction::Unreachable => message.header.kind = RouteType::Unreachable,
             RouteAction::Via(hops) => {
@@ -195,7 +224,7 @@ impl Netlink {
                 message.header.kind = RouteType::Unicast;
                 message.attributes.push(RouteAttribute::NhId(*id));
             }
-            RouteAction::Other(_) => return Err(Error::new(ErrorKind::Invalid, what)),
+            RouteAction::Limited(..) | RouteAction::Other(_) => return Err(Error::new(ErrorKind::Invalid, what)),
         }
         let flags = NLM_F_CREATE | if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
         self.write(RouteNetlinkMessage::NewRoute(message), flags, &what).await
@@ -332,8 +361,8 @@ fn action(message: &RouteMessage, devices: &Devices) -> RouteAction {
         RouteType::Throw => RouteAction::Throw,
         RouteType::Unreachable => RouteAction::Unreachable,
         RouteType::Unicast => match group(message) {
-            Some(id) => RouteAction::Group(id),
-            None => hops(message, devices).map_or(RouteAction::Other(1), RouteAction::Via),
+            Some(id) => RouteAction::Group(id).limited(mtu(message)),
+            None => hops(message, devices).map_or(RouteAction::Other(1), |hops| RouteAction::Via(hops).limited(mtu(message))),
         },
         _ => RouteAction::Other(1),
     }
@@ -344,8 +373,23 @@ fn merge(family: Family, earlier: &RouteAction, action: RouteAction) -> RouteAct
     let copies = |action: &RouteAction| if let RouteAction::Other(copies) = action { *copies } else { 1 };
     match (earlier, action) {
         (RouteAction::Via(earlier), RouteAction::Via(hops)) if family == Family::V6 => RouteAction::Via(earlier.clone().union(hops)),
+        (RouteAction::Limited(earlier, mtu), RouteAction::Limited(way, other)) if family == Family::V6 && *mtu == other => {
+            merge(family, earlier, *way).limited(Some(*mtu))
+        }
         (earlier, action) => RouteAction::Other(copies(earlier) + copies(&action)),
     }
+}
+
+/// The largest packet that the route takes, where it says so.
+fn mtu(message: &RouteMessage) -> Option<u32> {
+    let metrics = message.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    });
+    metrics.flatten().find_map(|metric| match metric {
+        RouteMetric::Mtu(bytes) => Some(*bytes),
+        _ => None,
+    })
 }
 
 /// The number of the object that the route names. The kernel lists its next hops as well, for those who know no objects.

@@ -79,6 +79,12 @@ fn desired(targets: &[(u8, &[NextHop])], direct: &[&str]) -> SteeringDesired {
     }
 }
 
+/// The same with largest packets of targets.
+fn limited(desired: SteeringDesired, limits: &[(u8, u32)]) -> SteeringDesired {
+    let limits = limits.iter().flat_map(|(byte, mtu)| egressgateway::model::Family::ALL.map(|family| ((target(*byte), family), *mtu)));
+    SteeringDesired { mtu: limits.collect(), ..desired }
+}
+
 /// The same with these targets balanced.
 fn balanced(desired: SteeringDesired, targets: &[u8]) -> SteeringDesired {
     SteeringDesired { balanced: targets.iter().map(|byte| target(*byte)).collect(), ..desired }
@@ -90,6 +96,9 @@ fn states() -> Vec<SteeringDesired> {
     vec![
         desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, from_ref(&c4))], &["10.0.0.0/8", "fd00:1::/32"]),
         desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x15, from_ref(&c6))], &["10.0.0.0/8", "10.96.0.0/12"]),
+        limited(desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, from_ref(&c4))], &[]), &[(0x11, 1400), (0x13, 1300)]),
+        limited(balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()])], &[]), &[0x11]), &[(0x11, 1400)]),
+        limited(desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()])], &[]), &[(0x11, 1350)]),
         balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), c4, a6, b6.clone(), c6]), (0x13, from_ref(&b4))], &[]), &[0x11]),
         balanced(desired(&[(0x11, from_ref(&b4)), (0x13, &[a4, b4.clone(), b6])], &["10.0.0.0/8"]), &[0x11, 0x13]),
     ]

@@ -31,6 +31,7 @@ fn peer(underlays: &[&str]) -> Peer {
         overlay: [ip("172.31.0.2"), ip("fd31::2")].into_iter().collect(),
         underlay: underlays.iter().map(|address| ip(address)).collect(),
         mac: MacAddress::from_seed("peer"),
+        mtu: OrdMap::new(),
     }
 }
 

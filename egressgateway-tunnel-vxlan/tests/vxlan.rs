@@ -69,7 +69,7 @@ fn local(overlay: &[&str], mac: &str, underlays: &[Underlay]) -> LocalEnd {
 fn peer(number: u8, overlay: &[&str], underlay: &[&str]) -> (NodeName, Peer) {
     let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse::<IpAddr>().unwrap()).collect::<OrdSet<_>>();
     let mac = MacAddress([2, 0, 0, 0, 1, number]);
-    (NodeName::from(format!("node{number}")), Peer { overlay: addresses(overlay), underlay: addresses(underlay), mac })
+    (NodeName::from(format!("node{number}")), Peer { overlay: addresses(overlay), underlay: addresses(underlay), mac, mtu: OrdMap::new() })
 }
 
 const MAC: &str = "66:a1:5e:00:00:01";
@@ -128,4 +128,22 @@ fn a_size_that_the_underlay_or_the_family_cannot_carry_is_refused() {
     assert_eq!(plan(Some(1451), end("10.6.0.1", 1500)).unwrap_err().kind, ErrorKind::Invalid);
     assert!(plan(None, end("fd06::1", 1350)).is_ok());
     assert_eq!(plan(None, end("fd06::1", 1349)).unwrap_err().kind, ErrorKind::Invalid);
+}
+
+#[test]
+fn a_route_promises_no_more_than_its_receivers_take() {
+    let underlay = Underlay { device: "eth0".into(), index: 2, address: "10.6.0.1".parse().unwrap(), mtu: 9000 };
+    let peers = [(2, Some(1450_u32)), (3, Some(8950)), (4, None)].map(|(number, mtu)| {
+        let (name, peer) = peer(number, &[&format!("172.31.0.{number}")], &[&format!("10.6.0.1{number}")]);
+        (name, Peer { mtu: mtu.into_iter().map(|mtu| (Family::V4, mtu)).collect(), ..peer })
+    });
+    let tunnel = TunnelDesired { local: Some(local(&["172.31.0.1/16"], MAC, &[underlay])), peers: peers.iter().cloned().collect() };
+    let [two, three, four] = peers.map(|(name, _)| name);
+    let targets: Vec<TargetId> = TargetId::all().take(3).collect();
+    let paths =
+        targets.iter().copied().zip([[two, three.clone()].into_iter().collect(), OrdSet::unit(three), OrdSet::unit(four)]).collect();
+    let node = NodeDesired { tunnel, paths, ..NodeDesired::default() };
+    let desired = node.for_drivers(&VxlanShape::default());
+    assert_eq!(desired.steering.mtu, OrdMap::unit((targets[0], Family::V4), 1450), "the least, where it is less than here");
+    assert_eq!(desired.policy.overlay.mss[&Family::V4], 1410, "and segments fit it as well");
 }

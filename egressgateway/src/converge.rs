@@ -56,10 +56,18 @@ impl NodeDesired {
             let links = encapsulation.links(local);
             policy.overlay.devices = links.devices;
             policy.overlay.port = links.port;
-            policy.overlay.mss = links.mtu.iter().map(|(family, mtu)| (*family, mss(*family, *mtu))).collect();
+            let least =
+                |family: &Family, mtu: &u32| self.paths.values().filter_map(|nodes| self.least_mtu(nodes, *family)).fold(*mtu, u32::min);
+            policy.overlay.mss = links.mtu.iter().map(|(family, mtu)| (*family, mss(*family, least(family, mtu)))).collect();
         }
         let addresses = self.addresses.clone();
         DriversDesired { tunnel: self.tunnel.clone(), steering: self.steering(encapsulation), addresses, policy }
+    }
+
+    /// The largest packet that all of these nodes take in, as far as they say so. What fits the device here may still be too large for the
+    /// receiver's network, where nobody would say so to its sender.
+    fn least_mtu(&self, nodes: &OrdSet<NodeName>, family: Family) -> Option<u32> {
+        nodes.iter().filter_map(|node| self.tunnel.peers.get(node)?.mtu.get(&family).copied()).min()
     }
 
     fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
@@ -70,7 +78,14 @@ impl NodeDesired {
                 .collect::<OrdSet<_>>()
         };
         let targets = self.paths.iter().map(|(target, nodes)| (*target, next_hops(nodes))).collect();
-        SteeringDesired { targets, balanced: self.balanced.clone(), direct: self.direct.clone() }
+        let own = self.tunnel.local.as_ref().map(|local| encapsulation.links(local).mtu).unwrap_or_default();
+        let mut mtu = OrdMap::new();
+        for (target, nodes) in &self.paths {
+            for (family, own) in &own {
+                mtu.extend(self.least_mtu(nodes, *family).filter(|least| least < own).map(|least| ((*target, *family), least)));
+            }
+        }
+        SteeringDesired { targets, mtu, balanced: self.balanced.clone(), direct: self.direct.clone() }
     }
 }
 

@@ -45,6 +45,8 @@ pub struct SteeringDesired {
     /// The targets whose connections are spread over all their next hops, each to keep its own while others come and go. Of any other with
     /// several next hops only the spread is promised.
     pub balanced: OrdSet<TargetId>,
+    /// The largest packets of targets whose next hops don't all take what this node's own device would, in bytes.
+    pub mtu: OrdMap<(TargetId, Family), u32>,
     /// Networks inside the cluster: a marked packet to them is routed as if it had no mark (`throw`).
     pub direct: OrdSet<IpNet>,
 }
@@ -54,9 +56,11 @@ impl SteeringDesired {
     /// know it.
     #[must_use]
     pub fn union(&self, next: &Self) -> Self {
+        let former = self.mtu.iter().filter(|((target, _), _)| !next.targets.contains_key(target));
         let gone = self.balanced.iter().filter(|target| !next.targets.contains_key(*target)).copied();
         Self {
             targets: next.targets.clone().union(self.targets.clone()),
+            mtu: next.mtu.iter().chain(former).map(|(key, mtu)| (*key, *mtu)).collect(),
             balanced: next.balanced.clone().into_iter().chain(gone).collect(),
             direct: next.direct.clone(),
         }

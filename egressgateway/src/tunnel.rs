@@ -78,6 +78,8 @@ pub struct Peer {
     pub underlay: OrdSet<IpAddr>,
     /// Overlay hardware address.
     pub mac: MacAddress,
+    /// Largest packets that it takes in, in bytes, as far as it says so.
+    pub mtu: OrdMap<Family, u32>,
 }
 
 impl Peer {

@@ -114,7 +114,7 @@ fn local(overlay: &[&str], mac: &str, underlays: &[Underlay]) -> LocalEnd {
 fn peer(number: u8, overlay: &[&str], underlay: &[&str]) -> (NodeName, Peer) {
     let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse::<IpAddr>().unwrap()).collect::<OrdSet<_>>();
     let mac = MacAddress([2, 0, 0, 0, 1, number]);
-    (NodeName::from(format!("node{number}")), Peer { overlay: addresses(overlay), underlay: addresses(underlay), mac })
+    (NodeName::from(format!("node{number}")), Peer { overlay: addresses(overlay), underlay: addresses(underlay), mac, mtu: OrdMap::new() })
 }
 
 /// Hardware address of this node's end.

@@ -169,10 +169,10 @@ fn set(key: &RouteKey, action: &RouteAction, current: Option<&RouteAction>) -> O
 
 /// What must be there first, and go last: what catches, then what stays in the cluster, then what leads away.
 fn urgency(action: &RouteAction) -> u8 {
-    match action {
+    match action.way() {
         RouteAction::Unreachable => 0,
         RouteAction::Throw => 1,
-        RouteAction::Via(_) | RouteAction::Group(_) | RouteAction::Other(_) => 2,
+        RouteAction::Via(_) | RouteAction::Group(_) | RouteAction::Limited(..) | RouteAction::Other(_) => 2,
     }
 }
 
@@ -238,9 +238,9 @@ struct Line<'a> {
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, action, protocol } = self;
-        match action {
+        match action.way() {
             RouteAction::Via(_) | RouteAction::Group(_) => write!(f, "{key} proto {protocol} {action}"),
-            action => write!(f, "{action} {key} proto {protocol}"),
+            _ => write!(f, "{action} {key} proto {protocol}"),
         }
     }
 }

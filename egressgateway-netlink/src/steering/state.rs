@@ -54,12 +54,12 @@ impl SteeringState {
         let Some(rule) = matching.min_by_key(|rule| rule.priority) else { return Route::Unmarked };
         let routes = self.routes.iter().filter(|(key, _)| key.table == rule.table && key.destination.contains(&destination));
         let best = routes.min_by_key(|(key, _)| (std::cmp::Reverse(key.destination.prefix_len()), key.metric));
-        match best {
+        match best.map(|(key, action)| (key, action.way())) {
             None => Route::Unmarked,
             Some((_, RouteAction::Throw)) => Route::Direct,
             Some((_, RouteAction::Via(hops))) => Route::Via(hops.iter().cloned().collect()),
             Some((_, RouteAction::Group(id))) => Route::Via(self.members(*id).into_iter().collect()),
-            Some((_, RouteAction::Unreachable | RouteAction::Other(_))) => Route::Unreachable,
+            Some((_, RouteAction::Unreachable | RouteAction::Limited(..) | RouteAction::Other(_))) => Route::Unreachable,
         }
     }
 
@@ -77,7 +77,7 @@ impl SteeringState {
     /// their routes.
     pub(super) fn forget(&mut self, id: u32) {
         self.next_hops.remove(&id);
-        self.routes = std::mem::take(&mut self.routes).into_iter().filter(|(_, action)| *action != RouteAction::Group(id)).collect();
+        self.routes = std::mem::take(&mut self.routes).into_iter().filter(|(_, action)| *action.way() != RouteAction::Group(id)).collect();
         let groups: Vec<_> = self.next_hops.iter().filter_map(|(group, object)| Some((*group, without(object, id)?))).collect();
         for (group, members) in groups {
             if members.is_empty() {
@@ -99,7 +99,7 @@ impl SteeringState {
         }
         let mut state = Self { without_ipv6, ..Self::default() };
         for (target, hops) in &desired.targets {
-            state.add_target(*target, hops, &desired.direct, settings)?;
+            state.add_target(*target, hops, desired, settings)?;
         }
         if settings.keeps_connections {
             state.group(desired, settings);
@@ -113,7 +113,7 @@ impl SteeringState {
         &mut self,
         target: TargetId,
         hops: &OrdSet<NextHop>,
-        direct: &OrdSet<IpNet>,
+        desired: &SteeringDesired,
         settings: &SteeringSettings,
     ) -> Result<(), Error> {
         let none_left = || Error::new(ErrorKind::Invalid, format!("no routing table for target {target} from {}", settings.table_base));
@@ -125,12 +125,12 @@ impl SteeringState {
             self.rules.insert(steer);
             let default = |metric| RouteKey { table, destination: everything(family), metric };
             self.routes.insert(default(UNREACHABLE_METRIC), RouteAction::Unreachable);
-            for network in direct.iter().filter(|network| Family::of(network.addr()) == family) {
+            for network in desired.direct.iter().filter(|network| Family::of(network.addr()) == family) {
                 self.routes.insert(RouteKey { table, destination: network.trunc(), metric: METRIC }, RouteAction::Throw);
             }
             let hops: OrdSet<_> = hops.iter().filter(|hop| hop.family() == family).cloned().collect();
             if !hops.is_empty() {
-                self.routes.insert(default(METRIC), RouteAction::Via(hops));
+                self.routes.insert(default(METRIC), RouteAction::Via(hops).limited(desired.mtu.get(&(target, family)).copied()));
             }
         }
         Ok(())
@@ -143,9 +143,11 @@ impl SteeringState {
             Family::ALL.map(|family| (numbers::group(target, family), RouteKey { table, destination: everything(family), metric: METRIC }))
         });
         let groups: Vec<(u32, OrdSet<NextHop>)> = ways
-            .filter_map(|(id, key)| match self.routes.get_mut(&key).map(|action| std::mem::replace(action, RouteAction::Group(id))) {
-                Some(RouteAction::Via(hops)) => Some((id, hops)),
-                _ => None,
+            .filter_map(|(id, key)| {
+                match self.routes.get_mut(&key).map(|action| std::mem::replace(action.way_mut(), RouteAction::Group(id))) {
+                    Some(RouteAction::Via(hops)) => Some((id, hops)),
+                    _ => None,
+                }
             })
             .collect();
         let numbers = numbers::hops(groups.iter().flat_map(|(_, hops)| hops));
@@ -162,7 +164,7 @@ impl SteeringState {
     }
 
     pub(super) fn has_several_next_hops(&self, family: Family) -> bool {
-        let several = |action: &RouteAction| match action {
+        let several = |action: &RouteAction| match action.way() {
             RouteAction::Via(hops) => hops.len() > 1,
             RouteAction::Group(_) => true,
             _ => false,

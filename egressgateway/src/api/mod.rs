@@ -9,6 +9,6 @@ pub use gateway::{
     Draining, EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod, GatewayNode, GatewayNodeStatus, Interface,
     IpUsage, PoolUsage, SourceNatMode,
 };
-pub use node::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus};
+pub use node::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus, TunnelMtu};
 pub use policy::{AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp};
 pub use schema::crds;

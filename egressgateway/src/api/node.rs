@@ -45,6 +45,9 @@ pub struct EgressNodeStatus {
     /// IPv6 address of the parent: outer address of the tunnel.
     #[serde(default, rename = "physicalInterfaceIPv6", skip_serializing_if = "Option::is_none")]
     pub physical_interface_ipv6: Option<String>,
+    /// Largest packets that the tunnel takes in on this node, in bytes. What is sent here through it must not be larger.
+    #[serde(default, rename = "tunnelMTU", skip_serializing_if = "Option::is_none")]
+    pub tunnel_mtu: Option<TunnelMtu>,
     /// The node's physical interfaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
@@ -67,6 +70,18 @@ pub struct AddressConflict {
     pub address: String,
     /// Hardware address that answers for it.
     pub hardware_address: String,
+}
+
+/// Largest packets of each family, in bytes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelMtu {
+    /// Of IPv4; absent where the tunnel carries none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<u32>,
+    /// Of IPv6; absent where the tunnel carries none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<u32>,
 }
 
 /// How far the tunnel of a node has come.

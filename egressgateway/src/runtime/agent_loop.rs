@@ -567,6 +567,7 @@ impl Session {
             underlay: self.underlay.clone(),
             interfaces: self.interfaces.clone().unwrap_or_default(),
             addressed: desired.tunnel.local.is_some(),
+            tunnel_mtu: desired.tunnel.local.as_ref().map(|local| self.encapsulation.links(local).mtu).unwrap_or_default(),
             overlaps: self.index.overlaps().to_vec(),
             conflicts: self.findings.1.borrow().conflicts.clone(),
             silent: self.findings.1.borrow().silent.clone(),

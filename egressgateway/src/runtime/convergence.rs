@@ -207,7 +207,12 @@ mod tests {
     }
 
     fn with_peer(name: &str) -> NodeDesired {
-        let peer = Peer { overlay: imbl::OrdSet::new(), underlay: imbl::OrdSet::new(), mac: "66:00:00:00:00:01".parse().unwrap() };
+        let peer = Peer {
+            overlay: imbl::OrdSet::new(),
+            underlay: imbl::OrdSet::new(),
+            mac: "66:00:00:00:00:01".parse().unwrap(),
+            mtu: imbl::OrdMap::new(),
+        };
         let tunnel = TunnelDesired { local: None, peers: imbl::OrdMap::unit(NodeName::from(name), peer) };
         NodeDesired { tunnel, ..NodeDesired::default() }
     }

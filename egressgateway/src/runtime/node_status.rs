@@ -21,7 +21,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed, recorded::Record};
 use crate::{
     Error, ErrorKind, Underlay,
-    api::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface},
+    api::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface, TunnelMtu},
     model::{Family, MacAddress, NodeName},
     plan::Overlap,
 };
@@ -44,6 +44,8 @@ pub(super) struct Report {
     pub(super) interfaces: Vec<Interface>,
     /// The controller gave the node an address.
     pub(super) addressed: bool,
+    /// Largest packets that the tunnel takes in.
+    pub(super) tunnel_mtu: OrdMap<Family, u32>,
     /// Overlay addresses that its host has or reaches by other means.
     pub(super) overlaps: Vec<Overlap>,
     /// Egress addresses that somebody else has.
@@ -75,6 +77,7 @@ impl Report {
             physical_interface: parent.map(|underlay| underlay.device.clone()),
             physical_interface_ipv4: address(Family::V4),
             physical_interface_ipv6: address(Family::V6),
+            tunnel_mtu: self.tunnel_mtu(),
             interfaces: self.interfaces.clone(),
             address_conflicts: self
                 .conflicts
@@ -85,6 +88,11 @@ impl Report {
             conditions,
             ..EgressNodeStatus::default()
         }
+    }
+
+    fn tunnel_mtu(&self) -> Option<TunnelMtu> {
+        let of = |family| self.tunnel_mtu.get(&family).copied();
+        (!self.tunnel_mtu.is_empty()).then(|| TunnelMtu { ipv4: of(Family::V4), ipv6: of(Family::V6) })
     }
 
     fn tunnel_ready(&self) -> Condition {
@@ -163,6 +171,7 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
         physical_interface: status.physical_interface.clone(),
         physical_interface_ipv4: status.physical_interface_ipv4.clone(),
         physical_interface_ipv6: status.physical_interface_ipv6.clone(),
+        tunnel_mtu: status.tunnel_mtu,
         interfaces: status.interfaces.clone(),
         address_conflicts: status.address_conflicts.clone(),
         silent_addresses: status.silent_addresses.clone(),

@@ -81,6 +81,8 @@ pub struct EgressNode {
     pub mac: Option<MacAddress>,
     /// Outer addresses, at most one of each family.
     pub underlay: BTreeSet<IpAddr>,
+    /// Largest packets that its tunnel takes in, in bytes, as far as it says so.
+    pub mtu: imbl::OrdMap<Family, u32>,
     /// What the agent said of the tunnel last; none before it said anything.
     pub tunnel_ready: Option<bool>,
     /// The node's physical interfaces.
@@ -99,6 +101,7 @@ impl EgressNode {
         let of = |family: Family| move |address: &IpAddr| Family::of(*address) == family;
         let overlay = [(&status.vxlan_ipv4_ip, Family::V4), (&status.vxlan_ipv6_ip, Family::V6)];
         let underlay = [(&status.physical_interface_ipv4, Family::V4), (&status.physical_interface_ipv6, Family::V6)];
+        let mtu = status.tunnel_mtu;
         let ready = status.conditions.iter().find(|condition| condition.type_ == "TunnelReady");
         Self {
             phase: status.phase.unwrap_or_default(),
@@ -108,6 +111,11 @@ impl EgressNode {
                 .collect(),
             mac: status.tunnel_mac.as_ref().and_then(|text| text.parse().ok()),
             underlay: underlay.iter().filter_map(|(text, family)| text.as_ref()?.parse().ok().filter(of(*family))).collect(),
+            mtu: mtu
+                .into_iter()
+                .flat_map(|mtu| [(Family::V4, mtu.ipv4), (Family::V6, mtu.ipv6)])
+                .filter_map(|(family, mtu)| Some((family, mtu?)))
+                .collect(),
             tunnel_ready: ready.map(|condition| condition.status == "True"),
             interfaces: status.interfaces,
             conflicts: status
@@ -145,7 +153,12 @@ impl EgressNode {
     #[must_use]
     pub fn peer(&self) -> Option<Peer> {
         let mac = self.mac?;
-        let peer = Peer { overlay: self.overlay.iter().map(IpNet::addr).collect(), underlay: self.underlay.iter().copied().collect(), mac };
+        let peer = Peer {
+            overlay: self.overlay.iter().map(IpNet::addr).collect(),
+            underlay: self.underlay.iter().copied().collect(),
+            mac,
+            mtu: self.mtu.clone(),
+        };
         (!peer.overlay.is_empty() && !peer.underlay.is_empty()).then_some(peer)
     }
 }

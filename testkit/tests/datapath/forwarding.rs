@@ -153,3 +153,25 @@ pub(crate) fn long_streams_fit_the_tunnel(path: &DataPath) {
         flow.echo_bytes(1_000_000).unwrap_or_else(|error| panic!("{endpoint}: {error}"));
     }
 }
+
+pub(crate) fn pods_are_told_of_a_gateway_whose_network_takes_smaller_packets(path: &DataPath) {
+    let world = World::governed(path);
+    // A network card that takes jumbo frames on a client, while those of all gateways don't.
+    world.cluster.lab.node(CLIENT).run("ip link set eth0 mtu 9000").unwrap();
+    let device = if path.tunnel == "vxlan" { "egress-vxlan-v4" } else { "egress-geneve" };
+    world.cluster.eventually("the client's tunnel follows", || {
+        let link = world.cluster.lab.node(CLIENT).run(&format!("ip link show {device}")).unwrap();
+        if link.contains("mtu 89") { Ok(()) } else { Err(link) }
+    });
+    for endpoint in world.endpoints(GOVERNED) {
+        // The last ones fill the pod's own device.
+        for size in if endpoint.is_ipv4() { [1000, 1440, 1472] } else { [1000, 1420, 1452] } {
+            // The first one may be what tells the pod.
+            world.cluster.eventually(&format!("{size} bytes arrive at {endpoint}"), || {
+                let mut flow = world.shop.open_udp(endpoint).map_err(|error| error.to_string())?;
+                flow.echo_bytes(size).map_err(|error| error.to_string())
+            });
+        }
+    }
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+}

@@ -27,7 +27,8 @@ macro_rules! every_check_on {
                 ecmp_uses_every_gateway
                 an_explicit_egress_address_is_what_the_server_sees
                 pods_are_chosen_by_subnet_too
-                long_streams_fit_the_tunnel;
+                long_streams_fit_the_tunnel
+                pods_are_told_of_a_gateway_whose_network_takes_smaller_packets;
             changes:
                 pods_that_speak_before_they_are_known_leak_nothing
                 a_new_pod_is_governed_and_an_address_that_changes_hands_is_not
