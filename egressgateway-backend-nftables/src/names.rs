@@ -90,8 +90,9 @@ pub(crate) const PRIORITY_RAW: i32 = -300;
 pub(crate) const PRIORITY_CLASSIFY: i32 = -95;
 /// nftables' and iptables' `mangle`: before `filter`, where network policies live.
 pub(crate) const PRIORITY_MANGLE: i32 = -150;
-/// Before everybody's masquerade (`srcnat` is 100), because the first source translation of a connection counts.
-pub(crate) const PRIORITY_TRANSLATE: i32 = 95;
+/// Before everybody's masquerade, because the first source translation of a connection counts. Chains of iptables and most others have
+/// `srcnat` (100), but anybody may choose less. The kernel refuses nat chains up to -200; it asks all of them at 100, in this order.
+pub(crate) const PRIORITY_TRANSLATE: i32 = -199;
 /// After source translation, before the packet is confirmed and leaves.
 pub(crate) const PRIORITY_RESTORE: i32 = 105;
 

@@ -388,6 +388,44 @@ pub(crate) fn a_masquerade_that_comes_before_ours_gives_nothing_another_source(p
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
+/// Connections of a table of nftables are translated in the order of the chains' priorities, of which everybody may choose their own.
+pub(crate) fn a_masquerade_of_any_priority_gives_nothing_another_source(path: &DataPath) {
+    let world = World::start(path);
+    world.cluster.apply(&gateway(7));
+    world.cluster.apply(&usual_policy());
+    let Given { node, addresses } = wait_given(&world, "shopping");
+    seen_as_given(&world, &world.shop, addresses);
+    let owner = world.cluster.lab.node(&node);
+    let capture = world.cluster.lab.capture().unwrap();
+    for (table, priority) in [("late", 99), ("early", 0), ("first", -198)] {
+        owner
+            .run(&format!(
+                "nft 'add table inet {table}; add chain inet {table} out {{ type nat hook postrouting priority {priority}; }}; \
+                 add rule inet {table} out oifname eth0 masquerade'"
+            ))
+            .unwrap();
+        for (endpoint, address) in world.endpoints(GOVERNED).into_iter().zip(addresses) {
+            for _ in 0..2 {
+                let seen = [world.shop.connect_tcp(endpoint), world.shop.connect_udp(endpoint)];
+                for seen in seen.into_iter().flatten() {
+                    assert_eq!(seen.ip(), address, "with a masquerade of priority {priority}");
+                }
+            }
+        }
+    }
+    if path.backend == "nftables" {
+        seen_as_given(&world, &world.shop, addresses);
+    } else {
+        // iptables has one priority, so that whoever comes before it is noticed, and nothing leaves.
+        world.is_dropped(&world.shop, GOVERNED);
+        world.cluster.eventually("what others translated is counted", || {
+            let dropped = world.counted(&node, "drop_unknown_source");
+            if dropped > 0.0 { Ok(()) } else { Err(format!("{dropped} dropped")) }
+        });
+    }
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
+
 pub(crate) fn addresses_do_not_drift_while_nodes_and_the_selector_come_and_go(path: &DataPath) {
     let world = World::start(path);
     world.cluster.apply(&gateway(7));

@@ -82,7 +82,8 @@ macro_rules! every_check_on {
                 of_more_policies_than_addresses_each_has_its_own_or_nothing
                 addresses_do_not_drift_while_nodes_and_the_selector_come_and_go
                 with_only_the_link_between_the_gateways_cut_one_node_answers_all_along
-                a_masquerade_that_comes_before_ours_gives_nothing_another_source;
+                a_masquerade_that_comes_before_ours_gives_nothing_another_source
+                a_masquerade_of_any_priority_gives_nothing_another_source;
             claims:
                 a_gateway_that_lost_the_api_server_keeps_what_it_answers_for_and_lets_go_of_what_another_was_given
                 a_node_whose_agent_is_dead_keeps_its_addresses_until_its_kernel_is_dead_too
