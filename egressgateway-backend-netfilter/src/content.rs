@@ -201,7 +201,12 @@ impl Change<'_> {
             }
         }
         self.ungoverned(&old.known, &new.known);
-        for (common, from, to) in [(Common::Exempt, &self.from.exempt, &self.to.exempt), (Common::Local, &old.local, &new.local)] {
+        let networks = [
+            (Common::Exempt, &self.from.exempt, &self.to.exempt),
+            (Common::Local, &old.local, &new.local),
+            (Common::Wide, &old.wide, &new.wide),
+        ];
+        for (common, from, to) in networks {
             if from != to {
                 self.refill(common, to.iter().map(|net| IpRange::from(*net)));
             }

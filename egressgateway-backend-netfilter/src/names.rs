@@ -108,6 +108,8 @@ pub(crate) enum Common {
     Nets,
     Exempt,
     Local,
+    /// Addresses that are this node's pods' where packets come by the devices of pods.
+    Wide,
     /// Known to have no class: whoever is in no set is not known yet.
     Ungoverned,
     Governed,
@@ -115,7 +117,8 @@ pub(crate) enum Common {
 }
 
 impl Common {
-    pub(crate) const ALL: [Self; 7] = [Self::Pods, Self::Nets, Self::Exempt, Self::Local, Self::Ungoverned, Self::Governed, Self::Peers];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Pods, Self::Nets, Self::Exempt, Self::Local, Self::Wide, Self::Ungoverned, Self::Governed, Self::Peers];
 
     pub(crate) fn name(self, family: Family) -> String {
         let what = match self {
@@ -123,6 +126,7 @@ impl Common {
             Self::Nets => "nets",
             Self::Exempt => "exempt",
             Self::Local => "local",
+            Self::Wide => "wide",
             Self::Ungoverned => "ungoverned",
             Self::Governed => "governed",
             Self::Peers => "peers",

@@ -6,7 +6,7 @@ use egressgateway::{
     PolicyDesired,
     model::{ClassId, Family, TargetId},
 };
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 
 use crate::{
     bits::Bits,
@@ -242,21 +242,19 @@ impl Render<'_> {
     fn translated(&self) -> Vec<String> {
         let (mask, scratch) = (self.bits.mask(), self.bits.scratch());
         let nobody = format!("{} {}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src"));
-        let gate = format!(
-            "{nobody} {} {} {} -g {START_GATE}",
-            self.set(Common::Local, "src"),
-            self.not_in(Common::Ungoverned, "src"),
-            self.set(Common::Governed, "dst")
-        );
-        let mut rules = vec![
-            format!("{} -g {LET_GO}", self.set(Common::Exempt, "dst")),
-            format!("{} -j RETURN", self.not_pinned(0)),
-            gate,
+        let mut rules = vec![format!("{} -g {LET_GO}", self.set(Common::Exempt, "dst")), format!("{} -j RETURN", self.not_pinned(0))];
+        let gate = |pods| format!("{nobody} {}", self.gate(pods));
+        rules.push(gate(Common::Local));
+        if let Some(outside) = self.outside() {
+            rules.extend(self.devices().chain(outside).map(|device| format!("-i {device} {nobody} -j RETURN")));
+            rules.push(gate(Common::Wide));
+        }
+        rules.extend([
             format!("{nobody} -j RETURN"),
             // Where somebody else keeps something there, nothing can be looked up without loss.
             format!("-m connmark ! --mark 0x0/{scratch:#x} -g {NO_GATEWAY}"),
             format!("-j CONNMARK --save-mark --nfmask {scratch:#x} --ctmask {scratch:#x}"),
-        ];
+        ]);
         rules.extend(self.find_class());
         rules.extend([
             format!("-j {CLASS}"),
@@ -394,16 +392,27 @@ impl Render<'_> {
         rules
     }
 
-    /// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody has flushed what says so.
+    /// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody has flushed what says so. Where sources
+    /// alone don't tell the node's pods, what did not come from a pod's device goes on before more is asked.
     fn no_class(&self) -> Vec<String> {
-        let gate = format!(
-            "{} {} {} -g {START_GATE}",
-            self.set(Common::Local, "src"),
-            self.not_in(Common::Ungoverned, "src"),
-            self.set(Common::Governed, "dst")
-        );
-        let from_overlay = self.each_device("-i", &format!("-g {UNCLASSIFIED}"));
-        [gate].into_iter().chain(from_overlay).chain([format!("-g {TOWARDS_POD}")]).collect()
+        let mut rules = vec![self.gate(Common::Local)];
+        rules.extend(self.each_device("-i", &format!("-g {UNCLASSIFIED}")));
+        if let Some(outside) = self.outside() {
+            rules.extend(outside.iter().map(|device| format!("-i {device} -g {TOWARDS_POD}")));
+            rules.push(self.gate(Common::Wide));
+        }
+        rules.push(format!("-g {TOWARDS_POD}"));
+        rules
+    }
+
+    fn gate(&self, pods: Common) -> String {
+        let (pod, unknown) = (self.set(pods, "src"), self.not_in(Common::Ungoverned, "src"));
+        format!("{pod} {unknown} {} -g {START_GATE}", self.set(Common::Governed, "dst"))
+    }
+
+    /// Where devices tell together with sources who is a pod of this node: the devices that are none of a pod's.
+    fn outside(&self) -> Option<&OrdSet<String>> {
+        self.desired.start_gate.as_ref().filter(|gate| !gate.wide.is_empty()).map(|gate| &gate.outside)
     }
 
     /// Connection tracking forgets: an entry expires or is deleted here, and the gateway still has its own. What the server sends next comes to

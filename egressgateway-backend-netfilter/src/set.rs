@@ -77,7 +77,7 @@ impl Shape {
             Common::Pods => (Kind::Addresses, true),
             Common::Nets => (Kind::Networks, true),
             Common::Ungoverned | Common::Peers => (Kind::Addresses, false),
-            Common::Exempt | Common::Local | Common::Governed => (Kind::Networks, false),
+            Common::Exempt | Common::Local | Common::Wide | Common::Governed => (Kind::Networks, false),
         };
         Self { kind, family, marked }
     }

@@ -74,6 +74,8 @@ pub(crate) enum Statement {
         way: Way,
         negated: bool,
     },
+    /// Came in by this device.
+    From(String),
     State(ConnectionState),
     /// Connection tracking takes the packet for invalid, or does not look at it.
     Stray,
@@ -182,7 +184,7 @@ impl Table {
             Family::V6 => "ipv6_addr",
         };
         let (key, data, interval) = match self {
-            Self::Exempt | Self::Local | Self::Governed => (vec![address], None, true),
+            Self::Exempt | Self::Local | Self::Wide | Self::Governed => (vec![address], None, true),
             Self::Ungoverned | Self::Peers => (vec![address], None, false),
             Self::Pods => (vec![address], Some("classid"), false),
             Self::Nets => (vec![address], Some("classid"), true),
@@ -270,6 +272,7 @@ impl fmt::Display for Statement {
                 let key = if *way == Way::In { "iifname" } else { "oifname" };
                 write!(f, "{key} {}@{DEVICES}", operator(*negated))
             }
+            Self::From(device) => write!(f, "iifname \"{device}\""),
             Self::State(state) => f.write_str(match state {
                 ConnectionState::New => "ct state new",
                 ConnectionState::Established => "ct state established",

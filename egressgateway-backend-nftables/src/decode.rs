@@ -98,7 +98,10 @@ fn matching(body: &Value) -> Option<Statement> {
         "oifname" => Some(Way::Out),
         _ => None,
     }) {
-        return (set_name(right)? == DEVICES).then_some(Statement::Overlay { way, negated });
+        return match set_name(right) {
+            Some(set) => (set == DEVICES).then_some(Statement::Overlay { way, negated }),
+            None => (way == Way::In && !negated).then(|| right.as_str().map(|device| Statement::From(device.to_owned()))).flatten(),
+        };
     }
     if negated { None } else { equal(left, right) }
 }

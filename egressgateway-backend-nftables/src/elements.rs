@@ -69,6 +69,7 @@ pub(crate) struct Elements {
     pub(crate) kept: OrdSet<Place>,
     pub(crate) exempt: OrdSet<IpRange>,
     pub(crate) local: OrdSet<IpRange>,
+    pub(crate) wide: OrdSet<IpRange>,
     pub(crate) governed: OrdSet<IpRange>,
     pub(crate) ungoverned: OrdSet<IpAddr>,
     pub(crate) peers: OrdSet<IpAddr>,
@@ -132,6 +133,7 @@ impl Elements {
                 _ => ranges::union(origin.exempt.iter().map(|net| IpRange::from(*net))),
             },
             local: ranges::union(gate.local.iter().map(|net| IpRange::from(*net))),
+            wide: ranges::union(gate.wide.iter().map(|net| IpRange::from(*net))),
             governed: match before {
                 Some(before) if before.governed == origin.governed => current.governed.clone(),
                 _ => ranges::union(origin.governed.iter().copied()),

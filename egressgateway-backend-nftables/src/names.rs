@@ -186,6 +186,8 @@ pub(crate) enum Table {
     Exempt,
     /// Addresses of this node's pods.
     Local,
+    /// Addresses that are this node's pods' where packets come by the devices of pods.
+    Wide,
     /// Pods that are known to have no class: whoever is neither here nor has one is not known yet.
     Ungoverned,
     /// Destinations of all policies.
@@ -208,9 +210,10 @@ pub(crate) enum Table {
 
 impl Table {
     /// All of them.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Exempt,
         Self::Local,
+        Self::Wide,
         Self::Ungoverned,
         Self::Governed,
         Self::Peers,
@@ -229,6 +232,8 @@ impl Table {
             (Self::Exempt, Family::V6) => "exempt6",
             (Self::Local, Family::V4) => "local4",
             (Self::Local, Family::V6) => "local6",
+            (Self::Wide, Family::V4) => "wide4",
+            (Self::Wide, Family::V6) => "wide6",
             (Self::Ungoverned, Family::V4) => "ungoverned4",
             (Self::Ungoverned, Family::V6) => "ungoverned6",
             (Self::Governed, Family::V4) => "governed4",

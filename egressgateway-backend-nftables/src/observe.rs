@@ -137,6 +137,7 @@ impl Reader {
         match table {
             Table::Exempt => drop(elements.exempt.insert(range(element, family)?)),
             Table::Local => drop(elements.local.insert(range(element, family)?)),
+            Table::Wide => drop(elements.wide.insert(range(element, family)?)),
             Table::Governed => drop(elements.governed.insert(range(element, family)?)),
             Table::Ungoverned => drop(elements.ungoverned.insert(address(element, family)?)),
             Table::Peers => drop(elements.peers.insert(address(element, family)?)),

@@ -201,6 +201,7 @@ impl Elements {
         all.set_named(&old.changing, &old.changing.clone().union(changing.clone()), |_| CHANGING);
         all.set(Table::Exempt, &old.exempt, &new.exempt);
         all.set(Table::Local, &old.local, &new.local);
+        all.set(Table::Wide, &old.wide, &new.wide);
         all.set(Table::Ungoverned, &old.ungoverned, &new.ungoverned);
         all.set(Table::Governed, &old.governed, &new.governed);
         all.set(Table::Peers, &old.peers, &new.peers);

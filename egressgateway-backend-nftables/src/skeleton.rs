@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egressgateway::{
-    PolicyDesired,
+    PolicyDesired, StartGate,
     model::{Family, MarkMask, TargetId},
     trace::{ConnectionState, DestinationKind, Direction},
 };
@@ -48,7 +48,7 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
         (CLASSIFY, plain(classify(desired.overlay.port))),
         (ARRIVE, plain(arrive())),
         (ANSWERS, plain(answers())),
-        (NO_CLASS, plain(no_class())),
+        (NO_CLASS, plain(no_class(desired))),
         (TOWARDS_POD, plain(towards_pod())),
         (PIN_ANSWER, plain(vec![vec![Pin { keep: mask.keep(), value: mask.answer_mark() }, ForgetClass]])),
         (GUARD, plain(guard(mask))),
@@ -321,19 +321,28 @@ fn arrive() -> Vec<Rule> {
     rules
 }
 
-/// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody flushed what says so.
-fn no_class() -> Vec<Rule> {
-    let rule = |family| {
-        let [local, unknown] = unknown_or_governed(Side::Source, family);
-        drop_if([local, unknown, address(Side::Destination, family, Table::Governed)], DROP_START_GATE)
+/// A pod of this node that neither has a class nor is known to have none waits: it is new, or somebody flushed what says so. Where sources alone
+/// don't tell the node's pods, what did not come from a pod's device goes on before more is asked.
+fn no_class(desired: &PolicyDesired) -> Vec<Rule> {
+    let gate = |table| {
+        Family::ALL.map(|family| {
+            let [local, unknown] = unknown_or_governed(Side::Source, family, table);
+            drop_if([local, unknown, address(Side::Destination, family, Table::Governed)], DROP_START_GATE)
+        })
     };
-    let gate = Family::ALL.map(rule).into_iter();
-    gate.chain([go([FROM_OVERLAY], goto(UNCLASSIFIED)), go([], goto(TOWARDS_POD))]).collect()
+    let mut rules: Vec<Rule> = gate(Table::Local).into();
+    rules.push(go([FROM_OVERLAY], goto(UNCLASSIFIED)));
+    if let Some(StartGate { outside, .. }) = desired.start_gate.as_ref().filter(|gate| !gate.wide.is_empty()) {
+        rules.extend(outside.iter().map(|device| go([Statement::From(device.clone())], goto(TOWARDS_POD))));
+        rules.extend(gate(Table::Wide));
+    }
+    rules.push(go([], goto(TOWARDS_POD)));
+    rules
 }
 
 /// A pod of this node that is not known to have no class.
-fn unknown_or_governed(side: Side, family: Family) -> [Statement; 2] {
-    [address(side, family, Table::Local), Address { side, family, negated: true, table: Table::Ungoverned }]
+fn unknown_or_governed(side: Side, family: Family, pods: Table) -> [Statement; 2] {
+    [address(side, family, pods), Address { side, family, negated: true, table: Table::Ungoverned }]
 }
 
 /// Connection tracking forgets: an entry expires or is deleted here, and the gateway still has its own. What the server sends next comes to the
@@ -344,7 +353,7 @@ fn towards_pod() -> Vec<Rule> {
     rules.extend(Family::ALL.map(|family| go([Statement::Icmp(family)], Jump::Return)));
     rules.push(go([Statement::Translated], Jump::Return));
     rules.extend(Family::ALL.map(|family| go([address(Side::Source, family, Table::Exempt)], Jump::Return)));
-    rules.extend(Family::ALL.map(|family| go(unknown_or_governed(Side::Destination, family), goto(PIN_ANSWER))));
+    rules.extend(Family::ALL.map(|family| go(unknown_or_governed(Side::Destination, family, Table::Local), goto(PIN_ANSWER))));
     rules.extend(class_of(Side::Destination));
     rules.extend([go([Statement::NoClass], Jump::Return), go([], goto(PIN_ANSWER))]);
     rules

@@ -70,10 +70,33 @@ impl NftState {
     /// Number of elements in all sets and maps: how much the kernel was told.
     #[must_use]
     pub fn len(&self) -> usize {
-        let Elements { pods, nets, steer, exit, addresses, kept, exempt, local, governed, ungoverned, peers, devices, targets, changing } =
-            &self.elements;
+        let Elements {
+            pods,
+            nets,
+            steer,
+            exit,
+            addresses,
+            kept,
+            exempt,
+            local,
+            wide,
+            governed,
+            ungoverned,
+            peers,
+            devices,
+            targets,
+            changing,
+        } = &self.elements;
         let maps = pods.len() + nets.len() + steer.len() + exit.len() + addresses.len() + targets.len();
-        maps + kept.len() + exempt.len() + local.len() + governed.len() + ungoverned.len() + peers.len() + devices.len() + changing.len()
+        maps + kept.len()
+            + exempt.len()
+            + local.len()
+            + wide.len()
+            + governed.len()
+            + ungoverned.len()
+            + peers.len()
+            + devices.len()
+            + changing.len()
     }
 
     /// Whether no set and no map has an element.

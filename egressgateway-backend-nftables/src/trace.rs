@@ -152,6 +152,7 @@ impl Walk<'_> {
                 let device = if *way == Way::In { self.packet.in_device.as_deref() } else { self.out_device };
                 device.is_some_and(|device| self.state.elements.devices.contains(device)) == *negated
             }
+            Statement::From(device) => self.packet.in_device.as_ref() != Some(device),
             Statement::State(state) => self.packet.state != *state,
             Statement::Stray => tracked,
             Statement::Opens => self.packet.protocol != TraceProtocol::Other || self.packet.beginning != Beginning::Request,
@@ -213,6 +214,7 @@ impl Walk<'_> {
         match table {
             Table::Exempt => elements.exempt.iter().any(|range| range.contains(address)),
             Table::Local => elements.local.iter().any(|range| range.contains(address)),
+            Table::Wide => elements.wide.iter().any(|range| range.contains(address)),
             Table::Governed => elements.governed.iter().any(|range| range.contains(address)),
             Table::Ungoverned => elements.ungoverned.contains(&address),
             Table::Peers => elements.peers.contains(&address),

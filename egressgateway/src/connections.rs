@@ -175,6 +175,7 @@ mod tests {
             local: OrdSet::unit("10.244.0.0/16".parse().unwrap()),
             known: OrdSet::unit(ip("10.244.1.6")),
             governed: OrdSet::unit(range("10.6.1.0/24")),
+            ..StartGate::default()
         };
         let policy = PolicyDesired { start_gate: Some(gate), ..policy() };
         let stale = |source: &str, destination: &str| {

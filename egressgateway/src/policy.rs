@@ -46,8 +46,13 @@ pub struct PolicyDesired {
 /// Holds a new pod's traffic to governed destinations until the pod is classified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StartGate {
-    /// Address ranges of this node's pods.
+    /// Address ranges that are surely this node's pods'.
     pub local: OrdSet<IpNet>,
+    /// Address ranges of pods of all nodes, or of everybody where nobody tells pods' networks: a source in them is a pod of this node, unless it
+    /// comes through the overlay or by one of the devices of `outside`.
+    pub wide: OrdSet<IpNet>,
+    /// Devices by which others than pods of this node come in.
+    pub outside: OrdSet<String>,
     /// Pods that are classified, with a policy or without.
     pub known: OrdSet<IpAddr>,
     /// Union of all destinations of all policies.

@@ -23,6 +23,10 @@ const VERSION: u32 = 1;
 pub struct Remembered {
     /// Address ranges of this node's pods.
     pub local: OrdSet<IpNet>,
+    /// Address ranges that are theirs where packets come by no device of `outside`.
+    pub wide: OrdSet<IpNet>,
+    /// Devices by which others come in.
+    pub outside: OrdSet<String>,
     /// Union of all destinations of all policies.
     pub governed: OrdSet<IpRange>,
     /// Never held: cluster, service and node addresses.
@@ -36,6 +40,10 @@ struct Written {
     version: u32,
     node: String,
     local: Vec<IpNet>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    wide: Vec<IpNet>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    outside: Vec<String>,
     governed: Vec<IpNet>,
     exempt: Vec<IpNet>,
 }
@@ -51,17 +59,19 @@ impl Remembered {
     #[must_use]
     pub fn of(policy: &PolicyDesired) -> Self {
         let Some(gate) = &policy.start_gate else { return Self::default() };
-        Self { local: gate.local.clone(), governed: gate.governed.clone(), exempt: policy.exempt.clone() }
+        let StartGate { local, wide, outside, governed, .. } = gate.clone();
+        Self { local, wide, outside, governed, exempt: policy.exempt.clone() }
     }
 
     /// The policy that holds all traffic of this node's pods to the governed destinations; none where there is nothing to hold.
     #[must_use]
     pub fn hold(&self) -> Option<PolicyDesired> {
-        if self.local.is_empty() || self.governed.is_empty() {
+        if (self.local.is_empty() && self.wide.is_empty()) || self.governed.is_empty() {
             return None;
         }
-        let gate = StartGate { local: self.local.clone(), known: OrdSet::new(), governed: self.governed.clone() };
-        Some(PolicyDesired { exempt: self.exempt.clone(), start_gate: Some(gate), ..PolicyDesired::default() })
+        let Self { local, wide, outside, governed, exempt } = self.clone();
+        let gate = StartGate { local, wide, outside, known: OrdSet::new(), governed };
+        Some(PolicyDesired { exempt, start_gate: Some(gate), ..PolicyDesired::default() })
     }
 
     /// As the file of a node.
@@ -71,6 +81,8 @@ impl Remembered {
             version: VERSION,
             node: node.to_string(),
             local: self.local.iter().copied().collect(),
+            wide: self.wide.iter().copied().collect(),
+            outside: self.outside.iter().cloned().collect(),
             governed: self.governed.iter().flat_map(IpRange::prefixes).collect(),
             exempt: self.exempt.iter().copied().collect(),
         };
@@ -94,6 +106,8 @@ impl Remembered {
         let networks = |nets: Vec<IpNet>| nets.into_iter().map(|net| net.trunc()).collect();
         Ok(Self {
             local: networks(written.local),
+            wide: networks(written.wide),
+            outside: written.outside.into_iter().collect(),
             governed: plan::merge(written.governed.into_iter().map(IpRange::from)).into_iter().collect(),
             exempt: networks(written.exempt),
         })
@@ -101,7 +115,7 @@ impl Remembered {
 }
 
 impl StartGate {
-    /// Whether a packet of a source without a class waits here.
+    /// Whether a packet of a source without a class waits here, whatever device it comes by.
     #[must_use]
     pub fn holds(&self, source: IpAddr, destination: IpAddr) -> bool {
         let bound = IpRange::new(destination, IpRange::everything(IpRange::single(destination).family()).last());
@@ -122,6 +136,8 @@ mod tests {
 
     fn remembered() -> Remembered {
         Remembered {
+            wide: OrdSet::unit("10.244.0.0/16".parse().unwrap()),
+            outside: ["eth0".to_owned()].into_iter().collect(),
             local: OrdSet::unit("10.244.1.0/24".parse().unwrap()),
             governed: [
                 IpRange::new("10.6.1.0".parse().unwrap(), "10.6.1.6".parse().unwrap()).unwrap(),

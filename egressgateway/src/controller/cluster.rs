@@ -22,6 +22,8 @@ pub struct Cluster {
     pub policies: BTreeMap<PolicyName, Policy>,
     /// Networks of the cluster that Nodes don't tell, such as those of Services.
     pub cluster_networks: Vec<IpNet>,
+    /// Networks of pods that the CNI's objects tell.
+    pub pod_networks: Vec<IpNet>,
     /// Nodes whose agents renewed their lease in time.
     pub fresh_leases: BTreeSet<NodeName>,
     /// Nodes whose agents have a lease that they did not renew in time.
@@ -43,13 +45,18 @@ impl Cluster {
                 self.cluster_networks = networks;
                 news
             }
+            Change::PodNetworks(networks) => {
+                let news = self.pod_networks != networks;
+                self.pod_networks = networks;
+                news
+            }
             Change::Pod(..) | Change::Namespace(..) => false,
         }
     }
 
     /// The networks that no pool may be in.
     pub(crate) fn networks(&self, settings: &ControllerSettings) -> Vec<ClusterNetwork> {
-        let others = self.cluster_networks.iter().chain(&settings.cluster_networks).copied();
+        let others = self.cluster_networks.iter().chain(&self.pod_networks).chain(&settings.cluster_networks).copied();
         plan::cluster_networks(self.nodes.iter().filter(|_| settings.auto_cluster_networks), others, &settings.overlay)
     }
 }

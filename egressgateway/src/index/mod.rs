@@ -11,6 +11,7 @@
 mod classes;
 mod policies;
 mod selectors;
+mod strays;
 mod who;
 
 use std::{
@@ -26,13 +27,14 @@ use crate::{
     AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate, Underlay,
     api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
     model::{ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId, Verdict},
-    plan::{self, GatewayProblem, Overlap, Reason},
+    plan::{self, GatewayProblem, Overlap, OwnPods, PodNetworks, Reason},
     spec::Problem,
     world::{Change, EgressNode, Gateway, Namespace, Node, Pod, Policy},
 };
 
 use classes::Classes;
 use policies::Policies;
+use strays::Strays;
 use who::Who;
 
 /// What an index must know besides the cluster.
@@ -97,6 +99,8 @@ pub struct Index {
     egress_nodes: BTreeMap<NodeName, EgressNode>,
     gateways: BTreeMap<GatewayName, Gateway>,
     networks: Vec<IpNet>,
+    pod_networks: Vec<IpNet>,
+    strays: Strays,
     underlay: OrdMap<Family, Underlay>,
     attachments: Attachments,
     host_routes: imbl::OrdSet<HostRoute>,
@@ -124,6 +128,8 @@ impl Index {
             egress_nodes: BTreeMap::new(),
             gateways: BTreeMap::new(),
             networks: Vec::new(),
+            pod_networks: Vec::new(),
+            strays: Strays::default(),
             underlay: OrdMap::new(),
             attachments: Attachments::default(),
             host_routes: imbl::OrdSet::new(),
@@ -143,7 +149,15 @@ impl Index {
     /// Takes note of a change; what follows from it is computed by the next [`Self::desired`]. False: all of it was known.
     pub fn apply(&mut self, change: Change) -> bool {
         let news = match change {
-            Change::Pod(name, pod) => return self.who.set_pod(name, pod),
+            Change::Pod(name, pod) => {
+                let addresses = |pod: Option<&Pod>| pod.map(|pod| pod.addresses.clone()).unwrap_or_default();
+                let touched: BTreeSet<IpAddr> = addresses(self.who.pod(&name)).into_iter().chain(addresses(pod.as_ref())).collect();
+                let news = self.who.set_pod(name, pod);
+                if news {
+                    self.stale |= self.strays.follow(touched, &self.who, &self.settings.node);
+                }
+                return news;
+            }
             Change::Namespace(name, namespace) => return self.who.set_namespace(name, namespace),
             Change::Node(name, node) => set(&mut self.nodes, name, node),
             Change::EgressNode(name, node) => set(&mut self.egress_nodes, name, node),
@@ -152,6 +166,11 @@ impl Index {
             Change::ClusterNetworks(networks) => {
                 let news = self.networks != networks;
                 self.networks = networks;
+                news
+            }
+            Change::PodNetworks(networks) => {
+                let news = self.pod_networks != networks;
+                self.pod_networks = networks;
                 news
             }
         };
@@ -267,7 +286,26 @@ impl Index {
     /// Whether this node must recognise pods of other nodes: it is an exit where sources decide about the address.
     #[must_use]
     pub fn needs_all_pods(&self) -> bool {
-        self.memberships().any(|(gateway, has_target)| has_target || needs_sources(gateway))
+        self.memberships().any(|(gateway, has_target)| has_target || needs_sources(gateway)) || self.must_see_pods()
+    }
+
+    /// Whether nothing tells the networks of all pods, so that pods of other nodes must be seen one by one, not to be taken for somebody outside.
+    fn must_see_pods(&self) -> bool {
+        let said = !self.pod_networks.is_empty() || !self.settings.cluster_networks.is_empty();
+        let missing = || self.nodes.values().any(|node| node.pod_networks.is_empty());
+        self.settings.auto_cluster_networks && self.own_node().is_some() && (self.strays.are_here() || (!said && missing()))
+    }
+
+    /// Whether this node does not know which addresses its pods have. Call [`Self::desired`] first.
+    #[must_use]
+    pub fn pod_networks_are_unknown(&self) -> bool {
+        let said = self.pod_networks.iter().chain(&self.settings.cluster_networks).next().is_some();
+        self.own_node().is_some_and(|own| self.strays.are_here() || (!said && own.pod_networks.is_empty()))
+    }
+
+    /// This node, as soon as it is known: before that nothing can be said of its pods.
+    fn own_node(&self) -> Option<&Node> {
+        self.nodes.get(&self.settings.node)
     }
 
     /// The gateways that this node belongs to, and whether it is a target of its own in them.
@@ -361,19 +399,28 @@ impl Index {
         self.settle_tunnel();
         self.settle_ways_out();
         self.settle_addresses();
-        self.desired.policy.start_gate = self.settings.start_gate.then(|| StartGate {
-            local: self.nodes.get(&self.settings.node).into_iter().flat_map(|node| node.pod_networks.iter().copied()).collect(),
-            known: imbl::OrdSet::new(),
-            governed: self.policies.governed(),
+        self.desired.policy.start_gate = self.settings.start_gate.then(|| {
+            let OwnPods { local, wide, outside } = self.own_pods();
+            StartGate { local, wide, outside, known: imbl::OrdSet::new(), governed: self.policies.governed() }
         });
     }
 
+    fn own_pods(&self) -> OwnPods {
+        let Some(Node { pod_networks: own, .. }) = self.own_node() else { return OwnPods::default() };
+        let cluster: Vec<IpNet> = self.pod_networks.iter().chain(&self.settings.cluster_networks).copied().collect();
+        let uplinks = self.underlay.values().map(|underlay| &underlay.device).chain(self.attachments.networks.values());
+        let (uplinks, strays) = (uplinks.cloned().collect(), self.strays.families());
+        PodNetworks { own, cluster: &cluster, strays: &strays, uplinks: &uplinks }.own_pods()
+    }
+
     fn settle_networks(&mut self) {
-        let told = self.networks.iter().chain(&self.settings.cluster_networks).copied();
+        let told = self.networks.iter().chain(&self.pod_networks).chain(&self.settings.cluster_networks).copied();
         let nodes = || self.nodes.values().filter(|_| self.settings.auto_cluster_networks);
         let networks: Vec<IpNet> = told.chain(nodes().flat_map(|node| node.pod_networks.iter().copied())).collect();
+        self.strays.settle(&networks, &self.who, &self.settings.node);
         let overlay = self.egress_nodes.values().flat_map(|node| node.overlay.iter().map(IpNet::addr));
         let hosts = nodes().flat_map(|node| node.addresses.iter().copied()).chain(overlay);
+        let hosts = hosts.chain(self.strays.addresses().filter(|_| self.settings.auto_cluster_networks && self.own_node().is_some()));
         self.desired.policy.exempt = plan::exempt(networks.iter().copied(), hosts).into_iter().collect();
         self.desired.direct = plan::direct(networks).into_iter().collect();
     }

@@ -75,6 +75,17 @@ impl Who {
         self.pods.get(name).map(|entry| &entry.pod)
     }
 
+    /// Addresses of all pods that are seen.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.by_address.keys().copied()
+    }
+
+    /// Whether a pod of this node has an address; none where no pod has it.
+    pub(super) fn is_of(&self, address: IpAddr, node: &NodeName) -> Option<bool> {
+        let pods = self.by_address.get(&address)?;
+        Some(pods.iter().any(|pod| self.pods.get(pod).and_then(|entry| entry.pod.node.as_ref()) == Some(node)))
+    }
+
     /// Addresses of this node's pods.
     pub(super) fn local(&self) -> &OrdSet<IpAddr> {
         &self.local

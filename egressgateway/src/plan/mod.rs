@@ -5,6 +5,7 @@ mod flatten;
 mod gateway;
 mod overlap;
 mod place;
+mod pod_networks;
 mod reserved;
 
 pub use exempt::{direct, exempt};
@@ -13,4 +14,5 @@ pub use flatten::{Claim, Rank, Stretch, claims, cover, merge};
 pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, unless_withheld, verdict};
 pub use overlap::{Overlap, holder, in_the_way};
 pub use place::place;
+pub use pod_networks::{OwnPods, PodNetworks};
 pub use reserved::{ClusterNetwork, Holder, cluster_networks, hosts, misplaced, misplaced_pool, owner, reserved, usable};

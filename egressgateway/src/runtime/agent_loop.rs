@@ -22,7 +22,7 @@ use super::{
     gateway_probes::{Ends, GatewayProbes},
     health::Health,
     metrics::AgentMetrics,
-    node_status::{Report, StatusWriter, wait_until},
+    node_status::{POD_NETWORKS_ADVICE, Report, StatusWriter, wait_until},
     observed::Observed,
     presence::{Presence, Renewal},
     recorded::{self, Recorders},
@@ -55,6 +55,8 @@ pub(super) struct Session {
     monitor: Option<Arc<dyn PolicyMonitor>>,
     interfaces: Option<Vec<Interface>>,
     underlay: imbl::OrdMap<crate::model::Family, crate::Underlay>,
+    /// Whether nothing says which addresses pods have, as the log has it.
+    pod_networks_unknown: bool,
     /// The overlay addresses that can't be used, as the log has them.
     overlaps: Vec<Overlap>,
     inbox: mpsc::Receiver<Message<Seen>>,
@@ -226,6 +228,7 @@ impl Session {
             },
             underlay: imbl::OrdMap::new(),
             overlaps: Vec::new(),
+            pod_networks_unknown: false,
             interfaces: None,
             own: watch::Sender::new(None),
             reports: watch::Sender::new(None),
@@ -534,6 +537,16 @@ impl Session {
         self.overlaps = overlaps.to_vec();
     }
 
+    /// Once each time that it begins.
+    fn tell_unknown_networks(&mut self) -> bool {
+        let unknown = self.index.pod_networks_are_unknown();
+        if unknown && !self.pod_networks_unknown {
+            tracing::warn!("{POD_NETWORKS_ADVICE}");
+        }
+        self.pod_networks_unknown = unknown;
+        unknown
+    }
+
     async fn converge(&mut self) {
         self.metrics.watch.synced();
         self.due.converge = false;
@@ -563,6 +576,7 @@ impl Session {
         tell(&self.held, &desired.addresses);
         self.health.set_ready(result.is_ok());
         self.tell_overlaps();
+        let pod_networks_unknown = self.tell_unknown_networks();
         let report = Report {
             underlay: self.underlay.clone(),
             interfaces: self.interfaces.clone().unwrap_or_default(),
@@ -571,6 +585,7 @@ impl Session {
             overlaps: self.index.overlaps().to_vec(),
             conflicts: self.findings.1.borrow().conflicts.clone(),
             silent: self.findings.1.borrow().silent.clone(),
+            pod_networks_unknown,
             tunnel: self.recorders.tunnel.read(),
             steering: self.recorders.steering.read(),
             policy: self.recorders.policy.read(),

@@ -1,5 +1,5 @@
-//! Networks of the cluster's services: from ServiceCIDR objects where the cluster has them and lets them be read, and the address of
-//! the `kubernetes` Service.
+//! Networks of the cluster that Nodes don't tell: of services, from ServiceCIDR objects where the cluster has them and lets them be read, and the
+//! address of the `kubernetes` Service; of pods, from the objects of CNIs with an address management of their own.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,6 +10,7 @@ use kube::{
     api::{DynamicObject, ListParams},
     core::{ApiResource, GroupVersionKind},
 };
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{
@@ -31,15 +32,16 @@ pub(super) struct ClusterNetworks<M> {
 impl<M: From<Change> + Send + 'static> ClusterNetworks<M> {
     /// Tells until the listener has gone.
     pub(super) async fn run(mut self) {
-        let mut told: Option<BTreeSet<IpNet>> = None;
+        let mut told: Option<Networks> = None;
         loop {
             let wait = match read(&self.client).await {
                 Ok(networks) => {
                     self.backoff.succeeded();
                     let first = told.is_none();
                     if told.as_ref() != Some(&networks) {
-                        let change = Change::ClusterNetworks(networks.iter().copied().collect());
-                        if self.out.send(Message::Seen(vec![change.into()])).await.is_err() {
+                        let services = Change::ClusterNetworks(networks.services.iter().copied().collect());
+                        let pods = Change::PodNetworks(networks.pods.iter().copied().collect());
+                        if self.out.send(Message::Seen(vec![services.into(), pods.into()])).await.is_err() {
                             return;
                         }
                         told = Some(networks);
@@ -50,7 +52,7 @@ impl<M: From<Change> + Send + 'static> ClusterNetworks<M> {
                     shortened(self.interval)
                 }
                 Err(error) => {
-                    tracing::warn!(error = error.chain(), "networks of services");
+                    tracing::warn!(error = error.chain(), "networks of services and pods");
                     self.backoff.delay()
                 }
             };
@@ -62,15 +64,44 @@ impl<M: From<Change> + Send + 'static> ClusterNetworks<M> {
     }
 }
 
+#[derive(Default, PartialEq)]
+struct Networks {
+    services: BTreeSet<IpNet>,
+    pods: BTreeSet<IpNet>,
+}
+
+/// A kind of objects that tells networks: group, version, kind, plural, and where in an object a network or a list of them is.
+type Telling = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]);
+
+const SERVICES: Telling = ("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", &["/spec/cidrs"]);
+
+/// Calico, Cilium with `cluster-pool` or `kubernetes`, and Cilium with `multi-pool`.
+const PODS: [Telling; 3] = [
+    ("crd.projectcalico.org", "v1", "IPPool", "ippools", &["/spec/cidr"]),
+    ("cilium.io", "v2", "CiliumNode", "ciliumnodes", &["/spec/ipam/podCIDRs"]),
+    ("cilium.io", "v2alpha1", "CiliumPodIPPool", "ciliumpodippools", &["/spec/ipv4/cidrs", "/spec/ipv6/cidrs"]),
+];
+
+/// The networks that objects of a kind tell; none where they can't be read.
+async fn told_by(client: &Client, (group, version, kind, plural, places): Telling) -> Result<BTreeSet<IpNet>, Error> {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource { plural: plural.to_owned(), ..resource });
+    let list = readable(objects.list(&ListParams::default()).await, &format!("list {plural}"))?;
+    let objects = list.into_iter().flat_map(|list| list.items);
+    let values = objects.flat_map(|object| places.iter().filter_map(|place| object.data.pointer(place).cloned()).collect::<Vec<_>>());
+    let texts = values.flat_map(|value| match value {
+        Value::Array(several) => several,
+        one => vec![one],
+    });
+    Ok(texts.filter_map(|text| text.as_str()?.parse::<IpNet>().ok()).map(|network| network.trunc()).collect())
+}
+
 /// What may be read; what the cluster does not have or does not show is left out.
-async fn read(client: &Client) -> Result<BTreeSet<IpNet>, Error> {
-    let mut networks = BTreeSet::new();
-    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("networking.k8s.io", "v1", "ServiceCIDR"));
-    let kind = ApiResource { plural: "servicecidrs".to_owned(), ..kind };
-    let ranges: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
-    if let Some(list) = readable(ranges.list(&ListParams::default()).await, "list ServiceCIDRs")? {
-        let cidrs = list.items.iter().filter_map(|range| range.data.pointer("/spec/cidrs")?.as_array());
-        networks.extend(cidrs.flatten().filter_map(|cidr| cidr.as_str()?.parse::<IpNet>().ok()));
+async fn read(client: &Client) -> Result<Networks, Error> {
+    let mut networks = told_by(client, SERVICES).await?;
+    let mut pods = BTreeSet::new();
+    for kind in PODS {
+        pods.extend(told_by(client, kind).await?);
     }
     let services: Api<Service> = Api::namespaced(client.clone(), "default");
     if let Some(service) = readable(services.get("kubernetes").await, "read Service default/kubernetes")? {
@@ -79,7 +110,7 @@ async fn read(client: &Client) -> Result<BTreeSet<IpNet>, Error> {
         let outside: Vec<IpNet> = addresses.filter(|address| !networks.iter().any(|network| network.contains(address))).collect();
         networks.extend(outside);
     }
-    Ok(networks)
+    Ok(Networks { services: networks, pods })
 }
 
 /// None where the object or its kind does not exist or may not be read.

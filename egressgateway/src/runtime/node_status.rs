@@ -34,6 +34,14 @@ pub(super) const POLICY_PROGRAMMED: &str = "PolicyProgrammed";
 /// Condition: the host has or reaches some of the tunnel's addresses by other means; they are not used. Absent where none are.
 pub(super) const NETWORK_OVERLAP: &str = "NetworkOverlap";
 
+/// Condition: nothing says which addresses pods have, or pods have others. Absent where they are known.
+pub(super) const POD_NETWORKS_UNKNOWN: &str = "PodNetworksUnknown";
+
+/// What is done about it, and what can be. Names no pod: each message that changes is a write, and an event for every other agent.
+pub(super) const POD_NETWORKS_ADVICE: &str = "neither Node.spec.podCIDRs nor an object of the CNI says which addresses pods have, or pods have \
+     others; until a pod is seen, what comes by other devices than the node's uplinks waits before it reaches a governed destination, and pods of \
+     other nodes are recognised one by one; set clusterCIDRs.extra to the networks of pods and services";
+
 /// How many overlapping addresses a message names.
 const SAID: usize = 3;
 
@@ -52,6 +60,8 @@ pub(super) struct Report {
     pub(super) conflicts: BTreeMap<IpAddr, MacAddress>,
     /// Egress addresses that it may take over.
     pub(super) silent: BTreeSet<IpAddr>,
+    /// Nothing says which addresses pods have.
+    pub(super) pod_networks_unknown: bool,
     pub(super) tunnel: Record,
     pub(super) steering: Record,
     pub(super) policy: Record,
@@ -69,6 +79,9 @@ impl Report {
         let mut conditions = vec![self.policy_programmed(), self.tunnel_ready()];
         if !self.overlaps.is_empty() {
             conditions.push(condition(NETWORK_OVERLAP, "True", "NetworkOverlap", self.overlapping()));
+        }
+        if self.pod_networks_unknown {
+            conditions.push(condition(POD_NETWORKS_UNKNOWN, "True", "NotTold", POD_NETWORKS_ADVICE.to_owned()));
         }
         let address = |family| self.underlay.get(&family).map(|underlay| underlay.address.to_string());
         let parent = self.underlay.get(&Family::V4).or_else(|| self.underlay.get(&Family::V6));

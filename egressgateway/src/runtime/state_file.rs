@@ -93,6 +93,8 @@ mod tests {
 
     fn remembered(governed: &str) -> Remembered {
         Remembered {
+            wide: OrdSet::new(),
+            outside: ["eth0".to_owned()].into_iter().collect(),
             local: OrdSet::unit("10.244.1.0/24".parse().unwrap()),
             governed: OrdSet::unit(governed.parse::<ipnet::IpNet>().unwrap().into()),
             exempt: OrdSet::new(),

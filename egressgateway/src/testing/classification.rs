@@ -20,6 +20,7 @@ type Rules<'a> = &'a dyn Fn(&PolicyDesired) -> Box<dyn Trace>;
 /// When a packet meets something else.
 pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
     a_pods_new_connection_is_steered_as_its_class_and_destination_say(rules);
+    a_new_pod_is_known_by_its_device_where_its_address_does_not_tell(rules);
     an_exact_address_takes_precedence_over_its_subnet(rules);
     later_packets_follow_the_pin_and_replies_are_left_alone(rules);
     what_belongs_to_no_connection_does_not_leave_where_it_is_governed(rules);
@@ -74,6 +75,28 @@ fn a_pods_new_connection_is_steered_as_its_class_and_destination_say(state: Rule
     ] {
         assert_eq!(state.trace(&packet(source, destination)), verdict, "{source} → {destination}");
     }
+}
+
+fn a_new_pod_is_known_by_its_device_where_its_address_does_not_tell(state: Rules<'_>) {
+    let mut world = client();
+    let gate = world.start_gate.get_or_insert_default();
+    gate.wide = ["0.0.0.0/1", "128.0.0.0/1"].into_iter().filter_map(|half| half.parse::<ipnet::IpNet>().ok()).collect();
+    gate.outside = ["eth0".to_owned(), "eth1".to_owned()].into_iter().collect();
+    let state = state(&world);
+    let untouched = marks(0, 0, &[]);
+    for (source, device, verdict) in [
+        ("10.100.7.7", "veth7", dropped("drop_start_gate")),
+        ("192.0.2.1", "cni0", dropped("drop_start_gate")),
+        ("10.100.7.7", "eth0", untouched.clone()),
+        ("192.0.2.1", "eth1", untouched.clone()),
+        ("10.244.1.13", "veth8", untouched),
+        ("10.244.1.10", "veth9", marks(0x1100_0000, 0x1100_0000, &["steered"])),
+    ] {
+        assert_eq!(state.trace(&packet(source, "10.6.1.1").from_device(device)), verdict, "{source} from {device}");
+    }
+    // What comes through the overlay is what another node governs, and no pod of this one.
+    let from_overlay = state.trace(&packet("10.100.7.7", "10.6.1.1").from_device(OVERLAY));
+    assert_eq!(from_overlay, dropped("drop_unknown_source"));
 }
 
 fn an_exact_address_takes_precedence_over_its_subnet(state: Rules<'_>) {

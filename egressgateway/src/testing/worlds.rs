@@ -83,6 +83,8 @@ pub fn client() -> PolicyDesired {
         accepts: [target(0x14)].into_iter().collect(),
         ways_out: ["eth0".to_owned()].into_iter().collect(),
         start_gate: Some(StartGate {
+            wide: imbl::OrdSet::new(),
+            outside: imbl::OrdSet::new(),
             local: ["10.244.1.0/24", "fd10:244:1::/64"].map(|net| net.parse::<IpNet>().unwrap()).into_iter().collect(),
             known: ["10.244.1.10", "10.244.1.11", "10.244.1.12", "10.244.1.13", "fd10:244:1::10", "fd10:244:1::11"]
                 .map(ip)

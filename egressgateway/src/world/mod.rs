@@ -39,4 +39,6 @@ pub enum Change {
     Policy(PolicyName, Option<Policy>),
     /// Networks of the cluster that nodes don't tell, such as those of services.
     ClusterNetworks(Vec<IpNet>),
+    /// Networks of pods of all nodes that the CNI's objects tell.
+    PodNetworks(Vec<IpNet>),
 }

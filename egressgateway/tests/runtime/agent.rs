@@ -317,3 +317,51 @@ async fn a_packet_filter_that_somebody_else_changed_is_repaired_long_before_the_
     }
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn where_nodes_do_not_tell_their_networks_the_objects_of_the_cni_do() {
+    let (server, kernel) = cluster().await;
+    for node in ["node1", "node2"] {
+        server.merge("Node", "", node, &json!({"spec": {"podCIDR": null, "podCIDRs": null}})).unwrap();
+    }
+    let mut settings = settings();
+    settings.networks = Duration::from_millis(50);
+    settings.index.start_gate = true;
+    let agent = Running::start(&server.client(), &kernel, settings);
+    let unknown = |node: &EgressNode| {
+        let conditions = node.status.iter().flat_map(|status| &status.conditions);
+        conditions
+            .filter(|condition| condition.type_ == "PodNetworksUnknown")
+            .any(|condition| condition.message.contains("clusterCIDRs.extra"))
+    };
+    until(Api::<EgressNode>::all(server.client()), NODE, "that nothing is known", unknown).await;
+    for (group, version, kind, plural, spec) in [
+        ("crd.projectcalico.org", "v1", "IPPool", "ippools", json!({"cidr": "10.0.0.0/15"})),
+        ("cilium.io", "v2", "CiliumNode", "ciliumnodes", json!({"ipam": {"podCIDRs": ["10.2.0.0/24", "nonsense"]}})),
+        (
+            "cilium.io",
+            "v2alpha1",
+            "CiliumPodIPPool",
+            "ciliumpodippools",
+            json!({"ipv4": {"cidrs": ["10.3.0.0/16"]}, "ipv6": {"cidrs": ["fd03::/104"]}}),
+        ),
+    ] {
+        let names = json!({"kind": kind, "plural": plural});
+        let spec_of =
+            json!({"group": group, "names": names, "scope": "Cluster", "versions": [{"name": version, "served": true, "storage": true}]});
+        let name = format!("{plural}.{group}");
+        let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": name}, "spec": spec_of});
+        server.put(definition).unwrap();
+        server.put(json!({"apiVersion": format!("{group}/{version}"), "kind": kind, "metadata": {"name": "first"}, "spec": spec})).unwrap();
+    }
+    let expected = ["10.0.0.0/15", "10.2.0.0/24", "10.3.0.0/16", "fd03::/104"].map(|text| text.parse::<ipnet::IpNet>().unwrap());
+    kernel
+        .until("the networks of all pods", |held| {
+            let wide = held.policy.start_gate.as_ref().map(|gate| gate.wide.clone()).unwrap_or_default();
+            let exempt = |network: &ipnet::IpNet| held.policy.exempt.iter().any(|other| other.contains(network));
+            expected.iter().all(|network| wide.contains(network) && exempt(network)) && wide.len() == expected.len()
+        })
+        .await;
+    until(Api::<EgressNode>::all(server.client()), NODE, "that it is known", |node| !unknown(node)).await;
+    agent.stop().await;
+}

@@ -27,7 +27,7 @@ fn gated() -> AgentSettings {
 
 /// The policy that waits: nobody is known, and the same is governed as before.
 fn holds(held: &Held) -> bool {
-    let Some(StartGate { local, known, governed }) = &held.policy.start_gate else { return false };
+    let Some(StartGate { local, known, governed, .. }) = &held.policy.start_gate else { return false };
     let governed: Vec<String> = governed.iter().map(ToString::to_string).collect();
     held.policy.pods.is_empty() && known.is_empty() && local.len() == 1 && governed == ["10.9.0.0/16"]
 }

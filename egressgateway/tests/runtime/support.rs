@@ -155,7 +155,7 @@ pub(crate) fn settings() -> AgentSettings {
         node: NodeName::from(NODE),
         forward_method: egressgateway::api::ForwardMethod::ActivePassive,
         default_gateway: None,
-        cluster_networks: vec!["172.31.0.0/16".parse().unwrap()],
+        cluster_networks: Vec::new(),
         auto_cluster_networks: true,
         start_gate: false,
     });

@@ -66,12 +66,13 @@ impl Usage {
         self.requests.iter().filter(|(request, _)| request.starts_with(prefix)).map(|(_, number)| number).sum()
     }
 
-    /// Requests that do more than keep a Lease, begin a watch anew and read the networks of services now and then.
+    /// Requests that do more than keep a Lease, begin a watch anew and read the networks of services and pods now and then.
     #[must_use]
     pub fn work(&self) -> BTreeMap<String, u64> {
         let routine = |request: &str| {
             let resource = request.split(' ').nth(1).unwrap_or_default();
-            request.starts_with("watch ") || matches!(resource, "leases" | "servicecidrs" | "services")
+            request.starts_with("watch ")
+                || matches!(resource, "leases" | "servicecidrs" | "services" | "ippools" | "ciliumnodes" | "ciliumpodippools")
         };
         self.requests.iter().filter(|(request, _)| !routine(request)).map(|(request, number)| (request.clone(), *number)).collect()
     }

@@ -94,6 +94,10 @@ macro_rules! every_check_on {
                 an_agent_catches_up_with_what_changed_while_it_was_dead
                 a_shutdown_leaves_the_data_path_as_it_is
                 another_backend_takes_over_without_a_gap_and_nothing_of_this_one_stays;
+            pod_networks:
+                pods_that_speak_before_they_are_known_leak_nothing_where_nobody_tells_their_networks
+                pods_that_speak_before_they_are_known_leak_nothing_where_the_configuration_tells_networks
+                pods_and_services_are_reached_as_the_pod_itself_where_nobody_tells_their_networks;
             tunnel_network:
                 what_hosts_reach_in_the_tunnels_network_stays_theirs
                 a_peers_address_that_the_host_reaches_elsewhere_is_left_alone

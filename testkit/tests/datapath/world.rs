@@ -108,7 +108,7 @@ impl Place {
         self.configured(&format!("policyBackend: {}\ntunnel: {{kind: {}{fields}}}\n", path.backend, path.tunnel)).start_daemons()
     }
 
-    fn without_daemons(self, path: &DataPath, more: &str) -> World {
+    pub(crate) fn without_daemons(self, path: &DataPath, more: &str) -> World {
         self.configured(&format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel))
     }
 
@@ -119,7 +119,7 @@ impl Place {
 }
 
 impl World {
-    fn start_daemons(mut self) -> Self {
+    pub(crate) fn start_daemons(mut self) -> Self {
         self.cluster.start_daemons();
         self
     }
