@@ -8,7 +8,7 @@ use std::{error::Error, sync::Arc, time::Duration};
 use egressgateway::{
     Drivers, PolicyBackend as _, Reconciler,
     index::IndexSettings,
-    model::{MarkMask, NodeName},
+    model::NodeName,
     runtime::{Agent, AgentSettings},
 };
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
@@ -68,7 +68,7 @@ fn agent(client: kube::Client, settings: AgentSettings) -> Result<Agent, egressg
         addresses: Box::new(Reconciler::new(EgressAddresses::new(netlink.clone(), hook))),
         policy: Box::new(Reconciler::new(nftables.clone())),
     };
-    let connections = ConnectionTable::new(netlink.clone(), MarkMask::default());
+    let connections = ConnectionTable::new(netlink.clone());
     let host = KernelHost::new(netlink, ParentChoice::Auto);
     let agent = Agent::new(client, settings, drivers, Arc::new(VxlanShape(vxlan)), Arc::new(host));
     let agent = agent.with_announcer(Arc::new(NeighbourAnnouncer::new())).with_inquirer(Arc::new(NeighbourInquirer::new()));

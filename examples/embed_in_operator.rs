@@ -57,12 +57,12 @@ fn desired(me: &str, fleet: &Fleet, objects: &BTreeMap<String, StaticEgressSpec>
     // would keep it in a status.
     let targets: BTreeMap<&String, TargetId> = fleet.nodes.keys().zip(TargetId::all()).collect();
     for (name, target) in &targets {
-        next.policy.targets.insert(*target);
         if *name == me {
             next.policy.exits.insert(*target); // What starts here leaves here,
             next.policy.accepts.insert(*target); // and so does what the others send.
             continue;
         }
+        next.policy.targets.insert(*target); // There is a way through the tunnel.
         let Ends { underlay, overlay } = fleet.nodes[*name];
         let peer = Peer {
             overlay: [overlay].into_iter().collect(),

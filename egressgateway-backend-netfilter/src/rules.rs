@@ -455,7 +455,7 @@ impl Render<'_> {
 
     /// What the byte in the packet mark says. One that no chain is for has no way.
     fn verdicts(&self, mangle: &mut Chains) {
-        let targets = self.desired.targets.iter().chain(&self.desired.accepts);
+        let targets = self.desired.targets.iter().chain(&self.desired.exits).chain(&self.desired.accepts);
         let mut leaves = BTreeMap::from([(u16::from(PASS_BYTE), format!("-g {PASS}"))]);
         for target in targets {
             let name = format!("EGW-TO-{target}");

@@ -199,7 +199,7 @@ impl Elements {
         let steer = match verdict {
             Verdict::Pass => None,
             Verdict::Hold => Some(Steer::Held),
-            Verdict::Egress { target, .. } if origin.targets.contains(&target) || origin.accepts.contains(&target) => {
+            Verdict::Egress { target, .. } if origin.targets.contains(&target) || origin.exiting.contains(&target) => {
                 Some(Steer::To(target))
             }
             Verdict::Egress { .. } => Some(Steer::NoGateway),

@@ -76,7 +76,7 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
     if exits.addressed {
         chains.insert(POST_RESTORE.into(), base("filter", "postrouting", PRIORITY_RESTORE, restore(mask)));
     }
-    for target in desired.targets.iter().chain(&desired.accepts) {
+    for target in desired.targets.iter().chain(&desired.exits).chain(&desired.accepts) {
         chains.insert(to_chain(*target), plain(to(*target, desired, mask)));
     }
     for target in &desired.targets {
@@ -89,7 +89,7 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
 pub(crate) fn services(desired: &PolicyDesired, mask: MarkMask) -> BTreeMap<String, Chain> {
     let whole = chains(desired, mask, Exits::default());
     let same = [NO_CLASS, TOWARDS_POD, PIN_ANSWER, FIND_CLASS, DECIDE, UNCLASSIFIED, HELD, LOST, NO_GATEWAY].map(str::to_owned);
-    let own = desired.targets.iter().chain(&desired.accepts).map(|target| to_chain(*target));
+    let own = desired.targets.iter().chain(&desired.exits).chain(&desired.accepts).map(|target| to_chain(*target));
     let own = own.chain(desired.targets.iter().map(|target| steer_chain(*target)));
     let own: BTreeSet<String> = same.into_iter().chain(own).collect();
     let mut chains: BTreeMap<_, _> = whole.into_iter().filter(|(name, _)| own.contains(name)).collect();

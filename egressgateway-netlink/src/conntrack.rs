@@ -1,27 +1,34 @@
 //! The table of connection tracking, over ctnetlink.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use async_trait::async_trait;
-use egressgateway::{
-    Connection, Connections, Error, ErrorKind,
-    model::{Family, MarkMask},
-};
-use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _};
+use egressgateway::{Connection, Connections, Ending, Error, ErrorKind, model::Family};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, Tuple},
+    conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol, Tuple},
 };
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 
-use crate::Netlink;
+use crate::{
+    Netlink,
+    reset::{Session, notify},
+};
 
 // `linux/netfilter/nfnetlink_conntrack.h`, where the packet crate has no name for it.
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
-const CTA_MARK_MASK: u16 = 21;
 /// What marks an attribute as nested or in network byte order.
 const NLA_FLAGS: u16 = 0xc000;
+
+/// States of TCP in which it is established, at least in one direction (`TCP_CONNTRACK_ESTABLISHED` to `TCP_CONNTRACK_CLOSE_WAIT` of
+/// `linux/netfilter/nf_conntrack_tcp.h`).
+const ESTABLISHED: std::ops::RangeInclusive<u8> = 3..=5;
+
+/// When connections are looked for that an answer may have begun, each time after the one before.
+const TURNED: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(400), Duration::from_millis(1500)];
 
 /// What the kernel answers where it has no ctnetlink, or knows no such message.
 const EINVAL: i32 = 22;
@@ -34,15 +41,14 @@ const ENOENT: i32 = 2;
 #[derive(Clone, Debug)]
 pub struct ConnectionTable {
     netlink: Netlink,
-    mask: MarkMask,
 }
 
 impl ConnectionTable {
     /// The table of the network namespace that `netlink` speaks to, which must be the one of the threads that [`Self::forget`] is
-    /// called on. Only connections without any of the bits of `mask` in their mark are looked at.
+    /// called on.
     #[must_use]
-    pub fn new(netlink: Netlink, mask: MarkMask) -> Self {
-        Self { netlink, mask }
+    pub fn new(netlink: Netlink) -> Self {
+        Self { netlink }
     }
 
     /// The addresses of this host: what goes there is delivered, not forwarded.
@@ -53,32 +59,83 @@ impl ConnectionTable {
 
 #[async_trait]
 impl Connections for ConnectionTable {
-    async fn forget(&self, stale: &(dyn for<'a> Fn(&'a Connection) -> bool + Send + Sync)) -> Result<u64, Error> {
+    async fn forget(&self, stale: &(dyn for<'a> Fn(&'a Connection) -> Option<Ending> + Send + Sync)) -> Result<u64, Error> {
         let own = self.own().await?;
         let mut socket = Socket::open()?;
         let mut entries = Vec::new();
         for family in Family::ALL {
             socket
-                .list(family, self.mask, |entry| {
-                    let to = entry.connection.translated;
-                    if !to.is_multicast() && !own.contains(&to) && stale(&entry.connection) {
+                .list(family, |mut entry| {
+                    let Connection { translated: to, seen_as, is_own, .. } = &mut entry.connection;
+                    *is_own = own.contains(seen_as);
+                    if !to.is_multicast() && !own.contains(to) && stale(&entry.connection).is_some() {
                         entries.push(entry);
                     }
                 })
                 .await?;
         }
-        let mut forgotten = 0;
-        for entry in entries {
-            forgotten += u64::from(socket.delete(entry).await?);
+        // One that came between the addresses and the table would look like somebody else's.
+        let own = if entries.is_empty() { own } else { self.own().await? };
+        let (mut forgotten, mut sessions, mut turned, mut result) = (0, Vec::new(), Vec::new(), Ok(()));
+        for mut entry in entries {
+            entry.connection.is_own |= own.contains(&entry.connection.seen_as);
+            let Some(ending) = stale(&entry.connection) else { continue };
+            let (session, answers) = (entry.session, entry.answers.clone());
+            if ending != Ending::Elsewhere {
+                match socket.delete(entry).await {
+                    Ok(deleted) => {
+                        forgotten += u64::from(deleted);
+                        turned.push(answers);
+                    }
+                    Err(error) => {
+                        result = Err(error);
+                        break;
+                    }
+                }
+            }
+            sessions.extend(session.map(|session| (session, ending)));
         }
-        Ok(forgotten)
+        // Nobody waits for these: the next look must not.
+        if !turned.is_empty() {
+            drop(tokio::spawn(forget_turned(turned)));
+        }
+        if !sessions.is_empty() {
+            drop(tokio::spawn(notify(self.netlink.clone(), sessions)));
+        }
+        result.map(|()| forgotten)
+    }
+}
+
+/// An answer that was under way while its connection was forgotten begins another one, in the opposite direction: all that the pod sends would be
+/// an answer in it, and have no way of its own. So such connections are forgotten too, as soon as they may have come.
+async fn forget_turned(answers: Vec<Vec<ConntrackAttribute>>) {
+    let forget = async || {
+        let mut socket = Socket::open()?;
+        for key in &answers {
+            let Some(entry) = socket.find(key).await? else { continue };
+            // The kernel finds a connection by either of its directions.
+            if origin(key).is_some_and(|(source, _)| source == entry.connection.source) {
+                socket.delete(entry).await?;
+            }
+        }
+        Ok::<_, Error>(())
+    };
+    for pause in TURNED {
+        tokio::time::sleep(pause).await;
+        if let Err(error) = forget().await {
+            tracing::debug!(error = error.chain(), "look for answers to connections that were ended");
+        }
     }
 }
 
 /// A tracked connection, and what names it to the kernel.
 struct Entry {
     connection: Connection,
+    /// Its ends, where it is established TCP.
+    session: Option<Session>,
     key: Vec<ConntrackAttribute>,
+    /// What would name a connection that an answer to it began.
+    answers: Vec<ConntrackAttribute>,
 }
 
 struct Socket {
@@ -97,14 +154,10 @@ impl Socket {
         open().map_err(|error: std::io::Error| Error::from_io(error, "open a netlink socket for connection tracking"))
     }
 
-    /// Reads all connections of a family that have none of the mask's bits in their mark, one datagram at a time: the table can be large.
-    async fn list(&mut self, family: Family, mask: MarkMask, mut found: impl FnMut(Entry)) -> Result<(), Error> {
+    /// Reads all connections of a family, one datagram at a time: the table can be large.
+    async fn list(&mut self, family: Family, mut found: impl FnMut(Entry)) -> Result<(), Error> {
         let what = format!("list {family} connections");
-        let unmarked = vec![
-            ConntrackAttribute::CtaMark(0),
-            ConntrackAttribute::Other(DefaultNla::new(CTA_MARK_MASK, mask.bits().to_be_bytes().into())),
-        ];
-        let end = self.ask(family, ConntrackMessage::Get(unmarked), NLM_F_DUMP, &what, |message| {
+        let end = self.ask(family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP, &what, |message| {
             if let ConntrackMessage::New(attributes) = message
                 && let Some(entry) = entry(attributes)
             {
@@ -118,6 +171,23 @@ impl Socket {
                     format!("{what}: the kernel has no ctnetlink with marks: CONFIG_NF_CT_NETLINK and CONFIG_NF_CONNTRACK_MARK are needed");
                 Err(Error::new(ErrorKind::Unsupported, context))
             }
+            errno => Err(Error::from_errno(errno, what)),
+        }
+    }
+
+    /// The connection that a packet with these ends belongs to.
+    async fn find(&mut self, key: &[ConntrackAttribute]) -> Result<Option<Entry>, Error> {
+        let what = "look for a connection";
+        let Some((source, _)) = origin(key) else { return Ok(None) };
+        let mut found = None;
+        let end = self.ask(Family::of(source), ConntrackMessage::Get(key.to_vec()), NLM_F_ACK, what, |message| {
+            if let ConntrackMessage::New(attributes) = message {
+                found = entry(attributes);
+            }
+        });
+        match end.await? {
+            0 => Ok(found),
+            ENOENT => Ok(None),
             errno => Err(Error::from_errno(errno, what)),
         }
     }
@@ -182,23 +252,53 @@ impl Socket {
 
 fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
     let (mut original, mut reply, mut mark) = (None, None, 0);
-    let mut key = Vec::new();
+    let (mut ports, mut is_established) = (None, false);
+    let (mut key, mut answers) = (Vec::new(), Vec::new());
     for attribute in attributes {
         match &attribute {
             ConntrackAttribute::CtaTupleOrig(tuple) => {
                 original = ends(tuple);
+                ports = tcp_ports(tuple);
                 key.push(attribute);
             }
-            ConntrackAttribute::CtaTupleReply(tuple) => reply = ends(tuple),
+            ConntrackAttribute::CtaTupleReply(tuple) => {
+                reply = ends(tuple);
+                answers.push(ConntrackAttribute::CtaTupleOrig(tuple.clone()));
+            }
             ConntrackAttribute::CtaMark(value) => mark = *value,
+            ConntrackAttribute::CtaProtoInfo(infos) => {
+                let states = infos.iter().flat_map(|info| if let ProtoInfo::TCP(parts) = info { parts.as_slice() } else { &[] });
+                is_established = states.into_iter().any(|part| matches!(part, ProtoInfoTCP::State(state) if ESTABLISHED.contains(state)));
+            }
             // The number keeps an heir with the same addresses and ports from being meant.
-            ConntrackAttribute::Other(other) if [CTA_ID, CTA_ZONE].contains(&(other.kind() & !NLA_FLAGS)) => key.push(attribute),
+            ConntrackAttribute::Other(other) if [CTA_ID, CTA_ZONE].contains(&(other.kind() & !NLA_FLAGS)) => {
+                if other.kind() & !NLA_FLAGS == CTA_ZONE {
+                    answers.push(attribute.clone());
+                }
+                key.push(attribute);
+            }
             _ => {}
         }
     }
     let (source, destination) = original?;
-    let (translated, _) = reply?;
-    Some(Entry { connection: Connection { source, destination, translated, mark }, key })
+    let (translated, seen_as) = reply?;
+    let session =
+        ports.filter(|_| is_established).map(|(from, to)| Session { pod: (source, from).into(), server: (destination, to).into() });
+    Some(Entry { connection: Connection { source, destination, translated, seen_as, is_own: false, mark }, session, key, answers })
+}
+
+/// Source and destination that a key asks for.
+fn origin(key: &[ConntrackAttribute]) -> Option<(IpAddr, IpAddr)> {
+    key.iter().find_map(|attribute| if let ConntrackAttribute::CtaTupleOrig(tuple) = attribute { ends(tuple) } else { None })
+}
+
+/// Source and destination port of one direction of TCP.
+fn tcp_ports(tuple: &[Tuple]) -> Option<(u16, u16)> {
+    let parts = || tuple.iter().flat_map(|part| if let Tuple::Proto(parts) = part { parts.as_slice() } else { &[] });
+    let is_tcp = parts().any(|part| matches!(part, ProtoTuple::Protocol(Protocol::Tcp)));
+    let source = parts().find_map(|part| if let ProtoTuple::SourcePort(port) = part { Some(*port) } else { None });
+    let destination = parts().find_map(|part| if let ProtoTuple::DestinationPort(port) = part { Some(*port) } else { None });
+    source.zip(destination).filter(|_| is_tcp)
 }
 
 /// Source and destination of one direction.

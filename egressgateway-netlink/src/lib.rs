@@ -44,6 +44,7 @@ mod netlink;
 mod next_hop;
 mod overlay;
 mod peer_route;
+mod reset;
 mod route;
 mod rule;
 mod steering;

@@ -53,6 +53,12 @@ impl Netlink {
         Ok(neighbours)
     }
 
+    /// The hardware address that the kernel knows of a neighbour, whoever told it.
+    pub(crate) async fn mac_of(&self, device: u32, address: IpAddr) -> Result<Option<MacAddress>, Error> {
+        let messages = self.neighbour_messages(address_family(Family::of(address)), device).await?;
+        Ok(messages.iter().find(|message| destination(message) == Some(address)).and_then(mac))
+    }
+
     /// Adds a permanent neighbour, in the place of what its address had before.
     ///
     /// # Errors

@@ -149,6 +149,16 @@ impl Devices {
     }
 }
 
+/// The question for the way to an address.
+fn route_to(address: IpAddr) -> RouteNetlinkMessage {
+    let family = Family::of(address);
+    let mut request = RouteMessage::default();
+    request.header.address_family = address_family(family);
+    request.header.destination_prefix_length = family.bits();
+    request.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+    RouteNetlinkMessage::GetRoute(request)
+}
+
 impl Netlink {
     pub(crate) async fn devices(&self) -> Result<Devices, Error> {
         Ok(Devices::of(self.links().await?.into_iter().map(|link| (link.index, link.name))))
@@ -156,13 +166,17 @@ impl Netlink {
 
     /// Whether the kernel says that it takes in packets to this address. That there is no way to it, or no answer, is a no.
     pub async fn is_local(&self, address: IpAddr) -> bool {
-        let family = Family::of(address);
-        let mut request = RouteMessage::default();
-        request.header.address_family = address_family(family);
-        request.header.destination_prefix_length = family.bits();
-        request.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
-        let answer = self.ask(RouteNetlinkMessage::GetRoute(request), "ask for a route").await;
+        let answer = self.ask(route_to(address), "ask for a route").await;
         matches!(answer, Ok(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local)
+    }
+
+    /// The device on whose link an address is; none where a router is in between, or the address is this host's.
+    pub(crate) async fn device_of_neighbour(&self, address: IpAddr) -> Option<u32> {
+        let RouteNetlinkMessage::NewRoute(route) = self.ask(route_to(address), "ask for a route").await.ok()? else { return None };
+        let routed = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+        let device =
+            route.attributes.iter().find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None });
+        device.filter(|_| route.header.kind == RouteType::Unicast && !route.attributes.iter().any(routed))
     }
 
     /// Every route of every table of a family, as the kernel says it.

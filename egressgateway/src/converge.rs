@@ -21,6 +21,8 @@ pub struct NodeDesired {
     pub paths: OrdMap<TargetId, OrdSet<NodeName>>,
     /// The targets whose connections are spread over all their nodes (`forwardMethod: ecmp`), be it one at the moment.
     pub balanced: OrdSet<TargetId>,
+    /// The targets that stand for one node and the egress addresses that it answers for. Nothing leaves through them with another source.
+    pub addressed: OrdSet<TargetId>,
     /// Networks inside the cluster that no mark leads away from.
     pub direct: OrdSet<IpNet>,
     /// The egress addresses that it answers for.

@@ -85,7 +85,7 @@ mod tunnel;
 pub mod world;
 
 pub use addresses::{AddressesDesired, Announcer, Attachments, Inquirer, Questions};
-pub use connections::{Connection, Connections, DestinationView};
+pub use connections::{Connection, Connections, DestinationView, Ending, Staleness};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};
 pub use error::{Error, ErrorKind};

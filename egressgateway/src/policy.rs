@@ -26,10 +26,10 @@ pub struct PolicyDesired {
     pub destinations: OrdMap<(ClassId, IpRange), Verdict>,
     /// Never steered: cluster, service and node addresses.
     pub exempt: OrdSet<IpNet>,
-    /// Targets that have a way out, here or elsewhere. A connection that is pinned to another one is dropped and counted, and so is a
-    /// new connection that is destined for one.
+    /// Targets that have a way out through the tunnel. A connection that is pinned to another one is dropped and counted, and so is a
+    /// new connection that is destined for one, unless it exits here.
     pub targets: OrdSet<TargetId>,
-    /// Those of `targets` that this node's own pods leave through here, at once, instead of through the tunnel.
+    /// Targets that this node's own pods leave through here, at once, whether or not there is a way through the tunnel as well.
     pub exits: OrdSet<TargetId>,
     /// Targets that other nodes may send here, whether or not this node knows a way for its own pods: sources are translated as
     /// `destinations` says.

@@ -311,6 +311,13 @@ pub fn a_connection_keeps_its_way_when_the_policy_goes_and_ends_with_its_target<
         lab.program(&desired).await;
         lines.write_all(b"3\n").unwrap();
         lab.count("drop_no_gateway", 1).await;
+        desired.pods = client().pods;
+        desired.exits.insert(target(0x11));
+        lab.program(&desired).await;
+        lines.write_all(b"4\n").unwrap();
+        lab.count("drop_no_gateway", 2).await;
+        lab.pod.send("10.6.1.92");
+        arrived(&lab.server, "10.6.1.1", 2).await;
         assert_eq!((lab.far.seen("10.244.1.10"), lab.server.seen("10.244.1.10")), (2, 0));
         drop(lines);
         connection.wait().unwrap();

@@ -58,7 +58,7 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
         drivers: drivers(config, &netlink, keeps_connections, driver, policy),
         encapsulation,
         monitor,
-        connections: ConnectionTable::new(netlink.clone(), config.mark.mask),
+        connections: ConnectionTable::new(netlink.clone()),
         view,
         // As ping(8) does: of two programs on a host, each has a number of its own.
         prober: EchoProber::new(u16::try_from(std::process::id() & 0xffff).unwrap_or_default()),

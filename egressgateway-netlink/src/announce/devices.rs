@@ -12,16 +12,16 @@ use nix::{
 };
 
 /// All devices of the calling thread's network namespace, by name.
-pub(super) struct Devices(pub(super) BTreeMap<String, Device>);
+pub(crate) struct Devices(pub(crate) BTreeMap<String, Device>);
 
 #[derive(Default)]
-pub(super) struct Device {
+pub(crate) struct Device {
     link: Option<LinkAddr>,
     pub(super) addresses: Vec<IpAddr>,
 }
 
 impl Devices {
-    pub(super) fn read() -> nix::Result<Self> {
+    pub(crate) fn read() -> nix::Result<Self> {
         let mut devices: BTreeMap<String, Device> = BTreeMap::new();
         for InterfaceAddress { interface_name, address, .. } in getifaddrs()? {
             let Some(address) = address else { continue };
@@ -41,7 +41,7 @@ impl Devices {
 
 impl Device {
     /// Where to send on it, and its hardware address; none on what is no Ethernet, or the loopback, where nobody asks for addresses.
-    pub(super) fn ethernet(&self) -> Option<(LinkAddr, MacAddress)> {
+    pub(crate) fn ethernet(&self) -> Option<(LinkAddr, MacAddress)> {
         let link = self.link?;
         // Anything but 6 bytes is no Ethernet; all zero is the loopback.
         let mac = link.addr().filter(|mac| link.halen() == mac.len() && *mac != [0; 6])?;

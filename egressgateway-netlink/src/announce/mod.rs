@@ -14,7 +14,7 @@ use std::{
 use egressgateway::{AddressesDesired, Announcer, Error, ErrorKind};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
 
-use devices::Devices;
+pub(crate) use devices::{Device, Devices};
 pub use inquirer::NeighbourInquirer;
 
 /// Sends gratuitous ARP (a request and an answer, because some listen to one of them only) and unsolicited neighbour advertisements.

@@ -463,12 +463,13 @@ impl Index {
             }
         }
         let policy = &mut self.desired.policy;
-        policy.targets =
-            paths.iter().filter(|(_, nodes)| !nodes.is_empty()).map(|(target, _)| *target).chain(exits.iter().copied()).collect();
+        policy.targets = paths.iter().filter(|(_, nodes)| !nodes.is_empty()).map(|(target, _)| *target).collect();
         policy.exits = exits;
         policy.accepts = accepts;
         self.desired.paths = paths;
         self.desired.balanced = balanced;
+        let members = self.gateways.values().flat_map(|gateway| &gateway.state.members);
+        self.desired.addressed = members.filter_map(|member| member.target).collect();
         let is_exit = self.memberships().next().is_some();
         self.desired.policy.overlay.unknown_may_exit = is_exit && !self.needs_all_pods();
     }

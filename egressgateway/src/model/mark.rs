@@ -89,10 +89,16 @@ impl MarkMask {
         (TargetId::ANSWER_BYTE as u32) << self.0.trailing_zeros()
     }
 
+    /// The byte of a mark that is ours.
+    #[must_use]
+    pub fn byte(self, mark: u32) -> u8 {
+        ((mark & self.0) >> self.0.trailing_zeros()).to_le_bytes()[0]
+    }
+
     /// The target that a mark names, if it names one.
     #[must_use]
     pub fn target(self, mark: u32) -> Option<TargetId> {
-        u8::try_from((mark & self.0) >> self.0.trailing_zeros()).ok().and_then(TargetId::new)
+        TargetId::new(self.byte(mark))
     }
 }
 

@@ -194,7 +194,8 @@ impl Agent {
     }
 
     /// Ends connections of pods that began before the policy which now governs them, such as a database session from before: without
-    /// it they go on with the source address that they began with. `view` is the policy backend's.
+    /// it they go on with the source address that they began with. And ends those whose way or egress address is gone: without it they
+    /// hang as long as somebody sends. `view` is the policy backend's.
     #[must_use]
     pub fn with_connections(mut self, connections: Arc<dyn Connections>, view: DestinationView) -> Self {
         self.connections = Some((connections, view));

@@ -65,7 +65,7 @@ pub(super) struct Session {
     policies: (watch::Sender<Scope>, watch::Sender<u64>),
     own: watch::Sender<Option<Observed<EgressNodeStatus>>>,
     reports: watch::Sender<Option<Report>>,
-    in_force: watch::Sender<Option<PolicyDesired>>,
+    in_force: watch::Sender<Option<NodeDesired>>,
     /// The egress addresses that this node answers for.
     held: watch::Sender<AddressesDesired>,
     encapsulation: Arc<dyn Encapsulation>,
@@ -171,6 +171,7 @@ impl Session {
                 view,
                 mask: settings.mask,
                 wanted: session.resets.subscribe(),
+                may_hold_governed: true,
                 resync: settings.resync,
                 backoff: settings.kernel_backoff.clone(),
                 metrics: session.metrics.clone(),
@@ -483,7 +484,8 @@ impl Session {
             Ok(holding) => {
                 self.due.hold = None;
                 self.metrics.holding(holding);
-                let known = self.in_force.send_replace(holding.then(|| hold.clone())).is_some();
+                let known =
+                    self.in_force.send_replace(holding.then(|| NodeDesired { policy: hold.clone(), ..NodeDesired::default() })).is_some();
                 if holding && !known {
                     let governed = hold.start_gate.as_ref().map_or(0, |gate| gate.governed.len());
                     tracing::warn!(governed, "traffic of pods to what was governed before the boot waits until everything was listed");
@@ -566,7 +568,7 @@ impl Session {
         };
         let unknown = self.in_force.borrow().is_none();
         if matches!(&result, Ok(outcome) if *outcome == Outcome::Applied || unknown) {
-            self.in_force.send_replace(Some(desired.policy.clone()));
+            self.in_force.send_replace(Some(desired.clone()));
         }
         if result.is_ok() {
             self.metrics.holding(false);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::{sync::watch, time::Instant};
 
 use super::{backoff::Backoff, metrics::AgentMetrics, node_status::wait_until, state_file::StateFile};
-use crate::{Error, ErrorKind, PolicyDesired, Remembered};
+use crate::{Error, ErrorKind, NodeDesired, PolicyDesired, Remembered};
 
 /// The policy that holds what was governed before the boot; none where nothing is known of that, which a log says unless it is the first start.
 pub(super) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Option<PolicyDesired> {
@@ -36,7 +36,7 @@ pub(super) struct Remembering {
 
 impl Remembering {
     /// Works until the sender of policies in force is gone.
-    pub(super) async fn run(mut self, mut in_force: watch::Receiver<Option<PolicyDesired>>) {
+    pub(super) async fn run(mut self, mut in_force: watch::Receiver<Option<NodeDesired>>) {
         let (mut written, mut retry) = (None, None);
         loop {
             tokio::select! {
@@ -45,7 +45,7 @@ impl Remembering {
                 },
                 () = wait_until(retry) => {}
             }
-            let Some(now) = in_force.borrow_and_update().as_ref().map(Remembered::of) else { continue };
+            let Some(now) = in_force.borrow_and_update().as_ref().map(|desired| Remembered::of(&desired.policy)) else { continue };
             if written.as_ref() == Some(&now) {
                 continue;
             }

@@ -139,7 +139,7 @@ impl AgentMetrics {
         );
         registry.register(
             "connections_ended",
-            "Connections that began before the policy that governs them and were ended",
+            "Connections that began before the policy that governs them, or whose way is gone, and were ended",
             self.forgotten.clone(),
         );
         registry.register("connections_ended_failures", "Failed looks for such connections, by kind", self.not_forgotten.clone());
