@@ -84,6 +84,16 @@ macro_rules! every_check_on {
                 with_only_the_link_between_the_gateways_cut_one_node_answers_all_along
                 a_masquerade_that_comes_before_ours_gives_nothing_another_source
                 a_masquerade_of_any_priority_gives_nothing_another_source;
+            open_connections:
+                connections_with_an_egress_address_go_on_when_it_moves
+                connections_with_an_egress_address_go_on_when_its_node_is_drained
+                connections_are_reset_when_their_policy_gets_another_egress_address
+                connections_are_reset_when_the_policy_goes_that_had_the_egress_address
+                connections_are_reset_when_the_gateway_leaves_egress_addresses_for_those_of_nodes
+                connections_with_a_nodes_address_go_on_when_their_policy_goes
+                pods_of_the_gateway_that_takes_over_from_a_lost_one_go_on_at_once
+                pods_of_the_gateway_that_takes_over_from_a_drained_one_go_on_when_the_grace_time_ends
+                connections_are_moved_with_the_label_that_makes_gateways;
             claims:
                 a_gateway_that_lost_the_api_server_keeps_what_it_answers_for_and_lets_go_of_what_another_was_given
                 a_node_whose_agent_is_dead_keeps_its_addresses_until_its_kernel_is_dead_too

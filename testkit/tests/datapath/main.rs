@@ -20,6 +20,7 @@ mod foreign;
 mod forwarding;
 mod hosts;
 mod lost_state;
+mod open_connections;
 mod pod_networks;
 mod pools;
 mod restarts;
