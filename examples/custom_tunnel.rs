@@ -132,13 +132,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         mac: "66:a1:5e:00:00:11".parse()?,
         underlay: OrdMap::from_iter([(Family::V4, underlay("10.6.0.11")?), (Family::V6, underlay("fd06::11")?)]),
     };
+    let somebody = Peer { overlay: OrdSet::new(), underlay: OrdSet::new(), mac: local.mac, mtu: OrdMap::new() };
     let with = |ends: &[&str]| {
-        let peer = |end: &&str| {
-            Ok((
-                NodeName::from(*end),
-                Peer { overlay: OrdSet::new(), underlay: OrdSet::unit(end.parse()?), mac: local.mac, mtu: OrdMap::new() },
-            ))
-        };
+        let peer = |end: &&str| Ok((NodeName::from(*end), Peer { underlay: OrdSet::unit(end.parse()?), ..somebody.clone() }));
         let peers: Result<_, Box<dyn std::error::Error>> = ends.iter().map(peer).collect();
         Ok::<_, Box<dyn std::error::Error>>(TunnelDesired { local: Some(local.clone()), peers: peers? })
     };

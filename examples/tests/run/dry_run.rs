@@ -21,7 +21,7 @@ fn every_node_tells_its_part_of_the_way() {
     let filter = section(&plan, "node-1: packet filter");
     let class = filter.split("pods4 { 10.244.1.10 : ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
     assert!(filter.contains(&format!("where4 {{ {class} . 10.6.1.0/24 : goto to_11 }}")), "{filter}");
-    assert!(section(&plan, "node-1: routing").contains("via 172.31.0.2 dev egress-vxlan-v4"), "{plan}");
+    assert!(section(&plan, "node-1: routing").contains("via 198.19.0.2 dev egress-vxlan-v4"), "{plan}");
     assert!(section(&plan, "node-1: tunnel").contains("dst 10.6.0.12"), "{plan}");
     // The gateway lets it out with its own address, and sends nothing away.
     let exit = section(&plan, "node-2: packet filter");
