@@ -1,6 +1,6 @@
 //! Which bits of the packet mark are used for what.
 
-use egressgateway::model::{MarkMask, TargetId};
+use egressgateway::model::{MarkMask, NetworkId, TargetId};
 
 /// The byte that is ours, and sixteen bits that are borrowed while a new connection's first packet is classified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,10 @@ impl Bits {
     /// A byte in its place.
     pub(crate) fn byte(self, byte: u8) -> u32 {
         u32::from(byte) << self.mask().trailing_zeros()
+    }
+
+    pub(crate) fn network(self, network: NetworkId) -> u32 {
+        self.mask.network_mark(network)
     }
 
     pub(crate) fn exit(self) -> u32 {

@@ -57,6 +57,7 @@ impl Content {
         let (old, new) = (&self.desired, &next.desired);
         let same_overlay = Overlay { peers: new.overlay.peers.clone(), ..old.overlay.clone() } == new.overlay;
         let same_roles = old.targets == new.targets && old.accepts == new.accepts && old.exits == new.exits && old.ways_out == new.ways_out;
+        let same_roles = same_roles && old.node_addresses == new.node_addresses && old.networks == new.networks;
         let same_names = || self.sets.diff(&next.sets).all(|change| matches!(change, ordmap::DiffItem::Update { .. }));
         self.bits == next.bits && same_roles && same_overlay && *self.numbers == *next.numbers && same_names()
     }

@@ -67,6 +67,8 @@ pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
 pub(crate) const CLASS: &str = "EGW-CLASS";
 pub(crate) const VERDICT: &str = "EGW-VERDICT";
 pub(crate) const STEER: &str = "EGW-STEER";
+/// Pins what exits here, by the network of its egress address.
+pub(crate) const LEAVE: &str = "EGW-LEAVE";
 pub(crate) const EXIT_CLASS: &str = "EGW-EXIT-CLASS";
 pub(crate) const PASS: &str = "EGW-PASS";
 pub(crate) const NO_CLASS: &str = "EGW-NO-CLASS";

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use egressgateway::{
-    PolicyDesired,
+    ExitNetwork, PolicyDesired,
     model::{ClassId, Family, TargetId},
 };
 use imbl::{OrdMap, OrdSet};
@@ -13,12 +13,13 @@ use crate::{
     content::PASS_BYTE,
     names::{
         ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST,
-        FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP, LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OUTPUT,
-        PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED,
-        UNKNOWN_SOURCE, UNTRACK, UNTRACKED, VERDICT, class_chain, keeper_set, kept_set, where_set,
+        FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP, LEAVE, LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER,
+        OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED,
+        UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, UNTRACKED, VERDICT, class_chain, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
+    state::is_device,
     tree::{Chains, Tree},
 };
 
@@ -150,7 +151,13 @@ impl Render<'_> {
             (NOT_PEER, drop()),
             (LET_GO, vec![self.pin(0), Self::mark(0, self.bits.mask())]),
             (NO_CLASS, self.no_class()),
-            (PASS, vec![Self::mark(0, self.bits.mask()), format!("-g {NO_VERDICT}")]),
+            (
+                PASS,
+                vec![
+                    Self::mark(0, if self.desired.networks.is_empty() { self.bits.mask() } else { self.bits.all() }),
+                    format!("-g {NO_VERDICT}"),
+                ],
+            ),
             (EXIT_CLASS, self.exit_class()),
             (NO_VERDICT, self.each_device("-i", &format!("-g {UNCLASSIFIED}"))),
             (UNCLASSIFIED, self.unclassified()),
@@ -163,6 +170,9 @@ impl Render<'_> {
             (START_GATE, drop()),
             (UNTRACKED, drop()),
         ]);
+        if !self.desired.networks.is_empty() {
+            mangle.insert(LEAVE.into(), self.leave());
+        }
         self.classes(&mut mangle);
         self.sources(&mut mangle);
         self.verdicts(&mut mangle);
@@ -170,9 +180,39 @@ impl Render<'_> {
         mangle
     }
 
+    /// The marks of this node's other networks.
+    fn networks(&self) -> impl Iterator<Item = (u32, &ExitNetwork)> {
+        self.desired.networks.iter().map(|(id, network)| (self.bits.network(*id), network))
+    }
+
+    /// One rule for each mark of what exits here.
+    fn each_exit(&self, before: &str, rest: &str) -> Vec<String> {
+        let marks = std::iter::once(self.bits.exit()).chain(self.networks().map(|(mark, _)| mark));
+        marks.map(|mark| format!("{before}{} {rest}", self.pinned(mark))).collect()
+    }
+
+    /// What has an egress address of another network leaves by that one: the number of the source says so.
+    fn leave(&self) -> Vec<String> {
+        let scratch = self.bits.scratch();
+        let by_network = self.networks().flat_map(|(mark, network)| {
+            let numbers = network.addresses.iter().filter_map(|address| self.numbers.addresses.get(address));
+            numbers.map(move |number| format!("-m mark --mark {:#x}/{scratch:#x} {}", self.bits.number(*number), self.pin(mark)))
+        });
+        std::iter::once(self.pin(self.bits.exit())).chain(by_network).chain([Self::mark(0, scratch)]).collect()
+    }
+
     /// Replies go back as they came. A packet that belongs to no connection can be neither pinned nor translated, so it is classified
     /// to be dropped if it is governed.
     fn prerouting(&self) -> Vec<String> {
+        // A strict reverse-path filter looks for the way back to the sender by the mark.
+        let answers = self.networks().filter(|(_, network)| is_device(&network.device)).map(|(mark, network)| {
+            let from = format!("-i {} -m conntrack --ctdir REPLY {}", network.device, self.pinned(mark));
+            format!("{from} {}", Self::mark(mark, self.bits.mask()))
+        });
+        answers.chain(self.prerouting_without_networks()).collect()
+    }
+
+    fn prerouting_without_networks(&self) -> Vec<String> {
         vec![
             format!("-m conntrack --ctdir REPLY {} -j RETURN", self.not_pinned(self.bits.answer())),
             // A connection that was translated when it began was classified by the address that it goes to.
@@ -198,8 +238,10 @@ impl Render<'_> {
 
     /// Later packets follow the pin; a target that is gone has no way.
     fn steer(&self, mangle: &mut Chains) {
-        let targets = self.desired.targets.iter().map(|target| (u16::from(target.byte()), "-j RETURN".to_owned()));
-        let leaves = targets.chain([(u16::from(TargetId::ANSWER_BYTE), format!("-g {ANSWERS}"))]).collect();
+        let networks = self.desired.networks.keys().map(|network| network.byte());
+        let known = self.desired.targets.iter().map(|target| target.byte()).chain(networks);
+        let known = known.map(|byte| (u16::from(byte), "-j RETURN".to_owned()));
+        let leaves = known.chain([(u16::from(TargetId::ANSWER_BYTE), format!("-g {ANSWERS}"))]).collect();
         let mut tree = Chains::new();
         let otherwise = format!("-g {NO_GATEWAY}");
         self.bytes(STEER, &otherwise).grow(&mut tree, &leaves);
@@ -277,11 +319,12 @@ impl Render<'_> {
         (port > 0).then(rule).into_iter().collect()
     }
 
-    /// What is pinned to a target enters the overlay, or is a reply, or does not pass.
+    /// What is pinned to a target enters the overlay, or is a reply, or does not pass. What leaves by another network passes.
     fn guard(&self) -> Vec<String> {
         let reply = format!("-m conntrack --ctdir REPLY {} -j RETURN", self.not_pinned(self.bits.answer()));
         let last = [format!("{} -g {GUARD_ANSWERS}", self.pinned(self.bits.answer())), format!("-g {NO_GATEWAY}")];
-        [reply].into_iter().chain(self.each_device("-o", "-j RETURN")).chain(last).collect()
+        let networks = self.networks().map(|(mark, _)| format!("{} -j RETURN", self.pinned(mark)));
+        [reply].into_iter().chain(self.each_device("-o", "-j RETURN")).chain(networks).chain(last).collect()
     }
 
     /// An answer that a target is meant for does not leave by another device, even where somebody took its mark away. Such answers are rare, so
@@ -299,7 +342,7 @@ impl Render<'_> {
     fn postrouting(&self) -> Vec<String> {
         let mut rules = self.each_device("-o", &Self::mark(0, self.bits.mask()));
         rules.extend(self.each_device("-o", "-j RETURN"));
-        rules.push(format!("-m conntrack --ctstate NEW ! --ctstatus CONFIRMED {} -j {EXIT}", self.pinned(self.bits.exit())));
+        rules.extend(self.each_exit("-m conntrack --ctstate NEW ! --ctstatus CONFIRMED ", &format!("-j {EXIT}")));
         rules
     }
 
@@ -385,7 +428,9 @@ impl Render<'_> {
         let mut rules = vec![format!("{} {} -g {NO_CLASS}", self.not_in(Common::Nets, "src"), self.not_in(Common::Pods, "src"))];
         rules.extend(self.find_class());
         rules.push(format!("-j {CLASS}"));
-        rules.push(Self::mark(0, scratch));
+        if self.desired.networks.is_empty() {
+            rules.push(Self::mark(0, scratch));
+        }
         // Held, or what should say where this class goes is not there.
         rules.push(format!("-m mark --mark 0x0/{:#x} -g {HELD}", self.bits.mask()));
         rules.push(format!("-g {VERDICT}"));
@@ -473,14 +518,17 @@ impl Render<'_> {
     /// Pins a new connection to `target`, or to this node where it exits here. Of what somebody outside began, the answers keep the mark that they
     /// have and nothing is pinned: another of them may be on its way. They can't leave from here, where nothing would translate them.
     fn to(&self, target: TargetId) -> Vec<String> {
-        let exit = self.pin(self.bits.exit());
+        let by_network = !self.desired.networks.is_empty();
+        let exit = if by_network { format!("-j {LEAVE}") } else { self.pin(self.bits.exit()) };
         let answers = self.pinned(self.bits.answer());
         let is_steered = self.desired.targets.contains(&target) && !self.desired.exits.contains(&target);
-        let mut rules = vec![
-            format!("{IS_STRAY} -g {LOST}"),
+        let mut rules = vec![format!("{IS_STRAY} -g {LOST}")];
+        // The number of the source is there for those that exit.
+        rules.extend((by_network && is_steered).then(|| format!("{answers} {}", Self::mark(0, self.bits.scratch()))));
+        rules.extend([
             if is_steered { format!("{answers} -j RETURN") } else { format!("{answers} -g {NO_GATEWAY}") },
             Self::mark(0, self.bits.mask()),
-        ];
+        ]);
         if self.desired.accepts.contains(&target) {
             for device in self.devices() {
                 rules.extend([format!("-i {device} {exit}"), format!("-i {device} -j RETURN")]);
@@ -491,6 +539,7 @@ impl Render<'_> {
         if self.desired.exits.contains(&target) {
             rules.push(exit);
         } else if self.desired.targets.contains(&target) {
+            rules.extend(by_network.then(|| Self::mark(0, self.bits.scratch())));
             rules.extend([format!("-j {STEERED}"), self.pin(self.bits.target(target))]);
         } else {
             rules.push(format!("-g {NO_GATEWAY}"));
@@ -507,6 +556,15 @@ impl Render<'_> {
         }
     }
 
+    /// Where the kernel chooses the source, it takes whatever the device was given first or last, such as somebody's virtual address. It does so
+    /// only on a device that nothing is known of, by the last of `rules`.
+    fn as_node(&self, mut rules: Vec<String>) -> Vec<String> {
+        let known = self.desired.node_addresses.iter().filter(|((device, family), _)| *family == self.family && is_device(device));
+        let known = known.map(|((device, _), address)| format!("-o {device} -j SNAT --to-source {address}"));
+        rules.splice(rules.len() - 1..rules.len() - 1, known);
+        rules
+    }
+
     fn filter(&self) -> Chains {
         chains([(FORWARD, forwarding(self.desired, self.bits))])
     }
@@ -516,12 +574,12 @@ impl Render<'_> {
     fn nat(&self) -> Chains {
         let itself = format!("-j NETMAP --to {}/0", if self.family == Family::V4 { "0.0.0.0" } else { "::" });
         let mut post = self.each_device("-o", &itself);
-        post.push(format!("{} -j {SOURCE}", self.pinned(self.bits.exit())));
+        post.extend(self.each_exit("", &format!("-j {SOURCE}")));
         let own = |last: &str| vec![format!("-j {EXITED}"), Self::mark(0, self.bits.scratch()), last.to_owned()];
         let mut nat = chains([
             (POSTROUTING, post),
             (EXITED, vec!["-m comment --comment exited".into()]),
-            (AS_NODE_CHAIN, own("-j MASQUERADE")),
+            (AS_NODE_CHAIN, self.as_node(own("-j MASQUERADE"))),
             (AS_SELF_CHAIN, own(&itself)),
         ]);
         let mut leaves = BTreeMap::from([(AS_SELF, format!("-g {AS_SELF_CHAIN}"))]);
@@ -539,10 +597,12 @@ impl Render<'_> {
 /// goes to a pod is for network policies to decide, and on the pod's own node nothing is accepted. What comes from the tunnel and is not tracked
 /// leaves as it is.
 pub(crate) fn forwarding(desired: &PolicyDesired, bits: Bits) -> Vec<String> {
-    let exit = format!("-m connmark --mark {:#x}/{:#x}", bits.exit(), bits.mask());
+    let marks = std::iter::once(bits.exit()).chain(desired.networks.keys().map(|network| bits.network(*network)));
+    let exits: Vec<String> = marks.map(|mark| format!("-m connmark --mark {mark:#x}/{:#x}", bits.mask())).collect();
     let ways = desired.overlay.devices.iter().flat_map(|from| desired.ways_out.iter().map(move |by| format!("-i {from} -o {by}")));
-    let accepted = ways.flat_map(|way| [exit.as_str(), "-m conntrack --ctstate UNTRACKED"].map(|what| format!("{way} {what} -j ACCEPT")));
-    accepted.chain([format!("{exit} -m conntrack --ctdir REPLY -j ACCEPT")]).collect()
+    let what: Vec<&str> = exits.iter().map(String::as_str).chain(["-m conntrack --ctstate UNTRACKED"]).collect();
+    let accepted = ways.flat_map(|way| what.iter().map(move |what| format!("{way} {what} -j ACCEPT")).collect::<Vec<_>>());
+    accepted.chain(exits.iter().map(|exit| format!("{exit} -m conntrack --ctdir REPLY -j ACCEPT"))).collect()
 }
 
 /// Class to what its destination says. A class that no chain is for (yet) is held: its pods are in the sets, so they are governed.

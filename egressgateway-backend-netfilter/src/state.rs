@@ -145,13 +145,19 @@ impl Jump {
 /// Refuses what the kernel would refuse or misunderstand.
 pub(crate) fn check(desired: &PolicyDesired) -> Result<(), Error> {
     let invalid = |context: String| Err(Error::new(ErrorKind::Invalid, context));
-    // A plus at the end is iptables' wildcard.
-    let fits = |name: &&String| (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c));
-    if let Some(name) = desired.overlay.devices.iter().find(|name| !fits(name)) {
+    if let Some(name) = desired.overlay.devices.iter().find(|name| !is_device(name)) {
         return invalid(format!("overlay device {name:?} is no device name"));
     }
-    if let Some(name) = desired.ways_out.iter().find(|name| !fits(name)) {
+    if let Some(name) = desired.ways_out.iter().find(|name| !is_device(name)) {
         return invalid(format!("{name:?}, by which this node leaves the cluster, is no device name"));
     }
+    if let Some(((device, _), address)) = desired.node_addresses.iter().find(|((_, family), address)| Family::of(**address) != *family) {
+        return invalid(format!("node address {address} on {device} is of the other address family"));
+    }
     Ok(())
+}
+
+/// Whether rules can name a device like this. A plus at the end is iptables' wildcard.
+pub(crate) fn is_device(name: &str) -> bool {
+    (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c))
 }

@@ -1,7 +1,7 @@
 //! The two backends mean the same: every packet meets the same verdict in both.
 #![allow(clippy::unwrap_used)]
 
-use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
+use egressgateway::testing::worlds::{class, client, egress, gateway, ip, on_two_networks, range, target};
 use egressgateway::{
     Driver, PolicyDesired,
     model::{SourceNat, Verdict},
@@ -45,7 +45,7 @@ fn worlds() -> Vec<PolicyDesired> {
     let mut waiting = client();
     waiting.start_gate = None;
     waiting.targets.clear();
-    vec![client(), gateway(), keeping, open, leaving, waiting, PolicyDesired::default()]
+    vec![client(), gateway(), on_two_networks(), keeping, open, leaving, waiting, PolicyDesired::default()]
 }
 
 const STATES: [ConnectionState; 4] =
@@ -62,7 +62,8 @@ fn way(rules: &dyn Trace, packet: &TracePacket, out: &str) -> Way {
 /// elsewhere, which only such a change lets a new connection meet. It is dropped then.
 fn or_dropped(way: &Way, desired: &PolicyDesired) -> Way {
     let mut dropped = way.clone();
-    if desired.overlay.unknown_may_exit && way.2 == TraceSource::Masquerade {
+    let as_node = |source| desired.node_addresses.values().any(|address| source == TraceSource::Address(*address));
+    if desired.overlay.unknown_may_exit && (way.2 == TraceSource::Masquerade || as_node(way.2)) {
         dropped.2 = TraceSource::Drop { counter: Some("drop_unknown_source") };
     }
     dropped
@@ -72,7 +73,7 @@ fn or_dropped(way: &Way, desired: &PolicyDesired) -> Way {
 fn packets(source: &str, destination: &str) -> Vec<(TracePacket, &'static str)> {
     let mut packets = Vec::new();
     for device in [None, Some(DEVICES[1])] {
-        for connection_mark in [0, 0x1000_0003, 0x1100_0005, 0x1200_0000, 0x1300_0000, 0x7700_0000] {
+        for connection_mark in [0, 0x1000_0003, 0x1100_0005, 0x1200_0000, 0x0500_0000, 0x1300_0000, 0x7700_0000] {
             let first =
                 TracePacket { in_device: device.map(str::to_owned), connection_mark, ..TracePacket::new(ip(source), ip(destination)) };
             for state in STATES {

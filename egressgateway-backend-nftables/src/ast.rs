@@ -7,7 +7,7 @@ use egressgateway::{
     trace::{ConnectionState, DestinationKind, Direction},
 };
 
-use crate::names::{CHANGING, DEVICES, TARGETS, Table};
+use crate::names::{CHANGING, DEVICES, EXITS, TARGETS, Table};
 
 /// Where a chain continues.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +93,11 @@ pub(crate) enum Statement {
         negated: bool,
         value: u32,
     },
+    /// Exits here, by whatever network.
+    Exits {
+        mask: u32,
+        negated: bool,
+    },
     Protocol(Family),
     Syn,
     /// The first packet of TCP's handshake.
@@ -132,6 +137,8 @@ pub(crate) enum Statement {
     Segment(u16),
     SourceItself(Family),
     SourceOf(Family),
+    /// The node's own address on the device that the packet leaves by; nothing happens without an entry.
+    SourceOfDevice(Family),
     Masquerade,
     Untrack,
     Go(Jump),
@@ -188,9 +195,10 @@ impl Table {
             Self::Ungoverned | Self::Peers => (vec![address], None, false),
             Self::Pods => (vec![address], Some("classid"), false),
             Self::Nets => (vec![address], Some("classid"), true),
-            Self::Where | Self::Exit => (vec!["classid", address], Some("verdict"), true),
+            Self::Where | Self::Exit | Self::Via => (vec!["classid", address], Some("verdict"), true),
             Self::As => (vec!["classid", address], Some(address), true),
             Self::Kept => (vec!["classid", address], None, true),
+            Self::Node => (vec!["ifname"], Some(address), false),
         };
         Declaration { key, data, interval }
     }
@@ -287,6 +295,7 @@ impl fmt::Display for Statement {
             Self::Confirmed => f.write_str("ct status confirmed"),
             Self::Pinned { mask, negated, value } => has_bits(f, "ct mark", *mask, *negated, *value),
             Self::Marked { mask, negated, value } => has_bits(f, "meta mark", *mask, *negated, *value),
+            Self::Exits { mask, negated } => write!(f, "ct mark & {mask:#010x} {}@{EXITS}", operator(*negated)),
             Self::Protocol(Family::V4) => f.write_str("meta nfproto ipv4"),
             Self::Protocol(Family::V6) => f.write_str("meta nfproto ipv6"),
             Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
@@ -307,6 +316,9 @@ impl fmt::Display for Statement {
             Self::SourceItself(family) => write!(f, "snat {0} to {0} saddr", header(*family)),
             Self::SourceOf(family) => {
                 write!(f, "snat {0} to meta priority . {0} daddr map @{1}", header(*family), Table::As.name(*family))
+            }
+            Self::SourceOfDevice(family) => {
+                write!(f, "snat {} to oifname map @{} fully-random", header(*family), Table::Node.name(*family))
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),
             Self::Untrack => f.write_str("notrack"),

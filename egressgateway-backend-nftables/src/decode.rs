@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     ast::{Jump, Side, Statement, Way},
-    names::{CHANGING, COUNTERS, DEVICES, TARGETS, Table},
+    names::{CHANGING, COUNTERS, DEVICES, EXITS, TARGETS, Table},
 };
 
 /// The statement; foreign when it is none that we write.
@@ -68,6 +68,9 @@ fn matching(body: &Value) -> Option<Statement> {
         _ => return None,
     };
     if let Some(key) = mark_key(left.get("&").map_or(left, |and| &and[0])) {
+        if set_name(right) == Some(EXITS) && matches!(key, MarkKey::Connection) {
+            return Some(Statement::Exits { mask: number(&left["&"][1])?, negated });
+        }
         let (mask, value) = masked_value(left, right)?;
         return match key {
             MarkKey::Connection => Some(Statement::Pinned { mask, negated, value }),
@@ -287,7 +290,19 @@ fn class_and_destination(key: &Value) -> Option<Family> {
     (class.pointer("/meta/key")? == "priority" && side == Side::Destination).then_some(family)
 }
 
+/// `snat ip to oifname map @node4 fully-random`.
+fn source_of_device(body: &Value) -> Option<Statement> {
+    let only = body.as_object()?.keys().all(|key| ["family", "addr", "flags"].contains(&key.as_str()));
+    let family = header_family(body["family"].as_str()?).filter(|_| only && fully_random(&body["flags"]))?;
+    let map = body["addr"].get("map")?;
+    let by_device = map.pointer("/key/meta/key").is_some_and(|key| key == "oifname");
+    (by_device && map["data"].as_str()? == format!("@{}", Table::Node.name(family))).then_some(Statement::SourceOfDevice(family))
+}
+
 fn snat(body: &Value) -> Option<Statement> {
+    if body.get("flags").is_some() {
+        return source_of_device(body);
+    }
     let only = body.as_object()?.keys().all(|key| ["family", "addr"].contains(&key.as_str()));
     let family = header_family(body["family"].as_str()?).filter(|_| only)?;
     if let Some((side, of)) = address_field(&body["addr"]) {

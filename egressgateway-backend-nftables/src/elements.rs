@@ -3,15 +3,15 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use egressgateway::{
-    Error, ErrorKind, PolicyDesired,
-    model::{ClassId, Family, IpRange, MarkMask, SourceNat, TargetId, Verdict},
+    Error, ErrorKind, ExitNetwork, PolicyDesired,
+    model::{ClassId, Family, IpRange, MarkMask, NetworkId, SourceNat, TargetId, Verdict},
 };
 use imbl::{OrdMap, OrdSet, ordmap::DiffItem, ordset};
 use ipnet::IpNet;
 
 use crate::{
     ast::Jump,
-    names::{ANSWERS, AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, steer_chain, to_chain},
+    names::{ANSWERS, AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, by_chain, steer_chain, to_chain},
     ranges,
 };
 
@@ -58,6 +58,10 @@ impl ExitAs {
     }
 }
 
+/// By which of the node's other networks what exits here leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Leave(pub(crate) NetworkId);
+
 /// The contents of all sets and maps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Elements {
@@ -67,6 +71,9 @@ pub(crate) struct Elements {
     pub(crate) exit: OrdMap<Place, ExitAs>,
     pub(crate) addresses: OrdMap<Place, IpAddr>,
     pub(crate) kept: OrdSet<Place>,
+    pub(crate) via: OrdMap<Place, Leave>,
+    pub(crate) exits: OrdSet<u32>,
+    pub(crate) node: OrdMap<(String, Family), IpAddr>,
     pub(crate) exempt: OrdSet<IpRange>,
     pub(crate) local: OrdSet<IpRange>,
     pub(crate) wide: OrdSet<IpRange>,
@@ -93,6 +100,7 @@ struct Origin {
     targets: OrdSet<TargetId>,
     exiting: BTreeSet<TargetId>,
     accepts: OrdSet<TargetId>,
+    networks: OrdMap<NetworkId, ExitNetwork>,
     exempt: OrdSet<IpNet>,
     governed: OrdSet<IpRange>,
 }
@@ -121,6 +129,7 @@ impl Elements {
             targets: desired.targets.clone(),
             exiting: desired.accepts.iter().chain(&desired.exits).copied().collect(),
             accepts: desired.accepts.clone(),
+            networks: desired.networks.clone(),
             exempt: desired.exempt.clone(),
             governed: gate.governed,
         };
@@ -139,9 +148,11 @@ impl Elements {
                 _ => ranges::union(origin.governed.iter().copied()),
             },
             ungoverned: origin.ungoverned(before, &current.ungoverned),
+            node: node_addresses(desired)?,
             peers: desired.overlay.peers.clone(),
             devices: desired.overlay.devices.clone(),
-            targets: pins(&desired.targets, mask),
+            targets: pins(desired, mask),
+            exits: exits(desired, mask),
             ..Self::default()
         };
         if before.is_none() || current.nets != elements.nets {
@@ -154,8 +165,8 @@ impl Elements {
 
     /// Nothing but what a connection's first packet is classified by.
     pub(crate) fn keep_classification(&mut self) {
-        let (exit, addresses, kept, peers, targets) = Default::default();
-        *self = Self { exit, addresses, kept, peers, targets, ..std::mem::take(self) };
+        let (exit, addresses, node, kept, peers, targets) = Default::default();
+        *self = Self { exit, addresses, kept, node, peers, targets, ..std::mem::take(self) };
     }
 
     /// The classes that mean something else in `after`, wherever that shows a moment later than the rest of a transaction.
@@ -164,6 +175,7 @@ impl Elements {
         classes.extend(changed(&self.steer, &after.steer));
         classes.extend(changed(&self.exit, &after.exit));
         classes.extend(changed(&self.addresses, &after.addresses));
+        classes.extend(changed(&self.via, &after.via));
         classes
     }
 
@@ -171,6 +183,7 @@ impl Elements {
     fn place(&mut self, origin: &Origin, current: &Self, before: Option<&Origin>) -> Result<(), Error> {
         let Some(before) = before
             .filter(|before| before.targets == origin.targets && before.exiting == origin.exiting && before.accepts == origin.accepts)
+            .filter(|before| before.networks == origin.networks)
         else {
             ranges::check_disjoint(origin.destinations.keys().copied(), "destinations of a class")?;
             for (place, verdict) in &origin.destinations {
@@ -179,7 +192,7 @@ impl Elements {
             return Ok(());
         };
         (self.steer, self.exit, self.addresses) = (current.steer.clone(), current.exit.clone(), current.addresses.clone());
-        self.kept = current.kept.clone();
+        (self.kept, self.via) = (current.kept.clone(), current.via.clone());
         let mut added = Vec::new();
         for change in before.destinations.diff(&origin.destinations) {
             let (place, verdict) = match change {
@@ -226,13 +239,14 @@ impl Elements {
             self.kept.remove(&place);
         }
         set(&mut self.exit, place, exit);
+        let network = address.and_then(|address| origin.networks.iter().find(|(_, network)| network.addresses.contains(&address)));
+        set(&mut self.via, place, network.map(|(id, _)| Leave(*id)));
         set(&mut self.addresses, place, address);
         Ok(())
     }
 
     /// A name that the kernel would refuse, or that would end nft's string.
     fn check_devices(&self) -> Result<(), Error> {
-        let fits = |name: &String| (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\/*".contains(c));
         match self.devices.iter().find(|name| !fits(name)) {
             Some(name) => Err(Error::new(ErrorKind::Invalid, format!("overlay device {name:?} is no device name"))),
             None => Ok(()),
@@ -272,6 +286,23 @@ impl Origin {
     }
 }
 
+/// Whether the kernel and nft would take it for the name of a device.
+pub(crate) fn fits(name: &str) -> bool {
+    (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\/*".contains(c))
+}
+
+/// On a device whose name can't be written, the kernel chooses: others gave it that name.
+fn node_addresses(desired: &PolicyDesired) -> Result<OrdMap<(String, Family), IpAddr>, Error> {
+    let known: OrdMap<_, _> =
+        desired.node_addresses.iter().filter(|((device, _), _)| fits(device)).map(|(key, address)| (key.clone(), *address)).collect();
+    match known.iter().find(|((_, family), address)| Family::of(**address) != *family) {
+        Some(((device, _), address)) => {
+            Err(Error::new(ErrorKind::Invalid, format!("node address {address} on {device} is of the other address family")))
+        }
+        None => Ok(known),
+    }
+}
+
 /// The classes whose entries differ.
 fn changed<'a, V: Clone + PartialEq>(before: &'a OrdMap<Place, V>, after: &'a OrdMap<Place, V>) -> impl Iterator<Item = ClassId> + 'a {
     before.diff(after).map(|change| match change {
@@ -290,9 +321,18 @@ fn set<V: Clone + PartialEq>(map: &mut OrdMap<Place, V>, place: Place, value: Op
     }
 }
 
-/// Later packets: a target's are marked, those that exit here are left alone, and of what somebody outside began the answers are classified.
-fn pins(targets: &OrdSet<TargetId>, mask: MarkMask) -> OrdMap<u32, Jump> {
+/// Later packets: a target's are marked, and those that leave by another network. The others that exit here are left alone, and of what somebody
+/// outside began the answers are classified.
+fn pins(desired: &PolicyDesired, mask: MarkMask) -> OrdMap<u32, Jump> {
     let exit = (mask.exit_mark(), Jump::Accept);
+    let targets = desired.targets.iter().map(|target| (mask.mark(*target), Jump::Goto(steer_chain(*target))));
+    let networks = desired.networks.keys().map(|network| (mask.network_mark(*network), Jump::Goto(by_chain(*network))));
     let answer = (mask.answer_mark(), Jump::Goto(ANSWERS.into()));
-    targets.iter().map(|target| (mask.mark(*target), Jump::Goto(steer_chain(*target)))).chain([exit, answer]).collect()
+    targets.chain(networks).chain([exit, answer]).collect()
+}
+
+/// The marks of what exits here, where there is more than one.
+fn exits(desired: &PolicyDesired, mask: MarkMask) -> OrdSet<u32> {
+    let networks: OrdSet<u32> = desired.networks.keys().map(|network| mask.network_mark(*network)).collect();
+    if networks.is_empty() { networks } else { networks.update(mask.exit_mark()) }
 }

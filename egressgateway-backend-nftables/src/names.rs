@@ -1,6 +1,6 @@
 //! Every name and number that reaches the kernel, and what it must not collide with.
 
-use egressgateway::model::{Family, TargetId};
+use egressgateway::model::{Family, NetworkId, TargetId};
 
 /// Program that talks to the kernel for us.
 pub(crate) const NFT: &str = "nft";
@@ -158,6 +158,14 @@ pub(crate) const AS_NODE: &str = "as_node";
 pub(crate) const AS_SELF: &str = "as_self";
 /// Chain: leaves with an egress address.
 pub(crate) const AS_ADDRESS: &str = "as_address";
+/// Chain: pins what exits here, by the network of its egress address.
+pub(crate) const LEAVE: &str = "leave_here";
+/// Chain: the reverse-path filter of a network's device looks at the mark of answers.
+pub(crate) const REVERSE: &str = "reverse_filter";
+/// Prefix of the chain that pins a network of this node.
+pub(crate) const LEAVE_BY: &str = "leave_";
+/// Prefix of the chain that marks the packets of a network of this node.
+pub(crate) const BY: &str = "by_";
 /// Prefix of the chain that pins a target.
 pub(crate) const TO: &str = "to_";
 /// Prefix of the chain that marks the packets of a target.
@@ -167,6 +175,8 @@ pub(crate) const STEER: &str = "steer_";
 pub(crate) const DEVICES: &str = "overlay_devices";
 /// Connection mark byte to what happens to later packets.
 pub(crate) const TARGETS: &str = "targets";
+/// Connection mark bytes of what exits here.
+pub(crate) const EXITS: &str = "exits";
 
 /// Classes whose entries of `where`, `exit` and `as` are being changed.
 ///
@@ -206,11 +216,15 @@ pub(crate) enum Table {
     As,
     /// Class and destination that leave here with their own address.
     Kept,
+    /// Device to the node's own address there.
+    Node,
+    /// Class and destination to the network that they leave by.
+    Via,
 }
 
 impl Table {
     /// All of them.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Exempt,
         Self::Local,
         Self::Wide,
@@ -223,6 +237,8 @@ impl Table {
         Self::Exit,
         Self::As,
         Self::Kept,
+        Self::Node,
+        Self::Via,
     ];
 
     /// Its name in the kernel.
@@ -252,6 +268,10 @@ impl Table {
             (Self::As, Family::V6) => "as6",
             (Self::Kept, Family::V4) => "kept4",
             (Self::Kept, Family::V6) => "kept6",
+            (Self::Node, Family::V4) => "node4",
+            (Self::Node, Family::V6) => "node6",
+            (Self::Via, Family::V4) => "via4",
+            (Self::Via, Family::V6) => "via6",
         }
     }
 
@@ -272,6 +292,23 @@ pub(crate) fn to_chain(target: TargetId) -> String {
 /// The chain that marks the packets of `target`.
 pub(crate) fn steer_chain(target: TargetId) -> String {
     format!("{STEER}{target}")
+}
+
+/// The chain that pins what leaves by `network`.
+pub(crate) fn leave_chain(network: NetworkId) -> String {
+    format!("{LEAVE_BY}{network}")
+}
+
+/// The chain that marks the packets of `network`.
+pub(crate) fn by_chain(network: NetworkId) -> String {
+    format!("{BY}{network}")
+}
+
+/// The network of a chain that [`leave_chain`] named.
+pub(crate) fn network_of_chain(chain: &str) -> Option<NetworkId> {
+    let digits = chain.strip_prefix(LEAVE_BY).filter(|digits| digits.len() == 2)?;
+    let network = u8::from_str_radix(digits, 16).ok().and_then(NetworkId::new)?;
+    (network.to_string() == digits).then_some(network)
 }
 
 /// The target of a chain that [`to_chain`] or [`steer_chain`] named with this prefix.

@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use crate::{
     ast::{Chain, Declaration, Hook, Jump},
     decode,
-    elements::{Elements, ExitAs, Steer},
-    names::{CHANGING, DEVICES, HELD, NO_GATEWAY, TARGETS, TO, Table, target_of_chain},
+    elements::{Elements, ExitAs, Leave, Steer},
+    names::{CHANGING, DEVICES, EXITS, HELD, NO_GATEWAY, TARGETS, TO, Table, network_of_chain, target_of_chain},
     state::{NftState, declarations},
 };
 
@@ -120,6 +120,9 @@ impl Reader {
             CHANGING => {
                 elements.changing.insert(class(element)?);
             }
+            EXITS => {
+                elements.exits.insert(decode::number(element)?);
+            }
             TARGETS => {
                 let (key, value) = pair(element)?;
                 elements.targets.insert(decode::number(key)?, decode::jump(value)?);
@@ -149,17 +152,22 @@ impl Reader {
                 let (key, value) = pair(element)?;
                 elements.nets.insert(range(key, family)?, class(value)?);
             }
+            Table::Node => {
+                let (device, value) = pair(element)?;
+                elements.node.insert((device.as_str()?.to_owned(), family), address(value, family)?);
+            }
             Table::Kept => {
                 let [of, to] = element["concat"].as_array()?.as_slice() else { return None };
                 elements.kept.insert((class(of)?, range(to, family)?));
             }
-            Table::Where | Table::Exit | Table::As => {
+            Table::Where | Table::Exit | Table::As | Table::Via => {
                 let (key, value) = pair(element)?;
                 let [of, to] = key["concat"].as_array()?.as_slice() else { return None };
                 let place = (class(of)?, range(to, family)?);
                 match table {
                     Table::Where => drop(elements.steer.insert(place, steer(value)?)),
                     Table::Exit => drop(elements.exit.insert(place, exit(value)?)),
+                    Table::Via => drop(elements.via.insert(place, leave(value)?)),
                     _ => drop(elements.addresses.insert(place, address(value, family)?)),
                 }
             }
@@ -229,6 +237,13 @@ fn steer(value: &Value) -> Option<Steer> {
         Jump::Goto(chain) if chain == HELD => Some(Steer::Held),
         Jump::Goto(chain) if chain == NO_GATEWAY => Some(Steer::NoGateway),
         Jump::Goto(chain) => target_of_chain(TO, &chain).map(Steer::To),
+        _ => None,
+    }
+}
+
+fn leave(value: &Value) -> Option<Leave> {
+    match decode::jump(value)? {
+        Jump::Goto(chain) => network_of_chain(&chain).map(Leave),
         _ => None,
     }
 }

@@ -13,9 +13,9 @@ use imbl::{OrdMap, OrdSet, ordmap, ordset};
 
 use crate::{
     ast::{Chain, Jump},
-    elements::{ExitAs, Place, Steer},
+    elements::{ExitAs, Leave, Place, Steer},
     exact::{self, ExactChange},
-    names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, Scope, TARGETS, Table},
+    names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, EXITS, Scope, TARGETS, Table, leave_chain},
     state::NftState,
 };
 
@@ -211,6 +211,9 @@ impl Elements {
         all.map(Table::Exit, &old.exit, &new.exit);
         all.map(Table::As, &old.addresses, &new.addresses);
         all.set(Table::Kept, &old.kept, &new.kept);
+        all.map(Table::Node, &old.node, &new.node);
+        all.map(Table::Via, &old.via, &new.via);
+        all.set_named(&old.exits, &new.exits, |_| EXITS);
         all.map_named(&old.targets, &new.targets, |_| TARGETS);
         all.set_named(&old.devices, &new.devices, |_| DEVICES);
         all
@@ -314,6 +317,18 @@ impl Key for Place {
     }
 }
 
+impl Text for (String, Family) {
+    fn text(&self) -> String {
+        self.0.text()
+    }
+}
+
+impl Key for (String, Family) {
+    fn family(&self) -> Family {
+        self.1
+    }
+}
+
 impl Text for u32 {
     fn text(&self) -> String {
         format!("{self:#010x}")
@@ -353,6 +368,12 @@ impl Datum for Jump {
 impl Datum for Steer {
     fn datum(&self) -> String {
         format!("goto {}", self.chain())
+    }
+}
+
+impl Datum for Leave {
+    fn datum(&self) -> String {
+        format!("goto {}", leave_chain(self.0))
     }
 }
 

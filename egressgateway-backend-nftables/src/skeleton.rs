@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egressgateway::{
-    PolicyDesired, StartGate,
-    model::{Family, MarkMask, TargetId},
+    ExitNetwork, PolicyDesired, StartGate,
+    model::{Family, MarkMask, NetworkId, TargetId},
     trace::{ConnectionState, DestinationKind, Direction},
 };
 
@@ -16,10 +16,10 @@ use crate::{
     },
     names::{
         ANSWERS, ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
-        DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LOST, NO_CLASS, NO_GATEWAY,
-        OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW,
-        PRIORITY_RESTORE, PRIORITY_TRANSLATE, SERVICE, STEERED, STRAY, STRAY_OUTER, TOWARDS_POD, TRANSLATED, TUNNELLED, Table,
-        UNCLASSIFIED, UNTRACK, steer_chain, to_chain,
+        DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LEAVE, LOST, NO_CLASS,
+        NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE,
+        PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER, TOWARDS_POD, TRANSLATED,
+        TUNNELLED, Table, UNCLASSIFIED, UNTRACK, by_chain, leave_chain, steer_chain, to_chain,
     },
 };
 
@@ -40,9 +40,9 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
     let mut chains: BTreeMap<String, Chain> = [
         (OUTER_IN, base("filter", "prerouting", PRIORITY_RAW, outer_in(desired.overlay.port, exits.kept))),
         (OUTER_OUT, base("filter", "output", PRIORITY_RAW, outer_out(desired.overlay.port))),
-        (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(exits.kept, mask))),
-        (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(mask))),
-        (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired.overlay.unknown_may_exit, mask))),
+        (PREROUTING, base("filter", "prerouting", PRIORITY_CLASSIFY, prerouting(exits.kept, desired, mask))),
+        (FORWARD, base("filter", "forward", PRIORITY_MANGLE, forward(desired, mask))),
+        (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired, mask))),
         (OUTER, plain(outer())),
         (CLAMP, plain(clamp(desired))),
         (CLASSIFY, plain(classify(desired.overlay.port))),
@@ -60,7 +60,7 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
         (ENTER, plain(enter(mask))),
         (HELD, plain(vec![dropped(DROP_HELD)])),
         (NO_GATEWAY, plain(vec![dropped(DROP_NO_GATEWAY)])),
-        (AS_NODE, plain(vec![vec![Count(EXITED), ForgetClass, Statement::Masquerade]])),
+        (AS_NODE, plain(as_node())),
         (AS_SELF, plain(as_self())),
         (AS_ADDRESS, plain(as_address())),
     ]
@@ -74,7 +74,16 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
         chains.insert(STRAY.into(), plain(stray(mask)));
     }
     if exits.addressed {
-        chains.insert(POST_RESTORE.into(), base("filter", "postrouting", PRIORITY_RESTORE, restore(mask)));
+        chains.insert(POST_RESTORE.into(), base("filter", "postrouting", PRIORITY_RESTORE, restore(desired, mask)));
+    }
+    if !desired.networks.is_empty() {
+        chains.insert(LEAVE.into(), plain(leave(mask)));
+        chains.insert(REVERSE.into(), plain(reverse(desired, mask)));
+    }
+    for network in desired.networks.keys() {
+        let (keep, value) = (mask.keep(), mask.network_mark(*network));
+        chains.insert(by_chain(*network), plain(vec![vec![Statement::Mark { keep, value }]]));
+        chains.insert(leave_chain(*network), plain(vec![vec![Pin { keep, value }, Statement::Mark { keep, value }]]));
     }
     for target in desired.targets.iter().chain(&desired.exits).chain(&desired.accepts) {
         chains.insert(to_chain(*target), plain(to(*target, desired, mask)));
@@ -88,9 +97,10 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
 /// The chains beside another backend, which has looked at the address that a connection was sent to, and pinned it where that is governed.
 pub(crate) fn services(desired: &PolicyDesired, mask: MarkMask) -> BTreeMap<String, Chain> {
     let whole = chains(desired, mask, Exits::default());
-    let same = [NO_CLASS, TOWARDS_POD, PIN_ANSWER, FIND_CLASS, DECIDE, UNCLASSIFIED, HELD, LOST, NO_GATEWAY].map(str::to_owned);
+    let same = [NO_CLASS, TOWARDS_POD, PIN_ANSWER, FIND_CLASS, DECIDE, UNCLASSIFIED, HELD, LOST, NO_GATEWAY, LEAVE].map(str::to_owned);
     let own = desired.targets.iter().chain(&desired.exits).chain(&desired.accepts).map(|target| to_chain(*target));
     let own = own.chain(desired.targets.iter().map(|target| steer_chain(*target)));
+    let own = own.chain(desired.networks.keys().map(|network| leave_chain(*network)));
     let own: BTreeSet<String> = same.into_iter().chain(own).collect();
     let mut chains: BTreeMap<_, _> = whole.into_iter().filter(|(name, _)| own.contains(name)).collect();
     chains.insert(TRANSLATED.into(), base("filter", "prerouting", PRIORITY_CLASSIFY, translated()));
@@ -183,10 +193,11 @@ fn outer_out(port: u16) -> Vec<Rule> {
 
 /// Replies go back as they came, and most other packets follow their connection's pin: what each packet is asked comes first. A packet
 /// that belongs to no connection can be neither pinned nor translated, so it is classified to be dropped if it is governed.
-fn prerouting(keeps: bool, mask: MarkMask) -> Vec<Rule> {
+fn prerouting(keeps: bool, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     let answers = Pinned { mask: mask.bits(), negated: true, value: mask.answer_mark() };
+    let pass = if desired.networks.is_empty() { Jump::Accept } else { goto(REVERSE) };
     vec![
-        go([Statement::Direction(Direction::Reply), answers], Jump::Accept),
+        go([Statement::Direction(Direction::Reply), answers], pass),
         vec![VerdictOfPin { mask: mask.bits() }],
         drop_if([Pinned { mask: mask.bits(), negated: true, value: 0 }], DROP_NO_GATEWAY),
         go([Statement::State(ConnectionState::New)], jump(CLASSIFY)),
@@ -206,14 +217,41 @@ fn answers() -> Vec<Rule> {
     vec![go([Statement::Direction(Direction::Original)], Jump::Accept), go([], goto(CLASSIFY))]
 }
 
+/// Whether something exits here; only the node's other networks take a lookup.
+fn exits(desired: &PolicyDesired, mask: MarkMask, negated: bool) -> Statement {
+    if desired.networks.is_empty() {
+        Pinned { mask: mask.bits(), negated, value: mask.exit_mark() }
+    } else {
+        Statement::Exits { mask: mask.bits(), negated }
+    }
+}
+
+/// A strict reverse-path filter looks for the way back to the sender by the mark.
+fn reverse(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    let rule = |(id, network): (&NetworkId, &ExitNetwork)| {
+        let value = mask.network_mark(*id);
+        let from = Pinned { mask: mask.bits(), negated: false, value };
+        vec![Statement::From(network.device.clone()), from, Statement::Mark { keep: mask.keep(), value }]
+    };
+    desired.networks.iter().map(rule).collect()
+}
+
+/// What has an egress address of another network leaves by that one. Nothing found may mean that the entry is being changed.
+fn leave(mask: MarkMask) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Via }]).into();
+    rules.push(drop_if([Statement::Changing], DROP_HELD));
+    rules.push(vec![Pin { keep: mask.keep(), value: mask.exit_mark() }]);
+    rules
+}
+
 /// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes and devices change nothing about
 /// that.
-fn forward(mask: MarkMask) -> Vec<Rule> {
+fn forward(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     let pinned = |negated, value| Pinned { mask: mask.bits(), negated, value };
     vec![
         go([pinned(false, 0)], Jump::Accept),
         go([INTO_OVERLAY], goto(ENTER)),
-        go([pinned(true, mask.exit_mark())], goto(GUARD)),
+        go([exits(desired, mask, true)], goto(GUARD)),
         go([Statement::Syn], jump(CLAMP)),
     ]
 }
@@ -393,8 +431,11 @@ fn unclassified(may_exit: bool, mask: MarkMask) -> Vec<Rule> {
 /// by the pin. Of what somebody outside began, the answers are marked and nothing is pinned: another of them may be on its way. They can't leave
 /// from here, where nothing would translate them.
 fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
-    let exit = Pin { keep: mask.keep(), value: mask.exit_mark() };
-    let others = if desired.accepts.contains(&target) {
+    let by_network = !desired.networks.is_empty();
+    let exit = if by_network { Go(goto(LEAVE)) } else { Pin { keep: mask.keep(), value: mask.exit_mark() } };
+    let others = if desired.accepts.contains(&target) && by_network {
+        vec![FROM_OVERLAY, exit.clone()]
+    } else if desired.accepts.contains(&target) {
         vec![FROM_OVERLAY, exit.clone(), Go(Jump::Return)]
     } else {
         drop_if([FROM_OVERLAY], DROP_NO_GATEWAY)
@@ -418,13 +459,13 @@ fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
 
 /// What enters the tunnel is translated to itself, which keeps every later masquerade away from it. What exits gets its source here:
 /// the class again, because the packet that leaves may be one that came through the overlay.
-fn translate(unknown_may_exit: bool, mask: MarkMask) -> Vec<Rule> {
+fn translate(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL.map(|family| vec![INTO_OVERLAY, Statement::SourceItself(family)]).into();
-    rules.push(go([Pinned { mask: mask.bits(), negated: true, value: mask.exit_mark() }], Jump::Accept));
+    rules.push(go([exits(desired, mask, true)], Jump::Accept));
     rules.push(go([], jump(FIND_CLASS)));
     rules.extend(Family::ALL.map(|family| vec![VerdictOf { family, table: Table::Exit }]));
     rules.push(drop_if([Statement::Changing], DROP_HELD));
-    rules.push(if unknown_may_exit { go([], goto(AS_NODE)) } else { dropped(DROP_UNKNOWN_SOURCE) });
+    rules.push(if desired.overlay.unknown_may_exit { go([], goto(AS_NODE)) } else { dropped(DROP_UNKNOWN_SOURCE) });
     rules
 }
 
@@ -434,12 +475,19 @@ fn as_address() -> Vec<Rule> {
     [vec![Count(EXITED)]].into_iter().chain(addresses).chain([dropped(DROP_UNKNOWN_SOURCE)]).collect()
 }
 
+/// Where the kernel chooses the source, it takes whatever the device was given first or last, such as somebody's virtual address. It does so
+/// only on a device that nothing is known of.
+fn as_node() -> Vec<Rule> {
+    let addresses = Family::ALL.map(|family| vec![Statement::Protocol(family), Statement::SourceOfDevice(family)]);
+    [vec![Count(EXITED), ForgetClass]].into_iter().chain(addresses).chain([vec![Statement::Masquerade]]).collect()
+}
+
 fn as_self() -> Vec<Rule> {
     [vec![Count(EXITED), ForgetClass]].into_iter().chain(Family::ALL.map(|family| vec![Statement::SourceItself(family)])).collect()
 }
 
 /// Traffic control on the outgoing device reads `meta priority` as one of its own classes; a policy's class must not choose one.
 /// Source translation looks at new connections only, so others keep their priority.
-fn restore(mask: MarkMask) -> Vec<Rule> {
-    vec![vec![Statement::State(ConnectionState::New), Pinned { mask: mask.bits(), negated: false, value: mask.exit_mark() }, ForgetClass]]
+fn restore(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    vec![vec![Statement::State(ConnectionState::New), exits(desired, mask, false), ForgetClass]]
 }

@@ -13,7 +13,7 @@ use egressgateway::{
 use crate::{
     ast::{Chain, Declaration},
     elements::{Elements, Memory},
-    names::{CHANGING, COUNTERS, DEVICES, Scope, TARGETS, Table},
+    names::{CHANGING, COUNTERS, DEVICES, EXITS, Scope, TARGETS, Table},
     skeleton::{self, Exits},
 };
 
@@ -77,6 +77,7 @@ impl NftState {
             exit,
             addresses,
             kept,
+            node,
             exempt,
             local,
             wide,
@@ -85,9 +86,12 @@ impl NftState {
             peers,
             devices,
             targets,
+            via,
+            exits,
             changing,
         } = &self.elements;
-        let maps = pods.len() + nets.len() + steer.len() + exit.len() + addresses.len() + targets.len();
+        let maps =
+            pods.len() + nets.len() + steer.len() + exit.len() + addresses.len() + node.len() + targets.len() + via.len() + exits.len();
         maps + kept.len()
             + exempt.len()
             + local.len()
@@ -120,6 +124,7 @@ pub(crate) fn declarations() -> BTreeMap<String, Declaration> {
         .collect();
     all.insert(DEVICES.into(), Declaration { key: vec!["ifname"], data: None, interval: false });
     all.insert(CHANGING.into(), Declaration { key: vec!["classid"], data: None, interval: false });
+    all.insert(EXITS.into(), Declaration { key: vec!["mark"], data: None, interval: false });
     all.insert(TARGETS.into(), Declaration { key: vec!["mark"], data: Some("verdict"), interval: false });
     all
 }

@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use crate::{
     ast::{Hook, Jump, Rule, Side, Statement, Way},
     elements::{Elements, Place, Steer},
-    names::{PRIORITY_CLASSIFY, Table},
+    names::{PRIORITY_CLASSIFY, Table, leave_chain},
     state::NftState,
 };
 
@@ -159,6 +159,9 @@ impl Walk<'_> {
             Statement::Marked { mask, negated, value } => (self.packet.packet_mark & mask == *value) == *negated,
             Statement::Direction(direction) => !tracked || self.packet.direction != *direction,
             Statement::Pinned { mask, negated, value } => !tracked || (self.packet.connection_mark & mask == *value) == *negated,
+            Statement::Exits { mask, negated } => {
+                !tracked || self.state.elements.exits.contains(&(self.packet.connection_mark & mask)) == *negated
+            }
             Statement::VerdictOfPin { .. } => !tracked,
             Statement::Confirmed => self.packet.state != ConnectionState::Established,
             Statement::Protocol(family) => !self.is(*family),
@@ -186,6 +189,11 @@ impl Walk<'_> {
             Statement::Count(counter) => self.counted.push(counter),
             Statement::SourceItself(family) if self.is(*family) => return Some(self.translated(TraceSource::Itself)),
             Statement::Untrack => self.packet.state = ConnectionState::Untracked,
+            Statement::SourceOfDevice(family) if self.is(*family) => {
+                let device = self.out_device.map(|device| (device.to_owned(), *family));
+                let address = device.and_then(|device| self.state.elements.node.get(&device).copied());
+                return address.map(|address| self.translated(TraceSource::Address(address)));
+            }
             Statement::Masquerade => return Some(self.translated(TraceSource::Masquerade)),
             Statement::SourceOf(family) => {
                 let place = self.find(*family, |elements| &elements.addresses);
@@ -238,6 +246,7 @@ impl Walk<'_> {
     fn verdict_of(&self, family: Family, table: Table) -> Option<Jump> {
         let chain = match table {
             Table::Where => self.find(family, |elements| &elements.steer).map(Steer::chain),
+            Table::Via => self.find(family, |elements| &elements.via).map(|leave| leave_chain(leave.0)),
             Table::Exit => self.find(family, |elements| &elements.exit).map(|exit| exit.chain().to_owned()),
             _ => None,
         };

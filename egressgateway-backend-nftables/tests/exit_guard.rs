@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use egressgateway::{
     Change, CounterSource, Driver, PolicyDesired, PolicyMonitor, WriteHook,
+    model::Family,
     testing::{
         conformance::{self, Host},
         worlds::{client, gateway},
@@ -85,7 +86,12 @@ fn first_packets_whose_source_nobody_took_out_of_their_mark_are_dropped_and_coun
              ip addr add 10.0.0.1/24 dev eth0; ip addr add fd00::1/64 dev eth0 nodad
              ip neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev eth0; ip neigh add fd00::2 lladdr 02:00:00:00:00:02 dev eth0");
         let guard = ExitGuard::open(MARKS, Arc::new(())).await.unwrap();
-        reach(&guard, &gateway()).await;
+        let own = |device: &str, address: &str| {
+            let address: std::net::IpAddr = address.parse().unwrap();
+            ((device.to_owned(), Family::of(address)), address)
+        };
+        let promised = |v4, v6| PolicyDesired { node_addresses: [own("eth0", v4), own("eth0", v6)].into_iter().collect(), ..gateway() };
+        reach(&guard, &promised("10.0.0.1", "fd00::1")).await;
         // As a backend marks them; what left is what a chain after the guard counts.
         run("nft -f - <<END
             table inet test {
@@ -107,15 +113,20 @@ fn first_packets_whose_source_nobody_took_out_of_their_mark_are_dropped_and_coun
               }
             }
 END");
-        for address in ["10.0.0.2", "fd00::2"] {
-            for port in 1..=4 {
-                // Whoever sends from here is told of the drop.
-                run(&format!("echo x >/dev/udp/{address}/{port} || true"));
+        let send = || {
+            for address in ["10.0.0.2", "fd00::2"] {
+                for port in 1..=4 {
+                    // Whoever sends from here is told of the drop.
+                    run(&format!("echo x >/dev/udp/{address}/{port} || true"));
+                }
             }
-        }
-        let left = ["one", "two", "three", "four"].map(|chain| run(&format!("nft list chain inet test {chain}")));
-        let left = left.map(|text| text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned());
-        assert_eq!(left, ["0", "2", "2", "2"], "another source, the node's address, translated, no exit");
+            let left = ["one", "two", "three", "four"].map(|chain| run(&format!("nft list chain inet test {chain}")));
+            left.map(|text| text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned())
+        };
+        assert_eq!(send(), ["0", "2", "2", "2"], "another source, the node's address, translated, no exit");
         assert_eq!(guard.counters().await.unwrap()["drop_unknown_source"].packets, 2);
+        reach(&guard, &promised("10.0.0.9", "fd00::9")).await;
+        assert_eq!(send(), ["0", "2", "4", "4"], "an address of the node, and not the one that was promised");
+        assert_eq!(guard.counters().await.unwrap()["drop_unknown_source"].packets, 4);
     });
 }

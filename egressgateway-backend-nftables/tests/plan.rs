@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
+use egressgateway::testing::worlds::{class, client, egress, gateway, ip, on_two_networks, range, target};
 use egressgateway::{Change, Driver, ErrorKind, Plan, PolicyDesired, model::SourceNat, model::Verdict};
 use egressgateway_backend_nftables::{NftPlan, NftState, Nftables, NftablesSettings};
 
@@ -101,6 +101,16 @@ fn what_cannot_be_expressed_is_refused_as_invalid() {
 }
 
 #[test]
+fn a_later_change_keeps_what_leaves_by_another_network() {
+    let first = plan(&on_two_networks(), &NftState::default()).after;
+    let mut desired = on_two_networks();
+    desired.destinations.insert((class(7), range("10.9.0.0/16")), egress(0x11, SourceNat::NodeAddress));
+    let change = plan(&desired, &first);
+    assert!(!change.plan.to_string().contains("via4"), "{}", change.plan);
+    assert!(change.after == plan(&desired, &NftState::default()).after, "as from nothing");
+}
+
+#[test]
 fn one_of_ten_thousand_policies_costs_its_own_elements() {
     let mut desired = client();
     for policy in 0..10_000_u32 {
@@ -110,7 +120,7 @@ fn one_of_ten_thousand_policies_costs_its_own_elements() {
     }
     let Change { plan: all, after } = plan(&desired, &NftState::default());
     let objects = all.to_string().lines().filter(|line| !line.starts_with("add element")).count();
-    assert!(objects < 220, "{objects} objects are constant in number");
+    assert!(objects < 230, "{objects} objects are constant in number");
     desired.pods.insert(ip("10.244.1.20"), class(77));
     assert_eq!(plan(&desired, &after).plan.to_string(), "add element inet egressgateway pods4 { 10.244.1.20 : 0:4d }\n");
 }

@@ -8,7 +8,7 @@ use egressgateway::{
     Change, Driver, PolicyDesired, PolicyMonitor, WriteHook,
     testing::{
         conformance::{self, Host},
-        worlds::{client, gateway, ip},
+        worlds::{client, gateway, ip, on_two_networks},
     },
     trace::{ConnectionState, Trace, TracePacket, TraceVerdict},
 };
@@ -44,7 +44,7 @@ fn it_keeps_every_promise_of_a_driver() {
         run(NEIGHBOURS);
         let mut fewer = client();
         fewer.pods.remove(&ip("10.244.1.11"));
-        conformance::check(&Namespace, &[client(), gateway(), fewer]).await;
+        conformance::check(&Namespace, &[client(), gateway(), on_two_networks(), fewer]).await;
     });
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use egressgateway::{Attachments, Error, ErrorKind, Host, HostRoute, Underlay, api::Interface, model::Family};
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteType};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -32,7 +32,11 @@ pub enum ParentChoice {
 /// The host of the network namespace that a [`Netlink`] connection belongs to.
 ///
 /// Physical interfaces are those that a default route of the main table leads through, whatever their kind; hardware (devices without
-/// a kind); and VLANs, bonds and teams. Never the loopback, never a device of ours.
+/// a kind); VLANs, bonds and teams; and bridges that one of these is a port of. Never the loopback, never a device of ours.
+///
+/// The host's own address on a device is the `src` of the device's best default route. Without one, it is an address in the network of
+/// that route's router; without any, one that has neighbours; without any, a lone one. Of several alike it is the first IPv4 address in the
+/// kernel's order and the oldest IPv6 address, whatever comes later. Addresses that the kernel would not send from are left out.
 pub struct KernelHost {
     netlink: Netlink,
     parent: ParentChoice,
@@ -60,10 +64,9 @@ impl KernelHost {
         let mut facts = Facts { links: self.netlink.links().await?, addresses: self.netlink.addresses().await?, ..Facts::default() };
         for family in Family::ALL {
             let routes = self.netlink.route_messages(family).await?;
-            let best = routes.iter().filter(|route| is_default(route)).min_by_key(|route| metric(route));
-            if let Some(default) = best.and_then(parse_way) {
-                facts.defaults.insert(family, default);
-            }
+            let mut defaults: Vec<_> = routes.iter().filter(|route| is_default(route)).collect();
+            defaults.sort_by_key(|route| metric(route));
+            facts.defaults.extend(defaults.into_iter().flat_map(parse_ways).map(|default| (family, default)));
             facts.routes.extend(routes.iter().filter_map(|route| parse_route(route, family)));
         }
         Ok(facts)
@@ -118,18 +121,24 @@ fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast && table(route) == TABLE_MAIN
 }
 
-fn parse_way(route: &RouteMessage) -> Option<Way> {
-    let (mut device, mut gateway, mut source) = (None, None, None);
+/// One for each device that it leads through.
+fn parse_ways(route: &RouteMessage) -> Vec<Way> {
+    let (mut device, mut gateway, mut source, mut hops) = (None, None, None, Vec::new());
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => device = Some(*index),
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::MultiPath(hops) => device = device.or(hops.first().map(|hop| hop.interface_index)),
+            RouteAttribute::MultiPath(several) => hops.extend(several.iter().map(|hop| (hop.interface_index, hop_gateway(hop)))),
             _ => {}
         }
     }
-    Some(Way { device: device?, gateway, source })
+    let single = device.map(|device| (device, gateway));
+    single.into_iter().chain(hops).map(|(device, gateway)| Way { device, gateway, source }).collect()
+}
+
+fn hop_gateway(hop: &RouteNextHop) -> Option<IpAddr> {
+    hop.attributes.iter().find_map(|attribute| if let RouteAttribute::Gateway(address) = attribute { ip(address) } else { None })
 }
 
 fn parse_route(route: &RouteMessage, family: Family) -> Option<(IpNet, Option<Way>)> {
@@ -141,7 +150,12 @@ fn parse_route(route: &RouteMessage, family: Family) -> Option<(IpNet, Option<Wa
         IpNet::V6(network) => network.addr().is_unicast_link_local() || network.addr().is_multicast(),
     };
     let elsewhere = table(route) != TABLE_MAIN || route.header.flags.contains(RouteFlags::Cloned) || on_a_link;
-    (counts && !elsewhere && destination.prefix_len() > 0).then(|| (destination, parse_way(route).filter(|_| !refused)))
+    (counts && !elsewhere && destination.prefix_len() > 0).then(|| (destination, parse_ways(route).into_iter().next().filter(|_| !refused)))
+}
+
+/// Hardware, or what stands for it.
+fn is_card(link: &Link) -> bool {
+    !link.loopback && matches!(link.kind.as_deref(), None | Some("vlan" | "bond" | "team"))
 }
 
 /// One reading of the kernel; everything below is pure.
@@ -149,37 +163,62 @@ fn parse_route(route: &RouteMessage, family: Family) -> Option<(IpNet, Option<Wa
 struct Facts {
     links: Vec<Link>,
     addresses: Vec<Address>,
-    defaults: OrdMap<Family, Way>,
+    /// The best first.
+    defaults: Vec<(Family, Way)>,
     /// The other routes of the main table; where there is no device, the host refuses what goes there.
     routes: Vec<(IpNet, Option<Way>)>,
 }
 
 impl Facts {
     fn underlay(&self, parent: &ParentChoice, family: Family) -> Option<Underlay> {
-        match (parent, self.defaults.get(&family)) {
-            (ParentChoice::Named(name), default) => {
+        match (parent, self.defaults.iter().find(|(of, _)| *of == family)) {
+            (ParentChoice::Named(name), _) => {
                 let link = self.links.iter().find(|link| link.name == *name)?;
-                self.underlay_on(link, family, default.filter(|default| default.device == link.index))
+                self.underlay_on(link, family)
             }
-            (ParentChoice::Auto, Some(default)) => {
+            (ParentChoice::Auto, Some((_, default))) => {
                 let link = self.links.iter().find(|link| link.index == default.device && !link.is_ours())?;
-                self.underlay_on(link, family, Some(default))
+                self.underlay_on(link, family)
             }
-            (ParentChoice::Auto, None) => self.physical().find_map(|link| self.underlay_on(link, family, None)),
+            (ParentChoice::Auto, None) => self.physical().find_map(|link| self.underlay_on(link, family)),
         }
     }
 
-    fn underlay_on(&self, link: &Link, family: Family, default: Option<&Way>) -> Option<Underlay> {
-        let address = default.and_then(|default| default.source).or_else(|| self.source(link, family, default))?;
-        Some(Underlay { device: link.name.clone(), index: link.index, address, mtu: link.mtu })
+    fn underlay_on(&self, link: &Link, family: Family) -> Option<Underlay> {
+        Some(Underlay { device: link.name.clone(), index: link.index, address: self.source(link, family)?, mtu: link.mtu })
     }
 
-    /// The address that the kernel would send from: in the network of the next router, and not a lone address such as an egress IP that somebody else put there.
-    fn source(&self, link: &Link, family: Family, default: Option<&Way>) -> Option<IpAddr> {
-        let gateway = default.and_then(|default| default.gateway);
-        let rank = |network: &IpNet| (!gateway.is_some_and(|gateway| network.contains(&gateway)), network.prefix_len() == family.bits());
-        let addresses = self.addresses_of(link, family).filter(|address| address.preferred);
-        addresses.map(|address| address.network).min_by_key(rank).map(|network| network.addr())
+    fn default_on(&self, link: &Link, family: Family) -> Option<&Way> {
+        self.defaults.iter().find(|(of, default)| *of == family && default.device == link.index).map(|(_, default)| default)
+    }
+
+    /// The host's own address on a device, as [`KernelHost`] says. Virtual and floating addresses come and go without changing it.
+    fn source(&self, link: &Link, family: Family) -> Option<IpAddr> {
+        let default = self.default_on(link, family);
+        if let Some(source) = default.and_then(|default| default.source) {
+            return Some(source);
+        }
+        let router = default.and_then(|default| default.gateway);
+        let rank = |network: &IpNet| (!router.is_some_and(|router| network.contains(&router)), network.prefix_len() == family.bits());
+        let mut addresses: Vec<_> = self.addresses_of(link, family).filter(|address| address.preferred).collect();
+        if family == Family::V6 {
+            // The kernel lists the newest one first.
+            addresses.reverse();
+        }
+        addresses.into_iter().map(|address| address.network).min_by_key(rank).map(|network| network.addr())
+    }
+
+    fn router(&self, link: &Link, family: Family) -> Option<IpAddr> {
+        self.default_on(link, family).and_then(|default| default.gateway)
+    }
+
+    /// The host's own address on each device that may lead outside. The ends of pods' cables and dummies do not.
+    fn sources(&self) -> OrdMap<(String, Family), IpAddr> {
+        let inward = |link: &Link| matches!(link.kind.as_deref(), Some("veth" | "dummy"));
+        let leading = |link: &Link| self.defaults.iter().any(|(_, default)| default.device == link.index);
+        let links = self.links.iter().filter(|link| !link.loopback && !link.is_ours() && (!inward(link) || leading(link)));
+        let sources = links.flat_map(|link| Family::ALL.map(|family| Some(((link.name.clone(), family), self.source(link, family)?))));
+        sources.flatten().collect()
     }
 
     fn addresses_of(&self, link: &Link, family: Family) -> impl Iterator<Item = &Address> {
@@ -191,10 +230,11 @@ impl Facts {
     }
 
     fn physical(&self) -> impl Iterator<Item = &Link> {
-        let parents: BTreeSet<u32> = self.defaults.values().map(|default| default.device).collect();
+        let parents: BTreeSet<u32> = self.defaults.iter().map(|(_, default)| default.device).collect();
         self.links.iter().filter(move |link| {
             let kind = link.kind.as_deref();
-            !link.loopback && !link.is_ours() && (parents.contains(&link.index) || matches!(kind, None | Some("vlan" | "bond" | "team")))
+            let leads = parents.contains(&link.index) || is_card(link) || (kind == Some("bridge") && self.has_card(link));
+            !link.loopback && !link.is_ours() && leads
         })
     }
 
@@ -215,6 +255,11 @@ impl Facts {
         routes.chain(has).collect()
     }
 
+    /// Whether a card is a port of this bridge. The cables of pods do not count.
+    fn has_card(&self, bridge: &Link) -> bool {
+        self.links.iter().any(|port| port.controller == Some(bridge.index) && is_card(port) && !port.is_ours())
+    }
+
     fn attachments(&self) -> Attachments {
         let mut attachments = Attachments::default();
         for link in self.physical() {
@@ -228,22 +273,29 @@ impl Facts {
         }
         attachments.addresses = self.addresses.iter().filter(|address| !address.is_ours()).map(|address| address.network.addr()).collect();
         attachments.egress = self.addresses.iter().filter(|address| address.is_ours()).map(|address| address.network.addr()).collect();
+        attachments.sources = self.sources();
+        let routers =
+            self.physical().flat_map(|link| Family::ALL.map(|family| Some(((link.name.clone(), family), self.router(link, family)?))));
+        attachments.routers = routers.flatten().collect();
         attachments
     }
 
     /// Of the default routes that lead through it.
     fn routers(&self, link: &Link) -> BTreeSet<IpAddr> {
-        self.defaults.values().filter(|default| default.device == link.index).filter_map(|default| default.gateway).collect()
+        self.defaults.iter().filter(|(_, default)| default.device == link.index).filter_map(|(_, default)| default.gateway).collect()
     }
 
     fn interfaces(&self) -> Vec<Interface> {
         let texts = |link, family| self.addresses_of(link, family).map(|address| address.network.to_string()).collect();
+        let source = |link, family| self.source(link, family).map(|address| address.to_string());
         let interfaces = self.physical().map(|link| Interface {
             name: link.name.clone(),
             ipv4: texts(link, Family::V4),
             ipv6: texts(link, Family::V6),
             hardware_address: link.mac.map(|mac| mac.to_string()),
             routers: self.routers(link).iter().map(ToString::to_string).collect(),
+            source_ipv4: source(link, Family::V4),
+            source_ipv6: source(link, Family::V6),
         });
         let mut interfaces: Vec<_> = interfaces.filter(|interface| !(interface.ipv4.is_empty() && interface.ipv6.is_empty())).collect();
         interfaces.sort_by(|a, b| a.name.cmp(&b.name));

@@ -34,6 +34,8 @@ pub struct Link {
     pub mac: Option<MacAddress>,
     /// Largest packet, in bytes.
     pub mtu: u32,
+    /// Index of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Whether it is the loopback.
@@ -228,6 +230,7 @@ fn parse(message: &LinkMessage) -> Link {
             LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::Address(address) => link.mac = <[u8; 6]>::try_from(address.as_slice()).ok().map(MacAddress),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(info) => parse_info(&mut link, info),
             LinkAttribute::AfSpecUnspec(families) => link.generates_addresses = generates_addresses(families),
             _ => {}

@@ -55,6 +55,8 @@ pub enum RouteAction {
     Throw,
     /// Refuses it with an ICMP error.
     Unreachable,
+    /// Sends it to the destination itself, which is a neighbour on this device.
+    Link(String),
     /// Sends it to one of these, chosen by flow.
     Via(OrdSet<NextHop>),
     /// Sends it to one of the [group](crate::NextHopObject::Group) with this number, which remembers its choices.
@@ -93,6 +95,7 @@ impl fmt::Display for RouteAction {
             Self::Other(_) => f.write_str("other"),
             Self::Group(id) => write!(f, "nhid {id}"),
             Self::Limited(way, mtu) => write!(f, "mtu {mtu} {way}"),
+            Self::Link(device) => write!(f, "dev {device} scope link"),
             Self::Via(hops) => {
                 for (index, hop) in hops.iter().enumerate() {
                     let separator = if index == 0 { "" } else { " " };
@@ -234,6 +237,11 @@ impl Netlink {
                 message.header.kind = RouteType::Unicast;
                 add_hops(&mut message, hops, devices, &what)?;
             }
+            RouteAction::Link(device) => {
+                message.header.kind = RouteType::Unicast;
+                message.header.scope = RouteScope::Link;
+                message.attributes.push(RouteAttribute::Oif(devices.index(device, &what)?));
+            }
             RouteAction::Group(id) => {
                 message.header.kind = RouteType::Unicast;
                 message.attributes.push(RouteAttribute::NhId(*id));
@@ -374,10 +382,11 @@ fn action(message: &RouteMessage, devices: &Devices) -> RouteAction {
     match message.header.kind {
         RouteType::Throw => RouteAction::Throw,
         RouteType::Unreachable => RouteAction::Unreachable,
-        RouteType::Unicast => match group(message) {
-            Some(id) => RouteAction::Group(id).limited(mtu(message)),
-            None => hops(message, devices).map_or(RouteAction::Other(1), |hops| RouteAction::Via(hops).limited(mtu(message))),
-        },
+        RouteType::Unicast => {
+            let way = group(message).map(RouteAction::Group).or_else(|| link(message, devices));
+            let way = way.or_else(|| hops(message, devices).map(RouteAction::Via));
+            way.map_or(RouteAction::Other(1), |way| way.limited(mtu(message)))
+        }
         _ => RouteAction::Other(1),
     }
 }
@@ -412,6 +421,19 @@ fn group(message: &RouteMessage) -> Option<u32> {
         RouteAttribute::NhId(id) => Some(*id),
         _ => None,
     })
+}
+
+/// A route to neighbours: it has a device and nothing that leads on.
+fn link(message: &RouteMessage, devices: &Devices) -> Option<RouteAction> {
+    let mut device = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => device = devices.name(*index),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) | RouteAttribute::Encap(_) => return None,
+            _ => {}
+        }
+    }
+    device.map(|device| RouteAction::Link(device.to_owned()))
 }
 
 fn hops(message: &RouteMessage, devices: &Devices) -> Option<OrdSet<NextHop>> {

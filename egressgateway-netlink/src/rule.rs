@@ -31,6 +31,8 @@ pub struct Rule {
     pub mask: u32,
     /// Only what this host sends itself, such as the outer packets of a tunnel (`iif lo`).
     pub local: bool,
+    /// Only what arrives by this device.
+    pub by: Option<String>,
     /// The table.
     pub table: u32,
 }
@@ -40,6 +42,9 @@ impl fmt::Display for Rule {
         write!(f, "fwmark {:#x}/{:#x}", self.mark, self.mask)?;
         if self.local {
             write!(f, " iif {LOOPBACK}")?;
+        }
+        if let Some(device) = &self.by {
+            write!(f, " iif {device}")?;
         }
         write!(f, " lookup {} pref {}", self.table, self.priority)
     }
@@ -93,6 +98,9 @@ fn message(rule: &Rule, protocol: u8) -> RuleMessage {
     if rule.local {
         message.attributes.push(RuleAttribute::Iifname(LOOPBACK.to_owned()));
     }
+    if let Some(device) = &rule.by {
+        message.attributes.push(RuleAttribute::Iifname(device.clone()));
+    }
     message
 }
 
@@ -110,7 +118,8 @@ fn parse(message: &RuleMessage) -> Option<Rule> {
     if header.action != RuleAction::ToTable || (header.src_len, header.dst_len, header.tos) != (0, 0, 0) {
         return None;
     }
-    let mut rule = Rule { family: family_of(header.family)?, priority: 0, mark: 0, mask: 0, local: false, table: u32::from(header.table) };
+    let mut rule =
+        Rule { family: family_of(header.family)?, priority: 0, mark: 0, mask: 0, local: false, by: None, table: u32::from(header.table) };
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
@@ -118,8 +127,8 @@ fn parse(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::FwMask(mask) => rule.mask = *mask,
             RuleAttribute::Table(table) => rule.table = *table,
             RuleAttribute::Iifname(name) if name == LOOPBACK => rule.local = true,
-            RuleAttribute::Iifname(_)
-            | RuleAttribute::Oifname(_)
+            RuleAttribute::Iifname(name) => rule.by = Some(name.clone()),
+            RuleAttribute::Oifname(_)
             | RuleAttribute::UidRange(_)
             | RuleAttribute::IpProtocol(_)
             | RuleAttribute::SourcePortRange(_)

@@ -21,7 +21,7 @@ fn host(parent: ParentChoice) -> KernelHost {
     KernelHost::new(Netlink::open().unwrap(), parent)
 }
 
-/// Two uplinks, of which `up0` has the default routes; a pod's veth; egress addresses on `up0`.
+/// Two uplinks, of which both have a default route of IPv4 and `up0` the best one; a pod's veth; egress addresses on `up0`.
 fn world() {
     run("ip link set lo up
          for link in up0 up1 pod; do ip link add $link type veth peer name far-$link; ip link set $link up; ip link set far-$link up; done
@@ -59,6 +59,32 @@ fn the_underlay_is_where_the_best_default_route_leads() {
 }
 
 #[test]
+fn the_hosts_own_address_on_a_device_stays_whatever_else_the_device_gets() {
+    in_namespace(|| async {
+        world();
+        default_routes();
+        run("ip link add wg0 type bridge; ip link set wg0 up; ip addr add 10.100.0.1/32 dev wg0");
+        let host = host(ParentChoice::Auto);
+        let expected = ["up0 IPv4 10.6.0.10", "up0 IPv6 fd06::10", "up1 IPv4 10.7.0.10", "up1 IPv6 fd07::10", "wg0 IPv4 10.100.0.1"];
+        for change in [
+            "true",
+            "ip addr add 10.6.9.1/32 dev up0; ip -6 addr add fd06::9:50/128 dev up0 nodad",
+            "ip addr add 10.6.0.11/16 dev up0; ip -6 addr add fd06::11/64 dev up0 nodad; ip -6 addr add fd09::11/64 dev up0 nodad",
+            "ip addr add 10.7.0.1/32 dev up1; ip -6 addr add fd07::1/128 dev up1 nodad",
+            "ip -6 addr add fd06::12/64 dev up0 nodad preferred_lft 0",
+        ] {
+            run(change);
+            let sources = host.attachments().await.unwrap().sources;
+            let sources: Vec<_> = sources.iter().map(|((device, family), address)| format!("{device} {family} {address}")).collect();
+            assert_eq!(sources, expected, "{change}");
+            let underlay = host.underlay().await.unwrap();
+            let named: Vec<_> = underlay.values().map(|underlay| underlay.address.to_string()).collect();
+            assert_eq!(named, ["10.6.0.10", "fd06::10"], "{change}: the EgressNode's");
+        }
+    });
+}
+
+#[test]
 fn a_named_parent_serves_both_families_and_must_exist() {
     in_namespace(|| async {
         world();
@@ -81,19 +107,25 @@ fn interfaces_are_uplinks_not_pods_and_not_ours() {
              ip addr add 172.31.0.1/16 dev egress-vxlan-v4");
         let interfaces = host(ParentChoice::Auto).interfaces().await.unwrap();
         let strings = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        let uplink = |name: &str, ipv4: &[&str], ipv6: &[&str]| {
-            let hardware_address = interfaces.first().and_then(|interface| interface.hardware_address.clone());
+        let uplink = |number: usize, ipv4: &[&str], ipv6: &[&str], own: [&str; 2], routers: &[&str]| {
+            let [source_ipv4, source_ipv6] = own.map(|address| Some(address.to_owned()));
             Interface {
-                name: name.into(),
+                name: format!("up{number}"),
                 ipv4: strings(ipv4),
                 ipv6: strings(ipv6),
-                hardware_address,
-                routers: strings(&["10.6.0.1", "fd06::1"]),
+                hardware_address: interfaces.get(number).and_then(|interface| interface.hardware_address.clone()),
+                routers: strings(routers),
+                source_ipv4,
+                source_ipv6,
             }
         };
         assert!(interfaces[0].hardware_address.as_ref().is_some_and(|mac| mac.parse::<MacAddress>().is_ok()), "{interfaces:?}");
-        // Kind veth: only that with the best default route counts.
-        assert_eq!(interfaces, [uplink("up0", &["10.6.1.60/32", "10.6.0.10/16"], &["fd06::10/64", "fd06::60/128"])]);
+        // Kind veth: only those with a default route count.
+        let own = [["10.6.0.10", "fd06::10"], ["10.7.0.10", "fd07::10"]];
+        let addresses = (["10.6.1.60/32", "10.6.0.10/16"], ["fd06::10/64", "fd06::60/128"]);
+        let first = uplink(0, &addresses.0, &addresses.1, own[0], &["10.6.0.1", "fd06::1"]);
+        let second = uplink(1, &["10.7.0.10/16"], &["fd07::10/64"], own[1], &["10.7.0.1"]);
+        assert_eq!(interfaces, [first, second]);
     });
 }
 

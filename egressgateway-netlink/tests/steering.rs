@@ -6,8 +6,8 @@ use std::{net::IpAddr, process::Command, slice::from_ref, sync::Arc};
 
 use async_trait::async_trait;
 use egressgateway::{
-    Driver, Encap, ErrorKind, NextHop, Plan as _, SteeringDesired, WriteHook,
-    model::TargetId,
+    Driver, Encap, ErrorKind, ExitNetwork, NextHop, Plan as _, SteeringDesired, WriteHook,
+    model::{NetworkId, TargetId},
     testing::conformance::{self, Host},
 };
 use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings, SteeringState, SteeringStep};
@@ -85,6 +85,20 @@ fn limited(desired: SteeringDesired, limits: &[(u8, u32)]) -> SteeringDesired {
     SteeringDesired { mtu: limits.collect(), ..desired }
 }
 
+/// Networks of egress addresses: byte, device, router, networks on the device.
+fn leaving(networks: &[(u8, &str, &str, &[&str])]) -> SteeringDesired {
+    let network = |(byte, device, router, link): &(u8, &str, &str, &[&str])| {
+        let network = ExitNetwork {
+            device: (*device).to_owned(),
+            router: router.parse().unwrap(),
+            link: link.iter().map(|net| net.parse::<ipnet::IpNet>().unwrap()).collect(),
+            addresses: imbl::OrdSet::new(),
+        };
+        (NetworkId::new(*byte).unwrap(), network)
+    };
+    SteeringDesired { networks: networks.iter().map(network).collect(), ..desired(&[], &["10.0.0.0/8", "fd00:1::/32"]) }
+}
+
 /// The same with these targets balanced.
 fn balanced(desired: SteeringDesired, targets: &[u8]) -> SteeringDesired {
     SteeringDesired { balanced: targets.iter().map(|byte| target(*byte)).collect(), ..desired }
@@ -101,6 +115,8 @@ fn states() -> Vec<SteeringDesired> {
         limited(desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()])], &[]), &[(0x11, 1350)]),
         balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), c4, a6, b6.clone(), c6]), (0x13, from_ref(&b4))], &[]), &[0x11]),
         balanced(desired(&[(0x11, from_ref(&b4)), (0x13, &[a4, b4.clone(), b6])], &["10.0.0.0/8"]), &[0x11, 0x13]),
+        leaving(&[(1, "tun4", "172.31.0.1", &["172.31.0.0/16", "172.30.0.0/24"]), (7, "tun6", "fd31::1", &["fd31::/64"])]),
+        leaving(&[(1, "tun6", "172.31.0.9", &[]), (15, "tun6", "fe80::1", &["fd31::/64"])]),
     ]
 }
 
@@ -399,4 +415,35 @@ fn tables_follow_the_order_of_allotment_and_skip_the_kernels_own() {
     let tables: Vec<_> = TargetId::all().take(6).map(|target| settings.table(target).unwrap()).collect();
     assert_eq!(tables, [250, 251, 252, 256, 257, 258]);
     assert_eq!(settings.table(target(0x13)), Some(251), "0x12 is no target");
+}
+
+/// What the kernel does with a packet: `ip route get`'s words.
+fn way(to: &str, from: &str, by: &str, mark: u32) -> String {
+    run(&format!("ip route get {to} from {from} iif {by} mark {mark:#x} 2>&1 || true"))
+}
+
+#[test]
+fn what_has_a_networks_mark_leaves_there_and_answers_pass_a_strict_filter() {
+    in_namespace(|| async {
+        world();
+        run("ip link add pod type veth peer name inside; ip link set pod up; ip link set inside up; ip addr add 10.244.1.1/24 dev pod
+             ip addr add 172.31.0.5/16 dev tun4; ip link add out type veth peer name beyond; ip link set out up; ip link set beyond up
+             ip addr add 192.168.5.5/24 dev out; ip route add default via 192.168.5.1 dev out
+             sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.tun4.rp_filter=1");
+        let driver = reach(&leaving(&[(1, "tun4", "172.31.0.1", &["172.31.0.0/16"])])).await;
+        let leaves = way("198.51.100.7", "10.244.1.10", "pod", 0x0100_0000);
+        assert!(leaves.contains("via 172.31.0.1 dev tun4"), "{leaves}");
+        let neighbour = way("172.31.0.77", "10.244.1.10", "pod", 0x0100_0000);
+        assert!(neighbour.contains("dev tun4") && !neighbour.contains("via"), "{neighbour}");
+        let inside = way("10.244.1.10", "10.244.1.11", "pod", 0x0100_0000);
+        assert!(inside.contains("dev pod"), "{inside}");
+        let answer = way("10.244.1.10", "198.51.100.7", "tun4", 0x0100_0000);
+        assert!(answer.contains("dev pod"), "an answer passes the filter and goes to the pod: {answer}");
+        let stranger = way("10.244.1.10", "198.51.100.7", "tun4", 0);
+        assert!(!stranger.contains("dev pod"), "the filter is as strict as before: {stranger}");
+        let change = driver.plan(&SteeringDesired::default(), &driver.observe().await.unwrap()).unwrap();
+        driver.apply(&change.plan).await.unwrap();
+        let leaves = way("198.51.100.7", "10.244.1.10", "pod", 0x0100_0000);
+        assert!(leaves.contains("dev out"), "{leaves}");
+    });
 }

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::{Error, model::MacAddress};
+use crate::{
+    Error, api,
+    model::{Family, MacAddress},
+};
 
 /// The egress addresses that a node answers for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +33,19 @@ pub struct Questions {
     pub held: BTreeSet<IpAddr>,
 }
 
+/// A network of a node, other than the underlay's, that egress addresses belong to. What has one of them leaves by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitNetwork {
+    /// The device that leads there.
+    pub device: String,
+    /// Who leads out of the network; it tells the family.
+    pub router: IpAddr,
+    /// The networks on that device, of the family: they are reached without the router.
+    pub link: OrdSet<IpNet>,
+    /// The egress addresses that belong to it.
+    pub addresses: OrdSet<IpAddr>,
+}
+
 /// What a host is attached to, and what it has without us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attachments {
@@ -39,6 +55,34 @@ pub struct Attachments {
     pub addresses: OrdSet<IpAddr>,
     /// The egress addresses that a driver of ours put there.
     pub egress: OrdSet<IpAddr>,
+    /// The address that it would send from itself by each device that leads outside, for each family.
+    pub sources: OrdMap<(String, Family), IpAddr>,
+    /// The router of the best default route of each device, for each family.
+    pub routers: OrdMap<(String, Family), IpAddr>,
+}
+
+impl Attachments {
+    /// What an EgressNode says of its host. Only networks that have neighbours count, as for the host itself.
+    #[must_use]
+    pub fn reported(interfaces: &[api::Interface]) -> Self {
+        let mut reported = Self::default();
+        for interface in interfaces {
+            let nets = interface.ipv4.iter().chain(&interface.ipv6).filter_map(|text| text.parse::<IpNet>().ok());
+            for net in nets {
+                reported.addresses.insert(net.addr());
+                if net.prefix_len() < net.max_prefix_len() {
+                    reported.networks.entry(net.trunc()).or_insert_with(|| interface.name.clone());
+                }
+            }
+            for router in interface.routers.iter().filter_map(|text| text.parse::<IpAddr>().ok()) {
+                reported.routers.entry((interface.name.clone(), Family::of(router))).or_insert(router);
+            }
+            for source in interface.source_ipv4.iter().chain(&interface.source_ipv6).filter_map(|text| text.parse::<IpAddr>().ok()) {
+                reported.sources.insert((interface.name.clone(), Family::of(source)), source);
+            }
+        }
+        reported
+    }
 }
 
 /// Tells neighbours where addresses are, so that they need not find out by losing packets.

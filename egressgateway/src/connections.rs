@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     Error, NodeDesired, PolicyDesired,
-    model::{ClassId, Family, IpRange, MarkMask, SourceNat, TargetId, Verdict},
+    model::{ClassId, Family, IpRange, MarkMask, NetworkId, SourceNat, TargetId, Verdict},
 };
 
 /// A connection as connection tracking knows it.
@@ -221,7 +221,7 @@ impl<'a> Staleness<'a> {
 
 /// Whether a byte of a connection mark says that the connection exits here, by the usual network or another one of this node.
 fn is_exit(byte: u8) -> bool {
-    byte == TargetId::EXIT_BYTE || (0x01..=0x0f).contains(&byte)
+    byte == TargetId::EXIT_BYTE || NetworkId::new(byte).is_some()
 }
 
 /// The egress address of a verdict.

@@ -87,7 +87,8 @@ impl NodeDesired {
                 mtu.extend(self.least_mtu(nodes, *family).filter(|least| least < own).map(|least| ((*target, *family), least)));
             }
         }
-        SteeringDesired { targets, mtu, balanced: self.balanced.clone(), direct: self.direct.clone() }
+        let networks = self.policy.networks.clone();
+        SteeringDesired { targets, mtu, balanced: self.balanced.clone(), networks, direct: self.direct.clone() }
     }
 }
 

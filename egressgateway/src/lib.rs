@@ -84,7 +84,7 @@ pub mod trace;
 mod tunnel;
 pub mod world;
 
-pub use addresses::{AddressesDesired, Announcer, Attachments, Inquirer, Questions};
+pub use addresses::{AddressesDesired, Announcer, Attachments, ExitNetwork, Inquirer, Questions};
 pub use connections::{Connection, Connections, DestinationView, Ending, Staleness};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};

@@ -7,9 +7,9 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
-    DestinationView, Error,
+    DestinationView, Error, ExitNetwork,
     driver::Driver,
-    model::{ClassId, Family, IpRange, TargetId, Verdict},
+    model::{ClassId, Family, IpRange, NetworkId, TargetId, Verdict},
 };
 
 /// Complete classification state of one node.
@@ -37,6 +37,11 @@ pub struct PolicyDesired {
     /// Devices by which this node leaves the cluster. Where the host's firewall drops what is forwarded, what exits here by one of them is let
     /// pass, and nothing that goes elsewhere.
     pub ways_out: OrdSet<String>,
+    /// The node's own address on each device that leads outside: what leaves by that device with the node's address has this one, whatever
+    /// else the device has. On a device that is not in here, the kernel chooses.
+    pub node_addresses: OrdMap<(String, Family), IpAddr>,
+    /// The other networks of this node that egress addresses leave by.
+    pub networks: OrdMap<NetworkId, ExitNetwork>,
     /// Traffic of pods that are not known yet waits, where this is on.
     pub start_gate: Option<StartGate>,
     /// What may arrive through the overlay, and how it looks from outside.

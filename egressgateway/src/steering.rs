@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::model::{Family, TargetId};
+use crate::{
+    ExitNetwork,
+    model::{Family, NetworkId, TargetId},
+};
 
 /// One way to reach an exit node, as the tunnel wants it to be routed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +50,8 @@ pub struct SteeringDesired {
     pub balanced: OrdSet<TargetId>,
     /// The largest packets of targets whose next hops don't all take what this node's own device would, in bytes.
     pub mtu: OrdMap<(TargetId, Family), u32>,
+    /// The other networks of this node that egress addresses leave by: what has the mark of one is routed there.
+    pub networks: OrdMap<NetworkId, ExitNetwork>,
     /// Networks inside the cluster: a marked packet to them is routed as if it had no mark (`throw`).
     pub direct: OrdSet<IpNet>,
 }
@@ -62,6 +67,7 @@ impl SteeringDesired {
             targets: next.targets.clone().union(self.targets.clone()),
             mtu: next.mtu.iter().chain(former).map(|(key, mtu)| (*key, *mtu)).collect(),
             balanced: next.balanced.clone().into_iter().chain(gone).collect(),
+            networks: next.networks.clone().union(self.networks.clone()),
             direct: next.direct.clone(),
         }
     }

@@ -166,9 +166,9 @@ pub enum TraceSource {
     Untouched,
     /// Its own, kept from every other translation.
     Itself,
-    /// The node's, on the outgoing device.
+    /// The one that the kernel chooses, on a device that nothing is known of.
     Masquerade,
-    /// This egress address.
+    /// This one: an egress address, or the node's own on the outgoing device.
     Address(IpAddr),
     /// It does not leave.
     Drop {

@@ -99,6 +99,7 @@ fn the_exit_and_the_address_outside_are_named() {
   - EgressGatewayPolicy lost: selects the pod and does not name this destination
   - EgressGatewayPolicy wide: governs it too and loses: a /16 prefix is less specific than /24
   - EgressGateway egw: node2 is Ready and active, node3 is NotReady
+  - Node node2: gives it 10.6.0.12, the address that its EgressNode names
 "
     );
 }
@@ -136,4 +137,18 @@ fn the_nodes_agree_on_marks_and_addresses() {
         let ways = desired.policy.targets.union(desired.policy.exits);
         assert_eq!(ways.len(), 1, "{node}");
     }
+}
+
+#[test]
+fn the_nodes_address_is_named_and_what_it_is_by_another_device() {
+    let exit = "
+- {apiVersion: egressgateway.spidernet.io/v1, kind: EgressNode, metadata: {name: node2}, spec: {}, status: {physicalInterface: eth0,
+   physicalInterfaceIPv4: 10.6.0.12, interfaces: [
+    {name: eth0, ipv4: [10.6.0.212/32, 10.6.0.12/16], sourceIPv4: 10.6.0.12},
+    {name: eth1, ipv4: [10.7.0.12/16], sourceIPv4: 10.7.0.12}]}}
+";
+    let answer = ask(&cluster(Statuses::Planned, &format!("{CLUSTER}{exit}")), "a", "10.6.2.1").unwrap();
+    assert_eq!(answer.source, Some([10, 6, 0, 12].into()));
+    let says = "Node node2: gives it 10.6.0.12, the address that its EgressNode names, 10.7.0.12 if its routes lead by eth1";
+    assert!(answer.to_string().contains(says), "{answer}");
 }

@@ -247,9 +247,11 @@ fn the_node_that_answers_for_an_egress_address_holds_it_as_long_as_a_policy_leav
     let mut index = index([gateway("g", with_target), policy("p", given)]);
     assert_eq!(held(&mut index), ["10.6.1.60 eth0"], "without any pod, too");
     let networks = imbl::OrdMap::unit("10.6.1.0/24".parse().unwrap(), "eth1".to_owned());
-    index.set_attachments(Attachments { networks: networks.clone(), ..Attachments::default() });
+    let routers: imbl::OrdMap<_, _> = [(("eth1".to_owned(), Family::V4), "10.6.1.1".parse::<IpAddr>().unwrap())].into_iter().collect();
+    index.set_attachments(Attachments { networks: networks.clone(), routers: routers.clone(), ..Attachments::default() });
     assert_eq!(held(&mut index), ["10.6.1.60 eth1"], "where its neighbours are");
-    index.set_attachments(Attachments { networks, addresses: imbl::OrdSet::unit("10.6.1.60".parse().unwrap()), ..Attachments::default() });
+    let addresses = imbl::OrdSet::unit("10.6.1.60".parse().unwrap());
+    index.set_attachments(Attachments { networks, addresses, routers, ..Attachments::default() });
     assert!(held(&mut index).is_empty(), "the host has it without us");
     index.set_attachments(Attachments::default());
     index.apply(policy("p", &given.replace("node: n1", "node: n3")));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use egressgateway::{
     Change, Driver, Error, ErrorKind, SteeringDesired, WriteHook,
-    model::{Family, MarkMask, TargetId},
+    model::{Family, MarkMask, NetworkId, TargetId},
 };
 
 pub use plan::{SteeringPlan, SteeringStep};
@@ -62,6 +62,13 @@ impl SteeringSettings {
         (self.table_base.max(1)..=u32::MAX).filter(|table| !RESERVED_TABLES.contains(table)).nth(place)
     }
 
+    /// The table of one of this node's other networks: after those of all targets.
+    #[must_use]
+    pub fn network_table(&self, network: NetworkId) -> Option<u32> {
+        let place = TargetId::all().count() + usize::from(network.byte()) - 1;
+        (self.table_base.max(1)..=u32::MAX).filter(|table| !RESERVED_TABLES.contains(table)).nth(place)
+    }
+
     fn flow_hash(&self) -> FlowHash {
         if self.keeps_connections { FlowHash::Packet } else { FlowHash::Sender }
     }
@@ -84,6 +91,13 @@ impl SteeringSettings {
 /// The default route of a [balanced](SteeringDesired::balanced) target leads to a resilient group of next hops, also when there is one at the
 /// moment. When one goes, the group is replaced in one step, and the kernel deals out its share alone; then the next hop is deleted. A group or a
 /// next hop that somebody deletes takes its routes with it, and the `unreachable` behind them stays.
+///
+/// For each of the node's other networks that egress addresses leave by, in the family of its router:
+/// - a rule before the rest: what arrives by the network's device goes by the main table, also with the network's mark;
+/// - a rule from the mark to the network's table;
+/// - in the table: `throw` for networks inside the cluster, the networks on the device, a default route by the router, and `unreachable`;
+/// - `src_valid_mark=1` on the device, with IPv4: a strict reverse-path filter sends answers, which have the mark, by that table too. It stays
+///   set afterwards, because others may rely on it by then.
 ///
 /// It owns the rules with its protocol number, its mask and one of its two priorities, and the routes, next hops and groups with its
 /// protocol number.
@@ -147,6 +161,10 @@ impl Driver for Steering {
                 state.flow_hash.insert(family, self.settings.flow_hash().is_set(family)?);
             }
         }
+        for device in state.rules.iter().filter_map(|rule| rule.by.clone().filter(|_| rule.family == Family::V4)) {
+            let value = sysctl::read(&["ipv4", "conf", &device, plan::FILTER_BY_MARK])?;
+            state.filters.insert(device, value.as_deref() == Some("1"));
+        }
         Ok(state)
     }
 
@@ -166,6 +184,7 @@ impl Driver for Steering {
                 SteeringStep::ReplaceNextHop(id, object) => netlink.set_next_hop_object(*id, object, plan.protocol, &devices, true).await?,
                 SteeringStep::DeleteNextHop(id, _) => netlink.delete_next_hop_object(*id).await?,
                 SteeringStep::HashFlows(family) => plan.flow_hash.set(*family)?,
+                SteeringStep::FilterByMark(device) => sysctl::write(&["ipv4", "conf", device, plan::FILTER_BY_MARK], "1")?,
                 SteeringStep::AddRule(rule) => netlink.add_rule(rule, plan.protocol).await?,
                 SteeringStep::DeleteRule(rule) => netlink.delete_rule(rule, plan.protocol).await?,
                 SteeringStep::AddRoute(key, action) => netlink.set_route(key, action, plan.protocol, &devices, false).await?,

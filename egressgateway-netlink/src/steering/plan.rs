@@ -11,6 +11,9 @@ use crate::{
     rule::Rule,
 };
 
+/// Whether the reverse-path filter of a device looks at marks.
+pub(super) const FILTER_BY_MARK: &str = "src_valid_mark";
+
 /// One write to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SteeringStep {
@@ -22,6 +25,8 @@ pub enum SteeringStep {
     DeleteNextHop(u32, NextHopObject),
     /// Assigns flows of a family to next hops by addresses and ports.
     HashFlows(Family),
+    /// Lets the reverse-path filter of a device look at marks (`src_valid_mark`).
+    FilterByMark(String),
     /// Adds a route.
     AddRoute(RouteKey, RouteAction),
     /// Puts a route in the place of the one with its key, in one step.
@@ -42,7 +47,7 @@ impl SteeringStep {
             Self::AddNextHop(..) => "add next hop",
             Self::ReplaceNextHop(..) => "replace next hop",
             Self::DeleteNextHop(..) => "delete next hop",
-            Self::HashFlows(_) => "set sysctl",
+            Self::HashFlows(_) | Self::FilterByMark(_) => "set sysctl",
             Self::AddRoute(..) => "add route",
             Self::ReplaceRoute(..) => "replace route",
             Self::DeleteRoute(..) => "delete route",
@@ -57,6 +62,7 @@ impl SteeringStep {
         match self {
             Self::AddNextHop(..) | Self::ReplaceNextHop(..) | Self::DeleteNextHop(..) => None,
             Self::HashFlows(family) => Some(*family),
+            Self::FilterByMark(_) => Some(Family::V4),
             Self::AddRoute(key, _) | Self::ReplaceRoute(key, _) | Self::DeleteRoute(key, _) => Some(key.family()),
             Self::AddRule(rule) | Self::DeleteRule(rule) => Some(rule.family),
         }
@@ -94,6 +100,8 @@ impl SteeringPlan {
         steps.extend(next_hops.into_iter().map(|(_, step)| step));
         let hash = after.flow_hash.keys().filter(|family| current.flow_hash.get(*family) != Some(&true));
         steps.extend(hash.map(|family| SteeringStep::HashFlows(*family)));
+        let filters = after.filters.keys().filter(|device| current.filters.get(*device) != Some(&true));
+        steps.extend(filters.map(|device| SteeringStep::FilterByMark(device.clone())));
         let mut routes: Vec<_> = after.routes.iter().filter_map(|(key, action)| set(key, action, current.routes.get(key))).collect();
         routes.sort_by_key(|(urgency, _)| *urgency);
         steps.extend(routes.into_iter().map(|(_, step)| step));
@@ -172,13 +180,13 @@ fn urgency(action: &RouteAction) -> u8 {
     match action.way() {
         RouteAction::Unreachable => 0,
         RouteAction::Throw => 1,
-        RouteAction::Via(_) | RouteAction::Group(_) | RouteAction::Limited(..) | RouteAction::Other(_) => 2,
+        RouteAction::Link(_) | RouteAction::Via(_) | RouteAction::Group(_) | RouteAction::Limited(..) | RouteAction::Other(_) => 2,
     }
 }
 
 fn by_guard_first<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<Rule> {
     let mut rules: Vec<_> = rules.cloned().collect();
-    rules.sort_by_key(|rule| !rule.local);
+    rules.sort_by_key(|rule| !(rule.local || rule.by.is_some()));
     rules
 }
 
@@ -192,8 +200,13 @@ impl fmt::Display for SteeringPlan {
             if steps().any(|step| matches!(step, SteeringStep::HashFlows(_))) {
                 self.flow_hash.write(family, f)?;
             }
+            for step in steps() {
+                if let SteeringStep::FilterByMark(device) = step {
+                    writeln!(f, "sysctl -qw net/ipv4/conf/{device}/{FILTER_BY_MARK}=1")?;
+                }
+            }
             let ip = if family == Family::V4 { "ip -4" } else { "ip -6" };
-            self.write_batch(f, ip, steps().filter(|step| !matches!(step, SteeringStep::HashFlows(_))))?;
+            self.write_batch(f, ip, steps().filter(|step| !matches!(step, SteeringStep::HashFlows(_) | SteeringStep::FilterByMark(_))))?;
         }
         self.write_batch(f, "ip", rest.iter().filter(|step| step.family().is_none()))
     }
@@ -218,7 +231,7 @@ impl SteeringPlan {
             SteeringStep::AddNextHop(id, object) => writeln!(f, "nexthop add id {id} {object} proto {protocol}"),
             SteeringStep::ReplaceNextHop(id, object) => writeln!(f, "nexthop replace id {id} {object} proto {protocol}"),
             SteeringStep::DeleteNextHop(id, _) => writeln!(f, "nexthop del id {id}"),
-            SteeringStep::HashFlows(_) => Ok(()),
+            SteeringStep::HashFlows(_) | SteeringStep::FilterByMark(_) => Ok(()),
             SteeringStep::AddRoute(key, action) => writeln!(f, "route add {}", Line { key, action, protocol }),
             SteeringStep::ReplaceRoute(key, action) => writeln!(f, "route replace {}", Line { key, action, protocol }),
             SteeringStep::DeleteRoute(key, _) => writeln!(f, "route del {key} proto {protocol}"),
@@ -239,7 +252,7 @@ impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, action, protocol } = self;
         match action.way() {
-            RouteAction::Via(_) | RouteAction::Group(_) => write!(f, "{key} proto {protocol} {action}"),
+            RouteAction::Link(_) | RouteAction::Via(_) | RouteAction::Group(_) => write!(f, "{key} proto {protocol} {action}"),
             _ => write!(f, "{action} {key} proto {protocol}"),
         }
     }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use egressgateway::{
-    Error, ErrorKind, NextHop, SteeringDesired,
-    model::{Family, TargetId},
+    Error, ErrorKind, ExitNetwork, NextHop, SteeringDesired,
+    model::{Family, NetworkId, TargetId},
 };
 use imbl::{OrdMap, OrdSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -28,6 +28,8 @@ pub struct SteeringState {
     pub next_hops: OrdMap<u32, NextHopObject>,
     /// For each family with a route over several next hops, or over a group: whether flows are assigned to them by addresses and ports.
     pub flow_hash: OrdMap<Family, bool>,
+    /// For each device by which a network of egress addresses is reached with IPv4: whether its reverse-path filter looks at marks.
+    pub filters: OrdMap<String, bool>,
     /// Whether the kernel has no IPv6 at all, so that there is nothing to steer.
     pub without_ipv6: bool,
 }
@@ -50,13 +52,15 @@ impl SteeringState {
     #[must_use]
     pub fn route(&self, mark: u32, destination: IpAddr) -> Route {
         let family = Family::of(destination);
-        let matching = self.rules.iter().filter(|rule| rule.family == family && !rule.local && mark & rule.mask == rule.mark);
+        let matching =
+            self.rules.iter().filter(|rule| rule.family == family && !rule.local && rule.by.is_none() && mark & rule.mask == rule.mark);
         let Some(rule) = matching.min_by_key(|rule| rule.priority) else { return Route::Unmarked };
         let routes = self.routes.iter().filter(|(key, _)| key.table == rule.table && key.destination.contains(&destination));
         let best = routes.min_by_key(|(key, _)| (std::cmp::Reverse(key.destination.prefix_len()), key.metric));
         match best.map(|(key, action)| (key, action.way())) {
             None => Route::Unmarked,
             Some((_, RouteAction::Throw)) => Route::Direct,
+            Some((_, RouteAction::Link(device))) => Route::Via(vec![NextHop { device: device.clone(), via: destination, encap: None }]),
             Some((_, RouteAction::Via(hops))) => Route::Via(hops.iter().cloned().collect()),
             Some((_, RouteAction::Group(id))) => Route::Via(self.members(*id).into_iter().collect()),
             Some((_, RouteAction::Unreachable | RouteAction::Limited(..) | RouteAction::Other(_))) => Route::Unreachable,
@@ -101,6 +105,9 @@ impl SteeringState {
         for (target, hops) in &desired.targets {
             state.add_target(*target, hops, desired, settings)?;
         }
+        for (id, network) in &desired.networks {
+            state.add_network(*id, network, &desired.direct, settings)?;
+        }
         if settings.keeps_connections {
             state.group(desired, settings);
         }
@@ -120,7 +127,7 @@ impl SteeringState {
         let table = settings.table(target).ok_or_else(none_left)?;
         for family in self.families() {
             let SteeringSettings { rule_priority: priority, mask, .. } = *settings;
-            let steer = Rule { family, priority, mark: mask.mark(target), mask: mask.bits(), local: false, table };
+            let steer = Rule { family, priority, mark: mask.mark(target), mask: mask.bits(), local: false, by: None, table };
             self.rules.insert(Rule { priority: settings.guard_priority(), local: true, table: TABLE_MAIN, ..steer.clone() });
             self.rules.insert(steer);
             let default = |metric| RouteKey { table, destination: everything(family), metric };
@@ -132,6 +139,41 @@ impl SteeringState {
             if !hops.is_empty() {
                 self.routes.insert(default(METRIC), RouteAction::Via(hops).limited(desired.mtu.get(&(target, family)).copied()));
             }
+        }
+        Ok(())
+    }
+
+    /// What has the network's mark leaves by it. An answer has the mark too, for the reverse-path filter of the device that it arrives by: it is
+    /// routed as if it had none.
+    fn add_network(
+        &mut self,
+        id: NetworkId,
+        network: &ExitNetwork,
+        direct: &OrdSet<IpNet>,
+        settings: &SteeringSettings,
+    ) -> Result<(), Error> {
+        let none_left = || Error::new(ErrorKind::Invalid, format!("no routing table for network {id} from {}", settings.table_base));
+        let table = settings.network_table(id).ok_or_else(none_left)?;
+        let family = Family::of(network.router);
+        if !self.families().contains(&family) {
+            return Ok(());
+        }
+        let SteeringSettings { rule_priority: priority, mask, .. } = *settings;
+        let leave = Rule { family, priority, mark: mask.network_mark(id), mask: mask.bits(), local: false, by: None, table };
+        let back = Rule { priority: settings.guard_priority(), by: Some(network.device.clone()), table: TABLE_MAIN, ..leave.clone() };
+        self.rules.extend([leave, back]);
+        let to = |destination: IpNet, metric| RouteKey { table, destination, metric };
+        self.routes.insert(to(everything(family), UNREACHABLE_METRIC), RouteAction::Unreachable);
+        for net in network.link.iter().filter(|net| Family::of(net.addr()) == family) {
+            self.routes.insert(to(net.trunc(), METRIC), RouteAction::Link(network.device.clone()));
+        }
+        for net in direct.iter().filter(|net| Family::of(net.addr()) == family) {
+            self.routes.insert(to(net.trunc(), METRIC), RouteAction::Throw);
+        }
+        let router = NextHop { device: network.device.clone(), via: network.router, encap: None };
+        self.routes.insert(to(everything(family), METRIC), RouteAction::Via([router].into_iter().collect()));
+        if family == Family::V4 {
+            self.filters.insert(network.device.clone(), true);
         }
         Ok(())
     }

@@ -64,6 +64,22 @@ pub struct EgressIps {
     /// IPv6 addresses, CIDRs and ranges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ipv6: Vec<String>,
+    /// The routers that lead out of the pool's networks, where these are not the networks of the nodes' default route and a node's device has no
+    /// default route of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<Routers>,
+}
+
+/// One router for each family.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Routers {
+    /// IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<String>,
+    /// IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<String>,
 }
 
 /// What the controller found and decided.
@@ -158,6 +174,12 @@ pub struct Interface {
     /// Routers of the default routes that lead through the device.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routers: Vec<String>,
+    /// IPv4 address of what leaves by this device with the node's address.
+    #[serde(default, rename = "sourceIPv4", skip_serializing_if = "Option::is_none")]
+    pub source_ipv4: Option<String>,
+    /// IPv6 address of what leaves by this device with the node's address.
+    #[serde(default, rename = "sourceIPv6", skip_serializing_if = "Option::is_none")]
+    pub source_ipv6: Option<String>,
 }
 
 /// How much of a gateway's pool is used.

@@ -7,7 +7,7 @@ mod schema;
 
 pub use gateway::{
     Draining, EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod, GatewayNode, GatewayNodeStatus, Interface,
-    IpUsage, PoolUsage, SourceNatMode,
+    IpUsage, PoolUsage, Routers, SourceNatMode,
 };
 pub use node::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus, TunnelMtu};
 pub use policy::{AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp};

@@ -68,6 +68,12 @@ fn gateway_rules(crd: &mut Value) {
             &json!({"rule": entry, "message": format!("must be an IPv{family} address, a CIDR with its host bits zero, or a range first-last")}),
         );
     }
+    for (name, family) in [("ipv4", 4), ("ipv6", 6)] {
+        let router = format!("/properties/spec/properties/egressIPs/properties/router/properties/{name}");
+        set(crd, &router, "maxLength", json!(MAX_CIDR));
+        let text = format!("isIP(self) && ip(self).family() == {family}");
+        rule(crd, &router, &json!({"rule": text, "message": format!("must be an IPv{family} address")}));
+    }
     merge_by(crd, "/properties/status/properties/conditions", "type");
     merge_by(crd, "/properties/status/properties/nodeList", "name");
     columns(

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Cluster, ControllerSettings, conditions, egress_ips::Given, families, overlaps};
 use crate::{
+    Attachments, Underlay,
     api::{EgressGatewayPolicyStatus, EgressIp},
     model::{Family, GatewayName, PolicyName},
-    plan::{GatewayProblem, resolve},
+    plan::{self, GatewayProblem, resolve},
     spec::Problem,
     world::Policy,
 };
@@ -71,9 +72,29 @@ pub(super) fn statuses(
         let judgement = judged.remove(name).unwrap_or_default();
         let spec = policy.spec.as_ref().ok().zip(judgement.gateway.as_ref());
         let unserved = spec.and_then(|(spec, gateway)| families::unserved(cluster, settings, spec, gateway));
-        (name.clone(), status(policy, judgement, given.get(name), unserved.as_deref(), overlaps.remove(name)))
+        let no_way = given.get(name).and_then(|given| no_way(cluster, given));
+        (name.clone(), status(policy, judgement, given.get(name), unserved.as_deref(), (overlaps.remove(name), no_way)))
     };
     cluster.policies.iter().map(status).collect()
+}
+
+/// Reason and message of a condition.
+type Finding = (&'static str, String);
+
+/// Why nothing leaves with an address at the node that has it.
+fn no_way(cluster: &Cluster, given: &Given) -> Option<Finding> {
+    let name = given.node.as_ref()?;
+    let node = cluster.egress_nodes.get(name)?;
+    let device = node.device.as_ref()?;
+    let underlay = |address: &IpAddr| Underlay { device: device.clone(), index: 0, address: *address, mtu: 0 };
+    let underlay = node.underlay.iter().map(|address| (Family::of(*address), underlay(address))).collect();
+    let host = Attachments::reported(&node.interfaces);
+    let routers = cluster.gateways.get(&given.gateway).and_then(|gateway| gateway.spec.as_ref().ok()).map(|spec| spec.routers.as_slice());
+    let stuck = given.addresses.iter().find(|address| {
+        let router = routers.unwrap_or_default().iter().copied().find(|router| Family::of(*router) == Family::of(**address));
+        plan::way(**address, &host, &underlay, router) == plan::Way::NoRouter
+    })?;
+    Some(("NoRouter", format!("nothing leaves with {stuck} from node {name}: {}", plan::Reason::NoRouter)))
 }
 
 fn status(
@@ -81,10 +102,10 @@ fn status(
     judgement: Judgement,
     given: Option<&Given>,
     unserved: Option<&str>,
-    overlap: Option<(&'static str, String)>,
+    (overlap, no_way): (Option<Finding>, Option<Finding>),
 ) -> EgressGatewayPolicyStatus {
     let generation = Some(policy.generation);
-    let refusal = judgement.refusal.or_else(|| given?.refusal());
+    let refusal = judgement.refusal.or_else(|| given?.refusal()).or(no_way);
     let (accepted, reason, message) = match (refusal, &judgement.gateway) {
         (Some((reason, message)), _) => (false, reason, message),
         (None, Some(gateway)) => {

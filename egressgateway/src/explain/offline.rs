@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use super::{Manifests, settle::Settled};
 use crate::{
-    DriversDesired, Encapsulation, NodeDesired, Underlay,
+    Attachments, DriversDesired, Encapsulation, NodeDesired, Underlay,
     allocator::{Allocator, LowestFree},
     api::ForwardMethod,
     index::{Index, IndexSettings, Trouble},
@@ -195,11 +195,14 @@ fn view(
         index.apply(Change::Pod(name.clone(), pod.clone()));
     }
     let own = settled.egress_nodes.get(node).map(world::EgressNode::from_api).unwrap_or_default();
-    index.set_underlay(own.underlay.iter().map(|address| (Family::of(*address), underlay(*address))).collect::<OrdMap<_, _>>());
+    index.set_underlay(
+        own.underlay.iter().map(|address| (Family::of(*address), underlay(*address, own.device.as_deref()))).collect::<OrdMap<_, _>>(),
+    );
+    index.set_attachments(Attachments::reported(&own.interfaces));
     let desired = index.desired();
     View { index, desired }
 }
 
-fn underlay(address: IpAddr) -> Underlay {
-    Underlay { device: UNDERLAY_DEVICE.to_owned(), index: UNDERLAY_INDEX, address, mtu: UNDERLAY_MTU }
+fn underlay(address: IpAddr, device: Option<&str>) -> Underlay {
+    Underlay { device: device.unwrap_or(UNDERLAY_DEVICE).to_owned(), index: UNDERLAY_INDEX, address, mtu: UNDERLAY_MTU }
 }

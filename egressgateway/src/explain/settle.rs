@@ -139,8 +139,10 @@ fn answer(status: &mut EgressNodeStatus, node: &core::Node) {
             let own = addresses.iter().filter(move |address| Family::of(**address) == family);
             own.map(|address| format!("{address}/{}", family.bits())).collect()
         };
+        let (name, sources) = (UNDERLAY_DEVICE.to_owned(), [first(Family::V4), first(Family::V6)]);
+        let [source_ipv4, source_ipv6] = sources;
         status.interfaces =
-            vec![Interface { name: UNDERLAY_DEVICE.to_owned(), ipv4: of(Family::V4), ipv6: of(Family::V6), ..Interface::default() }];
+            vec![Interface { name, ipv4: of(Family::V4), ipv6: of(Family::V6), source_ipv4, source_ipv6, ..Interface::default() }];
     }
     if !status.conditions.iter().any(|condition| condition.type_ == "TunnelReady") {
         status.conditions.push(Condition {

@@ -189,6 +189,7 @@ impl Way<'_> {
         if self.desired.policy.exits.contains(&target) {
             let source = self.translated(self.node, source_nat);
             answer.say(format!("Node {}", self.node), "is the exit itself");
+            self.say_source(&mut answer, self.node, source_nat);
             answer.explanation.exits.push(Exit { node: self.node.to_string(), source });
             return leaves(answer, gateway);
         }
@@ -208,6 +209,7 @@ impl Way<'_> {
             match self.at_exit(&exit, target) {
                 Ok(source_nat) => {
                     let source = self.translated(&exit, source_nat);
+                    self.say_source(&mut answer, &exit, source_nat);
                     answer.explanation.exits.push(Exit { node: exit.to_string(), source });
                 }
                 Err(why) => {
@@ -248,9 +250,41 @@ impl Way<'_> {
         match known {
             Some(model::Verdict::Egress { target: wanted, source_nat }) if desired.policy.accepts.contains(&wanted) => Ok(source_nat),
             Some(model::Verdict::Egress { .. }) => Err(format!("it is no exit of target {target}")),
-            Some(model::Verdict::Hold) => Err("it can't say yet as whom the connection leaves".to_owned()),
+            Some(model::Verdict::Hold) => {
+                Err(self.held_at(exit).unwrap_or_else(|| "it can't say yet as whom the connection leaves".to_owned()))
+            }
             Some(model::Verdict::Pass) | None if desired.policy.overlay.unknown_may_exit => Ok(SourceNat::NodeAddress),
             Some(model::Verdict::Pass) | None => Err("it does not know whose connection this is".to_owned()),
+        }
+    }
+
+    /// Why another node holds the connection.
+    fn held_at(&self, node: &NodeName) -> Option<String> {
+        let index = self.offline.index(node)?;
+        let decision = index.decision(&index.policies_of(self.source)?, self.destination)?;
+        (decision.verdict == model::Verdict::Hold).then(|| decision.reason.to_string())
+    }
+
+    /// The node's address depends on the device that its routes lead to, which manifests do not know.
+    fn say_source(&self, answer: &mut Answer, exit: &NodeName, source_nat: SourceNat) {
+        let Some(desired) = self.offline.desired(exit) else { return };
+        if let SourceNat::Address(address) = source_nat
+            && let Some(network) = desired.policy.networks.values().find(|network| network.addresses.contains(&address))
+        {
+            answer.say(format!("Node {exit}"), format!("lets it out by {}, through the router {}", network.device, network.router));
+        }
+        if source_nat != SourceNat::NodeAddress {
+            return;
+        }
+        let family = Family::of(self.destination);
+        let underlay = desired.tunnel.local.as_ref().and_then(|local| local.underlay.get(&family));
+        let sources = desired.policy.node_addresses.iter().filter(|((_, of), _)| *of == family);
+        let (own, others): (Vec<_>, Vec<_>) = sources.partition(|((_, _), address)| underlay.is_some_and(|own| own.address == **address));
+        let mut says: Vec<String> =
+            own.into_iter().take(1).map(|(_, address)| format!("gives it {address}, the address that its EgressNode names")).collect();
+        says.extend(others.into_iter().map(|((device, _), address)| format!("{address} if its routes lead by {device}")));
+        if !says.is_empty() {
+            answer.say(format!("Node {exit}"), says.join(", "));
         }
     }
 

@@ -388,11 +388,13 @@ impl Index {
             let unasked = granted.as_ref().is_some_and(|granted| !granted.contains(address));
             unasked && plan::place(*address, attachments, underlay).is_some()
         };
+        let (networks, refused) = plan::exit_networks(self.ways(), &self.attachments);
         let withheld = |address: IpAddr| match () {
             () if contested.contains(&address) => Some(Reason::Contested),
             () if ungranted(&address) => Some(Reason::NotTaken),
-            () => None,
+            () => refused.get(&address).copied(),
         };
+        self.desired.policy.networks = networks;
         self.policies.settle(default_gateway, &self.gateways, &self.settings.node, withheld);
         self.settle_networks();
         self.settle_targets();
@@ -411,6 +413,23 @@ impl Index {
         let uplinks = self.underlay.values().map(|underlay| &underlay.device).chain(self.attachments.networks.values());
         let (uplinks, strays) = (uplinks.cloned().collect(), self.strays.families());
         PodNetworks { own, cluster: &cluster, strays: &strays, uplinks: &uplinks }.own_pods()
+    }
+
+    /// By what the egress addresses of this node leave.
+    fn ways(&self) -> Vec<(IpAddr, plan::Way)> {
+        let here = |policy: &&Policy| policy.state.node.as_ref() == Some(&self.settings.node);
+        let addresses = self.policies.all().map(|(_, policy)| policy).filter(here).flat_map(|policy| {
+            let named = policy.spec.as_ref().ok().and_then(|spec| spec.gateway.as_ref());
+            let gateway = plan::resolve(named, self.settings.default_gateway.as_ref(), &self.gateways).ok();
+            let routers =
+                gateway.and_then(|(_, gateway)| gateway.spec.as_ref().ok()).map(|spec| spec.routers.as_slice()).unwrap_or_default();
+            policy.state.egress_ip.iter().map(move |address| (*address, routers))
+        });
+        let way = |(address, routers): (IpAddr, &[IpAddr])| {
+            let named = routers.iter().copied().find(|router| Family::of(*router) == Family::of(address));
+            (address, plan::way(address, &self.attachments, &self.underlay, named))
+        };
+        addresses.map(way).collect()
     }
 
     fn settle_networks(&mut self) {
@@ -472,6 +491,13 @@ impl Index {
         self.desired.addressed = members.filter_map(|member| member.target).collect();
         let is_exit = self.memberships().next().is_some();
         self.desired.policy.overlay.unknown_may_exit = is_exit && !self.needs_all_pods();
+        self.desired.policy.node_addresses = if is_exit { self.node_addresses() } else { OrdMap::new() };
+    }
+
+    /// By the underlay's device what the EgressNode says, by any other what the host says.
+    fn node_addresses(&self) -> OrdMap<(String, Family), IpAddr> {
+        let underlay = self.underlay.iter().map(|(family, underlay)| ((underlay.device.clone(), *family), underlay.address));
+        self.attachments.sources.clone().into_iter().chain(underlay).collect()
     }
 
     fn settle_tunnel(&mut self) {

@@ -41,6 +41,38 @@ impl fmt::Display for TargetId {
     }
 }
 
+/// A network of one node, other than the underlay's, that egress addresses leave by: the byte of their connections there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetworkId(u8);
+
+impl NetworkId {
+    /// How many there can be on a node.
+    pub const COUNT: u8 = 15;
+
+    /// The network of a mark byte; none for what is no network's.
+    #[must_use]
+    pub const fn new(byte: u8) -> Option<Self> {
+        if byte >= 1 && byte <= Self::COUNT { Some(Self(byte)) } else { None }
+    }
+
+    /// The mark byte.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        self.0
+    }
+
+    /// All of them, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (1..=Self::COUNT).map(Self)
+    }
+}
+
+impl fmt::Display for NetworkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}", self.0)
+    }
+}
+
 /// The eight adjacent bits of packet and connection marks that belong to the egress gateway. No other bit ever changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MarkMask(u32);
@@ -95,6 +127,19 @@ impl MarkMask {
         ((mark & self.0) >> self.0.trailing_zeros()).to_le_bytes()[0]
     }
 
+    /// The mark of what exits on this node by one of its other networks.
+    #[must_use]
+    pub const fn network_mark(self, network: NetworkId) -> u32 {
+        (network.0 as u32) << self.0.trailing_zeros()
+    }
+
+    /// Whether a connection mark says that the connection exits on this node, by whatever network.
+    #[must_use]
+    pub fn is_exit(self, mark: u32) -> bool {
+        let byte = self.byte(mark);
+        byte == TargetId::EXIT_BYTE || NetworkId::new(byte).is_some()
+    }
+
     /// The target that a mark names, if it names one.
     #[must_use]
     pub fn target(self, mark: u32) -> Option<TargetId> {
@@ -127,6 +172,10 @@ mod tests {
                 assert_eq!(mask.mark(target) & mask.keep(), 0);
             }
             assert_eq!([mask.exit_mark(), mask.answer_mark()].map(|mark| mask.target(mark)), [None, None]);
+            for network in NetworkId::all() {
+                assert_eq!((mask.target(mask.network_mark(network)), mask.is_exit(mask.network_mark(network))), (None, true));
+            }
+            assert!(mask.is_exit(mask.exit_mark()) && !mask.is_exit(0) && !mask.is_exit(mask.mark(TargetId::FIRST)));
         }
         assert_eq!(TargetId::all().count(), 238);
         assert_eq!((0..=0x10).chain([0x12]).find_map(TargetId::new), None, "these have a meaning on one node alone");

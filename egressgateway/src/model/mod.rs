@@ -11,7 +11,7 @@ mod verdict;
 pub use class::{ClassId, ClassIds, ClassKey, fnv1a64};
 pub use family::Family;
 pub use mac::{MacAddress, ParseMacAddressError};
-pub use mark::{InvalidMarkMask, MarkMask, TargetId};
+pub use mark::{InvalidMarkMask, MarkMask, NetworkId, TargetId};
 pub use name::{GatewayName, NodeName, PodName, PolicyName};
 pub use range::IpRange;
 pub(crate) use range::{predecessor as range_predecessor, successor as range_successor};

@@ -5,7 +5,7 @@ use super::TargetId;
 /// Source address that a packet leaves the exit node with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceNat {
-    /// The exit node's own address on the outgoing interface.
+    /// The exit node's own address on the outgoing interface: the one that its EgressNode names.
     NodeAddress,
     /// A fixed egress address.
     Address(IpAddr),

@@ -66,6 +66,10 @@ pub enum Reason {
     Contested,
     /// This node is to answer for the egress address, and does not know yet whether somebody else does.
     NotTaken,
+    /// The egress address belongs to another network of its node than that of the default route, and no router is known there.
+    NoRouter,
+    /// The node has no byte left for the network of the egress address.
+    TooManyNetworks,
 }
 
 impl fmt::Display for Reason {
@@ -80,6 +84,8 @@ impl fmt::Display for Reason {
             Self::NoOwner => "no node answers for the egress address",
             Self::Contested => "another node answers for the egress address",
             Self::NotTaken => "the node has not taken the egress address yet",
+            Self::NoRouter => "no router is known in the network of the egress address: its device has no default route, and spec.egressIPs.router names none",
+            Self::TooManyNetworks => "the egress addresses of its node belong to more than 15 networks",
         })
     }
 }

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use super::{Problem, Selector, parse_pool_entry};
 use crate::{
     api::{EgressGatewaySpec, ForwardMethod, SourceNatMode},
@@ -15,6 +17,8 @@ pub struct GatewaySpec {
     pub source_nat: SourceNatMode,
     /// Egress addresses, ascending and disjoint, both families.
     pub pool: Vec<IpRange>,
+    /// Who leads out of the pool's networks, at most one of each family.
+    pub routers: Vec<IpAddr>,
 }
 
 impl GatewaySpec {
@@ -48,6 +52,16 @@ impl GatewaySpec {
                 problems.push(Problem::new(format!("spec.egressIPs.{name}[{index}]"), entry, format!("must not overlap {}", pair[0].3)));
             }
         }
+        let mut routers = Vec::new();
+        let named = ips.router.clone().unwrap_or_default();
+        for (name, text, family) in [("ipv4", &named.ipv4, Family::V4), ("ipv6", &named.ipv6, Family::V6)] {
+            let Some(text) = text else { continue };
+            match text.parse::<IpAddr>().ok().filter(|address| Family::of(*address) == family) {
+                Some(router) if !pool.iter().any(|(range, ..)| range.contains(router)) => routers.push(router),
+                Some(_) => problems.push(Problem::new(format!("spec.egressIPs.router.{name}"), text, "must not be an address of the pool")),
+                None => problems.push(Problem::new(format!("spec.egressIPs.router.{name}"), text, format!("must be an {family} address"))),
+            }
+        }
         let source_nat = spec.source_nat.unwrap_or_default();
         if source_nat == SourceNatMode::EgressIp && spec.egress_ips.is_none() {
             problems.push(Problem::new("spec.egressIPs", "", "must give a pool where sourceNAT is EgressIP"));
@@ -55,6 +69,12 @@ impl GatewaySpec {
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Self { nodes, forward_method: spec.forward_method, source_nat, pool: pool.into_iter().map(|(range, ..)| range).collect() })
+        Ok(Self {
+            nodes,
+            forward_method: spec.forward_method,
+            source_nat,
+            pool: pool.into_iter().map(|(range, ..)| range).collect(),
+            routers,
+        })
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     PolicyDesired,
     model::SourceNat,
-    testing::worlds::{class, client, egress, gateway, ip, range},
+    testing::worlds::{class, client, egress, gateway, ip, on_two_networks, range},
     trace::{Beginning, ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
 };
 
@@ -36,6 +36,8 @@ pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
     answers_of_a_pod_meet_what_its_class_says_and_pin_nothing(rules);
     the_guard_lets_an_answer_out_by_the_overlay_or_where_nothing_governs_it(rules);
     what_others_took_out_of_connection_tracking_does_not_leave_where_it_is_governed(rules);
+    the_nodes_address_is_the_one_of_the_device_and_the_kernel_chooses_only_where_none_is_known(rules);
+    what_has_an_egress_address_of_another_network_leaves_there(rules);
 }
 
 fn packet(source: &str, destination: &str) -> TracePacket {
@@ -278,7 +280,8 @@ fn the_source_at_the_exit_is_what_the_policy_says(state: Rules<'_>) {
     let leaving = |source: &str, destination: &str| TracePacket { connection_mark: EXIT | 5, ..packet(source, destination) };
     let strict = unknown(false);
     for (source, destination, expected) in [
-        ("10.244.1.10", "10.6.1.1", TraceSource::Masquerade),
+        ("10.244.1.10", "10.6.1.1", TraceSource::Address(ip("10.6.0.11"))),
+        ("fd10:244:1::10", "fd00::1:7", TraceSource::Address(ip("fd00::11"))),
         ("10.244.1.10", "10.6.2.1", TraceSource::Address(ip("10.6.0.200"))),
         ("fd10:244:1::10", "fd00::2:1", TraceSource::Address(ip("fd00::200"))),
         ("10.244.1.10", "10.6.7.1", TraceSource::Itself),
@@ -286,7 +289,8 @@ fn the_source_at_the_exit_is_what_the_policy_says(state: Rules<'_>) {
     ] {
         assert_eq!(strict.trace_source(&leaving(source, destination), "eth0"), expected, "{source} → {destination}");
     }
-    assert_eq!(unknown(true).trace_source(&leaving("10.244.9.9", "10.6.1.1"), "eth0"), TraceSource::Masquerade);
+    let unknown_source = unknown(true).trace_source(&leaving("10.244.9.9", "10.6.1.1"), "eth0");
+    assert_eq!(unknown_source, TraceSource::Address(ip("10.6.0.11")));
     assert_eq!(strict.trace_source(&packet("10.244.1.10", "10.6.1.1"), "eth0"), TraceSource::Untouched, "not pinned");
     assert_eq!(strict.trace_source(&packet("10.244.1.10", "10.6.1.1"), OVERLAY), TraceSource::Itself, "enters the tunnel");
 }
@@ -417,4 +421,38 @@ fn what_a_service_leads_to_is_governed_as_it_is_or_dropped(state: Rules<'_>) {
 /// Goes on without a pin and without a mark of ours.
 fn goes_its_own_way(verdict: &TraceVerdict) -> bool {
     matches!(verdict, TraceVerdict::Accept { packet_mark, connection_mark: 0, .. } if packet_mark >> 24 == 0)
+}
+
+fn the_nodes_address_is_the_one_of_the_device_and_the_kernel_chooses_only_where_none_is_known(state: Rules<'_>) {
+    let state = state(&gateway());
+    let by = |source: &str, destination: &str, device: &str| {
+        let packet = TracePacket { connection_mark: EXIT, ..packet(source, destination) };
+        state.trace_source(&packet, device)
+    };
+    assert_eq!(by("10.244.1.10", "10.6.1.1", "eth1"), TraceSource::Address(ip("10.7.0.11")));
+    assert_eq!(by("10.244.1.10", "10.6.1.1", "eth2"), TraceSource::Masquerade);
+    assert_eq!(by("fd10:244:1::10", "fd00::1:7", "eth1"), TraceSource::Masquerade, "it has no IPv6 address");
+}
+
+fn what_has_an_egress_address_of_another_network_leaves_there(state: Rules<'_>) {
+    const NETWORK: u32 = 0x0500_0000;
+    let state = state(&on_two_networks());
+    for first in [packet("10.244.1.10", "10.6.2.1"), packet("10.244.1.10", "10.6.2.1").from_device(OVERLAY)] {
+        assert_eq!(state.trace(&first), marks(NETWORK, NETWORK, &[]), "{first:?}");
+    }
+    assert_eq!(state.trace(&packet("10.244.1.10", "10.6.1.1")), marks(0, EXIT, &[]), "the node's address");
+    assert_eq!(state.trace(&packet("fd10:244:1::10", "fd00::2:1")), marks(0, EXIT, &[]), "an address of the underlay");
+    let pinned = |direction| TracePacket { connection_mark: NETWORK, direction, ..packet("10.244.1.10", "10.6.2.1") };
+    let later = TracePacket { state: ConnectionState::Established, ..pinned(Direction::Original) };
+    assert_eq!(state.trace(&later), marks(NETWORK, NETWORK, &[]));
+    let answer = TracePacket { state: ConnectionState::Established, ..pinned(Direction::Reply) };
+    assert_eq!(state.trace(&answer.clone().from_device("eth1")), marks(NETWORK, NETWORK, &[]), "for the reverse-path filter");
+    assert_eq!(state.trace(&answer.from_device("eth0")), marks(0, NETWORK, &[]), "by another device");
+    let leaving = TracePacket { packet_mark: NETWORK, ..later.clone() };
+    assert_eq!(state.trace_forward(&leaving, "eth1"), marks(NETWORK, NETWORK, &[]));
+    let source = state.trace_source(&TracePacket { packet_mark: NETWORK, ..pinned(Direction::Original) }, "eth1");
+    assert_eq!(source, TraceSource::Address(ip("10.6.0.200")));
+    let gone = TracePacket { connection_mark: 0x0600_0000, ..later };
+    assert_eq!(state.trace(&gone), dropped("drop_no_gateway"), "the network is gone");
+    assert_eq!(state.trace_forward(&gone, "eth1"), dropped("drop_no_gateway"));
 }

@@ -5,11 +5,12 @@
 
 use std::net::IpAddr;
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    Overlay, PolicyDesired, StartGate,
-    model::{ClassId, Family, IpRange, SourceNat, TargetId, Verdict},
+    ExitNetwork, Overlay, PolicyDesired, StartGate,
+    model::{ClassId, Family, IpRange, NetworkId, SourceNat, TargetId, Verdict},
 };
 
 /// An address.
@@ -99,6 +100,8 @@ pub fn client() -> PolicyDesired {
             mss: [(Family::V4, 1410_u16), (Family::V6, 1390)].into_iter().collect(),
             unknown_may_exit: false,
         },
+        node_addresses: OrdMap::new(),
+        networks: OrdMap::new(),
     }
 }
 
@@ -108,5 +111,19 @@ pub fn gateway() -> PolicyDesired {
     let mut gateway = client();
     gateway.exits = [0x11, 0x13].map(target).into_iter().collect();
     gateway.accepts = gateway.exits.clone();
+    let own = [(("eth0", Family::V4), "10.6.0.11"), (("eth0", Family::V6), "fd00::11"), (("eth1", Family::V4), "10.7.0.11")];
+    gateway.node_addresses = own.map(|((device, family), address)| ((device.to_owned(), family), ip(address))).into_iter().collect();
     gateway
+}
+
+/// The same gateway where the egress address 10.6.0.200 belongs to the network of its second device.
+#[must_use]
+pub fn on_two_networks() -> PolicyDesired {
+    let network = ExitNetwork {
+        device: "eth1".to_owned(),
+        router: ip("10.6.0.1"),
+        link: ["10.6.0.0/24".parse::<IpNet>().unwrap()].into_iter().collect(),
+        addresses: [ip("10.6.0.200")].into_iter().collect(),
+    };
+    PolicyDesired { networks: NetworkId::new(5).map(|id| (id, network)).into_iter().collect(), ..gateway() }
 }

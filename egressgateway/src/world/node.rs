@@ -83,6 +83,8 @@ pub struct EgressNode {
     pub underlay: BTreeSet<IpAddr>,
     /// Largest packets that its tunnel takes in, in bytes, as far as it says so.
     pub mtu: imbl::OrdMap<Family, u32>,
+    /// The device of the outer addresses.
+    pub device: Option<String>,
     /// What the agent said of the tunnel last; none before it said anything.
     pub tunnel_ready: Option<bool>,
     /// The node's physical interfaces.
@@ -116,6 +118,7 @@ impl EgressNode {
                 .flat_map(|mtu| [(Family::V4, mtu.ipv4), (Family::V6, mtu.ipv6)])
                 .filter_map(|(family, mtu)| Some((family, mtu?)))
                 .collect(),
+            device: status.physical_interface,
             tunnel_ready: ready.map(|condition| condition.status == "True"),
             interfaces: status.interfaces,
             conflicts: status

@@ -94,6 +94,14 @@ macro_rules! every_check_on {
                 pods_of_the_gateway_that_takes_over_from_a_lost_one_go_on_at_once
                 pods_of_the_gateway_that_takes_over_from_a_drained_one_go_on_when_the_grace_time_ends
                 connections_are_moved_with_the_label_that_makes_gateways;
+            own_addresses:
+                virtual_and_floating_addresses_change_no_source
+                a_gateway_whose_address_changes_goes_on_and_no_connection_keeps_the_old_one
+                by_another_device_the_source_is_that_devices_own;
+            second_networks:
+                an_address_of_a_second_network_leaves_there_past_strict_filters
+                an_address_of_a_bridges_network_leaves_there
+                without_a_router_a_second_network_lets_nothing_out_and_says_why;
             claims:
                 a_gateway_that_lost_the_api_server_keeps_what_it_answers_for_and_lets_go_of_what_another_was_given
                 a_node_whose_agent_is_dead_keeps_its_addresses_until_its_kernel_is_dead_too

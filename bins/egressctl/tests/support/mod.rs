@@ -80,6 +80,9 @@ impl Plans {
         let mut packet = TracePacket::new(source, destination);
         let TraceVerdict::Accept { packet_mark, connection_mark, .. } = rules.trace(&packet) else { return Answer::Drop };
         (packet.packet_mark, packet.connection_mark) = (packet_mark, connection_mark);
+        if MarkMask::default().is_exit(connection_mark) {
+            return self.exits([(node.clone(), packet)]);
+        }
         let hops = match routes.route(packet_mark, destination) {
             Route::Unreachable => return Answer::Drop,
             Route::Unmarked | Route::Direct if connection_mark == 0 => {
@@ -111,10 +114,14 @@ impl Plans {
                 }
             }
             if packet.state != ConnectionState::Untracked {
-                assert_eq!(packet.connection_mark, MarkMask::default().exit_mark(), "pinned as leaving here");
+                assert!(MarkMask::default().is_exit(packet.connection_mark), "pinned as leaving here");
             }
-            assert_eq!(routes.route(packet.packet_mark, packet.destination), Route::Unmarked, "leaves by the main table");
-            if matches!(rules.trace_forward(&packet, UNDERLAY_DEVICE), TraceVerdict::Drop { .. }) {
+            let device = match routes.route(packet.packet_mark, packet.destination) {
+                Route::Unmarked => UNDERLAY_DEVICE.to_owned(),
+                Route::Via(hops) if hops.len() == 1 && packet.packet_mark == packet.connection_mark => hops[0].device.clone(),
+                other => panic!("leaves by the main table, or by another network: {other:?}"),
+            };
+            if matches!(rules.trace_forward(&packet, &device), TraceVerdict::Drop { .. }) {
                 continue;
             }
             let own = || {
@@ -122,13 +129,19 @@ impl Plans {
                 let underlay = desired.tunnel.local.as_ref()?.underlay.get(&Family::of(packet.destination))?;
                 Some(underlay.address)
             };
-            let source = match rules.trace_source(&packet, UNDERLAY_DEVICE) {
+            let source = match rules.trace_source(&packet, &device) {
                 TraceSource::Masquerade => own(),
                 TraceSource::Address(address) => Some(address),
                 TraceSource::Itself => Some(packet.source),
                 TraceSource::Untouched => panic!("whatever leaves is translated, or kept from it"),
                 TraceSource::Drop { .. } => continue,
             };
+            let by_network = self.desired[&node]
+                .policy
+                .networks
+                .values()
+                .find(|network| source.is_some_and(|source| network.addresses.contains(&source)));
+            assert_eq!(by_network.map_or(UNDERLAY_DEVICE, |network| &network.device), device, "{source:?} leaves by its network");
             leaving.insert((node.to_string(), source));
         }
         if leaving.is_empty() { Answer::Drop } else { Answer::Egress(leaving) }

@@ -1,0 +1,58 @@
+ip -4 -batch - <<END
+route add unreachable 0.0.0.0/0 table 100 metric 4278198272 proto 77
+route add unreachable 0.0.0.0/0 table 101 metric 4278198272 proto 77
+route add unreachable 0.0.0.0/0 table 102 metric 4278198272 proto 77
+route add unreachable 0.0.0.0/0 table 103 metric 4278198272 proto 77
+route add unreachable 0.0.0.0/0 table 104 metric 4278198272 proto 77
+route add unreachable 0.0.0.0/0 table 105 metric 4278198272 proto 77
+route add throw 10.244.1.0/24 table 100 metric 1024 proto 77
+route add throw 10.244.2.0/24 table 100 metric 1024 proto 77
+route add throw 10.244.1.0/24 table 101 metric 1024 proto 77
+route add throw 10.244.2.0/24 table 101 metric 1024 proto 77
+route add throw 10.244.1.0/24 table 102 metric 1024 proto 77
+route add throw 10.244.2.0/24 table 102 metric 1024 proto 77
+route add throw 10.244.1.0/24 table 103 metric 1024 proto 77
+route add throw 10.244.2.0/24 table 103 metric 1024 proto 77
+route add throw 10.244.1.0/24 table 104 metric 1024 proto 77
+route add throw 10.244.2.0/24 table 104 metric 1024 proto 77
+route add throw 10.244.1.0/24 table 105 metric 1024 proto 77
+route add throw 10.244.2.0/24 table 105 metric 1024 proto 77
+route add 0.0.0.0/0 table 100 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 101 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 102 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 103 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 104 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+route add 0.0.0.0/0 table 105 metric 1024 proto 77 via 198.19.0.2 dev egress-vxlan-v4 onlink
+rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x14000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x15000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x16000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x17000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77
+rule add fwmark 0x13000000/0xff000000 lookup 101 pref 99 protocol 77
+rule add fwmark 0x14000000/0xff000000 lookup 102 pref 99 protocol 77
+rule add fwmark 0x15000000/0xff000000 lookup 103 pref 99 protocol 77
+rule add fwmark 0x16000000/0xff000000 lookup 104 pref 99 protocol 77
+rule add fwmark 0x17000000/0xff000000 lookup 105 pref 99 protocol 77
+END
+ip -6 -batch - <<END
+route add unreachable ::/0 table 100 metric 4278198272 proto 77
+route add unreachable ::/0 table 101 metric 4278198272 proto 77
+route add unreachable ::/0 table 102 metric 4278198272 proto 77
+route add unreachable ::/0 table 103 metric 4278198272 proto 77
+route add unreachable ::/0 table 104 metric 4278198272 proto 77
+route add unreachable ::/0 table 105 metric 4278198272 proto 77
+rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x13000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x14000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x15000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x16000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x17000000/0xff000000 iif lo lookup 254 pref 98 protocol 77
+rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77
+rule add fwmark 0x13000000/0xff000000 lookup 101 pref 99 protocol 77
+rule add fwmark 0x14000000/0xff000000 lookup 102 pref 99 protocol 77
+rule add fwmark 0x15000000/0xff000000 lookup 103 pref 99 protocol 77
+rule add fwmark 0x16000000/0xff000000 lookup 104 pref 99 protocol 77
+rule add fwmark 0x17000000/0xff000000 lookup 105 pref 99 protocol 77
+END
