@@ -481,6 +481,14 @@ proptest! {
 }
 
 #[test]
+fn pods_that_are_told_of_before_the_networks_that_they_are_in_are_no_strangers() {
+    let mut index = Index::new(settings());
+    index.apply(pod("a", "n1", "10.244.1.10", "shop"));
+    index.apply(node("n1", "10.244.1.0/24", "10.6.0.1"));
+    assert!(!index.needs_all_pods(), "the first lists come in any order, and nothing was settled yet");
+}
+
+#[test]
 fn where_nodes_do_not_tell_their_networks_pods_are_known_one_by_one_and_strangers_wait() {
     let untold = |name: &str, address: &str| {
         let node = Node { addresses: vec![address.parse().unwrap()], ready: true, ..Node::default() };

@@ -283,9 +283,18 @@ impl Index {
         self.desired.clone()
     }
 
-    /// Whether this node must recognise pods of other nodes: it is an exit where sources decide about the address.
+    /// Whether this node must recognise pods of other nodes: it is an exit where sources decide about the address, or nothing tells where pods
+    /// are.
     #[must_use]
-    pub fn needs_all_pods(&self) -> bool {
+    pub fn needs_all_pods(&mut self) -> bool {
+        if self.stale {
+            // Pods may have been told of before the networks that they are in.
+            self.settle_networks();
+        }
+        self.recognises_all_pods()
+    }
+
+    fn recognises_all_pods(&self) -> bool {
         self.memberships().any(|(gateway, has_target)| has_target || needs_sources(gateway)) || self.must_see_pods()
     }
 
@@ -490,7 +499,7 @@ impl Index {
         let members = self.gateways.values().flat_map(|gateway| &gateway.state.members);
         self.desired.addressed = members.filter_map(|member| member.target).collect();
         let is_exit = self.memberships().next().is_some();
-        self.desired.policy.overlay.unknown_may_exit = is_exit && !self.needs_all_pods();
+        self.desired.policy.overlay.unknown_may_exit = is_exit && !self.recognises_all_pods();
         self.desired.policy.node_addresses = if is_exit { self.node_addresses() } else { OrdMap::new() };
     }
 

@@ -404,11 +404,11 @@ impl Session {
         tell(&self.probed, &ends);
     }
 
-    fn needed_pods(&self) -> Scope {
+    fn needed_pods(&mut self) -> Scope {
         if self.index.needs_all_pods() { Scope::default() } else { own_pods(&self.settings.index.node) }
     }
 
-    fn follow_needed_pods(&self) {
+    fn follow_needed_pods(&mut self) {
         let needed = self.needed_pods();
         self.pods.send_if_modified(|scope| {
             let other = *scope != needed;
