@@ -95,6 +95,8 @@ pub(crate) const COUNTERS: [(&str, &str, &str); 10] = [
 ];
 pub(crate) const STEERED: &str = "EGW-STEERED";
 pub(crate) const TUNNELLED: &str = "EGW-TUNNELLED";
+/// Chain: the first segment of a connection that a helper of connection tracking expected.
+pub(crate) const OPENING: &str = "EGW-OPENING";
 pub(crate) const EXITED: &str = "EGW-EXITED";
 pub(crate) const NO_GATEWAY: &str = "EGW-NO-GATEWAY";
 pub(crate) const HELD: &str = "EGW-HELD";

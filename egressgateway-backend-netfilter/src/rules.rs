@@ -14,7 +14,7 @@ use crate::{
     names::{
         ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST,
         FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP, LEAVE, LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER,
-        OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED,
+        OPENING, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED,
         UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, UNTRACKED, VERDICT, class_chain, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
@@ -138,6 +138,7 @@ impl Render<'_> {
             (INPUT, self.input()),
             (FORWARD, self.forward()),
             (FIRST, self.first()),
+            (OPENING, self.opening()),
             (TRANSLATED, self.translated()),
             (GUARD, self.guard()),
             (GUARD_ANSWERS, self.guard_answers()),
@@ -261,10 +262,22 @@ impl Render<'_> {
         }
         rules.push(format!("{} -j {GUARD}", self.not_pinned(self.bits.exit())));
         rules.extend(self.each_device("-o", &format!("-m conntrack --ctstate NEW -j {TUNNELLED}")));
+        rules.push(format!("-p tcp -m tcp --tcp-flags SYN,RST SYN -m conntrack --ctstatus EXPECTED --ctdir ORIGINAL -j {OPENING}"));
         if let Some(bytes) = self.desired.overlay.mss.get(&self.family) {
             // Both directions: the answer's size limits what the pod sends. The kernel only ever lowers the value.
             rules.push(format!("-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {bytes}"));
         }
+        rules
+    }
+
+    /// A helper of connection tracking lets a server open a connection to a pod, such as for data of FTP. The pod's node knows nothing of the
+    /// translation that the helper agreed here, so the pod's answers would leave there with the pod's own address. Such a connection ends here, but
+    /// for a pod of this node.
+    fn opening(&self) -> Vec<String> {
+        let mut rules = self.each_device("-i", "-j RETURN");
+        rules.extend(self.each_device("-o", "-j RETURN"));
+        rules.extend([self.set(Common::Exempt, "src"), self.set(Common::Local, "dst")].map(|known| format!("{known} -j RETURN")));
+        rules.push(format!("-g {NO_GATEWAY}"));
         rules
     }
 

@@ -102,6 +102,8 @@ pub(crate) enum Statement {
     Syn,
     /// The first packet of TCP's handshake.
     Opens,
+    /// A helper of connection tracking expected this connection.
+    Expected,
     /// Clears the scratch that holds a class.
     ForgetClass,
     /// Class of an address from a map; nothing happens without an entry.
@@ -293,6 +295,7 @@ impl fmt::Display for Statement {
                 Direction::Reply => "ct direction reply",
             }),
             Self::Confirmed => f.write_str("ct status confirmed"),
+            Self::Expected => f.write_str("ct status expected"),
             Self::Pinned { mask, negated, value } => has_bits(f, "ct mark", *mask, *negated, *value),
             Self::Marked { mask, negated, value } => has_bits(f, "meta mark", *mask, *negated, *value),
             Self::Exits { mask, negated } => write!(f, "ct mark & {mask:#010x} {}@{EXITS}", operator(*negated)),

@@ -156,6 +156,7 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
     match (key, right.as_str()?) {
         ("state", "untracked") => Some(Statement::State(ConnectionState::Untracked)),
         ("status", "dnat") => Some(Statement::Translated),
+        ("status", "expected") => Some(Statement::Expected),
         ("state", "new") => Some(Statement::State(ConnectionState::New)),
         ("state", "invalid") => Some(Statement::State(ConnectionState::Invalid)),
         ("status", "confirmed") => Some(Statement::Confirmed),

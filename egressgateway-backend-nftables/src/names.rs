@@ -144,6 +144,8 @@ pub(crate) const GUARD: &str = "guard";
 pub(crate) const GUARD_ANSWERS: &str = "guard_answers";
 /// Chain: lowers the segment size.
 pub(crate) const CLAMP: &str = "clamp";
+/// Chain: the first segment of a connection that exits here.
+pub(crate) const OPENING: &str = "opening";
 /// Chain: enters the tunnel.
 pub(crate) const ENTER: &str = "enter_tunnel";
 /// Chain: verdict `Hold`.

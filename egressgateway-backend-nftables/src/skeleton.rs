@@ -17,9 +17,9 @@ use crate::{
     names::{
         ANSWERS, ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE,
         DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LEAVE, LOST, NO_CLASS,
-        NO_GATEWAY, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE,
-        PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER, TOWARDS_POD, TRANSLATED,
-        TUNNELLED, Table, UNCLASSIFIED, UNTRACK, by_chain, leave_chain, steer_chain, to_chain,
+        NO_GATEWAY, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY,
+        PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER, TOWARDS_POD,
+        TRANSLATED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, by_chain, leave_chain, steer_chain, to_chain,
     },
 };
 
@@ -45,6 +45,7 @@ pub(crate) fn chains(desired: &PolicyDesired, mask: MarkMask, exits: Exits) -> B
         (POST_TRANSLATE, base("nat", "postrouting", PRIORITY_TRANSLATE, translate(desired, mask))),
         (OUTER, plain(outer())),
         (CLAMP, plain(clamp(desired))),
+        (OPENING, plain(opening())),
         (CLASSIFY, plain(classify(desired.overlay.port))),
         (ARRIVE, plain(arrive())),
         (ANSWERS, plain(answers())),
@@ -252,8 +253,22 @@ fn forward(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
         go([pinned(false, 0)], Jump::Accept),
         go([INTO_OVERLAY], goto(ENTER)),
         go([exits(desired, mask, true)], goto(GUARD)),
-        go([Statement::Syn], jump(CLAMP)),
+        go([Statement::Syn], goto(OPENING)),
     ]
+}
+
+/// A helper of connection tracking lets a server open a connection to a pod, such as for data of FTP. The pod's node knows nothing of the
+/// translation that the helper agreed here, so the pod's answers would leave there with the pod's own address. Such a connection ends here, but for a
+/// pod of this node.
+fn opening() -> Vec<Rule> {
+    let by_server = |family| {
+        let expected = [Statement::Expected, Statement::Direction(Direction::Original)];
+        let outside = Address { side: Side::Source, family, negated: true, table: Table::Exempt };
+        let elsewhere = Address { side: Side::Destination, family, negated: true, table: Table::Local };
+        drop_if(expected.into_iter().chain([outside, elsewhere]), DROP_NO_GATEWAY)
+    };
+    let own = go([FROM_OVERLAY], goto(CLAMP));
+    [own].into_iter().chain(Family::ALL.map(by_server)).chain([go([], goto(CLAMP))]).collect()
 }
 
 /// What is pinned to a target, and neither exits here nor enters the overlay: only its replies may pass.

@@ -135,7 +135,7 @@ impl Walk<'_> {
         let tracked = self.is_tracked();
         match statement {
             // The tracer's packets say nothing about TCP, and none has a source of this host.
-            Statement::Syn | Statement::SourceLocal | Statement::Foreign(_) => true,
+            Statement::Syn | Statement::Expected | Statement::SourceLocal | Statement::Foreign(_) => true,
             Statement::UdpPort(port) => self.packet.protocol != TraceProtocol::Udp(*port),
             Statement::Icmp(family) => self.packet.protocol != TraceProtocol::Icmp || !self.is(*family),
             Statement::Destination(kind) => !self.packet.destination_kind.is(*kind),

@@ -16,6 +16,7 @@ mod failures;
 mod flushes;
 mod foreign;
 mod forwarding;
+mod helpers;
 mod hosts;
 mod lost_state;
 mod open_connections;

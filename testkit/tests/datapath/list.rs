@@ -94,6 +94,8 @@ macro_rules! every_check_on {
                 pods_of_the_gateway_that_takes_over_from_a_lost_one_go_on_at_once
                 pods_of_the_gateway_that_takes_over_from_a_drained_one_go_on_when_the_grace_time_ends
                 connections_are_moved_with_the_label_that_makes_gateways;
+            helpers:
+                what_a_server_opens_by_a_helper_ends_at_the_gateway_and_what_pods_open_works;
             own_addresses:
                 virtual_and_floating_addresses_change_no_source
                 a_gateway_whose_address_changes_goes_on_and_no_connection_keeps_the_old_one
