@@ -271,8 +271,9 @@ impl fmt::Display for Statement {
                 DestinationKind::Multicast => "fib daddr type multicast",
             }),
             Self::SourceLocal => f.write_str("fib saddr type local"),
-            Self::Icmp(Family::V4) => f.write_str("meta l4proto icmp"),
-            Self::Icmp(Family::V6) => f.write_str("meta l4proto ipv6-icmp"),
+            // By number: names take a file of the host (/etc/protocols), which an image may lack.
+            Self::Icmp(Family::V4) => f.write_str("meta l4proto 1"),
+            Self::Icmp(Family::V6) => f.write_str("meta l4proto 58"),
             Self::Translated => f.write_str("ct status dnat"),
             Self::SentOutside { family, table } => write!(f, "ct original {} daddr != @{}", header(*family), table.name(*family)),
             Self::Address { side, family, negated, table } => {

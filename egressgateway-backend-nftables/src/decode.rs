@@ -142,9 +142,10 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
         return protocol(right).map(Statement::Protocol);
     }
     if left.pointer("/meta/key").is_some_and(|key| key == "l4proto") {
-        return match right.as_str()? {
-            "icmp" => Some(Statement::Icmp(Family::V4)),
-            "ipv6-icmp" | "icmpv6" => Some(Statement::Icmp(Family::V6)),
+        // A host that has no names for protocols says numbers.
+        return match (right.as_str(), right.as_u64()) {
+            (Some("icmp"), _) | (_, Some(1)) => Some(Statement::Icmp(Family::V4)),
+            (Some("ipv6-icmp" | "icmpv6"), _) | (_, Some(58)) => Some(Statement::Icmp(Family::V6)),
             _ => None,
         };
     }
@@ -334,6 +335,12 @@ mod tests {
         for op in ["in", "=="] {
             let new = json!({"match": {"op": op, "left": {"ct": {"key": "state"}}, "right": "new"}});
             assert_eq!(statement(&new), Statement::State(ConnectionState::New));
+        }
+        for (protocol, family) in
+            [(json!("icmp"), Family::V4), (json!(1), Family::V4), (json!("ipv6-icmp"), Family::V6), (json!(58), Family::V6)]
+        {
+            let icmp = json!({"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": protocol}});
+            assert_eq!(statement(&icmp), Statement::Icmp(family));
         }
         for flags in [json!("fully-random"), json!(["fully-random"])] {
             assert_eq!(statement(&json!({"masquerade": {"flags": flags}})), Statement::Masquerade);
