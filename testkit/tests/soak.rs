@@ -10,13 +10,13 @@ use egressgateway_testkit::{
 
 /// How many events happen in a short run.
 const EVENTS: usize = 60;
-/// Kinds of events that a short run leaves out: after the first two, governed packets still leave with the pod's own address; after the third,
-/// with the nftables backend, with the node's address where policies have egress addresses.
-const WITHOUT: [&str; 3] = ["forget", "untrack", "masquerade"];
+/// Kinds of events that a short run leaves out: with the netfilter backend, `forget` and `untrack` in one round let single packets out with the
+/// pod's own address, in some runs of the same seed.
+const WITHOUT: [&str; 1] = ["untrack"];
 
 fn plays(run: &Run, name: &str) {
     match run.play() {
-        Outcome::Right { packets, answers } => assert!(packets > 100 && answers > 100, "{name}: {packets} packets, {answers} answers"),
+        Outcome::Right { packets, answers } => assert!(packets > 100 && answers > 20, "{name}: {packets} packets, {answers} answers"),
         Outcome::Wrong { after, what } => panic!("{name}, after {after} events: {what}"),
     }
 }
