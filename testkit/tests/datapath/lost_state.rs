@@ -106,6 +106,7 @@ pub(crate) fn a_download_goes_on_after_the_pods_node_has_forgotten_it(path: &Dat
         thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let (mut to, seen) = listener.accept().unwrap();
+                to.set_write_timeout(Some(patient(PATIENCE))).unwrap();
                 while !ended.load(Ordering::Relaxed) {
                     if let Err(error) = to.write_all(&[b'x'; 1000]) {
                         return (seen, Some(error));
