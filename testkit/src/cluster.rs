@@ -81,6 +81,7 @@ impl Cluster {
         self.start_controller();
         self.start_agents();
         self.tunnels_built();
+        self.agents_seen();
     }
 
     /// The same before any daemon was started.
@@ -314,13 +315,21 @@ impl Cluster {
     /// When that takes too long.
     pub fn tunnels_built(&self) {
         self.eventually("every EgressNode is Succeeded", || {
-            let built = |name: &str| {
-                let node = self.api.get("EgressNode", "", name);
-                node.is_some_and(|node| node["status"]["phase"] == "Succeeded")
-            };
-            let missing: Vec<String> = self.lab.nodes().iter().map(|node| node.name().to_owned()).filter(|name| !built(name)).collect();
-            if missing.is_empty() { Ok(()) } else { Err(format!("not yet: {}", missing.join(", "))) }
+            let built = |name: &str| self.api.get("EgressNode", "", name).is_some_and(|node| node["status"]["phase"] == "Succeeded");
+            self.of_every_node(built)
         });
+    }
+
+    /// Waits until every agent of the usual namespace holds its Lease: a gateway that is made then can choose every node.
+    fn agents_seen(&self) {
+        self.eventually("every agent holds its Lease", || {
+            self.of_every_node(|name| self.api.get("Lease", "kube-system", &format!("egressgateway-agent-{name}")).is_some())
+        });
+    }
+
+    fn of_every_node(&self, is_so: impl Fn(&str) -> bool) -> Result<(), String> {
+        let missing: Vec<String> = self.lab.nodes().iter().map(|node| node.name().to_owned()).filter(|name| !is_so(name)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("not yet: {}", missing.join(", "))) }
     }
 
     /// An object's status.
