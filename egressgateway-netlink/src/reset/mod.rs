@@ -1,4 +1,4 @@
-//! Makes the pods of forgotten TCP connections notice: who reads and never sends would wait for ever.
+//! Resets TCP connections in pods whose conntrack entry was deleted. A pod that only reads would wait for its own timeout.
 //!
 //! A pod's kernel answers a segment that fits nowhere with an acknowledgement (RFC 9293, 3.10.7.4). This answer goes the new way: a
 //! connection that can go on is known there from then on, and of one that can't the answer says the only number that its reset may have (RFC 5961,

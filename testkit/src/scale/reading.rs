@@ -66,7 +66,7 @@ impl Usage {
         self.requests.iter().filter(|(request, _)| request.starts_with(prefix)).map(|(_, number)| number).sum()
     }
 
-    /// Requests that do more than keep a Lease, begin a watch anew and read the networks of services and pods now and then.
+    /// Requests besides Lease renewals, new watches, and periodic reads of Service and pod networks.
     #[must_use]
     pub fn work(&self) -> BTreeMap<String, u64> {
         let routine = |request: &str| {

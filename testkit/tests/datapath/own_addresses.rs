@@ -10,7 +10,7 @@ use crate::{
     world::{CLIENT, DataPath, GATEWAYS, GOVERNED, Place, World, lab, policy},
 };
 
-/// A floating address comes first on the gateway's device, as after a network manager has made everything anew.
+/// A floating address comes first on the gateway's device, as after a restart of a network manager.
 const FLOATING_FIRST: &str = "
     routes=$(ip -4 route show dev eth0 | grep via)
     own=$(ip -4 -o addr show dev eth0 | grep -o '10[0-9./]*')
