@@ -129,8 +129,7 @@ impl<'a> Placing<'a> {
 
     /// Where they are.
     fn stay(&self, given: &mut Given) {
-        let had = self.asking.policy.state.node.as_ref().filter(|node| self.gateway.member(node).is_some());
-        given.node = self.before.or(had).cloned();
+        given.node = self.before.cloned();
         given.gone = self.before.filter(|_| self.gone).map(|node| format!("the agent of node {node}, which has the addresses, is gone"));
     }
 }
