@@ -26,6 +26,10 @@ const NLA_FLAGS: u16 = 0xc000;
 /// `linux/netfilter/nf_conntrack_tcp.h`).
 const ESTABLISHED: std::ops::RangeInclusive<u8> = 3..=5;
 
+/// The kernel did not see how a connection of TCP began, so it can't check its windows (`IP_CT_TCP_FLAG_BE_LIBERAL` of
+/// `linux/netfilter/nf_conntrack_tcp.h`).
+const PICKED_UP: u8 = 0x08;
+
 /// When connections are looked for that an answer may have begun, each time after the one before.
 const TURNED: [Duration; 4] =
     [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(400), Duration::from_millis(1500)];
@@ -93,7 +97,8 @@ impl Connections for ConnectionTable {
                     }
                 }
             }
-            sessions.extend(session.map(|session| (session, ending)));
+            // Of one that was tracked the other way round nobody knows whether it is the pod's.
+            sessions.extend(session.filter(|_| ending != Ending::Turned).map(|session| (session, ending)));
         }
         // Nobody waits for these: the next look must not.
         if !turned.is_empty() {
@@ -252,13 +257,14 @@ impl Socket {
 
 fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
     let (mut original, mut reply, mut mark) = (None, None, 0);
-    let (mut ports, mut is_established) = (None, false);
+    let (mut ports, mut is_established, mut is_opening_seen) = (None, false, false);
     let (mut key, mut answers) = (Vec::new(), Vec::new());
     for attribute in attributes {
         match &attribute {
             ConntrackAttribute::CtaTupleOrig(tuple) => {
                 original = ends(tuple);
                 ports = tcp_ports(tuple);
+                is_opening_seen |= asks(tuple);
                 key.push(attribute);
             }
             ConntrackAttribute::CtaTupleReply(tuple) => {
@@ -267,8 +273,9 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
             }
             ConntrackAttribute::CtaMark(value) => mark = *value,
             ConntrackAttribute::CtaProtoInfo(infos) => {
-                let states = infos.iter().flat_map(|info| if let ProtoInfo::TCP(parts) = info { parts.as_slice() } else { &[] });
-                is_established = states.into_iter().any(|part| matches!(part, ProtoInfoTCP::State(state) if ESTABLISHED.contains(state)));
+                let tcp = || infos.iter().flat_map(|info| if let ProtoInfo::TCP(parts) = info { parts.as_slice() } else { &[] });
+                is_established = tcp().any(|part| matches!(part, ProtoInfoTCP::State(state) if ESTABLISHED.contains(state)));
+                is_opening_seen |= tcp().any(|part| matches!(part, ProtoInfoTCP::OriginalFlags(flags) if flags.flags & PICKED_UP == 0));
             }
             // The number keeps an heir with the same addresses and ports from being meant.
             ConntrackAttribute::Other(other) if [CTA_ID, CTA_ZONE].contains(&(other.kind() & !NLA_FLAGS)) => {
@@ -284,12 +291,19 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
     let (translated, seen_as) = reply?;
     let session =
         ports.filter(|_| is_established).map(|(from, to)| Session { pod: (source, from).into(), server: (destination, to).into() });
-    Some(Entry { connection: Connection { source, destination, translated, seen_as, is_own: false, mark }, session, key, answers })
+    let connection = Connection { source, destination, translated, seen_as, is_own: false, mark, is_opening_seen };
+    Some(Entry { connection, session, key, answers })
 }
 
 /// Source and destination that a key asks for.
 fn origin(key: &[ConntrackAttribute]) -> Option<(IpAddr, IpAddr)> {
     key.iter().find_map(|attribute| if let ConntrackAttribute::CtaTupleOrig(tuple) = attribute { ends(tuple) } else { None })
+}
+
+/// Whether a direction is ICMP's: the kernel tracks nothing of it that does not begin with a request.
+fn asks(tuple: &[Tuple]) -> bool {
+    let mut parts = tuple.iter().flat_map(|part| if let Tuple::Proto(parts) = part { parts.as_slice() } else { &[] });
+    parts.any(|part| matches!(part, ProtoTuple::Protocol(Protocol::Icmp | Protocol::Ipv6Icmp)))
 }
 
 /// Source and destination port of one direction of TCP.

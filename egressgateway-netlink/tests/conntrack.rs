@@ -11,6 +11,7 @@ use std::{
 use egressgateway::{Connection, Connections, Ending};
 use egressgateway_netlink::{ConnectionTable, Netlink};
 use egressgateway_testkit::{netns::in_namespace, pace::patient, shell::run};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// A pod's two addresses on this side of a cable, and servers beyond it. Port 7 is a service that is translated, port 8 has a zone of its own,
 /// ports 9 and 10 have marks. Two servers see other addresses, of which one is not this host's.
@@ -44,7 +45,7 @@ fn send(from: &str, to: &str) {
 async fn told(table: &ConnectionTable) -> BTreeSet<String> {
     let told = Mutex::new(BTreeSet::new());
     let note = |connection: &Connection| {
-        let Connection { source, destination, translated, seen_as, is_own, mark } = connection;
+        let Connection { source, destination, translated, seen_as, is_own, mark, .. } = connection;
         let leaves = if seen_as == source { String::new() } else { format!(" as {seen_as}, own: {is_own}") };
         told.lock().unwrap().insert(format!("{source} {destination} {translated} {mark:x}{leaves}"));
         None
@@ -89,6 +90,50 @@ fn exactly_the_stale_connections_are_forgotten() {
         assert_eq!(table.forget(&stale).await.unwrap(), 7);
         assert_eq!(told(&table).await, [all[1], all[5]].map(str::to_owned).into());
         assert_eq!(table.forget(&stale).await.unwrap(), 0);
+    });
+}
+
+/// Sends a packet without IP's header. Connection tracking does not look at checksums of what the host itself sends.
+fn send_raw(protocol: Protocol, to: &str, bytes: &[u8]) {
+    let to: IpAddr = to.parse().unwrap();
+    let socket = Socket::new(Domain::for_address((to, 0).into()), Type::RAW, Some(protocol)).unwrap();
+    socket.send_to(bytes, &SocketAddr::new(to, 0).into()).unwrap();
+}
+
+/// A TCP header from port 5000 to port 80.
+fn tcp(flags: u8) -> [u8; 20] {
+    let mut header = [0; 20];
+    header[..4].copy_from_slice(&[0x13, 0x88, 0, 80]);
+    (header[12], header[13], header[14]) = (5 << 4, flags, 0xff);
+    header
+}
+
+#[test]
+fn who_surely_began_a_connection_is_told_from_who_was_heard_first() {
+    in_namespace(|| async {
+        let (syn, ack) = (0x02, 0x10);
+        run(NETWORK);
+        send("10.244.0.5", "10.6.1.10:53");
+        send_raw(Protocol::TCP, "10.6.1.11", &tcp(syn));
+        send_raw(Protocol::TCP, "10.6.1.12", &tcp(ack));
+        send_raw(Protocol::ICMPV4, "10.6.1.13", &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+        send_raw(Protocol::ICMPV6, "fd00:6::14", &[128, 0, 0, 0, 0, 0, 0, 0]);
+        send_raw(Protocol::TCP, "fd00:6::15", &tcp(ack));
+        let began = Mutex::new(BTreeSet::new());
+        let note = |connection: &Connection| {
+            began.lock().unwrap().insert((connection.destination.to_string(), connection.is_opening_seen));
+            None
+        };
+        ConnectionTable::new(Netlink::open().unwrap()).forget(&note).await.unwrap();
+        let all = [
+            ("10.6.1.10", false),
+            ("10.6.1.11", true),
+            ("10.6.1.12", false),
+            ("10.6.1.13", true),
+            ("fd00:6::14", true),
+            ("fd00:6::15", false),
+        ];
+        assert_eq!(began.into_inner().unwrap(), all.map(|(to, seen)| (to.to_owned(), seen)).into());
     });
 }
 

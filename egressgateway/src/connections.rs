@@ -24,6 +24,9 @@ pub struct Connection {
     pub is_own: bool,
     /// The connection mark.
     pub mark: u32,
+    /// Whether its first packet here was one that only the end sends which begins a connection, such as TCP's SYN. Of any other, such as a
+    /// datagram, `source` is who sent first since the kernel began to track it, and may be the end that answers.
+    pub is_opening_seen: bool,
 }
 
 /// Which destination a policy backend sees when it classifies.
@@ -45,6 +48,9 @@ pub enum Ending {
     Breaks,
     /// It is not forgotten here: where it exits it may have been.
     Elsewhere,
+    /// It may go on: what was tracked as somebody else's connection to a pod is the answer to one of the pod's, or may be. The pod is its
+    /// destination.
+    Turned,
 }
 
 /// The connections that the kernel tracks. The netlink crate has the implementation; a test can have its own.
@@ -124,6 +130,7 @@ impl<'a> Staleness<'a> {
     #[must_use]
     pub fn judge(&self, connection: &Connection) -> Option<Ending> {
         let is_stale = match self.mask.byte(connection.mark) {
+            0 if self.may_be_an_answer(connection) => return Some(Ending::Turned),
             0 => self.came_before_its_policy(connection),
             byte if is_exit(byte) => self.lost_its_source(connection),
             byte => TargetId::new(byte).is_some_and(|target| self.lost_its_way(connection, target)),
@@ -160,6 +167,15 @@ impl<'a> Staleness<'a> {
         // A backend that looks before translation lets go what translation then sends into the cluster.
         (self.now.policy.verdict(connection.source, seen) != Verdict::Pass || self.now.policy.waits(connection.source, seen))
             && (seen == connection.translated || !self.now.policy.is_exempt(connection.translated))
+    }
+
+    /// Whether somebody's unclassified connection to a pod may be the answer to one that the pod began, and that the gateway still knows: the
+    /// kernel forgot it while nothing classified what came, and what the pod sends would pass as an answer. What came by a service's address was
+    /// not the pod's.
+    fn may_be_an_answer(&self, connection: &Connection) -> bool {
+        let Connection { source, destination, translated: pod, is_opening_seen, .. } = *connection;
+        let is_governed = || self.now.policy.verdict(pod, source) != Verdict::Pass || self.now.policy.waits(pod, source);
+        !is_opening_seen && destination == pod && is_governed()
     }
 
     /// Whether a connection that goes to a target through the tunnel can't go there any more: the target leads nowhere, while a new
@@ -286,7 +302,7 @@ mod tests {
 
     fn connection(source: &str, destination: &str, translated: &str) -> Connection {
         let [source, destination, translated] = [source, destination, translated].map(|text| text.parse().unwrap());
-        Connection { source, destination, translated, seen_as: source, is_own: false, mark: 0x00ff_ffff }
+        Connection { source, destination, translated, seen_as: source, is_own: false, mark: 0x00ff_ffff, is_opening_seen: true }
     }
 
     #[test]
@@ -320,6 +336,34 @@ mod tests {
         assert!(!stale(&inward, DestinationView::AsSent) && !stale(&inward, DestinationView::Translated));
         let reverse = connection("10.6.1.7", "10.244.0.5", "10.244.0.5");
         assert!(!stale(&reverse, DestinationView::Translated), "others began it");
+    }
+
+    #[test]
+    fn what_may_be_an_answer_to_a_pod_whose_connection_was_forgotten_is_turned() {
+        let mut node = node();
+        let gate = StartGate { local: OrdSet::unit("10.244.1.0/24".parse().unwrap()), ..StartGate::default() };
+        node.policy.start_gate = Some(StartGate { governed: OrdSet::unit(range("10.6.1.0/24")), ..gate });
+        let judged = |connection: Connection| {
+            let views = [DestinationView::AsSent, DestinationView::Translated];
+            let [ending, other] = views.map(|view| node.staleness(view, MarkMask::default()).judge(&connection));
+            assert_eq!(ending, other);
+            ending
+        };
+        let seen = |source: &str, destination: &str, translated: &str| connection(source, destination, translated);
+        let unseen = |source: &str, destination: &str, translated: &str| Connection {
+            is_opening_seen: false,
+            ..seen(source, destination, translated)
+        };
+        assert_eq!(judged(unseen("10.6.1.7", "10.244.0.5", "10.244.0.5")), Some(Ending::Turned));
+        assert_eq!(judged(unseen("10.6.0.7", "10.244.0.5", "10.244.0.5")), Some(Ending::Turned), "held");
+        assert_eq!(judged(unseen("10.6.1.7", "10.244.1.9", "10.244.1.9")), Some(Ending::Turned), "a pod that nobody knows");
+        assert_eq!(judged(seen("10.6.1.7", "10.244.0.5", "10.244.0.5")), None, "somebody reached the pod itself");
+        assert_eq!(judged(unseen("10.6.1.7", "10.96.0.1", "10.244.0.5")), None, "by a service");
+        assert_eq!(judged(unseen("10.6.1.128", "10.244.0.5", "10.244.0.5")), None, "from what is exempt");
+        assert_eq!(judged(unseen("10.6.1.8", "10.244.0.6", "10.244.0.6")), None, "from what nothing governs");
+        let answered = Connection { mark: 0x1000_0000, ..unseen("10.6.1.7", "10.244.0.5", "10.244.0.5") };
+        assert_eq!(judged(answered), None, "its answers are classified");
+        assert_eq!(judged(unseen("10.244.0.5", "10.6.1.7", "10.6.1.7")), Some(Ending::Breaks), "the pod sent first");
     }
 
     #[test]

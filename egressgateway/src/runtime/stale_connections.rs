@@ -138,6 +138,7 @@ mod tests {
                 seen_as: [10, 244, 0, 5].into(),
                 is_own: false,
                 mark: 0,
+                is_opening_seen: true,
             };
             Arc::new(Self { connection, connections: 1, failures: failures.into(), takes, looks: Mutex::default(), began: Instant::now() })
         }

@@ -46,6 +46,7 @@ macro_rules! every_check_on {
                 the_data_path_stands_while_the_api_server_is_away;
             lost_state:
                 what_a_server_sends_after_the_pods_node_has_forgotten_is_answered_through_the_gateway
+                what_came_while_nothing_classified_it_is_answered_through_the_gateway_once_something_does
                 a_port_that_is_closed_meanwhile_is_reported_through_the_gateway
                 a_download_goes_on_after_the_pods_node_has_forgotten_it
                 what_the_pods_node_has_forgotten_is_not_answered_while_the_tunnel_has_no_way

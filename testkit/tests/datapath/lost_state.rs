@@ -9,9 +9,11 @@ use std::{
 };
 
 use egressgateway_testkit::{
+    cluster::agent,
     lab::{Capture, Namespace, Pod, ServerSpec, ServiceSpec},
     pace::patient,
 };
+use nix::sys::signal::Signal;
 
 use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, KNOWING, World, policy};
 
@@ -91,6 +93,46 @@ pub(crate) fn a_port_that_is_closed_meanwhile_is_reported_through_the_gateway(pa
         far.send(b"push").unwrap();
         let refused = far.recv(&mut [0; 16]).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{server}: {refused}");
+        assert_eq!(bare(&world, &capture), [""; 0]);
+    }
+}
+
+/// What a server sends while the pod's node has no rules of ours begins a connection to the pod, of which nothing says that it is the answer to
+/// another one. With the rules back, nothing that the pod sends passes as an answer in it.
+pub(crate) fn what_came_while_nothing_classified_it_is_answered_through_the_gateway_once_something_does(path: &DataPath) {
+    let mut world = World::governed(path);
+    for server in world.endpoints(GOVERNED).iter().map(SocketAddr::ip) {
+        let (near, far) = registered(&world, &world.shop, server);
+        let listener: TcpListener = world.server.listen_tcp(SocketAddr::new(server, PUSH)).unwrap();
+        let mut reader = world.shop.enter(|| TcpStream::connect((server, PUSH))).unwrap().unwrap();
+        let (mut writer, seen) = listener.accept().unwrap();
+        assert_eq!(seen.ip(), world.cluster.lab.node(GATEWAYS[0]).like(server));
+        for stream in [&reader, &writer] {
+            stream.set_read_timeout(Some(patient(PATIENCE))).unwrap();
+        }
+        world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
+        world.cluster.cleanup(CLIENT);
+        world.cluster.lab.node(CLIENT).forget_connections().unwrap();
+        let mut buffer = [0; 4];
+        exchange(&far, &near, b"push");
+        writer.write_all(b"push").unwrap();
+        reader.read_exact(&mut buffer).unwrap();
+        near.send(b"lost").unwrap();
+        world.cluster.start_agent(CLIENT);
+        world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+        // The agent looks for such connections once its rules are there.
+        world.cluster.eventually("datagrams leave by the gateway", || {
+            near.send(b"pong").map_err(|error| error.to_string())?;
+            far.recv(&mut [0; 16]).map(drop).map_err(|error| error.to_string())
+        });
+        reader.write_all(b"pong").unwrap();
+        writer.read_exact(&mut buffer).unwrap_or_else(|error| panic!("{server}: {error}"));
+        assert_eq!(&buffer, b"pong");
+        let capture = world.cluster.lab.capture().unwrap();
+        exchange(&far, &near, b"more");
+        exchange(&near, &far, b"more");
+        writer.write_all(b"more").unwrap();
+        reader.read_exact(&mut buffer).unwrap();
         assert_eq!(bare(&world, &capture), [""; 0]);
     }
 }
