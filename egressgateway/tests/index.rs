@@ -314,8 +314,35 @@ fn the_next_ready_node_takes_over_when_the_active_one_does_not_answer() {
 }
 
 #[test]
-fn nodes_that_are_not_ready_are_never_chosen() {
-    assert!(ways(&mut index([gateway("g", &GATEWAY.replace("status: Ready", "status: NotReady"))])).is_empty());
+fn where_no_node_is_ready_the_last_choice_stays_unless_it_does_not_answer() {
+    for status in ["NotReady", "Unknown"] {
+        let silent = GATEWAY.replace("status: Ready", &format!("status: {status}"));
+        let mut index = index([gateway("g", &silent), egress_node("n2", 2), egress_node("n3", 3)]);
+        assert_eq!(ways(&mut index), ["n2"], "the active one");
+        assert_eq!(probed(&mut index), ["n2"], "and nobody else is asked whether it lives");
+        index.set_down(BTreeSet::from([NodeName::from("n2")]));
+        assert!(ways(&mut index).is_empty());
+        assert_eq!(probed(&mut index), ["n2"], "it may answer again");
+        index.set_down(BTreeSet::new());
+        index.apply(gateway("g", &silent.replace(", active: true", "")));
+        assert!(ways(&mut index).is_empty(), "the controller took it out");
+        assert!(probed(&mut index).is_empty());
+    }
+}
+
+#[test]
+fn nodes_that_are_not_ready_are_never_chosen_where_others_are() {
+    let mut index = index([gateway("g", &GATEWAY.replacen("status: Ready", "status: NotReady", 1)), egress_node("n3", 3)]);
+    assert_eq!(ways(&mut index), ["n3"]);
+    index.set_down(BTreeSet::from([NodeName::from("n3")]));
+    assert!(ways(&mut index).is_empty());
+}
+
+fn probed(index: &mut Index) -> Vec<String> {
+    index.apply(policy("p", SHOP));
+    index.apply(pod("a", "n1", "10.244.1.10", "shop"));
+    index.desired();
+    index.gateway_nodes().iter().map(ToString::to_string).collect()
 }
 
 #[test]

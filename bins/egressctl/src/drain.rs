@@ -42,7 +42,7 @@ pub(crate) async fn drain(cluster: &Cluster, arguments: &DrainArguments) -> Resu
     if node.annotations().get(&annotation()).is_some_and(|value| value == "true") {
         eprintln!("note: Node {name} has the annotation {} already", annotation());
     } else {
-        let last = names(&gateways, |gateway| is_last_ready(gateway, name));
+        let last = names(&gateways, |gateway| is_last(gateway, name));
         if !last.is_empty() && !*force {
             let rule =
                 format!("must not be the last Ready node of EgressGateway {last}, whose traffic nobody else could take; --force does it");
@@ -161,9 +161,14 @@ fn is_ready(member: &GatewayNode) -> bool {
     member.status == GatewayNodeStatus::Ready
 }
 
-fn is_last_ready(gateway: &EgressGateway, node: &str) -> bool {
-    let mut ready = nodes(gateway).iter().filter(|member| is_ready(member)).peekable();
-    ready.peek().is_some() && ready.all(|member| member.name == node)
+/// Without a Ready node, the active ones go on.
+fn may_carry(member: &GatewayNode) -> bool {
+    is_ready(member) || member.active
+}
+
+fn is_last(gateway: &EgressGateway, node: &str) -> bool {
+    let mut left = nodes(gateway).iter().filter(|member| may_carry(member)).peekable();
+    left.peek().is_some() && left.all(|member| member.name == node)
 }
 
 /// What gateways still have on a node, as lines. Its status counts as well: before the controller has seen the annotation, a node that
@@ -191,7 +196,7 @@ fn left_on(gateways: &Objects<EgressGateway>, node: &str) -> Vec<String> {
 /// Ready or not, and the controller leaves them where they are as long as nobody else could have them.
 fn abandoned(gateways: &Objects<EgressGateway>, node: &str) -> Vec<String> {
     let line = |(name, gateway): (&String, &EgressGateway)| {
-        let member = member(gateway, node).filter(|_| !nodes(gateway).iter().any(is_ready))?;
+        let member = member(gateway, node).filter(|_| !nodes(gateway).iter().any(may_carry))?;
         let stay = if member.egress_ips.is_empty() {
             String::new()
         } else {

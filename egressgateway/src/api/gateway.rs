@@ -107,7 +107,7 @@ pub struct EgressGatewayStatus {
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, with reasons such as NoNodes, NoReadyNode, PoolExhausted, MarksExhausted.
+    /// `Ready`, with reasons such as NoNodes, NoReadyNode, AllNodesSilent, PoolExhausted, MarksExhausted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -128,7 +128,7 @@ pub struct Draining {
 pub struct GatewayNode {
     /// Name of the node.
     pub name: String,
-    /// Only Ready nodes are elected.
+    /// Only Ready nodes are elected. Where none is left, the active ones stay, unless they were drained, deleted, or lost their tunnel.
     pub status: GatewayNodeStatus,
     /// Whether traffic goes to this node.
     #[serde(default)]
@@ -147,11 +147,11 @@ pub struct GatewayNode {
 /// Whether a node can carry traffic.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GatewayNodeStatus {
-    /// The Node is Ready, the agent's lease is fresh and the tunnel is up. A cordoned node is Ready as well, but others are preferred.
+    /// The kubelet does not say that the Node is not ready, the agent's lease is fresh and the tunnel is up. A cordoned node is Ready as well, but others are preferred.
     Ready,
-    /// The Node says that it is not ready, it is annotated for drain, or its tunnel failed.
+    /// The kubelet says that the Node is not ready, it is annotated for drain, or its tunnel failed.
     NotReady,
-    /// The agent's lease is stale while the Node says Ready.
+    /// The agent's lease is stale, and nothing else is known to be wrong.
     #[default]
     Unknown,
 }

@@ -22,7 +22,8 @@ pub struct Event {
 pub const ACTIVE_NODES_CHANGED: &str = "ActiveNodesChanged";
 
 /// Reasons of a gateway's condition Ready, and of a policy's condition Accepted, that are events when they come up.
-const WARNINGS: [&str; 16] = [
+const WARNINGS: [&str; 17] = [
+    super::gateways::ALL_NODES_SILENT,
     super::gateways::ONLY_CORDONED_NODES,
     "AgentGone",
     "FamilyUnsupported",

@@ -22,6 +22,8 @@ use crate::{
 
 /// Reason of the condition Ready where traffic goes on through cordoned nodes, because there are no others.
 pub(super) const ONLY_CORDONED_NODES: &str = "OnlyCordonedNodes";
+/// Reason where no node of a gateway gives a sign of life, and those that carried its traffic last go on.
+pub(super) const ALL_NODES_SILENT: &str = "AllNodesSilent";
 /// Condition: nobody else has addresses of the pool.
 pub(super) const ADDRESSES_FREE: &str = "AddressesFree";
 /// Its reason where somebody has, and that of the event.
@@ -101,13 +103,19 @@ fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings
         })
         .collect();
     let mut elected = Elected { method, members, ..Elected::default() };
-    let active: BTreeSet<NodeName> = match method {
+    let mut active: BTreeSet<NodeName> = match method {
         ForwardMethod::Ecmp => elected.preferred().map(|member| member.node.clone()).collect(),
         ForwardMethod::ActivePassive => {
             let stays = elected.preferred().find(|member| was_active.contains(&member.node));
             stays.or_else(|| elected.preferred().next()).map(|member| member.node.clone()).into_iter().collect()
         }
     };
+    if elected.members.iter().all(|member| !member.is_ready()) {
+        // Nobody else could carry its traffic. Whether these can, clients find out by themselves.
+        let last = elected.members.iter().filter(|member| was_active.contains(&member.node) && is_silent(cluster, &member.node));
+        let limit = if method == ForwardMethod::Ecmp { usize::MAX } else { 1 };
+        active = last.take(limit).map(|member| member.node.clone()).collect();
+    }
     elected.members.iter_mut().for_each(|member| member.active = active.contains(&member.node));
     let draining = gateway.state.draining.clone().filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node));
     let withdrawn = |node: &NodeName| is_cordoned(cluster, node) || cluster.nodes.get(node).is_some_and(Node::is_drained);
@@ -145,6 +153,13 @@ fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
 /// Whether connections can go on through it, drained or not.
 pub(super) fn can_carry(cluster: &Cluster, name: &NodeName) -> bool {
     health_of(cluster, name) == GatewayNodeStatus::Ready
+}
+
+/// Whether only signs of life are missing: nobody took it out, and nothing says that its tunnel is not there.
+fn is_silent(cluster: &Cluster, name: &NodeName) -> bool {
+    let tunnel = cluster.egress_nodes.get(name).and_then(|node| node.tunnel_ready);
+    let stays = cluster.nodes.get(name).is_some_and(|node| !node.is_drained());
+    stays && tunnel == Some(true) && !can_carry(cluster, name)
 }
 
 fn health_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
@@ -280,6 +295,9 @@ fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool, networks: &[
         Ok(_) if misplaced.is_some() => (false, "PoolInClusterNetwork", misplaced.map(|problem| problem.to_string()).unwrap_or_default()),
         Ok(_) if elected.members.is_empty() => (false, "NoNodes", "spec.nodeSelector matches no node".to_owned()),
         Ok(_) if elected.marks_exhausted => (false, "MarksExhausted", "no mark is left: its traffic is held".to_owned()),
+        Ok(_) if ready == 0 && elected.members.iter().any(|member| member.active) => {
+            (false, ALL_NODES_SILENT, format!("no node gives a sign of life, and those that carried its traffic last go on: {}", tally()))
+        }
         Ok(_) if ready == 0 => (false, "NoReadyNode", format!("no node can carry traffic: {}", tally())),
         Ok(_) if exhausted => (false, "PoolExhausted", "spec.egressIPs has no address left for some policies".to_owned()),
         Ok(_) if elected.has_only_cordoned() => {

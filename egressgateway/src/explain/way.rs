@@ -195,7 +195,7 @@ impl Way<'_> {
         }
         let nodes = self.desired.paths.get(&target).cloned().unwrap_or_default();
         if nodes.is_empty() {
-            return answer.dropped(Cause::NoReadyNode, format!("no node of {gateway} that could carry it is ready"));
+            return answer.dropped(Cause::NoReadyNode, format!("no node of {gateway} that could carry it is Ready, and none is active"));
         }
         let steering = self.desired.for_drivers(self.offline.settings.encapsulation.as_ref()).steering;
         let routes = steering.targets.get(&target).cloned().unwrap_or_default();

@@ -251,8 +251,8 @@ impl Index {
         AddressesDesired { held: addresses.into_iter().filter_map(place).collect() }
     }
 
-    /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready members of gateways that some pod here has a
-    /// policy for, and drained ones in their grace time. Call [`Self::desired`] first.
+    /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready and the active members of gateways that some pod
+    /// here has a policy for, and drained ones in their grace time. Call [`Self::desired`] first.
     pub fn gateway_nodes(&mut self) -> BTreeSet<NodeName> {
         let destinations = &self.desired.policy.destinations;
         if !self.used.0.ptr_eq(destinations) {
@@ -261,7 +261,7 @@ impl Index {
         }
         let used = |target: Option<TargetId>| target.is_some_and(|target| self.used.1.contains(&target));
         let ready = self.gateways.values().flat_map(|gateway| {
-            let members = gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready);
+            let members = gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready || member.active);
             let members = members.filter(move |member| used(gateway.state.target) || used(member.target)).map(|member| &member.node);
             let draining = gateway.state.draining.iter().filter(move |_| used(gateway.state.target)).map(|draining| &draining.node);
             members.chain(draining)

@@ -8,7 +8,7 @@ use crate::{
     api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
     model::{Family, GatewayName, NodeName, SourceNat, Verdict},
     spec::PolicySpec,
-    world::{Gateway, PolicyState},
+    world::{Gateway, Member, PolicyState},
 };
 
 /// Why a policy has no gateway.
@@ -143,11 +143,14 @@ pub fn forward_method(gateway: &Gateway, default_method: ForwardMethod) -> Forwa
 }
 
 /// The nodes that a gateway's traffic goes to: the first usable one in order of preference (the active one before the others), or all of
-/// them.
+/// them. Where none is Ready, those that the controller left active are usable: it chose them while they were, and nobody could take their
+/// place.
 #[must_use]
 pub fn candidates(gateway: &Gateway, default_method: ForwardMethod, down: &BTreeSet<NodeName>) -> Vec<NodeName> {
     let method = forward_method(gateway, default_method);
-    let usable = || gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready && !down.contains(&member.node));
+    let any_ready = gateway.state.members.iter().any(|member| member.status == GatewayNodeStatus::Ready);
+    let may_carry = move |member: &Member| if any_ready { member.status == GatewayNodeStatus::Ready } else { member.active };
+    let usable = || gateway.state.members.iter().filter(|member| may_carry(member) && !down.contains(&member.node));
     let active = || usable().filter(|member| member.active);
     match method {
         ForwardMethod::ActivePassive => active().chain(usable()).take(1).map(|member| member.node.clone()).collect(),

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     agent_loop::ended_alone,
     cluster_networks::ClusterNetworks,
+    contact::Contact,
     controller::{Controller, ControllerSettings, MANAGER},
     election::{Election, Leading},
     events::{EventWriter, Regarding},
@@ -41,9 +42,9 @@ use super::{
 use crate::{
     Error, ErrorKind,
     allocator::Allocator,
-    api::{EgressGateway, EgressGatewayPolicy, EgressNode},
+    api::{EgressGateway, EgressGatewayPolicy, EgressNode, GatewayNodeStatus},
     controller::{self, Event},
-    model::MarkMask,
+    model::{MarkMask, NodeName},
 };
 
 /// How many messages may wait for the loop.
@@ -61,6 +62,8 @@ pub(super) struct Session {
     gate: Gate,
     inbox: mpsc::Receiver<Message<Seen>>,
     leading: watch::Receiver<Leading>,
+    /// Answers of the API server to the election.
+    contact: watch::Receiver<Option<Contact>>,
     metrics: ControllerMetrics,
     events: EventWriter,
     health: Health,
@@ -69,7 +72,7 @@ pub(super) struct Session {
     /// The next plan; none: nothing changed.
     plan: Option<Instant>,
     resync: Instant,
-    /// When it was last looked whether a Lease went stale.
+    /// When it was last looked whether a Lease went stale, by the time in which Leases age.
     looked: Instant,
     /// When the next grace time of a drained node ends.
     grace: Option<Instant>,
@@ -80,6 +83,7 @@ impl Session {
         let Controller { client, settings, allocator, plan: plan_settings, cluster, metrics, health } = controller;
         let (out, inbox) = mpsc::channel(INBOX);
         let (leader, leading) = watch::channel(None);
+        let (answers, contact) = watch::channel(None);
         let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
         let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone(), metrics: metrics.watch.clone() };
         spawn_watches(&feeds, &settings, &mut watches);
@@ -88,7 +92,7 @@ impl Session {
                 ClusterNetworks { client: feeds.client, interval: settings.networks, backoff: feeds.backoff, out: feeds.out };
             watches.spawn(networks.run());
         }
-        let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone());
+        let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone(), answers);
         election.spawn(candidate.run(leader, shutdown.clone()));
         let gate = Gate::new([kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES, kind::LEASES]);
         let events = EventWriter::new(client.clone(), &settings.election.identity, metrics.write.clone());
@@ -103,6 +107,7 @@ impl Session {
             gate,
             inbox,
             leading,
+            contact,
             metrics,
             events,
             health,
@@ -141,6 +146,7 @@ impl Session {
             _ = self.inbox.recv_many(&mut batch, INBOX) => {}
             Ok(()) = self.plan_settings.changed() => self.plan_soon(),
             Ok(()) = self.leading.changed() => self.leader_changed(term.is_some()),
+            Ok(()) = self.contact.changed() => {}
             Some(ended) = self.watches.join_next() => return Err(ended_alone(ended)),
             Some(ended) = self.election.join_next() => if !shutdown.is_cancelled() {
                 return Err(ended_alone(ended));
@@ -159,7 +165,8 @@ impl Session {
 
     /// A Lease that went stale since the last look changes the plan.
     fn look_at_leases(&mut self, expiry: Option<Instant>) {
-        self.looked = Instant::now();
+        self.mirror.freshness.heard(*self.contact.borrow_and_update());
+        self.looked = self.mirror.freshness.clock(Instant::now());
         if expiry.is_some_and(|at| at <= self.looked) {
             self.plan_soon();
         }
@@ -199,6 +206,9 @@ impl Session {
             Message::Synced(kind, scope) => {
                 tracing::debug!(kind, "listed");
                 self.gate.synced(kind, scope);
+                if kind == kind::LEASES {
+                    self.mirror.freshness.listed();
+                }
                 if self.gate.is_open(&Scope::default()) && !self.health.is_ready() {
                     self.metrics.watch.synced();
                     self.health.set_ready(true);
@@ -208,6 +218,9 @@ impl Session {
             Message::Interrupted(kind, error) => {
                 tracing::warn!(kind, %error, "watch starts again");
                 self.metrics.watch.restarted(kind);
+                if kind == kind::LEASES {
+                    self.mirror.freshness.interrupted(Instant::now());
+                }
             }
         }
     }
@@ -232,16 +245,19 @@ impl Session {
 
     async fn plan_and_write(&mut self) {
         let began = Instant::now();
-        let fresh = self.mirror.freshness.fresh(began);
-        let agents = fresh.len();
+        let mut fresh = self.mirror.freshness.fresh(began);
         let clock = Timestamp::now();
         {
             let mut cluster = self.mirror.cluster.write();
+            for node in self.mirror.freshness.unproven().filter(|node| is_unknown(&cluster, node)) {
+                fresh.remove(node);
+            }
             cluster.fresh_leases = fresh;
             cluster.stale_leases = self.mirror.freshness.stale(began);
             cluster.now = clock.as_second();
         }
         let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.plan_settings.borrow_and_update());
+        let agents = self.mirror.cluster.read().fresh_leases.len();
         self.grace = grace_end(&plan, clock, began);
         self.metrics.planned_for(&plan);
         let writes = writes(plan, &self.mirror, clock);
@@ -347,6 +363,12 @@ impl Session {
         let objects: Api<K> = Api::all(self.client.clone());
         objects.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)).await
     }
+}
+
+/// Whether a gateway's status says that the agent of this node did not renew its Lease in time.
+fn is_unknown(cluster: &controller::Cluster, node: &NodeName) -> bool {
+    let mut members = cluster.gateways.values().flat_map(|gateway| &gateway.state.members);
+    members.any(|member| member.node == *node && member.status == GatewayNodeStatus::Unknown)
 }
 
 /// When the first of the grace times ends.

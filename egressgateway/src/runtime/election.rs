@@ -17,7 +17,7 @@ use kube::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{account::Account, backoff::shortened, failure, metrics::LeaseMetrics, presence::seconds};
+use super::{account::Account, backoff::shortened, contact::Contact, failure, metrics::LeaseMetrics, presence::seconds};
 use crate::Error;
 
 /// How leadership is held.
@@ -57,6 +57,8 @@ pub(super) struct Election {
     account: Account,
     settings: ElectionSettings,
     metrics: LeaseMetrics,
+    /// The API server's answers.
+    contact: watch::Sender<Option<Contact>>,
     /// Whoever leads instead.
     rival: Option<Rival>,
 }
@@ -72,9 +74,14 @@ struct Rival {
 const FOLLOWED: Duration = Duration::from_secs(240);
 
 impl Election {
-    pub(super) fn new(client: kube::Client, settings: ElectionSettings, metrics: LeaseMetrics) -> Self {
+    pub(super) fn new(
+        client: kube::Client,
+        settings: ElectionSettings,
+        metrics: LeaseMetrics,
+        contact: watch::Sender<Option<Contact>>,
+    ) -> Self {
         let account = Account::new(client.clone(), &settings.namespace);
-        Self { leases: Api::namespaced(client, &settings.namespace), account, settings, metrics, rival: None }
+        Self { leases: Api::namespaced(client, &settings.namespace), account, settings, metrics, contact, rival: None }
     }
 
     /// Stands for election until shutdown, then hands over.
@@ -86,7 +93,10 @@ impl Election {
                 () = shutdown.cancelled() => break,
             };
             match result {
-                Ok(until) => self.publish(&leading, until),
+                Ok(until) => {
+                    heard(&self.contact, &self.settings);
+                    self.publish(&leading, until);
+                }
                 Err(error) => self.failed(&error),
             }
             tokio::select! {
@@ -104,7 +114,10 @@ impl Election {
     async fn pause(&mut self) {
         let soon = Instant::now() + shortened(self.settings.retry);
         let followed = match &mut self.rival {
-            Some(rival) if Instant::now() < rival.until => follow(&self.leases, &self.settings, rival).await,
+            Some(rival) if Instant::now() < rival.until => {
+                let heard = || heard(&self.contact, &self.settings);
+                follow(&self.leases, &self.settings, rival, heard).await
+            }
             _ => Ok(Followed::Ended),
         };
         match followed {
@@ -209,6 +222,11 @@ impl Election {
     }
 }
 
+/// The API server has answered. After half of the time that a Lease lasts without that, an attempt has failed.
+fn heard(contact: &watch::Sender<Option<Contact>>, settings: &ElectionSettings) {
+    Contact::heard(contact, Instant::now(), settings.duration / 2);
+}
+
 /// Why a Lease is not followed any further.
 enum Followed {
     /// It expired, was handed over, or is gone.
@@ -217,8 +235,8 @@ enum Followed {
     Ended,
 }
 
-/// Follows a rival's Lease from the version that was seen, for as long as it is renewed in time.
-async fn follow(leases: &Api<Lease>, settings: &ElectionSettings, rival: &mut Rival) -> Result<Followed, Error> {
+/// Follows a rival's Lease from the version that was seen, for as long as it is renewed in time; calls `heard` for each renewal.
+async fn follow(leases: &Api<Lease>, settings: &ElectionSettings, rival: &mut Rival, heard: impl Fn()) -> Result<Followed, Error> {
     let failed = |error| failure::from_api(error, format!("follow Lease {}/{}", settings.namespace, settings.name));
     let timeout = u32::try_from(FOLLOWED.as_secs()).unwrap_or(u32::MAX);
     let only = WatchParams::default().fields(&format!("metadata.name={}", settings.name)).timeout(timeout);
@@ -241,6 +259,7 @@ async fn follow(leases: &Api<Lease>, settings: &ElectionSettings, rival: &mut Ri
             Some(Ok(_)) => return Ok(Followed::Changed),
             None => return Ok(Followed::Ended),
         };
+        heard();
         *rival = Rival::seen(&lease, Instant::now(), settings.duration);
     }
 }

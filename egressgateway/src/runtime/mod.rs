@@ -11,6 +11,7 @@ mod boot_hold;
 mod claims;
 mod cluster_networks;
 mod conditions;
+mod contact;
 mod controller;
 mod controller_loop;
 mod convergence;

@@ -24,7 +24,7 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Networks of its pods.
     pub pod_networks: BTreeSet<IpNet>,
-    /// Condition Ready is True.
+    /// What its kubelet said last of the condition Ready, or nothing any more (Unknown): whether the node lives then, its agent's Lease tells.
     pub ready: bool,
     /// Cordoned: no new pods (`spec.unschedulable`).
     pub cordoned: bool,
@@ -55,7 +55,7 @@ impl Node {
                 .filter_map(|address| address.address.parse().ok())
                 .collect(),
             pod_networks: cidrs.filter_map(|cidr| cidr.parse::<IpNet>().ok()).map(|net| net.trunc()).collect(),
-            ready: conditions.clone().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            ready: conditions.clone().any(|condition| condition.type_ == "Ready" && matches!(&*condition.status, "True" | "Unknown")),
             cordoned: spec.and_then(|spec| spec.unschedulable) == Some(true),
             annotations: annotations
                 .filter_map(|(key, value)| Some((key.strip_prefix(Self::ANNOTATION_PREFIX)?.to_owned(), value.clone())))
@@ -163,5 +163,22 @@ impl EgressNode {
             mtu: self.mtu.clone(),
         };
         (!peer.overlay.is_empty() && !peer.underlay.is_empty()).then_some(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_not_ready_when_its_kubelet_says_so_and_not_when_nobody_hears_of_it() {
+        let ready = |status: &str| {
+            let node = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
+            Node::from_api(&serde_json::from_value(node).unwrap()).ready
+        };
+        assert_eq!([ready("True"), ready("Unknown"), ready("False")], [true, true, false]);
+        assert!(!Node::from_api(&core::Node::default()).ready, "its kubelet never said so");
     }
 }

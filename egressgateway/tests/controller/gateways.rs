@@ -76,6 +76,64 @@ fn a_nodes_status_tells_why_it_is_not_elected() {
     assert_eq!(status(&mut api), GatewayNodeStatus::Ready);
 }
 
+#[test]
+fn where_all_nodes_fall_silent_those_that_carried_the_traffic_last_stay() {
+    for method in ["active-passive", "ecmp"] {
+        let mut api = three();
+        api.gateway("gw", &format!("{{{SELECTS}, forwardMethod: {method}}}"));
+        api.settle();
+        let last: Vec<String> = api.active("gw").into_iter().map(str::to_owned).collect();
+        api.nodes.get_mut("b").unwrap().ready = false;
+        api.nodes.get_mut("c").unwrap().ready = false;
+        api.fresh.clear();
+        api.settle();
+        assert_eq!(api.active("gw"), last, "{method}");
+        let statuses: Vec<_> = api.gateway_status("gw").node_list.iter().map(|node| node.status).collect();
+        let told = [GatewayNodeStatus::NotReady, GatewayNodeStatus::NotReady, GatewayNodeStatus::Unknown];
+        assert_eq!(statuses, told, "each member's status says what is known");
+        api.fresh.insert("c".to_owned());
+        api.nodes.get_mut("c").unwrap().ready = true;
+        api.settle();
+        assert_eq!(api.active("gw"), ["c"], "{method}: one that lives takes over from those that nobody hears of");
+    }
+}
+
+#[test]
+fn a_node_that_was_taken_out_does_not_stay_where_the_others_are_silent() {
+    let silent = || {
+        let mut api = three();
+        api.fresh.clear();
+        api.settle();
+        assert_eq!(api.active("gw"), ["b"]);
+        api
+    };
+    let mut api = silent();
+    drain(&mut api, "b");
+    api.settle();
+    assert_eq!(api.active("gw"), [""; 0], "drained");
+    let mut api = silent();
+    api.tunnel("b", false);
+    api.settle();
+    assert_eq!(api.active("gw"), [""; 0], "without a tunnel");
+    api.tunnel("b", true);
+    api.settle();
+    assert_eq!(api.active("gw"), [""; 0], "it was not in use any more");
+    let mut api = silent();
+    api.nodes.remove("b");
+    api.settle();
+    assert_eq!(api.active("gw"), [""; 0], "deleted");
+}
+
+#[test]
+fn a_gateway_whose_nodes_fall_silent_one_after_the_other_stays_with_the_last() {
+    let mut api = three();
+    for (lost, active) in [("b", "c"), ("c", "d"), ("d", "d")] {
+        api.fresh.remove(lost);
+        api.settle();
+        assert_eq!(api.active("gw"), [active], "without {lost}");
+    }
+}
+
 fn cordon(api: &mut Api, node: &str, cordoned: bool) {
     api.nodes.get_mut(node).unwrap().cordoned = cordoned;
     api.settle();
@@ -168,7 +226,11 @@ fn the_condition_tells_what_a_gateway_lacks() {
     assert_eq!(ready(&api), "True Ready: 3 Ready, 0 NotReady, 0 Unknown");
     api.fresh.clear();
     api.settle();
-    assert_eq!(ready(&api), "False NoReadyNode: no node can carry traffic: 0 Ready, 0 NotReady, 3 Unknown");
+    let silent = "no node gives a sign of life, and those that carried its traffic last go on";
+    assert_eq!(ready(&api), format!("False AllNodesSilent: {silent}: 0 Ready, 0 NotReady, 3 Unknown"));
+    api.tunnel("b", false);
+    api.settle();
+    assert_eq!(ready(&api), "False NoReadyNode: no node can carry traffic: 0 Ready, 1 NotReady, 2 Unknown");
     api.gateway("gw", "{nodeSelector: {matchLabels: {no: such}}}");
     api.settle();
     assert_eq!(ready(&api), "False NoNodes: spec.nodeSelector matches no node");

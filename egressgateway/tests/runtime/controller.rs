@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{PATIENCE, node, policy, put, until};
 
-struct Running {
+pub(crate) struct Running {
     health: Health,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), egressgateway::Error>>,
@@ -53,26 +53,26 @@ fn settings(identity: &str) -> ControllerSettings {
 }
 
 impl Running {
-    fn start(client: &Client, identity: &str) -> Self {
+    pub(crate) fn start(client: &Client, identity: &str) -> Self {
         let controller = Controller::new(client.clone(), settings(identity), Arc::new(LowestFree));
         let (health, shutdown) = (controller.health(), CancellationToken::new());
         Self { health, task: tokio::spawn(controller.run(shutdown.clone())), shutdown }
     }
 
     /// As SIGTERM does it.
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.task).await.expect("the controller ends when asked to").unwrap().unwrap();
     }
 
     /// As SIGKILL does it.
-    async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.task.abort();
         self.task.await.unwrap_err();
     }
 }
 
-async fn agent_lease(client: &Client, name: &str, seconds: i32) {
+pub(crate) async fn agent_lease(client: &Client, name: &str, seconds: i32) {
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(format!("egressgateway-agent-{name}")),
@@ -90,7 +90,7 @@ async fn agent_lease(client: &Client, name: &str, seconds: i32) {
     leases.create(&kube::api::PostParams::default(), &lease).await.unwrap();
 }
 
-async fn tunnel_built(client: &Client, name: &str) {
+pub(crate) async fn tunnel_built(client: &Client, name: &str) {
     let status = json!({"status": {"phase": "Succeeded", "physicalInterfaceIPv4": "10.6.0.1", "conditions": [{
         "type": "TunnelReady", "status": "True", "reason": "Built", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
     }]}});
@@ -98,23 +98,23 @@ async fn tunnel_built(client: &Client, name: &str) {
     nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
 }
 
-async fn gateway(client: &Client) {
+pub(crate) async fn gateway(client: &Client) {
     let object = json!({"metadata": {"name": "exit"}, "spec": {"nodeSelector": {"matchLabels": {"egress": "true"}}}});
     put(&Api::<EgressGateway>::all(client.clone()), object).await;
 }
 
-async fn addressed(client: &Client, name: &str) -> EgressNode {
+pub(crate) async fn addressed(client: &Client, name: &str) -> EgressNode {
     until(Api::<EgressNode>::all(client.clone()), name, "an address", |node| {
         node.status.as_ref().is_some_and(|status| status.vxlan_ipv4_ip.is_some())
     })
     .await
 }
 
-fn is(status: GatewayNodeStatus) -> impl Fn(&EgressGateway) -> bool {
+pub(crate) fn is(status: GatewayNodeStatus) -> impl Fn(&EgressGateway) -> bool {
     move |gateway| gateway.status.iter().flat_map(|status| &status.node_list).any(|node| node.status == status)
 }
 
-async fn leader(client: &Client, identity: &str) {
+pub(crate) async fn leader(client: &Client, identity: &str) {
     let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
     until(leases, "egressgateway-controller", identity, |lease| {
         lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(identity)

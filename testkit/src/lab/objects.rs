@@ -28,7 +28,7 @@ pub(super) fn node(facts: &NodeFacts, ready: bool) -> Value {
     let mut addresses: Vec<Value> =
         facts.addresses().iter().map(|address| json!({"type": "InternalIP", "address": address.to_string()})).collect();
     addresses.push(json!({"type": "Hostname", "address": facts.name}));
-    let (status, reason) = if ready { ("True", "KubeletReady") } else { ("Unknown", "NodeStatusUnknown") };
+    let (status, reason) = if ready { ("True", "KubeletReady") } else { ("False", "KubeletNotReady") };
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": facts.name, "labels": facts.labels, "uid": uid("node", &facts.name)},

@@ -8,7 +8,7 @@ use egressgateway_testkit::{
     pace::patient,
 };
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, usual_policy};
 
@@ -49,6 +49,34 @@ pub(crate) fn a_gateway_without_power_is_left_at_once_without_the_api_server(pat
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
     assert_eq!(world.leaks(&capture), [""; 0]);
     assert_eq!(world.cluster.metric(CLIENT, "egressgateway_agent_gateways_down"), Some(1.0));
+}
+
+pub(crate) fn gateways_that_nobody_hears_of_carry_traffic_as_long_as_they_answer(path: &DataPath) {
+    let world = probed(World::governed(path));
+    let capture = world.cluster.lab.capture().unwrap();
+    let streams = streams(&world);
+    GATEWAYS.into_iter().for_each(|node| world.cluster.node_ready(node, false));
+    world.cluster.eventually("all nodes are silent", || {
+        let status = world.cluster.status("EgressGateway", "exit");
+        let silent = |condition: &Value| condition["type"] == "Ready" && condition["reason"] == "AllNodesSilent";
+        if status["conditions"].as_array().into_iter().flatten().any(silent) { Ok(()) } else { Err(status.to_string()) }
+    });
+    let answered = || world.cluster.metric(CLIENT, "egressgateway_agent_probes_answered_total").unwrap_or_default();
+    let before = answered();
+    world.cluster.eventually("the client goes on to ask the active one", || {
+        if answered() >= before + 20.0 { Ok(()) } else { Err(format!("{before} {}", answered())) }
+    });
+    for pod in [&world.shop, &world.local] {
+        world.leaves_by(pod, GOVERNED, GATEWAYS[0]);
+    }
+    for stream in streams {
+        let report = stream.finish().unwrap();
+        let moved = report.answers.iter().find(|answer| !world.cluster.lab.node(GATEWAYS[0]).addresses().contains(&answer.source.ip()));
+        assert!(moved.is_none(), "{moved:?}");
+    }
+    GATEWAYS.into_iter().for_each(|node| world.cluster.lab.node(node).power_off().unwrap());
+    world.is_dropped(&world.shop, GOVERNED);
+    assert_eq!(world.leaks(&capture), [""; 0]);
 }
 
 pub(crate) fn with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything(path: &DataPath) {

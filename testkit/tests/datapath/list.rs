@@ -58,6 +58,7 @@ macro_rules! every_check_on {
             flushes:
                 what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documentation;
             failover:
+                gateways_that_nobody_hears_of_carry_traffic_as_long_as_they_answer
                 a_gateway_without_power_is_left_at_once_without_the_api_server
                 with_all_gateways_without_power_nothing_leaves_and_one_that_is_back_carries_everything
                 a_gateways_agent_that_is_killed_or_restarted_is_no_failure

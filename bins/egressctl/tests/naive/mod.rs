@@ -111,7 +111,11 @@ fn leave(world: &World, pod: &Pod, source: IpAddr, destination: IpAddr, policy: 
     if asked.is_some() || gateway.nat == Nat::EgressIp || gateway.mark.is_none() {
         return Answer::Drop;
     }
-    let ready: Vec<&Member> = gateway.members.iter().filter(|member| member.status == "Ready").collect();
+    let mut ready: Vec<&Member> = gateway.members.iter().filter(|member| member.status == "Ready").collect();
+    if ready.is_empty() {
+        // The last choice stays where there is no other.
+        ready = gateway.members.iter().filter(|member| member.active).collect();
+    }
     let mut chosen: Vec<&Member> = ready.iter().copied().filter(|member| member.active).collect();
     if chosen.is_empty() {
         chosen = ready;
