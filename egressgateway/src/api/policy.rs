@@ -85,7 +85,8 @@ pub struct EgressGatewayPolicyStatus {
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Accepted` (Invalid, GatewayNotFound, AmbiguousGateway, Conflict, …), `Overlapping` and `Programmed`.
+    /// `Accepted` (Invalid, GatewayNotFound, AmbiguousGateway, Conflict, …) and `Overlapping`. None says that nodes have programmed it: each
+    /// node's EgressNode has that of all policies together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

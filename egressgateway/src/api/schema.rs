@@ -134,7 +134,6 @@ fn policy_rules(crd: &mut Value) {
             ("IPv6", "string", ".status.egressIP.ipv6"),
             ("Node", "string", ".status.node"),
             ("Accepted", "string", ".status.conditions[?(@.type==\"Accepted\")].status"),
-            ("Programmed", "string", ".status.conditions[?(@.type==\"Programmed\")].status"),
         ],
     );
 }

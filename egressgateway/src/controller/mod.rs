@@ -80,7 +80,7 @@ pub struct ClusterPlan {
     pub egress_nodes: BTreeMap<NodeName, EgressNodeStatus>,
     /// Status of every gateway.
     pub gateways: BTreeMap<GatewayName, EgressGatewayStatus>,
-    /// Status of every policy; its `Programmed` condition is not the controller's.
+    /// Status of every policy.
     pub policies: BTreeMap<PolicyName, EgressGatewayPolicyStatus>,
 }
 

@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
 use crate::api::{Api, told};
 
 const SHOP: &str = "appliedTo: {podSelector: {matchLabels: {app: shop}}}";
@@ -345,4 +347,24 @@ fn ten_thousand_contradicting_policies_cost_no_square() {
     let plan = api.plan();
     let message = told(&plan.policies["p00000"].conditions, "Overlapping");
     assert!(message.contains("p00001, p00002, p00003, p00004, p00005 and 9994 more"), "{message}");
+}
+
+#[test]
+fn each_condition_that_kubectl_shows_in_a_column_is_written() {
+    let mut api = Api::default();
+    api.node("b", "{egress: 'true'}");
+    api.gateway("gw", "{nodeSelector: {matchLabels: {egress: 'true'}}}");
+    api.policy("p", 1, "{appliedTo: {podSelector: {matchLabels: {app: a}}}, egressGatewayName: gw}");
+    api.settle();
+    let columns = |kind: &str| -> Vec<String> {
+        let crd = egressgateway::api::crds().into_iter().find(|crd| crd.spec.names.kind == kind).unwrap();
+        let columns = crd.spec.versions[0].additional_printer_columns.clone().unwrap_or_default();
+        let shown = columns.iter().filter_map(|column| column.json_path.split_once("@.type==\"")?.1.split_once('"'));
+        shown.map(|(condition, _)| condition.to_owned()).collect()
+    };
+    let written = |conditions: &[Condition]| conditions.iter().map(|condition| condition.type_.clone()).collect::<Vec<_>>();
+    let (policy, gateway) = (written(&api.policy_status("p").conditions), written(&api.gateway_status("gw").conditions));
+    assert_ne!(columns("EgressGatewayPolicy"), [""; 0]);
+    assert!(columns("EgressGatewayPolicy").iter().all(|shown| policy.contains(shown)), "{policy:?}");
+    assert!(columns("EgressGateway").iter().all(|shown| gateway.contains(shown)), "{gateway:?}");
 }
