@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) fn problems(cluster: &Cluster, settings: &ControllerSettings, asked: &Asked<EgressGatewaySpec>) -> Vec<Problem> {
     let name = GatewayName::from(asked.name.as_str());
-    let Some(new) = &asked.new else { return deletion(cluster, settings, &name) };
+    let Some(new) = &asked.new else { return Vec::new() };
     let networks = cluster.networks(settings);
     let mut problems = new_problems(asked, |spec| match GatewaySpec::parse(spec) {
         Ok(_) => entries(spec).iter().flat_map(|entry| entry.problems(cluster, &name, &networks)).collect(),
@@ -73,12 +73,12 @@ fn removals(cluster: &Cluster, settings: &ControllerSettings, name: &GatewayName
     problems
 }
 
-fn deletion(cluster: &Cluster, settings: &ControllerSettings, name: &GatewayName) -> Vec<Problem> {
-    let users: Vec<&PolicyName> = users(cluster, settings, name).map(|(policy, _)| policy).collect();
-    if users.is_empty() {
-        return Vec::new();
-    }
-    vec![Problem::new("metadata.name", name, format!("must not be deleted while EgressGatewayPolicies use it: {}", list(&users)))]
+/// A gateway may go before its policies, as one file that is deleted has them in any order: what they govern is held then.
+pub(super) fn warning(cluster: &Cluster, settings: &ControllerSettings, asked: &Asked<EgressGatewaySpec>) -> Option<Problem> {
+    let name = GatewayName::from(asked.name.as_str());
+    let users: Vec<&PolicyName> = users(cluster, settings, &name).map(|(policy, _)| policy).collect();
+    let held = || format!("EgressGatewayPolicies use it, and traffic that they govern is held from now on: {}", list(&users));
+    (asked.new.is_none() && !users.is_empty()).then(|| Problem::new("metadata.name", &name, held()))
 }
 
 /// Policies whose gateway it is, or, where a policy can't be understood, was.

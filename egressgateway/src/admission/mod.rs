@@ -54,7 +54,10 @@ pub struct Decision {
 #[must_use]
 pub fn review(cluster: &Cluster, settings: &ControllerSettings, request: &Request) -> Decision {
     match request {
-        Request::Gateway(asked) => Decision { problems: gateway::problems(cluster, settings, asked), warnings: Vec::new() },
+        Request::Gateway(asked) => Decision {
+            problems: gateway::problems(cluster, settings, asked),
+            warnings: gateway::warning(cluster, settings, asked).into_iter().collect(),
+        },
         Request::Policy(asked) => Decision {
             problems: policy::problems(cluster, settings, asked),
             warnings: asked.new.iter().filter_map(|spec| policy::warning(cluster, settings, spec)).collect(),

@@ -63,9 +63,12 @@ fn create_policy(name: &str, rest: &str) -> Vec<String> {
     said(&Request::Policy(Asked { name: name.to_owned(), old: None, new: Some(policy(rest)) }))
 }
 
+/// What is said of a deletion, which is never refused.
 fn delete_gateway(cluster: &Cluster, settings: &ControllerSettings, name: &str) -> Vec<String> {
     let request = Request::Gateway(Asked { name: name.to_owned(), old: Some(gateway("")), new: None });
-    review(cluster, settings, &request).problems.iter().map(ToString::to_string).collect()
+    let Decision { problems, warnings } = review(cluster, settings, &request);
+    assert_eq!(problems, []);
+    warnings.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -94,10 +97,6 @@ fn every_refusal_names_field_value_and_rule() {
         (
             update_gateway("a", a, "ipv4: [10.6.1.60-10.6.1.66]"),
             "spec.egressIPs.ipv6: \"fd00:6::61\": must stay in the pool: EgressGatewayPolicy given uses it".to_owned(),
-        ),
-        (
-            delete_gateway(&cluster(), &ControllerSettings::default(), "a"),
-            "metadata.name: \"a\": must not be deleted while EgressGatewayPolicies use it: broken, given, states".to_owned(),
         ),
         (
             create_policy("n", "egressGatewayName: a, egressIP: {ipv4: 10.6.1.67}"),
@@ -145,6 +144,12 @@ fn a_policy_may_come_before_its_gateway_and_is_told_that_it_waits() {
 }
 
 #[test]
+fn a_gateway_may_go_before_its_policies_and_is_told_which_of_them_wait() {
+    let held = "EgressGatewayPolicies use it, and traffic that they govern is held from now on: broken, given, states";
+    assert_eq!(delete_gateway(&cluster(), &ControllerSettings::default(), "a"), [format!("metadata.name: \"a\": {held}")]);
+}
+
+#[test]
 fn a_policy_that_names_no_gateway_uses_the_default_or_the_only_one() {
     let mut cluster = cluster();
     cluster.policies.clear();
@@ -153,9 +158,9 @@ fn a_policy_that_names_no_gateway_uses_the_default_or_the_only_one() {
     let none = ControllerSettings::default();
     assert_eq!(delete_gateway(&cluster, &none, "b").len(), 0, "of several it uses none");
     let default = ControllerSettings { default_gateway: Some(GatewayName::from("b")), ..none.clone() };
-    assert!(delete_gateway(&cluster, &default, "b")[0].ends_with("use it: unnamed"));
+    assert!(delete_gateway(&cluster, &default, "b")[0].ends_with("from now on: unnamed"));
     cluster.gateways.remove(&GatewayName::from("a"));
-    assert!(delete_gateway(&cluster, &none, "b")[0].ends_with("use it: unnamed"));
+    assert!(delete_gateway(&cluster, &none, "b")[0].ends_with("from now on: unnamed"));
 }
 
 #[test]

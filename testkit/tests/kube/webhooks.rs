@@ -112,13 +112,18 @@ fn every_refusal_that_needs_the_cluster_reaches_the_user_of_kubectl() {
         assert!(said.contains(&message) && said.contains("validate.egressgateway.spidernet.io"), "{message}\n{said}");
     }
     what_no_rule_of_the_definitions_sees_is_refused(&installed);
-    let said = installed.kubernetes.kubectl("delete egressgateway pool").unwrap_err();
-    assert!(said.contains("metadata.name: \"pool\": must not be deleted while EgressGatewayPolicies use it: given, states"), "{said}");
-    assert!(installed.kubernetes.get("egressgateway/pool")["metadata"]["deletionTimestamp"].is_null());
-    // Once nobody uses it, it goes; labels change whatever webhooks think.
+    // Labels change whatever webhooks think.
     installed.kubernetes.kubectl("label egressgateway pool a=b").unwrap();
+    // A file has a gateway before its policies, and goes in that order.
+    let said = installed.kubernetes.kubectl("delete egressgateway pool 2>&1").unwrap();
+    let held = "metadata.name: \"pool\": EgressGatewayPolicies use it, and traffic that they govern is held from now on: given, states";
+    assert!(said.contains(held), "{said}");
+    installed.kubernetes.eventually("its policies say so", || {
+        let policy = installed.kubernetes.get("egressgatewaypolicy/states");
+        let said = policy["status"]["conditions"].as_array().into_iter().flatten().any(|said| said["reason"] == "GatewayNotFound");
+        if said { Ok(()) } else { Err(policy.to_string()) }
+    });
     installed.kubernetes.kubectl("delete egressgatewaypolicies states given").unwrap();
-    installed.kubernetes.eventually("an unused gateway goes", || installed.kubernetes.kubectl("delete egressgateway pool"));
 }
 
 /// Specs that only the schema or the webhooks refuse; each with its field, and, by the webhooks, with value and rule.

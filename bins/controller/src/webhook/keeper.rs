@@ -28,8 +28,8 @@ use super::{
 };
 
 const MANAGER: &str = "egressgateway-controller";
-const VALIDATING: &str = "validate.egressgateway.spidernet.io";
-const MUTATING: &str = "mutate.egressgateway.spidernet.io";
+const VALIDATING: [&str; 2] = ["validate.egressgateway.spidernet.io", "warn.egressgateway.spidernet.io"];
+const MUTATING: [&str; 1] = ["mutate.egressgateway.spidernet.io"];
 /// How often the API server is told again: somebody may have written over it.
 const REPEAT: Duration = Duration::from_secs(300);
 
@@ -117,18 +117,19 @@ impl Keeper {
         if self.presented.certificate().is_none() {
             self.presented.set(certificate.clone());
         }
-        self.trust::<ValidatingWebhookConfiguration>(VALIDATING, pair).await?;
-        self.trust::<MutatingWebhookConfiguration>(MUTATING, pair).await?;
+        self.trust::<ValidatingWebhookConfiguration>(&VALIDATING, pair).await?;
+        self.trust::<MutatingWebhookConfiguration>(&MUTATING, pair).await?;
         self.presented.set(certificate);
         Ok(())
     }
 
-    async fn trust<K>(&self, webhook: &str, pair: &Pair) -> Result<(), Error>
+    async fn trust<K>(&self, webhooks: &[&str], pair: &Pair) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope> + DeserializeOwned + Clone + std::fmt::Debug,
     {
         let bundle = ByteString(pair.authorities.clone().into_bytes());
-        let patch = json!({"webhooks": [{"name": webhook, "clientConfig": {"caBundle": bundle}}]});
+        let webhooks: Vec<_> = webhooks.iter().map(|name| json!({"name": name, "clientConfig": {"caBundle": bundle}})).collect();
+        let patch = json!({"webhooks": webhooks});
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let configurations: Api<K> = Api::all(self.client.clone());
         let patched = configurations.patch(NAME, &params, &Patch::Strategic(patch)).await;
