@@ -19,6 +19,18 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{ .Values.image.repository }}:{{ $tag }}
 {{- end }}
 
+{{- /* Both daemons are ready within a second of their start, and a rollout waits for each. A busy node takes its time to answer. */ -}}
+{{- define "egressgateway.probes" -}}
+livenessProbe:
+  httpGet: {path: /healthz, port: metrics}
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: metrics}
+  periodSeconds: 2
+  timeoutSeconds: 5
+{{- end }}
+
 {{- /* Arguments and environment that both daemons have. */ -}}
 {{- define "egressgateway.environment" -}}
 - {name: EGRESSGATEWAY_CONFIG, value: /etc/egressgateway/config.yaml}
