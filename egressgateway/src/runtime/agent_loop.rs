@@ -432,7 +432,8 @@ impl Session {
     /// The first change is answered at once: until then governed traffic may be without its rules. More of them keep `spacing` apart.
     fn policy_changed(&mut self, changed: &Result<(), Error>) {
         match changed {
-            Ok(()) => tracing::warn!("somebody else changed the packet filter; it is read again"),
+            // Or the backend itself: what was written and what is there are compared before anything is said.
+            Ok(()) => tracing::debug!("the packet filter may have changed; it is read again"),
             Err(error) => tracing::warn!(error = error.chain(), "changes of the packet filter may have been missed"),
         }
         let now = Instant::now();
@@ -454,7 +455,7 @@ impl Session {
         if self.due.policy.is_some_and(|at| at <= Instant::now()) {
             self.due.policy = None;
             self.due.policy_read = Some(Instant::now());
-            self.convergence.forget_policy();
+            self.restore_policy().await;
             self.due.converge = true;
             self.due.hold = Some(Instant::now());
         }
@@ -463,6 +464,15 @@ impl Session {
             self.due.resync = Instant::now() + self.settings.resync;
             self.due.converge = true;
             self.due.hold = Some(Instant::now());
+        }
+    }
+
+    /// Whatever else is due, what was in force is there again first: only so is it known who changed it.
+    async fn restore_policy(&mut self) {
+        match self.convergence.restore_policy().await {
+            Ok(Outcome::Applied) => tracing::warn!("somebody else changed the packet filter; what was in force is there again"),
+            Ok(Outcome::Unchanged) => {}
+            Err(error) => tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "the packet filter was not restored"),
         }
     }
 

@@ -16,12 +16,14 @@ pub(super) struct Convergence {
     metrics: AgentMetrics,
     /// Everything that the kernel may hold of ours: what was reached last, and what was tried since then.
     before: Option<DriversDesired>,
+    /// The last attempt succeeded: the kernel holds exactly that.
+    reached: bool,
     number: u64,
 }
 
 impl Convergence {
     pub(super) fn new(drivers: Drivers, encapsulation: Arc<dyn Encapsulation>, metrics: AgentMetrics) -> Self {
-        Self { drivers, encapsulation, metrics, before: None, number: 0 }
+        Self { drivers, encapsulation, metrics, before: None, reached: false, number: 0 }
     }
 
     /// The next read of the kernel is complete: devices, routes and rules, and the packet filter's tables.
@@ -36,9 +38,14 @@ impl Convergence {
         self.drivers.addresses.invalidate();
     }
 
-    /// The packet filter is read again.
-    pub(super) fn forget_policy(&mut self) {
+    /// The packet filter is read again, and what was in force is put back where it is not there. `Applied`: somebody else had changed it.
+    /// Where the last attempt failed, nobody knows what is in force, and the next one finds out.
+    pub(super) async fn restore_policy(&mut self) -> Result<Outcome, Error> {
         self.drivers.policy.invalidate();
+        match self.before.as_ref().filter(|_| self.reached) {
+            Some(in_force) => self.drivers.policy.reconcile(&in_force.policy).await,
+            None => Ok(Outcome::Unchanged),
+        }
     }
 
     /// Converges once; conflicts are tried again at once.
@@ -60,6 +67,7 @@ impl Convergence {
             }
         }
         self.tell(first, &next.policy, began.elapsed(), &result);
+        self.reached = result.is_ok();
         self.before = match &result {
             Ok(_) => Some(next),
             Err(_) => self.before.take().map(|before| union(&before, &next)),
@@ -238,6 +246,23 @@ mod tests {
         journal.fail("policy", ErrorKind::Transient, 1);
         assert_eq!(convergence.converge(&with_peer("a")).await.unwrap_err().kind, ErrorKind::Transient);
         assert_eq!(journal.take(), ["policy ", "addresses "]);
+    }
+
+    #[tokio::test]
+    async fn what_is_in_force_is_put_back_and_nothing_else_is() {
+        let journal = Journal::default();
+        let mut convergence = convergence(&journal);
+        assert_eq!(convergence.restore_policy().await.unwrap(), Outcome::Unchanged);
+        assert_eq!(journal.take(), ["policy reads"], "nothing is in force yet");
+        convergence.converge(&with_peer("a")).await.unwrap();
+        journal.take();
+        assert_eq!(convergence.restore_policy().await.unwrap(), Outcome::Applied, "somebody else changed it");
+        assert_eq!(journal.take(), ["policy reads", "policy "]);
+        journal.fail("policy", ErrorKind::Transient, 1);
+        convergence.converge(&with_peer("b")).await.unwrap_err();
+        journal.take();
+        assert_eq!(convergence.restore_policy().await.unwrap(), Outcome::Unchanged, "nobody knows what is in force");
+        assert_eq!(journal.take(), ["policy reads"]);
     }
 
     fn with_address(address: &str) -> NodeDesired {

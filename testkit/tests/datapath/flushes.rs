@@ -1,9 +1,11 @@
 //! What a governed packet meets while something of ours is flushed and the agent has not repaired it yet.
 
+use std::time::Duration;
+
 use egressgateway_testkit::cluster::agent;
 use nix::sys::signal::Signal;
 
-use crate::world::{CLIENT, DataPath, EXCEPTED, GATEWAYS, GOVERNED, World};
+use crate::world::{CLIENT, DataPath, EXCEPTED, GATEWAYS, GOVERNED, World, usual_policy};
 
 /// What happens to a new connection of a governed pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,4 +88,37 @@ pub(crate) fn what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documenta
         }
         world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
     }
+}
+
+/// Longer than it takes the agent to look at what can't tell it of changes, twice.
+const LOOKED: Duration = Duration::from_secs(12);
+
+/// How often an agent said that somebody else changed the packet filter.
+fn warnings(world: &World, node: &str) -> usize {
+    world.cluster.log(&agent(node)).matches("somebody else changed the packet filter").count()
+}
+
+pub(crate) fn what_somebody_else_changes_is_warned_of_once_and_the_agents_own_changes_are_not(path: &DataPath) {
+    let world = World::governed(path);
+    std::thread::sleep(LOOKED);
+    world.cluster.apply(&usual_policy().replace("10.6.1.77/32", "10.6.1.78/32"));
+    world.cluster.apply(&usual_policy());
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+    std::thread::sleep(LOOKED);
+    let nodes: Vec<&str> = [CLIENT].into_iter().chain(GATEWAYS).collect();
+    for node in &nodes {
+        assert_eq!(warnings(&world, node), 0, "{node}\n{}", world.cluster.log(&agent(node)));
+    }
+    let flush = match path.backend {
+        "nftables" => "nft flush map inet egressgateway where4",
+        _ => "iptables-nft -t mangle -F EGW-CLASSIFY",
+    };
+    world.cluster.lab.node(CLIENT).run(flush).unwrap();
+    world.cluster.eventually("the client's agent warns", || {
+        if warnings(&world, CLIENT) > 0 { Ok(()) } else { Err(world.cluster.log(&agent(CLIENT))) }
+    });
+    world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+    std::thread::sleep(LOOKED);
+    let counts: Vec<usize> = nodes.iter().map(|node| warnings(&world, node)).collect();
+    assert_eq!(counts, [1, 0, 0]);
 }

@@ -56,7 +56,8 @@ macro_rules! every_check_on {
                 what_others_do_not_track_is_dropped_and_counted_at_the_pods_node
                 what_others_do_not_track_is_dropped_and_counted_at_the_gateway;
             flushes:
-                what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documentation;
+                what_is_flushed_by_hand_holds_traffic_or_is_named_in_the_documentation
+                what_somebody_else_changes_is_warned_of_once_and_the_agents_own_changes_are_not;
             failover:
                 gateways_that_nobody_hears_of_carry_traffic_as_long_as_they_answer
                 a_gateway_without_power_is_left_at_once_without_the_api_server
