@@ -1,6 +1,9 @@
 //! What a captured frame says.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Instant,
+};
 
 use super::constants::TUNNEL_PORTS;
 
@@ -40,6 +43,8 @@ pub struct Packet {
     pub inner: Option<Box<Packet>>,
     /// Length of the frame in bytes.
     pub length: usize,
+    /// When it was read from the wire.
+    pub at: Instant,
 }
 
 impl Packet {
@@ -85,9 +90,9 @@ impl Packet {
         Some(packet)
     }
 
-    const fn new(source: IpAddr, destination: IpAddr, protocol: Protocol) -> Self {
-        let from = String::new();
-        Self { from, source, destination, protocol, source_port: 0, destination_port: 0, icmp_type: None, inner: None, length: 0 }
+    fn new(source: IpAddr, destination: IpAddr, protocol: Protocol) -> Self {
+        let (from, at) = (String::new(), Instant::now());
+        Self { from, source, destination, protocol, source_port: 0, destination_port: 0, icmp_type: None, inner: None, length: 0, at }
     }
 
     fn ipv4(bytes: &[u8]) -> Option<Self> {

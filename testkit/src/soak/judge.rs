@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -27,17 +27,23 @@ const GLANCE: Duration = Duration::from_millis(25);
 
 type Objects = Vec<Value>;
 
+/// Objects, and when they were seen first.
+type State = (Instant, Objects);
+
+/// What happened, and when.
+pub(super) type Timeline = Vec<(Instant, String)>;
+
 /// Watches the objects, so that each state that lasted is known.
 #[derive(Debug)]
 pub(super) struct Historian {
     reader: Reader,
-    states: Arc<Mutex<Vec<Objects>>>,
+    states: Arc<Mutex<Vec<State>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Historian {
     pub(super) fn start(reader: Reader) -> std::io::Result<Self> {
-        let (states, stop) = (Arc::<Mutex<Vec<Objects>>>::default(), Arc::new(AtomicBool::new(false)));
+        let (states, stop) = (Arc::<Mutex<Vec<State>>>::default(), Arc::new(AtomicBool::new(false)));
         let (kept, stopped, own) = (states.clone(), stop.clone(), reader.clone());
         thread::Builder::new().name("historian".into()).spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
@@ -59,7 +65,7 @@ impl Historian {
     }
 
     /// The states since this was asked last, and forgets all but the last one.
-    fn take(&self) -> Vec<Objects> {
+    fn take(&self) -> Vec<State> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         let last = states.last().cloned();
         std::mem::replace(&mut *states, last.into_iter().collect())
@@ -72,10 +78,10 @@ impl Drop for Historian {
     }
 }
 
-fn keep(states: &Mutex<Vec<Objects>>, objects: Objects) {
+fn keep(states: &Mutex<Vec<State>>, objects: Objects) {
     let mut states = states.lock().unwrap_or_else(PoisonError::into_inner);
-    if states.last() != Some(&objects) {
-        states.push(objects);
+    if states.last().is_none_or(|(_, last)| *last != objects) {
+        states.push((Instant::now(), objects));
     }
 }
 
@@ -98,17 +104,17 @@ fn now(reader: &Reader) -> Objects {
 #[derive(Debug, Default)]
 struct Round {
     /// The ways of each state, the calm one first.
-    ways: Vec<Ways>,
+    ways: Vec<(Instant, Ways)>,
     nodes: BTreeMap<String, Vec<IpAddr>>,
     /// Addresses and nodes of pods.
     pods: BTreeMap<String, (Vec<IpAddr>, String)>,
 }
 
 impl Round {
-    fn of(states: &[Objects], servers: &[IpAddr]) -> Result<Self, String> {
+    fn of(states: &[State], servers: &[IpAddr]) -> Result<Self, String> {
         let mut round = Self::default();
-        for objects in states {
-            round.ways.push(ways(objects, servers)?);
+        for (at, objects) in states {
+            round.ways.push((*at, ways(objects, servers)?));
             for object in objects {
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 let name = text(&object["metadata"]["name"]);
@@ -129,8 +135,21 @@ impl Round {
     /// Whether a pod that was there from the beginning was governed all along.
     fn always_governed(&self, pod: &str, server: IpAddr) -> bool {
         let key = (pod.to_owned(), server);
-        self.ways.first().is_some_and(|first| first.contains_key(&key))
-            && self.ways.iter().filter_map(|ways| ways.get(&key)).all(Way::is_governed)
+        self.ways.first().is_some_and(|(_, first)| first.contains_key(&key))
+            && self.ways.iter().filter_map(|(_, ways)| ways.get(&key)).all(Way::is_governed)
+    }
+
+    /// The ways of a pod to a server, each time that another one came into force.
+    fn told(&self, pod: &str, server: IpAddr) -> Timeline {
+        let key = (pod.to_owned(), server);
+        let mut told: Timeline = Vec::new();
+        for (at, ways) in &self.ways {
+            let way = ways.get(&key).map_or_else(|| "there is no such pod".to_owned(), |way| format!("{pod} to {server}: {way:?}"));
+            if told.last().is_none_or(|(_, last)| *last != way) {
+                told.push((*at, way));
+            }
+        }
+        told
     }
 
     /// The sources that a pod's connection may have had at some moment.
@@ -138,8 +157,8 @@ impl Round {
         let key = (pod.to_owned(), server);
         let mut allowed = BTreeSet::new();
         // Somebody who was not there in the calm may speak before it is known.
-        let mut free = self.ways.first().is_none_or(|first| !first.contains_key(&key));
-        for way in self.ways.iter().filter_map(|ways| ways.get(&key)) {
+        let mut free = self.ways.first().is_none_or(|(_, first)| !first.contains_key(&key));
+        for way in self.ways.iter().filter_map(|(_, ways)| ways.get(&key)) {
             match way {
                 Way::Free => free = true,
                 Way::Through(sources, others) => allowed.extend(sources | others),
@@ -151,6 +170,41 @@ impl Round {
         }
         allowed
     }
+
+    /// Pods that had one of the addresses of this one, which a node takes it for until it hears of both.
+    fn namesakes<'a>(&'a self, addresses: &'a [IpAddr]) -> impl Iterator<Item = &'a str> {
+        let of = |(_, (own, _)): &(&String, &(Vec<IpAddr>, String))| own.iter().any(|own| addresses.contains(own));
+        self.pods.iter().filter(of).map(|(pod, _)| pod.as_str())
+    }
+}
+
+/// Something wrong.
+#[derive(Debug)]
+pub(super) struct Finding {
+    pub(super) what: String,
+    pub(super) known: Timeline,
+    /// Nodes, and addresses whose connections there are of interest.
+    pub(super) tracked: Vec<(String, IpAddr)>,
+}
+
+/// How long before a sight packets are of interest.
+const AROUND: Duration = Duration::from_secs(2);
+
+fn is_between(packet: &Packet, one: IpAddr, other: IpAddr) -> bool {
+    packet.touches(one) && packet.touches(other)
+}
+
+/// Whether both have the same server and, as most translations leave it, the same port of the pod.
+fn is_same_flow(one: &Packet, other: &Packet) -> bool {
+    let ports = |packet: &Packet| BTreeSet::from([packet.source_port, packet.destination_port]);
+    one.protocol == other.protocol && other.touches(one.destination) && ports(one) == ports(other)
+}
+
+fn tell(packet: &Packet) -> (Instant, String) {
+    let how = if packet.inner.is_some() { " through the tunnel" } else { "" };
+    let Packet { source, destination, protocol, source_port, destination_port, length, .. } = packet.innermost();
+    let from = &packet.from;
+    (packet.at, format!("{from}{how}: {protocol:?} {source} {source_port} to {destination} {destination_port}, {length} bytes"))
 }
 
 /// Judges one round after the other.
@@ -167,7 +221,7 @@ impl Judge {
     /// Judges what was seen since the last time; `lenient` names nodes whose rules somebody took away.
     ///
     /// # Errors
-    /// With what was wrong.
+    /// With what was wrong, and what is known about it.
     pub(super) fn judge(
         &mut self,
         historian: &Historian,
@@ -175,9 +229,10 @@ impl Judge {
         packets: &[Packet],
         book: &[Seen],
         lenient: &BTreeSet<String>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Finding> {
         historian.note();
-        let round = Round::of(&historian.take(), servers)?;
+        let unclear = |what| Finding { what, known: Timeline::new(), tracked: Vec::new() };
+        let round = Round::of(&historian.take(), servers).map_err(unclear)?;
         self.judged.0 += packets.len();
         self.judged.1 += book.len();
         let spared = |pod: &str| round.pods.get(pod).is_none_or(|(_, node)| lenient.contains(node));
@@ -188,7 +243,11 @@ impl Judge {
             let owners: Vec<&String> = round.pods.iter().filter(|(_, (own, _))| own.contains(&packet.source)).map(|(pod, _)| pod).collect();
             let wrong = |pod: &&String| round.always_governed(pod, packet.destination) && !spared(pod);
             if !owners.is_empty() && owners.iter().all(wrong) {
-                return Err(format!("a governed pod's own address is on the wire: {owners:?}: {packet:?}"));
+                let mut known = self.before.told(owners[0], packet.destination);
+                known.extend(round.told(owners[0], packet.destination));
+                known.extend(packets.iter().filter(|other| is_same_flow(packet, other.innermost())).map(tell));
+                let what = format!("a governed pod's own address is on the wire: {owners:?}: {}", tell(packet).1);
+                return Err(Finding { what, known, tracked: vec![(packet.from.clone(), packet.source)] });
             }
         }
         for seen in book {
@@ -196,12 +255,25 @@ impl Judge {
             let mut allowed = round.allowed(&seen.pod, seen.to);
             // What was sent before the last calm may arrive after it.
             allowed.extend(self.before.allowed(&seen.pod, seen.to));
+            if round.ways.first().is_none_or(|(_, first)| !first.contains_key(&key)) {
+                let own = round.pods.get(&seen.pod).map_or(&[][..], |(own, _)| own);
+                for former in [&self.before, &round] {
+                    allowed.extend(former.namesakes(own).flat_map(|pod| former.allowed(pod, seen.to)));
+                }
+            }
             let ever = self.ever.entry(key).or_default();
             ever.extend(allowed.iter());
             let allowed = if seen.fresh { &allowed } else { &*ever };
             // Rules that are missing at an exit translate nothing.
             if !allowed.contains(&seen.source) && lenient.is_empty() {
-                return Err(format!("{} is seen by {} as {}, and may be {allowed:?}", seen.pod, seen.to, seen.source));
+                let mut known = self.before.told(&seen.pod, seen.to);
+                known.extend(round.told(&seen.pod, seen.to));
+                let same = |other: &&Packet| is_between(other, seen.source, seen.to) && other.at + AROUND > seen.at && other.at < seen.at;
+                known.extend(packets.iter().filter(same).map(tell));
+                known.push((seen.at, format!("{} is seen by {} as {}", seen.pod, seen.to, seen.source)));
+                let what = format!("{} is seen by {} as {}, and may be {allowed:?}", seen.pod, seen.to, seen.source);
+                let own = round.pods.get(&seen.pod).into_iter().flat_map(|(own, node)| own.iter().map(|own| (node.clone(), *own)));
+                return Err(Finding { what, known, tracked: own.collect() });
             }
         }
         self.before = round;

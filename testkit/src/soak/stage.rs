@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     Event,
     event::{NODES, PODS},
-    judge::{Historian, Judge},
+    judge::{Finding, Historian, Judge, Timeline},
     objects::{gateway, policy, policy_name},
     oracle::{Way, ways},
     talk::{Book, Talker, serve, talk},
@@ -53,6 +53,9 @@ pub(super) struct Stage {
     book: Book,
     historian: Historian,
     judge: Judge,
+    began: Instant,
+    /// What happened since the calm before the last one.
+    happened: [Timeline; 2],
     servers: Vec<IpAddr>,
     _listeners: Vec<Talker>,
 }
@@ -87,6 +90,8 @@ impl Stage {
             book,
             historian,
             judge: Judge::default(),
+            began: Instant::now(),
+            happened: Default::default(),
             servers,
             _listeners: listeners,
         })
@@ -102,6 +107,7 @@ impl Stage {
     /// # Errors
     /// At a calm, with what is wrong.
     pub(super) fn happen(&mut self, event: &Event) -> Result<(), String> {
+        self.happened[1].push((Instant::now(), format!("{event:?}")));
         match event {
             Event::Calm => return self.calm(),
             Event::Pause { milliseconds } => thread::sleep(Duration::from_millis(*milliseconds)),
@@ -249,17 +255,44 @@ impl Stage {
         self.start();
         let until = Instant::now() + patient(PATIENCE);
         loop {
-            let wrong = self.look()?;
+            let mut wrong = self.look()?;
+            wrong.extend(self.lenient.iter().filter(|node| !self.has_rules(node)).map(|node| format!("{node} has no rules")));
             // What leaks makes no calm: it is told before what is only late.
             let packets = self.capture.packets();
             if wrong.is_empty() || Instant::now() > until {
                 self.capture.clear();
                 let book = std::mem::take(&mut *self.book.lock().unwrap_or_else(PoisonError::into_inner));
-                self.judge.judge(&self.historian, &self.servers, &packets, &book, &self.lenient)?;
+                let judged = self.judge.judge(&self.historian, &self.servers, &packets, &book, &self.lenient);
+                judged.map_err(|finding| self.tell(finding))?;
                 self.lenient.clear();
-                return if wrong.is_empty() { Ok(()) } else { Err(format!("never: {}\n{}", wrong.join("; "), self.cluster.logs())) };
+                self.happened = [std::mem::take(&mut self.happened[1]), Timeline::new()];
+                let never = || format!("never: {}\n{}\n{}", wrong.join("; "), self.story(Timeline::new()), self.cluster.logs());
+                return if wrong.is_empty() { Ok(()) } else { Err(never()) };
             }
         }
+    }
+
+    fn tell(&self, finding: Finding) -> String {
+        let tracked = finding.tracked.iter().flat_map(|(node, address)| {
+            let table = self.cluster.lab.node(node).run("cat /proc/net/nf_conntrack").unwrap_or_default();
+            let of = |line: &&str| words(line).any(|word| word == *address);
+            table.lines().filter(of).map(|line| format!("{node}: {line}")).collect::<Vec<_>>()
+        });
+        let tracked = tracked.collect::<Vec<_>>().join("\n");
+        format!("{}\n{}\n{tracked}\n{}", finding.what, self.story(finding.known), self.cluster.logs())
+    }
+
+    /// Whether what [`NO_RULES`] took is there again.
+    fn has_rules(&self, node: &str) -> bool {
+        self.cluster.lab.node(node).run(HAS_RULES).is_ok_and(|said| said.contains("yes"))
+    }
+
+    /// What happened, and what else is known, in its order and in seconds.
+    fn story(&self, mut known: Timeline) -> String {
+        known.extend(self.happened.iter().flatten().cloned());
+        known.sort_by_key(|(at, _)| *at);
+        let lines = known.iter().map(|(at, what)| format!("{:9.3} {what}", at.duration_since(self.began).as_secs_f64()));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// What is not as the objects say.
@@ -300,10 +333,20 @@ impl Stage {
     }
 }
 
+/// The addresses in a line of the kernel's table of connections.
+fn words(line: &str) -> impl Iterator<Item = IpAddr> + '_ {
+    line.split_whitespace().filter_map(|word| word.split_once('=')?.1.parse().ok())
+}
+
 /// What backends make, whichever it is.
 const NO_RULES: &str = "nft delete table inet egressgateway 2>/dev/null || true
 for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do
   if $p-save -t mangle 2>/dev/null | grep -q EGW-PREROUTING; then $p -w -t mangle -F EGW-PREROUTING || true; fi
+done";
+
+const HAS_RULES: &str = "if nft list table inet egressgateway >/dev/null 2>&1; then echo yes; fi
+for p in iptables-nft iptables-legacy; do
+  if $p-save -t mangle 2>/dev/null | grep -q '^-A EGW-PREROUTING'; then echo yes; fi
 done";
 
 const NO_TUNNEL: &str = "for d in $(ip -o link show type vxlan | cut -d: -f2); do ip link delete $d || true; done";

@@ -35,6 +35,7 @@ pub(super) struct Seen {
     pub(super) source: IpAddr,
     /// Of a connection that began just then.
     pub(super) fresh: bool,
+    pub(super) at: Instant,
 }
 
 /// What all servers have seen.
@@ -114,7 +115,7 @@ fn connections(tcp: &TcpListener, address: IpAddr, book: &Book) {
 
 fn note(book: &Book, said: &[u8], to: IpAddr, source: IpAddr) {
     let Some((how, pod)) = std::str::from_utf8(said).ok().and_then(|text| text.split_once(' ')) else { return };
-    let seen = Seen { pod: pod.to_owned(), to, source, fresh: how == "fresh" };
+    let seen = Seen { pod: pod.to_owned(), to, source, fresh: how == "fresh", at: Instant::now() };
     book.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
 }
 
