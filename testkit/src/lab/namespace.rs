@@ -12,7 +12,7 @@ use super::{answer, flow::Flow, process::ProcessSpec, stream::StreamSpec, world:
 use crate::pace::patient;
 
 /// How long a connection or an answer may take before it counts as lost.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A network namespace of a lab. [`Node`](super::Node), [`Pod`](super::Pod) and [`Server`](super::Server) are dereferenced to it.
 #[derive(Clone)]

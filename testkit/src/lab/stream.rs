@@ -1,7 +1,7 @@
 //! A steady sender that measures gaps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
@@ -19,8 +19,8 @@ use super::{
 };
 use crate::pace::patient;
 
-/// How long answers are waited for once the last datagram was sent.
-const AFTERMATH: Duration = Duration::from_millis(300);
+/// How long answers are waited for once the last datagram was sent, while some are missing.
+const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// A sender to be.
 #[derive(Debug, Clone)]
@@ -201,50 +201,63 @@ fn longest_gap(answers: &[Answer], sent: Sent) -> Duration {
     longest
 }
 
-/// Sends until told to stop; receives in between on the sockets of the last datagrams.
+/// A socket, and the number of the first datagram that it sent.
+type Sender = (u64, UdpSocket);
+
+/// Sends until told to stop; receives in between on every socket whose datagram may still be answered. How fast the host is decides how late an
+/// answer comes, and not whether it is counted.
 fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io::Result<Sent> {
-    /// Answers later than this many datagrams are not waited for.
-    const SOCKETS: usize = 64;
+    /// So many datagrams may be without an answer; one that is older is lost.
+    const WAITING: usize = 400;
     let open = || {
         let socket = udp_socket(to, 0, interval)?;
         socket.set_nonblocking(true).map(|()| socket)
     };
-    let mut sockets = std::collections::VecDeque::from([open()?]);
+    let mut waiting: VecDeque<Sender> = VecDeque::from([(0, open()?)]);
     let first = Instant::now();
     let mut sent = Sent { count: 0, first, last: first };
-    let mut next = first;
     while !shared.stop.load(Ordering::Relaxed) {
         if fresh && sent.count > 0 {
             // No route at the moment: the datagram is lost like others.
             if let Ok(socket) = open() {
-                sockets.push_back(socket);
+                waiting.push_back((sent.count, socket));
             }
-            if sockets.len() > SOCKETS {
-                sockets.pop_front();
+            if waiting.len() > WAITING {
+                waiting.pop_front();
             }
         }
         sent.last = Instant::now();
-        if let Some(socket) = sockets.back() {
+        if let Some((_, socket)) = waiting.back() {
             // Unreachable for the moment: a gap.
             let _ = socket.send(sent.count.to_string().as_bytes());
         }
         sent.count += 1;
-        next += interval;
-        receive_until(shared, &sockets, next);
+        // What was missed while the host was busy is not sent all at once.
+        receive_until(shared, &mut waiting, fresh, Instant::now() + interval);
     }
-    receive_until(shared, &sockets, Instant::now() + patient(AFTERMATH));
+    let end = Instant::now() + patient(AFTERMATH);
+    let answered = |shared: &Shared| locked(&shared.answers).len() as u64 >= sent.count;
+    while !answered(shared) && Instant::now() < end {
+        receive_until(shared, &mut waiting, fresh, Instant::now() + interval);
+    }
     Ok(sent)
 }
 
-fn receive_until<'a>(shared: &Shared, sockets: impl IntoIterator<Item = &'a UdpSocket> + Copy, deadline: Instant) {
+/// Receives what comes until `deadline`. A fresh socket has done its work once it has an answer.
+fn receive_until(shared: &Shared, waiting: &mut VecDeque<Sender>, fresh: bool, deadline: Instant) {
     let mut buffer = [0; 256];
     loop {
-        for socket in sockets {
+        let mut answered = BTreeSet::new();
+        for (first, socket) in &*waiting {
             while let Ok(length) = socket.recv(&mut buffer) {
                 let Some((source, payload)) = split_answer(&buffer[..length]) else { continue };
                 let Some(number) = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok()) else { continue };
                 locked(&shared.answers).push(Answer { number, source, at: Instant::now() });
+                answered.insert(*first);
             }
+        }
+        if fresh {
+            waiting.retain(|(first, _)| !answered.contains(first));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

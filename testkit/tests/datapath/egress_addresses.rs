@@ -497,7 +497,7 @@ pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_a
         let report = stream.finish().unwrap();
         eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
         assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address");
-        assert!(report.longest_gap < patient(Duration::from_secs(1)), "traffic of others goes on: {:?}", report.longest_gap);
+        assert_eq!(report.lost(), 0, "traffic of others goes on");
         let answers: Vec<_> = capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).collect();
         assert!(answers.len() >= 20, "only {} answers for {address}", answers.len());
         assert!(answers.iter().all(|answer| answer.from == owner), "{here} answered for {address}");
