@@ -72,6 +72,7 @@ fn desired(me: &str, fleet: &Fleet, objects: &BTreeMap<String, StaticEgressSpec>
         };
         next.tunnel.peers.insert(NodeName::from(name.as_str()), peer);
         next.policy.overlay.peers.insert(underlay);
+        next.policy.overlay.hosts.insert(underlay);
         next.paths.entry(*target).or_default().insert(NodeName::from(name.as_str()));
     }
     // Each object is a class of its own; of two that claim a source, the first by name has it.

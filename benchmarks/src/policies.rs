@@ -77,7 +77,7 @@ pub fn desired(count: u32, role: Role) -> PolicyDesired {
     let target = TargetId::FIRST;
     let egress = Verdict::Egress { target, source_nat: SourceNat::NodeAddress };
     let exits = if role == Role::Client { Vec::new() } else { vec![target] };
-    let peer = if role == Role::Client { GATEWAY } else { CLIENT };
+    let (own, peer) = if role == Role::Client { (CLIENT, GATEWAY) } else { (GATEWAY, CLIENT) };
     let mut desired = PolicyDesired {
         exempt: ["10.244.0.0/16", "10.96.0.0/16", "10.6.0.0/24"].map(net).into_iter().collect(),
         targets: [target].into_iter().collect(),
@@ -87,6 +87,8 @@ pub fn desired(count: u32, role: Role) -> PolicyDesired {
             devices: [TUNNEL.to_owned()].into_iter().collect(),
             port: TUNNEL_PORT,
             peers: [IpAddr::from(peer)].into_iter().collect(),
+            own: [IpAddr::from(own)].into_iter().collect(),
+            hosts: [IpAddr::from(peer)].into_iter().collect(),
             mss: [(Family::V4, 1410_u16)].into_iter().collect(),
             unknown_may_exit: false,
         },

@@ -55,7 +55,8 @@ impl Content {
     /// Whether `next`, which was made from this, needs the same rules: they depend on roles, numbers and the names of sets only.
     pub(crate) fn has_same_rules(&self, next: &Self) -> bool {
         let (old, new) = (&self.desired, &next.desired);
-        let same_overlay = Overlay { peers: new.overlay.peers.clone(), ..old.overlay.clone() } == new.overlay;
+        let Overlay { peers, own, hosts, .. } = new.overlay.clone();
+        let same_overlay = Overlay { peers, own, hosts, ..old.overlay.clone() } == new.overlay;
         let same_roles = old.targets == new.targets && old.accepts == new.accepts && old.exits == new.exits && old.ways_out == new.ways_out;
         let same_roles = same_roles && old.node_addresses == new.node_addresses && old.networks == new.networks;
         let same_names = || self.sets.diff(&next.sets).all(|change| matches!(change, ordmap::DiffItem::Update { .. }));
@@ -193,12 +194,15 @@ impl Change<'_> {
     /// which are short, are filled anew.
     fn lists(&mut self) {
         let (old, new) = (self.from.start_gate.clone().unwrap_or_default(), self.to.start_gate.clone().unwrap_or_default());
-        for change in self.from.overlay.peers.diff(&self.to.overlay.peers) {
-            match change {
-                ordset::DiffItem::Add(address) => {
-                    self.put(&Common::Peers.name(Family::of(*address)), [IpNet::from(*address)], Entry::In);
+        let (from, to) = (&self.from.overlay, &self.to.overlay);
+        let addresses =
+            [(Common::Peers, &from.peers, &to.peers), (Common::Own, &from.own, &to.own), (Common::Hosts, &from.hosts, &to.hosts)];
+        for (common, from, to) in addresses {
+            for change in from.diff(to) {
+                match change {
+                    ordset::DiffItem::Add(address) => self.put(&common.name(Family::of(*address)), [IpNet::from(*address)], Entry::In),
+                    ordset::DiffItem::Remove(address) => self.take(&common.name(Family::of(*address)), [IpNet::from(*address)]),
                 }
-                ordset::DiffItem::Remove(address) => self.take(&Common::Peers.name(Family::of(*address)), [IpNet::from(*address)]),
             }
         }
         self.ungoverned(&old.known, &new.known);

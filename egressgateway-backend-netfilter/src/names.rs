@@ -117,12 +117,27 @@ pub(crate) enum Common {
     /// Known to have no class: whoever is in no set is not known yet.
     Ungoverned,
     Governed,
+    /// Outer addresses of the other nodes.
     Peers,
+    /// This node's own outer addresses.
+    Own,
+    /// Whatever addresses other nodes have.
+    Hosts,
 }
 
 impl Common {
-    pub(crate) const ALL: [Self; 8] =
-        [Self::Pods, Self::Nets, Self::Exempt, Self::Local, Self::Wide, Self::Ungoverned, Self::Governed, Self::Peers];
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Pods,
+        Self::Nets,
+        Self::Exempt,
+        Self::Local,
+        Self::Wide,
+        Self::Ungoverned,
+        Self::Governed,
+        Self::Peers,
+        Self::Own,
+        Self::Hosts,
+    ];
 
     pub(crate) fn name(self, family: Family) -> String {
         let what = match self {
@@ -134,6 +149,8 @@ impl Common {
             Self::Ungoverned => "ungoverned",
             Self::Governed => "governed",
             Self::Peers => "peers",
+            Self::Own => "own",
+            Self::Hosts => "hosts",
         };
         format!("{SET_PREFIX}{what}-{}", suffix(family))
     }

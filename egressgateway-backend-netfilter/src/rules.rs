@@ -94,7 +94,8 @@ impl Render<'_> {
         format!("-j MARK --set-xmark {value:#x}/{mask:#x}")
     }
 
-    /// Anybody on the underlay can send to the tunnel's port: whoever is no peer is dropped before anything else looks at the packet.
+    /// Anybody on the underlay can send to the tunnel's port, and a node makes its own address the source of what its pods send to other nodes.
+    /// Peers send from one address to one address: what else is for this host is dropped before anything else looks at the packet.
     /// The rest needs no connection tracking.
     fn raw(&self) -> Chains {
         let port = self.desired.overlay.port;
@@ -103,7 +104,8 @@ impl Render<'_> {
         if port > 0 {
             let outer = format!("-p udp -m udp --dport {port}");
             let to_us = format!("{outer} -m addrtype --dst-type LOCAL");
-            arriving.push(format!("{to_us} {} -g {NOT_PEER}", self.not_in(Common::Peers, "src")));
+            let others = [self.not_in(Common::Peers, "src"), self.not_in(Common::Own, "dst")];
+            arriving.extend(others.map(|other| format!("{to_us} {other} -g {NOT_PEER}")));
             arriving.push(format!("{to_us} -j CT --notrack"));
             leaving.push(format!("{outer} -j CT --notrack"));
             let untrack = self.untrack();
@@ -284,7 +286,7 @@ impl Render<'_> {
     /// The tunnel's own packets are none of this host's forwarded ones: who sends to a node's tunnel from here is a pod, which this node's
     /// masquerade would turn into a peer.
     fn first(&self) -> Vec<String> {
-        let mut rules = self.stray_outer(&self.set(Common::Peers, "dst"));
+        let mut rules = self.stray_outer(&[format!("{} {}", self.set(Common::Hosts, "dst"), self.not_in(Common::Peers, "src"))]);
         rules.push(format!("-m conntrack --ctstate DNAT -j {TRANSLATED}"));
         rules
     }
@@ -321,15 +323,16 @@ impl Render<'_> {
         rules
     }
 
-    /// A service may lead to the tunnel of this node. The tunnel's own packets were translated by nobody.
+    /// What is delivered to a group, such as a broadcast, reaches a tunnel too; the raw table can't tell it for both families. And a service may lead
+    /// to the tunnel of this node. The tunnel's own packets were translated by nobody.
     fn input(&self) -> Vec<String> {
-        self.stray_outer("-m conntrack --ctstate DNAT")
+        self.stray_outer(&[self.not_in(Common::Own, "dst"), "-m conntrack --ctstate DNAT".into()])
     }
 
-    fn stray_outer(&self, to: &str) -> Vec<String> {
+    fn stray_outer(&self, which: &[String]) -> Vec<String> {
         let port = self.desired.overlay.port;
-        let rule = || format!("-p udp -m udp --dport {port} {to} {} -g {NOT_PEER}", self.not_in(Common::Peers, "src"));
-        (port > 0).then(rule).into_iter().collect()
+        let rule = |which| format!("-p udp -m udp --dport {port} {which} -g {NOT_PEER}");
+        which.iter().filter(|_| port > 0).map(rule).collect()
     }
 
     /// What is pinned to a target enters the overlay, or is a reply, or does not pass. What leaves by another network passes.

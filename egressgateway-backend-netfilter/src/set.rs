@@ -76,7 +76,7 @@ impl Shape {
         let (kind, marked) = match common {
             Common::Pods => (Kind::Addresses, true),
             Common::Nets => (Kind::Networks, true),
-            Common::Ungoverned | Common::Peers => (Kind::Addresses, false),
+            Common::Ungoverned | Common::Peers | Common::Own | Common::Hosts => (Kind::Addresses, false),
             Common::Exempt | Common::Local | Common::Wide | Common::Governed => (Kind::Networks, false),
         };
         Self { kind, family, marked }

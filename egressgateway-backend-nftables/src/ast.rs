@@ -53,6 +53,8 @@ pub(crate) enum Way {
 pub(crate) enum Statement {
     UdpPort(u16),
     Destination(DestinationKind),
+    /// For this host, whether by one of its addresses or as one of a group.
+    Delivered,
     /// The source is one of this host's addresses.
     SourceLocal,
     /// ICMP of this family.
@@ -194,7 +196,7 @@ impl Table {
         };
         let (key, data, interval) = match self {
             Self::Exempt | Self::Local | Self::Wide | Self::Governed => (vec![address], None, true),
-            Self::Ungoverned | Self::Peers => (vec![address], None, false),
+            Self::Ungoverned | Self::Peers | Self::Own | Self::Hosts => (vec![address], None, false),
             Self::Pods => (vec![address], Some("classid"), false),
             Self::Nets => (vec![address], Some("classid"), true),
             Self::Where | Self::Exit | Self::Via => (vec!["classid", address], Some("verdict"), true),
@@ -270,6 +272,7 @@ impl fmt::Display for Statement {
                 DestinationKind::Arrival => "fib daddr . iif type local",
                 DestinationKind::Multicast => "fib daddr type multicast",
             }),
+            Self::Delivered => f.write_str("fib daddr type != unicast"),
             Self::SourceLocal => f.write_str("fib saddr type local"),
             // By number: names take a file of the host (/etc/protocols), which an image may lack.
             Self::Icmp(Family::V4) => f.write_str("meta l4proto 1"),

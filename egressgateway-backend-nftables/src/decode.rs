@@ -106,7 +106,22 @@ fn matching(body: &Value) -> Option<Statement> {
             None => (way == Way::In && !negated).then(|| right.as_str().map(|device| Statement::From(device.to_owned()))).flatten(),
         };
     }
-    if negated { None } else { equal(left, right) }
+    if negated { differs(left, right) } else { equal(left, right) }
+}
+
+/// The match that we only write with "differs".
+fn differs(left: &Value, right: &Value) -> Option<Statement> {
+    let fib = left.get("fib")?;
+    let kind = fib["result"] == "type" && flags(fib)? == ["daddr"] && right == "unicast";
+    kind.then_some(Statement::Delivered)
+}
+
+/// What a lookup of the routing tables asks for. Newer versions of nft write a single flag without a list.
+fn flags(fib: &Value) -> Option<Vec<&str>> {
+    match &fib["flags"] {
+        Value::String(one) => Some(vec![one]),
+        several => Some(several.as_array()?.iter().filter_map(Value::as_str).collect()),
+    }
 }
 
 /// Matches that we only write with "equal".
@@ -124,12 +139,7 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
         return port.filter(|_| left["payload"]["field"] == "dport").map(Statement::UdpPort);
     }
     if let Some(fib) = left.get("fib") {
-        // Newer versions of nft write a single flag without a list.
-        let flags: Vec<&str> = match &fib["flags"] {
-            Value::String(one) => vec![one],
-            several => several.as_array()?.iter().filter_map(Value::as_str).collect(),
-        };
-        return match (flags[..].as_ref(), right.as_str()?) {
+        return match (flags(fib)?.as_slice(), right.as_str()?) {
             _ if fib["result"] != "type" => None,
             (["daddr"], "local") => Some(Statement::Destination(DestinationKind::Local)),
             (["daddr"], "multicast") => Some(Statement::Destination(DestinationKind::Multicast)),
@@ -360,6 +370,7 @@ mod tests {
             json!({"match": {"op": "!=", "left": {"ct": {"key": "state"}}, "right": "new"}}),
             json!({"match": {"op": "!=", "left": {"meta": {"key": "priority"}}, "right": "@changing"}}),
             json!({"match": {"op": "==", "left": {"meta": {"key": "priority"}}, "right": "1:1"}}),
+            json!({"match": {"op": "!=", "left": {"fib": {"result": "type", "flags": "daddr"}}, "right": "local"}}),
             json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": 7}}),
             json!({"mangle": {"key": {"ct": {"key": "mark"}}, "value": {"&": [{"meta": {"key": "mark"}}, 7]}}}),
             json!({"vmap": {"key": saddr, "data": "@where4"}}),

@@ -80,6 +80,8 @@ pub(crate) struct Elements {
     pub(crate) governed: OrdSet<IpRange>,
     pub(crate) ungoverned: OrdSet<IpAddr>,
     pub(crate) peers: OrdSet<IpAddr>,
+    pub(crate) own: OrdSet<IpAddr>,
+    pub(crate) hosts: OrdSet<IpAddr>,
     pub(crate) devices: OrdSet<String>,
     pub(crate) targets: OrdMap<u32, Jump>,
     /// Only while a change is under way, or after one that was interrupted.
@@ -150,6 +152,8 @@ impl Elements {
             ungoverned: origin.ungoverned(before, &current.ungoverned),
             node: node_addresses(desired)?,
             peers: desired.overlay.peers.clone(),
+            own: desired.overlay.own.clone(),
+            hosts: desired.overlay.hosts.clone(),
             devices: desired.overlay.devices.clone(),
             targets: pins(desired, mask),
             exits: exits(desired, mask),
@@ -165,8 +169,8 @@ impl Elements {
 
     /// Nothing but what a connection's first packet is classified by.
     pub(crate) fn keep_classification(&mut self) {
-        let (exit, addresses, node, kept, peers, targets) = Default::default();
-        *self = Self { exit, addresses, kept, node, peers, targets, ..std::mem::take(self) };
+        let (exit, addresses, node, kept, peers, own, hosts, targets) = Default::default();
+        *self = Self { exit, addresses, kept, node, peers, own, hosts, targets, ..std::mem::take(self) };
     }
 
     /// The classes that mean something else in `after`, wherever that shows a moment later than the rest of a transaction.

@@ -9,7 +9,7 @@ use egressgateway::{
     Error,
     model::{ClassId, Family},
 };
-use imbl::{OrdSet, ordmap, ordset};
+use imbl::{ordmap, ordset};
 use netlink_packet_core::{DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 
@@ -71,6 +71,7 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
         pods: after.elements.pods.clone(),
         ungoverned: after.elements.ungoverned.clone(),
         peers: after.elements.peers.clone(),
+        hosts: after.elements.hosts.clone(),
         ..only.elements
     };
     if only != *after {
@@ -90,11 +91,14 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
             return None;
         }
     }
-    for table in [Table::Ungoverned, Table::Peers] {
-        let of = |elements: &Elements| -> OrdSet<IpAddr> {
-            if table == Table::Ungoverned { elements.ungoverned.clone() } else { elements.peers.clone() }
-        };
-        for change in of(&current.elements).diff(&of(&after.elements)) {
+    let (old, new) = (&current.elements, &after.elements);
+    let sets = [
+        (Table::Ungoverned, &old.ungoverned, &new.ungoverned),
+        (Table::Peers, &old.peers, &new.peers),
+        (Table::Hosts, &old.hosts, &new.hosts),
+    ];
+    for (table, old, new) in sets {
+        for change in old.diff(new) {
             changes.push(match change {
                 ordset::DiffItem::Add(address) => ExactChange { table, address: *address, what: What::Comes },
                 ordset::DiffItem::Remove(address) => ExactChange { table, address: *address, what: What::Goes },

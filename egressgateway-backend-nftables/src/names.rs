@@ -204,8 +204,12 @@ pub(crate) enum Table {
     Ungoverned,
     /// Destinations of all policies.
     Governed,
-    /// Outer addresses of the nodes.
+    /// Outer addresses of the other nodes.
     Peers,
+    /// This node's own outer addresses.
+    Own,
+    /// Whatever addresses other nodes have.
+    Hosts,
     /// Pod to class.
     Pods,
     /// Pod subnet to class.
@@ -226,13 +230,15 @@ pub(crate) enum Table {
 
 impl Table {
     /// All of them.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Exempt,
         Self::Local,
         Self::Wide,
         Self::Ungoverned,
         Self::Governed,
         Self::Peers,
+        Self::Own,
+        Self::Hosts,
         Self::Pods,
         Self::Nets,
         Self::Where,
@@ -258,6 +264,10 @@ impl Table {
             (Self::Governed, Family::V6) => "governed6",
             (Self::Peers, Family::V4) => "peers4",
             (Self::Peers, Family::V6) => "peers6",
+            (Self::Own, Family::V4) => "own4",
+            (Self::Own, Family::V6) => "own6",
+            (Self::Hosts, Family::V4) => "hosts4",
+            (Self::Hosts, Family::V6) => "hosts6",
             (Self::Pods, Family::V4) => "pods4",
             (Self::Pods, Family::V6) => "pods6",
             (Self::Nets, Family::V4) => "nets4",

@@ -144,6 +144,8 @@ impl Reader {
             Table::Governed => drop(elements.governed.insert(range(element, family)?)),
             Table::Ungoverned => drop(elements.ungoverned.insert(address(element, family)?)),
             Table::Peers => drop(elements.peers.insert(address(element, family)?)),
+            Table::Own => drop(elements.own.insert(address(element, family)?)),
+            Table::Hosts => drop(elements.hosts.insert(address(element, family)?)),
             Table::Pods => {
                 let (key, value) = pair(element)?;
                 elements.pods.insert(address(key, family)?, class(value)?);

@@ -205,6 +205,8 @@ impl Elements {
         all.set(Table::Ungoverned, &old.ungoverned, &new.ungoverned);
         all.set(Table::Governed, &old.governed, &new.governed);
         all.set(Table::Peers, &old.peers, &new.peers);
+        all.set(Table::Own, &old.own, &new.own);
+        all.set(Table::Hosts, &old.hosts, &new.hosts);
         all.map(Table::Pods, &old.pods, &new.pods);
         all.map(Table::Nets, &old.nets, &new.nets);
         all.map(Table::Where, &old.steer, &new.steer);

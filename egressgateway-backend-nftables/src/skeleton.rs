@@ -160,13 +160,14 @@ fn address(side: Side, family: Family, table: Table) -> Statement {
     Address { side, family, negated: false, table }
 }
 
-/// Anybody on the underlay can send to the tunnel's port: whoever is no peer is dropped before anything else looks at the packet. The
-/// rest needs no connection tracking; it would only fill the table.
+/// Anybody on the underlay can send to the tunnel's port, and a node makes its own address the source of what its pods send to other nodes. Peers
+/// send from one address to one address. What else would be delivered to the tunnel, be it by another address of this host or as one of a group, is
+/// dropped before anything else looks at the packet. The rest needs no connection tracking; it would only fill the table.
 fn outer_in(port: u16, keeps: bool) -> Vec<Rule> {
     if port == 0 {
         return Vec::new();
     }
-    let mut rules = vec![go([Statement::UdpPort(port), Destination(DestinationKind::Local)], jump(OUTER))];
+    let mut rules = vec![go([Statement::UdpPort(port)], jump(OUTER))];
     if keeps {
         rules.push(go([FROM_OVERLAY], jump(UNTRACK)));
     }
@@ -174,8 +175,9 @@ fn outer_in(port: u16, keeps: bool) -> Vec<Rule> {
 }
 
 fn outer() -> Vec<Rule> {
-    let stranger = |family| Address { side: Side::Source, family, negated: true, table: Table::Peers };
-    Family::ALL.map(|family| drop_if([stranger(family)], DROP_NOT_PEER)).into_iter().chain([vec![Statement::Untrack]]).collect()
+    let ends = |family| [address(Side::Source, family, Table::Peers), address(Side::Destination, family, Table::Own)];
+    let ours = Family::ALL.map(|family| ends(family).into_iter().chain([Statement::Untrack, Go(Jump::Return)]).collect());
+    ours.into_iter().chain([drop_if([Statement::Delivered], DROP_NOT_PEER)]).collect()
 }
 
 /// What leaves here as it is gets its answers past this node, at the node of its pod. Connection tracking would see half of each
@@ -340,13 +342,13 @@ fn judge() -> [Rule; 4] {
     [go([], jump(FIND_CLASS)), go([Statement::NoClass], goto(NO_CLASS)), go([], jump(DECIDE)), vec![ForgetClass]]
 }
 
-/// The tunnel's own packets are not tracked, so what comes here has another sender: a pod, which this node's masquerade would turn into a peer.
-/// It reaches no node's tunnel, and neither does what a service leads there.
+/// The tunnel's own packets are not tracked, so what is has another sender: a pod, which this node's masquerade would turn into a peer.
+/// It reaches the tunnel by no address of any node, and neither does what a service leads there.
 fn stray_outer() -> Vec<Rule> {
     let stranger = |family| Address { side: Side::Source, family, negated: true, table: Table::Peers };
-    let other = Family::ALL.map(|family| [stranger(family), address(Side::Destination, family, Table::Peers)]);
-    let own = Family::ALL.map(|family| [stranger(family), Destination(DestinationKind::Local)]);
-    other.into_iter().chain(own).map(|matches| drop_if(matches, DROP_NOT_PEER)).collect()
+    let other = Family::ALL.map(|family| [stranger(family), address(Side::Destination, family, Table::Hosts)]);
+    let own = [Statement::State(ConnectionState::New), Statement::Delivered];
+    other.into_iter().chain([own]).map(|matches| drop_if(matches, DROP_NOT_PEER)).collect()
 }
 
 /// Through the overlay comes what leaves the cluster here, and what nodes ask each other: whether they are there. Others' rules would deliver anything

@@ -84,6 +84,8 @@ impl NftState {
             governed,
             ungoverned,
             peers,
+            own,
+            hosts,
             devices,
             targets,
             via,
@@ -99,6 +101,8 @@ impl NftState {
             + governed.len()
             + ungoverned.len()
             + peers.len()
+            + own.len()
+            + hosts.len()
             + devices.len()
             + changing.len()
     }

@@ -139,6 +139,7 @@ impl Walk<'_> {
             Statement::UdpPort(port) => self.packet.protocol != TraceProtocol::Udp(*port),
             Statement::Icmp(family) => self.packet.protocol != TraceProtocol::Icmp || !self.is(*family),
             Statement::Destination(kind) => !self.packet.destination_kind.is(*kind),
+            Statement::Delivered => self.packet.destination_kind == DestinationKind::Unicast,
             Statement::Translated => !tracked || self.packet.sent_to.is_none(),
             Statement::SentOutside { family, table } => {
                 let sent_to = self.packet.sent_to.unwrap_or(self.packet.destination);
@@ -226,6 +227,8 @@ impl Walk<'_> {
             Table::Governed => elements.governed.iter().any(|range| range.contains(address)),
             Table::Ungoverned => elements.ungoverned.contains(&address),
             Table::Peers => elements.peers.contains(&address),
+            Table::Own => elements.own.contains(&address),
+            Table::Hosts => elements.hosts.contains(&address),
             _ => false,
         }
     }

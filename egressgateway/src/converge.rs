@@ -27,7 +27,7 @@ pub struct NodeDesired {
     pub direct: OrdSet<IpNet>,
     /// The egress addresses that it answers for.
     pub addresses: AddressesDesired,
-    /// Classification and translation; its `overlay` knows peers and `unknown_may_exit`, the rest comes from the tunnel.
+    /// Classification and translation; its `overlay` knows peers, hosts and `unknown_may_exit`, the rest comes from the tunnel.
     pub policy: PolicyDesired,
 }
 
@@ -58,6 +58,7 @@ impl NodeDesired {
             let links = encapsulation.links(local);
             policy.overlay.devices = links.devices;
             policy.overlay.port = links.port;
+            policy.overlay.own.extend(local.underlay.values().map(|underlay| underlay.address));
             let least =
                 |family: &Family, mtu: &u32| self.paths.values().filter_map(|nodes| self.least_mtu(nodes, *family)).fold(*mtu, u32::min);
             policy.overlay.mss = links.mtu.iter().map(|(family, mtu)| (*family, mss(*family, least(family, mtu)))).collect();

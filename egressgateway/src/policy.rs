@@ -71,8 +71,13 @@ pub struct Overlay {
     pub devices: OrdSet<String>,
     /// Outer UDP port; 0 without a tunnel.
     pub port: u16,
-    /// Outer addresses of known nodes; everybody else's packets to the port are dropped and counted.
+    /// Outer addresses of the other nodes: everybody else's packets to the port on this host are dropped and counted.
     pub peers: OrdSet<IpAddr>,
+    /// Outer addresses of this node, those that the other nodes know it by: packets to the port by any other address of this host, or to a group, are
+    /// dropped and counted.
+    pub own: OrdSet<IpAddr>,
+    /// All addresses that nodes are known to have, outer ones and others: what pods send to the port there is dropped and counted.
+    pub hosts: OrdSet<IpAddr>,
     /// Largest TCP segment that fits the tunnel, in bytes, for each family that it carries.
     pub mss: OrdMap<Family, u16>,
     /// Sources without a class may exit with the node's address; otherwise they are dropped and counted.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use egressgateway::{
-    Attachments, NodeDesired, Underlay,
+    Attachments, Encapsulation, LocalEnd, NextHop, NodeDesired, OverlayLinks, Peer, Underlay,
     api::{EgressGateway, EgressGatewayPolicy, EgressNode},
     index::{Index, IndexSettings},
     model::{Family, GatewayName, IpRange, MarkMask, NodeName, PodName, PolicyName, SourceNat, TargetId, Verdict},
@@ -567,4 +567,41 @@ fn where_nodes_do_not_tell_their_networks_pods_are_known_one_by_one_and_stranger
     index.apply(node("n1", "10.244.1.0/24", "10.6.0.1"));
     assert_eq!(gate(&index.desired()), (vec!["10.244.1.0/24".to_owned()], Vec::new(), Vec::new()));
     assert!(!index.pod_networks_are_unknown());
+}
+
+#[test]
+fn a_tunnel_is_reached_by_what_the_node_is_known_by_and_pods_reach_none_by_any_address() {
+    let further = "spec: {}, status: {vxlanIPv4IP: 172.31.0.2/16, tunnelMac: '66:00:00:00:00:02', physicalInterfaceIPv4: 10.6.0.2,
+                   interfaces: [{name: eth0, ipv4: [10.6.0.2/16, 10.7.0.2/16], ipv6: ['fd07::2/64']}]}";
+    let object: EgressNode = object("EgressNode", "n2", further);
+    let mut index = index([
+        egress_node("n1", 1),
+        Change::EgressNode(NodeName::from("n2"), Some(world::EgressNode::from_api(&object))),
+        node("n2", "10.244.2.0/24", "203.0.113.2"),
+    ]);
+    // The host has another address by now, and others know the former one.
+    let underlay = Underlay { device: "eth0".into(), index: 2, address: "10.6.0.101".parse().unwrap(), mtu: 1500 };
+    index.set_underlay(imbl::OrdMap::unit(Family::V4, underlay));
+    let overlay = index.desired().for_drivers(&Shape).policy.overlay;
+    let texts = |addresses: &imbl::OrdSet<IpAddr>| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&overlay.peers), ["10.6.0.2"]);
+    assert_eq!(texts(&overlay.own), ["10.6.0.1", "10.6.0.101"]);
+    assert_eq!(texts(&overlay.hosts), ["10.6.0.1", "10.6.0.2", "10.7.0.2", "203.0.113.2", "fd07::2"]);
+}
+
+/// A tunnel of one device.
+struct Shape;
+
+impl Encapsulation for Shape {
+    fn kind(&self) -> &'static str {
+        "shape"
+    }
+
+    fn next_hop(&self, _: &LocalEnd, _: &Peer, _: Family) -> Option<NextHop> {
+        None
+    }
+
+    fn links(&self, _: &LocalEnd) -> OverlayLinks {
+        OverlayLinks { devices: imbl::OrdSet::unit("tunnel".to_owned()), port: 7789, mtu: imbl::OrdMap::new() }
+    }
 }

@@ -25,8 +25,8 @@ use crate::{
 };
 
 pub use strays::{
-    no_pod_reaches_the_tunnel_of_any_node, what_comes_by_the_overlay_leaves_here_or_ends,
-    what_is_translated_is_governed_by_where_it_leads_or_dropped,
+    a_tunnel_takes_what_peers_send_to_the_address_that_they_know, no_pod_reaches_the_tunnel_of_any_node,
+    what_comes_by_the_overlay_leaves_here_or_ends, what_is_translated_is_governed_by_where_it_leads_or_dropped,
 };
 
 /// What classifies the packets, and what the host's rules are kept with.
@@ -60,6 +60,7 @@ macro_rules! packet_tests {
             an_exit_that_changes_uses_the_old_source_or_the_new_one
             what_comes_by_the_overlay_leaves_here_or_ends
             no_pod_reaches_the_tunnel_of_any_node
+            a_tunnel_takes_what_peers_send_to_the_address_that_they_know
             what_is_translated_is_governed_by_where_it_leads_or_dropped
         }
     };

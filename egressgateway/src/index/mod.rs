@@ -535,8 +535,15 @@ impl Index {
         };
         self.desired.tunnel.peers = others.filter_map(|(name, node)| peer(name, node)).collect();
         self.overlaps = overlaps;
-        self.desired.policy.overlay.peers =
-            self.desired.tunnel.peers.values().flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>()).collect();
+        let addresses =
+            |node: &EgressNode| node.underlay.iter().copied().chain(node.attached().map(|network| network.addr())).collect::<Vec<_>>();
+        let hosts =
+            self.egress_nodes.values().flat_map(addresses).chain(self.nodes.values().flat_map(|node| node.addresses.iter().copied()));
+        let overlay = &mut self.desired.policy.overlay;
+        overlay.peers = self.desired.tunnel.peers.values().flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>()).collect();
+        // What the others still know, where the host has another one already.
+        overlay.own = own.map(|node| node.underlay.iter().copied().collect()).unwrap_or_default();
+        overlay.hosts = hosts.collect();
     }
 
     /// What the underlay and the networks of egress addresses are reached by.

@@ -352,7 +352,7 @@ fn the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(state: Rule
 /// Where a packet is dropped on its way through this host, to itself or to others.
 fn end(state: &dyn Trace, packet: &TracePacket) -> Option<&'static str> {
     let then =
-        if packet.destination_kind == DestinationKind::Local { state.trace_input(packet) } else { state.trace_forward(packet, "eth0") };
+        if packet.destination_kind == DestinationKind::Unicast { state.trace_forward(packet, "eth0") } else { state.trace_input(packet) };
     [state.trace(packet), then].into_iter().find_map(|verdict| if let TraceVerdict::Drop { counter } = verdict { counter } else { None })
 }
 
@@ -361,8 +361,18 @@ fn no_pod_reaches_the_tunnel_of_a_node(state: Rules<'_>) {
     let to = |source: &str, destination: &str, port| packet(source, destination).carrying(TraceProtocol::Udp(port));
     let service = |packet: TracePacket| packet.sent_to(ip("10.96.0.10"));
     let own = TracePacket { destination_kind: DestinationKind::Local, ..to("10.244.1.13", "10.6.0.11", 7789) };
+    let here = |source: &str, destination: &str| TracePacket { destination_kind: DestinationKind::Local, ..to(source, destination, 7789) };
+    let group = |source: &str, group: &str| TracePacket { destination_kind: DestinationKind::Multicast, ..to(source, group, 7789) };
     for (packet, meaning) in [
         (to("10.244.1.13", "10.6.0.12", 7789), "another node's"),
+        (to("10.244.1.13", "10.7.0.12", 7789), "another node's, by an address that peers don't use"),
+        (to("fd10:244:1::11", "fd07::12", 7789), "another node's, by an address that peers don't use, IPv6"),
+        (here("10.6.0.12", "10.7.0.11"), "this node's, by an address that peers don't use, with the source of one"),
+        (here("fd00::12", "fd07::11"), "this node's, by an address that peers don't use, with the source of one, IPv6"),
+        (service(here("10.6.0.12", "10.6.0.11")), "this node's, behind a service, with the source of a peer"),
+        (group("10.244.1.13", "224.0.0.1"), "every node's"),
+        (group("10.6.0.12", "224.0.0.1"), "every node's, with the source of a peer"),
+        (group("fd10:244:1::11", "ff02::1"), "every node's, IPv6"),
         (service(to("10.244.1.13", "10.6.0.12", 7789)), "another node's, behind a service"),
         (own.clone(), "this node's"),
         (service(own), "this node's, behind a service"),
@@ -374,6 +384,8 @@ fn no_pod_reaches_the_tunnel_of_a_node(state: Rules<'_>) {
         (to("10.244.1.13", "10.6.0.12", 7788), "another port"),
         (to("10.244.1.13", "10.6.4.1", 7789), "somebody outside"),
         (packet("10.244.1.13", "10.6.0.12"), "another protocol"),
+        (TracePacket { state: ConnectionState::Untracked, ..here("10.6.0.12", "10.6.0.11") }, "a peer's"),
+        (TracePacket { state: ConnectionState::Untracked, ..here("fd00::12", "fd00::11") }, "a peer's, IPv6"),
     ] {
         assert_eq!(end(&*state, &packet), None, "{meaning}");
     }

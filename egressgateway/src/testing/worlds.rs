@@ -97,6 +97,8 @@ pub fn client() -> PolicyDesired {
             devices: ["egress-vxlan-v4", "egress-vxlan-v6"].map(str::to_owned).into_iter().collect(),
             port: 7789,
             peers: ["10.6.0.12", "10.6.0.13", "fd00::12"].map(ip).into_iter().collect(),
+            own: ["10.6.0.11", "fd00::11"].map(ip).into_iter().collect(),
+            hosts: ["10.6.0.12", "10.6.0.13", "10.7.0.12", "fd00::12", "fd07::12"].map(ip).into_iter().collect(),
             mss: [(Family::V4, 1410_u16), (Family::V6, 1390)].into_iter().collect(),
             unknown_may_exit: false,
         },

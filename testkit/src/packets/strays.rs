@@ -2,7 +2,7 @@
 
 use egressgateway::{
     model::SourceNat,
-    testing::worlds::{class, client, egress, gateway, range},
+    testing::worlds::{class, client, egress, gateway, ip, range},
 };
 
 use super::{Backend, Host, Lab, SEEN, arrived};
@@ -74,9 +74,12 @@ END");
              nft 'add table inet tunnel; add chain inet tunnel in { type filter hook prerouting priority 0; }
              add rule inet tunnel in udp dport 7789 counter'",
         );
-        let (addresses, port) = (["10.6.0.12", "fd00::12", "10.6.1.1", "fd00::1:1"], 7789);
+        run("ip route add 10.7.0.12 via 10.6.1.92; ip -6 route add fd07::12 via fd00::1:92");
+        let addresses = ["10.6.0.12", "fd00::12", "10.6.1.1", "fd00::1:1"].map(|address| (address, 7789));
         let services = ["10.96.0.1", "10.96.0.2", "fd96::1", "fd96::2"].map(|address| (address, 53));
-        for ((address, port), sent) in addresses.map(|address| (address, port)).into_iter().chain(services).zip(1..) {
+        // Further addresses of the other node; and groups that this node is in: a broadcast, all hosts, all routers of a network, all nodes.
+        let further = ["10.7.0.12", "fd07::12", "10.6.255.255", "224.0.0.1", "fd00::", "ff02::1%eth0"].map(|address| (address, 7789));
+        for ((address, port), sent) in addresses.into_iter().chain(services).chain(further).zip(1..) {
             lab.pod.run(&format!("echo x > /dev/udp/{address}/{port}"));
             lab.count("drop_not_peer", sent).await;
         }
@@ -85,6 +88,44 @@ END");
         // Another port of the same node is none of our business.
         lab.pod.send("10.6.0.12");
         self::arrived(&lab.server, "10.6.1.1", 1).await;
+    });
+}
+
+/// A node's masquerade makes a peer of any pod, so the address that is sent to counts as well: peers send to the one that they know.
+///
+/// # Panics
+/// When a packet goes elsewhere.
+pub fn a_tunnel_takes_what_peers_send_to_the_address_that_they_know<D: Backend>(host: Host<D>) {
+    in_namespace(move || async move {
+        let lab = Lab::new(&host);
+        let mut desired = client();
+        desired.overlay.own = ["10.6.1.1", "fd00::1:1"].map(ip).into_iter().collect();
+        lab.program(&desired).await;
+        run("ip addr add 10.6.1.2/16 dev out0; ip addr add fd00::1:2/104 dev out0 nodad; ip addr add 10.7.0.11/32 dev lo
+             nft 'add table inet taken; add chain inet taken in { type filter hook input priority 0; }
+             add rule inet taken in udp dport 7789 counter'");
+        lab.server.run(
+            "ip addr add 10.6.0.12/16 dev eth0; ip addr add fd00::12/104 dev eth0 nodad; ip route add 10.7.0.11 via 10.6.1.1 src 10.6.0.12
+             for own in 10.6.1.1 10.6.1.2; do ip route add $own dev eth0 src 10.6.0.12; done
+             for own in fd00::1:1 fd00::1:2; do ip -6 route add $own dev eth0 src fd00::12; done",
+        );
+        let send = |address: &str| drop(lab.server.run(&format!("echo x > /dev/udp/{address}/7789")));
+        for (address, sent) in ["10.6.1.2", "fd00::1:2", "10.7.0.11"].into_iter().zip(1..) {
+            send(address);
+            lab.count("drop_not_peer", sent).await;
+        }
+        ["10.6.1.1", "fd00::1:1"].into_iter().for_each(send);
+        // What comes after them on the same way.
+        send("10.7.0.11");
+        lab.count("drop_not_peer", 4).await;
+        assert!(run("nft list chain inet taken in").contains("counter packets 2 "), "{}", run("nft list chain inet taken in"));
+        // The address that the node had before, as long as others may know it.
+        desired.overlay.own.insert(ip("10.6.1.2"));
+        lab.program(&desired).await;
+        send("10.6.1.2");
+        send("10.7.0.11");
+        lab.count("drop_not_peer", 5).await;
+        assert!(run("nft list chain inet taken in").contains("counter packets 3 "), "{}", run("nft list chain inet taken in"));
     });
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn a_pod_can_not_send_through_the_tunnel_of_a_node_as_somebody_else(p
     let pairs: Vec<_> = world.shop.addresses().iter().copied().zip(world.local.addresses().iter().copied()).collect();
     for outer in gateway.addresses() {
         for (source, destination) in &pairs {
-            forge(&world.blog, outer, &mac(&gateway), *source, *destination);
+            forge(path, &world.blog, outer, &mac(&gateway), *source, *destination);
             sent += 1.0;
         }
     }
@@ -38,17 +38,78 @@ pub(crate) fn a_pod_can_not_send_through_the_tunnel_of_a_node_as_somebody_else(p
     });
 }
 
-/// The hardware address of a node's end of the tunnel.
-fn mac(node: &Namespace) -> String {
-    node.run("cat /sys/class/net/egress-vxlan-v4/address").unwrap().trim().to_owned()
+/// The same to addresses of the gateway that peers don't use: one that the cluster knows, which the pod's node refuses, and one that nobody knows,
+/// which only the gateway can. And to groups that the pod's own node is in.
+pub(crate) fn a_pod_can_not_send_through_the_tunnel_by_another_address_of_a_node(path: &DataPath) {
+    let world = World::governed(path);
+    let lab = &world.cluster.lab;
+    let (gateway, client) = (lab.node(GATEWAYS[0]), lab.node(CLIENT));
+    gateway
+        .run(
+            "ip addr add 10.6.0.213/16 dev eth0; ip addr add fd00:6::d5/64 dev eth0 nodad
+             ip addr add 10.9.0.13/32 dev lo; ip addr add fd00:9::d/128 dev lo",
+        )
+        .unwrap();
+    for address in gateway.addresses() {
+        let hidden = if address.is_ipv4() { "10.9.0.13" } else { "fd00:9::d" };
+        client.run(&format!("ip route add {hidden} via {address}")).unwrap();
+    }
+    world.cluster.eventually("everybody knows the further address", || {
+        let status = world.cluster.status("EgressNode", GATEWAYS[0])["interfaces"].to_string();
+        if status.contains("10.6.0.213/") && status.contains("fd00:6::d5/") { Ok(()) } else { Err(status) }
+    });
+    let servers: Vec<IpAddr> = GOVERNED.iter().map(|text| text.parse().unwrap()).collect();
+    let capture = lab.capture().unwrap();
+    let send = |outer: &str, end: &Namespace| {
+        for (source, server) in world.shop.addresses().iter().zip(&servers) {
+            forge(path, &world.blog, outer, &mac(end), *source, *server);
+        }
+    };
+    let before = [CLIENT, GATEWAYS[0]].map(|node| world.counted(node, "drop_not_peer"));
+    for group in ["10.6.255.255", "224.0.0.1", "fd00:6::", "ff02::1%eth0"] {
+        send(group, &client);
+    }
+    for hidden in ["10.9.0.13", "fd00:9::d"] {
+        send(hidden, &gateway);
+    }
+    for ((node, before), sent) in [CLIENT, GATEWAYS[0]].into_iter().zip(before).zip([8.0, 4.0]) {
+        world.cluster.eventually(&format!("all of it is counted at {node}"), || {
+            let counted = world.counted(node, "drop_not_peer") - before;
+            if counted < sent { Err(format!("{counted} of {sent}")) } else { Ok(()) }
+        });
+    }
+    // The pod's node learns of the further addresses some time after they are told.
+    for known in ["10.6.0.213", "fd00:6::d5"] {
+        world.cluster.eventually(&format!("what is sent to {known} does not leave the pod's node"), || {
+            let wire = lab.capture().unwrap();
+            send(known, &gateway);
+            // What came after it on the same way has arrived.
+            world.leaves_by(&world.blog, GOVERNED, CLIENT);
+            let left = wire.count(|packet| packet.destination == known.parse::<IpAddr>().unwrap());
+            if left > 0 { Err(format!("{left} left")) } else { Ok(()) }
+        });
+    }
+    let forged = capture.packets().into_iter().filter(|packet| packet.innermost().destination_port == FORGED && packet.inner.is_none());
+    assert_eq!(forged.map(|packet| format!("{packet:?}")).collect::<Vec<_>>(), [""; 0], "unpacked and sent on");
 }
 
-fn forge(from: &Namespace, outer: IpAddr, mac: &str, source: IpAddr, destination: IpAddr) {
+/// The inner destination port of what is forged.
+const FORGED: u16 = 9;
+
+/// The hardware address of a node's end of the tunnel.
+fn mac(node: &Namespace) -> String {
+    node.run("cat /sys/class/net/egress-*/address | head -n 1").unwrap().trim().to_owned()
+}
+
+fn forge(path: &DataPath, from: &Namespace, outer: impl std::fmt::Display, mac: &str, source: IpAddr, destination: IpAddr) {
+    // Both number their networks in the upper three bytes of a word.
+    let head = if path.tunnel == "geneve" { "0x00006558" } else { "0x08000000" };
     let script = format!(
         "python3 - <<'END'
 import socket, struct, ipaddress
-source, destination, outer = [ipaddress.ip_address(text) for text in ('{source}', '{destination}', '{outer}')]
-udp = struct.pack('!HHHH', 4000, 9, 9, 0) + b'x'
+source, destination = [ipaddress.ip_address(text) for text in ('{source}', '{destination}')]
+family, *_, outer = socket.getaddrinfo('{outer}', 7789, 0, socket.SOCK_DGRAM)[0]
+udp = struct.pack('!HHHH', 4000, {FORGED}, 9, 0) + b'x'
 if source.version == 4:
     head = struct.pack('!BBHHHBBH', 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0)
     total = sum(struct.unpack('!10H', head + source.packed + destination.packed))
@@ -57,8 +118,8 @@ if source.version == 4:
 else:
     packet = struct.pack('!IHBB', 6 << 28, len(udp), 17, 64) + source.packed + destination.packed + udp
 frame = bytes.fromhex('{mac}'.replace(':', '')) + bytes.fromhex('020000000009') + struct.pack('!H', 0x0800 if source.version == 4 else 0x86dd)
-vxlan = struct.pack('!II', 0x08000000, 100 << 8)
-socket.socket(socket.AF_INET if outer.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM).sendto(vxlan + frame + packet, ('{outer}', 7789))
+tunnel = struct.pack('!II', {head}, 100 << 8)
+socket.socket(family, socket.SOCK_DGRAM).sendto(tunnel + frame + packet, outer)
 END
 "
     );

@@ -130,6 +130,7 @@ macro_rules! every_check_on {
                 where_nothing_is_to_wait_after_a_boot_it_leaves_as_if_there_were_no_policy;
             closed:
                 a_pod_can_not_send_through_the_tunnel_of_a_node_as_somebody_else
+                a_pod_can_not_send_through_the_tunnel_by_another_address_of_a_node
                 a_gateway_opens_no_way_past_the_network_policies_of_its_own_pods
                 those_who_keep_network_policies_may_come_first_and_exits_pass;
             services:
