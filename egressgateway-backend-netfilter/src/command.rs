@@ -19,6 +19,12 @@ pub(crate) async fn save(flavour: Flavour, family: Family, counters: bool) -> Re
     run(&program, arguments, "", &format!("read rules with {program}")).await
 }
 
+/// The same of one table, which iptables-legacy would make where the kernel does not have it.
+pub(crate) async fn save_table(flavour: Flavour, family: Family, table: &str) -> Result<String, Error> {
+    let program = flavour.program(family, "-save");
+    run(&program, &["-t", table], "", &format!("read table {table} with {program}")).await
+}
+
 /// Runs a script, one transaction per table; others' rules stay.
 pub(crate) async fn restore(flavour: Flavour, family: Family, script: &str, only_test: bool) -> Result<(), Error> {
     let program = flavour.program(family, "-restore");

@@ -53,6 +53,7 @@ mod transit;
 mod transition;
 mod tree;
 mod truce;
+mod untracking;
 
 pub use backend::{ExitMarks, Netfilter, NetfilterSettings};
 #[cfg(doc)]
@@ -62,3 +63,4 @@ pub use monitor::NetfilterMonitor;
 pub use plan::NetfilterPlan;
 pub use state::NetfilterState;
 pub use transit::{Transit, TransitState};
+pub use untracking::IptablesUntracking;

@@ -51,6 +51,7 @@ mod services;
 mod skeleton;
 mod state;
 mod trace;
+mod untracking;
 
 pub use backend::{Nftables, NftablesSettings};
 #[cfg(doc)]
@@ -60,3 +61,4 @@ pub use monitor::NftMonitor;
 pub use plan::NftPlan;
 pub use services::Services;
 pub use state::NftState;
+pub use untracking::NftUntracking;

@@ -37,7 +37,7 @@ impl Writers {
 /// [`Nftables::monitor`]: crate::Nftables::monitor
 /// [`ExitGuard::monitor`]: crate::ExitGuard::monitor
 pub struct NftMonitor {
-    socket: tokio::sync::Mutex<TokioSocket>,
+    notifications: Notifications,
     table: &'static str,
     writers: Writers,
 }
@@ -50,29 +50,48 @@ impl std::fmt::Debug for NftMonitor {
 
 impl NftMonitor {
     pub(crate) fn open(table: &'static str, writers: Writers) -> Result<Self, Error> {
-        let subscribe = || {
-            let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-            socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-            socket.socket_mut().add_membership(NOTIFICATION_GROUP)?;
-            Ok(tokio::sync::Mutex::new(socket))
-        };
-        let socket = subscribe().map_err(|error| Error::from_io(error, "subscribe to nftables notifications"))?;
-        Ok(Self { socket, table, writers })
+        Ok(Self { notifications: Notifications::open()?, table, writers })
     }
 }
 
 #[async_trait]
 impl PolicyMonitor for NftMonitor {
     async fn changed(&self) -> Result<(), Error> {
+        self.notifications.until(|datagram| is_foreign(datagram, self.table, &self.writers)).await
+    }
+}
+
+/// What the kernel tells of changes of nftables, by whomever.
+pub(crate) struct Notifications(tokio::sync::Mutex<TokioSocket>);
+
+impl std::fmt::Debug for Notifications {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Notifications")
+    }
+}
+
+impl Notifications {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let subscribe = || {
+            let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+            socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+            socket.socket_mut().add_membership(NOTIFICATION_GROUP)?;
+            Ok(tokio::sync::Mutex::new(socket))
+        };
+        subscribe().map(Self).map_err(|error| Error::from_io(error, "subscribe to nftables notifications"))
+    }
+
+    /// Waits until one of the datagrams since the last call is so.
+    pub(crate) async fn until(&self, is_so: impl Fn(&[u8]) -> bool + Send + Sync) -> Result<(), Error> {
         let failed = |error| Error::from_io(error, "receive nftables notifications");
-        let socket = self.socket.lock().await;
+        let socket = self.0.lock().await;
         loop {
             let (datagram, _) = socket.recv_from_full().await.map_err(failed)?;
-            let mut foreign = is_foreign(&datagram, self.table, &self.writers);
+            let mut found = is_so(&datagram);
             while let Some(next) = socket.recv_from_full().now_or_never() {
-                foreign |= is_foreign(&next.map_err(failed)?.0, self.table, &self.writers);
+                found |= is_so(&next.map_err(failed)?.0);
             }
-            if foreign {
+            if found {
                 return Ok(());
             }
         }
@@ -85,7 +104,7 @@ fn is_foreign(datagram: &[u8], ours: &str, writers: &Writers) -> bool {
 }
 
 /// The messages of a datagram: the socket that caused each, and what follows the netlink header.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let number = |at: usize| Some(u32::from_ne_bytes(rest.get(at..at + 4)?.try_into().ok()?));
@@ -102,7 +121,7 @@ fn is_about(body: &[u8], ours: &str) -> bool {
 
 /// The name of the table that a message is about: every kind of nftables object has it as its first attribute, except generations,
 /// which have a number there.
-fn table(body: &[u8]) -> Option<&[u8]> {
+pub(crate) fn table(body: &[u8]) -> Option<&[u8]> {
     let attribute = body.get(NOTIFICATION_HEADER..)?;
     let number = |at: usize| Some(u16::from_ne_bytes(attribute.get(at..at + 2)?.try_into().ok()?));
     let (length, kind) = (usize::from(number(0)?), number(2)?);

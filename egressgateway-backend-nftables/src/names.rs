@@ -86,6 +86,8 @@ pub(crate) const COUNTERS: [&str; 9] =
 
 /// Connection tracking begins at -200: what is dropped or untracked must be so before. nftables' and iptables' `raw`.
 pub(crate) const PRIORITY_RAW: i32 = -300;
+/// Where connection tracking looks at what comes in: NF_IP_PRI_CONNTRACK.
+pub(crate) const PRIORITY_CONNTRACK: i64 = -200;
 /// Right after destination translation (`dstnat` is -100), so that a service's real backend is seen.
 pub(crate) const PRIORITY_CLASSIFY: i32 = -95;
 /// nftables' and iptables' `mangle`: before `filter`, where network policies live.

@@ -82,6 +82,7 @@ pub mod testing;
 mod together;
 pub mod trace;
 mod tunnel;
+mod untracking;
 pub mod world;
 
 pub use addresses::{AddressesDesired, Announcer, Attachments, ExitNetwork, Inquirer, Questions};
@@ -97,3 +98,4 @@ pub use steering::{Encap, NextHop, SteeringDesired};
 pub use succession::Succession;
 pub use together::Together;
 pub use tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay};
+pub use untracking::{ForeignChains, ForeignRule, PacketMatch, Surroundings, UntrackingRule, UntrackingRules};

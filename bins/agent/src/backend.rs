@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use egressgateway::{
     CounterSource, DestinationView, Error, ErrorKind, PolicyBackend, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession,
-    Together,
+    Together, UntrackingRules,
     config::{Config, Iptables},
     spec::Problem,
 };
 #[cfg(feature = "netfilter")]
-use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, Transit};
+use egressgateway_backend_netfilter::{IptablesFlavour, IptablesUntracking, Netfilter, NetfilterSettings, Transit};
 #[cfg(all(feature = "nftables", feature = "netfilter"))]
 use egressgateway_backend_nftables::{ExitGuard, ExitMarks, Services};
 #[cfg(feature = "nftables")]
-use egressgateway_backend_nftables::{Nftables, NftablesSettings};
+use egressgateway_backend_nftables::{NftUntracking, Nftables, NftablesSettings};
 use egressgateway_daemon::Failure;
 
 type Policy = Box<dyn Reconcile<PolicyDesired>>;
@@ -191,6 +191,20 @@ impl InForce {
         counters.push(Arc::new(backend));
         Backend { policy, view, counters: Arc::new(counters), monitor: Arc::new(self.monitors), why }
     }
+}
+
+/// Who tells what others take out of connection tracking on this host.
+pub(crate) fn untracking() -> Vec<Arc<dyn UntrackingRules>> {
+    #[allow(unused_mut)]
+    let mut all: Vec<Arc<dyn UntrackingRules>> = Vec::new();
+    #[cfg(feature = "nftables")]
+    match NftUntracking::open() {
+        Ok(rules) => all.push(Arc::new(rules)),
+        Err(error) => tracing::debug!(error = error.chain(), "nftables does not tell what others take out of connection tracking"),
+    }
+    #[cfg(feature = "netfilter")]
+    all.push(Arc::new(IptablesUntracking));
+    all
 }
 
 /// Takes away what any backend left on this host.

@@ -81,7 +81,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
             Some(("cleanup", arguments)) => cleanup(&config, arguments.get_flag("dry-run")).await,
             Some(_) => plan(&config, &common, node(matches)?).await,
             None if matches.get_flag("dry-run") => plan(&config, &common, node(matches)?).await,
-            None => run(matches, config, &common, node(matches)?).await,
+            None => Box::pin(run(matches, config, &common, node(matches)?)).await,
         }
     })
 }
@@ -157,7 +157,7 @@ async fn agent(config: &Config, common: &CommonArguments, name: NodeName, lease:
     let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
     let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
     let agent = agent.with_prober(Arc::new(node.prober)).with_announcer(Arc::new(node.announcer)).with_inquirer(Arc::new(node.inquirer));
-    let agent = agent.with_connections(Arc::new(node.connections), node.view);
+    let agent = agent.with_connections(Arc::new(node.connections), node.view).with_untracking_rules(Arc::new(node.untracking));
     Ok(match &config.state_file {
         Some(path) => agent.with_state_file(StateFile::new(path, name)),
         None => agent,

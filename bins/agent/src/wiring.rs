@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use egressgateway::{
     CounterSource, DestinationView, Drivers, Encapsulation, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, TunnelDesired,
+    UntrackingRules,
     config::{Config, ReplyPath},
     index::IndexSettings,
     liveness::LivenessSettings,
@@ -34,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) prober: EchoProber,
     pub(crate) announcer: NeighbourAnnouncer,
     pub(crate) inquirer: NeighbourInquirer,
+    /// What others take out of connection tracking.
+    pub(crate) untracking: Vec<Arc<dyn UntrackingRules>>,
     /// Which policy backend, and why.
     pub(crate) backend: String,
 }
@@ -64,6 +67,7 @@ pub(crate) async fn node(config: &Config) -> Result<Node, Failure> {
         prober: EchoProber::new(u16::try_from(std::process::id() & 0xffff).unwrap_or_default()),
         announcer: NeighbourAnnouncer::new(),
         inquirer: NeighbourInquirer::new(),
+        untracking: backend::untracking(),
         counters,
         host: KernelHost::new(netlink, parent),
         backend: why,

@@ -57,7 +57,8 @@ pub struct EgressNodeStatus {
     /// Egress addresses that the node shall take over from another one, and that nobody answers for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub silent_addresses: Vec<String>,
-    /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel.
+    /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel. `PodsTracked` is False where rules of others take packets of pods out of
+    /// connection tracking, and names them. `NetworkOverlap` and `PodNetworksUnknown` are there only while they are True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

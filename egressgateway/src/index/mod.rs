@@ -24,7 +24,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate, Underlay,
+    AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate, Surroundings, Underlay,
     api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
     model::{ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId, Verdict},
     plan::{self, GatewayProblem, Overlap, OwnPods, PodNetworks, Reason},
@@ -310,6 +310,16 @@ impl Index {
     pub fn pod_networks_are_unknown(&self) -> bool {
         let said = self.pod_networks.iter().chain(&self.settings.cluster_networks).next().is_some();
         self.own_node().is_some_and(|own| self.strays.are_here() || (!said && own.pod_networks.is_empty()))
+    }
+
+    /// What is known of addresses that rules of others are about. Call [`Self::desired`] first. What the configuration says besides is of services
+    /// where it says nothing of pods.
+    #[must_use]
+    pub fn surroundings(&self) -> Surroundings {
+        let pods: Vec<&IpNet> = self.nodes.values().flat_map(|node| &node.pod_networks).chain(&self.pod_networks).collect();
+        let elsewhere = |net: &&IpNet| !pods.is_empty() && !pods.iter().any(|pods| pods.contains(*net) || net.contains(*pods));
+        let services = self.networks.iter().chain(self.settings.cluster_networks.iter().filter(elsewhere));
+        Surroundings { services: services.copied().collect(), hosts: self.desired.policy.overlay.hosts.iter().copied().collect() }
     }
 
     /// This node, as soon as it is known: before that nothing can be said of its pods.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, Inquirer, PolicyMonitor, Prober,
-    index::IndexSettings, liveness::LivenessSettings, model::MarkMask,
+    UntrackingRules, index::IndexSettings, liveness::LivenessSettings, model::MarkMask,
 };
 
 /// Field manager of what agents write.
@@ -100,6 +100,7 @@ pub struct Agent {
     pub(super) announcer: Option<Arc<dyn Announcer>>,
     pub(super) inquirer: Option<Arc<dyn Inquirer>>,
     pub(super) state: Option<Arc<StateFile>>,
+    pub(super) untracking: Option<Arc<dyn UntrackingRules>>,
     pub(super) metrics: AgentMetrics,
     pub(super) health: Health,
 }
@@ -136,6 +137,7 @@ impl Agent {
             announcer: None,
             inquirer: None,
             state: None,
+            untracking: None,
             metrics,
             health,
         }
@@ -207,6 +209,14 @@ impl Agent {
     #[must_use]
     pub fn with_state_file(mut self, file: StateFile) -> Self {
         self.state = Some(Arc::new(file));
+        self
+    }
+
+    /// Looks for rules of others that take packets of pods out of connection tracking, and says so in the log and in the node's condition
+    /// `PodsTracked`. Without it, only the counter of what is dropped for that reason shows it.
+    #[must_use]
+    pub fn with_untracking_rules(mut self, rules: Arc<dyn UntrackingRules>) -> Self {
+        self.untracking = Some(rules);
         self
     }
 

@@ -29,6 +29,7 @@ use super::{
     stale_connections::StaleConnections,
     state_file::StateFile,
     taking::Findings,
+    untracked::Untracked,
     watch::{Message, Scope},
 };
 use crate::{
@@ -57,6 +58,8 @@ pub(super) struct Session {
     underlay: imbl::OrdMap<crate::model::Family, crate::Underlay>,
     /// Whether nothing says which addresses pods have, as the log has it.
     pod_networks_unknown: bool,
+    /// What others take out of connection tracking.
+    untracked: Untracked,
     /// The overlay addresses that can't be used, as the log has them.
     overlaps: Vec<Overlap>,
     inbox: mpsc::Receiver<Message<Seen>>,
@@ -129,6 +132,7 @@ impl Session {
         let client = agent.client.clone();
         let (counters, connections) = (agent.counters.clone(), agent.connections.clone());
         let (prober, announcer, inquirer) = (agent.prober.clone(), agent.announcer.clone(), agent.inquirer.clone());
+        let untracking = agent.untracking.clone();
         let mut session = Self::start_reading(agent);
         let settings = session.settings.clone();
         let writer = StatusWriter {
@@ -182,6 +186,9 @@ impl Session {
             let remembering = Remembering { file, backoff: settings.kernel_backoff.clone(), metrics: session.metrics.clone() };
             session.tasks.spawn(remembering.run(session.in_force.subscribe()));
         }
+        if let Some(rules) = untracking {
+            session.tasks.spawn(session.untracked.reader(rules, settings.spacing, settings.resync).run());
+        }
         if let Some(counters) = counters {
             session.tasks.spawn(read_counters(counters, settings.counters, session.metrics.clone()));
         }
@@ -230,6 +237,7 @@ impl Session {
             underlay: imbl::OrdMap::new(),
             overlaps: Vec::new(),
             pod_networks_unknown: false,
+            untracked: Untracked::default(),
             interfaces: None,
             own: watch::Sender::new(None),
             reports: watch::Sender::new(None),
@@ -298,6 +306,7 @@ impl Session {
             Ok(()) = self.down.1.changed() => self.gateways_changed(),
             Ok(()) = self.contested.1.changed() => self.contests_changed(),
             Ok(()) = self.findings.1.changed() => self.findings_changed(),
+            () = self.untracked.changed() => self.due.converge = true,
             Ok(()) = self.changes.changed() => self.settings_changed(),
             changed = policy_changed(self.monitor.as_deref()), if self.due.policy.is_none() => self.policy_changed(&changed),
             Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
@@ -598,6 +607,7 @@ impl Session {
             conflicts: self.findings.1.borrow().conflicts.clone(),
             silent: self.findings.1.borrow().silent.clone(),
             pod_networks_unknown,
+            tracking: self.untracked.tell(&self.index.surroundings()),
             tunnel: self.recorders.tunnel.read(),
             steering: self.recorders.steering.read(),
             policy: self.recorders.policy.read(),

@@ -35,6 +35,7 @@ mod slim;
 mod stale_connections;
 mod state_file;
 mod taking;
+mod untracked;
 mod watch;
 mod writes;
 

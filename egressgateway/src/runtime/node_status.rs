@@ -18,7 +18,9 @@ use kube::{
 use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
-use super::{backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed, recorded::Record};
+use super::{
+    backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed, recorded::Record, untracked::Tracking,
+};
 use crate::{
     Error, ErrorKind, Underlay,
     api::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface, TunnelMtu},
@@ -42,7 +44,14 @@ pub(super) const POD_NETWORKS_ADVICE: &str = "neither Node.spec.podCIDRs nor an 
      others; until a pod is seen, what comes by other devices than the node's uplinks waits before it reaches a governed destination, and pods of \
      other nodes are recognised one by one; set clusterCIDRs.extra to the networks of pods and services";
 
-/// How many overlapping addresses a message names.
+/// Condition: no rule of others takes packets of pods out of connection tracking. Absent where nobody looks.
+pub(super) const PODS_TRACKED: &str = "PodsTracked";
+
+/// What follows, and what can be done about it.
+const UNTRACKED_ADVICE: &str = "what policies govern of these packets is dropped (counted as drop_untracked); take pods, and what they talk to, out \
+     of these rules";
+
+/// How many overlapping addresses, or rules, a message names.
 const SAID: usize = 3;
 
 /// What is to be told.
@@ -62,6 +71,8 @@ pub(super) struct Report {
     pub(super) silent: BTreeSet<IpAddr>,
     /// Nothing says which addresses pods have.
     pub(super) pod_networks_unknown: bool,
+    /// What others take out of connection tracking.
+    pub(super) tracking: Tracking,
     pub(super) tunnel: Record,
     pub(super) steering: Record,
     pub(super) policy: Record,
@@ -83,6 +94,7 @@ impl Report {
         if self.pod_networks_unknown {
             conditions.push(condition(POD_NETWORKS_UNKNOWN, "True", "NotTold", POD_NETWORKS_ADVICE.to_owned()));
         }
+        conditions.extend(self.pods_tracked());
         let address = |family| self.underlay.get(&family).map(|underlay| underlay.address.to_string());
         let parent = self.underlay.get(&Family::V4).or_else(|| self.underlay.get(&Family::V6));
         EgressNodeStatus {
@@ -121,9 +133,19 @@ impl Report {
 
     /// The first ones: with a thousand nodes there may be as many.
     fn overlapping(&self) -> String {
-        let said: Vec<_> = self.overlaps.iter().take(SAID).map(ToString::to_string).collect();
-        let more = self.overlaps.len().checked_sub(SAID).filter(|more| *more > 0).map(|more| format!("; and {more} more"));
-        format!("{}{}; choose another tunnel.ipv4CIDR or tunnel.ipv6CIDR", said.join("; "), more.unwrap_or_default())
+        format!("{}; choose another tunnel.ipv4CIDR or tunnel.ipv6CIDR", first(self.overlaps.iter()))
+    }
+
+    fn pods_tracked(&self) -> Option<Condition> {
+        let (status, reason, message) = match &self.tracking {
+            Tracking::NotAsked => return None,
+            Tracking::NotRead => ("Unknown", "NotRead", "others' rules were not read yet".to_owned()),
+            Tracking::Read(rules) if rules.is_empty() => {
+                ("True", "Tracked", "no rule of others takes packets of pods out of connection tracking".to_owned())
+            }
+            Tracking::Read(rules) => ("False", "UntrackedByOthers", format!("{}; {UNTRACKED_ADVICE}", first(rules.iter()))),
+        };
+        Some(condition(PODS_TRACKED, status, reason, message))
     }
 
     fn policy_programmed(&self) -> Condition {
@@ -136,6 +158,13 @@ impl Report {
             record => unfinished(POLICY_PROGRAMMED, record),
         }
     }
+}
+
+/// The first few, and how many more there are.
+fn first<T: ToString>(all: impl ExactSizeIterator<Item = T>) -> String {
+    let more = all.len().checked_sub(SAID).filter(|more| *more > 0).map(|more| format!("; and {more} more"));
+    let said: Vec<_> = all.take(SAID).map(|one| one.to_string()).collect();
+    format!("{}{}", said.join("; "), more.unwrap_or_default())
 }
 
 fn unfinished(name: &str, record: &Record) -> Condition {
@@ -334,6 +363,23 @@ mod tests {
         let status = Report { addressed: false, overlaps: vec![overlap("own", "172.31.16.4"); 5], ..report() }.status();
         assert_eq!((status.phase, status.conditions[1].reason.as_str()), (None, "NetworkOverlap"));
         assert!(status.conditions[1].message.contains("; and 2 more; choose another tunnel.ipv4CIDR"), "{status:?}");
+    }
+
+    #[test]
+    fn what_others_take_out_of_connection_tracking_is_named() {
+        let said = |tracking| {
+            let status = Report { tracking, ..report() }.status();
+            let condition = status.conditions.into_iter().find(|condition| condition.type_ == PODS_TRACKED);
+            condition.map(|condition| (condition.status, condition.reason, condition.message))
+        };
+        assert_eq!(said(Tracking::NotAsked), None);
+        assert_eq!(said(Tracking::NotRead).unwrap().0, "Unknown");
+        assert_eq!(said(Tracking::Read(BTreeSet::new())).unwrap().0, "True");
+        let rules = (1..=5).map(|number| format!("nftables table inet hardening, chain pre, handle {number}"));
+        let (status, reason, message) = said(Tracking::Read(rules.collect())).unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "UntrackedByOthers"));
+        assert!(message.starts_with("nftables table inet hardening, chain pre, handle 1; nftables"), "{message}");
+        assert!(message.contains("handle 3; and 2 more; what policies govern"), "{message}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use egressgateway::{
-    ErrorKind,
+    ErrorKind, PacketMatch, UntrackingRule,
     api::{EgressGateway, EgressGatewayPolicy, EgressNode, EgressNodePhase},
 };
 use egressgateway_testkit::apiserver::{ApiServer, Effect, Fault};
@@ -315,6 +315,34 @@ async fn a_packet_filter_that_somebody_else_changed_is_repaired_long_before_the_
         kernel.tamper_policy(|policy| *policy = egressgateway::PolicyDesired::default());
         programmed(&kernel).await;
     }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn who_takes_pods_out_of_connection_tracking_is_named_and_services_of_the_cluster_are_not_meant() {
+    let (server, kernel) = cluster().await;
+    let others = kernel.others.clone();
+    let mut settings = settings();
+    settings.index.cluster_networks = vec!["10.96.0.0/12".parse().unwrap()];
+    let agent = Running::start_with(&server.client(), &kernel, settings, |agent| agent.with_untracking_rules(others.clone()));
+    let says = |status: &'static str, words: &'static str| {
+        let so = move |node: &EgressNode| {
+            let mut conditions = node.status.iter().flat_map(|status| &status.conditions);
+            conditions.any(|condition| condition.type_ == "PodsTracked" && condition.status == status && condition.message.contains(words))
+        };
+        until(Api::<EgressNode>::all(server.client()), NODE, words, so)
+    };
+    says("True", "no rule").await;
+    let rule = |place: &str, destination: &str| {
+        let packets = PacketMatch { destination: Some([destination.parse().unwrap()].into()), ..PacketMatch::default() };
+        UntrackingRule { place: place.to_owned(), packets }
+    };
+    others.have(Some([rule("the services'", "10.96.0.10/32"), rule("the pods'", "10.0.0.0/16")].into()));
+    says("False", "the pods'; what policies govern").await;
+    others.have(None);
+    says("False", "the pods'").await;
+    others.have(Some([rule("the services'", "10.96.0.10/32")].into()));
+    says("True", "no rule").await;
     agent.stop().await;
 }
 

@@ -1,6 +1,7 @@
 //! A kernel that only remembers: real reconcilers over drivers whose state is what was asked, shared between one agent and the next.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex},
 };
@@ -8,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use egressgateway::{
     AddressesDesired, Change, Counter, CounterSource, Driver, Drivers, Encapsulation, Error, ErrorKind, Host, LocalEnd, NextHop,
-    OverlayLinks, Peer, Plan, PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay, api::Interface,
-    model::Family,
+    OverlayLinks, Peer, Plan, PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay, UntrackingRule,
+    UntrackingRules, api::Interface, model::Family,
 };
 use imbl::{OrdMap, OrdSet};
 use tokio::sync::{Notify, watch};
@@ -37,6 +38,7 @@ pub(crate) struct Kernel {
     failures: Arc<Mutex<Vec<ErrorKind>>>,
     pub(crate) host: Arc<FakeHost>,
     pub(crate) filter: Arc<FakeMonitor>,
+    pub(crate) others: Arc<FakeOthers>,
 }
 
 impl Kernel {
@@ -46,6 +48,7 @@ impl Kernel {
             failures: Arc::default(),
             host: Arc::new(FakeHost::new()),
             filter: Arc::default(),
+            others: Arc::default(),
         }
     }
 
@@ -223,5 +226,38 @@ pub(crate) struct Seven;
 impl CounterSource for Seven {
     async fn counters(&self) -> Result<std::collections::BTreeMap<String, Counter>, Error> {
         Ok([("steered".to_owned(), Counter { packets: 7, bytes: 700 })].into())
+    }
+}
+
+/// What others take out of connection tracking.
+#[derive(Debug)]
+pub(crate) struct FakeOthers {
+    rules: watch::Sender<Option<BTreeSet<UntrackingRule>>>,
+    changed: Notify,
+}
+
+impl Default for FakeOthers {
+    fn default() -> Self {
+        Self { rules: watch::Sender::new(Some(BTreeSet::new())), changed: Notify::default() }
+    }
+}
+
+impl FakeOthers {
+    /// From now on these are there; none: they can't be read.
+    pub(crate) fn have(&self, rules: Option<BTreeSet<UntrackingRule>>) {
+        self.rules.send_replace(rules);
+        self.changed.notify_one();
+    }
+}
+
+#[async_trait]
+impl UntrackingRules for FakeOthers {
+    async fn untracking(&self) -> Result<BTreeSet<UntrackingRule>, Error> {
+        self.rules.borrow().clone().ok_or_else(|| Error::new(ErrorKind::Transient, "busy"))
+    }
+
+    async fn changed(&self) -> Result<(), Error> {
+        self.changed.notified().await;
+        Ok(())
     }
 }

@@ -53,6 +53,7 @@ macro_rules! every_check_on {
                 whoever_begins_from_outside_gets_a_governed_pods_answers
                 datagrams_through_a_load_balancer_are_answered_by_it;
             untracked:
+                rules_of_others_that_take_pods_out_are_named_while_they_are_there
                 what_others_do_not_track_is_dropped_and_counted_at_the_pods_node
                 what_others_do_not_track_is_dropped_and_counted_at_the_gateway;
             flushes:
