@@ -101,6 +101,29 @@ pub fn of_node(old: &EgressNodeStatus, new: &EgressNodeStatus) -> Vec<Event> {
     }
 }
 
+/// Conditions of EgressNodes that agents set: the status that is bad, and the reasons of the events when it begins and when it ends.
+const AGENTS: [(&str, &str, &str, &str); 3] = [
+    ("NetworkOverlap", "True", "NetworkOverlap", "NoNetworkOverlap"),
+    ("PodNetworksUnknown", "True", "PodNetworksUnknown", "PodNetworksKnown"),
+    ("PodsTracked", "False", "UntrackedByOthers", "PodsTracked"),
+];
+
+/// What is to be told when an agent has made its EgressNode's status `new`. An agent writes no events itself.
+#[must_use]
+pub fn of_agent(old: &EgressNodeStatus, new: &EgressNodeStatus) -> Vec<Event> {
+    let is_bad = |status: &EgressNodeStatus, name: &str, bad: &str| {
+        let mut conditions = status.conditions.iter().filter(|condition| condition.type_ == name && condition.status == bad);
+        conditions.next().map(|condition| condition.message.clone())
+    };
+    let told = |(name, bad, begins, ends): (&str, &str, &'static str, &'static str)| match (is_bad(old, name, bad), is_bad(new, name, bad))
+    {
+        (None, Some(note)) => Some(Event { warning: true, reason: begins, note }),
+        (Some(_), None) => Some(Event { warning: false, reason: ends, note: format!("{begins} is over") }),
+        _ => None,
+    };
+    AGENTS.into_iter().filter_map(told).collect()
+}
+
 /// A condition that took another reason: bad ones are warnings, and what is good again is told under the name `good`.
 fn of_condition(kind: &str, good: &'static str, old: &[Condition], new: &[Condition]) -> Option<Event> {
     let find = |conditions: &[Condition]| conditions.iter().find(|condition| condition.type_ == kind).cloned();
@@ -191,6 +214,29 @@ mod tests {
         assert_eq!(said(&of_policy(&ill, &well)), [". Accepted: because Accepted"]);
         let moved = policy(true, "Accepted", Some("b"));
         assert_eq!(said(&of_policy(&well, &moved)), [". EgressNodeChanged: its egress addresses move from node a to b"]);
+    }
+
+    #[test]
+    fn what_an_agent_finds_is_told_when_it_begins_and_when_it_ends() {
+        let status = |conditions: &[(&str, bool)]| EgressNodeStatus {
+            conditions: conditions
+                .iter()
+                .map(|(name, status)| condition(name, *status, "Reason", &format!("about {name}"), None))
+                .collect(),
+            ..EgressNodeStatus::default()
+        };
+        let well = status(&[("TunnelReady", true), ("PodsTracked", true)]);
+        let ill = status(&[("TunnelReady", true), ("PodsTracked", false), ("PodNetworksUnknown", true)]);
+        assert_eq!(
+            said(&of_agent(&well, &ill)),
+            ["! PodNetworksUnknown: about PodNetworksUnknown", "! UntrackedByOthers: about PodsTracked"]
+        );
+        assert_eq!(said(&of_agent(&ill, &ill)), NOTHING);
+        assert_eq!(
+            said(&of_agent(&ill, &well)),
+            [". PodNetworksKnown: PodNetworksUnknown is over", ". PodsTracked: UntrackedByOthers is over"]
+        );
+        assert_eq!(said(&of_agent(&EgressNodeStatus::default(), &well)), NOTHING);
     }
 
     #[test]

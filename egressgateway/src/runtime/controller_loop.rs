@@ -225,7 +225,21 @@ impl Session {
         }
     }
 
+    /// Tells what agents have found. Who does not lead leaves it to the one who does.
+    async fn tell_news(&mut self) {
+        let news = self.mirror.news();
+        if self.leads() && self.gate.is_open(&Scope::default()) {
+            let writer = self.events.clone();
+            let tell = |(regarding, event): (Regarding, Event)| {
+                let writer = writer.clone();
+                async move { writer.write(&regarding, &event).await }
+            };
+            futures::stream::iter(news).map(tell).buffer_unordered(CONCURRENCY).collect::<()>().await;
+        }
+    }
+
     async fn work(&mut self) {
+        self.tell_news().await;
         let now = Instant::now();
         if self.resync <= now {
             self.resync = now + self.settings.resync;

@@ -3,9 +3,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use tokio::time::Instant;
 
-use super::{freshness::Freshness, observed::Observed, shared_cluster::SharedCluster};
+use super::{events::Regarding, freshness::Freshness, observed::Observed, shared_cluster::SharedCluster};
 use crate::{
-    api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNodeStatus},
+    api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodeStatus},
+    controller::{Event, events},
     model::{GatewayName, NodeName, PolicyName},
     world::Change,
 };
@@ -35,14 +36,24 @@ pub(super) struct Mirror {
     pub(super) gateways: BTreeMap<GatewayName, Observed<EgressGatewayStatus>>,
     pub(super) policies: BTreeMap<PolicyName, Observed<EgressGatewayPolicyStatus>>,
     pub(super) leases: BTreeMap<NodeName, Observed<LeaseSpec>>,
+    /// What agents were seen to have found since the last call of [`Self::news`].
+    pub(super) news: Vec<(Regarding, Event)>,
 }
 
 impl Mirror {
+    /// What agents have found since the last call.
+    pub(super) fn news(&mut self) -> Vec<(Regarding, Event)> {
+        std::mem::take(&mut self.news)
+    }
+
     /// Takes in what was seen; true where a plan may come out differently. Echoes from before the last write are ignored.
     pub(super) fn take(&mut self, seen: Seen, now: Instant) -> bool {
         let (change, held) = match seen {
             Seen::World(change) => (change, Held::Same),
-            Seen::EgressNode(name, change, observed) => (change, hold(&mut self.egress_nodes, name, observed)),
+            Seen::EgressNode(name, change, observed) => {
+                self.news.extend(found(&name, self.egress_nodes.get(&name), observed.as_ref()));
+                (change, hold(&mut self.egress_nodes, name, observed))
+            }
             Seen::Gateway(name, change, observed) => (change, hold(&mut self.gateways, name, observed)),
             Seen::Policy(name, change, observed) => (change, hold(&mut self.policies, name, observed)),
             Seen::Lease(node, lease) => {
@@ -53,6 +64,17 @@ impl Mirror {
         };
         held != Held::Newer && (self.cluster.write().apply(change) || held == Held::Other)
     }
+}
+
+/// What an agent says of its node, compared with what it said before. Of a node that is seen for the first time the former leader has told, unless
+/// it is new: then it begins with a status that says nothing.
+fn found(name: &NodeName, held: Option<&Observed<EgressNodeStatus>>, seen: Option<&Observed<EgressNodeStatus>>) -> Vec<(Regarding, Event)> {
+    let (Some(held), Some(seen)) = (held, seen) else { return Vec::new() };
+    if seen.is_outdated_by(held) || seen.uid != held.uid {
+        return Vec::new();
+    }
+    let events = events::of_agent(&held.status, &seen.status);
+    events.into_iter().map(|event| (Regarding::new::<EgressNode>(name.as_str(), &seen.uid), event)).collect()
 }
 
 /// How what was held of an object compares with what was seen of it.

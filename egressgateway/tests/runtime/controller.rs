@@ -298,6 +298,17 @@ async fn writes_that_fail_are_tried_again() {
     controller.stop().await;
 }
 
+/// Waits until an event with this reason was written.
+async fn told(client: &Client, reason: &str) {
+    let events = Api::<Event>::namespaced(client.clone(), "default");
+    let so = async {
+        while !events.list(&ListParams::default()).await.unwrap().items.iter().any(|event| event.reason.as_deref() == Some(reason)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, so).await.unwrap_or_else(|_| panic!("{reason} was never told"));
+}
+
 #[tokio::test]
 async fn what_somebody_should_know_is_told_once_and_only_by_the_leader() {
     let server = ApiServer::start();
@@ -319,6 +330,18 @@ async fn what_somebody_should_know_is_told_once_and_only_by_the_leader() {
         policy.status.as_ref().is_some_and(|status| status.egress_gateway.as_deref() == Some("exit"))
     })
     .await;
+    // What an agent finds, and has no right to tell itself.
+    let finds = async |status: &str, reason: &str| {
+        let condition =
+            json!({"type": "PodsTracked", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let nodes = Api::<EgressNode>::all(client.clone());
+        let mut conditions = serde_json::to_value(nodes.get("node1").await.unwrap().status.unwrap().conditions).unwrap();
+        conditions.as_array_mut().unwrap().retain(|condition| condition["type"] != "PodsTracked");
+        conditions.as_array_mut().unwrap().push(condition);
+        nodes.patch_status("node1", &PatchParams::default(), &Patch::Merge(&json!({"status": {"conditions": conditions}}))).await.unwrap();
+    };
+    finds("False", "UntrackedByOthers").await;
+    told(&client, "UntrackedByOthers").await;
     first.stop().await;
     leader(&client, "b").await;
     // The new leader finds everything as it is; what it writes next has no news in it.
@@ -335,8 +358,12 @@ async fn what_somebody_should_know_is_told_once_and_only_by_the_leader() {
     };
     let told: BTreeSet<String> = events.items.iter().map(told).collect();
     assert_eq!(events.items.len(), told.len(), "{told:?}");
-    let news =
-        ["Normal EgressGateway exit ActiveNodesChanged", "Normal EgressGateway exit Ready", "Warning EgressGateway exit NoReadyNode"];
+    let news = [
+        "Normal EgressGateway exit ActiveNodesChanged",
+        "Normal EgressGateway exit Ready",
+        "Warning EgressGateway exit NoReadyNode",
+        "Warning EgressNode node1 UntrackedByOthers",
+    ];
     assert_eq!(told, news.map(str::to_owned).into());
 }
 
