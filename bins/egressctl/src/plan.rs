@@ -12,6 +12,8 @@ use crate::{Backend, Output, tunnel::Tunnel};
 #[derive(Serialize)]
 struct NodePlan {
     node: String,
+    /// What the node does not know and somebody should tell it.
+    unknown: Vec<String>,
     tunnel: String,
     steering: String,
     addresses: String,
@@ -59,6 +61,7 @@ fn of_node(cluster: &Offline, (config, tunnel): (&Config, &Tunnel), node: &NodeN
     };
     Ok(NodePlan {
         node: node.to_string(),
+        unknown: cluster.unknown(node),
         tunnel: tunnel.plan(&desired.tunnel).map_err(failed)?,
         steering: from_nothing(&Steering::offline(steering), &desired.steering).map_err(failed)?,
         addresses: from_nothing(&EgressAddresses::offline(), &desired.addresses).map_err(failed)?,
@@ -76,13 +79,16 @@ const EACH_SECTION: &str = "function end() { if (command && close(command)) exit
 /// A shell script: run on the node as root, it programs what the agent would. The policy comes first, as the agent has it: it drops
 /// what has no way yet.
 fn text(plan: &NodePlan, backend: Backend) -> String {
-    let NodePlan { node, tunnel, steering, addresses, policy } = plan;
+    let NodePlan { node, unknown, tunnel, steering, addresses, policy } = plan;
     let program = match backend {
         Backend::Nftables => "nft -f -".to_owned(),
         Backend::Netfilter => format!("awk '{EACH_SECTION}'"),
     };
     let mut text = String::new();
     // Writing into a String never fails.
+    for unknown in unknown {
+        let _ = writeln!(text, "# {node}: {unknown}");
+    }
     let _ = write!(text, "# {node}: policy\n{program} <<END\n{policy}END\n# {node}: tunnel\n{tunnel}# {node}: steering\n{steering}");
     if !addresses.is_empty() {
         let _ = write!(text, "# {node}: addresses\n{addresses}");

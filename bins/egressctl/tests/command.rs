@@ -182,6 +182,32 @@ fn a_pool_in_a_network_of_the_cluster_is_a_warning_and_none_of_it_is_given() {
 }
 
 #[test]
+fn where_nothing_tells_the_networks_of_pods_the_answer_says_what_to_set() {
+    let told = Path::new(env!("CARGO_TARGET_TMPDIR")).join("told.yaml");
+    std::fs::write(&told, "clusterCIDRs: {extra: [10.250.0.0/16, 10.96.0.0/12]}\n").unwrap();
+    let said = "the manifests do not say which addresses pods have";
+    for (file, config, expected) in [
+        ("unknown-networks.yaml", None, true),
+        ("unknown-networks.yaml", Some(told.to_str().unwrap()), false),
+        ("proposal.yaml", None, false),
+    ] {
+        let config: Vec<&str> = config.into_iter().flat_map(|path| ["--config", path]).collect();
+        let (code, plan, errors) = egressctl(&[&["plan", "-f", file, "--node", "node1"], &config[..]].concat(), "");
+        assert_eq!((code, errors.as_str()), (0, ""));
+        assert_eq!(plan.starts_with(&format!("# node1: {said}")), expected, "{file} {config:?}: {plan}");
+        let pod = if file == "proposal.yaml" { "default/shopping-1" } else { "shop/shopping-1" };
+        let (code, answer, errors) = egressctl(&[&["explain", "-f", file, "--from", pod, "--to", "10.6.1.92"], &config[..]].concat(), "");
+        assert_eq!((code, errors.as_str()), (0, ""));
+        let line = answer.lines().find(|line| line.contains(said));
+        assert_eq!(
+            line.is_some_and(|line| line.contains("set clusterCIDRs.extra to the networks")),
+            expected,
+            "{file} {config:?}: {answer}"
+        );
+    }
+}
+
+#[test]
 fn the_configuration_is_the_daemons() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (good, bad) = (folder.join("good.yaml"), folder.join("bad.yaml"));

@@ -111,6 +111,8 @@ fn every_node_plans_what_it_always_did() {
                 + &from_nothing(&Steering::offline(SteeringSettings::default()), &geneve.steering);
             plans.push((format!("{node}.geneve.sh"), script));
             let addresses = from_nothing(&EgressAddresses::offline(), &desired.addresses);
+            let unknown = cluster.unknown(node).join("\n");
+            plans.extend((!unknown.is_empty()).then(|| (format!("{node}.unknown.txt"), unknown + "\n")));
             plans.extend((!addresses.is_empty()).then(|| (format!("{node}.addresses.sh"), addresses)));
             plans.extend(BACKENDS.iter().map(|backend| (format!("{node}.{}", backend.name), (backend.plan)(&desired))));
             for (file, text) in plans {

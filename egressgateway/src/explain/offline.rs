@@ -22,6 +22,11 @@ pub const UNDERLAY_INDEX: u32 = 2;
 /// Its MTU in bytes.
 pub const UNDERLAY_MTU: u32 = 1500;
 
+/// What manifests must tell besides pods.
+const POD_NETWORKS: &str = "the manifests do not say which addresses pods have: the Node has no spec.podCIDRs and clusterCIDRs.extra is empty, or \
+     its pods have other addresses than these say; set clusterCIDRs.extra to the networks of pods and services, unless an object of the CNI tells \
+     them in the cluster";
+
 /// Where the statuses of an offline cluster come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Statuses {
@@ -155,6 +160,13 @@ impl Offline {
     pub fn troubles(&self) -> Vec<Trouble> {
         let problems = self.views.values().next().map(|view| view.index.problems()).unwrap_or_default();
         problems.into_iter().chain(self.pools.iter().cloned()).collect()
+    }
+
+    /// What a node does not know and somebody should tell it, in one sentence each.
+    #[must_use]
+    pub fn unknown(&self, node: &NodeName) -> Vec<String> {
+        let unknown = self.index(node).is_some_and(Index::pod_networks_are_unknown);
+        unknown.then(|| POD_NETWORKS.to_owned()).into_iter().collect()
     }
 
     /// Whether the controller came to rest; it always does unless it has a defect.

@@ -45,6 +45,7 @@ pub fn explain(offline: &Offline, source: &PodName, destination: IpAddr) -> Resu
     answer.explanation.address = Some(address);
     answer.explanation.on = Some(node.to_string());
     answer.say(format!("Pod {source}"), format!("runs on {node}"));
+    offline.unknown(node).into_iter().for_each(|unknown| answer.say(format!("Node {node}"), unknown));
     let way = Way { offline, node, desired, index, source: address, destination };
     Ok(way.explain(answer))
 }
