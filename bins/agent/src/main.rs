@@ -8,6 +8,7 @@ compile_error!("an agent needs a tunnel: feature vxlan or geneve");
 compile_error!("an agent needs a policy backend: feature nftables or netfilter");
 
 mod backend;
+mod cleanup;
 mod lease;
 mod tunnel;
 mod wiring;
@@ -20,7 +21,7 @@ use std::{
 
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _};
 use egressgateway::{
-    DriversDesired, Error, ErrorKind,
+    Error, ErrorKind,
     config::Config,
     model::NodeName,
     runtime::{Agent, LeaseSettings, StateFile},
@@ -58,11 +59,7 @@ fn arguments() -> Command {
         .arg(node)
         .arg(dry_run("Print what would be done to the kernel, and end"))
         .subcommand(Command::new("plan").about("Prints what would be done to the kernel"))
-        .subcommand(
-            Command::new("cleanup")
-                .about("Removes everything that is the egress gateway's from this node")
-                .arg(dry_run("Print what would be removed, and end")),
-        );
+        .subcommand(cleanup::command(dry_run("Print what would be removed, and end")));
     let agent = command(agent);
     // Deriving would put the words about the arguments where those about the daemon belong.
     let about = agent.get_about().cloned().unwrap_or_default();
@@ -78,7 +75,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let _entered = span.enter();
     runtime(&span)?.block_on(async {
         match matches.subcommand() {
-            Some(("cleanup", arguments)) => cleanup(&config, arguments.get_flag("dry-run")).await,
+            Some(("cleanup", arguments)) => cleanup::run(&config, &common, arguments).await,
             Some(_) => plan(&config, &common, node(matches)?).await,
             None if matches.get_flag("dry-run") => plan(&config, &common, node(matches)?).await,
             None => Box::pin(run(matches, config, &common, node(matches)?)).await,
@@ -127,23 +124,6 @@ async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Resu
     let lease = LeaseSettings::default();
     let text = agent(config, common, node, lease).await?.dry_run(shutdown).await?;
     print!("{text}");
-    Ok(())
-}
-
-async fn cleanup(config: &Config, dry_run: bool) -> Result<(), Failure> {
-    let mut drivers = wiring::removal(config).await?;
-    if dry_run {
-        print!("{}", drivers.dry_run(&DriversDesired::default()).await?);
-        if let Some(path) = config.state_file.as_ref().filter(|path| path.exists()) {
-            println!("rm {}", path.display());
-        }
-    } else {
-        drivers.remove_all().await?;
-        backend::forget_probe(config).await?;
-        if let Some(path) = &config.state_file {
-            StateFile::remove(path)?;
-        }
-    }
     Ok(())
 }
 

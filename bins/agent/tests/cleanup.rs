@@ -3,8 +3,10 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use egressgateway_testkit::netns::in_namespace;
@@ -49,5 +51,46 @@ fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
         let addresses = run("ip", &["address", "show"]);
         assert!(!addresses.contains("10.6.0.60") && addresses.contains("10.6.0.61"), "{addresses}");
         assert_eq!(agent(&state, &["cleanup", "--dry-run"]), "", "nothing is left to remove");
+    });
+}
+
+#[test]
+fn beside_a_living_agent_cleanup_refuses_and_touches_nothing() {
+    in_namespace(|| async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path().join("state.json");
+        fs::write(&state, "").expect("a file");
+        run("nft", &["add", "table", "inet", "egressgateway"]);
+        // As an agent that runs here has it.
+        let port = TcpListener::bind(("0.0.0.0", 5810)).expect("a free port");
+        for more in [&[][..], &["--stay"]] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_egressgateway-agent"));
+            let refused = command.arg(format!("--state-file={}", state.display())).arg("cleanup").args(more).output().expect("it runs");
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert_eq!(refused.status.code(), Some(1), "{said}");
+            assert!(said.contains("another agent of this node may be running"), "{said}");
+        }
+        assert!(state.exists() && run("nft", &["list", "tables"]).contains("egressgateway"));
+        assert!(agent(&state, &["cleanup", "--dry-run"]).contains("egressgateway"), "who only looks is no trouble");
+        drop(port);
+        agent(&state, &["cleanup"]);
+        assert!(!state.exists());
+    });
+}
+
+#[test]
+fn one_that_stays_is_ready_once_everything_is_gone_and_ends_when_asked_to() {
+    in_namespace(|| async {
+        run("nft", &["add", "table", "inet", "egressgateway"]);
+        let mut cleanup = Command::new(env!("CARGO_BIN_EXE_egressgateway-agent"))
+            .args(["--state-file=", "cleanup", "--stay"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut logs = BufReader::new(cleanup.stderr.take().expect("its logs")).lines().map_while(Result::ok);
+        assert!(logs.any(|line| line.contains("everything of the egress gateway is removed")), "it does not end by itself");
+        assert_eq!(run("nft", &["list", "tables"]), "");
+        run("kill", &["-TERM", &cleanup.id().to_string()]);
+        assert!(cleanup.wait().expect("its end").success());
     });
 }

@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod clean_nodes;
 mod election;
 mod webhook;
 
@@ -46,7 +47,8 @@ fn arguments() -> Command {
     let controller = Command::new("egressgateway-controller")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Allots addresses and marks, elects gateways, and says so in the objects' statuses")
-        .arg(identity);
+        .arg(identity)
+        .subcommand(clean_nodes::command());
     command(own_arguments(controller))
 }
 
@@ -58,6 +60,11 @@ fn own_arguments(command: Command) -> Command {
 
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let common = CommonArguments::parse(matches)?;
+    if let Some(("clean-nodes", arguments)) = matches.subcommand() {
+        install_logs(&common)?;
+        install_tls()?;
+        return runtime(&tracing::Span::none())?.block_on(clean_nodes::run(&common, arguments));
+    }
     let config = configuration(matches, |name| std::env::var(name).ok())?;
     let usage = |error: clap::Error| Failure::Usage(vec![error.to_string()]);
     let webhooks = WebhookArguments::from_arg_matches(matches).map_err(usage)?;

@@ -23,7 +23,8 @@ impl Health {
         !self.ended.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_ready(&self, ready: bool) {
+    /// Says so, or that it is not so any more.
+    pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Relaxed);
     }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use egressgateway_testkit::{kube::Kubernetes, lab::Lab};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
 
 use crate::{assets, chart_directory};
 
@@ -44,7 +46,7 @@ fn the_chart_installs_and_upgrades_with_every_values_file_and_leaves_nothing_beh
         }
         kubernetes.helm(&format!("upgrade {options} --reset-values")).unwrap();
         assert_eq!(made(&kubernetes), installed, "upgrades that come back to {}", file.display());
-        kubernetes.helm(&format!("uninstall eg --namespace {NAMESPACE}")).unwrap();
+        kubernetes.helm(&format!("uninstall eg --namespace {NAMESPACE} --no-hooks")).unwrap();
         assert_eq!(made(&kubernetes), BTreeSet::new(), "after {}", file.display());
     }
     // Helm never removes definitions: the users' objects would go with them.
@@ -64,4 +66,51 @@ fn values_that_do_not_exist_are_refused() {
         let error = kubernetes.helm(&format!("template eg {chart} --kube-version 1.36.0 --set {option}")).unwrap_err();
         assert!(error.contains(word), "{option}: {error}");
     }
+}
+
+/// What Helm would install, with these options.
+fn rendered(kubernetes: &Kubernetes, options: &str) -> Vec<Value> {
+    let text = kubernetes.helm(&format!("template eg {} --kube-version 1.36.0 {options}", chart_directory().display())).unwrap();
+    serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect()
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    objects.iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+#[test]
+fn a_daemon_is_found_ready_soon_and_a_busy_or_lost_node_is_no_surprise() {
+    let Some(assets) = assets() else { return };
+    let kubernetes = Kubernetes::start(assets, Lab::builder().nodes(["node-1"]).build().unwrap());
+    let objects = rendered(&kubernetes, "--set controller.tolerations[0].key=own --set controller.lostNodeSeconds=7");
+    for kind in ["DaemonSet", "Deployment"] {
+        let container = &of_kind(&objects, kind)["spec"]["template"]["spec"]["containers"][0];
+        assert!(container["readinessProbe"]["periodSeconds"].as_u64() <= Some(2), "{container}");
+        for probe in ["readinessProbe", "livenessProbe"] {
+            assert!(container[probe]["timeoutSeconds"].as_u64() >= Some(5), "{container}");
+        }
+    }
+    let deployment = of_kind(&objects, "Deployment");
+    let pod = &deployment["spec"]["template"]["spec"];
+    let lost = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 7});
+    let own = json!({"key": "own"});
+    assert_eq!(pod["tolerations"], json!([lost("node.kubernetes.io/not-ready"), lost("node.kubernetes.io/unreachable"), own]));
+    let spread = &pod["topologySpreadConstraints"][0];
+    assert_eq!((&spread["topologyKey"], &spread["whenUnsatisfiable"]), (&json!("kubernetes.io/hostname"), &json!("DoNotSchedule")));
+    assert_eq!(spread["labelSelector"]["matchLabels"], deployment["spec"]["selector"]["matchLabels"]);
+    assert_eq!(of_kind(&objects, "PodDisruptionBudget")["spec"]["minAvailable"], 1);
+}
+
+#[test]
+fn a_value_lets_every_node_be_cleaned_for_who_removes_the_chart_without_helm() {
+    let Some(assets) = assets() else { return };
+    let kubernetes = Kubernetes::start(assets, Lab::builder().nodes(["node-1"]).build().unwrap());
+    let options = "--set agent.cleanup=true --set agent.extraArgs[0]=--tunnel-vni=7";
+    let objects = rendered(&kubernetes, options);
+    let set = of_kind(&objects, "DaemonSet");
+    assert_eq!(set["spec"]["template"]["spec"]["containers"][0]["args"], json!(["--tunnel-vni=7", "cleanup", "--stay"]));
+    assert_eq!(set["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], "100%");
+    assert!(!objects.iter().any(|object| object["kind"] == "Job"), "there is nothing left to do before it goes");
+    assert!(rendered(&kubernetes, "").iter().any(|object| object["kind"] == "Job"));
+    assert!(!rendered(&kubernetes, "--set uninstall.cleanNodes=false").iter().any(|object| object["kind"] == "Job"));
 }

@@ -13,10 +13,7 @@ use egressgateway_testkit::{
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::{
-    assets, chart_directory,
-    objects::{collect_garbage, objects},
-};
+use crate::{assets, chart_directory};
 
 pub(crate) const NAMESPACE: &str = "egress";
 pub(crate) const NODES: [&str; 3] = ["client-1", "gateway-1", "gateway-2"];
@@ -256,29 +253,7 @@ fn policies_reach_the_wire_and_go_again_and_uninstalling_leaves_nothing() {
     installed.leaves_by("client-1");
     kubernetes.apply(OBJECTS).unwrap();
     installed.leaves_by("gateway-2");
-    uninstall(&mut installed);
-}
-
-/// What kubelets and the controller manager do when Helm has removed the chart, and what is left then.
-fn uninstall(installed: &mut Installed) {
-    for (_, daemon) in std::mem::take(&mut installed.daemons) {
-        daemon.terminate(patient(Duration::from_secs(10))).unwrap();
-    }
-    let kubernetes = &installed.kubernetes;
-    kubernetes.kubectl(&format!("delete pods,endpointslices --all --namespace {NAMESPACE} --force --grace-period 0")).unwrap();
-    let made: Vec<String> = objects(kubernetes).into_keys().filter(|name| name.contains("Lease egress/")).collect();
-    assert_eq!(made.len(), NODES.len() + 1, "{made:?}");
-    kubernetes.helm(&format!("uninstall eg --namespace {NAMESPACE}")).unwrap();
-    collect_garbage(kubernetes);
-    let left: Vec<String> = objects(kubernetes).into_keys().filter(|name| name.to_lowercase().contains("egress")).collect();
-    let definition = |plural: &str| format!("CustomResourceDefinition {plural}.egressgateway.spidernet.io");
-    let mut kept: Vec<String> = ["egressgatewaypolicies", "egressgateways", "egressnodes"].map(definition).into();
-    kept.extend(["APIService v1.egressgateway.spidernet.io", "EgressGateway exit", "EgressGatewayPolicy shopping"].map(str::to_owned));
-    kept.extend(NODES.map(|node| format!("EgressNode {node}")));
-    // Not the chart's.
-    kept.extend([format!("Namespace {NAMESPACE}"), format!("ServiceAccount {NAMESPACE}/default")]);
-    kept.sort();
-    assert_eq!(left, kept);
+    crate::uninstall::leaves_nothing(&mut installed);
 }
 
 #[test]

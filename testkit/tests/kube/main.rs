@@ -17,6 +17,7 @@ mod objects;
 mod rules;
 mod scale;
 mod server;
+mod uninstall;
 mod webhooks;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,72 @@
+//! Taking everything of ours off this node, beside no agent that would make it again.
+
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use egressgateway::{
+    DriversDesired, Error,
+    config::Config,
+    runtime::{Health, StateFile},
+};
+use egressgateway_daemon::{CommonArguments, Failure, listen, serve, shutdown_on_signal};
+use prometheus_client::registry::Registry;
+
+use crate::{LISTEN, backend, taken, wiring};
+
+/// Between attempts of one that stays.
+const PAUSE: Duration = Duration::from_secs(5);
+
+pub(crate) fn command(dry_run: Arg) -> Command {
+    let stay = Arg::new("stay").long("stay").action(ArgAction::SetTrue).conflicts_with("dry-run");
+    Command::new("cleanup")
+        .about("Removes everything that is the egress gateway's from this node; refuses while an agent runs here")
+        .arg(dry_run)
+        .arg(stay.help("Keep trying, be ready once everything is removed, and stay until SIGTERM, as the pod of a DaemonSet must"))
+}
+
+pub(crate) async fn run(config: &Config, common: &CommonArguments, arguments: &ArgMatches) -> Result<(), Failure> {
+    if arguments.get_flag("dry-run") {
+        return dry_run(config).await;
+    }
+    // Whoever has this port is an agent at work: it would make again what is removed here, but for the state file. None may start meanwhile.
+    let listener = listen(common, LISTEN).await.map_err(taken)?;
+    if !arguments.get_flag("stay") {
+        return remove(config).await;
+    }
+    let (shutdown, health) = (shutdown_on_signal()?, Health::default());
+    let served = tokio::spawn(serve(listener, Registry::default(), health.clone(), shutdown.clone()));
+    tokio::select! {
+        () = until_removed(config) => {
+            health.set_ready(true);
+            tracing::info!("everything of the egress gateway is removed from this node");
+            shutdown.cancelled().await;
+        }
+        () = shutdown.cancelled() => {}
+    }
+    served.await.map_err(|error| Error::new(egressgateway::ErrorKind::Invalid, "probes").with_source(error))??;
+    Ok(())
+}
+
+async fn dry_run(config: &Config) -> Result<(), Failure> {
+    print!("{}", wiring::removal(config).await?.dry_run(&DriversDesired::default()).await?);
+    if let Some(path) = config.state_file.as_ref().filter(|path| path.exists()) {
+        println!("rm {}", path.display());
+    }
+    Ok(())
+}
+
+async fn until_removed(config: &Config) {
+    while let Err(failure) = remove(config).await {
+        tracing::error!(%failure, "not everything is removed; it is tried again");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn remove(config: &Config) -> Result<(), Failure> {
+    wiring::removal(config).await?.remove_all().await?;
+    backend::forget_probe(config).await?;
+    if let Some(path) = &config.state_file {
+        StateFile::remove(path)?;
+    }
+    Ok(())
+}
