@@ -143,8 +143,8 @@ mod tests {
             self.0 + Duration::from_secs(seconds)
         }
 
-        fn contact(&self, since: u64, last: u64) -> Option<Contact> {
-            Some(Contact { since: self.at(since), last: self.at(last), until: self.at(last + 7) })
+        fn contact(&self, since: u64, last: u64) -> Contact {
+            Contact { since: self.at(since), last: self.at(last), until: self.at(last + 7) }
         }
     }
 
@@ -158,7 +158,7 @@ mod tests {
         freshness.observe(&"silent".into(), Some(&LeaseSpec { lease_duration_seconds: Some(1), ..lease(1) }), clock.at(0));
         freshness.observe(&"a".into(), Some(&lease(1)), clock.at(0));
         freshness.observe(&"a".into(), Some(&lease(2)), clock.at(10));
-        freshness.heard(clock.contact(0, 10));
+        freshness.heard(Some(clock.contact(0, 10)));
         freshness
     }
 
@@ -213,8 +213,8 @@ mod tests {
             assert_eq!(fresh(&freshness, clock.at(10 + absence)), ["a"], "after {absence} seconds");
             assert_eq!(freshness.next_expiry(freshness.clock(clock.at(10 + absence))), None, "there is nothing to wait for");
         }
-        freshness.heard(clock.contact(190, 190));
-        freshness.heard(clock.contact(190, 300));
+        freshness.heard(Some(clock.contact(190, 190)));
+        freshness.heard(Some(clock.contact(190, 300)));
         assert_eq!(fresh(&freshness, clock.at(269)), ["a"]);
         assert_eq!(freshness.next_expiry(clock.at(269)), Some(clock.at(270)));
         assert_eq!(fresh(&freshness, clock.at(270)), [""; 0], "it did not come back");
@@ -225,7 +225,7 @@ mod tests {
         let clock = clock();
         let mut freshness = one_of_two(&clock);
         // This process stood still for a minute, and first of all it asked the API server.
-        freshness.heard(clock.contact(70, 70));
+        freshness.heard(Some(clock.contact(70, 70)));
         assert_eq!(fresh(&freshness, clock.at(71)), ["a"], "what it could not hear counts against nobody");
     }
 
@@ -233,7 +233,7 @@ mod tests {
     fn each_failure_of_the_watch_gives_those_that_are_fresh_their_time_twice() {
         let clock = clock();
         let mut freshness = one_of_two(&clock);
-        freshness.heard(clock.contact(0, 1000));
+        freshness.heard(Some(clock.contact(0, 1000)));
         freshness.interrupted(clock.at(45));
         freshness.interrupted(clock.at(100));
         assert_eq!(fresh(&freshness, clock.at(179)), ["a"]);
@@ -246,9 +246,9 @@ mod tests {
     fn a_renewal_after_the_return_counts_like_any_other() {
         let clock = clock();
         let mut freshness = one_of_two(&clock);
-        freshness.heard(clock.contact(70, 70));
+        freshness.heard(Some(clock.contact(70, 70)));
         freshness.observe(&"a".into(), Some(&lease(3)), clock.at(72));
-        freshness.heard(clock.contact(70, 200));
+        freshness.heard(Some(clock.contact(70, 200)));
         assert_eq!(fresh(&freshness, clock.at(111)), ["a"]);
         assert_eq!(fresh(&freshness, clock.at(112)), [""; 0]);
     }

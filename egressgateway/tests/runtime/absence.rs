@@ -93,21 +93,21 @@ impl Absence {
         let written = server.writes("egressgateways");
 
         if self.hangs {
-            server.pause()
+            server.pause();
         } else {
-            server.stop()
+            server.stop();
         }
         let mut running = vec![second];
         if self.another_leader {
-            first.kill().await
+            first.kill().await;
         } else {
-            running.push(first)
+            running.push(first);
         }
         tokio::time::sleep(AWAY).await;
         if self.hangs {
-            server.resume()
+            server.resume();
         } else {
-            server.resume_listening()
+            server.resume_listening();
         }
 
         long_enough(&server).await;

@@ -55,7 +55,9 @@ pub(crate) fn gateways_that_nobody_hears_of_carry_traffic_as_long_as_they_answer
     let world = probed(World::governed(path));
     let capture = world.cluster.lab.capture().unwrap();
     let streams = streams(&world);
-    GATEWAYS.into_iter().for_each(|node| world.cluster.node_ready(node, false));
+    for node in GATEWAYS {
+        world.cluster.node_ready(node, false);
+    }
     world.cluster.eventually("all nodes are silent", || {
         let status = world.cluster.status("EgressGateway", "exit");
         let silent = |condition: &Value| condition["type"] == "Ready" && condition["reason"] == "AllNodesSilent";
@@ -74,7 +76,9 @@ pub(crate) fn gateways_that_nobody_hears_of_carry_traffic_as_long_as_they_answer
         let moved = report.answers.iter().find(|answer| !world.cluster.lab.node(GATEWAYS[0]).addresses().contains(&answer.source.ip()));
         assert!(moved.is_none(), "{moved:?}");
     }
-    GATEWAYS.into_iter().for_each(|node| world.cluster.lab.node(node).power_off().unwrap());
+    for node in GATEWAYS {
+        world.cluster.lab.node(node).power_off().unwrap();
+    }
     world.is_dropped(&world.shop, GOVERNED);
     assert_eq!(world.leaks(&capture), [""; 0]);
 }
