@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test soak test-features test-kernels test-worlds bench bench-failover bench-scale package setup
+.PHONY: demo test images soak test-features test-kernels test-worlds bench bench-failover bench-scale package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -13,6 +13,10 @@ demo: setup
 test: setup
 	nice ./scripts/kube-assets >/dev/null 2>&1 &
 	./scripts/test
+
+# Archives of all images: images/NAME.tar. With PROGRAMS=target/debug from programs as they were built for tests, else from release builds.
+images: setup
+	./scripts/images $(if $(PROGRAMS),--programs $(PROGRAMS)) $(IMAGES)
 
 test-features: setup
 	./scripts/test features

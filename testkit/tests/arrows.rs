@@ -64,6 +64,7 @@ fn every_library_is_in_the_list() {
         "egressgateway-testkit",
         "egressgateway-examples",
         "egressgateway-benchmarks",
+        "egressgateway-images",
     ];
     for name in dependencies().keys() {
         assert!(listed.contains(&name.as_str()) || others.contains(&name.as_str()), "{name} needs an entry here");
@@ -74,7 +75,8 @@ fn every_library_is_in_the_list() {
 fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
     for package in packages() {
         let name = package["name"].as_str().unwrap();
-        let internal = ["egressgateway-testkit", "egressgateway-examples", "egressgateway-benchmarks"].contains(&name);
+        let internal =
+            ["egressgateway-testkit", "egressgateway-examples", "egressgateway-benchmarks", "egressgateway-images"].contains(&name);
         assert_eq!(package["publish"].as_array().is_some_and(Vec::is_empty), internal, "{name}: publish");
         let needed = ["description", "license", "repository", "rust_version"];
         for field in needed.into_iter().chain((!internal).then_some("readme")) {

@@ -91,7 +91,7 @@ fn what_the_build_needs_is_not_kept_from_it() {
     let mut ignored: Vec<&str> = ignored.lines().collect();
     ignored.sort_unstable();
     // No pattern: whatever else is in the repository, the build has.
-    assert_eq!(ignored, ["/.git", "/target"]);
+    assert_eq!(ignored, ["/.git", "/images/*.tar", "/target"]);
     for needed in ["Cargo.lock", "images/contents", "scripts/rootfs", "bins/agent/Cargo.toml"] {
         repository(needed);
     }
@@ -112,6 +112,21 @@ fn images_start_one_of_their_programs_as_the_user_that_the_chart_and_the_root_kn
         let contents = all().into_iter().find(|contents| contents.image == image).unwrap();
         assert!(contents.programs.contains(&entry[0]), "{image}: {entry:?}");
         assert_eq!(of(&stages, stage, "ENV"), [format!("PATH={}", container::PATH)], "{image}: as the tests look programs up");
+    }
+}
+
+#[test]
+fn the_archives_say_the_same_as_the_containerfile() {
+    let (_, stages) = parse();
+    for (stage, image) in [("daemons", "full"), ("daemons", "nftables"), ("daemons", "netfilter"), ("egressctl", "egressctl")] {
+        let archive = egressgateway_images::product(image, "", 0).unwrap();
+        assert_eq!(archive.labels.iter().cloned().collect::<BTreeMap<_, _>>(), labels(&stages, stage), "{image}");
+        assert_eq!(of(&stages, stage, "USER"), [archive.user], "{image}");
+        assert_eq!(of(&stages, stage, "ENV"), archive.environment, "{image}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&of(&stages, stage, "ENTRYPOINT")[0]).unwrap(), archive.entrypoint, "{image}");
+        let ports = of(&stages, stage, "EXPOSE").join(" ");
+        let ports: Vec<_> = ports.split_whitespace().map(|port| format!("{port}/tcp")).collect();
+        assert_eq!(ports, archive.ports, "{image}");
     }
 }
 
