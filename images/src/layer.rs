@@ -76,7 +76,12 @@ fn add(builder: &mut Builder<Hashing>, root: &Path, path: &Path, time: u64) -> i
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // A string takes whatever is written.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Writes to a file, and remembers what and how much.

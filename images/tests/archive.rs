@@ -54,7 +54,7 @@ fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
 fn blob<'a>(files: &'a BTreeMap<String, Vec<u8>>, digest: &Value) -> &'a [u8] {
     let digest = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
     let content = &files[&format!("blobs/sha256/{digest}")];
-    let real: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let real = Sha256::digest(content).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     assert_eq!(real, digest);
     content
 }
