@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test images soak test-features test-kernels test-worlds bench bench-failover bench-scale package setup
+.PHONY: demo test images e2e soak test-features test-kernels test-worlds bench bench-failover bench-scale package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -17,6 +17,12 @@ test: setup
 # Archives of all images: images/NAME.tar. With PROGRAMS=target/debug from programs as they were built for tests, else from release builds.
 images: setup
 	./scripts/images $(if $(PROGRAMS),--programs $(PROGRAMS)) $(IMAGES)
+
+# A real cluster with kubelets, containerd and a CNI, and the product in it. E2E: a part of a test's name, or options such as --variant legacy. KEEP=1: no
+# tests, the cluster stays and says how to look around.
+e2e: setup
+	$(BUILD)
+	$(if $(KEEP),$(or $(CARGO_TARGET_DIR),target)/debug/e2e up,cargo test --package egressgateway-testkit --test e2e --) $(E2E)
 
 test-features: setup
 	./scripts/test features
