@@ -42,13 +42,14 @@ pub(crate) fn the_api_server_is_away(run: &Run) {
             flows.push((pod.node.clone(), pod.client.flows(outside)));
         }
     }
-    let before = NODES.map(|node| dropped(&run.site, node));
     run.site.stop_service(NODES[0], "kube-apiserver", Signal::SIGKILL);
-    thread::sleep(AWAY);
+    // What was dropped before is counted by then.
+    thread::sleep(COUNTED);
+    let before = NODES.map(|node| dropped(&run.site, node));
+    thread::sleep(AWAY - COUNTED);
     run.site.start_service(NODES[0], "kube-apiserver");
     thread::sleep(AFTERMATH);
     let answered: Vec<bool> = flows.iter().map(|(_, flows)| flows.all_answered(PATIENCE)).collect();
-    thread::sleep(COUNTED);
     let after = NODES.map(|node| dropped(&run.site, node));
     let mut wrong = Vec::new();
     for (((node, flows), answered), outside) in flows.into_iter().zip(answered).zip(OUTSIDE.into_iter().cycle()) {

@@ -18,6 +18,7 @@ ip -6 route show table all proto 77
 nft list tables | grep egressgateway || true
 iptables-save | grep -i egw- || true
 ip6tables-save | grep -i egw- || true
+ipset list -n | grep -i egw || true
 ls /var/lib/egressgateway 2>/dev/null || true
 ";
 
