@@ -209,8 +209,7 @@ impl Site {
         let mut command = Command::new("setsid");
         command.args(["unshare", "--net", "--"]).arg(&self.program).args(arguments);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        let identity = process::Identity::of(child.id()).ok_or_else(|| io::Error::other(format!("{name} ended at once")))?;
-        place::write_whole(&self.place.announcement(name), &identity.to_string())?;
+        let identity = self.place.announce(name, child.id())?;
         self.children().insert(name.to_owned(), child);
         // The namespace is another one once unshare(1) has made it.
         let own = fs::read_link("/proc/self/ns/net")?;

@@ -42,9 +42,11 @@ impl Site {
             "for group in \"$@\"; do [ \"$group\" != -- ] || break; echo $$ >\"$group/cgroup.procs\"; shift; done; shift; exec \"$@\"";
         let mut command = Command::new("setsid");
         command.args(["sh", "-ec", enter, "sh"]).args(&groups).arg("--");
-        command.args(["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--"]);
+        command.args(["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "--"]);
         command.arg(&self.program).arg("node").arg(node).arg(self.place.path(node)).arg(&announcement).arg(&self.assets);
         let mut child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        // With it goes its child, so that nothing is left of a node that has not announced itself yet.
+        self.place.announce(&format!("{node}.starter"), child.id())?;
         let deadline = Instant::now() + crate::pace::patient(BOOT);
         while self.place.process(node).is_none() {
             groups::release(child.id())?;

@@ -119,8 +119,16 @@ impl Place {
         identity.lives().then_some(identity)
     }
 
+    /// Where the number and the start of a process are noted.
     pub(super) fn announcement(&self, name: &str) -> PathBuf {
         self.path(&format!("{name}.pid"))
+    }
+
+    /// Notes a process that was just started.
+    pub(super) fn announce(&self, name: &str, process: u32) -> io::Result<Identity> {
+        let identity = Identity::of(process).ok_or_else(|| io::Error::other(format!("{name} ended at once")))?;
+        write_whole(&self.announcement(name), &identity.to_string())?;
+        Ok(identity)
     }
 
     /// Notes the control groups that a node is about to have.
@@ -141,7 +149,7 @@ impl Place {
             identity.end()?;
         }
         groups::remove(&self.groups(name))?;
-        for kind in ["pid", "groups"] {
+        for kind in ["pid", "starter.pid", "groups"] {
             remove_file(&self.path(&format!("{name}.{kind}")))?;
         }
         Ok(())

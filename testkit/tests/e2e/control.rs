@@ -46,7 +46,7 @@ pub(crate) fn the_api_server_is_away(run: &Run) {
     // What was dropped before is counted by then.
     thread::sleep(COUNTED);
     let before = NODES.map(|node| dropped(&run.site, node));
-    thread::sleep(AWAY - COUNTED);
+    thread::sleep(AWAY.saturating_sub(COUNTED));
     run.site.start_service(NODES[0], "kube-apiserver");
     thread::sleep(AFTERMATH);
     let answered: Vec<bool> = flows.iter().map(|(_, flows)| flows.all_answered(PATIENCE)).collect();
