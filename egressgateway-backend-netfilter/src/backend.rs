@@ -88,8 +88,8 @@ impl Netfilter {
         Self { scope: Scope::Chains, ..Self::new(settings, hook) }
     }
 
-    /// Notices, from now on, that somebody other than this backend and its clones changes our sets or chains: it looks every few seconds,
-    /// because the kernel does not tell.
+    /// Notices, from now on, that somebody other than this backend and its clones changes our sets or chains. The kernel tells of chains that
+    /// iptables-nft keeps; for sets and for iptables-legacy it looks every few seconds.
     #[must_use]
     pub fn monitor(&self) -> NetfilterMonitor {
         NetfilterMonitor::new(self.clone(), self.writes.clone(), |before, now| before != now)
@@ -139,7 +139,7 @@ impl Netfilter {
             let version = command::version(flavour, family).await?;
             for (table, rule, option) in PROBES {
                 let script = format!("*{table}\n:EGW-PROBE - [0:0]\n-A EGW-PROBE {rule}\nCOMMIT\n");
-                match command::restore(flavour, family, &script, true).await {
+                match command::test(flavour, family, &script).await {
                     Ok(()) => {}
                     Err(error) if matches!(error.kind, ErrorKind::Permission | ErrorKind::Transient) => return Err(error),
                     Err(error) => {
@@ -209,7 +209,7 @@ impl Driver for Netfilter {
                 }
                 Step::Restore { family, script } => {
                     hook.before("restore iptables")?;
-                    command::restore(flavour, *family, script, false).await?;
+                    command::restore(flavour, *family, script, &self.writes).await?;
                 }
             }
         }

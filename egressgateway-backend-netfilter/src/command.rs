@@ -5,7 +5,7 @@ use std::process::Stdio;
 use egressgateway::{Error, ErrorKind, model::Family};
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::flavour::Flavour;
+use crate::{flavour::Flavour, monitor::Writes};
 
 /// Seconds that a program waits for others to finish writing rules.
 const WAIT_SECONDS: &str = "10";
@@ -25,12 +25,20 @@ pub(crate) async fn save_table(flavour: Flavour, family: Family, table: &str) ->
     run(&program, &["-t", table], "", &format!("read table {table} with {program}")).await
 }
 
-/// Runs a script, one transaction per table; others' rules stay.
-pub(crate) async fn restore(flavour: Flavour, family: Family, script: &str, only_test: bool) -> Result<(), Error> {
+/// Arguments with which rules are written: one transaction per table, and others' rules stay.
+const RESTORE: [&str; 3] = ["--noflush", "-w", WAIT_SECONDS];
+
+/// Runs a script, whose process `writes` remembers.
+pub(crate) async fn restore(flavour: Flavour, family: Family, script: &str, writes: &Writes) -> Result<(), Error> {
     let program = flavour.program(family, "-restore");
-    let mut arguments = vec!["--noflush", "-w", WAIT_SECONDS];
-    arguments.extend(only_test.then_some("--test"));
-    run(&program, &arguments, script, &format!("write rules with {program}")).await.map(drop)
+    let context = format!("write rules with {program}");
+    start(&program, &RESTORE, script, &context, |process| writes.remember(process)).await.map(drop)
+}
+
+/// Whether a script could be run; changes nothing.
+pub(crate) async fn test(flavour: Flavour, family: Family, script: &str) -> Result<(), Error> {
+    let program = flavour.program(family, "-restore");
+    run(&program, &[&RESTORE[..], &["--test"]].concat(), script, &format!("test rules with {program}")).await.map(drop)
 }
 
 /// The version that a program says it has.
@@ -40,6 +48,11 @@ pub(crate) async fn version(flavour: Flavour, family: Family) -> Result<String, 
 }
 
 async fn run(program: &str, arguments: &[&str], input: &str, context: &str) -> Result<String, Error> {
+    start(program, arguments, input, context, |_| {}).await
+}
+
+/// Runs a program, tells its process number, and returns what it said.
+async fn start(program: &str, arguments: &[&str], input: &str, context: &str, started: impl FnOnce(u32)) -> Result<String, Error> {
     let mut child = Command::new(program)
         .args(arguments)
         // The C library's own words for an errno, in no language but its first.
@@ -50,6 +63,9 @@ async fn run(program: &str, arguments: &[&str], input: &str, context: &str) -> R
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| not_started(error, program, context))?;
+    if let Some(process) = child.id() {
+        started(process);
+    }
     let stdin = child.stdin.take();
     let write = async {
         if let Some(mut stdin) = stdin {

@@ -112,7 +112,7 @@ impl Driver for Transit {
         for step in &plan.steps {
             if let Step::Restore { family, script } = step {
                 self.hook.before("restore iptables")?;
-                command::restore(self.flavour, *family, script, false).await?;
+                command::restore(self.flavour, *family, script, &self.writes).await?;
             }
         }
         self.truce.moved(&plan.puts_jumps_first(), Instant::now());

@@ -108,6 +108,7 @@ struct Round {
     nodes: BTreeMap<String, Vec<IpAddr>>,
     /// Addresses and nodes of pods.
     pods: BTreeMap<String, (Vec<IpAddr>, String)>,
+    states: Vec<Objects>,
 }
 
 impl Round {
@@ -115,6 +116,7 @@ impl Round {
         let mut round = Self::default();
         for (at, objects) in states {
             round.ways.push((*at, ways(objects, servers)?));
+            round.states.push(objects.clone());
             for object in objects {
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 let name = text(&object["metadata"]["name"]);
@@ -169,6 +171,26 @@ impl Round {
             allowed.extend(own.iter().chain(self.nodes.get(node).into_iter().flatten()));
         }
         allowed
+    }
+
+    /// The ways of a pod where a node heard of pods and namespaces earlier or later than of everything else: watches keep no order among each
+    /// other.
+    fn crossed(&self, pod: &str, server: IpAddr) -> Vec<Way> {
+        let is_of_pods = |object: &&Value| object["kind"] == "Pod" || object["kind"] == "Namespace";
+        let distinct = |wanted: bool| {
+            let mut parts: Vec<Objects> = Vec::new();
+            for objects in &self.states {
+                let part: Objects = objects.iter().filter(|object| is_of_pods(object) == wanted).cloned().collect();
+                if !parts.contains(&part) {
+                    parts.push(part);
+                }
+            }
+            parts
+        };
+        let (pods, others) = (distinct(true), distinct(false));
+        let all = pods.iter().flat_map(|pods| others.iter().map(|others| [&pods[..], others].concat()));
+        let key = (pod.to_owned(), server);
+        all.filter_map(|objects| ways(&objects, &[server]).ok()?.remove(&key)).collect()
     }
 
     /// Pods that had one of the addresses of this one, which a node takes it for until it hears of both.
@@ -241,8 +263,10 @@ impl Judge {
                 continue;
             }
             let owners: Vec<&String> = round.pods.iter().filter(|(_, (own, _))| own.contains(&packet.source)).map(|(pod, _)| pod).collect();
-            let wrong = |pod: &&String| round.always_governed(pod, packet.destination) && !spared(pod);
-            if !owners.is_empty() && owners.iter().all(wrong) {
+            // Rules that are missing where it exits translate nothing.
+            let wrong = |pod: &&String| round.always_governed(pod, packet.destination) && !spared(pod) && !lenient.contains(&packet.from);
+            let crossed = |pod: &String| round.crossed(pod, packet.destination).iter().all(Way::is_governed);
+            if !owners.is_empty() && owners.iter().all(wrong) && owners.iter().any(|pod| crossed(pod)) {
                 let mut known = self.before.told(owners[0], packet.destination);
                 known.extend(round.told(owners[0], packet.destination));
                 known.extend(packets.iter().filter(|other| is_same_flow(packet, other.innermost())).map(tell));
@@ -266,6 +290,16 @@ impl Judge {
             let allowed = if seen.fresh { &allowed } else { &*ever };
             // Rules that are missing at an exit translate nothing.
             if !allowed.contains(&seen.source) && lenient.is_empty() {
+                let crossed = [&self.before, &round].map(|round| round.crossed(&seen.pod, seen.to)).concat();
+                let hosts = round.pods.get(&seen.pod).and_then(|(_, node)| round.nodes.get(node));
+                let may_be = |way: &Way| match way {
+                    Way::Free => hosts.is_some_and(|hosts| hosts.contains(&seen.source)),
+                    Way::Through(sources, others) => sources.contains(&seen.source) || others.contains(&seen.source),
+                    Way::Held => false,
+                };
+                if crossed.iter().any(may_be) {
+                    continue;
+                }
                 let mut known = self.before.told(&seen.pod, seen.to);
                 known.extend(round.told(&seen.pod, seen.to));
                 let same = |other: &&Packet| is_between(other, seen.source, seen.to) && other.at + AROUND > seen.at && other.at < seen.at;

@@ -49,6 +49,8 @@ pub(super) struct Stage {
     away: BTreeSet<String>,
     /// Nodes whose rules somebody took away since the last calm.
     lenient: BTreeSet<String>,
+    /// The same of the round before: what began then may be seen now.
+    lenient_before: BTreeSet<String>,
     capture: Capture,
     book: Book,
     historian: Historian,
@@ -86,6 +88,7 @@ impl Stage {
             pods_made: 0,
             away: BTreeSet::new(),
             lenient: BTreeSet::new(),
+            lenient_before: BTreeSet::new(),
             capture,
             book,
             historian,
@@ -256,15 +259,20 @@ impl Stage {
         let until = Instant::now() + patient(PATIENCE);
         loop {
             let mut wrong = self.look()?;
-            wrong.extend(self.lenient.iter().filter(|node| !self.has_rules(node)).map(|node| format!("{node} has no rules")));
+            // Where nothing is governed there may be none.
+            let governs = ways(&self.historian.now(), &self.servers)?.values().any(Way::is_governed);
+            wrong.extend(
+                self.lenient.iter().filter(|_| governs).filter(|node| !self.has_rules(node)).map(|node| format!("{node} has no rules")),
+            );
             // What leaks makes no calm: it is told before what is only late.
             let packets = self.capture.packets();
             if wrong.is_empty() || Instant::now() > until {
                 self.capture.clear();
                 let book = std::mem::take(&mut *self.book.lock().unwrap_or_else(PoisonError::into_inner));
-                let judged = self.judge.judge(&self.historian, &self.servers, &packets, &book, &self.lenient);
+                let lenient = &self.lenient | &self.lenient_before;
+                let judged = self.judge.judge(&self.historian, &self.servers, &packets, &book, &lenient);
                 judged.map_err(|finding| self.tell(finding))?;
-                self.lenient.clear();
+                self.lenient_before = std::mem::take(&mut self.lenient);
                 self.happened = [std::mem::take(&mut self.happened[1]), Timeline::new()];
                 let never = || format!("never: {}\n{}\n{}", wrong.join("; "), self.story(Timeline::new()), self.cluster.logs());
                 return if wrong.is_empty() { Ok(()) } else { Err(never()) };
