@@ -41,16 +41,12 @@ pub(crate) struct Run {
 struct Test {
     name: &'static str,
     run: fn(&Run),
-    /// Why it is not run unless it is named: it waits for a mend.
-    waits: Option<&'static str>,
 }
 
 macro_rules! tests {
-    ($($module:ident::$name:ident $(waits $why:literal)?),+ $(,)?) => {
-        [$(Test { name: concat!(stringify!($module), "::", stringify!($name)), run: $module::$name, waits: tests!(@ $($why)?) }),+]
+    ($($module:ident::$name:ident),+ $(,)?) => {
+        [$(Test { name: concat!(stringify!($module), "::", stringify!($name)), run: $module::$name }),+]
     };
-    (@) => { None };
-    (@ $why:literal) => { Some($why) };
 }
 
 fn list() -> Vec<Test> {
@@ -64,8 +60,8 @@ fn list() -> Vec<Test> {
         changes::the_backend_is_replaced_under_flows,
         losses::a_gateway_loses_its_power,
         losses::a_node_reboots,
-        control::the_api_server_is_away waits "all governed traffic stops when the API server returns after longer than a Lease",
-        removal::nothing_is_left waits "an uninstallation leaves the data path",
+        control::the_api_server_is_away,
+        removal::nothing_is_left,
     ]
     .into()
 }
@@ -136,22 +132,13 @@ fn run() -> Result<bool, String> {
     let run = Run { site, table: Table::default() };
     println!("\nrunning {} tests", wanted.len());
     let mut failed = Vec::new();
-    let mut ignored = 0;
     for test in &wanted {
-        match test.waits {
-            Some(why) if !named(test) => {
-                ignored += 1;
-                println!("test {} ... ignored, {why}", test.name);
-            }
-            _ => {
-                let began = Instant::now();
-                let passed = catch_unwind(AssertUnwindSafe(|| (test.run)(&run))).is_ok();
-                println!("test {} ... {}", test.name, if passed { "ok" } else { "FAILED" });
-                eprintln!("e2e: {:5.1} s  {}", began.elapsed().as_secs_f64(), test.name);
-                if !passed {
-                    failed.push(test.name);
-                }
-            }
+        let began = Instant::now();
+        let passed = catch_unwind(AssertUnwindSafe(|| (test.run)(&run))).is_ok();
+        println!("test {} ... {}", test.name, if passed { "ok" } else { "FAILED" });
+        eprintln!("e2e: {:5.1} s  {}", began.elapsed().as_secs_f64(), test.name);
+        if !passed {
+            failed.push(test.name);
         }
     }
     let table = run.table.to_string();
@@ -159,9 +146,9 @@ fn run() -> Result<bool, String> {
         let file = run.site.write_log("e2e-gaps.md", &format!("{table}\n"));
         println!("\n{table}\n\nalso in {}", file.display());
     }
-    let passed = wanted.len() - failed.len() - ignored;
+    let passed = wanted.len() - failed.len();
     let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {passed} passed; {} failed; {ignored} ignored", failed.len());
+    println!("\ntest result: {verdict}. {passed} passed; {} failed; 0 ignored", failed.len());
     if arguments.keep {
         let directory = run.site.directory().display().to_string();
         run.site.keep().map_err(|error| error.to_string())?;
