@@ -173,24 +173,30 @@ impl Round {
         allowed
     }
 
-    /// The ways of a pod where a node heard of pods and namespaces earlier or later than of everything else: watches keep no order among each
-    /// other.
+    /// The ways of a pod where a node heard of one kind of objects earlier or later than of another: watches keep no order among each other.
     fn crossed(&self, pod: &str, server: IpAddr) -> Vec<Way> {
-        let is_of_pods = |object: &&Value| object["kind"] == "Pod" || object["kind"] == "Namespace";
-        let distinct = |wanted: bool| {
+        let is_other_pod = |object: &Value| {
+            let name = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+            object["kind"] == "Pod" && format!("{}/{}", name("namespace"), name("name")) != pod
+        };
+        let distinct = |kinds: &[&str]| {
             let mut parts: Vec<Objects> = Vec::new();
             for objects in &self.states {
-                let part: Objects = objects.iter().filter(|object| is_of_pods(object) == wanted).cloned().collect();
+                let of_kinds = |object: &&Value| object["kind"].as_str().is_some_and(|kind| kinds.contains(&kind)) && !is_other_pod(object);
+                let part: Objects = objects.iter().filter(of_kinds).cloned().collect();
                 if !parts.contains(&part) {
                     parts.push(part);
                 }
             }
             parts
         };
-        let (pods, others) = (distinct(true), distinct(false));
-        let all = pods.iter().flat_map(|pods| others.iter().map(|others| [&pods[..], others].concat()));
         let key = (pod.to_owned(), server);
-        all.filter_map(|objects| ways(&objects, &[server]).ok()?.remove(&key)).collect()
+        let mut all = vec![Objects::new()];
+        for kinds in [&["Namespace", "Pod"][..], &["EgressGatewayPolicy"], &["EgressGateway"], &["Node", "EgressNode"]] {
+            let parts = distinct(kinds);
+            all = all.iter().flat_map(|objects| parts.iter().map(|part| [&objects[..], part].concat())).collect();
+        }
+        all.iter().filter_map(|objects| ways(objects, &[server]).ok()?.remove(&key)).collect()
     }
 
     /// Pods that had one of the addresses of this one, which a node takes it for until it hears of both.
