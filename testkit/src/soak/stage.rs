@@ -204,7 +204,7 @@ impl Stage {
         let spec = PodSpec::new(format!("pod-{slot}-{}", self.pods_made)).namespace(NAMESPACE).label("app", app(governed));
         // It speaks before anybody knows it.
         let pod = self.cluster.lab.pod(node, spec).map_err(|error| error.to_string())?;
-        let talker = talk(&pod, &self.servers).map_err(|error| error.to_string())?;
+        let talker = talk(&pod, self.pods_made, &self.servers).map_err(|error| error.to_string())?;
         self.cluster.api.put(pod.object())?;
         self.pods.insert(slot, (pod, talker));
         Ok(())

@@ -119,18 +119,42 @@ fn note(book: &Book, said: &[u8], to: IpAddr, source: IpAddr) {
     book.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
 }
 
-/// A pod that talks to these servers: datagrams from fresh ports and from ones that stay, connections, and pings.
-pub(super) fn talk(pod: &Pod, servers: &[IpAddr]) -> io::Result<Talker> {
+/// Ports that no pod of an address has used for long: a port that the kernel chose may belong to a connection that is still tracked.
+struct Ports(u16);
+
+impl Ports {
+    const FIRST: u16 = 2000;
+    /// How many a pod uses before the next one with its address begins, at most.
+    const EACH: u16 = 3000;
+
+    /// Those of the pod that is made as this one.
+    fn of(number: usize) -> Self {
+        let starts = usize::from((u16::MAX - Self::FIRST) / Self::EACH);
+        Self(Self::FIRST + u16::try_from(number % starts).unwrap_or_default() * Self::EACH)
+    }
+
+    fn next(&mut self) -> u16 {
+        let port = self.0;
+        self.0 = port.checked_add(1).unwrap_or(Self::FIRST);
+        port
+    }
+}
+
+/// A pod that talks to these servers: datagrams from fresh ports and from ones that stay, connections, and pings. It is the pod that was made as
+/// this one of all.
+pub(super) fn talk(pod: &Pod, number: usize, servers: &[IpAddr]) -> io::Result<Talker> {
     let name = format!("{}/{}", pod.namespace(), pod.name());
     let servers: Vec<SocketAddr> = servers.iter().map(|address| SocketAddr::new(*address, PORT)).collect();
     let (mut staying, mut connecting) = (BTreeMap::new(), Vec::new());
     let mut round = 0_u64;
+    let mut ports = Ports::of(number);
     start(pod, move || {
+        let port = ports.next();
         for to in &servers {
             // What can't be sent at the moment is not sent.
-            let _ = open(*to).and_then(|socket| socket.send(format!("fresh {name}").as_bytes()));
+            let _ = open(*to, port).and_then(|socket| socket.send(format!("fresh {name}").as_bytes()));
             if !staying.contains_key(to) {
-                staying.extend(open(*to).map(|socket| (*to, socket)));
+                staying.extend(open(*to, ports.next()).map(|socket| (*to, socket)));
             }
             if let Some(socket) = staying.get(to) {
                 converse(socket, &name, round);
@@ -139,7 +163,7 @@ pub(super) fn talk(pod: &Pod, servers: &[IpAddr]) -> io::Result<Talker> {
                 0 => {
                     let _ = ping(*to);
                 }
-                3 => connecting.extend(connect(*to).map(|socket| (socket, Instant::now()))),
+                3 => connecting.extend(connect(*to, port).map(|socket| (socket, Instant::now()))),
                 _ => {}
             }
         }
@@ -165,21 +189,23 @@ fn converse(socket: &UdpSocket, name: &str, round: u64) {
     }
 }
 
-fn any(to: SocketAddr) -> SocketAddr {
+fn any(to: SocketAddr, port: u16) -> SocketAddr {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    SocketAddr::new(any, 0)
+    SocketAddr::new(any, port)
 }
 
-fn open(to: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(any(to))?;
+fn open(to: SocketAddr, port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(any(to, port))?;
     socket.connect(to)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-fn connect(to: SocketAddr) -> io::Result<Socket> {
+fn connect(to: SocketAddr, port: u16) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&any(to, port).into())?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error),
         _ => Ok(socket),
