@@ -312,7 +312,7 @@ fn objects_describe_the_world() {
     assert_eq!(find("Namespace", "shop")["metadata"]["labels"]["team"], "shop");
     assert_eq!(find("Pod", "proxy")["status"]["podIP"], "10.6.0.11");
     let ready = |ready| lab.node_object("node1", ready)["status"]["conditions"][0]["status"].clone();
-    assert_eq!((ready(true), ready(false)), ("True".into(), "Unknown".into()));
+    assert_eq!((ready(true), ready(false)), ("True".into(), "False".into()));
 }
 
 #[test]
