@@ -206,6 +206,21 @@ fn traffic_is_held_as_long_as_the_gateway_has_no_mark_or_the_policy_no_address()
 }
 
 #[test]
+fn what_a_policy_with_a_stated_address_governs_does_not_leave_as_a_node_that_can_not_have_it() {
+    let here = "spec: {nodeSelector: {matchLabels: {egress: 'true'}}}, status: {mark: 0x11000000, nodeList: [{name: n1, status: Ready, active: true}]}";
+    let states = SHOP.replace("destCIDR", "egressIP: {ipv4: 10.6.1.60}, destCIDR");
+    let far = pod("far", "n2", "10.244.2.10", "shop");
+    let mut index = index([gateway("g", here), policy("p", SHOP), far]);
+    assert_eq!((index.needs_all_pods(), index.desired().policy.overlay.unknown_may_exit), (false, true));
+    for (spec, all) in [(states.as_str(), true), (SHOP, false), (states.as_str(), true)] {
+        index.apply(policy("p", spec));
+        assert_eq!((index.needs_all_pods(), index.desired().policy.overlay.unknown_may_exit), (all, !all), "{spec}");
+    }
+    index.apply(gateway("g", &here.replace("n1", "n3")));
+    assert_eq!((index.needs_all_pods(), index.desired().policy.overlay.unknown_may_exit), (false, false), "no exit");
+}
+
+#[test]
 fn an_egress_address_is_translated_at_its_owner_who_knows_all_sources() {
     let with_target = "spec: {nodeSelector: {matchLabels: {egress: 'true'}}}, status: {mark: 0x11000000, nodeList: [
         {name: n1, status: Ready, active: true, mark: 0x13000000}, {name: n3, status: Ready}]}";

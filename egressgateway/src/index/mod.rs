@@ -295,7 +295,17 @@ impl Index {
     }
 
     fn recognises_all_pods(&self) -> bool {
-        self.memberships().any(|(gateway, has_target)| has_target || needs_sources(gateway)) || self.must_see_pods()
+        let decides = |(gateway, has_target): (&Gateway, bool)| has_target || needs_sources(gateway);
+        self.memberships().any(decides) || self.has_stated_addresses() || self.must_see_pods()
+    }
+
+    /// Whether a policy states an egress address of a gateway that this node is a member of, even if it can't be given, such as while the gateway has
+    /// no pool: other nodes may still send what it governs, and it does not leave with this node's address.
+    fn has_stated_addresses(&self) -> bool {
+        let specs = self.policies.all().filter_map(|(_, policy)| policy.spec.as_ref().ok()).filter(|spec| !spec.egress_ip.is_empty());
+        let default = self.settings.default_gateway.as_ref();
+        let mut gateways = specs.filter_map(|spec| plan::resolve(spec.gateway.as_ref(), default, &self.gateways).ok());
+        gateways.any(|(_, gateway)| gateway.state.members.iter().any(|member| member.node == self.settings.node))
     }
 
     /// Whether nothing tells the networks of all pods, so that pods of other nodes must be seen one by one, not to be taken for somebody outside.
