@@ -138,9 +138,11 @@ pub(crate) fn a_gateway_opens_no_way_past_the_network_policies_of_its_own_pods(p
     for pod in world.local.addresses() {
         let (program, length) = if pod.is_ipv4() { ("iptables-nft", 32) } else { ("ip6tables-nft", 128) };
         // Behind the first rule, which is the product's.
-        gateway
-            .run(&format!("{program} -S FORWARD | sed -n 2p | grep -q EGW-; {program} -I FORWARD 2 -d {pod}/{length} -j REJECT"))
-            .unwrap();
+        world.cluster.eventually("the product's rule is the first one", || {
+            let rules = gateway.run(&format!("{program} -S FORWARD")).map_err(|error| error.to_string())?;
+            if rules.lines().nth(1).is_some_and(|first| first.contains("EGW-")) { Ok(()) } else { Err(rules) }
+        });
+        gateway.run(&format!("{program} -I FORWARD 2 -d {pod}/{length} -j REJECT")).unwrap();
     }
     let pod: Vec<String> = world.local.addresses().iter().map(ToString::to_string).collect();
     world.is_dropped(&world.shop, [&pod[0], &pod[1]]);
