@@ -1,8 +1,8 @@
 //! A real cluster out of namespaces: kubelet, containerd, runc, kube-proxy, flannel, CoreDNS, controller manager, scheduler, etcd and API server, on four
 //! nodes that are sets of namespaces, beside a server outside that says which source it sees.
 //!
-//! Nothing of the machine is changed but a folder, control groups below that of the caller (see [`groups`]) and processes, and all of these go with the
-//! program that started them ([`place`]).
+//! Nothing of the machine is changed but a folder, control groups below that of the caller (module `groups`) and processes, and all of these go with the
+//! program that started them (module `place`).
 
 mod api;
 mod chart;
