@@ -67,7 +67,7 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// What the kernel tells of changes of nftables, by whomever.
+/// What the kernel tells of changes of nftables, whoever makes them.
 #[derive(Default)]
 struct Notifications(Option<TokioSocket>);
 

@@ -61,7 +61,7 @@ impl PolicyMonitor for NftMonitor {
     }
 }
 
-/// What the kernel tells of changes of nftables, by whomever.
+/// What the kernel tells of changes of nftables, whoever makes them.
 pub(crate) struct Notifications(tokio::sync::Mutex<TokioSocket>);
 
 impl std::fmt::Debug for Notifications {

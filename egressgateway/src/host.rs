@@ -51,7 +51,7 @@ pub trait Host: Send + Sync {
         Ok(OrdSet::new())
     }
 
-    /// Waits until links, addresses, routes, rules or neighbours of the host changed since the last call, by whomever.
+    /// Waits until links, addresses, routes, rules or neighbours of the host changed since the last call, whoever changed them.
     ///
     /// Several changes may be reported as one. Cancelling the wait loses nothing.
     ///

@@ -94,6 +94,24 @@ fn without_a_ready_node_an_address_stays_and_the_policy_says_that_the_agent_is_g
 }
 
 #[test]
+fn the_node_of_another_gateway_is_no_owner_whose_agent_could_be_gone() {
+    let mut api = start("10.6.1.60-10.6.1.62");
+    let policy = |gateway| {
+        format!("{{appliedTo: {{podSelector: {{matchLabels: {{app: shop}}}}}}, destCIDR: [10.9.0.0/16], egressGatewayName: {gateway}}}")
+    };
+    api.policy("p", 1, &policy("gw"));
+    let pool = "sourceNAT: EgressIP, egressIPs: {ipv4: [10.6.1.70]}";
+    api.gateway("other", &format!("{{nodeSelector: {{matchLabels: {{egress: 'true'}}}}, {pool}}}"));
+    api.fresh.clear();
+    api.settle();
+    assert_eq!(node(&api), (Some("a"), None));
+    api.policy("p", 1, &policy("other"));
+    // Planning again says the same.
+    api.settle();
+    assert_eq!((node(&api), accepted(&api).as_str()), ((None, None), "True Accepted: EgressGateway other"));
+}
+
+#[test]
 fn an_address_that_a_stranger_has_is_given_to_nobody_and_the_gateway_says_whose_it_is() {
     let mut api = start("10.6.1.60-10.6.1.61");
     let before = api.gateway_status("gw").clone();
