@@ -195,16 +195,27 @@ impl InForce {
 
 /// Who tells what others take out of connection tracking on this host.
 pub(crate) fn untracking() -> Vec<Arc<dyn UntrackingRules>> {
-    #[allow(unused_mut)]
-    let mut all: Vec<Arc<dyn UntrackingRules>> = Vec::new();
-    #[cfg(feature = "nftables")]
+    [
+        #[cfg(feature = "nftables")]
+        nftables_untracking(),
+        #[cfg(feature = "netfilter")]
+        Some(Arc::new(IptablesUntracking) as Arc<dyn UntrackingRules>),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// What nftables tells, on hosts that have it.
+#[cfg(feature = "nftables")]
+fn nftables_untracking() -> Option<Arc<dyn UntrackingRules>> {
     match NftUntracking::open() {
-        Ok(rules) => all.push(Arc::new(rules)),
-        Err(error) => tracing::debug!(error = error.chain(), "nftables does not tell what others take out of connection tracking"),
+        Ok(rules) => Some(Arc::new(rules)),
+        Err(error) => {
+            tracing::debug!(error = error.chain(), "nftables does not tell what others take out of connection tracking");
+            None
+        }
     }
-    #[cfg(feature = "netfilter")]
-    all.push(Arc::new(IptablesUntracking));
-    all
 }
 
 /// Takes away what any backend left on this host.
