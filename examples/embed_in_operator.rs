@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, error::Error, fs, net::IpAddr, sync::Arc, time::Duration};
 
 use egressgateway::{
-    Drivers, DriversDesired, Encapsulation, Host, LocalEnd, NodeDesired, Peer, PolicyMonitor, Reconciler,
+    Drivers, DriversDesired, Encapsulation, Host, LocalEnd, NodeDesired, Peer, PolicyMonitor, Reconciler, Unmanaged,
     model::{ClassIds, ClassKey, IpRange, MacAddress, NodeName, PolicyName, SourceNat, TargetId, Verdict},
     plan,
 };
@@ -116,7 +116,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut drivers = Drivers {
         tunnel: Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan.clone(), hook.clone()))),
         steering: Box::new(Reconciler::new(Steering::new(netlink, SteeringSettings::default(), hook))),
-        addresses: Box::new(()), // It has no addresses of its own to hold.
+        addresses: Box::new(Unmanaged), // It has no addresses of its own to hold.
         policy: Box::new(Reconciler::new(nftables)),
     };
     let shape: &dyn Encapsulation = &VxlanShape(vxlan);

@@ -107,7 +107,7 @@ pub struct Drivers {
     pub tunnel: Box<dyn Reconcile<TunnelDesired>>,
     /// Policy routing.
     pub steering: Box<dyn Reconcile<SteeringDesired>>,
-    /// Egress addresses; `Box::new(())` where somebody else sees to it that they are there.
+    /// Egress addresses; [`Unmanaged`](crate::Unmanaged) where somebody else sees to it that they are there.
     pub addresses: Box<dyn Reconcile<AddressesDesired>>,
     /// Classification and translation.
     pub policy: Box<dyn Reconcile<PolicyDesired>>,

@@ -130,8 +130,12 @@ pub trait Reconcile<Desired: Sync>: Send {
     fn invalidate(&mut self);
 }
 
+/// A part of a node's state that somebody else manages, or nobody: nothing is read and nothing is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unmanaged;
+
 #[async_trait]
-impl<Desired: Sync> Reconcile<Desired> for () {
+impl<Desired: Sync> Reconcile<Desired> for Unmanaged {
     async fn reconcile(&mut self, _desired: &Desired) -> Result<Outcome, Error> {
         Ok(Outcome::Unchanged)
     }

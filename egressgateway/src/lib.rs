@@ -88,7 +88,7 @@ pub mod world;
 pub use addresses::{AddressesDesired, Announcer, Attachments, ExitNetwork, Inquirer, Questions};
 pub use connections::{Connection, Connections, DestinationView, Ending, Staleness};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
-pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, WriteHook};
+pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, Unmanaged, WriteHook};
 pub use error::{Error, ErrorKind};
 pub use host::{Host, HostRoute};
 pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};

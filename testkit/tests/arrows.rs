@@ -4,13 +4,24 @@
 use std::{collections::BTreeMap, process::Command};
 
 /// What each library may depend on besides crates that are not ours.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 8] = [
     ("egressgateway", &[]),
     ("egressgateway-netlink", &["egressgateway"]),
     ("egressgateway-tunnel-geneve", &["egressgateway", "egressgateway-netlink"]),
     ("egressgateway-tunnel-vxlan", &["egressgateway", "egressgateway-netlink"]),
     ("egressgateway-backend-nftables", &["egressgateway"]),
     ("egressgateway-backend-netfilter", &["egressgateway"]),
+    (
+        "egressgateway-linux",
+        &[
+            "egressgateway",
+            "egressgateway-netlink",
+            "egressgateway-tunnel-geneve",
+            "egressgateway-tunnel-vxlan",
+            "egressgateway-backend-nftables",
+            "egressgateway-backend-netfilter",
+        ],
+    ),
     ("egressgateway-daemon", &["egressgateway"]),
 ];
 

@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use egressgateway::{
-    DriversDesired, Error,
-    config::Config,
-    runtime::{Health, StateFile},
-};
+use egressgateway::{Error, runtime::Health};
 use egressgateway_daemon::{CommonArguments, Failure, listen, serve, shutdown_on_signal};
+use egressgateway_linux::{Cleanup, Config};
 use prometheus_client::registry::Registry;
 
-use crate::{LISTEN, backend, taken, wiring};
+use crate::{LISTEN, failure, taken};
 
 /// Between attempts of one that stays.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -25,18 +22,20 @@ pub(crate) fn command(dry_run: Arg) -> Command {
 }
 
 pub(crate) async fn run(config: &Config, common: &CommonArguments, arguments: &ArgMatches) -> Result<(), Failure> {
+    let cleanup = Cleanup::new(config.clone());
     if arguments.get_flag("dry-run") {
-        return dry_run(config).await;
+        print!("{}", cleanup.plan().await.map_err(failure)?);
+        return Ok(());
     }
     // Whoever has this port is an agent at work: it would make again what is removed here, but for the state file. None may start meanwhile.
     let listener = listen(common, LISTEN).await.map_err(taken)?;
     if !arguments.get_flag("stay") {
-        return remove(config).await;
+        return cleanup.run().await.map_err(failure);
     }
     let (shutdown, health) = (shutdown_on_signal()?, Health::default());
     let served = tokio::spawn(serve(listener, Registry::default(), health.clone(), shutdown.clone()));
     tokio::select! {
-        () = until_removed(config) => {
+        () = until_removed(&cleanup) => {
             health.set_ready(true);
             tracing::info!("everything of the egress gateway is removed from this node");
             shutdown.cancelled().await;
@@ -47,26 +46,9 @@ pub(crate) async fn run(config: &Config, common: &CommonArguments, arguments: &A
     Ok(())
 }
 
-async fn dry_run(config: &Config) -> Result<(), Failure> {
-    print!("{}", wiring::removal(config).await?.dry_run(&DriversDesired::default()).await?);
-    if let Some(path) = config.state_file.as_ref().filter(|path| path.exists()) {
-        println!("rm {}", path.display());
-    }
-    Ok(())
-}
-
-async fn until_removed(config: &Config) {
-    while let Err(failure) = remove(config).await {
-        tracing::error!(%failure, "not everything is removed; it is tried again");
+async fn until_removed(cleanup: &Cleanup) {
+    while let Err(error) = cleanup.run().await {
+        tracing::error!(%error, "not everything is removed; it is tried again");
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-async fn remove(config: &Config) -> Result<(), Failure> {
-    wiring::removal(config).await?.remove_all().await?;
-    backend::forget_probe(config).await?;
-    if let Some(path) = &config.state_file {
-        StateFile::remove(path)?;
-    }
-    Ok(())
 }

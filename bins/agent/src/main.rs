@@ -2,34 +2,21 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-#[cfg(not(any(feature = "vxlan", feature = "geneve")))]
-compile_error!("an agent needs a tunnel: feature vxlan or geneve");
-#[cfg(not(any(feature = "nftables", feature = "netfilter")))]
-compile_error!("an agent needs a policy backend: feature nftables or netfilter");
-
-mod backend;
 mod cleanup;
 mod lease;
-mod tunnel;
-mod wiring;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     process::ExitCode,
-    sync::Arc,
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _};
-use egressgateway::{
-    Error, ErrorKind,
-    config::Config,
-    model::NodeName,
-    runtime::{Agent, LeaseSettings, StateFile},
-};
+use egressgateway::{Error, ErrorKind, model::NodeName};
 use egressgateway_daemon::{
     CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, runtime, serve,
     shutdown_on_signal,
 };
+use egressgateway_linux::{Agent, AgentBuilder, BuildError, Config, LeaseSettings, agent_settings};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -93,14 +80,14 @@ async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, nod
     let lease = lease.settings(&common.namespace);
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
-    let changes = watch::Sender::new(wiring::settings(&config, node.clone()));
+    let changes = watch::Sender::new(agent_settings(&config, node.clone()));
     // First of all: of two agents in one network namespace the second ends here, before it has asked or touched anything.
     let listener = listen(common, LISTEN).await.map_err(taken)?;
     let agent = agent(&config, common, node.clone(), lease).await?.with_metrics(&mut registry).with_changes(changes.subscribe());
     let health = agent.health();
     let served = tokio::spawn(serve(listener, registry, health, shutdown.clone()));
     let reloads = agent.reloads();
-    let take = |config: &Config| drop(changes.send_replace(wiring::settings(config, node.clone())));
+    let take = |config: &Config| drop(changes.send_replace(agent_settings(config, node.clone())));
     let result = tokio::select! {
         result = agent.run(shutdown.clone()) => result,
         () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
@@ -127,19 +114,17 @@ async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Resu
     Ok(())
 }
 
-async fn agent(config: &Config, common: &CommonArguments, name: NodeName, lease: LeaseSettings) -> Result<Agent, Failure> {
-    let node = wiring::node(config).await?;
-    let mut settings = wiring::settings(config, name.clone());
-    tracing::info!(backend = node.backend, "policy backend");
-    settings.backend = Some(node.backend);
-    settings.lease = lease;
-    let client = client(common.kubeconfig.as_deref()).await?;
-    let agent = Agent::new(client, settings, node.drivers, node.encapsulation, Arc::new(node.host));
-    let agent = agent.with_counters(node.counters).with_monitor(node.monitor);
-    let agent = agent.with_prober(Arc::new(node.prober)).with_announcer(Arc::new(node.announcer)).with_inquirer(Arc::new(node.inquirer));
-    let agent = agent.with_connections(Arc::new(node.connections), node.view).with_untracking_rules(Arc::new(node.untracking));
-    Ok(match &config.state_file {
-        Some(path) => agent.with_state_file(StateFile::new(path, name)),
-        None => agent,
-    })
+async fn agent(config: &Config, common: &CommonArguments, node: NodeName, lease: LeaseSettings) -> Result<Agent, Failure> {
+    // The host first: what it lacks is said even where there is no API server to be asked.
+    let prepared = AgentBuilder::new(node).config(config.clone()).lease(lease).prepare().await.map_err(failure)?;
+    Ok(prepared.agent(client(common.kubeconfig.as_deref()).await?))
+}
+
+/// A wrong configuration ends the process as wrong arguments do.
+fn failure(error: BuildError) -> Failure {
+    match error {
+        BuildError::Config(problems) => problems.into(),
+        BuildError::Host(error) => error.into(),
+        other => Error::new(ErrorKind::Invalid, other.to_string()).into(),
+    }
 }

@@ -28,13 +28,19 @@ spec: {}
 status: {phase: Succeeded, vxlanIPv4IP: 172.31.0.2/16, tunnelMac: '66:a1:5e:00:00:02', physicalInterfaceIPv4: 10.6.0.12}
 ";
 
+/// A cluster of two nodes, as a controller leaves it.
+pub(crate) fn decided_cluster() -> ApiServer {
+    let server = ApiServer::start();
+    server.apply_yaml(&fs::read_to_string(file("cluster.yaml")).unwrap()).unwrap();
+    server.apply_yaml(DECIDED).unwrap();
+    server
+}
+
 #[test]
 fn an_operator_keeps_its_node_with_the_agent_inside() {
     in_namespace(|| async {
         underlay("10.6.0.11/24");
-        let server = ApiServer::start();
-        server.apply_yaml(&fs::read_to_string(file("cluster.yaml")).unwrap()).unwrap();
-        server.apply_yaml(DECIDED).unwrap();
+        let server = decided_cluster();
         let mut command = example("embed_agent");
         command.env("NODE_NAME", "node-1");
         let mut operator = Running::start(command, &server);

@@ -7,4 +7,6 @@ mod dry_run;
 mod embed_agent;
 mod embed_in_operator;
 mod node;
+#[cfg(feature = "outside")]
+mod outside;
 mod support;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use egressgateway::{
     CounterSource, DestinationView, Error, ErrorKind, PolicyBackend, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession,
-    Together, UntrackingRules,
+    Together, Unmanaged, UntrackingRules,
     config::{Config, Iptables},
     spec::Problem,
 };
@@ -14,19 +14,20 @@ use egressgateway_backend_netfilter::{IptablesFlavour, IptablesUntracking, Netfi
 use egressgateway_backend_nftables::{ExitGuard, ExitMarks, Services};
 #[cfg(feature = "nftables")]
 use egressgateway_backend_nftables::{NftUntracking, Nftables, NftablesSettings};
-use egressgateway_daemon::Failure;
+
+use crate::error::BuildError;
 
 type Policy = Box<dyn Reconcile<PolicyDesired>>;
 
 /// The backend of this node.
 pub(crate) struct Backend {
-    pub(crate) policy: Policy,
+    pub(crate) driver: Policy,
     pub(crate) counters: Arc<dyn CounterSource>,
     pub(crate) monitor: Arc<dyn PolicyMonitor>,
     /// Which destination it sees.
     pub(crate) view: DestinationView,
     /// Its name and why it was chosen, for the log and the node's condition.
-    pub(crate) why: String,
+    pub(crate) description: String,
 }
 
 /// Backends that this agent was built with.
@@ -49,7 +50,7 @@ pub(crate) fn unknown(config: &Config) -> Option<Problem> {
 ///
 /// # Errors
 /// When the host can't do it, or any, each with what it lacks.
-pub(crate) async fn choose(config: &Config) -> Result<Backend, Failure> {
+pub(crate) async fn choose(config: &Config) -> Result<Backend, BuildError> {
     let mut lacking = Vec::new();
     for name in BUILT_IN {
         if let Some(asked) = config.policy_backend.as_deref() {
@@ -79,7 +80,7 @@ async fn probe(name: &str, config: &Config) -> Result<(), Error> {
     }
 }
 
-async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, Failure> {
+async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, BuildError> {
     let _ = config;
     match name {
         #[cfg(feature = "nftables")]
@@ -184,12 +185,12 @@ impl InForce {
     }
 
     /// What works on this node from now on, once what `former` left is gone.
-    fn after(self, former: Vec<Policy>, backend: impl PolicyBackend + CounterSource + 'static, why: String) -> Backend {
-        let policy = Box::new(Succession::new(Box::new(Together::new(self.drivers)), former));
+    fn after(self, former: Vec<Policy>, backend: impl PolicyBackend + CounterSource + 'static, description: String) -> Backend {
+        let driver = Box::new(Succession::new(Box::new(Together::new(self.drivers)), former));
         let view = backend.destination_view();
         let mut counters = self.counters;
         counters.push(Arc::new(backend));
-        Backend { policy, view, counters: Arc::new(counters), monitor: Arc::new(self.monitors), why }
+        Backend { driver, view, counters: Arc::new(counters), monitor: Arc::new(self.monitors), description }
     }
 }
 
@@ -231,7 +232,7 @@ pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     all.extend(former_nftables(config));
     all.extend(former_guard(config).await?);
     all.extend(former_services(config));
-    Ok(Box::new(Succession::new(Box::new(Nothing), all)))
+    Ok(Box::new(Succession::new(Box::new(Unmanaged), all)))
 }
 
 /// Takes away what a probe of nftables left behind that was ended half-way; where nothing of it can be, that is nothing.
@@ -250,22 +251,6 @@ pub(crate) async fn forget_probe(config: &Config) -> Result<(), Error> {
 #[expect(clippy::unused_async, reason = "only nft must be asked")]
 pub(crate) async fn forget_probe(_: &Config) -> Result<(), Error> {
     Ok(())
-}
-
-/// Nothing is in force.
-struct Nothing;
-
-#[async_trait::async_trait]
-impl Reconcile<PolicyDesired> for Nothing {
-    async fn reconcile(&mut self, _: &PolicyDesired) -> Result<egressgateway::Outcome, Error> {
-        Ok(egressgateway::Outcome::Unchanged)
-    }
-
-    async fn dry_run(&mut self, _: &PolicyDesired) -> Result<String, Error> {
-        Ok(String::new())
-    }
-
-    fn invalidate(&mut self) {}
 }
 
 #[cfg(feature = "nftables")]

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use egressgateway::{Encapsulation, Error, ErrorKind, Reconcile, Reconciler, Succession, TunnelDesired, config::Config, spec::Problem};
-use egressgateway_daemon::Failure;
 use egressgateway_netlink::Netlink;
 #[cfg(feature = "geneve")]
 use egressgateway_tunnel_geneve::{Geneve, GeneveSettings, GeneveShape};
 #[cfg(feature = "vxlan")]
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
+
+use crate::error::BuildError;
 
 type Driver = Box<dyn Reconcile<TunnelDesired>>;
 
@@ -57,9 +58,9 @@ pub(crate) fn unknown(config: &Config) -> Option<Problem> {
 ///
 /// # Errors
 /// When the kernel does not have it, with what else it has.
-pub(crate) async fn choose(config: &Config, netlink: &Netlink) -> Result<Tunnel, Failure> {
+pub(crate) async fn choose(config: &Config, netlink: &Netlink) -> Result<Tunnel, BuildError> {
     let (chosen, others): (Vec<&Kind>, Vec<&Kind>) = BUILT_IN.iter().partition(|kind| kind.name == config.tunnel.kind);
-    let Some(kind) = chosen.first() else { return Err(unknown(config).into_iter().collect::<Vec<_>>().into()) };
+    let Some(kind) = chosen.first() else { return Err(BuildError::Config(unknown(config).into_iter().collect())) };
     if !netlink.has_link_kind(kind.name).await? {
         let mut possible = Vec::new();
         for other in &others {
