@@ -97,7 +97,7 @@ const ERRNOS: [(&str, i32); 15] = [
 
 /// The error that nft reported.
 fn refused(stderr: &str, context: &str) -> Error {
-    let cause = stderr.lines().next().unwrap_or("nft gave no reason").to_owned();
+    let cause = cause(stderr);
     let errno = stderr.lines().find_map(|line| ERRNOS.iter().find(|(text, _)| line.trim_end().ends_with(text)).map(|(_, errno)| *errno));
     match errno {
         Some(errno) => {
@@ -106,6 +106,21 @@ fn refused(stderr: &str, context: &str) -> Error {
         }
         None if stderr.contains("syntax error") => Error::new(ErrorKind::Invalid, context).with_source(cause),
         None => Error::new(ErrorKind::Transient, context).with_source(cause),
+    }
+}
+
+/// The first thing that nft said, and what it said it about: `/dev/stdin:1:35-40: Error: why`, then the whole line of the script.
+fn cause(stderr: &str) -> String {
+    let mut lines = stderr.lines();
+    let first = lines.next().unwrap_or("nft gave no reason");
+    let mut about = || {
+        let mut position = first.strip_prefix("/dev/stdin:")?.splitn(3, ':').skip(1);
+        let (from, to) = position.next()?.split_once('-')?;
+        lines.next()?.get(from.parse::<usize>().ok()?.checked_sub(1)?..to.parse().ok()?)
+    };
+    match about() {
+        Some(about) => format!("{first}: {about}"),
+        None => first.to_owned(),
     }
 }
 
@@ -130,6 +145,16 @@ mod tests {
             ("", ErrorKind::Transient),
         ] {
             assert_eq!(refused(stderr, "load").kind, kind, "{stderr}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_quotes_what_it_is_about() {
+        let stderr =
+            "/dev/stdin:1:18-20: Error: Could not process rule: No such file or directory\ndelete element { a.b }\n                ^^^\n";
+        assert!(refused(stderr, "update").chain().ends_with("directory: a.b"), "{}", refused(stderr, "update").chain());
+        for other in ["/dev/stdin:1:17-190: Error: why\nshort\n", "/dev/stdin:x:y: Error: why\n", "/dev/stdin:1:0-4: Error: why\nä\n"] {
+            assert!(refused(other, "update").chain().ends_with("Error: why"), "{other}");
         }
     }
 

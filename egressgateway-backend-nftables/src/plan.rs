@@ -308,8 +308,14 @@ impl Key for IpRange {
 }
 
 impl Text for Place {
+    /// A single address as a prefix: where a key of several parts has none, nft 1.0.6 names its end when it adds the element and not when it
+    /// deletes it, and the kernel finds no such element.
     fn text(&self) -> String {
-        format!("{} . {}", self.0, self.1)
+        let (class, range) = self;
+        match range.as_prefix() {
+            Some(prefix) => format!("{class} . {prefix}"),
+            None => format!("{class} . {range}"),
+        }
     }
 }
 

@@ -96,6 +96,25 @@ fn it_keeps_every_promise_of_a_driver() {
     });
 }
 
+/// Where only single addresses of a class go, nft has no range beside them that makes it name the ends of all.
+#[test]
+fn single_addresses_of_a_class_change_and_go() {
+    in_namespace(|| async {
+        let key = |address: &str| (class(1), IpRange::single(ip(address)));
+        let mut single = gateway();
+        for address in ["10.6.5.5", "10.6.5.7", "fd00::5:5"] {
+            single.destinations.insert(key(address), egress(0x13, SourceNat::Address(ip("10.6.0.200"))));
+        }
+        single.destinations.insert(key("fd00::5:5"), egress(0x11, SourceNat::Keep));
+        let (mut changed, mut fewer) = (single.clone(), single.clone());
+        for address in ["10.6.5.5", "fd00::5:5"] {
+            changed.destinations.insert(key(address), Verdict::Hold);
+            fewer.destinations.remove(&key(address));
+        }
+        conformance::walk(&Namespace(NftablesSettings::default()), &[single, changed, fewer]).await;
+    });
+}
+
 #[test]
 fn it_keeps_them_under_another_mask() {
     in_namespace(|| async {
