@@ -123,10 +123,11 @@ impl Session {
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
         loop {
             self.wait(&shutdown).await?;
-            if shutdown.is_cancelled() {
-                break;
+            tokio::select! {
+                // What a silent API server does not answer keeps nobody from ending: it names a version, and the next leader plans again.
+                () = shutdown.cancelled() => break,
+                () = self.work() => {}
             }
-            self.work().await;
         }
         // The election hands over before the process ends.
         while self.election.join_next().await.is_some() {}
@@ -228,11 +229,12 @@ impl Session {
     /// Tells what agents have found. Who does not lead leaves it to the one who does.
     async fn tell_news(&mut self) {
         let news = self.mirror.news();
-        if self.leads() && self.gate.is_open(&Scope::default()) {
+        let term = self.leading.borrow().filter(|until| Instant::now() < *until);
+        if let Some(until) = term.filter(|_| self.gate.is_open(&Scope::default())) {
             let writer = self.events.clone();
             let tell = |(regarding, event): (Regarding, Event)| {
                 let writer = writer.clone();
-                async move { writer.write(&regarding, &event).await }
+                async move { writer.write(&regarding, &event, until).await }
             };
             futures::stream::iter(news).map(tell).buffer_unordered(CONCURRENCY).collect::<()>().await;
         }
@@ -326,7 +328,7 @@ impl Session {
                 if event.reason == controller::events::ACTIVE_NODES_CHANGED {
                     self.metrics.active_changed();
                 }
-                self.events.write(&regarding, event).await;
+                self.events.write(&regarding, event, until).await;
             }
         }
         result

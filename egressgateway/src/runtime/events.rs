@@ -9,9 +9,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, Resource, api::PostParams};
+use tokio::time::Instant;
 
 use super::{failure, metrics::WriteMetrics};
-use crate::controller::Event;
+use crate::{Error, ErrorKind, controller::Event};
 
 /// Events about objects of the cluster stand in this namespace.
 const NAMESPACE: &str = "default";
@@ -62,9 +63,14 @@ impl EventWriter {
         Self { events: Api::namespaced(client, NAMESPACE), instance, metrics }
     }
 
-    pub(super) async fn write(&self, regarding: &Regarding, event: &Event) {
+    /// Writes an Event. Its answer is awaited until a moment at most: a silent API server must not keep the cluster from being planned.
+    pub(super) async fn write(&self, regarding: &Regarding, event: &Event, until: Instant) {
+        const WHAT: &str = "write an Event";
         let object = self.object(regarding, event, Timestamp::now());
-        let result = self.events.create(&PostParams::default(), &object).await.map_err(|error| failure::from_api(error, "write an event"));
+        let result = match tokio::time::timeout_at(until, self.events.create(&PostParams::default(), &object)).await {
+            Ok(result) => result.map_err(|error| failure::from_api(error, WHAT)),
+            Err(_) => Err(Error::new(ErrorKind::Transient, format!("{WHAT}: no answer in time"))),
+        };
         self.metrics.wrote("Event", result.as_ref().map(|_| ()).map_err(|error| error.kind));
         if let Err(error) = result {
             let object = regarding.to_string();

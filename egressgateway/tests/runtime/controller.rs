@@ -394,3 +394,42 @@ async fn the_grace_time_of_a_drained_node_ends_by_itself() {
     assert_eq!((after.mark, after.former_mark), (draining.mark, draining.former_mark));
     controller.stop().await;
 }
+
+/// A controller that leads for ten minutes without a renewal: what waits for the end of its leadership waits longer than any test.
+fn patient_leader(client: &Client) -> Running {
+    let mut settings = settings("a");
+    settings.election.duration = Duration::from_secs(600);
+    let controller = Controller::new(client.clone(), settings, Arc::new(LowestFree));
+    let (health, shutdown) = (controller.health(), CancellationToken::new());
+    Running { health, task: tokio::spawn(controller.run(shutdown.clone())), shutdown }
+}
+
+#[tokio::test]
+async fn a_controller_ends_when_asked_to_while_the_api_server_owes_it_an_answer() {
+    let server = ApiServer::start();
+    let client = server.client();
+    server.fault(Fault::new("create", "egressnodes", usize::MAX, Effect::Hang));
+    let controller = patient_leader(&client);
+    leader(&client, "a").await;
+    node(&client, "node1", 1).await;
+    tokio::time::timeout(PATIENCE, server.requested("create", "egressnodes", 1)).await.expect("it asks for an EgressNode");
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn events_that_nobody_answers_stop_no_plan() {
+    let server = ApiServer::start();
+    let client = server.client();
+    server.fault(Fault::new("create", "events", usize::MAX, Effect::Hang));
+    node(&client, "node1", 1).await;
+    agent_lease(&client, "node1", 3600).await;
+    gateway(&client).await;
+    // Leads for a second at a time, and renews that.
+    let controller = Running::start(&client, "a");
+    addressed(&client, "node1").await;
+    tunnel_built(&client, "node1").await;
+    tokio::time::timeout(PATIENCE, server.requested("create", "events", 1)).await.expect("it tells of the active node");
+    node(&client, "node2", 2).await;
+    addressed(&client, "node2").await;
+    controller.stop().await;
+}
