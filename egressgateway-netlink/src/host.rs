@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use async_trait::async_trait;
-use egressgateway::{Attachments, Error, ErrorKind, Host, HostRoute, Underlay, api::Interface, model::Family};
+use egressgateway::{
+    Attachments, Error, ErrorKind, Host, HostRoute, Underlay,
+    model::{Family, Interface},
+};
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteType};

@@ -7,8 +7,8 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
-    Error, api,
-    model::{Family, MacAddress},
+    Error,
+    model::{Family, Interface, MacAddress},
 };
 
 /// The egress addresses that a node answers for.
@@ -64,7 +64,7 @@ pub struct Attachments {
 impl Attachments {
     /// What an EgressNode says of its host. Only networks that have neighbours count, as for the host itself.
     #[must_use]
-    pub fn reported(interfaces: &[api::Interface]) -> Self {
+    pub fn reported(interfaces: &[Interface]) -> Self {
         let mut reported = Self::default();
         for interface in interfaces {
             let nets = interface.ipv4.iter().chain(&interface.ipv6).filter_map(|text| text.parse::<IpNet>().ok());

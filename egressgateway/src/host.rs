@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::{Attachments, Error, Underlay, api, model::Family};
+use crate::{
+    Attachments, Error, Underlay,
+    model::{Family, Interface},
+};
 
 /// A network that the host reaches, or an address that it has, by other means than ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +35,7 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// When the kernel can't be read.
-    async fn interfaces(&self) -> Result<Vec<api::Interface>, Error>;
+    async fn interfaces(&self) -> Result<Vec<Interface>, Error>;
 
     /// What decides where egress addresses go. By default nothing: they go to the underlay's device.
     ///

@@ -46,7 +46,9 @@
 //! - [`Driver`], [`Tunnel`], [`PolicyBackend`] and [`CounterSource`]: what drives a kernel. [`Drivers`] brings a node from one
 //!   [`NodeDesired`] to the next; a [`Reconciler`] makes each step cost its difference. Drivers are crates of their own.
 //! - [`trace`]: what a backend's rules do to a packet, asked without a kernel.
-//! - `runtime` (feature, on by default): the loops of agent and controller over a `kube::Client` that the caller makes.
+//! - `kubernetes` (feature, on by default): everything that knows Kubernetes' objects. Without it, the model, the contracts of drivers and the planning of
+//!   ranges stay, and neither `kube` nor `k8s-openapi` is compiled.
+//! - `runtime` (feature, on by default, includes `kubernetes`): the loops of agent and controller over a `kube::Client` that the caller makes.
 //! - `testing` (feature): what every driver must promise, and every policy backend mean, as suites.
 //!
 //! The library sets nothing that is global to a process, and chooses no Kubernetes version: enable a `v1_*` feature of `k8s-openapi`.
@@ -54,17 +56,23 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod addresses;
+#[cfg(feature = "kubernetes")]
 pub mod admission;
 pub mod allocator;
+#[cfg(feature = "kubernetes")]
 pub mod api;
+#[cfg(feature = "kubernetes")]
 pub mod config;
 mod connections;
+#[cfg(feature = "kubernetes")]
 pub mod controller;
 mod converge;
 mod driver;
 mod error;
+#[cfg(feature = "kubernetes")]
 pub mod explain;
 mod host;
+#[cfg(feature = "kubernetes")]
 pub mod index;
 pub mod liveness;
 pub mod model;
@@ -74,6 +82,7 @@ mod prober;
 mod remembered;
 #[cfg(feature = "runtime")]
 pub mod runtime;
+#[cfg(feature = "kubernetes")]
 pub mod spec;
 mod steering;
 mod succession;
@@ -83,6 +92,7 @@ mod together;
 pub mod trace;
 mod tunnel;
 mod untracking;
+#[cfg(feature = "kubernetes")]
 pub mod world;
 
 pub use addresses::{AddressesDesired, Announcer, Attachments, ExitNetwork, Inquirer, Questions};

@@ -3,6 +3,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model::Interface;
+
 /// Which nodes traffic leaves through, and how it is forwarded to them.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -154,32 +156,6 @@ pub enum GatewayNodeStatus {
     /// The agent's lease is stale, and nothing else is known to be wrong.
     #[default]
     Unknown,
-}
-
-/// A physical network interface and its addresses with prefix length.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Interface {
-    /// Name of the device.
-    pub name: String,
-    /// IPv4 addresses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ipv4: Vec<String>,
-    /// IPv6 addresses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ipv6: Vec<String>,
-    /// Hardware address; absent on devices without one of Ethernet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hardware_address: Option<String>,
-    /// Routers of the default routes that lead through the device.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub routers: Vec<String>,
-    /// IPv4 address of what leaves by this device with the node's address.
-    #[serde(default, rename = "sourceIPv4", skip_serializing_if = "Option::is_none")]
-    pub source_ipv4: Option<String>,
-    /// IPv6 address of what leaves by this device with the node's address.
-    #[serde(default, rename = "sourceIPv6", skip_serializing_if = "Option::is_none")]
-    pub source_ipv6: Option<String>,
 }
 
 /// How much of a gateway's pool is used.

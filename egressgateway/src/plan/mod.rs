@@ -1,20 +1,33 @@
 //! The pure parts of planning: overlaps settled, gateways resolved, verdicts found. Functions of their arguments, nothing else.
 
+#[cfg(feature = "kubernetes")]
+mod claims;
 mod exempt;
 mod flatten;
+#[cfg(feature = "kubernetes")]
 mod gateway;
+#[cfg(feature = "kubernetes")]
 mod network;
 mod overlap;
 mod place;
 mod pod_networks;
+mod ranges;
+#[cfg(feature = "kubernetes")]
 mod reserved;
 
+#[cfg(feature = "kubernetes")]
+pub use claims::claims;
+#[cfg(feature = "kubernetes")]
+pub(crate) use claims::without;
 pub use exempt::{direct, exempt};
-pub(crate) use flatten::without;
-pub use flatten::{Claim, Rank, Stretch, claims, cover, merge};
+pub use flatten::{Claim, Rank, Stretch, cover};
+#[cfg(feature = "kubernetes")]
 pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, unless_withheld, verdict};
+#[cfg(feature = "kubernetes")]
 pub use network::{Way, exit_networks, way};
 pub use overlap::{Overlap, holder, in_the_way};
 pub use place::place;
 pub use pod_networks::{OwnPods, PodNetworks};
+pub use ranges::merge;
+#[cfg(feature = "kubernetes")]
 pub use reserved::{ClusterNetwork, Holder, cluster_networks, hosts, misplaced, misplaced_pool, owner, reserved, usable};
