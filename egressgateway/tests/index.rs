@@ -13,7 +13,7 @@ use egressgateway::{
     index::{Index, IndexSettings},
     model::{Family, GatewayName, IpRange, MarkMask, NodeName, PodName, PolicyName, SourceNat, TargetId, Verdict},
     plan::Reason,
-    world::{self, Change, Namespace, Node, Pod},
+    world::{self, Change, Labels, Namespace, Node, Pod},
 };
 use proptest::prelude::*;
 
@@ -37,8 +37,8 @@ fn policy(name: &str, yaml: &str) -> Change {
 }
 
 fn pod(name: &str, node: &str, address: &str, app: &str) -> Change {
-    let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
-    let pod = Pod { labels, node: Some(NodeName::from(node)), addresses: BTreeSet::from([address.parse().unwrap()]) };
+    let labels = Labels::from([("app".to_owned(), app.to_owned())]);
+    let pod = Pod { labels, node: Some(NodeName::from(node)), addresses: [address.parse().unwrap()].into() };
     Change::Pod(PodName::new("default", name), Some(pod))
 }
 

@@ -150,8 +150,8 @@ impl Index {
     pub fn apply(&mut self, change: Change) -> bool {
         let news = match change {
             Change::Pod(name, pod) => {
-                let addresses = |pod: Option<&Pod>| pod.map(|pod| pod.addresses.clone()).unwrap_or_default();
-                let touched: BTreeSet<IpAddr> = addresses(self.who.pod(&name)).into_iter().chain(addresses(pod.as_ref())).collect();
+                let touched = [self.who.pod(&name), pod.as_ref()].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied());
+                let touched: BTreeSet<IpAddr> = touched.collect();
                 let news = self.who.set_pod(name, pod);
                 if news {
                     self.stale |= self.strays.follow(touched, &self.who, &self.settings.node);

@@ -68,8 +68,8 @@ impl Selectors {
 
     /// The policies that select a pod with these labels.
     pub(super) fn matching(&self, labels: &Labels, namespace: &Labels) -> BTreeSet<PolicyName> {
-        let labelled = labels.iter().map(|(key, value)| Place::Label(key.clone(), value.clone()));
-        let places = labelled.chain(labels.keys().cloned().map(Place::Key)).chain([Place::Anywhere]);
+        let labelled = labels.iter().map(|(key, value)| Place::Label(key.to_owned(), value.to_owned()));
+        let places = labelled.chain(labels.iter().map(|(key, _)| Place::Key(key.to_owned()))).chain([Place::Anywhere]);
         let filed = places.filter_map(|place| self.filed.get(&place)).flatten();
         filed.filter(|policy| self.is_selected(policy, labels, namespace)).cloned().collect()
     }

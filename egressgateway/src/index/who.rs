@@ -22,11 +22,54 @@ const FEW: usize = 16;
 pub(super) struct Who {
     namespaces: Namespaces,
     pods: BTreeMap<PodName, Entry>,
-    by_address: BTreeMap<IpAddr, BTreeSet<PodName>>,
+    by_address: BTreeMap<IpAddr, Claimants>,
     subnets: Vec<(IpRange, ClassKey)>,
     local: OrdSet<IpAddr>,
-    unmatched: BTreeSet<PodName>,
-    dirty: BTreeSet<IpAddr>,
+    /// Pods that may belong to other policies now. A list, and so is the next: a first list brings a hundred thousand, and what is one piece of memory
+    /// is given back when it is done.
+    unmatched: Vec<PodName>,
+    /// Addresses whose class or place may have changed.
+    dirty: Vec<IpAddr>,
+}
+
+/// The pods that claim an address: nearly always a single one, and there may be two addresses for each of a hundred thousand pods.
+#[derive(Debug)]
+enum Claimants {
+    One(PodName),
+    Several(Box<BTreeSet<PodName>>),
+}
+
+impl Claimants {
+    fn iter(&self) -> impl Iterator<Item = &PodName> {
+        let (one, several) = match self {
+            Self::One(pod) => (Some(pod), None),
+            Self::Several(pods) => (None, Some(pods.iter())),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
+
+    fn insert(&mut self, pod: &PodName) {
+        match self {
+            Self::One(only) if only == pod => {}
+            Self::One(only) => *self = Self::Several(Box::new(BTreeSet::from([only.clone(), pod.clone()]))),
+            Self::Several(pods) => _ = pods.insert(pod.clone()),
+        }
+    }
+
+    /// Without a pod; none: nobody is left.
+    fn without(self, pod: &PodName) -> Option<Self> {
+        match self {
+            Self::One(only) => (only != *pod).then_some(Self::One(only)),
+            Self::Several(mut pods) => {
+                pods.remove(pod);
+                match pods.len() {
+                    0 => None,
+                    1 => pods.pop_first().map(Self::One),
+                    _ => Some(Self::Several(pods)),
+                }
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -41,22 +84,19 @@ impl Who {
             return false;
         }
         if let Some(old) = self.pods.remove(&name) {
-            for address in old.pod.addresses {
-                self.dirty.insert(address);
-                if let Some(pods) = self.by_address.get_mut(&address) {
-                    pods.remove(&name);
-                    if pods.is_empty() {
-                        self.by_address.remove(&address);
-                    }
+            for address in old.pod.addresses.iter().copied() {
+                self.dirty.push(address);
+                if let Some(left) = self.by_address.remove(&address).and_then(|pods| pods.without(&name)) {
+                    self.by_address.insert(address, left);
                 }
             }
         }
         let Some(pod) = pod else { return true };
-        for address in &pod.addresses {
-            self.dirty.insert(*address);
-            self.by_address.entry(*address).or_default().insert(name.clone());
+        for address in pod.addresses.iter().copied() {
+            self.dirty.push(address);
+            self.by_address.entry(address).and_modify(|pods| pods.insert(&name)).or_insert_with(|| Claimants::One(name.clone()));
         }
-        self.unmatched.insert(name.clone());
+        self.unmatched.push(name.clone());
         self.pods.insert(name, Entry { pod, policies: None });
         true
     }
@@ -98,6 +138,8 @@ impl Who {
             self.subnets = policies.subnets().to_vec();
             self.dirty.extend(self.by_address.keys());
         }
+        self.dirty.sort_unstable();
+        self.dirty.dedup();
         for address in &self.dirty {
             let is_local = |pod: &PodName| self.pods.get(pod).and_then(|entry| entry.pod.node.as_ref()) == Some(node);
             if self.by_address.get(address).is_some_and(|pods| pods.iter().any(is_local)) {
@@ -110,7 +152,7 @@ impl Who {
 
     fn settle_matches(&mut self, policies: &mut Policies) {
         let changed = std::mem::take(&mut policies.changed_subjects);
-        let no_labels = Labels::new();
+        let no_labels = Labels::default();
         let namespaces = &self.namespaces;
         let labels_of = |name: &PodName| namespaces.get(&name.namespace).map_or(&no_labels, |namespace| &namespace.labels);
         if changed.len() > FEW {
@@ -123,24 +165,33 @@ impl Who {
             let moved = self.pods.iter().filter(|(name, entry)| changed.iter().any(|policy| differs(name, entry, policy)));
             self.unmatched.extend(moved.map(|(name, _)| name.clone()));
         }
-        for name in std::mem::take(&mut self.unmatched) {
+        // Thousands of pods may have become known together, and most have the class of others.
+        let mut classes: BTreeSet<ClassKey> = BTreeSet::new();
+        let mut unmatched = std::mem::take(&mut self.unmatched);
+        unmatched.sort_unstable();
+        unmatched.dedup();
+        for name in unmatched {
             let Some(entry) = self.pods.get_mut(&name) else { continue };
             let matched = ClassKey::new(policies.selectors.matching(&entry.pod.labels, labels_of(&name)));
             if matched != entry.policies {
-                entry.policies = matched;
-                self.dirty.extend(&entry.pod.addresses);
+                if let Some(class) = &matched {
+                    classes.insert(class.clone());
+                }
+                entry.policies = matched.and_then(|class| classes.get(&class).cloned());
+                self.dirty.extend(entry.pod.addresses.iter());
             }
         }
     }
 
-    /// Addresses whose class or place may have changed since this was asked last.
-    pub(super) fn take_dirty(&mut self) -> BTreeSet<IpAddr> {
+    /// Addresses whose class or place may have changed since this was asked last, as the last settling found them.
+    pub(super) fn take_dirty(&mut self) -> Vec<IpAddr> {
         std::mem::take(&mut self.dirty)
     }
 
     /// The class of an address by the labels of its pods, together with the subnets that cover it; none where no label decides.
     pub(super) fn class_by_pods(&self, address: IpAddr) -> Option<ClassKey> {
-        let mut by_label = self.by_address.get(&address).into_iter().flatten().filter_map(|pod| self.pods.get(pod)?.policies.as_ref());
+        let mut by_label =
+            self.by_address.get(&address).into_iter().flat_map(Claimants::iter).filter_map(|pod| self.pods.get(pod)?.policies.as_ref());
         let first = by_label.next()?;
         let mut others = by_label.chain(self.class_by_subnet(address)).peekable();
         if others.peek().is_none() {

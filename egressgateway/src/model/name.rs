@@ -20,6 +20,12 @@ macro_rules! name {
             }
         }
 
+        impl From<Arc<str>> for $name {
+            fn from(name: Arc<str>) -> Self {
+                Self(name)
+            }
+        }
+
         impl From<String> for $name {
             fn from(name: String) -> Self {
                 Self(name.into())

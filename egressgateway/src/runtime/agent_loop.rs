@@ -26,6 +26,7 @@ use super::{
     observed::Observed,
     presence::{Presence, Renewal},
     recorded::{self, Recorders},
+    shared::Shared,
     stale_connections::StaleConnections,
     state_file::StateFile,
     taking::Findings,
@@ -40,6 +41,7 @@ use crate::{
     liveness::LivenessSettings,
     model::{Family, NodeName},
     plan::Overlap,
+    world::Change,
 };
 
 /// How many messages may wait for the loop; watches wait once there are more.
@@ -216,7 +218,7 @@ impl Session {
         let recorders = Recorders::default();
         let drivers = recorded::record(drivers, &recorders, &metrics);
         let mut tasks = JoinSet::new();
-        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone(), metrics: metrics.watch.clone() };
+        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone(), metrics: metrics.watch.clone(), shared: Shared::default() };
         let kinds = spawn_watches(&feeds, &settings, (pod_scope, policy_scope), &mut tasks);
         let now = Instant::now();
         Self {
@@ -329,10 +331,11 @@ impl Session {
             Message::Seen(seen) => {
                 for seen in seen {
                     let change = match seen {
-                        Seen::World(change) => change,
+                        Seen::World(change) => *change,
+                        Seen::Pod(name, pod) => Change::Pod(name, pod),
                         Seen::Own(change, observed) => {
                             self.own.send_replace(observed.map(|observed| *observed));
-                            change
+                            *change
                         }
                     };
                     self.due.converge |= self.index.apply(change);

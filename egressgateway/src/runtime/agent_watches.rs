@@ -15,21 +15,26 @@ use super::{
 };
 use crate::{
     api::{self, EgressNodeStatus},
-    model::NodeName,
-    world::Change,
+    model::{NodeName, PodName},
+    world::{Change, Pod},
 };
 
 /// What an agent's watches tell.
 #[derive(Debug)]
 pub(super) enum Seen {
-    World(Change),
+    World(Box<Change>),
+    /// A pod, of which a first list may bring a hundred thousand: no larger than it must be.
+    Pod(PodName, Option<Pod>),
     /// The own EgressNode, with its status as it is.
-    Own(Change, Option<Box<Observed<EgressNodeStatus>>>),
+    Own(Box<Change>, Option<Box<Observed<EgressNodeStatus>>>),
 }
 
 impl From<Change> for Seen {
     fn from(change: Change) -> Self {
-        Self::World(change)
+        match change {
+            Change::Pod(name, pod) => Self::Pod(name, pod),
+            change => Self::World(Box::new(change)),
+        }
     }
 }
 
@@ -46,9 +51,9 @@ pub(super) fn spawn_watches(
     tasks: &mut JoinSet<()>,
 ) -> BTreeSet<&'static str> {
     let everything = || watch::channel(Scope::default()).1;
-    let (mask, own) = (settings.mask, settings.index.node.clone());
-    let world = |change: Option<Change>| change.map(Seen::World);
-    tasks.spawn(feeds.all::<Slim<core::Pod>>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(key, sight)))).run());
+    let (mask, own, shared) = (settings.mask, settings.index.node.clone(), feeds.shared.clone());
+    let world = |change: Option<Change>| change.map(Seen::from);
+    tasks.spawn(feeds.all::<Slim<core::Pod>>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(&shared, key, sight)))).run());
     tasks.spawn(
         feeds.all::<core::Namespace>(kind::NAMESPACES, everything(), Box::new(move |key, sight| world(feeds::namespace(key, sight)))).run(),
     );
@@ -59,11 +64,11 @@ pub(super) fn spawn_watches(
         Box::new(move |key, sight| {
             let change = feeds::egress_node(key, sight)?;
             if *key.name != *own.as_str() {
-                return Some(Seen::World(change));
+                return Some(change.into());
             }
             let node = feeds::known(sight).ok()?;
             let observed = node.map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
-            Some(Seen::Own(change, observed))
+            Some(Seen::Own(Box::new(change), observed))
         }),
     );
     tasks.spawn(egress_nodes.run());
@@ -72,17 +77,13 @@ pub(super) fn spawn_watches(
             .all::<api::EgressGateway>(
                 kind::GATEWAYS,
                 everything(),
-                Box::new(move |key, sight| Some(Seen::World(feeds::gateway(key, sight, mask)))),
+                Box::new(move |key, sight| Some(feeds::gateway(key, sight, mask).into())),
             )
             .run(),
     );
     tasks.spawn(
         feeds
-            .all::<api::EgressGatewayPolicy>(
-                kind::POLICIES,
-                policies,
-                Box::new(move |key, sight| Some(Seen::World(feeds::policy(key, sight)))),
-            )
+            .all::<api::EgressGatewayPolicy>(kind::POLICIES, policies, Box::new(move |key, sight| Some(feeds::policy(key, sight).into())))
             .run(),
     );
     let mut kinds = BTreeSet::from([kind::PODS, kind::NAMESPACES, kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES]);

@@ -35,6 +35,7 @@ use super::{
     node_status::wait_until,
     observed::Observed,
     presence,
+    shared::Shared,
     slim::Slim,
     watch::{Key, Message, Scope, Sight, key},
     writes::{Version, Write, writes},
@@ -85,7 +86,13 @@ impl Session {
         let (leader, leading) = watch::channel(None);
         let (answers, contact) = watch::channel(None);
         let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
-        let feeds = Feeds { client: client.clone(), out, backoff: settings.backoff.clone(), metrics: metrics.watch.clone() };
+        let feeds = Feeds {
+            client: client.clone(),
+            out,
+            backoff: settings.backoff.clone(),
+            metrics: metrics.watch.clone(),
+            shared: Shared::default(),
+        };
         spawn_watches(&feeds, &settings, &mut watches);
         if plan_settings.borrow().auto_cluster_networks {
             let networks: ClusterNetworks<Seen> =

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::{
     backoff::Backoff,
     metrics::WatchMetrics,
+    shared::Shared,
     slim::Slim,
     watch::{Key, Message, Scope, Sight, Trim, Watch},
 };
@@ -38,6 +39,8 @@ pub(super) struct Feeds<M> {
     pub(super) out: mpsc::Sender<Message<M>>,
     pub(super) backoff: Backoff,
     pub(super) metrics: WatchMetrics,
+    /// What the objects have in common.
+    pub(super) shared: Shared,
 }
 
 impl<M: Send + 'static> Feeds<M> {
@@ -57,13 +60,22 @@ impl<M: Send + 'static> Feeds<M> {
         scope: tokio::sync::watch::Receiver<Scope>,
         trim: Trim<K, M>,
     ) -> Watch<K, M> {
-        Watch { kind, api, scope, trim, backoff: self.backoff.clone(), metrics: self.metrics.clone(), out: self.out.clone() }
+        Watch {
+            kind,
+            api,
+            scope,
+            trim,
+            backoff: self.backoff.clone(),
+            metrics: self.metrics.clone(),
+            shared: self.shared.clone(),
+            out: self.out.clone(),
+        }
     }
 }
 
-pub(super) fn pod(key: &Key, sight: Option<&Sight<Slim<core::Pod>>>) -> Option<Change> {
+pub(super) fn pod(shared: &Shared, key: &Key, sight: Option<&Sight<Slim<core::Pod>>>) -> Option<Change> {
     let pod = known(sight).ok()?;
-    Some(Change::Pod(key.clone(), pod.and_then(|pod| world::Pod::from_api(&pod.0))))
+    Some(Change::Pod(key.clone(), pod.and_then(|pod| world::Pod::from_api(&pod.0)).map(|pod| shared.pod(pod))))
 }
 
 pub(super) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Option<Change> {

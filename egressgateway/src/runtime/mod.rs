@@ -30,6 +30,7 @@ mod node_status;
 mod observed;
 mod presence;
 mod recorded;
+mod shared;
 mod shared_cluster;
 mod slim;
 mod stale_connections;

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     backoff::{Backoff, shortened},
     metrics::WatchMetrics,
+    shared::Shared,
 };
 use crate::model::PodName;
 
@@ -78,6 +79,8 @@ pub(super) struct Watch<K, M> {
     pub(super) backoff: Backoff,
     /// Counts what it is told.
     pub(super) metrics: WatchMetrics,
+    /// What the objects have in common.
+    pub(super) shared: Shared,
     /// Who is told.
     pub(super) out: mpsc::Sender<Message<M>>,
 }
@@ -86,7 +89,8 @@ pub(super) struct Watch<K, M> {
 struct Feed<K, M> {
     scope: Scope,
     stream: BoxStream<'static, watcher::Result<Event<DeserializeGuard<K>>>>,
-    listed: Vec<(Key, Option<M>)>,
+    /// What the list brought up to now, and of which objects.
+    listed: (BTreeSet<Key>, Vec<M>),
 }
 
 /// The listener has gone.
@@ -146,7 +150,7 @@ where
                 told.inc();
             }
         });
-        Feed { scope, stream: stream.boxed(), listed: Vec::new() }
+        Feed { scope, stream: stream.boxed(), listed: <_>::default() }
     }
 
     /// One event of the scope in force.
@@ -163,7 +167,7 @@ where
                 self.tell(seen.into_iter().collect()).await?;
             }
             Some(Ok(Event::Delete(object))) => {
-                let key = key(&object);
+                let key = self.key(&object);
                 known.remove(&key);
                 self.tell((self.trim)(&key, None).into_iter().collect()).await?;
             }
@@ -180,11 +184,17 @@ where
         known: &mut BTreeSet<Key>,
     ) -> Result<bool, Closed> {
         match event {
-            Some(Ok(Event::Init)) => feed.listed.clear(),
-            Some(Ok(Event::InitApply(object))) => feed.listed.push(self.sight(&object)),
+            Some(Ok(Event::Init)) => feed.listed = <_>::default(),
+            Some(Ok(Event::InitApply(object))) => {
+                let (key, seen) = self.sight(&object);
+                feed.listed.0.insert(key);
+                feed.listed.1.extend(seen);
+            }
             Some(Ok(Event::InitDone)) => {
-                let listed = std::mem::take(&mut feed.listed);
-                self.replace(listed, known).await?;
+                let (now, mut seen) = std::mem::take(&mut feed.listed);
+                seen.extend(known.difference(&now).filter_map(|key| (self.trim)(key, None)));
+                *known = now;
+                self.tell(seen).await?;
                 self.send(Message::Synced(self.kind, feed.scope.clone())).await?;
                 return Ok(true);
             }
@@ -194,21 +204,18 @@ where
         Ok(false)
     }
 
-    async fn replace(&self, listed: Vec<(Key, Option<M>)>, known: &mut BTreeSet<Key>) -> Result<(), Closed> {
-        let now: BTreeSet<Key> = listed.iter().map(|(key, _)| key.clone()).collect();
-        let gone = known.difference(&now).filter_map(|key| (self.trim)(key, None));
-        let seen = gone.chain(listed.into_iter().filter_map(|(_, seen)| seen)).collect();
-        *known = now;
-        self.tell(seen).await
-    }
-
     fn sight(&self, object: &DeserializeGuard<K>) -> (Key, Option<M>) {
-        let key = key(object);
+        let key = self.key(object);
         if let Err(invalid) = &object.0 {
             tracing::warn!(kind = self.kind, object = %key, error = %invalid.error, "object is not what its type says");
         }
         let seen = (self.trim)(&key, Some(&object.0));
         (key, seen)
+    }
+
+    fn key(&self, object: &DeserializeGuard<K>) -> Key {
+        let meta = object.meta();
+        self.shared.key(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
     }
 
     async fn tell(&self, seen: Vec<M>) -> Result<(), Closed> {

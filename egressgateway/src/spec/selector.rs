@@ -1,8 +1,9 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::Problem;
+use crate::world::Labels;
 
 /// A label selector: all requirements must hold. Without any it matches everything.
 /// <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors>
@@ -41,7 +42,7 @@ pub enum Requirement {
 }
 
 impl Requirement {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    fn matches(&self, labels: &Labels) -> bool {
         match self {
             Self::In { key, values } => labels.get(key).is_some_and(|value| values.contains(value)),
             Self::NotIn { key, values } => labels.get(key).is_none_or(|value| !values.contains(value)),
@@ -106,7 +107,7 @@ impl Selector {
 
     /// Whether these labels satisfy it.
     #[must_use]
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn matches(&self, labels: &Labels) -> bool {
         self.requirements.iter().all(|requirement| requirement.matches(labels))
     }
 }

@@ -4,23 +4,22 @@
 //! [`Problem`](crate::spec::Problem)s, never a reason to stop.
 
 mod gateway;
+mod labels;
 mod node;
 mod pod;
 mod policy;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 pub use gateway::{Draining, Gateway, GatewayState, Member};
+pub use labels::Labels;
 pub use node::{EgressNode, Node};
-pub use pod::{Namespace, Pod};
+pub use pod::{Namespace, Pod, PodAddresses};
 pub use policy::{Policy, PolicyState};
 
 use crate::model::{GatewayName, NodeName, PodName, PolicyName};
-
-/// Labels of an object.
-pub type Labels = BTreeMap<String, String>;
 
 /// One object is now so, or is gone (`None`).
 #[derive(Clone, Debug, PartialEq)]

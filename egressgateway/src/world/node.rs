@@ -49,7 +49,7 @@ impl Node {
         let annotations = node.metadata.annotations.iter().flatten();
         Self {
             uid: node.metadata.uid.clone().unwrap_or_default(),
-            labels: node.metadata.labels.clone().unwrap_or_default(),
+            labels: node.metadata.labels.as_ref().map(Labels::from).unwrap_or_default(),
             addresses: addresses
                 .filter(|address| matches!(address.type_.as_str(), "InternalIP" | "ExternalIP"))
                 .filter_map(|address| address.address.parse().ok())
@@ -58,7 +58,7 @@ impl Node {
             ready: conditions.clone().any(|condition| condition.type_ == "Ready" && matches!(&*condition.status, "True" | "Unknown")),
             cordoned: spec.and_then(|spec| spec.unschedulable) == Some(true),
             annotations: annotations
-                .filter_map(|(key, value)| Some((key.strip_prefix(Self::ANNOTATION_PREFIX)?.to_owned(), value.clone())))
+                .filter_map(|(key, value)| Some((key.strip_prefix(Self::ANNOTATION_PREFIX)?, value.as_str())))
                 .collect(),
         }
     }
@@ -66,7 +66,7 @@ impl Node {
     /// Somebody took it out of all gateways, by the annotation. A cordon alone does not: gateways then prefer other nodes.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.annotations.get(Self::DRAIN).is_some_and(|value| value == "true")
+        self.annotations.get(Self::DRAIN) == Some("true")
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{net::IpAddr, ops::Deref};
 
 use k8s_openapi::api::core::v1 as core;
 
@@ -13,7 +13,7 @@ pub struct Pod {
     /// Where it runs.
     pub node: Option<NodeName>,
     /// Its addresses, both families; empty before it has any.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: PodAddresses,
 }
 
 impl Pod {
@@ -28,10 +28,46 @@ impl Pod {
         let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).map(|ip| ip.ip.as_str());
         let ip = pod.status.iter().filter_map(|status| status.pod_ip.as_deref());
         Some(Self {
-            labels: pod.metadata.labels.clone().unwrap_or_default(),
+            labels: pod.metadata.labels.as_ref().map(Labels::from).unwrap_or_default(),
             node: spec.and_then(|spec| spec.node_name.as_deref()).map(NodeName::from),
             addresses: ips.chain(ip).filter_map(|ip| ip.parse().ok()).collect(),
         })
+    }
+}
+
+/// Addresses of a pod, ascending, each once: a slice that takes no more than they do.
+///
+/// ```
+/// use std::net::IpAddr;
+/// use egressgateway::world::PodAddresses;
+///
+/// let [v4, v6]: [IpAddr; 2] = ["10.0.0.1".parse()?, "fd00::1".parse()?];
+/// assert_eq!(*PodAddresses::from_iter([v6, v4, v6]), [v4, v6]);
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodAddresses(Box<[IpAddr]>);
+
+impl Deref for PodAddresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl FromIterator<IpAddr> for PodAddresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let mut addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        Self(addresses.into_boxed_slice())
+    }
+}
+
+impl<const N: usize> From<[IpAddr; N]> for PodAddresses {
+    fn from(addresses: [IpAddr; N]) -> Self {
+        addresses.into_iter().collect()
     }
 }
 
@@ -46,6 +82,6 @@ impl Namespace {
     /// From the Kubernetes object.
     #[must_use]
     pub fn from_api(namespace: &core::Namespace) -> Self {
-        Self { labels: namespace.metadata.labels.clone().unwrap_or_default() }
+        Self { labels: namespace.metadata.labels.as_ref().map(Labels::from).unwrap_or_default() }
     }
 }

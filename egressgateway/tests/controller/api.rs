@@ -48,7 +48,8 @@ impl Default for Api {
 impl Api {
     /// A Node that is Ready, with its agent alive and its tunnel up.
     pub(crate) fn node(&mut self, name: &str, labels: &str) {
-        let labels = serde_yaml::from_str(labels).unwrap();
+        let labels: BTreeMap<String, String> = serde_yaml::from_str(labels).unwrap();
+        let labels = labels.into_iter().collect();
         let last = u8::try_from(self.nodes.len() + 1).unwrap();
         let addresses = vec![IpAddr::from([10, 6, 0, last])];
         let node = Node { uid: format!("uid-{name}"), labels, addresses, ready: true, ..Node::default() };

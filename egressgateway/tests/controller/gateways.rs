@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use egressgateway::api::{ForwardMethod, GatewayNodeStatus, Interface};
+use egressgateway::{
+    api::{ForwardMethod, GatewayNodeStatus, Interface},
+    world::Labels,
+};
 
 use crate::api::{Api, told};
 
@@ -43,7 +46,7 @@ fn a_new_node_is_appended_whatever_its_name() {
     api.node("a", EGRESS);
     api.settle();
     assert_eq!((order(&api), api.active("gw")), (vec!["b", "c", "d", "a"], vec!["b"]));
-    api.nodes.get_mut("c").unwrap().labels.clear();
+    api.nodes.get_mut("c").unwrap().labels = Labels::default();
     api.settle();
     assert_eq!(order(&api), ["b", "d", "a"]);
 }
@@ -67,9 +70,9 @@ fn a_nodes_status_tells_why_it_is_not_elected() {
     assert_eq!(order(&api), ["c", "d", "b"]);
     let mut api = three();
     api.nodes.get_mut("b").unwrap().cordoned = false;
-    api.nodes.get_mut("b").unwrap().annotations.insert("drain".to_owned(), "true".to_owned());
+    api.nodes.get_mut("b").unwrap().annotations = Labels::from([("drain".into(), "true".into())]);
     assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "drained");
-    api.nodes.get_mut("b").unwrap().annotations.clear();
+    api.nodes.get_mut("b").unwrap().annotations = Labels::default();
     api.tunnel("b", false);
     assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "no tunnel");
     api.tunnel("b", true);
@@ -309,7 +312,7 @@ fn graceful() -> Api {
 }
 
 fn drain(api: &mut Api, node: &str) {
-    api.nodes.get_mut(node).unwrap().annotations.insert("drain".to_owned(), "true".to_owned());
+    api.nodes.get_mut(node).unwrap().annotations = Labels::from([("drain".into(), "true".into())]);
 }
 
 /// The active node, the marks of new and old connections, and the node of the latter with the end of its time.
@@ -335,7 +338,7 @@ fn connections_through_a_drained_node_keep_their_mark_and_their_way_for_the_grac
     assert_eq!((mark, former), (second, first), "new connections get the other mark");
     assert_eq!(draining, Some((before[0].clone(), 1060)));
     api.now = 1059;
-    api.nodes.get_mut(&before[0]).unwrap().annotations.clear();
+    api.nodes.get_mut(&before[0]).unwrap().annotations = Labels::default();
     assert_eq!(ways(&mut api), (active.clone(), second, first, draining), "it stands by, and its connections go on");
     api.now = 1060;
     assert_eq!(ways(&mut api), (active.clone(), second, first, None), "they go where all others go, with their mark");

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use egressgateway::world::Labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::api::{Api, told};
@@ -139,11 +140,11 @@ fn a_drained_node_gives_its_addresses_away_and_does_not_get_them_back() {
     let mut api = two_nodes();
     api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
     api.settle();
-    api.nodes.get_mut("a").unwrap().annotations.insert("drain".to_owned(), "true".to_owned());
+    api.nodes.get_mut("a").unwrap().annotations = Labels::from([("drain".into(), "true".into())]);
     api.settle();
     assert_eq!((api.egress_ip("p1").unwrap().1, api.active("gw")), (Some("b"), vec!["b"]));
     assert_eq!(api.gateway_status("gw").node_list[0].egress_ips, [""; 0]);
-    api.nodes.get_mut("a").unwrap().annotations.clear();
+    api.nodes.get_mut("a").unwrap().annotations = Labels::default();
     api.settle();
     assert_eq!((api.egress_ip("p1").unwrap().1, api.active("gw")), (Some("b"), vec!["b"]));
 }
@@ -270,7 +271,7 @@ fn addresses_follow_the_selector_from_node_to_node() {
     api.policy("p1", 1, &format!("{{{SHOP}, destCIDR: [10.9.0.0/16]}}"));
     for node in ["b", "a", "b"] {
         for (name, other) in &mut api.nodes {
-            other.labels = if name == node { [("egress".to_owned(), "true".to_owned())].into() } else { BTreeMap::new() };
+            other.labels = if name == node { [("egress".to_owned(), "true".to_owned())].into() } else { Labels::default() };
         }
         api.settle();
         assert_eq!(api.egress_ip("p1"), Some(("10.6.1.60", Some(node))));

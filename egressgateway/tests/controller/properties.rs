@@ -52,7 +52,7 @@ fn happen(api: &mut Api, event: &Event) {
             if !api.nodes.contains_key(&node(number)) {
                 api.node(&node(number), "{}");
             }
-            let labels = if *egress { BTreeMap::from([("egress".to_owned(), "true".to_owned())]) } else { BTreeMap::new() };
+            let labels = egress.then(|| ("egress", "true")).into_iter().collect();
             api.nodes.get_mut(&node(number)).unwrap().labels = labels;
         }
         Event::Gone(number) => _ = api.nodes.remove(&node(number)),
