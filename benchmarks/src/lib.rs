@@ -1,6 +1,7 @@
 //! What the measurements share: namespaces of their own, many policies, the layouts that are compared, and tables of figures.
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used)]
 
+pub mod cluster;
 pub mod command;
 pub mod conntrack;
 pub mod layout;
