@@ -29,7 +29,7 @@ fn main() {
         let figures = Figures::of_times(&times);
         let at = |percent| format!("{:.2}", figures.percentile(percent));
         let nothing = format!("{:.0}", nothing.as_secs_f64() * 1e3);
-        println!("{layout:<30} {:>10} {:>10} {:>10} {:>10} {:>10} {nothing:>14}", at(50), at(90), at(99), at(100), "");
+        println!("{layout:<30} {:>10} {:>10} {:>10} {:>10} {nothing:>14}", at(50), at(90), at(99), at(100));
     }
 }
 

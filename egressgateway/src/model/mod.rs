@@ -3,6 +3,7 @@
 mod class;
 mod family;
 mod interface;
+mod labels;
 mod mac;
 mod mark;
 mod name;
@@ -12,6 +13,7 @@ mod verdict;
 pub use class::{ClassId, ClassIds, ClassKey, fnv1a64};
 pub use family::Family;
 pub use interface::Interface;
+pub use labels::Labels;
 pub use mac::{MacAddress, ParseMacAddressError};
 pub use mark::{InvalidMarkMask, MarkMask, NetworkId, TargetId};
 pub use name::{GatewayName, NodeName, PodName, PolicyName};

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::Problem;
-use crate::world::Labels;
+use crate::model::Labels;
 
 /// A label selector: all requirements must hold. Without any it matches everything.
 /// <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors>

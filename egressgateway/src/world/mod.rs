@@ -4,7 +4,6 @@
 //! [`Problem`](crate::spec::Problem)s, never a reason to stop.
 
 mod gateway;
-mod labels;
 mod node;
 mod pod;
 mod policy;
@@ -14,11 +13,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use gateway::{Draining, Gateway, GatewayState, Member};
-pub use labels::Labels;
 pub use node::{EgressNode, Node};
 pub use pod::{Namespace, Pod, PodAddresses};
 pub use policy::{Policy, PolicyState};
 
+pub use crate::model::Labels;
 use crate::model::{GatewayName, NodeName, PodName, PolicyName};
 
 /// One object is now so, or is gone (`None`).

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 /// An agent may keep those of a hundred thousand pods, so they take no more than their texts and two pointers for each.
 ///
 /// ```
-/// use egressgateway::world::Labels;
+/// use egressgateway::model::Labels;
 ///
 /// let labels = Labels::from([("app".into(), "shop".into()), ("tier".into(), "web".into())]);
 /// assert_eq!(labels.get("tier"), Some("web"));
