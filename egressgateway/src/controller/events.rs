@@ -1,10 +1,10 @@
 //! What an operator must be told of a status that is about to change: transitions only, so that a state is told once.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::gateways::{ADDRESSES_FREE, ADDRESSES_IN_USE};
+use super::gateways::{ADDRESSES_FREE, ADDRESSES_IN_USE, DELETING};
 use crate::api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNodePhase, EgressNodeStatus};
 
 /// One event about an object.
@@ -13,34 +13,13 @@ pub struct Event {
     /// Somebody should look.
     pub warning: bool,
     /// In one word, such as `NoReadyNode`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// In words.
     pub note: String,
 }
 
 /// The reason when other nodes became a gateway's active ones.
 pub const ACTIVE_NODES_CHANGED: &str = "ActiveNodesChanged";
-
-/// Reasons of a gateway's condition Ready, and of a policy's condition Accepted, that are events when they come up.
-const WARNINGS: [&str; 17] = [
-    super::gateways::ALL_NODES_SILENT,
-    super::gateways::ONLY_CORDONED_NODES,
-    "AgentGone",
-    "FamilyUnsupported",
-    "NoNodes",
-    "NoReadyNode",
-    "PoolExhausted",
-    "MarksExhausted",
-    "Invalid",
-    "GatewayNotFound",
-    "GatewayInvalid",
-    "AmbiguousGateway",
-    "PoolInClusterNetwork",
-    "EgressIPExhausted",
-    "EgressIPInUse",
-    "EgressIPOutsidePool",
-    "Conflict",
-];
 
 /// What is to be told when a gateway's status becomes `new`.
 #[must_use]
@@ -51,7 +30,7 @@ pub fn of_gateway(old: &EgressGatewayStatus, new: &EgressGatewayStatus) -> Vec<E
         found.next().map(|condition| condition.message.clone())
     };
     if let Some(note) = in_use(new).filter(|note| in_use(old).as_ref() != Some(note)) {
-        events.push(Event { warning: true, reason: ADDRESSES_IN_USE, note });
+        events.push(Event { warning: true, reason: ADDRESSES_IN_USE.into(), note });
     }
     let active = |status: &EgressGatewayStatus| {
         status.node_list.iter().filter(|node| node.active).map(|node| node.name.clone()).collect::<BTreeSet<_>>()
@@ -63,7 +42,7 @@ pub fn of_gateway(old: &EgressGatewayStatus, new: &EgressGatewayStatus) -> Vec<E
         let before = if before.is_empty() { "no node".to_owned() } else { names(&before) };
         events.push(Event {
             warning: false,
-            reason: ACTIVE_NODES_CHANGED,
+            reason: ACTIVE_NODES_CHANGED.into(),
             note: format!("traffic leaves by {} instead of {before}", names(&after)),
         });
     }
@@ -78,13 +57,13 @@ pub fn of_policy(old: &EgressGatewayPolicyStatus, new: &EgressGatewayPolicyStatu
         && before != after
     {
         let note = format!("its egress addresses move from node {before} to {after}");
-        events.push(Event { warning: false, reason: "EgressNodeChanged", note });
+        events.push(Event { warning: false, reason: "EgressNodeChanged".into(), note });
     }
     if let (Some(before), Some(after)) = (&old.egress_ip, &new.egress_ip) {
         let families = [(&before.ipv4, &after.ipv4), (&before.ipv6, &after.ipv6)].into_iter();
         let changed = families.filter_map(|(before, after)| before.as_ref().zip(after.as_ref())).filter(|(before, after)| before != after);
         let notes = changed.map(|(before, after)| format!("its egress address {before} becomes {after}"));
-        events.extend(notes.map(|note| Event { warning: true, reason: "EgressIPChanged", note }));
+        events.extend(notes.map(|note| Event { warning: true, reason: "EgressIPChanged".into(), note }));
     }
     events
 }
@@ -95,8 +74,10 @@ pub fn of_node(old: &EgressNodeStatus, new: &EgressNodeStatus) -> Vec<Event> {
     let failed = |status: &EgressNodeStatus| status.phase == Some(EgressNodePhase::Failed);
     let message = || new.conditions.first().map(|condition| condition.message.clone()).unwrap_or_default();
     match (failed(old), failed(new)) {
-        (false, true) => vec![Event { warning: true, reason: "TunnelPoolExhausted", note: message() }],
-        (true, false) => vec![Event { warning: false, reason: "AddressAssigned", note: "it has its addresses in the tunnel".to_owned() }],
+        (false, true) => vec![Event { warning: true, reason: "TunnelPoolExhausted".into(), note: message() }],
+        (true, false) => {
+            vec![Event { warning: false, reason: "AddressAssigned".into(), note: "it has its addresses in the tunnel".to_owned() }]
+        }
         _ => Vec::new(),
     }
 }
@@ -117,24 +98,26 @@ pub fn of_agent(old: &EgressNodeStatus, new: &EgressNodeStatus) -> Vec<Event> {
     };
     let told = |(name, bad, begins, ends): (&str, &str, &'static str, &'static str)| match (is_bad(old, name, bad), is_bad(new, name, bad))
     {
-        (None, Some(note)) => Some(Event { warning: true, reason: begins, note }),
-        (Some(_), None) => Some(Event { warning: false, reason: ends, note: format!("{begins} is over") }),
+        (None, Some(note)) => Some(Event { warning: true, reason: begins.into(), note }),
+        (Some(_), None) => Some(Event { warning: false, reason: ends.into(), note: format!("{begins} is over") }),
         _ => None,
     };
     AGENTS.into_iter().filter_map(told).collect()
 }
 
-/// A condition that took another reason: bad ones are warnings, and what is good again is told under the name `good`.
+/// A condition that took another reason. The reason `good` is told where it follows another one; any other is a warning, also where the condition
+/// is True: what works may not go on so. So no reason is forgotten. What somebody asked for is no news.
 fn of_condition(kind: &str, good: &'static str, old: &[Condition], new: &[Condition]) -> Option<Event> {
     let find = |conditions: &[Condition]| conditions.iter().find(|condition| condition.type_ == kind).cloned();
     let (before, after) = (find(old), find(new)?);
-    if before.as_ref().is_some_and(|before| (&before.status, &before.reason) == (&after.status, &after.reason)) {
+    if before.as_ref().is_some_and(|before| (&before.status, &before.reason) == (&after.status, &after.reason)) || after.reason == DELETING
+    {
         return None;
     }
-    if let Some(reason) = WARNINGS.into_iter().find(|reason| *reason == after.reason) {
-        return Some(Event { warning: true, reason, note: after.message });
+    if after.reason == good {
+        return before.map(|_| Event { warning: false, reason: good.into(), note: after.message });
     }
-    before.filter(|_| after.status == "True").map(|_| Event { warning: false, reason: good, note: after.message })
+    Some(Event { warning: true, reason: after.reason.into(), note: after.message })
 }
 
 #[cfg(test)]
@@ -212,6 +195,8 @@ mod tests {
         assert_eq!(said(&of_policy(&well, &ill)), ["! Invalid: because Invalid"]);
         assert_eq!(said(&of_policy(&ill, &policy(false, "Conflict", Some("a")))), ["! Conflict: because Conflict"]);
         assert_eq!(said(&of_policy(&ill, &well)), [". Accepted: because Accepted"]);
+        let unheard_of = policy(false, "NoRouter", Some("a"));
+        assert_eq!(said(&of_policy(&well, &unheard_of)), ["! NoRouter: because NoRouter"], "whatever the reason is");
         let moved = policy(true, "Accepted", Some("b"));
         assert_eq!(said(&of_policy(&well, &moved)), [". EgressNodeChanged: its egress addresses move from node a to b"]);
     }

@@ -24,6 +24,8 @@ use crate::{
 pub(super) const ONLY_CORDONED_NODES: &str = "OnlyCordonedNodes";
 /// Reason where no node of a gateway gives a sign of life, and those that carried its traffic last go on.
 pub(super) const ALL_NODES_SILENT: &str = "AllNodesSilent";
+/// The reason of the condition Ready when somebody has deleted the gateway.
+pub(super) const DELETING: &str = "Deleting";
 /// Condition: nobody else has addresses of the pool.
 pub(super) const ADDRESSES_FREE: &str = "AddressesFree";
 /// Its reason where somebody has, and that of the event.
@@ -291,7 +293,7 @@ fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool, networks: &[
     let tally = || format!("{ready} Ready, {} NotReady, {} Unknown", count(GatewayNodeStatus::NotReady), count(GatewayNodeStatus::Unknown));
     match &gateway.spec {
         Err(problems) => (false, "Invalid", conditions::join(problems)),
-        Ok(_) if gateway.deleting => (false, "Deleting", "deletion was asked for".to_owned()),
+        Ok(_) if gateway.deleting => (false, DELETING, "deletion was asked for".to_owned()),
         Ok(_) if misplaced.is_some() => (false, "PoolInClusterNetwork", misplaced.map(|problem| problem.to_string()).unwrap_or_default()),
         Ok(_) if elected.members.is_empty() => (false, "NoNodes", "spec.nodeSelector matches no node".to_owned()),
         Ok(_) if elected.marks_exhausted => (false, "MarksExhausted", "no mark is left: its traffic is held".to_owned()),

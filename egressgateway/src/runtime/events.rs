@@ -74,7 +74,7 @@ impl EventWriter {
         self.metrics.wrote("Event", result.as_ref().map(|_| ()).map_err(|error| error.kind));
         if let Err(error) = result {
             let object = regarding.to_string();
-            tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), reason = event.reason, "an event is lost");
+            tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), reason = &*event.reason, "an event is lost");
         }
     }
 
@@ -91,7 +91,7 @@ impl EventWriter {
             action: Some("Plan".to_owned()),
             event_time: Some(MicroTime(now)),
             note: Some(note),
-            reason: Some(event.reason.to_owned()),
+            reason: Some(event.reason.clone().into_owned()),
             regarding: Some(regarding.reference.clone()),
             reporting_controller: Some(CONTROLLER.to_owned()),
             reporting_instance: Some(self.instance.clone()),
