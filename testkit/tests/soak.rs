@@ -56,5 +56,5 @@ fn a_seed_says_what_happens_and_a_file_says_it_again() {
     assert_eq!(run, serde_json::from_str(&serde_json::to_string(&run).unwrap()).unwrap());
     assert!(run.events.iter().all(|event| !matches!(event, Event::Forget { .. })));
     let kinds: std::collections::BTreeSet<String> = events(7, 2000).iter().map(Event::kind).collect();
-    assert_eq!(kinds.len(), 31, "{kinds:?}");
+    assert_eq!(kinds.len(), 32, "{kinds:?}");
 }

@@ -11,6 +11,8 @@ pub(super) const POLICIES: usize = 3;
 /// Forms of policies and of gateways.
 pub(super) const POLICY_SHAPES: usize = 8;
 pub(super) const GATEWAY_SHAPES: usize = 4;
+/// Addresses of somebody that a node may have beside its own.
+pub(super) const ADDRESSES: usize = 4;
 /// Events between two calms.
 const ROUND: usize = 12;
 
@@ -55,6 +57,8 @@ pub enum Event {
     Untrack { node: usize },
     /// Somebody's masquerade comes before all others.
     Masquerade { node: usize },
+    /// Somebody's address comes to a node's device, or goes: such as a control plane's virtual one.
+    Address { node: usize, address: usize, is: bool },
     /// Somebody forwards nothing.
     Firewall { node: usize },
     /// Our rules are deleted.
@@ -159,6 +163,11 @@ fn one(dice: &mut Dice) -> Event {
         35 => Event::Stop { daemon: dice.roll(5) },
         36 => Event::Start,
         37 => Event::Configure { variant: dice.roll(3) },
+        38 => {
+            // One number, as for a pause: what else a seed says stays.
+            let number = dice.roll(400);
+            Event::Address { node: gateway, address: number % ADDRESSES, is: !number.is_multiple_of(3) }
+        }
         _ => Event::Pause { milliseconds: dice.roll(400) as u64 },
     }
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::{
     oracle::{KINDS, Way, Ways, addresses, ways},
+    stage::foreign_addresses,
     talk::Seen,
 };
 use crate::{
@@ -105,6 +106,7 @@ fn now(reader: &Reader) -> Objects {
 struct Round {
     /// The ways of each state, the calm one first.
     ways: Vec<(Instant, Ways)>,
+    /// What an ungoverned pod may be seen as there: the node's addresses, and what somebody else may put beside them.
     nodes: BTreeMap<String, Vec<IpAddr>>,
     /// Addresses and nodes of pods.
     pods: BTreeMap<String, (Vec<IpAddr>, String)>,
@@ -121,7 +123,8 @@ impl Round {
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 let name = text(&object["metadata"]["name"]);
                 if object["kind"] == "Node" {
-                    round.nodes.insert(name, addresses(object));
+                    let foreign = foreign_addresses(&name);
+                    round.nodes.insert(name, addresses(object).into_iter().chain(foreign).collect());
                 } else if object["kind"] == "Pod" {
                     let own = object["status"]["podIPs"].as_array().into_iter().flatten();
                     let own = own.filter_map(|ip| ip["ip"].as_str()?.parse().ok()).collect();

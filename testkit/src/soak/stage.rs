@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::PoisonError,
     thread,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     Event,
-    event::{NODES, PODS},
+    event::{ADDRESSES, NODES, PODS},
     judge::{Finding, Historian, Judge, Timeline},
     objects::{gateway, policy, policy_name},
     oracle::{Way, ways},
@@ -147,6 +147,7 @@ impl Stage {
                 "type nat hook postrouting priority 50;",
                 &["ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade", "ip6 saddr fd10::/16 ip6 daddr != fd10::/16 masquerade"],
             )?,
+            Event::Address { node, address, is } => self.address(*node, *address, *is)?,
             Event::Firewall { node } => self.stranger(*node, "type filter hook forward priority 10;", &["drop"])?,
             Event::NoRules { node } => {
                 self.lenient.insert(node_name(*node).to_owned());
@@ -182,6 +183,24 @@ impl Stage {
             number,
             &format!("{STRANGER}\nnft -f - <<'END'\ntable inet stranger {{\n  chain own {{\n    {hook}\n    {rules}\n  }}\n}}\nEND\n"),
         )
+    }
+
+    /// A second address, in the node's own network or alone. What is there already stays, and so does what is not.
+    fn address(&self, number: usize, address: usize, is: bool) -> Result<(), String> {
+        let own = foreign_addresses(node_name(number))[address % ADDRESSES];
+        // Of full length as balancers and control planes put them, or with the network's length as a second lease has it.
+        let length = match address % ADDRESSES {
+            0 => 32,
+            1 => 16,
+            2 => 128,
+            _ => 64,
+        };
+        let script = if is {
+            format!("ip addr replace {own}/{length} dev eth0{}", if own.is_ipv6() { " nodad" } else { "" })
+        } else {
+            format!("ip addr del {own}/{length} dev eth0 2>/dev/null || true")
+        };
+        self.run(number, &script)
     }
 
     /// What is not there is not changed.
@@ -307,7 +326,8 @@ impl Stage {
     fn look(&self) -> Result<Vec<String>, String> {
         let ways = ways(&self.historian.now(), &self.servers)?;
         let look = |pod: &Pod| {
-            let hosts = self.cluster.lab.node(pod.node()).addresses();
+            let mut hosts = self.cluster.lab.node(pod.node()).addresses();
+            hosts.extend(foreign_addresses(pod.node()));
             let mut wrong = Vec::new();
             for server in &self.servers {
                 let to = std::net::SocketAddr::new(*server, crate::lab::PORT);
@@ -363,6 +383,13 @@ const NO_TUNNEL: &str = "for d in $(ip -o link show type vxlan | cut -d: -f2); d
 const NO_ROUTES: &str = "for f in -4 -6; do
   for t in $(ip $f rule show | grep fwmark | sed -n 's/.*lookup \\([0-9]*\\).*/\\1/p' | sort -u); do ip $f route flush table $t || true; done
 done";
+
+/// What somebody may put beside a node's own addresses. The masquerade of a CNI may choose one of them, and nothing of ours may.
+pub(super) fn foreign_addresses(node: &str) -> [IpAddr; ADDRESSES] {
+    let number = u8::try_from(NODES.iter().position(|name| *name == node).unwrap_or(NODES.len())).unwrap_or(u8::MAX);
+    let v6 = |last: u8| Ipv6Addr::new(0xfd00, 6, 0, 0, 0, 0, 9, u16::from(last)).into();
+    [[10, 6, 9, 10 + number].into(), [10, 6, 9, 20 + number].into(), v6(0x10 + number), v6(0x20 + number)]
+}
 
 fn node_name(number: usize) -> &'static str {
     NODES[number % NODES.len()]
