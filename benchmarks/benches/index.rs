@@ -14,7 +14,8 @@ use egressgateway_benchmarks::cluster::{Size, objects, pod, policy};
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let (size, events) = if quick { (Size { pods: 1_000, policies: 100 }, 200_u32) } else { (Size { pods: 100_000, policies: 10_000 }, 4_000) };
+    let (size, events) =
+        if quick { (Size { pods: 1_000, policies: 100 }, 200_u32) } else { (Size { pods: 100_000, policies: 10_000 }, 4_000) };
     let changes = objects(size);
 
     let start = Instant::now();

@@ -33,11 +33,9 @@ impl Cleanup {
     /// # Errors
     /// When the configuration names what is not compiled in, or the kernel can't be read.
     pub async fn plan(&self) -> Result<String, BuildError> {
-        let mut plan = self.drivers().await?.dry_run(&DriversDesired::default()).await?;
-        if let Some(path) = self.config.state_file.as_ref().filter(|path| path.exists()) {
-            plan.push_str(&format!("rm {}\n", path.display()));
-        }
-        Ok(plan)
+        let plan = self.drivers().await?.dry_run(&DriversDesired::default()).await?;
+        let state_file = self.config.state_file.as_ref().filter(|path| path.exists());
+        Ok(plan + &state_file.map(|path| format!("rm {}\n", path.display())).unwrap_or_default())
     }
 
     /// Removes everything; what is gone already is no error.

@@ -36,7 +36,7 @@ pub(super) struct Who {
 #[derive(Debug)]
 enum Claimants {
     One(PodName),
-    Several(Box<BTreeSet<PodName>>),
+    Several(BTreeSet<PodName>),
 }
 
 impl Claimants {
@@ -51,7 +51,7 @@ impl Claimants {
     fn insert(&mut self, pod: &PodName) {
         match self {
             Self::One(only) if only == pod => {}
-            Self::One(only) => *self = Self::Several(Box::new(BTreeSet::from([only.clone(), pod.clone()]))),
+            Self::One(only) => *self = Self::Several(BTreeSet::from([only.clone(), pod.clone()])),
             Self::Several(pods) => _ = pods.insert(pod.clone()),
         }
     }

@@ -38,7 +38,7 @@ impl Shared {
     pub(super) fn pod(&self, pod: Pod) -> Pod {
         let mut held = self.locked();
         let Pod { labels, node, addresses } = pod;
-        Pod { labels: held.labels(labels), node: node.map(|node| NodeName::from(held.text(node.as_str()))), addresses }
+        Pod { labels: held.labels(&labels), node: node.map(|node| NodeName::from(held.text(node.as_str()))), addresses }
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -57,8 +57,8 @@ impl Held {
         text
     }
 
-    fn labels(&mut self, labels: Labels) -> Labels {
-        if let Some(held) = self.labels.get(&labels) {
+    fn labels(&mut self, labels: &Labels) -> Labels {
+        if let Some(held) = self.labels.get(labels) {
             return held.clone();
         }
         self.sweep();

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use egressgateway::world::Labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
