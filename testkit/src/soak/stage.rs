@@ -293,7 +293,10 @@ impl Stage {
                 judged.map_err(|finding| self.tell(finding))?;
                 self.lenient_before = std::mem::take(&mut self.lenient);
                 self.happened = [std::mem::take(&mut self.happened[1]), Timeline::new()];
-                let never = || format!("never: {}\n{}\n{}", wrong.join("; "), self.story(Timeline::new()), self.cluster.logs());
+                let never = || {
+                    let (story, state, logs) = (self.story(Timeline::new()), self.state(), self.cluster.logs());
+                    format!("never: {}\n{story}\n{state}\n{logs}", wrong.join("; "))
+                };
                 return if wrong.is_empty() { Ok(()) } else { Err(never()) };
             }
         }
@@ -307,6 +310,12 @@ impl Stage {
         });
         let tracked = tracked.collect::<Vec<_>>().join("\n");
         format!("{}\n{}\n{tracked}\n{}", finding.what, self.story(finding.known), self.cluster.logs())
+    }
+
+    /// What each node's kernel holds that lets packets pass or not.
+    fn state(&self) -> String {
+        let of = |node: &Node| format!("--- state of {}\n{}", node.name(), node.run(STATE).unwrap_or_else(|error| error.to_string()));
+        self.cluster.lab.nodes().iter().map(of).collect::<Vec<_>>().join("\n")
     }
 
     /// Whether what [`NO_RULES`] took is there again.
@@ -376,6 +385,14 @@ const HAS_RULES: &str = "if nft list table inet egressgateway >/dev/null 2>&1; t
 for p in iptables-nft iptables-legacy; do
   if $p-save -t mangle 2>/dev/null | grep -q '^-A EGW-PREROUTING'; then echo yes; fi
 done";
+
+/// Addresses, neighbours, ways into the tunnel, devices and what was dropped.
+const STATE: &str = "ip -o address show | cut -c1-160
+ip neigh | cut -c1-120
+ip rule show | grep fwmark; ip -6 rule show | grep fwmark
+for f in 4 6; do ip -$f route show table all proto 77; ip -$f route show default; done
+ip -o -d link show type vxlan | cut -c1-220; bridge fdb show | grep -v permanent | grep dst
+nft list counters 2>/dev/null | grep -B1 -E 'packets [1-9]' | grep -E 'counter|packets' || true";
 
 const NO_TUNNEL: &str = "for d in $(ip -o link show type vxlan | cut -d: -f2); do ip link delete $d || true; done";
 
