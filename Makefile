@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need.
-.PHONY: demo test images e2e soak test-features test-kernels test-worlds bench bench-failover bench-scale package setup
+.PHONY: demo test images e2e e2e-absence soak test-features test-kernels test-worlds bench bench-failover bench-scale package setup
 
 # One selection of packages for all targets, so that nothing is built twice.
 BUILD = cargo build --workspace --bins
@@ -8,10 +8,10 @@ demo: setup
 	$(BUILD)
 	$(or $(CARGO_TARGET_DIR),target)/debug/demo $(if $(KEEP),--keep) --backend $(or $(BACKEND),auto)
 
-# The control plane, which takes minutes to build once, is built beside the rest; its tests wait for it, and say what is wrong with it.
+# The programs of Kubernetes, which take minutes to build once, are built beside the rest; their tests wait for them, and say what is wrong with them.
 # Every part runs to its end, and one summary tells what failed.
 test: setup
-	nice ./scripts/kube-assets >/dev/null 2>&1 &
+	nice ./scripts/kube-assets nodes >/dev/null 2>&1 &
 	./scripts/test
 
 # Archives of all images: images/NAME.tar. With PROGRAMS=target/debug from programs as they were built for tests, else from release builds.
@@ -22,7 +22,12 @@ images: setup
 # tests, the cluster stays and says how to look around.
 e2e: setup
 	$(BUILD)
-	$(if $(KEEP),$(or $(CARGO_TARGET_DIR),target)/debug/e2e up,cargo test --package egressgateway-testkit --test e2e --) $(E2E)
+	$(if $(KEEP),$(or $(CARGO_TARGET_DIR),target)/debug/e2e up,cargo test --workspace --test e2e --) $(E2E)
+
+# The API server goes away on that cluster, in different ways by turns: some three minutes each time. WRITE=docs/failover.md: into that page.
+e2e-absence: setup
+	$(BUILD)
+	cargo test --workspace --test e2e -- --absences $(or $(ROUNDS),12) $(if $(WRITE),--write $(abspath $(WRITE)))
 
 test-features: setup
 	./scripts/test features

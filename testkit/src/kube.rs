@@ -49,14 +49,14 @@ pub fn assets() -> Option<PathBuf> {
     None
 }
 
-/// The same with what nodes run; an error says why there is none.
+/// The same with what nodes run, and other sets of programs that the script knows; an error says why there is none.
 ///
 /// # Errors
 /// Where they can't be made.
-pub(crate) fn node_assets() -> Result<PathBuf, String> {
+pub(crate) fn node_assets(more: &[&str]) -> Result<PathBuf, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/kube-assets");
-    let output =
-        Command::new(script).arg("nodes").stdin(Stdio::null()).output().map_err(|error| format!("scripts/kube-assets: {error}"))?;
+    let mut command = Command::new(script);
+    let output = command.arg("nodes").args(more).stdin(Stdio::null()).output().map_err(|error| format!("scripts/kube-assets: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() { Ok(PathBuf::from(text(&output.stdout))) } else { Err(text(&output.stderr)) }
 }

@@ -10,6 +10,7 @@ pub mod lab;
 pub mod netns;
 pub mod pace;
 pub mod packets;
+pub mod page;
 pub mod relay;
 pub mod scale;
 pub mod shell;

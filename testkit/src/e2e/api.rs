@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const GLANCE: Duration = Duration::from_millis(200);
 
 /// Kinds that tests speak of: group and version, path, whether in a namespace.
-const KINDS: [(&str, &str, &str, bool); 16] = [
+const KINDS: [(&str, &str, &str, bool); 17] = [
     ("Namespace", "api/v1", "namespaces", false),
     ("Node", "api/v1", "nodes", false),
     ("Pod", "api/v1", "pods", true),
@@ -36,6 +36,7 @@ const KINDS: [(&str, &str, &str, bool); 16] = [
     ("EndpointSlice", "apis/discovery.k8s.io/v1", "endpointslices", true),
     ("Deployment", "apis/apps/v1", "deployments", true),
     ("DaemonSet", "apis/apps/v1", "daemonsets", true),
+    ("NetworkPolicy", "apis/networking.k8s.io/v1", "networkpolicies", true),
     ("Lease", "apis/coordination.k8s.io/v1", "leases", true),
     ("ClusterRole", "apis/rbac.authorization.k8s.io/v1", "clusterroles", false),
     ("ClusterRoleBinding", "apis/rbac.authorization.k8s.io/v1", "clusterrolebindings", false),

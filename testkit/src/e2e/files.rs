@@ -19,6 +19,8 @@ const KEYS: &str = "/etc/kubernetes";
 /// What programs want to know of the machine.
 const OF_THE_MACHINE: [&str; 9] =
     ["ld.so.cache", "nsswitch.conf", "passwd", "group", "protocols", "services", "ssl", "iproute2", "localtime"];
+/// The service that enforces NetworkPolicies.
+pub const KUBE_ROUTER: &str = "kube-router";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 pub(super) const PAUSE: &str = "localhost/pause:1";
 
@@ -186,7 +188,30 @@ fn services(node: &str) -> Vec<Service> {
     );
     flannel.environment.insert("NODE_NAME".to_owned(), node.to_owned());
     services.push(flannel);
+    services.push(policies(node));
     services
+}
+
+/// What enforces NetworkPolicies, for tests that start it.
+fn policies(node: &str) -> Service {
+    let mut service = service(
+        KUBE_ROUTER,
+        &[
+            KUBE_ROUTER,
+            "--run-firewall",
+            "--run-router=false",
+            "--run-service-proxy=false",
+            "--enable-cni=false",
+            "--enable-ipv6",
+            &format!("--service-cluster-ip-range={}", SERVICES.join(",")),
+            &format!("--kubeconfig={KEYS}/admin.conf"),
+            &format!("--hostname-override={node}"),
+            "--health-port=0",
+            "--v=1",
+        ],
+    );
+    service.rests = true;
+    service
 }
 
 fn control_plane(address: &str) -> Vec<Service> {

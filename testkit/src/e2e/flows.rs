@@ -88,6 +88,21 @@ impl Client {
         })?
     }
 
+    /// Tries a new connection and a datagram, each for so long; the source that the server saw, if one was answered.
+    #[must_use]
+    pub fn knock(&self, to: IpAddr, patience: Duration) -> Option<IpAddr> {
+        let tried = self.network.enter(|| {
+            let connection = TcpStream::connect_timeout(&(to, TCP).into(), patience).and_then(|stream| line(&stream, &self.name));
+            connection.or_else(|_| {
+                let socket = datagrams((to, UDP).into())?;
+                socket.set_read_timeout(Some(patience))?;
+                socket.send(self.name.as_bytes())?;
+                answer(&socket)
+            })
+        });
+        tried.and_then(|answer| answer).ok()
+    }
+
     /// A page over HTTP, by a new connection.
     ///
     /// # Errors
@@ -193,6 +208,8 @@ fn line(stream: &TcpStream, text: &str) -> io::Result<IpAddr> {
 #[derive(Debug, Default)]
 struct Met {
     sent: usize,
+    asked: Option<Instant>,
+    pause: Duration,
     answers: Vec<(Instant, IpAddr)>,
     ended: Vec<(Instant, String)>,
 }
@@ -214,7 +231,12 @@ impl Watch {
     }
 
     fn sent(&self) {
-        lock(&self.seen).sent += 1;
+        let now = Instant::now();
+        let mut met = lock(&self.seen);
+        met.sent += 1;
+        if let Some(before) = met.asked.replace(now) {
+            met.pause = met.pause.max(now.saturating_duration_since(before));
+        }
     }
 
     fn answered(&self, source: IpAddr) {
@@ -316,6 +338,8 @@ pub struct Gap(pub Duration);
 pub struct Measured {
     /// The longest time without an answer, up to the end.
     pub gap: Gap,
+    /// The longest time between two questions. In a stream of datagrams more than an interval is the machine's: it asks whether answers come or not.
+    pub pause: Duration,
     /// Questions.
     pub sent: usize,
     /// Answers by source.
@@ -378,6 +402,7 @@ fn measure(met: &Met, end: Instant) -> Measured {
     let silent = before.map_or(Duration::MAX, |before| end.saturating_duration_since(before));
     Measured {
         gap: Gap(gap.max(silent)),
+        pause: met.pause,
         sent: met.sent,
         sources,
         ended: met.ended.len(),

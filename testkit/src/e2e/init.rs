@@ -65,6 +65,9 @@ pub(super) struct Service {
     pub(super) after: Option<PathBuf>,
     #[serde(default)]
     pub(super) environment: BTreeMap<String, String>,
+    /// It rests after each boot, until somebody wants it.
+    #[serde(default)]
+    pub(super) rests: bool,
 }
 
 /// Becomes the first process of the node whose `var` and `etc` are in `directory`. Its number and start, as the outside knows them, are written to
@@ -182,6 +185,9 @@ impl Supervisor {
     fn new(services: Vec<Service>) -> io::Result<Self> {
         let now = Instant::now();
         fs::create_dir_all("/etc/cni/net.d")?;
+        for service in services.iter().filter(|service| service.rests) {
+            fs::write(Path::new("/").join(STOP).join(&service.name), Signal::SIGTERM.as_str())?;
+        }
         Ok(Self { services: services.into_iter().map(|service| (service, State::Rests { until: now })).collect(), pods: None })
     }
 

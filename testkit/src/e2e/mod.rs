@@ -37,6 +37,7 @@ use serde_json::json;
 pub use self::{
     api::{Api, eventually, has_condition},
     chart::{NAMESPACE, RELEASE},
+    files::KUBE_ROUTER,
     flows::{Client, Flows, Gap, Measured},
     init::run as init,
     net::Net,
@@ -75,11 +76,12 @@ pub struct Site {
     place: Place,
 }
 
-/// Where the programs are that a cluster needs; an error says why there can be none here.
+/// Where the programs are that a cluster needs; an error says why there can be none here. `more` names sets of `scripts/kube-assets` that tests want
+/// besides: `policies` has [`KUBE_ROUTER`].
 ///
 /// # Errors
 /// Without root, or where programs are missing and can't be made.
-pub fn assets() -> Result<PathBuf, String> {
+pub fn assets(more: &[&str]) -> Result<PathBuf, String> {
     if !geteuid().is_root() {
         return Err("this makes namespaces, and needs root".to_owned());
     }
@@ -89,7 +91,7 @@ pub fn assets() -> Result<PathBuf, String> {
             return Err(format!("there is no {program}: scripts/setup installs it"));
         }
     }
-    kube::node_assets()
+    kube::node_assets(more)
 }
 
 /// Where a program is that is called by its name.
@@ -268,6 +270,18 @@ impl Site {
         let router = self.process(ROUTER_NAME).map_err(said)?;
         let mut command = net::command_in(router, self.assets.join(program));
         command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments).env("HOME", self.directory());
+        output(command)
+    }
+
+    /// A program of this workspace in the router's network, with the administrator's kubeconfig in the variable by which the product's programs find it;
+    /// what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with all that it said.
+    pub fn own_tool(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+        let router = self.process(ROUTER_NAME).map_err(said)?;
+        let mut command = net::command_in(router, self.program.with_file_name(program));
+        command.args(arguments).env("EGRESSGATEWAY_KUBECONFIG", self.kubeconfig());
         output(command)
     }
 

@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use egressgateway_testkit::e2e::{Flows, OUTSIDE, OUTSIDE_NETWORKS, eventually};
+use egressgateway_testkit::e2e::{OUTSIDE, OUTSIDE_NETWORKS, eventually};
 
-use crate::{Run, node_address};
+use crate::{
+    Run, node_address,
+    watch::{Allowed, Watch},
+};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 /// The agent's port of metrics and probes.
@@ -27,38 +30,33 @@ pub(crate) fn a_gateway_loses_its_power(run: &Run) {
     space.policy(&OUTSIDE_NETWORKS);
     let lost = space.active();
     let next = if lost == "node1" { "node2" } else { "node1" };
-    let pods = space.pods(&[("governed-third", "node3", true), ("governed-next", next, true)]);
-    let mut flows: Vec<(&str, Flows)> = Vec::new();
-    for pod in &pods {
-        let place = if pod.node == next { "the gateway that takes over" } else { "a third node" };
-        for outside in OUTSIDE {
-            space.wait_for_source(pod, outside, node_address(&lost, outside));
-            flows.push((place, pod.client.flows(outside)));
+    let watch = |source: &str| {
+        let mut watch = Watch::beside(run, &space);
+        let pods = space.pods(&[("governed-third", "node3", true), ("governed-next", next, true)]);
+        for (pod, place) in pods.iter().zip(["a node that is no gateway", "the other gateway"]) {
+            watch.governed(&space, place, pod, &|outside| node_address(source, outside));
         }
-    }
+        watch
+    };
+    let before = watch(&lost);
     run.site.lose_power(&lost).unwrap();
-    let answered: Vec<bool> = flows.iter().map(|(_, flows)| flows.all_answered(PATIENCE)).collect();
+    let went_on = before.goes_on();
     // As long as it takes the controller to see it too: nothing changes any more.
     eventually("the controller has chosen the other node", PATIENCE, || {
         let active = space.active();
         if active == next { Ok(()) } else { Err(active) }
     });
-    let still: Vec<bool> = flows.iter().map(|(_, flows)| flows.all_answered(PATIENCE)).collect();
-    let mut wrong = Vec::new();
-    for (((place, flows), answered), outside) in flows.into_iter().zip(answered.iter().zip(&still)).zip(OUTSIDE.into_iter().cycle()) {
-        let measured = flows.finish();
-        run.table.add("gateway's power lost", place, if outside.is_ipv4() { "IPv4" } else { "IPv6" }, &measured);
-        let allowed = [node_address(&lost, outside), node_address(next, outside)];
-        for (flow, kind) in measured.iter().zip(["datagrams", "connection", "new connections"]) {
-            let others = flow.sources.keys().any(|source| !allowed.contains(source));
-            if answered != (&true, &true) || others || flow.last != Some(allowed[1]) {
-                wrong.push(format!("{place}, {outside}, {kind}: answered {answered:?}, {flow:?}"));
-            }
-        }
-    }
+    let sources = |outside| vec![node_address(&lost, outside), node_address(next, outside)];
+    let taken_over = before.end("the gateway's node loses its power", &Allowed { sources: &sources, ends: usize::MAX });
+
+    let after = watch(next);
     run.site.boot(&lost).unwrap();
     wait_for_agent(run, &lost);
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let sources = |outside| vec![node_address(next, outside)];
+    let stayed = after.end("that node boots again", &Allowed { sources: &sources, ends: 0 });
+    for result in [went_on, taken_over.map(drop), stayed.map(drop)] {
+        result.unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
     assert_eq!(space.active(), next, "who comes back does not take over");
 }
 

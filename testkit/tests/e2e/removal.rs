@@ -15,9 +15,12 @@ ip rule show | grep -E 'proto 77|fwmark 0x.*/0xff000000' || true
 ip -6 rule show | grep -E 'proto 77|fwmark 0x.*/0xff000000' || true
 ip route show table all proto 77
 ip -6 route show table all proto 77
+ip nexthop show proto 77
 nft list tables | grep egressgateway || true
-iptables-save | grep -i egw- || true
-ip6tables-save | grep -i egw- || true
+for flavour in nft legacy; do
+    iptables-$flavour-save 2>/dev/null | grep -iE 'egw-|egressgateway' || true
+    ip6tables-$flavour-save 2>/dev/null | grep -iE 'egw-|egressgateway' || true
+done
 ipset list -n | grep -i egw || true
 ls /var/lib/egressgateway 2>/dev/null || true
 ";
@@ -39,8 +42,12 @@ pub(crate) fn nothing_is_left(run: &Run) {
             if left.is_empty() { Ok(()) } else { Err(left) }
         });
     }
-    let late = space.pods(&[("governed-late", "node3", true)]).remove(0);
-    for outside in OUTSIDE {
-        space.wait_for_source(&late, outside, node_address("node3", outside));
+    // New pods reach everything, whatever they would have been, and so does the one from before.
+    let names: Vec<String> = NODES[1..].iter().map(|node| format!("governed-late-{node}")).collect();
+    let wanted: Vec<_> = names.iter().zip(&NODES[1..]).map(|(name, node)| (name.as_str(), *node, true)).collect();
+    for late in space.pods(&wanted).iter().chain([&pod]) {
+        for outside in OUTSIDE {
+            space.wait_for_source(late, outside, node_address(&late.node, outside));
+        }
     }
 }

@@ -4,7 +4,6 @@
 mod distribution;
 mod egress_ip;
 mod load;
-mod page;
 mod power;
 mod probes;
 mod race;
@@ -14,6 +13,7 @@ mod scene;
 use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
+use egressgateway_testkit::page;
 
 /// Measures failovers. Needs root, for network namespaces; the host's network is not touched.
 #[derive(Debug, Parser)]

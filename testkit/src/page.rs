@@ -2,8 +2,11 @@
 
 use std::{fs, io, path::Path};
 
-/// Replaces what stands between the markers of `part`.
-pub(crate) fn write(path: &Path, part: &str, table: &str) -> io::Result<()> {
+/// Replaces what stands between the markers of `part`: `<!-- PART -->` and `<!-- end of PART -->`.
+///
+/// # Errors
+/// When the page can't be read or written, or does not have them.
+pub fn write(path: &Path, part: &str, table: &str) -> io::Result<()> {
     let text = fs::read_to_string(path)?;
     let replaced = replace(&text, part, table).map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
     fs::write(path, replaced)
