@@ -39,6 +39,17 @@ done
 ipset list -n | grep KUBE- | while read -r set; do ipset destroy $set; done
 "#;
 
+/// Puts the enforcer's jump behind the product's, where that has one.
+const OURS_FIRST: &str = r#"
+for tool in iptables ip6tables; do
+    theirs=$($tool -S FORWARD | sed -n '/-j KUBE-ROUTER-FORWARD$/s/^-A FORWARD //p')
+    $tool -S FORWARD | grep -q -- '-j EGW-' || continue
+    eval "$tool -D FORWARD $theirs"
+    last=$($tool -S FORWARD | grep ^-A | grep -n -- '-j EGW-' | tail -n 1 | cut -d: -f1)
+    eval "$tool -I FORWARD $((last + 1)) $theirs"
+done
+"#;
+
 /// kube-router on all nodes, as a firewall alone; it goes with this.
 struct Enforcer<'a>(&'a Site);
 
@@ -82,7 +93,7 @@ fn first(site: &Site, node: &str) -> Result<First, String> {
     if found[0] == found[1] { Ok(found[0]) } else { Err(format!("{node}: {found:?} in IPv4 and IPv6")) }
 }
 
-/// Two kinds of policies for three kinds of pods, on each node but the control plane's.
+/// Three kinds of pods, on each node but the control plane's.
 struct Scene<'a> {
     run: &'a Run,
     space: Space<'a>,
@@ -115,19 +126,16 @@ impl<'a> Scene<'a> {
         Self { run, space, active, forbidden, allowed, references, touched: Default::default() }
     }
 
-    /// Forbids what is to be forbidden, and allows the others the governed networks alone.
+    /// Forbids everything to whom it is to be forbidden. The others have no policy: kube-router 2.1.0 writes no rule of IPv6 at all once a policy
+    /// allows somebody something.
     fn restrict(&self) {
         let names = |pods: &[Pod]| pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>();
         let select = |names: Vec<String>| json!({"matchExpressions": [{"key": "app", "operator": "In", "values": names}]});
-        let policy = |name: &str, pods: Vec<String>, egress: serde_json::Value| {
-            self.space.apply(json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name},
-                "spec": {"podSelector": select(pods), "policyTypes": ["Egress"], "egress": egress},
-            }));
-        };
-        policy(FORBIDDEN, [names(&self.forbidden), names(&self.references)].concat(), json!([]));
-        let blocks: Vec<_> = OUTSIDE_NETWORKS.iter().map(|network| json!({"ipBlock": {"cidr": network}})).collect();
-        policy("allowed", names(&self.allowed), json!([{"to": blocks}]));
+        let pods = select([names(&self.forbidden), names(&self.references)].concat());
+        self.space.apply(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": FORBIDDEN},
+            "spec": {"podSelector": pods, "policyTypes": ["Egress"], "egress": []},
+        }));
     }
 
     /// Lets the enforcer write everything again.
@@ -173,8 +181,10 @@ impl<'a> Scene<'a> {
             eventually(&what, PATIENCE, || {
                 let before = first(site, &self.active)?;
                 if before != wanted {
-                    if wanted == First::Theirs {
-                        self.touch();
+                    // It takes the first place with each change of policies, and the product leaves it there: it decides about pods alone.
+                    match wanted {
+                        First::Theirs => self.touch(),
+                        First::Ours => NODES[1..].iter().try_for_each(|node| site.on_node(node, OURS_FIRST).map(drop))?,
                     }
                     return Err(format!("{before:?} comes first"));
                 }

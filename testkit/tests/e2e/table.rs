@@ -23,14 +23,15 @@ struct Entry {
     measured: [Measured; 3],
 }
 
-/// What flows of one kind met, of all pods of a kind of place.
+/// What flows of all kinds met, of all pods of a kind of place.
 #[derive(Debug, Default)]
 struct Row {
-    gaps: [Option<Duration>; 2],
+    /// By kinds, and by families.
+    gaps: [[Option<Duration>; 2]; 3],
+    sent: [usize; 3],
+    answered: [usize; 3],
+    ended: [usize; 3],
     pause: Duration,
-    sent: usize,
-    answered: usize,
-    ended: usize,
 }
 
 impl Table {
@@ -46,13 +47,16 @@ impl Table {
 }
 
 impl Row {
-    fn add(&mut self, six: bool, flow: &Measured) {
-        let gap = &mut self.gaps[usize::from(six)];
-        *gap = (*gap).max(Some(flow.gap.0));
-        self.pause = self.pause.max(flow.pause);
-        self.sent += flow.sent;
-        self.answered += flow.sources.values().sum::<usize>();
-        self.ended += flow.ended;
+    fn add(&mut self, six: bool, measured: &[Measured; 3]) {
+        for (kind, flow) in measured.iter().enumerate() {
+            let gap = &mut self.gaps[kind][usize::from(six)];
+            *gap = (*gap).max(Some(flow.gap.0));
+            self.sent[kind] += flow.sent;
+            self.answered[kind] += flow.sources.values().sum::<usize>();
+            self.ended[kind] += flow.ended;
+        }
+        // Only the stream asks whatever comes.
+        self.pause = self.pause.max(measured[0].pause);
     }
 }
 
@@ -60,25 +64,24 @@ impl Display for Table {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let entries = self.0.lock().unwrap();
         formatter.write_str(
-            "| what happens | pods on | flow | longest gap, IPv4 | IPv6 | without answer | ended | the machine's pause |\n|---|---|---|---|---|---|---|---|",
+            "| what happens | pods on | datagrams, IPv4 and IPv6 | lost | a connection | ended | new connections | failed | the machine's pause |\n\
+             |---|---|---|---|---|---|---|---|---|",
         )?;
-        let mut rows: Vec<([&str; 3], Row)> = Vec::new();
+        let mut rows: Vec<([&str; 2], Row)> = Vec::new();
         for Entry { event, place, six, measured } in entries.iter() {
-            for (kind, flow) in KINDS.iter().zip(measured) {
-                let name = [event.as_str(), place, kind];
-                let at = rows.iter().position(|(own, _)| *own == name).unwrap_or_else(|| {
-                    rows.push((name, Row::default()));
-                    rows.len() - 1
-                });
-                rows[at].1.add(*six, flow);
-            }
+            let name = [event.as_str(), place.as_str()];
+            let at = rows.iter().position(|(own, _)| *own == name).unwrap_or_else(|| {
+                rows.push((name, Row::default()));
+                rows.len() - 1
+            });
+            rows[at].1.add(*six, measured);
         }
-        for ([event, place, kind], row) in rows {
-            let [gap, gap6] = row.gaps.map(|gap| gap.map_or_else(|| "-".to_owned(), |gap| Gap(gap).to_string()));
-            // Only the stream asks whatever comes.
-            let pause = if kind == KINDS[0] { Gap(row.pause).to_string() } else { String::new() };
-            let lost = format!("{} of {}", row.sent.saturating_sub(row.answered), row.sent);
-            write!(formatter, "\n| {event} | {place} | {kind} | {gap} | {gap6} | {lost} | {} | {pause} |", row.ended)?;
+        for ([event, place], row) in rows {
+            let gaps = row.gaps.map(|gaps| gaps.map(|gap| gap.map_or_else(|| "-".to_owned(), |gap| Gap(gap).to_string())).join(", "));
+            let lost = format!("{} of {}", row.sent[0].saturating_sub(row.answered[0]), row.sent[0]);
+            let [_, ended, failed] = row.ended;
+            let ([datagrams, connection, new], pause) = (gaps, Gap(row.pause));
+            write!(formatter, "\n| {event} | {place} | {datagrams} | {lost} | {connection} | {ended} | {new} | {failed} | {pause} |")?;
         }
         Ok(())
     }
