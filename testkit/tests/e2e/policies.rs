@@ -123,7 +123,7 @@ impl<'a> Scene<'a> {
         let pods = space.pods(&wanted);
         let named = |part: &str| pods.iter().filter(|pod| pod.name.starts_with(part)).cloned().collect::<Vec<_>>();
         let [forbidden, allowed, references] = ["governed-forbidden", "governed-allowed", "free-forbidden"].map(named);
-        Self { run, space, active, forbidden, allowed, references, touched: Default::default() }
+        Self { run, space, active, forbidden, allowed, references, touched: std::cell::Cell::default() }
     }
 
     /// Forbids everything to whom it is to be forbidden. The others have no policy: kube-router 2.1.0 writes no rule of IPv6 at all once a policy
