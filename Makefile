@@ -11,7 +11,7 @@ demo: setup
 # The programs of Kubernetes, which take minutes to build once, are built beside the rest; their tests wait for them, and say what is wrong with them.
 # Every part runs to its end, and one summary tells what failed.
 test: setup
-	nice ./scripts/kube-assets nodes >/dev/null 2>&1 &
+	nice ./scripts/kube-assets >/dev/null 2>&1 &
 	./scripts/test
 
 # Archives of all images: images/NAME.tar. With PROGRAMS=target/debug from programs as they were built for tests, else from release builds.
