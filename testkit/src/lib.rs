@@ -14,5 +14,6 @@ pub mod page;
 pub mod relay;
 pub mod scale;
 pub mod shell;
+pub mod skip;
 pub mod soak;
 pub mod tunnels;

@@ -10,21 +10,17 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::shell::run;
+use crate::{shell::run, skip::skip};
 
-/// Makes a skipped test a failure when set: continuous integration runs everything.
-pub const REQUIRE_ALL: &str = "EGRESSGATEWAY_REQUIRE_ALL";
-
-/// Whether tests that need root run here.
+/// Whether tests that need root run here; says where they do not.
 ///
 /// # Panics
-/// Without root where [`REQUIRE_ALL`] is set.
+/// Without root where [`REQUIRE_ALL`](crate::skip::REQUIRE_ALL) is set.
 #[must_use]
 pub fn have_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os(REQUIRE_ALL).is_none(), "{REQUIRE_ALL} is set, and this test needs root");
     if !root {
-        eprintln!("skipped: this test makes network namespaces and needs root");
+        skip("it makes network namespaces and needs root");
     }
     root
 }

@@ -101,3 +101,30 @@ fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
         }
     }
 }
+
+/// The lists of `scripts/test`.
+fn test_programs(list: &str) -> Vec<String> {
+    let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/test")).unwrap();
+    let from = script.split_once(&format!("{list}_programs=(")).unwrap().1;
+    from.split_once(')').unwrap().0.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn every_test_program_is_in_one_list_of_what_it_needs() {
+    let lists = ["rootless", "rooted", "other"].map(test_programs);
+    for package in packages() {
+        for target in package["targets"].as_array().unwrap() {
+            if target["kind"][0] != "test" {
+                continue;
+            }
+            let name = target["name"].as_str().unwrap();
+            let found = lists.iter().filter(|list| list.iter().any(|other| other == name)).count();
+            assert_eq!(found, 1, "{name} of {} belongs in one list of scripts/test", package["name"]);
+            let source = std::fs::read_to_string(target["src_path"].as_str().unwrap()).unwrap();
+            // In two pieces each, because this file is looked at too.
+            let words = [concat!("net", "ns::"), concat!("packet", "_tests!"), concat!("tunnel", "_tests!")];
+            let touches_a_kernel = words.iter().any(|word| source.contains(word));
+            assert!(!touches_a_kernel || !lists[0].iter().any(|other| other == name), "{name} needs root");
+        }
+    }
+}

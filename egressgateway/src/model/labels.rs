@@ -38,11 +38,13 @@ impl Labels {
     }
 
     /// The same with every text replaced by an equal one, such as one that others have too.
+    #[cfg(feature = "runtime")]
     pub(crate) fn with_texts(&self, mut same: impl FnMut(&Arc<str>) -> Arc<str>) -> Self {
         Self(self.0.iter().map(|(key, value)| (same(key), same(value))).collect())
     }
 
     /// Whether nobody else has a clone of it.
+    #[cfg(feature = "runtime")]
     pub(crate) fn is_alone(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
