@@ -15,6 +15,7 @@ use super::{
     agent_watches::{Seen, own_pods, spawn_watches},
     announcements::Announcements,
     boot_hold::{self, Remembering},
+    bounded::{self, bounded},
     claims::{Channels, Claims},
     convergence::Convergence,
     feeds::{Feeds, kind},
@@ -527,7 +528,7 @@ impl Session {
         let host = &self.host;
         let read =
             async { Ok::<_, Error>((host.underlay().await?, host.interfaces().await?, host.attachments().await?, host.routes().await?)) };
-        match read.await {
+        match bounded("read of the host", bounded::LIMIT, read).await {
             Ok((underlay, interfaces, mut attachments, routes)) => {
                 let egress = std::mem::take(&mut attachments.egress);
                 if matches!(self.inherited, Inherited::Unknown) {

@@ -8,6 +8,7 @@ mod agent_watches;
 mod announcements;
 mod backoff;
 mod boot_hold;
+mod bounded;
 mod claims;
 mod cluster_networks;
 mod conditions;

@@ -1,11 +1,17 @@
+//! Drivers whose calls are bounded, measured and noted.
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::Duration,
 };
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
-use super::metrics::AgentMetrics;
+use super::{
+    bounded::{LIMIT, bounded},
+    metrics::AgentMetrics,
+};
 use crate::{Drivers, Error, ErrorKind, Outcome, Reconcile};
 
 /// How often a driver may fail in passing before it is said to have failed: the first repair is not news.
@@ -61,7 +67,7 @@ pub(super) struct Recorders {
     pub(super) policy: Recorder,
 }
 
-/// The same drivers, with what becomes of their calls noted and measured.
+/// The same drivers, with what becomes of their calls noted and measured. A call that does not end is given up.
 pub(super) fn record(drivers: Drivers, recorders: &Recorders, metrics: &AgentMetrics) -> Drivers {
     Drivers {
         tunnel: Box::new(Recorded::new("tunnel", drivers.tunnel, recorders.tunnel.clone(), metrics)),
@@ -76,11 +82,13 @@ struct Recorded<D> {
     driver: Box<dyn Reconcile<D>>,
     recorder: Recorder,
     metrics: AgentMetrics,
+    /// How long a call may take. Longer each time that one was given up: a host may be slower than anybody thought.
+    limit: Duration,
 }
 
 impl<D> Recorded<D> {
     fn new(name: &'static str, driver: Box<dyn Reconcile<D>>, recorder: Recorder, metrics: &AgentMetrics) -> Self {
-        Self { name, driver, recorder, metrics: metrics.clone() }
+        Self { name, driver, recorder, metrics: metrics.clone(), limit: LIMIT }
     }
 }
 
@@ -88,14 +96,20 @@ impl<D> Recorded<D> {
 impl<D: Sync> Reconcile<D> for Recorded<D> {
     async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
         let began = Instant::now();
-        let result = self.driver.reconcile(desired).await;
+        let result = bounded(self.name, self.limit, self.driver.reconcile(desired)).await;
+        if began.elapsed() >= self.limit {
+            self.driver.invalidate();
+            self.limit *= 2;
+        } else if result.is_ok() {
+            self.limit = LIMIT;
+        }
         self.metrics.reconciled(self.name, began.elapsed(), result.as_ref().err().map(|error| error.kind));
         self.recorder.note(&result);
         result
     }
 
     async fn dry_run(&mut self, desired: &D) -> Result<String, Error> {
-        self.driver.dry_run(desired).await
+        bounded(self.name, self.limit, self.driver.dry_run(desired)).await
     }
 
     fn invalidate(&mut self) {
@@ -106,6 +120,35 @@ impl<D: Sync> Reconcile<D> for Recorded<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Never ends a call until it was told to forget what it believes.
+    #[derive(Default)]
+    struct Stuck(bool);
+
+    #[async_trait]
+    impl Reconcile<()> for Stuck {
+        async fn reconcile(&mut self, (): &()) -> Result<Outcome, Error> {
+            if self.0 { Ok(Outcome::Applied) } else { std::future::pending().await }
+        }
+
+        async fn dry_run(&mut self, (): &()) -> Result<String, Error> {
+            Ok(String::new())
+        }
+
+        fn invalidate(&mut self) {
+            self.0 = true;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_is_stuck_is_given_up_and_reads_the_kernel_again() {
+        let recorder = Recorder::default();
+        let mut driver = Recorded::new("steering", Box::new(Stuck::default()), recorder.clone(), &AgentMetrics::default());
+        let error = driver.reconcile(&()).await.unwrap_err();
+        assert_eq!((error.kind, driver.limit), (ErrorKind::Transient, 2 * LIMIT));
+        assert_eq!(driver.reconcile(&()).await.unwrap(), Outcome::Applied);
+        assert_eq!((recorder.read(), driver.limit), (Record::Good, LIMIT));
+    }
 
     #[test]
     fn a_failure_in_passing_is_told_only_once_it_repeats() {
