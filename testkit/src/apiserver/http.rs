@@ -158,11 +158,13 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         return Ok(refused(&Refusal::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")));
     };
     shared.count(verb, &call.resource_name());
+    // Before the fault is met: a request that met it must not miss that everything was healed meanwhile.
+    let mut released = shared.released.subscribe();
     match shared.meet_fault(verb, &call.resource_name(), parts.uri.query().unwrap_or_default()) {
         Some(Effect::Status(code)) => return Ok(refused(&Refusal::of_code(code))),
         Some(Effect::Reset) => return Err(io::ErrorKind::ConnectionReset.into()),
         Some(Effect::Hang) => {
-            let _ = shared.released.subscribe().changed().await;
+            let _ = released.changed().await;
         }
         None => {}
     }
