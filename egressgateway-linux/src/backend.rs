@@ -16,6 +16,8 @@ use egressgateway_backend_nftables::{ExitGuard, ExitMarks, Services};
 use egressgateway_backend_nftables::{NftUntracking, Nftables, NftablesSettings};
 
 use crate::error::BuildError;
+#[cfg(all(feature = "nftables", feature = "netfilter"))]
+use crate::guarded::Guarded;
 
 type Policy = Box<dyn Reconcile<PolicyDesired>>;
 
@@ -139,7 +141,8 @@ impl InForce {
             Ok(guard) => {
                 self.monitors.push(Arc::new(guard.monitor()?));
                 self.counters.push(Arc::new(guard.clone()));
-                self.drivers.push(Box::new(Reconciler::new(guard)));
+                let policy = Box::new(Together::new(std::mem::take(&mut self.drivers)));
+                self.drivers = vec![Box::new(Guarded { guard: Box::new(Reconciler::new(guard)), policy })];
                 Ok(())
             }
             Err(error) if error.kind == ErrorKind::Unsupported => {

@@ -30,6 +30,8 @@ mod agent;
 mod backend;
 mod cleanup;
 mod error;
+#[cfg(all(feature = "nftables", feature = "netfilter"))]
+mod guarded;
 mod tunnel;
 
 pub use agent::{AgentBuilder, PreparedAgent, agent_settings};
