@@ -222,7 +222,7 @@ async fn keeps_connections(netlink: &Netlink) -> Result<bool, BuildError> {
     if !keeps {
         tracing::warn!(
             "this kernel has no resilient groups of next hops (Linux 5.14): connections through the nodes of a gateway that balances may be \
-             assigned anew whenever one goes or comes"
+             reassigned whenever one goes or comes"
         );
     }
     Ok(keeps)
