@@ -1,11 +1,11 @@
 //! Between any two writes of a plan, a packet meets what the old or the new state says of its class, or is dropped.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, iter, net::IpAddr, sync::Arc};
 
 use egressgateway::{
-    PolicyDesired,
-    model::{ClassId, Family, IpRange, MarkMask, SourceNat, TargetId, Verdict},
+    ExitNetwork, PolicyDesired,
+    model::{ClassId, Family, IpRange, MarkMask, NetworkId, SourceNat, TargetId, Verdict},
     trace::{Trace, TracePacket, TraceSource, TraceVerdict},
 };
 
@@ -17,6 +17,10 @@ use crate::{
 };
 
 const EXIT: u32 = 0x1200_0000;
+/// What leaves by another network of the node.
+const NETWORK: u32 = 0x0500_0000;
+/// What leads outside.
+const DEVICE: &str = "eth0";
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -39,6 +43,7 @@ fn world(pods: &[(&str, u32)], places: &[(u32, &str, u8, SourceNat)], exits: boo
         desired.exits = desired.targets.clone();
         desired.accepts = desired.targets.clone();
         desired.overlay.unknown_may_exit = true;
+        desired.node_addresses.insert((DEVICE.into(), Family::V4), ip("10.6.0.14"));
     }
     desired.pods = pods.iter().map(|(pod, id)| (ip(pod), class(*id))).collect();
     for (id, net, byte, source_nat) in places {
@@ -67,6 +72,16 @@ fn worlds(exits: bool) -> Vec<PolicyDesired> {
     let more = (0..600_u32).map(|index| (IpAddr::from(std::net::Ipv4Addr::from_bits(0x0b00_0000 + index)), class(1 + index % 2 * 0xffff)));
     many.pods.extend(more);
     worlds.push(many);
+    if exits {
+        // The first address is one of another network of this node.
+        let mut network = world(&[one, two], &[(0x1_0000, "10.6.1.0/24", 0x11, first), (1, "10.6.1.0/24", 0x13, node)], exits);
+        let link = ["10.6.0.0/16".parse::<ipnet::IpNet>().unwrap()].into_iter().collect();
+        let addresses = [ip("10.6.0.200")].into_iter().collect();
+        let other = ExitNetwork { device: "eth1".into(), router: ip("10.6.255.254"), link, addresses };
+        network.networks.insert(NetworkId::new(5).unwrap(), other);
+        network.node_addresses.insert(("eth1".into(), Family::V4), ip("10.6.0.15"));
+        worlds.push(network);
+    }
     worlds
 }
 
@@ -145,19 +160,48 @@ fn restore(now: &mut NetfilterState, family: Family, script: &str) -> NetfilterS
     now.clone()
 }
 
-/// What a packet meets: its way, and as whom it leaves if it exits here.
-fn met(state: &NetfilterState, source: &str, destination: &str) -> (TraceVerdict, TraceSource) {
-    let mut packet = TracePacket::new(ip(source), ip(destination));
-    let way = state.trace(&packet);
-    packet.connection_mark = EXIT;
-    // A number alone: what it counted on the way does not matter.
-    (way, state.trace_source(&packet, "eth0"))
+/// What a packet meets: its way, as whom it leaves by each device that leads outside, and as whom if it is pinned to exit here.
+#[derive(Debug, PartialEq)]
+struct Met {
+    way: TraceVerdict,
+    leaves: [TraceSource; 2],
+    pinned: TraceSource,
 }
 
-/// Every class that a pod has in one of these worlds, with what any of them says of that class: a plan changes classes and destinations
-/// one after the other, as an administrator might.
+fn met(state: &NetfilterState, source: &str, destination: &str) -> Met {
+    let packet = TracePacket::new(ip(source), ip(destination));
+    let way = state.trace(&packet);
+    let leaves = [DEVICE, "eth1"].map(|device| leaves(state, &packet, &way, device));
+    let pinned = state.trace_source(&TracePacket { connection_mark: EXIT, ..packet }, DEVICE);
+    Met { way, leaves, pinned }
+}
+
+/// As whom a packet leaves that went this way.
+fn leaves(state: &NetfilterState, packet: &TracePacket, way: &TraceVerdict, device: &str) -> TraceSource {
+    let marked = |verdict: &TraceVerdict| match verdict {
+        TraceVerdict::Accept { packet_mark, connection_mark, .. } => {
+            Some(TracePacket { packet_mark: *packet_mark, connection_mark: *connection_mark, ..packet.clone() })
+        }
+        TraceVerdict::Drop { .. } => None,
+    };
+    let forwarded = marked(way).and_then(|packet| marked(&state.trace_forward(&packet, device)));
+    forwarded.map_or(TraceSource::Drop { counter: None }, |packet| state.trace_source(&packet, device))
+}
+
+/// Whether it is dropped, or leaves as one of these say.
+fn is_known(source: TraceSource, mut answers: impl Iterator<Item = TraceSource>) -> bool {
+    matches!(source, TraceSource::Drop { .. }) || answers.any(|answer| answer == source)
+}
+
+/// Every class that a pod has in one of these worlds, with what any of them says of that class, and what the node is in any of them: a plan
+/// changes classes, destinations and the node's part one after the other, as an administrator might.
 fn possible(worlds: &[&PolicyDesired]) -> Vec<NetfilterState> {
-    let mixed = worlds.iter().flat_map(|who| worlds.iter().map(|place| PolicyDesired { pods: who.pods.clone(), ..(*place).clone() }));
+    let mixed = worlds.iter().flat_map(|who| {
+        worlds.iter().flat_map(|place| {
+            let (pods, destinations) = (&who.pods, &place.destinations);
+            worlds.iter().map(|part| PolicyDesired { pods: pods.clone(), destinations: destinations.clone(), ..(*part).clone() })
+        })
+    });
     mixed.map(|desired| NetfilterState::of(&desired, Bits::new(MarkMask::default()), &NetfilterState::default()).unwrap()).collect()
 }
 
@@ -174,11 +218,23 @@ fn check_all(current: &NetfilterState, before: &[&PolicyDesired], desired: &Poli
     for step in plan(current, &after, bits).steps {
         for moment in moments(&now, &step) {
             for ((source, destination), answers) in packets.iter().zip(&answers) {
-                let (way, leaves) = met(&moment, source, destination);
-                let known = matches!(way, TraceVerdict::Drop { .. }) || answers.iter().any(|answer| answer.0 == way);
+                let Met { way, leaves, pinned } = met(&moment, source, destination);
+                // What is let out here may be dropped at the last moment.
+                let dropped = match way {
+                    TraceVerdict::Drop { .. } => true,
+                    TraceVerdict::Accept { connection_mark: EXIT | NETWORK, .. } => {
+                        leaves.iter().all(|source| is_known(*source, iter::empty()))
+                    }
+                    TraceVerdict::Accept { .. } => false,
+                };
+                let known = dropped || answers.iter().any(|answer| answer.way == way);
                 assert!(known, "{what}: {source} to {destination} is {way:?} at\n{step:?}");
-                let known = matches!(leaves, TraceSource::Drop { .. }) || answers.iter().any(|answer| answer.1 == leaves);
-                assert!(known, "{what}: {source} to {destination} leaves as {leaves:?} at\n{step:?}");
+                for (index, leaves) in leaves.into_iter().enumerate() {
+                    let known = is_known(leaves, answers.iter().map(|answer| answer.leaves[index]));
+                    assert!(known, "{what}: {source} to {destination} leaves by device {index} as {leaves:?} at\n{step:?}");
+                }
+                let known = is_known(pinned, answers.iter().map(|answer| answer.pinned));
+                assert!(known, "{what}: {source} to {destination}, pinned, leaves as {pinned:?} at\n{step:?}");
             }
             now = moment.clone();
             all.push(moment);
@@ -191,19 +247,20 @@ fn check_all(current: &NetfilterState, before: &[&PolicyDesired], desired: &Poli
 #[test]
 fn between_any_two_writes_no_number_is_taken_for_anothers() {
     let mut seen = BTreeSet::new();
-    for exits in [false, true] {
-        let worlds = worlds(exits);
-        for (from, before) in worlds.iter().enumerate() {
-            let current = NetfilterState::of(before, Bits::new(MarkMask::default()), &NetfilterState::default()).unwrap();
-            for (to, desired) in worlds.iter().enumerate() {
-                let all = check_all(&current, &[before], desired, &format!("{from} → {to}, exits: {exits}"));
-                seen.insert(all.len());
-                // Interrupted at any moment, and read again: on to a third state.
-                let third = &worlds[(from + to + 1) % worlds.len()];
-                for (index, moment) in all.iter().enumerate().step_by(all.len() / 8 + 1) {
-                    let read = NetfilterState::observed(moment.sets.clone(), moment.tables.clone());
-                    check_all(&read, &[before, desired], third, &format!("{from} → {to} interrupted at {index} → third, exits: {exits}"));
-                }
+    // A node that is an exit, or becomes one, or is one no more.
+    let mut others = worlds(false);
+    let no_exit = [others.swap_remove(1), others.swap_remove(3)];
+    let worlds = [&no_exit[..], &worlds(true)[..]].concat();
+    for (from, before) in worlds.iter().enumerate() {
+        let current = NetfilterState::of(before, Bits::new(MarkMask::default()), &NetfilterState::default()).unwrap();
+        for (to, desired) in worlds.iter().enumerate() {
+            let all = check_all(&current, &[before], desired, &format!("{from} → {to}"));
+            seen.insert(all.len());
+            // Interrupted at any moment, and read again: on to a third state.
+            let third = &worlds[(from + to + 1) % worlds.len()];
+            for (index, moment) in all.iter().enumerate().step_by(all.len() / 3 + 1) {
+                let read = NetfilterState::observed(moment.sets.clone(), moment.tables.clone());
+                check_all(&read, &[before, desired], third, &format!("{from} → {to} interrupted at {index} → third"));
             }
         }
     }

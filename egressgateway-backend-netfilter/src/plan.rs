@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     bits::Bits,
-    names::{Common, NOT_PEER, START_GATE, TABLES, UNKNOWN_SOURCE, temporary},
+    names::{Common, NOT_PEER, START_GATE, TABLES, UNKNOWN_SOURCE, WHERE_PREFIX, temporary},
     set::{Entry, Kind, Set, Shape, family},
     state::{Jump, NetfilterState, Table, Tables},
     transition,
@@ -109,6 +109,8 @@ pub(crate) fn plan(current: &NetfilterState, after: &NetfilterState, bits: Bits)
     let mut plan = NetfilterPlan::default();
     let held = plan.hold_wrong_sets(current, after);
     let current = held.as_ref().unwrap_or(current);
+    let without = plan.drop_left_over(current, after);
+    let current = without.as_ref().unwrap_or(current);
     let sets = SetChanges::between(current, after);
     let between = transition::tables(current, after, bits);
     plan.sets(sets.before);
@@ -165,6 +167,31 @@ impl NetfilterPlan {
             held.sets.remove(name);
         }
         Some(held)
+    }
+
+    /// A class's set that no rule refers to is what an interrupted change left. Its entries may have numbers that the rules take for other sources, and a
+    /// rule would refer to it before they are mended: it is made anew. Returns the state in which it is gone.
+    fn drop_left_over(&mut self, current: &NetfilterState, after: &NetfilterState) -> Option<NetfilterState> {
+        let differs = |name: &String, set: &Set| after.sets.get(name).is_some_and(|wanted| wanted.entries != set.entries);
+        let places = current.sets.iter().filter(|(name, set)| name.starts_with(WHERE_PREFIX) && differs(name, set));
+        let mut left_over: BTreeSet<&str> = places.map(|(name, _)| name.as_str()).collect();
+        if left_over.is_empty() {
+            return None;
+        }
+        for rule in current.tables.values().flat_map(|table| table.chains.values()).flatten() {
+            for word in rule.split(' ').filter(|word| word.starts_with(WHERE_PREFIX)) {
+                left_over.remove(word);
+            }
+        }
+        if left_over.is_empty() {
+            return None;
+        }
+        let mut rest = current.clone();
+        for name in &left_over {
+            rest.sets.remove(*name);
+        }
+        self.sets(left_over.iter().map(|name| SetChange::Destroy((*name).to_owned())).collect());
+        Some(rest)
     }
 }
 

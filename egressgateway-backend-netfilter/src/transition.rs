@@ -10,7 +10,8 @@ use egressgateway::model::Family;
 
 use crate::{
     bits::Bits,
-    names::{AS_PREFIX, CLASS, CLASS_PREFIX, Common, HELD, MANGLE, NAT, SOURCE, WHERE_PREFIX},
+    names::{AS_NODE_CHAIN, AS_PREFIX, CLASS, CLASS_PREFIX, Common, HELD, MANGLE, NAT, POSTROUTING, SOURCE, WHERE_PREFIX},
+    numbers::AS_SELF,
     rules,
     set::{Entry, Set},
     state::{NetfilterState, Table, Tables},
@@ -18,6 +19,8 @@ use crate::{
 };
 
 /// The tables to have while the sets change from those of `current` to those of `after`.
+///
+/// A table changes in one moment, and two tables in two: what is let out by one is translated by the other as long as it is let out.
 ///
 /// Classes and egress addresses have numbers in the sets, and the rules say what a number means. Both change in one moment only within
 /// one table. So the rules in between know the numbers of both states: what goes is still known, and a number that means something
@@ -34,12 +37,12 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Bit
             let allowed = get(&current.tables, MANGLE).map(|mangle| tree::leaves(&mangle.chains, SOURCE, bits)).unwrap_or_default();
             let (nat, unsafe_numbers) = translations((&old, &new), &allowed, current, family, bits);
             if let Some(mangle) = tables.get_mut(&of(MANGLE)).filter(|_| !unsafe_numbers.is_empty() || nat.chains != new.chains) {
-                let mut known = tree::leaves(&nat.chains, SOURCE, bits);
-                known.extend(tree::leaves(&mangle.chains, SOURCE, bits));
-                known.retain(|number, _| !unsafe_numbers.contains(number));
-                for leaf in known.values_mut() {
-                    "-j RETURN".clone_into(leaf);
+                let mut known = tree::leaves(&mangle.chains, SOURCE, bits);
+                // Where others translate before we do, the addresses of before may leave as little as those of now.
+                if known.contains_key(&AS_SELF) {
+                    known.extend(allowed);
                 }
+                known.retain(|number, _| !unsafe_numbers.contains(number));
                 replace(&mut Arc::make_mut(mangle).chains, SOURCE, rules::source_tree(bits, &known));
             }
             if nat.chains != new.chains {
@@ -83,7 +86,18 @@ fn translations(
     // What nothing leaves with now was held by an interrupted change, and its entries may mean another address.
     risky.extend(all.keys().filter(|number| !(before.contains_key(number) && allowed.contains_key(number)) && used(**number)));
     replace(&mut nat.chains, SOURCE, rules::translation_tree(bits, &all));
+    // What the mangle table of before lets out is translated until that one has changed.
+    keep(&mut nat.chains, old, POSTROUTING, 0);
+    keep(&mut nat.chains, old, AS_NODE_CHAIN, 1);
     (nat, risky)
+}
+
+/// Adds the rules of a chain that the old table had besides, before so many of the last ones.
+fn keep(chains: &mut Chains, old: &Table, name: &str, before: usize) {
+    let (Some(rules), Some(old)) = (chains.get_mut(name), old.chains.get(name)) else { return };
+    let kept: Vec<_> = old.iter().filter(|rule| !rules.contains(rule)).cloned().collect();
+    let at = rules.len().saturating_sub(before);
+    rules.splice(at..at, kept);
 }
 
 /// Makes the mangle table know the classes of both states.
