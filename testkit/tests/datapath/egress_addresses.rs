@@ -60,11 +60,11 @@ pub(crate) fn holders(world: &World, address: IpAddr) -> BTreeSet<String> {
 
 /// Asks from outside who has an address, by ARP or neighbour solicitation, and returns everybody who says "I".
 pub(crate) fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String> {
-    let router = world.cluster.lab.router();
+    let neighbour = world.neighbour();
     let capture = world.cluster.lab.capture().unwrap();
     for _ in 0..2 {
         // A second question: whoever answers the first one late is heard by the end of it.
-        router.run(&format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address} >/dev/null || true")).unwrap();
+        neighbour.run(&format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address} >/dev/null || true")).unwrap();
     }
     capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).map(|packet| packet.from).collect()
 }
@@ -509,5 +509,5 @@ pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_a
 /// Somebody outside asks who has these addresses, again and again.
 fn ask_all_along(world: &World, addresses: [IpAddr; 2]) -> Process {
     let ask = addresses.map(|address| format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address}; ")).concat();
-    world.cluster.lab.router().program("sh").args(["-c", &format!("while :; do {ask} sleep 0.01; done >/dev/null 2>&1")]).start().unwrap()
+    world.neighbour().program("sh").args(["-c", &format!("while :; do {ask} sleep 0.01; done >/dev/null 2>&1")]).start().unwrap()
 }

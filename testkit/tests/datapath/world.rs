@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -51,6 +52,7 @@ pub(crate) struct World {
     pub(crate) local: Pod,
     /// At [`GOVERNED`].
     pub(crate) server: Server,
+    neighbour: OnceLock<Server>,
 }
 
 /// The usual nodes; gateways are labelled.
@@ -114,7 +116,7 @@ impl Place {
 
     fn configured(self, config: &str) -> World {
         let Self { lab, families, shop, blog, local, server } = self;
-        World { cluster: Cluster::without_daemons(lab, config), families, shop, blog, local, server }
+        World { cluster: Cluster::without_daemons(lab, config), families, shop, blog, local, server, neighbour: OnceLock::new() }
     }
 }
 
@@ -122,6 +124,12 @@ impl World {
     pub(crate) fn start_daemons(mut self) -> Self {
         self.cluster.start_daemons();
         self
+    }
+
+    /// Somebody on the underlay who may forget who has an address, and ask again. Whoever forgets loses the packets that wait for the answer,
+    /// so it must not be the router, by which answers of servers come.
+    pub(crate) fn neighbour(&self) -> &Server {
+        self.neighbour.get_or_init(|| self.cluster.lab.server(["10.6.250.1", "fd00:6::250:1"]).unwrap())
     }
 
     /// Without any policy.

@@ -140,7 +140,8 @@ fn wait_for_owner(scene: &Scene, node: &str, patience: Duration) -> io::Result<(
 /// Asks from outside, again and again, who has the addresses, until the former owner has been silent for [`QUIET`]: when it last answered,
 /// from now.
 fn both_answer(scene: &Scene, capture: &Capture, addresses: &[IpAddr], former: &str) -> io::Result<Vec<Duration>> {
-    let (start, router) = (Instant::now(), scene.cluster.lab.router());
+    // Not the router: it would lose the answers of servers that wait while it asks.
+    let (start, asker) = (Instant::now(), scene.cluster.lab.server(["10.6.250.1", "fd00:6::250:1"])?);
     let mut last = vec![Duration::ZERO; addresses.len()];
     let ask = |address| format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.1 {address} >/dev/null || true\n");
     let ask: String = addresses.iter().map(ask).collect();
@@ -148,7 +149,7 @@ fn both_answer(scene: &Scene, capture: &Capture, addresses: &[IpAddr], former: &
         if start.elapsed() > LEASE {
             return Err(io::Error::other(format!("{former} does not let go of {addresses:?}")));
         }
-        router.run(&ask)?;
+        asker.run(&ask)?;
         let heard = capture.packets();
         capture.clear();
         for (address, last) in addresses.iter().zip(&mut last) {
