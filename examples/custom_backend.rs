@@ -1,4 +1,5 @@
-//! A policy backend of one's own: it prints what it would do. Running it holds it to the public conformance suite.
+//! A policy backend of one's own: it prints what it would do. Running it holds it to the public
+//! conformance suite.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -28,7 +29,9 @@ impl Plan for Edits {
 
 impl fmt::Display for Edits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|(add, line)| writeln!(f, "{} {line}", if *add { '+' } else { '-' }))
+        self.0
+            .iter()
+            .try_for_each(|(add, line)| writeln!(f, "{} {line}", if *add { '+' } else { '-' }))
     }
 }
 
@@ -42,18 +45,36 @@ impl Driver for Printer {
         Ok(self.kernel.lock().await.clone())
     }
 
-    fn plan(&self, desired: &PolicyDesired, current: &BTreeSet<String>) -> Result<Change<Edits, BTreeSet<String>>, Error> {
+    fn plan(
+        &self,
+        desired: &PolicyDesired,
+        current: &BTreeSet<String>,
+    ) -> Result<Change<Edits, BTreeSet<String>>, Error> {
         let after = lines(desired);
-        let (gone, come) = (current.difference(&after).map(|line| (false, line)), after.difference(current).map(|line| (true, line)));
-        let edits = gone.chain(come).map(|(add, line)| (add, line.clone())).collect();
-        Ok(Change { plan: Edits(edits), after })
+        let (gone, come) = (
+            current.difference(&after).map(|line| (false, line)),
+            after.difference(current).map(|line| (true, line)),
+        );
+        let edits = gone
+            .chain(come)
+            .map(|(add, line)| (add, line.clone()))
+            .collect();
+        Ok(Change {
+            plan: Edits(edits),
+            after,
+        })
     }
 
     async fn apply(&self, plan: &Edits) -> Result<(), Error> {
         for (add, line) in &plan.0 {
-            self.hook.before(if *add { "add line" } else { "remove line" })?;
+            self.hook
+                .before(if *add { "add line" } else { "remove line" })?;
             let mut kernel = self.kernel.lock().await;
-            let _ = if *add { kernel.insert(line.clone()) } else { kernel.remove(line) };
+            let _ = if *add {
+                kernel.insert(line.clone())
+            } else {
+                kernel.remove(line)
+            };
         }
         print!("{plan}");
         Ok(())
@@ -66,18 +87,31 @@ impl PolicyBackend for Printer {
     }
 }
 
-/// Who, where and as whom, in words. A real backend translates `exempt`, the start gate and the overlay too.
+/// Who, where and as whom, in words. A real backend translates `exempt`, the start gate and the
+/// overlay too.
 fn lines(desired: &PolicyDesired) -> BTreeSet<String> {
-    let pods = desired.pods.iter().map(|(pod, class)| format!("{pod} is of class {class}"));
-    let verdicts = desired.destinations.iter().map(|((class, range), verdict)| format!("class {class} to {range}: {verdict:?}"));
-    let targets = desired.targets.iter().map(|target| format!("target {target} has a way"));
+    let pods = desired
+        .pods
+        .iter()
+        .map(|(pod, class)| format!("{pod} is of class {class}"));
+    let verdicts = desired
+        .destinations
+        .iter()
+        .map(|((class, range), verdict)| format!("class {class} to {range}: {verdict:?}"));
+    let targets = desired
+        .targets
+        .iter()
+        .map(|target| format!("target {target} has a way"));
     pods.chain(verdicts).chain(targets).collect()
 }
 
 #[async_trait::async_trait]
 impl Host<Printer> for Printer {
     async fn driver(&self, hook: Arc<dyn WriteHook>) -> Printer {
-        Printer { hook, ..self.clone() }
+        Printer {
+            hook,
+            ..self.clone()
+        }
     }
 
     async fn foreign(&self) -> String {
@@ -87,14 +121,38 @@ impl Host<Printer> for Printer {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let printer = Printer { kernel: Arc::default(), hook: Arc::new(()) };
-    let (pod, range) = ("10.244.1.10".parse()?, IpRange::from("10.6.1.0/24".parse::<ipnet::IpNet>()?));
-    let verdict = Verdict::Egress { target: TargetId::FIRST, source_nat: SourceNat::NodeAddress };
-    let governed = |class: ClassId| {
-        let (pods, destinations) = (OrdMap::unit(pod, class), OrdMap::unit((class, range), verdict));
-        PolicyDesired { pods, destinations, targets: OrdSet::unit(TargetId::FIRST), ..PolicyDesired::default() }
+    let printer = Printer {
+        kernel: Arc::default(),
+        hook: Arc::new(()),
     };
-    conformance::check(&printer, &(1..4).filter_map(ClassId::new).map(governed).collect::<Vec<_>>()).await;
+    let (pod, range) = (
+        "10.244.1.10".parse()?,
+        IpRange::from("10.6.1.0/24".parse::<ipnet::IpNet>()?),
+    );
+    let verdict = Verdict::Egress {
+        target: TargetId::FIRST,
+        source_nat: SourceNat::NodeAddress,
+    };
+    let governed = |class: ClassId| {
+        let (pods, destinations) = (
+            OrdMap::unit(pod, class),
+            OrdMap::unit((class, range), verdict),
+        );
+        PolicyDesired {
+            pods,
+            destinations,
+            targets: OrdSet::unit(TargetId::FIRST),
+            ..PolicyDesired::default()
+        }
+    };
+    conformance::check(
+        &printer,
+        &(1..4)
+            .filter_map(ClassId::new)
+            .map(governed)
+            .collect::<Vec<_>>(),
+    )
+    .await;
     println!("{} keeps every promise of a policy backend", printer.kind());
     Ok(())
 }

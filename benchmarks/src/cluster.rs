@@ -45,12 +45,20 @@ pub fn objects(size: Size) -> Vec<Change> {
     .unwrap();
     let gateway = world::Gateway::from_api(&gateway, MarkMask::default());
     let namespace = Change::Namespace(Arc::from("default"), Some(Namespace::default()));
-    let objects = [Change::Gateway(GatewayName::from("g"), Some(gateway)), namespace];
+    let objects = [
+        Change::Gateway(GatewayName::from("g"), Some(gateway)),
+        namespace,
+    ];
     let policies = (0..size.policies).map(|number| policy(number, 1));
-    objects.into_iter().chain(policies).chain((0..size.pods).map(|number| pod(number, 0, size))).collect()
+    objects
+        .into_iter()
+        .chain(policies)
+        .chain((0..size.pods).map(|number| pod(number, 0, size)))
+        .collect()
 }
 
-/// Every policy selects one application, and some overlap in their destinations; `third` tells apart what one of them was and is.
+/// Every policy selects one application, and some overlap in their destinations; `third` tells
+/// apart what one of them was and is.
 ///
 /// # Panics
 /// Never: the object can be read.
@@ -65,15 +73,28 @@ pub fn policy(number: u32, third: u32) -> Change {
         },
     }))
     .unwrap();
-    Change::Policy(PolicyName::from(format!("policy-{number}")), Some(world::Policy::from_api(&object)))
+    Change::Policy(
+        PolicyName::from(format!("policy-{number}")),
+        Some(world::Policy::from_api(&object)),
+    )
 }
 
 /// A pod, of another application for each `shift`.
 #[must_use]
 pub fn pod(number: u32, shift: u32, size: Size) -> Change {
     let app = format!("app-{}", (number + shift) % size.policies);
-    let labels = Labels::from([("app".to_owned(), app), ("pod-template-hash".to_owned(), format!("{number:x}"))]);
+    let labels = Labels::from([
+        ("app".to_owned(), app),
+        ("pod-template-hash".to_owned(), format!("{number:x}")),
+    ]);
     let address = IpAddr::V4(Ipv4Addr::from_bits(0x64_40_00_00 + number));
     let node = Some(NodeName::from(format!("node-{}", number % 500)));
-    Change::Pod(PodName::new("default", format!("pod-{number}")), Some(Pod { labels, node, addresses: [address].into() }))
+    Change::Pod(
+        PodName::new("default", format!("pod-{number}")),
+        Some(Pod {
+            labels,
+            node,
+            addresses: [address].into(),
+        }),
+    )
 }

@@ -20,9 +20,17 @@ pub fn run(words: &[&str], input: &str) -> String {
         .spawn()
         .unwrap_or_else(|error| panic!("{program}: {error}"));
     // The programs print nothing before they have read everything, so nobody waits for the other.
-    let written = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+    let written = child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(input.as_bytes());
     let output = child.wait_with_output().expect("its output");
-    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{words:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     written.unwrap_or_else(|error| panic!("{words:?}: {error}"));
     String::from_utf8(output.stdout).expect("text")
 }

@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 
 /// A netlink socket in the namespace where it was opened.
 #[derive(Debug)]
@@ -19,7 +21,12 @@ impl Conntrack {
     /// Opens the socket.
     #[must_use]
     pub fn open() -> Self {
-        let opened = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter);
+        let opened = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkNetFilter,
+        );
         Self(opened.expect("a netlink socket"))
     }
 
@@ -35,6 +42,10 @@ impl Conntrack {
         send(self.0.as_raw_fd(), &request, MsgFlags::empty()).expect("to ask");
         let mut answer = [0; 256];
         let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("an answer");
-        assert!(length >= 20 && answer[16..20] == [0; 4], "the kernel refused to forget connections: {:?}", &answer[..length]);
+        assert!(
+            length >= 20 && answer[16..20] == [0; 4],
+            "the kernel refused to forget connections: {:?}",
+            &answer[..length]
+        );
     }
 }

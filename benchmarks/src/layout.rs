@@ -3,7 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use egressgateway::{Driver, PolicyDesired, Reconcile, Reconciler};
-use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings, NetfilterState};
+use egressgateway_backend_netfilter::{
+    IptablesFlavour, Netfilter, NetfilterSettings, NetfilterState,
+};
 use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings};
 
 use crate::{
@@ -25,23 +27,37 @@ pub enum Layout {
 
 impl Layout {
     /// All of them.
-    pub const ALL: [Self; 4] =
-        [Self::Nftables, Self::Netfilter(IptablesFlavour::Nft), Self::Netfilter(IptablesFlavour::Legacy), Self::Proposal];
+    pub const ALL: [Self; 4] = [
+        Self::Nftables,
+        Self::Netfilter(IptablesFlavour::Nft),
+        Self::Netfilter(IptablesFlavour::Legacy),
+        Self::Proposal,
+    ];
 
     /// A backend's driver with its memory; none for the proposal's layout, which has no driver.
     #[must_use]
     pub fn reconciler(self) -> Option<Box<dyn Reconcile<PolicyDesired>>> {
         match self {
-            Self::Nftables => Some(Box::new(Reconciler::new(Nftables::new(NftablesSettings::default(), Arc::new(()))))),
+            Self::Nftables => Some(Box::new(Reconciler::new(Nftables::new(
+                NftablesSettings::default(),
+                Arc::new(()),
+            )))),
             Self::Netfilter(flavour) => {
-                let settings = NetfilterSettings { flavour, ..NetfilterSettings::default() };
-                Some(Box::new(Reconciler::new(Netfilter::new(settings, Arc::new(())))))
+                let settings = NetfilterSettings {
+                    flavour,
+                    ..NetfilterSettings::default()
+                };
+                Some(Box::new(Reconciler::new(Netfilter::new(
+                    settings,
+                    Arc::new(()),
+                ))))
             }
             Self::Proposal => None,
         }
     }
 
-    /// What a person would feed to the host's tools to get from nothing to `count` policies: input and program, in order.
+    /// What a person would feed to the host's tools to get from nothing to `count` policies: input
+    /// and program, in order.
     ///
     /// # Panics
     /// When no plan can be made.
@@ -50,23 +66,36 @@ impl Layout {
         match self {
             Self::Nftables => {
                 let backend = Nftables::offline(NftablesSettings::default());
-                let plan = backend.plan(&desired(count, role), &NftState::default()).expect("a plan").plan;
+                let plan = backend
+                    .plan(&desired(count, role), &NftState::default())
+                    .expect("a plan")
+                    .plan;
                 vec![(vec!["nft", "-f", "-"], plan.to_string())]
             }
             Self::Netfilter(flavour) => {
-                let backend = Netfilter::offline(NetfilterSettings { flavour, ..NetfilterSettings::default() });
-                let plan = backend.plan(&desired(count, role), &NetfilterState::default()).expect("a plan").plan;
+                let backend = Netfilter::offline(NetfilterSettings {
+                    flavour,
+                    ..NetfilterSettings::default()
+                });
+                let plan = backend
+                    .plan(&desired(count, role), &NetfilterState::default())
+                    .expect("a plan")
+                    .plan;
                 sections(&plan.to_string(), flavour)
             }
             Self::Proposal => vec![
                 (vec!["ipset", "restore"], proposal::sets(count)),
-                (vec!["iptables-legacy-restore", "--noflush"], proposal::rules(count)),
+                (
+                    vec!["iptables-legacy-restore", "--noflush"],
+                    proposal::rules(count),
+                ),
             ],
         }
     }
 }
 
-/// The parts of a netfilter plan, each with its program. Neighbouring parts for the same program are one.
+/// The parts of a netfilter plan, each with its program. Neighbouring parts for the same program
+/// are one.
 fn sections(plan: &str, flavour: IptablesFlavour) -> Vec<(Vec<&'static str>, String)> {
     let (v4, v6) = match flavour {
         IptablesFlavour::Legacy => ("iptables-legacy-restore", "ip6tables-legacy-restore"),

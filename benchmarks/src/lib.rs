@@ -1,4 +1,5 @@
-//! What the measurements share: namespaces of their own, many policies, the layouts that are compared, and tables of figures.
+//! What the measurements share: namespaces of their own, many policies, the layouts that are
+//! compared, and tables of figures.
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used)]
 
 pub mod cluster;

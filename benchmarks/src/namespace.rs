@@ -20,13 +20,28 @@ pub fn have_root() -> bool {
     root
 }
 
-/// Runs `work` on a thread with a network namespace and a /run of its own, where the names of namespaces and the lock of
-/// iptables-legacy are.
+/// Runs `work` on a thread with a network namespace and a /run of its own, where the names of
+/// namespaces and the lock of iptables-legacy are.
 pub fn alone<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     on_a_thread(|| {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("a network and a mount namespace");
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("private mounts");
-        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a /run of our own");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .expect("a network and a mount namespace");
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .expect("private mounts");
+        mount(
+            Some("tmpfs"),
+            "/run",
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .expect("a /run of our own");
         work()
     })
 }
@@ -67,9 +82,17 @@ impl Namespace {
     /// Packets that a device received and sent.
     #[must_use]
     pub fn packets(&self, device: &str) -> (u64, u64) {
-        let text = self.enter(|| fs::read_to_string("/proc/thread-self/net/dev").expect("interface statistics"));
-        let line = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':')).expect("the device");
-        let numbers: Vec<u64> = line.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+        let text = self.enter(|| {
+            fs::read_to_string("/proc/thread-self/net/dev").expect("interface statistics")
+        });
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))
+            .expect("the device");
+        let numbers: Vec<u64> = line
+            .split_whitespace()
+            .map(|number| number.parse().expect("a number"))
+            .collect();
         (numbers[1], numbers[9])
     }
 }

@@ -40,11 +40,20 @@ pub struct Policy {
 /// `count` policies. [`POD`] and [`DESTINATION`] are in the last one and in no other.
 pub fn policies(count: u32) -> impl Iterator<Item = Policy> {
     (0..count).map(move |index| {
-        let net = |index: u32| Ipv4Net::new_assert(Ipv4Addr::from_bits(DESTINATIONS + index * 32), 28);
+        let net =
+            |index: u32| Ipv4Net::new_assert(Ipv4Addr::from_bits(DESTINATIONS + index * 32), 28);
         let last = index + 1 == count;
-        let first = if last { DESTINATION.parse().expect("a network") } else { net(2 * index) };
+        let first = if last {
+            DESTINATION.parse().expect("a network")
+        } else {
+            net(2 * index)
+        };
         let second = (index % 2 == 1).then(|| net(2 * index + 1));
-        Policy { number: index + 1, pod: if last { POD } else { pod(index) }, destinations: [first].into_iter().chain(second).collect() }
+        Policy {
+            number: index + 1,
+            pod: if last { POD } else { pod(index) },
+            destinations: [first].into_iter().chain(second).collect(),
+        }
     })
 }
 
@@ -75,11 +84,25 @@ pub enum Role {
 #[must_use]
 pub fn desired(count: u32, role: Role) -> PolicyDesired {
     let target = TargetId::FIRST;
-    let egress = Verdict::Egress { target, source_nat: SourceNat::NodeAddress };
-    let exits = if role == Role::Client { Vec::new() } else { vec![target] };
-    let (own, peer) = if role == Role::Client { (CLIENT, GATEWAY) } else { (GATEWAY, CLIENT) };
+    let egress = Verdict::Egress {
+        target,
+        source_nat: SourceNat::NodeAddress,
+    };
+    let exits = if role == Role::Client {
+        Vec::new()
+    } else {
+        vec![target]
+    };
+    let (own, peer) = if role == Role::Client {
+        (CLIENT, GATEWAY)
+    } else {
+        (GATEWAY, CLIENT)
+    };
     let mut desired = PolicyDesired {
-        exempt: ["10.244.0.0/16", "10.96.0.0/16", "10.6.0.0/24"].map(net).into_iter().collect(),
+        exempt: ["10.244.0.0/16", "10.96.0.0/16", "10.6.0.0/24"]
+            .map(net)
+            .into_iter()
+            .collect(),
         targets: [target].into_iter().collect(),
         exits: exits.iter().copied().collect(),
         accepts: exits.into_iter().collect(),
@@ -94,13 +117,21 @@ pub fn desired(count: u32, role: Role) -> PolicyDesired {
         },
         ..PolicyDesired::default()
     };
-    let mut gate = StartGate { local: ["10.244.1.0/24", "10.128.0.0/9"].map(net).into_iter().collect(), ..StartGate::default() };
+    let mut gate = StartGate {
+        local: ["10.244.1.0/24", "10.128.0.0/9"]
+            .map(net)
+            .into_iter()
+            .collect(),
+        ..StartGate::default()
+    };
     for policy in policies(count) {
         desired.pods.insert(policy.pod.into(), class(policy.number));
         gate.known.insert(policy.pod.into());
         for destination in policy.destinations {
             let range = IpRange::from(IpNet::from(destination));
-            desired.destinations.insert((class(policy.number), range), egress);
+            desired
+                .destinations
+                .insert((class(policy.number), range), egress);
             gate.governed.insert(range);
         }
     }
@@ -123,10 +154,17 @@ mod tests {
             let all: Vec<Policy> = policies(count).collect();
             let (last, others) = all.split_last().unwrap();
             assert_eq!((last.pod, last.destinations[0]), (POD, destination));
-            assert!(others.iter().all(|policy| policy.pod != POD && !policy.destinations.contains(&destination)));
+            assert!(
+                others
+                    .iter()
+                    .all(|policy| policy.pod != POD && !policy.destinations.contains(&destination))
+            );
             let desired = desired(count, Role::Both);
             let ranges = all.iter().map(|policy| policy.destinations.len()).sum();
-            assert_eq!((desired.pods.len(), desired.destinations.len()), (all.len(), ranges));
+            assert_eq!(
+                (desired.pods.len(), desired.destinations.len()),
+                (all.len(), ranges)
+            );
         }
     }
 }

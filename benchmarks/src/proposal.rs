@@ -1,5 +1,5 @@
-//! The layout that the project was proposed with: for each policy a set of sources, a set of destinations and a rule that sets the mark,
-//! asked one after the other for every packet.
+//! The layout that the project was proposed with: for each policy a set of sources, a set of
+//! destinations and a rule that sets the mark, asked one after the other for every packet.
 
 use std::fmt::Write as _;
 
@@ -15,9 +15,17 @@ pub fn source_set(number: u32) -> String {
 #[must_use]
 pub fn sets(count: u32) -> String {
     let mut script = String::new();
-    for Policy { number, pod, destinations } in policies(count) {
+    for Policy {
+        number,
+        pod,
+        destinations,
+    } in policies(count)
+    {
         let source = source_set(number);
-        let _ = writeln!(script, "create {source} hash:ip\nadd {source} {pod}\ncreate egress-dst-{number} hash:net");
+        let _ = writeln!(
+            script,
+            "create {source} hash:ip\nadd {source} {pod}\ncreate egress-dst-{number} hash:net"
+        );
         for destination in destinations {
             let _ = writeln!(script, "add egress-dst-{number} {destination}");
         }

@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn percentiles_are_values_that_were_measured() {
         let figures = Figures::new((1..=100).rev().map(f64::from));
-        let percentiles = [0, 1, 50, 99, 100].map(|percent| figures.percentile(percent).to_string());
+        let percentiles =
+            [0, 1, 50, 99, 100].map(|percent| figures.percentile(percent).to_string());
         assert_eq!(percentiles, ["1", "1", "50", "99", "100"]);
         assert_eq!(Figures::new([3.0, 1.0, 2.0]).spread(1), "1.0 / 2.0 / 3.0");
     }

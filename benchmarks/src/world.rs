@@ -1,4 +1,5 @@
-//! A pod, its node, a gateway and a server, each a network namespace, with a tunnel between the two nodes.
+//! A pod, its node, a gateway and a server, each a network namespace, with a tunnel between the two
+//! nodes.
 //!
 //! ```text
 //! pod 10.244.1.10 ── client 10.6.0.11 ══ tunnel 172.31.0.0/24 ══ 10.6.0.12 gateway ── 10.6.1.0/24, server .92
@@ -17,7 +18,8 @@ use crate::{
     policies::{CLIENT, GATEWAY, POD, Role, TUNNEL, TUNNEL_PORT, desired},
 };
 
-/// The server that answers. Its other addresses in the policy's destination take packets and do nothing with them.
+/// The server that answers. Its other addresses in the policy's destination take packets and do
+/// nothing with them.
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 6, 1, 92);
 /// The gateway's address before the server: the source that the server must see.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 6, 1, 254);
@@ -34,9 +36,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Way {
     /// A route into the tunnel, and nothing else: no connection tracking, no source translation.
     Bare,
-    /// A route into the tunnel, connection tracking on both nodes and source translation at the gateway, as any cluster has them.
+    /// A route into the tunnel, connection tracking on both nodes and source translation at the
+    /// gateway, as any cluster has them.
     NoPolicy,
-    /// The same, but into the tunnel by a mark that one rule gives to everything: what any policy by marks costs at least.
+    /// The same, but into the tunnel by a mark that one rule gives to everything: what any policy
+    /// by marks costs at least.
     Marked,
     /// So many policies, the last of which is the pod's.
     Policies(Layout, u32),
@@ -60,7 +64,8 @@ impl World {
     /// Builds the world and programs both nodes. `number` keeps worlds apart.
     #[must_use]
     pub fn new(number: usize, way: Way) -> Self {
-        let [pod, client, gateway, server] = ["pod", "client", "gateway", "server"].map(|name| Namespace::new(format!("{name}{number}")));
+        let [pod, client, gateway, server] = ["pod", "client", "gateway", "server"]
+            .map(|name| Namespace::new(format!("{name}{number}")));
         join(&pod, &client, &gateway, &server);
         if way != Way::Bare {
             for node in [&client, &gateway] {
@@ -81,12 +86,22 @@ impl World {
         let conntracks = [&client, &gateway].map(|node| node.enter(Conntrack::open));
         let bind = |address: Ipv4Addr, port| UdpSocket::bind((address, port)).expect("a socket");
         let answering = server.enter(|| bind(SERVER, PORT));
-        let (flow, ports) = pod.enter(|| (bind(POD, 0), (0..PORTS).map(|_| bind(POD, 0)).collect()));
+        let (flow, ports) =
+            pod.enter(|| (bind(POD, 0), (0..PORTS).map(|_| bind(POD, 0)).collect()));
         flow.connect((SERVER, PORT)).expect("a route");
         for socket in [&flow, &answering] {
             socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
         }
-        Self { way, client, server, conntracks, flow, answering, ports, made: 0 }
+        Self {
+            way,
+            client,
+            server,
+            conntracks,
+            flow,
+            answering,
+            ports,
+            made: 0,
+        }
     }
 
     /// What lies on the way.
@@ -107,11 +122,27 @@ impl World {
         while self.answering.recv(&mut [0; 64]).is_ok() {}
         self.answering.set_nonblocking(false).expect("a socket");
         self.flow.send(b"question").expect("to send");
-        let (_, source) = self.answering.recv_from(&mut [0; 64]).unwrap_or_else(|error| panic!("{:?}: no question: {error}", self.way));
-        assert_eq!(source.ip() == POD, self.way == Way::Bare, "{:?}: the server sees {source}", self.way);
-        assert!(source.ip() == POD || source.ip() == OUTSIDE, "{:?}: the server sees {source}", self.way);
-        self.answering.send_to(b"answer", source).expect("to answer");
-        self.flow.recv(&mut [0; 64]).unwrap_or_else(|error| panic!("{:?}: no answer: {error}", self.way));
+        let (_, source) = self
+            .answering
+            .recv_from(&mut [0; 64])
+            .unwrap_or_else(|error| panic!("{:?}: no question: {error}", self.way));
+        assert_eq!(
+            source.ip() == POD,
+            self.way == Way::Bare,
+            "{:?}: the server sees {source}",
+            self.way
+        );
+        assert!(
+            source.ip() == POD || source.ip() == OUTSIDE,
+            "{:?}: the server sees {source}",
+            self.way
+        );
+        self.answering
+            .send_to(b"answer", source)
+            .expect("to answer");
+        self.flow
+            .recv(&mut [0; 64])
+            .unwrap_or_else(|error| panic!("{:?}: no answer: {error}", self.way));
     }
 
     /// Sends one more packet of that connection.
@@ -127,7 +158,9 @@ impl World {
         let host = u8::try_from(number / ports % takers + 1).expect("an address of the network");
         let port = u16::try_from(1024 + number / ports / takers).expect("a port");
         let taker = SocketAddr::from((Ipv4Addr::new(10, 6, 1, host), port));
-        self.ports[number % ports].send_to(&[0; 18], taker).expect("to send");
+        self.ports[number % ports]
+            .send_to(&[0; 18], taker)
+            .expect("to send");
     }
 
     /// How many packets entered the tunnel, and how many came to the server.
@@ -141,17 +174,24 @@ impl World {
 fn program(layout: Layout, count: u32, role: Role) {
     match layout.reconciler() {
         Some(mut reconciler) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(reconciler.reconcile(&desired(count, role))).unwrap_or_else(|error| panic!("{layout}: {}", error.chain()));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime
+                .block_on(reconciler.reconcile(&desired(count, role)))
+                .unwrap_or_else(|error| panic!("{layout}: {}", error.chain()));
         }
-        // Its gateway has nothing that depends on policies; the cluster's masquerade lets packets out.
+        // Its gateway has nothing that depends on policies; the cluster's masquerade lets packets
+        // out.
         None if role == Role::Gateway => {}
         None => layout::load(&layout.batch(count, role)),
     }
 }
 
-/// What is there with any policy and with none: connection tracking, as for kube-proxy and the CNI, and a masquerade of what leaves a
-/// node. The tunnel's outer packets are tracked nowhere, so that this is no difference between the ways.
+/// What is there with any policy and with none: connection tracking, as for kube-proxy and the CNI,
+/// and a masquerade of what leaves a node. The tunnel's outer packets are tracked nowhere, so that
+/// this is no difference between the ways.
 const CLUSTER: &str = "nft -f - <<END
 table inet cluster {
   chain arriving { type filter hook prerouting priority -300; udp dport 7789 notrack; }
@@ -171,7 +211,8 @@ table inet everything {
 END
 ";
 
-/// What the agent's routing does: marked packets take the tunnel, but for the tunnel's own, which inherit the mark.
+/// What the agent's routing does: marked packets take the tunnel, but for the tunnel's own, which
+/// inherit the mark.
 const STEERING: &str = "ip rule add pref 98 iif lo fwmark 0x11000000/0xff000000 lookup main
 ip rule add pref 99 fwmark 0x11000000/0xff000000 lookup 100
 ip route add default via 172.31.0.2 dev egress-vxlan-v4 onlink table 100
@@ -187,8 +228,14 @@ fn join(pod: &Namespace, client: &Namespace, gateway: &Namespace, server: &Names
              net.ipv4.conf.default.rp_filter=0\n"
         )
     });
-    let veths = [(client, "pod0", pod), (client, "eth0", gateway), (gateway, "out0", server)]
-        .map(|(namespace, device, other)| format!("ip -n {namespace} link add {device} type veth peer name eth0 netns {other}\n"));
+    let veths = [
+        (client, "pod0", pod),
+        (client, "eth0", gateway),
+        (gateway, "out0", server),
+    ]
+    .map(|(namespace, device, other)| {
+        format!("ip -n {namespace} link add {device} type veth peer name eth0 netns {other}\n")
+    });
     let tunnel = format!("{TUNNEL} type vxlan id 100 dstport {TUNNEL_PORT} nolearning dev eth0");
     let links = format!(
         "ip -n {client} link add address 02:00:00:00:00:01 {tunnel} local {CLIENT} remote {GATEWAY}
@@ -209,9 +256,14 @@ ip -n {server} link set eth0 address 02:00:00:00:00:03
     .map(|(namespace, device, address)| {
         format!("ip -n {namespace} addr add {address}/24 dev {device}\nip -n {namespace} link set {device} up\n")
     });
-    let takers = (1..=TAKERS).map(|host| Ipv4Addr::new(10, 6, 1, host)).chain([SERVER]);
-    let neighbours: Vec<String> =
-        takers.map(|taker| format!("neigh replace {taker} lladdr 02:00:00:00:00:03 dev out0 nud permanent\n")).collect();
+    let takers = (1..=TAKERS)
+        .map(|host| Ipv4Addr::new(10, 6, 1, host))
+        .chain([SERVER]);
+    let neighbours: Vec<String> = takers
+        .map(|taker| {
+            format!("neigh replace {taker} lladdr 02:00:00:00:00:03 dev out0 nud permanent\n")
+        })
+        .collect();
     let routes = format!(
         "ip -n {pod} route add default via 10.244.1.1
 ip -n {client} route add default via {GATEWAY}
@@ -223,5 +275,14 @@ ip -n {gateway} -batch - <<END
 ",
         neighbours.concat()
     );
-    shell(&[sysctls.concat(), veths.concat(), links, addresses.concat(), routes].concat());
+    shell(
+        &[
+            sysctls.concat(),
+            veths.concat(),
+            links,
+            addresses.concat(),
+            routes,
+        ]
+        .concat(),
+    );
 }

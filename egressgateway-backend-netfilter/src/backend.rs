@@ -5,7 +5,8 @@ use std::{
 
 use async_trait::async_trait;
 use egressgateway::{
-    Change, Counter, CounterSource, DestinationView, Driver, Error, ErrorKind, Plan, PolicyBackend, PolicyDesired, WriteHook,
+    Change, Counter, CounterSource, DestinationView, Driver, Error, ErrorKind, Plan, PolicyBackend,
+    PolicyDesired, WriteHook,
     model::{Family, MarkMask},
 };
 
@@ -29,8 +30,9 @@ use crate::{
 /// What the backend needs to know apart from the desired state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetfilterSettings {
-    /// The byte of packet and connection marks that is ours. Of packet marks, the sixteen lowest other bits are borrowed while the first
-    /// packet of a governed connection is classified, and are 0 afterwards.
+    /// The byte of packet and connection marks that is ours. Of packet marks, the sixteen lowest
+    /// other bits are borrowed while the first packet of a governed connection is classified, and
+    /// are 0 afterwards.
     pub mask: MarkMask,
     /// Which iptables holds our chains.
     pub flavour: IptablesFlavour,
@@ -41,7 +43,8 @@ pub struct NetfilterSettings {
 pub struct ExitMarks {
     /// Bits of the connection mark, and their value where the connection exits here.
     pub exit: (u32, u32),
-    /// Bits of the packet mark that hold the source's number. They are 0 once our rules have translated it.
+    /// Bits of the packet mark that hold the source's number. They are 0 once our rules have
+    /// translated it.
     pub source: u32,
     /// Their value where the source is the node's address.
     pub node: u32,
@@ -57,7 +60,8 @@ enum Scope {
     Chains,
 }
 
-/// The backend. It keeps nothing but the flavour that it chose: what it knows of the kernel is in [`NetfilterState`].
+/// The backend. It keeps nothing but the flavour that it chose: what it knows of the kernel is in
+/// [`NetfilterState`].
 #[derive(Clone, Debug)]
 pub struct Netfilter {
     settings: NetfilterSettings,
@@ -73,32 +77,54 @@ impl Netfilter {
     /// A backend that asks `hook` before each transaction: the sets' changes, and a family's rules.
     #[must_use]
     pub fn new(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Self {
-        Self { settings, hook: Some(hook), flavour: Arc::default(), scope: Scope::All, writes: Writes::default(), truce: Truce::default() }
+        Self {
+            settings,
+            hook: Some(hook),
+            flavour: Arc::default(),
+            scope: Scope::All,
+            writes: Writes::default(),
+            truce: Truce::default(),
+        }
     }
 
     /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
     #[must_use]
     pub fn offline(settings: NetfilterSettings) -> Self {
-        Self { settings, hook: None, flavour: Arc::default(), scope: Scope::All, writes: Writes::default(), truce: Truce::default() }
+        Self {
+            settings,
+            hook: None,
+            flavour: Arc::default(),
+            scope: Scope::All,
+            writes: Writes::default(),
+            truce: Truce::default(),
+        }
     }
 
-    /// A backend that removes the chains that another flavour left behind; the sets belong to the flavour that is in force now.
+    /// A backend that removes the chains that another flavour left behind; the sets belong to the
+    /// flavour that is in force now.
     #[must_use]
     pub fn former_flavour(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Self {
-        Self { scope: Scope::Chains, ..Self::new(settings, hook) }
+        Self {
+            scope: Scope::Chains,
+            ..Self::new(settings, hook)
+        }
     }
 
-    /// Notices, from now on, that somebody other than this backend and its clones changes our sets or chains. The kernel tells of chains that
-    /// iptables-nft keeps; for sets and for iptables-legacy it looks every few seconds.
+    /// Notices, from now on, that somebody other than this backend and its clones changes our sets
+    /// or chains. The kernel tells of chains that iptables-nft keeps; for sets and for
+    /// iptables-legacy it looks every few seconds.
     #[must_use]
     pub fn monitor(&self) -> NetfilterMonitor {
-        NetfilterMonitor::new(self.clone(), self.writes.clone(), |before, now| before != now)
+        NetfilterMonitor::new(self.clone(), self.writes.clone(), |before, now| {
+            before != now
+        })
     }
 
     /// The iptables that keeps our rules on this host.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when the programs are missing, or when the host's rules can't be read.
+    /// [`ErrorKind::Unsupported`] when the programs are missing, or when the host's rules can't be
+    /// read.
     pub async fn iptables(&self) -> Result<IptablesFlavour, Error> {
         Ok(match self.flavour().await? {
             Flavour::Legacy => IptablesFlavour::Legacy,
@@ -106,15 +132,22 @@ impl Netfilter {
         })
     }
 
-    /// Which marks the first packet of a connection that exits here has between mangle and nat, for whoever looks after it later.
+    /// Which marks the first packet of a connection that exits here has between mangle and nat, for
+    /// whoever looks after it later.
     #[must_use]
     pub fn exit_marks(&self) -> ExitMarks {
         let bits = Bits::new(self.settings.mask);
-        ExitMarks { exit: (bits.mask(), bits.exit()), source: bits.scratch(), node: bits.number(AS_NODE) }
+        ExitMarks {
+            exit: (bits.mask(), bits.exit()),
+            source: bits.scratch(),
+            node: bits.number(AS_NODE),
+        }
     }
 
     fn hook(&self) -> Result<&dyn WriteHook, Error> {
-        self.hook.as_deref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this netfilter backend only plans"))
+        self.hook
+            .as_deref()
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, "this netfilter backend only plans"))
     }
 
     /// The flavour, chosen once: two of them would make two sets of rules.
@@ -131,7 +164,8 @@ impl Netfilter {
     /// Whether the kernel and the programs have what the rules need; changes nothing that lasts.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] names the kernel option or the package that is missing, [`ErrorKind::Permission`] the capability.
+    /// [`ErrorKind::Unsupported`] names the kernel option or the package that is missing,
+    /// [`ErrorKind::Permission`] the capability.
     pub async fn probe(&self) -> Result<(), Error> {
         let flavour = self.flavour().await?;
         Ipset::open()?.probe().await?;
@@ -141,11 +175,18 @@ impl Netfilter {
                 let script = format!("*{table}\n:EGW-PROBE - [0:0]\n-A EGW-PROBE {rule}\nCOMMIT\n");
                 match command::test(flavour, family, &script).await {
                     Ok(()) => {}
-                    Err(error) if matches!(error.kind, ErrorKind::Permission | ErrorKind::Transient) => return Err(error),
+                    Err(error)
+                        if matches!(error.kind, ErrorKind::Permission | ErrorKind::Transient) =>
+                    {
+                        return Err(error);
+                    }
                     Err(error) => {
-                        let context =
-                            format!("{family}: {version} with this kernel can't hold `{rule}` in table {table}: {option} is needed");
-                        return Err(Error::new(ErrorKind::Unsupported, context).with_source(error.chain()));
+                        let context = format!(
+                            "{family}: {version} with this kernel can't hold `{rule}` in table {table}: {option} is needed"
+                        );
+                        return Err(
+                            Error::new(ErrorKind::Unsupported, context).with_source(error.chain())
+                        );
                     }
                 }
             }
@@ -156,17 +197,57 @@ impl Netfilter {
 
 /// A rule of each kind, and what it needs.
 const PROBES: [(&str, &str, &str); 11] = [
-    ("raw", "-p udp -m udp --dport 7789 -j CT --notrack", "CONFIG_IP_NF_RAW, CONFIG_IP6_NF_RAW and CONFIG_NETFILTER_XT_TARGET_CT"),
-    ("raw", "-m addrtype --dst-type LOCAL -j RETURN", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE"),
-    ("mangle", "-j RETURN", "CONFIG_IP_NF_MANGLE and CONFIG_IP6_NF_MANGLE"),
-    ("mangle", "-m conntrack --ctdir REPLY -j RETURN", "CONFIG_NETFILTER_XT_MATCH_CONNTRACK"),
-    ("mangle", "-m connmark --mark 0x0/0xff -j RETURN", "CONFIG_NETFILTER_XT_CONNMARK"),
-    ("mangle", "-m mark --mark 0x0/0xff -j MARK --set-xmark 0x0/0xff", "CONFIG_NETFILTER_XT_MARK"),
-    ("mangle", "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000", "CONFIG_NETFILTER_XT_TARGET_TCPMSS"),
-    ("mangle", "-m comment --comment egressgateway -j RETURN", "CONFIG_NETFILTER_XT_MATCH_COMMENT"),
-    ("filter", "-j RETURN", "CONFIG_IP_NF_FILTER and CONFIG_IP6_NF_FILTER"),
+    (
+        "raw",
+        "-p udp -m udp --dport 7789 -j CT --notrack",
+        "CONFIG_IP_NF_RAW, CONFIG_IP6_NF_RAW and CONFIG_NETFILTER_XT_TARGET_CT",
+    ),
+    (
+        "raw",
+        "-m addrtype --dst-type LOCAL -j RETURN",
+        "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE",
+    ),
+    (
+        "mangle",
+        "-j RETURN",
+        "CONFIG_IP_NF_MANGLE and CONFIG_IP6_NF_MANGLE",
+    ),
+    (
+        "mangle",
+        "-m conntrack --ctdir REPLY -j RETURN",
+        "CONFIG_NETFILTER_XT_MATCH_CONNTRACK",
+    ),
+    (
+        "mangle",
+        "-m connmark --mark 0x0/0xff -j RETURN",
+        "CONFIG_NETFILTER_XT_CONNMARK",
+    ),
+    (
+        "mangle",
+        "-m mark --mark 0x0/0xff -j MARK --set-xmark 0x0/0xff",
+        "CONFIG_NETFILTER_XT_MARK",
+    ),
+    (
+        "mangle",
+        "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000",
+        "CONFIG_NETFILTER_XT_TARGET_TCPMSS",
+    ),
+    (
+        "mangle",
+        "-m comment --comment egressgateway -j RETURN",
+        "CONFIG_NETFILTER_XT_MATCH_COMMENT",
+    ),
+    (
+        "filter",
+        "-j RETURN",
+        "CONFIG_IP_NF_FILTER and CONFIG_IP6_NF_FILTER",
+    ),
     ("nat", "-j RETURN", "CONFIG_IP_NF_NAT and CONFIG_IP6_NF_NAT"),
-    ("nat", "-j MASQUERADE", "CONFIG_NETFILTER_XT_TARGET_MASQUERADE"),
+    (
+        "nat",
+        "-j MASQUERADE",
+        "CONFIG_NETFILTER_XT_TARGET_MASQUERADE",
+    ),
 ];
 
 #[async_trait]
@@ -179,17 +260,35 @@ impl Driver for Netfilter {
         let flavour = self.flavour().await?;
         let mut tables = Tables::new();
         for family in Family::ALL {
-            tables.extend(save::parse(&command::save(flavour, family, false).await?, family, Owner::Backend));
+            tables.extend(save::parse(
+                &command::save(flavour, family, false).await?,
+                family,
+                Owner::Backend,
+            ));
         }
         let terms = self.truce.terms(&tables, Instant::now());
-        let sets = if self.scope == Scope::All { Ipset::open()?.list().await? } else { OrdMap::new() };
-        Ok(NetfilterState { terms, ..NetfilterState::observed(sets, tables) })
+        let sets = if self.scope == Scope::All {
+            Ipset::open()?.list().await?
+        } else {
+            OrdMap::new()
+        };
+        Ok(NetfilterState {
+            terms,
+            ..NetfilterState::observed(sets, tables)
+        })
     }
 
-    fn plan(&self, desired: &PolicyDesired, current: &NetfilterState) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {
+    fn plan(
+        &self,
+        desired: &PolicyDesired,
+        current: &NetfilterState,
+    ) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {
         let bits = Bits::new(self.settings.mask);
         let after = NetfilterState::of(desired, bits, current)?;
-        Ok(Change { plan: plan::plan(current, &after, bits), after })
+        Ok(Change {
+            plan: plan::plan(current, &after, bits),
+            after,
+        })
     }
 
     async fn apply(&self, plan: &NetfilterPlan) -> Result<(), Error> {
@@ -223,7 +322,8 @@ impl PolicyBackend for Netfilter {
         "netfilter"
     }
 
-    /// The mangle table comes before destination translation, but what is translated is looked at again, and the last word counts.
+    /// The mangle table comes before destination translation, but what is translated is looked at
+    /// again, and the last word counts.
     fn destination_view(&self) -> DestinationView {
         DestinationView::Translated
     }

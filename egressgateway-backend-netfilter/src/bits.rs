@@ -2,7 +2,8 @@
 
 use egressgateway::model::{MarkMask, NetworkId, TargetId};
 
-/// The byte that is ours, and sixteen bits that are borrowed while a new connection's first packet is classified.
+/// The byte that is ours, and sixteen bits that are borrowed while a new connection's first packet
+/// is classified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bits {
     mask: MarkMask,
@@ -73,12 +74,23 @@ mod tests {
     fn the_borrowed_bits_are_never_ours_and_no_number_is_lost() {
         for shift in 0..=24 {
             let bits = Bits::new(MarkMask::new(0xff << shift).unwrap());
-            assert_eq!((bits.scratch().count_ones(), bits.scratch() & bits.mask()), (16, 0), "{shift}");
+            assert_eq!(
+                (bits.scratch().count_ones(), bits.scratch() & bits.mask()),
+                (16, 0),
+                "{shift}"
+            );
             let ones: u32 = (0..16).map(|bit| bits.number(1 << bit)).sum();
             assert_eq!(ones, bits.scratch());
-            assert!([0, 1, 0x1234, u16::MAX].iter().all(|number| bits.number_in(bits.number(*number) | bits.mask()) == *number));
+            assert!(
+                [0, 1, 0x1234, u16::MAX]
+                    .iter()
+                    .all(|number| bits.number_in(bits.number(*number) | bits.mask()) == *number)
+            );
         }
         assert_eq!(Bits::new(MarkMask::default()).number(0x1234), 0x1234);
-        assert_eq!(Bits::new(MarkMask::new(0xff0).unwrap()).number(0x1234), 0x0012_3004);
+        assert_eq!(
+            Bits::new(MarkMask::new(0xff0).unwrap()).number(0x1234),
+            0x0012_3004
+        );
     }
 }

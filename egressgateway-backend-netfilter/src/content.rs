@@ -16,8 +16,9 @@ use crate::{
     set::{Entry, Set, Shape},
 };
 
-/// Byte that says "leaves as if it were not governed" in an entry; it is no target's. Every set of destinations says so of what it does not
-/// govern, so that a packet of a class for which nothing is found at all can be held: somebody has flushed what should be there.
+/// Byte that says "leaves as if it were not governed" in an entry; it is no target's. Every set of
+/// destinations says so of what it does not govern, so that a packet of a class for which nothing
+/// is found at all can be held: somebody has flushed what should be there.
 pub(crate) const PASS_BYTE: u8 = TargetId::EXIT_BYTE;
 /// Byte that says "held": the same as if nothing were found.
 const HELD_BYTE: u8 = 0;
@@ -36,11 +37,17 @@ impl Content {
     /// The sets that `desired` asks for, from `previous` ones where there are any.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] when ranges overlap or an address is of the wrong family, [`ErrorKind::Unsupported`] when there are more
-    /// classes or egress addresses than numbers.
-    pub(crate) fn of(desired: &PolicyDesired, bits: Bits, previous: Option<&Self>) -> Result<Self, Error> {
-        let same_roles = |from: &PolicyDesired| from.accepts == desired.accepts && from.exits == desired.exits;
-        let previous = previous.filter(|previous| previous.bits == bits && same_roles(&previous.desired));
+    /// [`ErrorKind::Invalid`] when ranges overlap or an address is of the wrong family,
+    /// [`ErrorKind::Unsupported`] when there are more classes or egress addresses than numbers.
+    pub(crate) fn of(
+        desired: &PolicyDesired,
+        bits: Bits,
+        previous: Option<&Self>,
+    ) -> Result<Self, Error> {
+        let same_roles =
+            |from: &PolicyDesired| from.accepts == desired.accepts && from.exits == desired.exits;
+        let previous =
+            previous.filter(|previous| previous.bits == bits && same_roles(&previous.desired));
         if let Some(previous) = previous {
             let (uses, numbers) = previous.count(desired)?;
             if Arc::ptr_eq(&numbers, &previous.numbers) || numbers.keep(&previous.numbers) {
@@ -52,45 +59,94 @@ impl Content {
         nothing.changed(desired, uses, numbers)
     }
 
-    /// Whether `next`, which was made from this, needs the same rules: they depend on roles, numbers and the names of sets only.
+    /// Whether `next`, which was made from this, needs the same rules: they depend on roles,
+    /// numbers and the names of sets only.
     pub(crate) fn has_same_rules(&self, next: &Self) -> bool {
         let (old, new) = (&self.desired, &next.desired);
-        let Overlay { peers, own, hosts, .. } = new.overlay.clone();
-        let same_overlay = Overlay { peers, own, hosts, ..old.overlay.clone() } == new.overlay;
-        let same_roles = old.targets == new.targets && old.accepts == new.accepts && old.exits == new.exits && old.ways_out == new.ways_out;
-        let same_roles = same_roles && old.node_addresses == new.node_addresses && old.networks == new.networks;
-        let same_names = || self.sets.diff(&next.sets).all(|change| matches!(change, ordmap::DiffItem::Update { .. }));
-        self.bits == next.bits && same_roles && same_overlay && *self.numbers == *next.numbers && same_names()
+        let Overlay {
+            peers, own, hosts, ..
+        } = new.overlay.clone();
+        let same_overlay = Overlay {
+            peers,
+            own,
+            hosts,
+            ..old.overlay.clone()
+        } == new.overlay;
+        let same_roles = old.targets == new.targets
+            && old.accepts == new.accepts
+            && old.exits == new.exits
+            && old.ways_out == new.ways_out;
+        let same_roles =
+            same_roles && old.node_addresses == new.node_addresses && old.networks == new.networks;
+        let same_names = || {
+            self.sets
+                .diff(&next.sets)
+                .all(|change| matches!(change, ordmap::DiffItem::Update { .. }))
+        };
+        self.bits == next.bits
+            && same_roles
+            && same_overlay
+            && *self.numbers == *next.numbers
+            && same_names()
     }
 
     /// The sets that are always there, empty, on a node in the role that `desired` says.
     fn nothing(desired: &PolicyDesired, bits: Bits) -> Self {
-        let all = Common::ALL.into_iter().flat_map(|common| Family::ALL.map(|family| (common, family)));
+        let all = Common::ALL
+            .into_iter()
+            .flat_map(|common| Family::ALL.map(|family| (common, family)));
         let (accepts, exits) = (desired.accepts.clone(), desired.exits.clone());
         Self {
-            desired: PolicyDesired { accepts, exits, ..PolicyDesired::default() },
+            desired: PolicyDesired {
+                accepts,
+                exits,
+                ..PolicyDesired::default()
+            },
             bits,
             uses: Uses::default(),
             numbers: Arc::default(),
-            sets: all.map(|(common, family)| (common.name(family), Set::new(Shape::of(common, family)))).collect(),
+            sets: all
+                .map(|(common, family)| (common.name(family), Set::new(Shape::of(common, family))))
+                .collect(),
         }
     }
 
     fn count(&self, desired: &PolicyDesired) -> Result<(Uses, Arc<Numbers>), Error> {
         let uses = self.uses.follow(&self.desired, desired);
-        let numbers = if uses.needs_same_numbers(&self.uses) { self.numbers.clone() } else { Arc::new(Numbers::of(&uses)?) };
+        let numbers = if uses.needs_same_numbers(&self.uses) {
+            self.numbers.clone()
+        } else {
+            Arc::new(Numbers::of(&uses)?)
+        };
         Ok((uses, numbers))
     }
 
-    fn changed(&self, desired: &PolicyDesired, uses: Uses, numbers: Arc<Numbers>) -> Result<Self, Error> {
-        let mut change = Change { from: &self.desired, to: desired, bits: self.bits, numbers: &numbers, sets: self.sets.clone() };
+    fn changed(
+        &self,
+        desired: &PolicyDesired,
+        uses: Uses,
+        numbers: Arc<Numbers>,
+    ) -> Result<Self, Error> {
+        let mut change = Change {
+            from: &self.desired,
+            to: desired,
+            bits: self.bits,
+            numbers: &numbers,
+            sets: self.sets.clone(),
+        };
         change.pods();
         change.subnets()?;
         change.lists();
         change.destinations()?;
         change.keepers(&self.uses, &uses);
         let sets = change.sets;
-        Ok(Self { desired: desired.clone(), bits: self.bits, uses, numbers, sets })
+        Ok(Self {
+            desired: desired.clone(),
+            bits: self.bits,
+            uses,
+            numbers,
+            sets,
+        })
     }
 }
 
@@ -104,7 +160,10 @@ struct Change<'a> {
 
 impl Change<'_> {
     fn class(&self, class: ClassId) -> Entry {
-        Entry::Mark { value: self.numbers.class(class, self.bits), mask: self.bits.scratch() }
+        Entry::Mark {
+            value: self.numbers.class(class, self.bits),
+            mask: self.bits.scratch(),
+        }
     }
 
     fn put(&mut self, name: &str, nets: impl IntoIterator<Item = IpNet>, entry: Entry) {
@@ -123,19 +182,30 @@ impl Change<'_> {
 
     /// The same for a set that is there only as long as something is in it.
     fn put_own(&mut self, name: String, range: IpRange) {
-        let set = self.sets.entry(name).or_insert_with(|| Set::new(Shape::networks(range.family(), false)));
-        set.entries.extend(prefixes(range).map(|net| (net, Entry::In)));
+        let set = self
+            .sets
+            .entry(name)
+            .or_insert_with(|| Set::new(Shape::networks(range.family(), false)));
+        set.entries
+            .extend(prefixes(range).map(|net| (net, Entry::In)));
     }
 
     fn take_own(&mut self, name: &str, range: IpRange) {
         self.take(name, prefixes(range));
-        if self.sets.get(name).is_some_and(|set| set.entries.is_empty()) {
+        if self
+            .sets
+            .get(name)
+            .is_some_and(|set| set.entries.is_empty())
+        {
             self.sets.remove(name);
         }
     }
 
     fn pass(&self) -> Entry {
-        Entry::Mark { value: self.bits.byte(PASS_BYTE), mask: self.bits.all() }
+        Entry::Mark {
+            value: self.bits.byte(PASS_BYTE),
+            mask: self.bits.all(),
+        }
     }
 
     /// What a class's destinations say of a range; the rest passes.
@@ -143,7 +213,8 @@ impl Change<'_> {
         let (name, pass) = (where_set(class, range.family()), self.pass());
         let set = self.sets.entry(name).or_insert_with(|| {
             let mut set = Set::new(Shape::networks(range.family(), true));
-            set.entries.extend(prefixes(IpRange::everything(range.family())).map(|net| (net, pass)));
+            set.entries
+                .extend(prefixes(IpRange::everything(range.family())).map(|net| (net, pass)));
             set
         });
         set.entries.extend(prefixes(range).map(|net| (net, entry)));
@@ -151,7 +222,9 @@ impl Change<'_> {
 
     fn take_place(&mut self, class: ClassId, range: IpRange) {
         let (name, pass) = (where_set(class, range.family()), self.pass());
-        let Some(set) = self.sets.get_mut(&name) else { return };
+        let Some(set) = self.sets.get_mut(&name) else {
+            return;
+        };
         for net in prefixes(range) {
             set.entries.remove(&net);
             if net.prefix_len() == 1 {
@@ -170,7 +243,11 @@ impl Change<'_> {
         }
         for (pod, class) in come {
             let entry = self.class(*class);
-            self.put(&Common::Pods.name(Family::of(*pod)), [IpNet::from(*pod)], entry);
+            self.put(
+                &Common::Pods.name(Family::of(*pod)),
+                [IpNet::from(*pod)],
+                entry,
+            );
         }
     }
 
@@ -182,7 +259,10 @@ impl Change<'_> {
         for (range, class) in come {
             let before = self.to.subnets.range(..*range).next_back();
             if let Some((other, _)) = before.filter(|(other, _)| other.overlaps(range)) {
-                return Err(Error::new(ErrorKind::Invalid, format!("pod subnets overlap: {other} and {range}")));
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("pod subnets overlap: {other} and {range}"),
+                ));
             }
             let entry = self.class(*class);
             self.put(&Common::Nets.name(range.family()), prefixes(*range), entry);
@@ -190,18 +270,30 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Single addresses change one by one. Networks may overlap, so that one that goes may be part of another that stays: their sets,
-    /// which are short, are filled anew.
+    /// Single addresses change one by one. Networks may overlap, so that one that goes may be part
+    /// of another that stays: their sets, which are short, are filled anew.
     fn lists(&mut self) {
-        let (old, new) = (self.from.start_gate.clone().unwrap_or_default(), self.to.start_gate.clone().unwrap_or_default());
+        let (old, new) = (
+            self.from.start_gate.clone().unwrap_or_default(),
+            self.to.start_gate.clone().unwrap_or_default(),
+        );
         let (from, to) = (&self.from.overlay, &self.to.overlay);
-        let addresses =
-            [(Common::Peers, &from.peers, &to.peers), (Common::Own, &from.own, &to.own), (Common::Hosts, &from.hosts, &to.hosts)];
+        let addresses = [
+            (Common::Peers, &from.peers, &to.peers),
+            (Common::Own, &from.own, &to.own),
+            (Common::Hosts, &from.hosts, &to.hosts),
+        ];
         for (common, from, to) in addresses {
             for change in from.diff(to) {
                 match change {
-                    ordset::DiffItem::Add(address) => self.put(&common.name(Family::of(*address)), [IpNet::from(*address)], Entry::In),
-                    ordset::DiffItem::Remove(address) => self.take(&common.name(Family::of(*address)), [IpNet::from(*address)]),
+                    ordset::DiffItem::Add(address) => self.put(
+                        &common.name(Family::of(*address)),
+                        [IpNet::from(*address)],
+                        Entry::In,
+                    ),
+                    ordset::DiffItem::Remove(address) => {
+                        self.take(&common.name(Family::of(*address)), [IpNet::from(*address)])
+                    }
                 }
             }
         }
@@ -221,10 +313,13 @@ impl Change<'_> {
         }
     }
 
-    /// Of who is known, those without a class. So a pod that is missing where its class should be is not taken for one of them.
+    /// Of who is known, those without a class. So a pod that is missing where its class should be
+    /// is not taken for one of them.
     fn ungoverned(&mut self, old: &OrdSet<IpAddr>, new: &OrdSet<IpAddr>) {
         if self.from.subnets != self.to.subnets {
-            old.iter().chain(new).for_each(|address| self.is_ungoverned(*address, new));
+            old.iter()
+                .chain(new)
+                .for_each(|address| self.is_ungoverned(*address, new));
             return;
         }
         for change in old.diff(new) {
@@ -232,12 +327,20 @@ impl Change<'_> {
             self.is_ungoverned(*address, new);
         }
         let (gone, come) = halves(self.from.pods.diff(&self.to.pods));
-        gone.into_iter().chain(come).for_each(|(address, _)| self.is_ungoverned(*address, new));
+        gone.into_iter()
+            .chain(come)
+            .for_each(|(address, _)| self.is_ungoverned(*address, new));
     }
 
     fn is_ungoverned(&mut self, address: IpAddr, known: &OrdSet<IpAddr>) {
-        let (name, net) = (Common::Ungoverned.name(Family::of(address)), IpNet::from(address));
-        if known.contains(&address) && !self.to.pods.contains_key(&address) && subnet(self.to, address).is_none() {
+        let (name, net) = (
+            Common::Ungoverned.name(Family::of(address)),
+            IpNet::from(address),
+        );
+        if known.contains(&address)
+            && !self.to.pods.contains_key(&address)
+            && subnet(self.to, address).is_none()
+        {
             self.put(&name, [net], Entry::In);
         } else {
             self.take(&name, [net]);
@@ -246,7 +349,8 @@ impl Change<'_> {
 
     fn refill(&mut self, common: Common, ranges: impl Iterator<Item = IpRange>) {
         for family in Family::ALL {
-            self.sets.insert(common.name(family), Set::new(Shape::of(common, family)));
+            self.sets
+                .insert(common.name(family), Set::new(Shape::of(common, family)));
         }
         for range in ranges {
             self.put(&common.name(range.family()), prefixes(range), Entry::In);
@@ -262,14 +366,20 @@ impl Change<'_> {
                 self.take_own(&kept_set(*class, range.family()), *range);
             }
         }
-        come.into_iter().try_for_each(|(place, verdict)| self.destination(place, verdict))
+        come.into_iter()
+            .try_for_each(|(place, verdict)| self.destination(place, verdict))
     }
 
     fn destination(&mut self, place: &(ClassId, IpRange), verdict: &Verdict) -> Result<(), Error> {
         let (class, range) = place;
         let before = self.to.destinations.range(..*place).next_back();
-        if let Some(((_, other), _)) = before.filter(|((owner, other), _)| owner == class && other.overlaps(range)) {
-            return Err(Error::new(ErrorKind::Invalid, format!("destinations of class {class} overlap: {other} and {range}")));
+        if let Some(((_, other), _)) =
+            before.filter(|((owner, other), _)| owner == class && other.overlaps(range))
+        {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("destinations of class {class} overlap: {other} and {range}"),
+            ));
         }
         let (byte, source) = match verdict {
             Verdict::Pass => return Ok(()),
@@ -280,13 +390,25 @@ impl Change<'_> {
                     && exits
                     && Family::of(*address) != range.family()
                 {
-                    let context = format!("class {class} to {range}: {address} is of the other address family");
+                    let context = format!(
+                        "class {class} to {range}: {address} is of the other address family"
+                    );
                     return Err(Error::new(ErrorKind::Invalid, context));
                 }
-                (target.byte(), if exits { self.numbers.source(*source_nat, self.bits) } else { 0 })
+                (
+                    target.byte(),
+                    if exits {
+                        self.numbers.source(*source_nat, self.bits)
+                    } else {
+                        0
+                    },
+                )
             }
         };
-        let entry = Entry::Mark { value: self.bits.byte(byte) | source, mask: self.bits.all() };
+        let entry = Entry::Mark {
+            value: self.bits.byte(byte) | source,
+            mask: self.bits.all(),
+        };
         self.put_place(*class, *range, entry);
         if self.to.keeps(verdict) {
             self.put_own(kept_set(*class, range.family()), *range);
@@ -308,14 +430,26 @@ impl Change<'_> {
             }
             return;
         }
-        old.keeping.keys().for_each(|(class, family)| drop(self.sets.remove(&keeper_set(*class, *family))));
+        old.keeping
+            .keys()
+            .for_each(|(class, family)| drop(self.sets.remove(&keeper_set(*class, *family))));
         for (class, family) in new.keeping.keys() {
-            self.sets.insert(keeper_set(*class, *family), Set::new(Shape::networks(*family, false)));
+            self.sets.insert(
+                keeper_set(*class, *family),
+                Set::new(Shape::networks(*family, false)),
+            );
         }
         for (range, class) in &self.to.subnets {
-            self.put(&keeper_set(*class, range.family()), prefixes(*range), Entry::In);
+            self.put(
+                &keeper_set(*class, range.family()),
+                prefixes(*range),
+                Entry::In,
+            );
         }
-        self.to.pods.iter().for_each(|(pod, class)| self.keeper(*pod, *class, new, true));
+        self.to
+            .pods
+            .iter()
+            .for_each(|(pod, class)| self.keeper(*pod, *class, new, true));
     }
 
     /// An exact address takes precedence over its subnet, so it is out of that one's class.
@@ -323,16 +457,25 @@ impl Change<'_> {
         let (net, family) = (IpNet::from(pod), Family::of(pod));
         let keeping = |class: &ClassId| uses.keeping.contains_key(&(*class, family));
         let around = subnet(self.to, pod);
-        let other = around.map(|(_, other)| other).filter(|other| *other != class && keeping(other));
-        for (class, entry) in [(other, Entry::Out), (Some(class).filter(keeping), Entry::In)] {
-            let Some(name) = class.map(|class| keeper_set(class, family)) else { continue };
+        let other = around
+            .map(|(_, other)| other)
+            .filter(|other| *other != class && keeping(other));
+        for (class, entry) in [
+            (other, Entry::Out),
+            (Some(class).filter(keeping), Entry::In),
+        ] {
+            let Some(name) = class.map(|class| keeper_set(class, family)) else {
+                continue;
+            };
             if there {
                 self.put(&name, [net], entry);
                 continue;
             }
             self.take(&name, [net]);
             // What the subnet says of a lone address comes back.
-            if around.is_some_and(|(range, of)| Some(of) == class && prefixes(range).any(|own| own == net)) {
+            if around.is_some_and(|(range, of)| {
+                Some(of) == class && prefixes(range).any(|own| own == net)
+            }) {
                 self.put(&name, [net], Entry::In);
             }
         }
@@ -341,7 +484,8 @@ impl Change<'_> {
 
 type Entries<'a, K, V> = Vec<(&'a K, &'a V)>;
 
-/// What goes and what comes. All that goes must go first: a range that comes may share a prefix with one that goes.
+/// What goes and what comes. All that goes must go first: a range that comes may share a prefix
+/// with one that goes.
 fn halves<'a, K: Ord, V: PartialEq>(
     changes: impl Iterator<Item = ordmap::DiffItem<'a, 'a, K, V>>,
 ) -> (Entries<'a, K, V>, Entries<'a, K, V>) {
@@ -380,13 +524,21 @@ impl Roles for PolicyDesired {
 /// The subnet that an address lies in; they are disjoint.
 fn subnet(desired: &PolicyDesired, address: IpAddr) -> Option<(IpRange, ClassId)> {
     let bound = IpRange::new(address, IpRange::everything(Family::of(address)).last())?;
-    desired.subnets.get_prev(&bound).map(|(net, class)| (*net, *class)).filter(|(net, _)| net.contains(address))
+    desired
+        .subnets
+        .get_prev(&bound)
+        .map(|(net, class)| (*net, *class))
+        .filter(|(net, _)| net.contains(address))
 }
 
-/// The prefixes of a range. `hash:net` takes none of length 0, so everything is written as its two halves.
+/// The prefixes of a range. `hash:net` takes none of length 0, so everything is written as its two
+/// halves.
 fn prefixes(range: IpRange) -> impl Iterator<Item = IpNet> {
-    range.prefixes().into_iter().flat_map(|net| match net.prefix_len() {
-        0 => net.subnets(1).map_or_else(|_| vec![net], Iterator::collect),
-        _ => vec![net],
-    })
+    range
+        .prefixes()
+        .into_iter()
+        .flat_map(|net| match net.prefix_len() {
+            0 => net.subnets(1).map_or_else(|_| vec![net], Iterator::collect),
+            _ => vec![net],
+        })
 }

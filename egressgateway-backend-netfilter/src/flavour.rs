@@ -4,10 +4,12 @@ use egressgateway::{Error, ErrorKind, model::Family};
 
 use crate::{command, save};
 
-/// Which iptables a host uses. Rules of both are in force at the same time; ours belong where the cluster's are.
+/// Which iptables a host uses. Rules of both are in force at the same time; ours belong where the
+/// cluster's are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IptablesFlavour {
-    /// The one that holds the rules of kube-proxy and the CNI; where neither does, nft if its programs are there, else legacy.
+    /// The one that holds the rules of kube-proxy and the CNI; where neither does, nft if its
+    /// programs are there, else legacy.
     #[default]
     Auto,
     /// `iptables-legacy`: the kernel's own tables.
@@ -25,8 +27,16 @@ pub(crate) enum Flavour {
 
 impl Flavour {
     pub(crate) fn program(self, family: Family, what: &str) -> String {
-        let base = if family == Family::V4 { "iptables" } else { "ip6tables" };
-        let flavour = if self == Self::Legacy { "legacy" } else { "nft" };
+        let base = if family == Family::V4 {
+            "iptables"
+        } else {
+            "ip6tables"
+        };
+        let flavour = if self == Self::Legacy {
+            "legacy"
+        } else {
+            "nft"
+        };
         format!("{base}-{flavour}{what}")
     }
 
@@ -39,7 +49,11 @@ impl Flavour {
         let nft = Self::Nft.cluster_rules().await;
         let legacy = Self::Legacy.cluster_rules().await;
         match (nft, legacy) {
-            (Ok(nft), Ok(legacy)) => Ok(if legacy > nft { Self::Legacy } else { Self::Nft }),
+            (Ok(nft), Ok(legacy)) => Ok(if legacy > nft {
+                Self::Legacy
+            } else {
+                Self::Nft
+            }),
             (Ok(_), Err(error)) if error.kind == ErrorKind::Unsupported => Ok(Self::Nft),
             (Err(error), Ok(_)) if error.kind == ErrorKind::Unsupported => Ok(Self::Legacy),
             (Err(error), _) | (_, Err(error)) => Err(error),

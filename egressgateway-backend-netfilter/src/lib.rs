@@ -1,4 +1,5 @@
-//! iptables and ipset policy backend: own chains, which begin with `EGW-`, and own sets, which begin with `egw-`.
+//! iptables and ipset policy backend: own chains, which begin with `EGW-`, and own sets, which
+//! begin with `egw-`.
 //!
 //! ```
 //! use egressgateway::{Driver, PolicyDesired, model::{ClassId, IpRange, SourceNat, TargetId, Verdict}};
@@ -21,15 +22,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The number of rules that a packet passes does not depend on the number of policies or pods, except where pods leave a gateway with
-//! their own address. One pod's change is one entry. Sets are changed over netlink; chains are replaced as a whole, all of one table in
-//! one transaction. Others' rules stay as they are; our jumps come first, and the next plan moves them there again.
+//! The number of rules that a packet passes does not depend on the number of policies or pods,
+//! except where pods leave a gateway with their own address. One pod's change is one entry. Sets
+//! are changed over netlink; chains are replaced as a whole, all of one table in one transaction.
+//! Others' rules stay as they are; our jumps come first, and the next plan moves them there again.
 //!
-//! - [`Netfilter`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Netfilter::probe`]; [`Netfilter::offline`] only
-//!   plans.
-//! - [`NetfilterState`] is what our sets and chains hold, and can be asked about any packet ([`Trace`]).
+//! - [`Netfilter`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`],
+//!   [`Netfilter::probe`]; [`Netfilter::offline`] only plans.
+//! - [`NetfilterState`] is what our sets and chains hold, and can be asked about any packet
+//!   ([`Trace`]).
 //! - [`Transit`] works beside any backend on hosts whose iptables would drop what exits there.
-//! - [`IptablesFlavour`]: rules are kept by `iptables-legacy` or `iptables-nft`, whichever the cluster uses.
+//! - [`IptablesFlavour`]: rules are kept by `iptables-legacy` or `iptables-nft`, whichever the
+//!   cluster uses.
 
 mod backend;
 mod barriers;

@@ -1,4 +1,5 @@
-//! Between any two writes of a plan, a packet meets what the old or the new state says of its class, or is dropped.
+//! Between any two writes of a plan, a packet meets what the old or the new state says of its
+//! class, or is dropped.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, iter, net::IpAddr, sync::Arc};
@@ -35,7 +36,11 @@ fn target(byte: u8) -> TargetId {
 }
 
 /// Pods, and what their classes say: class, destination, target and source.
-fn world(pods: &[(&str, u32)], places: &[(u32, &str, u8, SourceNat)], exits: bool) -> PolicyDesired {
+fn world(
+    pods: &[(&str, u32)],
+    places: &[(u32, &str, u8, SourceNat)],
+    exits: bool,
+) -> PolicyDesired {
     let mut desired = PolicyDesired::default();
     desired.overlay.devices.insert("egress-vxlan-v4".into());
     desired.targets = [0x11, 0x13].map(target).into_iter().collect();
@@ -43,17 +48,26 @@ fn world(pods: &[(&str, u32)], places: &[(u32, &str, u8, SourceNat)], exits: boo
         desired.exits = desired.targets.clone();
         desired.accepts = desired.targets.clone();
         desired.overlay.unknown_may_exit = true;
-        desired.node_addresses.insert((DEVICE.into(), Family::V4), ip("10.6.0.14"));
+        desired
+            .node_addresses
+            .insert((DEVICE.into(), Family::V4), ip("10.6.0.14"));
     }
     desired.pods = pods.iter().map(|(pod, id)| (ip(pod), class(*id))).collect();
     for (id, net, byte, source_nat) in places {
         let range = IpRange::from(net.parse::<ipnet::IpNet>().unwrap());
-        desired.destinations.insert((class(*id), range), Verdict::Egress { target: target(*byte), source_nat: *source_nat });
+        desired.destinations.insert(
+            (class(*id), range),
+            Verdict::Egress {
+                target: target(*byte),
+                source_nat: *source_nat,
+            },
+        );
     }
     desired
 }
 
-/// Classes 1 and 0x10000 want the same number, so that one makes the other move; so do the addresses.
+/// Classes 1 and 0x10000 want the same number, so that one makes the other move; so do the
+/// addresses.
 fn worlds(exits: bool) -> Vec<PolicyDesired> {
     let as_ = |text: &str| SourceNat::Address(ip(text));
     let (node, first, second) = (SourceNat::NodeAddress, as_("10.6.0.200"), as_("10.6.0.201"));
@@ -62,24 +76,70 @@ fn worlds(exits: bool) -> Vec<PolicyDesired> {
     let (one, two) = (("10.244.0.1", 1), ("10.244.0.2", 0x1_0000));
     let mut worlds = vec![
         world(&[two], &[(0x1_0000, "10.6.1.0/24", 0x11, first)], exits),
-        world(&[one, two], &[(0x1_0000, "10.6.1.0/24", 0x11, first), (1, "10.6.1.0/24", 0x13, second)], exits),
-        world(&[one, two], &[(0x1_0000, "10.6.1.0/24", 0x11, same), (1, "10.6.1.0/24", 0x13, first)], exits),
+        world(
+            &[one, two],
+            &[
+                (0x1_0000, "10.6.1.0/24", 0x11, first),
+                (1, "10.6.1.0/24", 0x13, second),
+            ],
+            exits,
+        ),
+        world(
+            &[one, two],
+            &[
+                (0x1_0000, "10.6.1.0/24", 0x11, same),
+                (1, "10.6.1.0/24", 0x13, first),
+            ],
+            exits,
+        ),
         world(&[one], &[(1, "10.6.1.0/24", 0x13, same)], exits),
-        world(&[one, ("10.244.0.2", 1)], &[(1, "10.6.1.0/24", 0x13, node), (1, "10.6.2.0/24", 0x11, first)], exits),
-        world(&[("10.244.0.1", 0x1_0000)], &[(0x1_0000, "10.6.0.0/16", 0x11, node)], exits),
+        world(
+            &[one, ("10.244.0.2", 1)],
+            &[
+                (1, "10.6.1.0/24", 0x13, node),
+                (1, "10.6.2.0/24", 0x11, first),
+            ],
+            exits,
+        ),
+        world(
+            &[("10.244.0.1", 0x1_0000)],
+            &[(0x1_0000, "10.6.0.0/16", 0x11, node)],
+            exits,
+        ),
     ];
     let mut many = world(&[one, two], &[(1, "10.6.1.0/24", 0x13, second)], exits);
-    let more = (0..600_u32).map(|index| (IpAddr::from(std::net::Ipv4Addr::from_bits(0x0b00_0000 + index)), class(1 + index % 2 * 0xffff)));
+    let more = (0..600_u32).map(|index| {
+        (
+            IpAddr::from(std::net::Ipv4Addr::from_bits(0x0b00_0000 + index)),
+            class(1 + index % 2 * 0xffff),
+        )
+    });
     many.pods.extend(more);
     worlds.push(many);
     if exits {
         // The first address is one of another network of this node.
-        let mut network = world(&[one, two], &[(0x1_0000, "10.6.1.0/24", 0x11, first), (1, "10.6.1.0/24", 0x13, node)], exits);
-        let link = ["10.6.0.0/16".parse::<ipnet::IpNet>().unwrap()].into_iter().collect();
+        let mut network = world(
+            &[one, two],
+            &[
+                (0x1_0000, "10.6.1.0/24", 0x11, first),
+                (1, "10.6.1.0/24", 0x13, node),
+            ],
+            exits,
+        );
+        let link = ["10.6.0.0/16".parse::<ipnet::IpNet>().unwrap()]
+            .into_iter()
+            .collect();
         let addresses = [ip("10.6.0.200")].into_iter().collect();
-        let other = ExitNetwork { device: "eth1".into(), router: ip("10.6.255.254"), link, addresses };
+        let other = ExitNetwork {
+            device: "eth1".into(),
+            router: ip("10.6.255.254"),
+            link,
+            addresses,
+        };
         network.networks.insert(NetworkId::new(5).unwrap(), other);
-        network.node_addresses.insert(("eth1".into(), Family::V4), ip("10.6.0.15"));
+        network
+            .node_addresses
+            .insert(("eth1".into(), Family::V4), ip("10.6.0.15"));
         worlds.push(network);
     }
     worlds
@@ -89,18 +149,32 @@ fn worlds(exits: bool) -> Vec<PolicyDesired> {
 fn moments(state: &NetfilterState, step: &Step) -> Vec<NetfilterState> {
     let mut now = state.clone();
     match step {
-        Step::Sets(changes) => changes.iter().flat_map(|change| change_set(&mut now, change)).collect(),
-        Step::Restore { family, script } => script.split_inclusive("COMMIT\n").map(|table| restore(&mut now, *family, table)).collect(),
+        Step::Sets(changes) => changes
+            .iter()
+            .flat_map(|change| change_set(&mut now, change))
+            .collect(),
+        Step::Restore { family, script } => script
+            .split_inclusive("COMMIT\n")
+            .map(|table| restore(&mut now, *family, table))
+            .collect(),
     }
 }
 
 fn change_set(now: &mut NetfilterState, change: &SetChange) -> Vec<NetfilterState> {
     let mut seen = Vec::new();
     match change {
-        SetChange::Create(name, shape) => assert!(now.sets.insert(name.clone(), Set::new(*shape)).is_none(), "{name} is there"),
+        SetChange::Create(name, shape) => assert!(
+            now.sets.insert(name.clone(), Set::new(*shape)).is_none(),
+            "{name} is there"
+        ),
         SetChange::Destroy(name) => {
             let refers = |rule: &String| rule.split(' ').any(|word| word == name);
-            assert!(!now.tables.values().any(|table| table.chains.values().flatten().any(refers)), "{name} is in use");
+            assert!(
+                !now.tables
+                    .values()
+                    .any(|table| table.chains.values().flatten().any(refers)),
+                "{name} is in use"
+            );
             assert!(now.sets.remove(name).is_some(), "{name} is not there");
         }
         SetChange::Swap { set, with } => {
@@ -108,7 +182,9 @@ fn change_set(now: &mut NetfilterState, change: &SetChange) -> Vec<NetfilterStat
             now.sets.insert(set.clone(), other);
             now.sets.insert(with.clone(), one);
         }
-        SetChange::Add { set, entries, new, .. } => {
+        SetChange::Add {
+            set, entries, new, ..
+        } => {
             for (net, entry) in entries {
                 assert_eq!(now.sets[set].entries.contains_key(net), !new, "{set} {net}");
                 now.sets.get_mut(set).unwrap().entries.insert(*net, *entry);
@@ -117,7 +193,10 @@ fn change_set(now: &mut NetfilterState, change: &SetChange) -> Vec<NetfilterStat
         }
         SetChange::Delete { set, entries, .. } => {
             for (net, _) in entries {
-                assert!(now.sets.get_mut(set).unwrap().entries.remove(net).is_some(), "{set} {net}");
+                assert!(
+                    now.sets.get_mut(set).unwrap().entries.remove(net).is_some(),
+                    "{set} {net}"
+                );
                 seen.push(now.clone());
             }
         }
@@ -136,14 +215,23 @@ fn restore(now: &mut NetfilterState, family: Family, script: &str) -> NetfilterS
         match verb {
             "-A" => {
                 let (chain, rule) = rest.split_once(' ').unwrap();
-                for set in rule.split(' ').skip_while(|word| !word.ends_with("-set")).skip(1).take(1) {
+                for set in rule
+                    .split(' ')
+                    .skip_while(|word| !word.ends_with("-set"))
+                    .skip(1)
+                    .take(1)
+                {
                     assert!(now.sets.contains_key(set), "{set} is not there for {line}");
                 }
                 chains.get_mut(chain).unwrap().push(rule.to_owned());
             }
             "-I" => {
                 let (chain, rule) = rest.split_once(" 1 ").unwrap();
-                jumps.insert(Jump { chain: chain.to_owned(), position: 0, rule: rule.to_owned() });
+                jumps.insert(Jump {
+                    chain: chain.to_owned(),
+                    position: 0,
+                    rule: rule.to_owned(),
+                });
             }
             "-D" => {
                 let (chain, rule) = rest.split_once(' ').unwrap();
@@ -155,12 +243,14 @@ fn restore(now: &mut NetfilterState, family: Family, script: &str) -> NetfilterS
         }
     }
     if chains.is_empty() && jumps.is_empty() {
-        now.tables.retain(|_, table| !table.chains.is_empty() || !table.jumps.is_empty());
+        now.tables
+            .retain(|_, table| !table.chains.is_empty() || !table.jumps.is_empty());
     }
     now.clone()
 }
 
-/// What a packet meets: its way, as whom it leaves by each device that leads outside, and as whom if it is pinned to exit here.
+/// What a packet meets: its way, as whom it leaves by each device that leads outside, and as whom
+/// if it is pinned to exit here.
 #[derive(Debug, PartialEq)]
 struct Met {
     way: TraceVerdict,
@@ -172,20 +262,43 @@ fn met(state: &NetfilterState, source: &str, destination: &str) -> Met {
     let packet = TracePacket::new(ip(source), ip(destination));
     let way = state.trace(&packet);
     let leaves = [DEVICE, "eth1"].map(|device| leaves(state, &packet, &way, device));
-    let pinned = state.trace_source(&TracePacket { connection_mark: EXIT, ..packet }, DEVICE);
-    Met { way, leaves, pinned }
+    let pinned = state.trace_source(
+        &TracePacket {
+            connection_mark: EXIT,
+            ..packet
+        },
+        DEVICE,
+    );
+    Met {
+        way,
+        leaves,
+        pinned,
+    }
 }
 
 /// As whom a packet leaves that went this way.
-fn leaves(state: &NetfilterState, packet: &TracePacket, way: &TraceVerdict, device: &str) -> TraceSource {
+fn leaves(
+    state: &NetfilterState,
+    packet: &TracePacket,
+    way: &TraceVerdict,
+    device: &str,
+) -> TraceSource {
     let marked = |verdict: &TraceVerdict| match verdict {
-        TraceVerdict::Accept { packet_mark, connection_mark, .. } => {
-            Some(TracePacket { packet_mark: *packet_mark, connection_mark: *connection_mark, ..packet.clone() })
-        }
+        TraceVerdict::Accept {
+            packet_mark,
+            connection_mark,
+            ..
+        } => Some(TracePacket {
+            packet_mark: *packet_mark,
+            connection_mark: *connection_mark,
+            ..packet.clone()
+        }),
         TraceVerdict::Drop { .. } => None,
     };
     let forwarded = marked(way).and_then(|packet| marked(&state.trace_forward(&packet, device)));
-    forwarded.map_or(TraceSource::Drop { counter: None }, |packet| state.trace_source(&packet, device))
+    forwarded.map_or(TraceSource::Drop { counter: None }, |packet| {
+        state.trace_source(&packet, device)
+    })
 }
 
 /// Whether it is dropped, or leaves as one of these say.
@@ -193,48 +306,90 @@ fn is_known(source: TraceSource, mut answers: impl Iterator<Item = TraceSource>)
     matches!(source, TraceSource::Drop { .. }) || answers.any(|answer| answer == source)
 }
 
-/// Every class that a pod has in one of these worlds, with what any of them says of that class, and what the node is in any of them: a plan
-/// changes classes, destinations and the node's part one after the other, as an administrator might.
+/// Every class that a pod has in one of these worlds, with what any of them says of that class, and
+/// what the node is in any of them: a plan changes classes, destinations and the node's part one
+/// after the other, as an administrator might.
 fn possible(worlds: &[&PolicyDesired]) -> Vec<NetfilterState> {
     let mixed = worlds.iter().flat_map(|who| {
         worlds.iter().flat_map(|place| {
             let (pods, destinations) = (&who.pods, &place.destinations);
-            worlds.iter().map(|part| PolicyDesired { pods: pods.clone(), destinations: destinations.clone(), ..(*part).clone() })
+            worlds.iter().map(|part| PolicyDesired {
+                pods: pods.clone(),
+                destinations: destinations.clone(),
+                ..(*part).clone()
+            })
         })
     });
-    mixed.map(|desired| NetfilterState::of(&desired, Bits::new(MarkMask::default()), &NetfilterState::default()).unwrap()).collect()
+    mixed
+        .map(|desired| {
+            NetfilterState::of(
+                &desired,
+                Bits::new(MarkMask::default()),
+                &NetfilterState::default(),
+            )
+            .unwrap()
+        })
+        .collect()
 }
 
-fn check_all(current: &NetfilterState, before: &[&PolicyDesired], desired: &PolicyDesired, what: &str) -> Vec<NetfilterState> {
+fn check_all(
+    current: &NetfilterState,
+    before: &[&PolicyDesired],
+    desired: &PolicyDesired,
+    what: &str,
+) -> Vec<NetfilterState> {
     let bits = Bits::new(MarkMask::default());
     let after = NetfilterState::of(desired, bits, current).unwrap();
     let allowed = possible(&[before, &[desired]].concat());
-    let packets: Vec<_> =
-        ["10.244.0.1", "10.244.0.2"].iter().flat_map(|pod| ["10.6.1.5", "10.6.2.5", "10.9.9.9"].map(|to| (*pod, to))).collect();
-    let answers: Vec<Vec<_>> =
-        packets.iter().map(|(source, destination)| allowed.iter().map(|state| met(state, source, destination)).collect()).collect();
+    let packets: Vec<_> = ["10.244.0.1", "10.244.0.2"]
+        .iter()
+        .flat_map(|pod| ["10.6.1.5", "10.6.2.5", "10.9.9.9"].map(|to| (*pod, to)))
+        .collect();
+    let answers: Vec<Vec<_>> = packets
+        .iter()
+        .map(|(source, destination)| {
+            allowed
+                .iter()
+                .map(|state| met(state, source, destination))
+                .collect()
+        })
+        .collect();
     let mut now = current.clone();
     let mut all = Vec::new();
     for step in plan(current, &after, bits).steps {
         for moment in moments(&now, &step) {
             for ((source, destination), answers) in packets.iter().zip(&answers) {
-                let Met { way, leaves, pinned } = met(&moment, source, destination);
+                let Met {
+                    way,
+                    leaves,
+                    pinned,
+                } = met(&moment, source, destination);
                 // What is let out here may be dropped at the last moment.
                 let dropped = match way {
                     TraceVerdict::Drop { .. } => true,
-                    TraceVerdict::Accept { connection_mark: EXIT | NETWORK, .. } => {
-                        leaves.iter().all(|source| is_known(*source, iter::empty()))
-                    }
+                    TraceVerdict::Accept {
+                        connection_mark: EXIT | NETWORK,
+                        ..
+                    } => leaves.iter().all(|source| is_known(*source, iter::empty())),
                     TraceVerdict::Accept { .. } => false,
                 };
                 let known = dropped || answers.iter().any(|answer| answer.way == way);
-                assert!(known, "{what}: {source} to {destination} is {way:?} at\n{step:?}");
+                assert!(
+                    known,
+                    "{what}: {source} to {destination} is {way:?} at\n{step:?}"
+                );
                 for (index, leaves) in leaves.into_iter().enumerate() {
                     let known = is_known(leaves, answers.iter().map(|answer| answer.leaves[index]));
-                    assert!(known, "{what}: {source} to {destination} leaves by device {index} as {leaves:?} at\n{step:?}");
+                    assert!(
+                        known,
+                        "{what}: {source} to {destination} leaves by device {index} as {leaves:?} at\n{step:?}"
+                    );
                 }
                 let known = is_known(pinned, answers.iter().map(|answer| answer.pinned));
-                assert!(known, "{what}: {source} to {destination}, pinned, leaves as {pinned:?} at\n{step:?}");
+                assert!(
+                    known,
+                    "{what}: {source} to {destination}, pinned, leaves as {pinned:?} at\n{step:?}"
+                );
             }
             now = moment.clone();
             all.push(moment);
@@ -252,7 +407,12 @@ fn between_any_two_writes_no_number_is_taken_for_anothers() {
     let no_exit = [others.swap_remove(1), others.swap_remove(3)];
     let worlds = [&no_exit[..], &worlds(true)[..]].concat();
     for (from, before) in worlds.iter().enumerate() {
-        let current = NetfilterState::of(before, Bits::new(MarkMask::default()), &NetfilterState::default()).unwrap();
+        let current = NetfilterState::of(
+            before,
+            Bits::new(MarkMask::default()),
+            &NetfilterState::default(),
+        )
+        .unwrap();
         for (to, desired) in worlds.iter().enumerate() {
             let all = check_all(&current, &[before], desired, &format!("{from} → {to}"));
             seen.insert(all.len());
@@ -260,7 +420,12 @@ fn between_any_two_writes_no_number_is_taken_for_anothers() {
             let third = &worlds[(from + to + 1) % worlds.len()];
             for (index, moment) in all.iter().enumerate().step_by(all.len() / 3 + 1) {
                 let read = NetfilterState::observed(moment.sets.clone(), moment.tables.clone());
-                check_all(&read, &[before, desired], third, &format!("{from} → {to} interrupted at {index} → third"));
+                check_all(
+                    &read,
+                    &[before, desired],
+                    third,
+                    &format!("{from} → {to} interrupted at {index} → third"),
+                );
             }
         }
     }

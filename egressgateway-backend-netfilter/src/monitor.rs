@@ -1,5 +1,5 @@
-//! Notices when somebody else changes what is ours: the kernel tells of chains that are kept in nftables; for sets and for iptables-legacy somebody
-//! has to look.
+//! Notices when somebody else changes what is ours: the kernel tells of chains that are kept in
+//! nftables; for sets and for iptables-legacy somebody has to look.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,9 @@ use std::{
 
 use async_trait::async_trait;
 use egressgateway::{Driver, Error, PolicyMonitor};
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+use netlink_sys::{
+    AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
+};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{backend::Netfilter, names::CHAIN_PREFIX};
@@ -24,7 +26,8 @@ const REMEMBERED: usize = 16;
 
 /// How often the host is read.
 const PERIOD: Duration = Duration::from_secs(5);
-/// Reading takes at most this part of the time: a host with ten thousand policies is read less often.
+/// Reading takes at most this part of the time: a host with ten thousand policies is read less
+/// often.
 const SHARE: u32 = 20;
 
 /// What a backend and its clones wrote themselves.
@@ -32,7 +35,8 @@ const SHARE: u32 = 20;
 pub(crate) struct Writes {
     /// How often they began or ended.
     number: Arc<AtomicU64>,
-    /// The processes that wrote last, by the numbers that the kernel knows their netlink sockets by.
+    /// The processes that wrote last, by the numbers that the kernel knows their netlink sockets
+    /// by.
     processes: Arc<std::sync::Mutex<VecDeque<u32>>>,
 }
 
@@ -51,13 +55,19 @@ impl Writes {
 
     /// A process writes for us.
     pub(crate) fn remember(&self, process: u32) {
-        let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut processes = self
+            .processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         processes.truncate(REMEMBERED - 1);
         processes.push_front(process);
     }
 
     fn are_of(&self, process: u32) -> bool {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner).contains(&process)
+        self.processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&process)
     }
 }
 
@@ -83,7 +93,9 @@ impl Notifications {
         if self.0.is_none() {
             self.0 = subscribe().ok();
         }
-        let Some(socket) = &self.0 else { return std::future::pending().await };
+        let Some(socket) = &self.0 else {
+            return std::future::pending().await;
+        };
         loop {
             match socket.recv_from_full().await {
                 Ok((datagram, _)) if is_foreign(&datagram, writes) => return,
@@ -116,11 +128,13 @@ fn is_foreign(datagram: &[u8], writes: &Writes) -> bool {
 }
 
 fn names_ours(body: &[u8]) -> bool {
-    body.windows(CHAIN_PREFIX.len()).any(|window| window == CHAIN_PREFIX.as_bytes())
+    body.windows(CHAIN_PREFIX.len())
+        .any(|window| window == CHAIN_PREFIX.as_bytes())
 }
 
-/// Is told when somebody other than the driver that it came from changes what is the driver's, and once after the driver itself wrote. Made by
-/// [`Netfilter::monitor`] and [`Transit::monitor`](crate::Transit::monitor).
+/// Is told when somebody other than the driver that it came from changes what is the driver's, and
+/// once after the driver itself wrote. Made by [`Netfilter::monitor`] and
+/// [`Transit::monitor`](crate::Transit::monitor).
 #[derive(Debug)]
 pub struct NetfilterMonitor<D: Driver = Netfilter> {
     driver: D,
@@ -134,7 +148,14 @@ pub struct NetfilterMonitor<D: Driver = Netfilter> {
 
 impl<D: Driver> NetfilterMonitor<D> {
     pub(crate) fn new(driver: D, writes: Writes, differ: fn(&D::State, &D::State) -> bool) -> Self {
-        Self { driver, writes, seen: Mutex::new(None), differ, notifications: Mutex::default(), period: PERIOD }
+        Self {
+            driver,
+            writes,
+            seen: Mutex::new(None),
+            differ,
+            notifications: Mutex::default(),
+            period: PERIOD,
+        }
     }
 }
 
@@ -156,8 +177,11 @@ impl<D: Driver> PolicyMonitor for NetfilterMonitor<D> {
             if number % 2 == 1 || number != self.writes.number() {
                 continue;
             }
-            // Whether the first state after a write is what was written, only the reader who planned it can say.
-            let changed = seen.as_ref().is_none_or(|(before, state)| *before != number || (self.differ)(state, &now));
+            // Whether the first state after a write is what was written, only the reader who
+            // planned it can say.
+            let changed = seen
+                .as_ref()
+                .is_none_or(|(before, state)| *before != number || (self.differ)(state, &now));
             *seen = Some((number, now));
             if changed {
                 return Ok(());
@@ -179,9 +203,15 @@ mod tests {
     #[test]
     fn the_kernel_tells_of_chains_that_others_change_and_not_of_our_own_writes() {
         in_namespace(|| async {
-            let settings = NetfilterSettings { flavour: IptablesFlavour::Nft, ..NetfilterSettings::default() };
+            let settings = NetfilterSettings {
+                flavour: IptablesFlavour::Nft,
+                ..NetfilterSettings::default()
+            };
             let netfilter = Netfilter::new(settings, Arc::new(()));
-            let monitor = NetfilterMonitor { period: Duration::from_secs(3600), ..netfilter.monitor() };
+            let monitor = NetfilterMonitor {
+                period: Duration::from_secs(3600),
+                ..netfilter.monitor()
+            };
             let told = tokio::spawn(async move {
                 monitor.changed().await.unwrap();
                 monitor
@@ -199,12 +229,19 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(200)).await;
             assert!(!told.is_finished(), "neither our own chains nor somebody's");
             run("iptables-nft -t mangle -F EGW-PREROUTING");
-            let monitor = tokio::time::timeout(patient(Duration::from_secs(60)), told).await.unwrap().unwrap();
+            let monitor = tokio::time::timeout(patient(Duration::from_secs(60)), told)
+                .await
+                .unwrap()
+                .unwrap();
             // The rule that leads to our chains is in somebody's.
             let again = tokio::spawn(async move { monitor.changed().await });
             tokio::task::yield_now().await;
             run("ip6tables-nft -t mangle -F PREROUTING");
-            tokio::time::timeout(patient(Duration::from_secs(60)), again).await.unwrap().unwrap().unwrap();
+            tokio::time::timeout(patient(Duration::from_secs(60)), again)
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
         });
     }
 }

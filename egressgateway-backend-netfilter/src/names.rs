@@ -24,8 +24,8 @@ pub(crate) const SET_NAME_LENGTH: usize = 31;
 #[cfg(test)]
 pub(crate) const CHAIN_NAME_LENGTH: usize = 28;
 
-/// The tables that we have chains in, in the order in which they are written: what pins a connection comes last, so that all that the
-/// pin leads to is there.
+/// The tables that we have chains in, in the order in which they are written: what pins a
+/// connection comes last, so that all that the pin leads to is there.
 pub(crate) const TABLES: [&str; 4] = [RAW, NAT, FILTER, MANGLE];
 pub(crate) const RAW: &str = "raw";
 pub(crate) const MANGLE: &str = "mangle";
@@ -80,7 +80,8 @@ pub(crate) const AS_NODE_CHAIN: &str = "EGW-AS-NODE";
 pub(crate) const AS_SELF_CHAIN: &str = "EGW-AS-SELF";
 pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
 
-/// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter, table, chain.
+/// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter,
+/// table, chain.
 pub(crate) const COUNTERS: [(&str, &str, &str); 10] = [
     ("steered", MANGLE, STEERED),
     ("tunnelled", MANGLE, TUNNELLED),
@@ -196,13 +197,24 @@ mod tests {
     fn every_name_fits_the_kernel() {
         let class = ClassId::new(u32::MAX).into_iter();
         for class in class {
-            for name in [where_set(class, Family::V4), keeper_set(class, Family::V6), kept_set(class, Family::V6)] {
+            for name in [
+                where_set(class, Family::V4),
+                keeper_set(class, Family::V6),
+                kept_set(class, Family::V6),
+            ] {
                 assert!(temporary(&name).len() <= SET_NAME_LENGTH, "{name}");
             }
             assert!(class_chain(class).len() <= CHAIN_NAME_LENGTH);
         }
-        for name in COUNTERS.map(|(_, _, chain)| chain).into_iter().chain([UNCLASSIFIED, NO_VERDICT, VERDICT]) {
-            assert!(name.starts_with(CHAIN_PREFIX) && name.len() + 4 <= CHAIN_NAME_LENGTH, "{name}");
+        for name in COUNTERS.map(|(_, _, chain)| chain).into_iter().chain([
+            UNCLASSIFIED,
+            NO_VERDICT,
+            VERDICT,
+        ]) {
+            assert!(
+                name.starts_with(CHAIN_PREFIX) && name.len() + 4 <= CHAIN_NAME_LENGTH,
+                "{name}"
+            );
         }
     }
 }

@@ -29,20 +29,40 @@ pub(crate) struct Numbers {
 impl Numbers {
     pub(crate) fn of(uses: &Uses) -> Result<Self, Error> {
         Ok(Self {
-            classes: deal(uses.classes.keys().map(|class| (class.get(), *class)), 1, "classes")?,
-            addresses: deal(uses.addresses.keys().map(|address| (fold(*address), *address)), AS_SELF + 1, "egress addresses")?,
+            classes: deal(
+                uses.classes.keys().map(|class| (class.get(), *class)),
+                1,
+                "classes",
+            )?,
+            addresses: deal(
+                uses.addresses
+                    .keys()
+                    .map(|address| (fold(*address), *address)),
+                AS_SELF + 1,
+                "egress addresses",
+            )?,
         })
     }
 
     /// Whether everything that has a number in both has the same one in both.
     pub(crate) fn keep(&self, old: &Self) -> bool {
-        let classes = self.classes.iter().all(|(class, number)| old.classes.get(class).is_none_or(|before| before == number));
-        classes && self.addresses.iter().all(|(address, number)| old.addresses.get(address).is_none_or(|before| before == number))
+        let classes = self
+            .classes
+            .iter()
+            .all(|(class, number)| old.classes.get(class).is_none_or(|before| before == number));
+        classes
+            && self.addresses.iter().all(|(address, number)| {
+                old.addresses
+                    .get(address)
+                    .is_none_or(|before| before == number)
+            })
     }
 
     /// The mark bits of a class.
     pub(crate) fn class(&self, class: ClassId, bits: Bits) -> u32 {
-        self.classes.get(&class).map_or(0, |number| bits.number(*number))
+        self.classes
+            .get(&class)
+            .map_or(0, |number| bits.number(*number))
     }
 
     /// The mark bits of a source.
@@ -68,15 +88,26 @@ impl Uses {
     /// Counts what changed between two states of the same roles, the first of which this counted.
     pub(crate) fn follow(&self, from: &PolicyDesired, to: &PolicyDesired) -> Self {
         let mut uses = self.clone();
-        from.pods.diff(&to.pods).for_each(|change| each(&change, |_, class, way| count(&mut uses.classes, *class, way)));
-        from.subnets.diff(&to.subnets).for_each(|change| each(&change, |_, class, way| count(&mut uses.classes, *class, way)));
+        from.pods.diff(&to.pods).for_each(|change| {
+            each(&change, |_, class, way| {
+                count(&mut uses.classes, *class, way)
+            })
+        });
+        from.subnets.diff(&to.subnets).for_each(|change| {
+            each(&change, |_, class, way| {
+                count(&mut uses.classes, *class, way)
+            })
+        });
         from.destinations.diff(&to.destinations).for_each(|change| {
             each(&change, |(class, range), verdict, way| {
                 count(&mut uses.classes, *class, way);
                 if to.keeps(verdict) {
                     count(&mut uses.keeping, (*class, range.family()), way);
                 }
-                if let Verdict::Egress { target, source_nat: SourceNat::Address(address) } = verdict
+                if let Verdict::Egress {
+                    target,
+                    source_nat: SourceNat::Address(address),
+                } = verdict
                     && to.exits_here(*target)
                 {
                     count(&mut uses.addresses, *address, way);
@@ -88,7 +119,8 @@ impl Uses {
 
     pub(crate) fn needs_same_numbers(&self, other: &Self) -> bool {
         fn same_keys<K: Ord + Clone>(one: &OrdMap<K, usize>, other: &OrdMap<K, usize>) -> bool {
-            one.diff(other).all(|change| matches!(change, DiffItem::Update { .. }))
+            one.diff(other)
+                .all(|change| matches!(change, DiffItem::Update { .. }))
         }
         same_keys(&self.classes, &other.classes) && same_keys(&self.addresses, &other.addresses)
     }
@@ -125,17 +157,20 @@ fn count<K: Ord + Clone>(uses: &mut OrdMap<K, usize>, key: K, way: Way) {
 fn fold(address: IpAddr) -> u32 {
     match address {
         IpAddr::V4(address) => address.to_bits(),
-        IpAddr::V6(address) => address.segments().chunks(2).fold(0, |hash, pair| match pair {
-            [high, low] => hash ^ (u32::from(*high) << 16 | u32::from(*low)),
-            _ => hash,
-        }),
+        IpAddr::V6(address) => address
+            .segments()
+            .chunks(2)
+            .fold(0, |hash, pair| match pair {
+                [high, low] => hash ^ (u32::from(*high) << 16 | u32::from(*low)),
+                _ => hash,
+            }),
     }
 }
 
 /// A number from `first` to 65535 for each key: a function of the set of keys alone.
 ///
-/// Everybody takes the first free number from the own hash on, in the order of hashes: a key more or less moves only those that collide
-/// with it.
+/// Everybody takes the first free number from the own hash on, in the order of hashes: a key more
+/// or less moves only those that collide with it.
 ///
 /// # Errors
 /// When there are more keys than numbers.
@@ -145,9 +180,18 @@ pub(crate) fn deal<K: Ord + Clone + Display>(
     what: &str,
 ) -> Result<BTreeMap<K, u16>, Error> {
     let room = u32::from(u16::MAX - first) + 1;
-    let sorted: BTreeSet<(u32, K)> = keys.into_iter().map(|(hash, key)| ((hash ^ (hash >> 16)) & 0xffff, key)).collect();
+    let sorted: BTreeSet<(u32, K)> = keys
+        .into_iter()
+        .map(|(hash, key)| ((hash ^ (hash >> 16)) & 0xffff, key))
+        .collect();
     if sorted.len() > room as usize {
-        return Err(Error::new(ErrorKind::Unsupported, format!("{} {what}: the netfilter backend has numbers for {room}", sorted.len())));
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{} {what}: the netfilter backend has numbers for {room}",
+                sorted.len()
+            ),
+        ));
     }
     let (mut free, mut numbers, mut crowded) = (0_u32, BTreeMap::new(), Vec::new());
     for (hash, key) in sorted {
@@ -162,7 +206,10 @@ pub(crate) fn deal<K: Ord + Clone + Display>(
     let taken: BTreeSet<u32> = numbers.values().copied().collect();
     let gaps = (0..room).filter(|number| !taken.contains(number));
     numbers.extend(crowded.into_iter().zip(gaps));
-    Ok(numbers.into_iter().filter_map(|(key, number)| Some((key, first + u16::try_from(number).ok()?))).collect())
+    Ok(numbers
+        .into_iter()
+        .filter_map(|(key, number)| Some((key, first + u16::try_from(number).ok()?)))
+        .collect())
 }
 
 #[cfg(test)]
@@ -172,9 +219,15 @@ mod tests {
 
     #[test]
     fn numbers_are_distinct_and_depend_on_the_keys_only() {
-        let keys: Vec<u32> = (0..40_000_u32).map(|key| key.wrapping_mul(0x9e37_79b1)).chain([u32::MAX, 1, 0x1_0000]).collect();
+        let keys: Vec<u32> = (0..40_000_u32)
+            .map(|key| key.wrapping_mul(0x9e37_79b1))
+            .chain([u32::MAX, 1, 0x1_0000])
+            .collect();
         let there = deal(keys.iter().map(|key| (*key, *key)), 1, "keys").unwrap();
-        assert_eq!(there, deal(keys.iter().rev().map(|key| (*key, *key)), 1, "keys").unwrap());
+        assert_eq!(
+            there,
+            deal(keys.iter().rev().map(|key| (*key, *key)), 1, "keys").unwrap()
+        );
         assert_eq!(there.values().collect::<BTreeSet<_>>().len(), there.len());
         assert!(there.values().all(|number| *number >= 1));
         let full = deal((0..65_535_u32).map(|key| (u32::MAX, key)), 1, "keys").unwrap();
@@ -184,6 +237,10 @@ mod tests {
     #[test]
     fn more_keys_than_numbers_are_refused() {
         let error = deal((0..65_536_u32).map(|key| (key, key)), 1, "classes").unwrap_err();
-        assert_eq!((error.kind, error.to_string().contains("65536 classes")), (ErrorKind::Unsupported, true), "{error}");
+        assert_eq!(
+            (error.kind, error.to_string().contains("65536 classes")),
+            (ErrorKind::Unsupported, true),
+            "{error}"
+        );
     }
 }

@@ -24,8 +24,9 @@ pub struct NetfilterPlan {
     pub(crate) steps: Vec<Step>,
 }
 
-/// One step. At every moment between two of them, and between two writes of one, a new connection meets what the state before or the
-/// one after says of its pod's class, before or after, or is dropped.
+/// One step. At every moment between two of them, and between two writes of one, a new connection
+/// meets what the state before or the one after says of its pod's class, before or after, or is
+/// dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Over netlink, one after the other.
@@ -70,10 +71,18 @@ impl fmt::Display for NetfilterPlan {
             match step {
                 Step::Sets(changes) => {
                     writeln!(f, "# ipset restore")?;
-                    changes.iter().try_for_each(|change| write!(f, "{change}"))?;
+                    changes
+                        .iter()
+                        .try_for_each(|change| write!(f, "{change}"))?;
                 }
-                Step::Restore { family: Family::V4, script } => write!(f, "# iptables-restore --noflush\n{script}")?,
-                Step::Restore { family: Family::V6, script } => write!(f, "# ip6tables-restore --noflush\n{script}")?,
+                Step::Restore {
+                    family: Family::V4,
+                    script,
+                } => write!(f, "# iptables-restore --noflush\n{script}")?,
+                Step::Restore {
+                    family: Family::V6,
+                    script,
+                } => write!(f, "# ip6tables-restore --noflush\n{script}")?,
             }
         }
         Ok(())
@@ -86,22 +95,34 @@ impl fmt::Display for SetChange {
             Self::Create(set, shape) => writeln!(f, "create {set} {shape}"),
             Self::Swap { set, with } => writeln!(f, "swap {set} {with}"),
             Self::Destroy(set) => writeln!(f, "destroy {set}"),
-            Self::Add { set, entries, new, .. } => entries.iter().try_for_each(|(net, entry)| {
+            Self::Add {
+                set, entries, new, ..
+            } => entries.iter().try_for_each(|(net, entry)| {
                 let exist = if *new { "" } else { " -exist" };
                 match entry {
                     Entry::In => writeln!(f, "add {set} {}{exist}", short(*net)),
                     Entry::Out => writeln!(f, "add {set} {} nomatch{exist}", short(*net)),
-                    Entry::Mark { value, mask } => writeln!(f, "add {set} {} skbmark {value:#x}/{mask:#x}{exist}", short(*net)),
+                    Entry::Mark { value, mask } => writeln!(
+                        f,
+                        "add {set} {} skbmark {value:#x}/{mask:#x}{exist}",
+                        short(*net)
+                    ),
                 }
             }),
-            Self::Delete { set, entries, .. } => entries.iter().try_for_each(|(net, _)| writeln!(f, "del {set} {}", short(*net))),
+            Self::Delete { set, entries, .. } => entries
+                .iter()
+                .try_for_each(|(net, _)| writeln!(f, "del {set} {}", short(*net))),
         }
     }
 }
 
 /// As ipset prints it: a whole address without a prefix length.
 fn short(net: IpNet) -> String {
-    if net.prefix_len() == family(net).bits() { net.addr().to_string() } else { net.to_string() }
+    if net.prefix_len() == family(net).bits() {
+        net.addr().to_string()
+    } else {
+        net.to_string()
+    }
 }
 
 /// What leads from `current` to `after`.
@@ -133,9 +154,19 @@ impl NetfilterPlan {
 
     /// Tables in which it puts jumps of ours before all rules of others.
     pub(crate) fn puts_jumps_first(&self) -> BTreeSet<&str> {
-        let scripts = self.steps.iter().filter_map(|step| if let Step::Restore { script, .. } = step { Some(script) } else { None });
-        let tables = scripts.flat_map(|script| script.split("COMMIT\n")).filter(|table| table.contains("\n-I "));
-        tables.filter_map(|table| table.lines().next()?.strip_prefix('*')).collect()
+        let scripts = self.steps.iter().filter_map(|step| {
+            if let Step::Restore { script, .. } = step {
+                Some(script)
+            } else {
+                None
+            }
+        });
+        let tables = scripts
+            .flat_map(|script| script.split("COMMIT\n"))
+            .filter(|table| table.contains("\n-I "));
+        tables
+            .filter_map(|table| table.lines().next()?.strip_prefix('*'))
+            .collect()
     }
 
     pub(crate) fn tables(&mut self, current: &Tables, after: &Tables) {
@@ -147,39 +178,83 @@ impl NetfilterPlan {
         }
     }
 
-    /// A set of the wrong shape can't be replaced while rules refer to it. Until they are written anew, rules that do are gone or drop
-    /// what they can't tell apart; returns the state in which the wrong sets are gone.
-    fn hold_wrong_sets(&mut self, current: &NetfilterState, after: &NetfilterState) -> Option<NetfilterState> {
-        let is_wrong = |name: &String, set: &Set| after.sets.get(name).is_some_and(|wanted| wanted.shape != set.shape);
-        let wrong: BTreeSet<&str> = current.sets.iter().filter(|(name, set)| is_wrong(name, set)).map(|(name, _)| name.as_str()).collect();
+    /// A set of the wrong shape can't be replaced while rules refer to it. Until they are written
+    /// anew, rules that do are gone or drop what they can't tell apart; returns the state in which
+    /// the wrong sets are gone.
+    fn hold_wrong_sets(
+        &mut self,
+        current: &NetfilterState,
+        after: &NetfilterState,
+    ) -> Option<NetfilterState> {
+        let is_wrong = |name: &String, set: &Set| {
+            after
+                .sets
+                .get(name)
+                .is_some_and(|wanted| wanted.shape != set.shape)
+        };
+        let wrong: BTreeSet<&str> = current
+            .sets
+            .iter()
+            .filter(|(name, set)| is_wrong(name, set))
+            .map(|(name, _)| name.as_str())
+            .collect();
         if wrong.is_empty() {
             return None;
         }
         let mut held = current.clone();
         for table in held.tables.values_mut() {
             for rules in Arc::make_mut(table).chains.values_mut() {
-                *rules = rules.iter().filter_map(|rule| without(rule, &wrong)).collect();
+                *rules = rules
+                    .iter()
+                    .filter_map(|rule| without(rule, &wrong))
+                    .collect();
             }
         }
         self.tables(&current.tables, &held.tables);
-        self.sets(wrong.iter().map(|name| SetChange::Destroy((*name).to_owned())).collect());
+        self.sets(
+            wrong
+                .iter()
+                .map(|name| SetChange::Destroy((*name).to_owned()))
+                .collect(),
+        );
         for name in wrong {
             held.sets.remove(name);
         }
         Some(held)
     }
 
-    /// A class's set that no rule refers to is what an interrupted change left. Its entries may have numbers that the rules take for other sources, and a
-    /// rule would refer to it before they are mended: it is made anew. Returns the state in which it is gone.
-    fn drop_left_over(&mut self, current: &NetfilterState, after: &NetfilterState) -> Option<NetfilterState> {
-        let differs = |name: &String, set: &Set| after.sets.get(name).is_some_and(|wanted| wanted.entries != set.entries);
-        let places = current.sets.iter().filter(|(name, set)| name.starts_with(WHERE_PREFIX) && differs(name, set));
+    /// A class's set that no rule refers to is what an interrupted change left. Its entries may
+    /// have numbers that the rules take for other sources, and a rule would refer to it before they
+    /// are mended: it is made anew. Returns the state in which it is gone.
+    fn drop_left_over(
+        &mut self,
+        current: &NetfilterState,
+        after: &NetfilterState,
+    ) -> Option<NetfilterState> {
+        let differs = |name: &String, set: &Set| {
+            after
+                .sets
+                .get(name)
+                .is_some_and(|wanted| wanted.entries != set.entries)
+        };
+        let places = current
+            .sets
+            .iter()
+            .filter(|(name, set)| name.starts_with(WHERE_PREFIX) && differs(name, set));
         let mut left_over: BTreeSet<&str> = places.map(|(name, _)| name.as_str()).collect();
         if left_over.is_empty() {
             return None;
         }
-        for rule in current.tables.values().flat_map(|table| table.chains.values()).flatten() {
-            for word in rule.split(' ').filter(|word| word.starts_with(WHERE_PREFIX)) {
+        for rule in current
+            .tables
+            .values()
+            .flat_map(|table| table.chains.values())
+            .flatten()
+        {
+            for word in rule
+                .split(' ')
+                .filter(|word| word.starts_with(WHERE_PREFIX))
+            {
                 left_over.remove(word);
             }
         }
@@ -190,15 +265,20 @@ impl NetfilterPlan {
         for name in &left_over {
             rest.sets.remove(*name);
         }
-        self.sets(left_over.iter().map(|name| SetChange::Destroy((*name).to_owned())).collect());
+        self.sets(
+            left_over
+                .iter()
+                .map(|name| SetChange::Destroy((*name).to_owned()))
+                .collect(),
+        );
         Some(rest)
     }
 }
 
 /// A rule that refers to none of `sets`; none where there is no such rule that lets less pass.
 ///
-/// What would be classified by them is dropped, and what they keep from being dropped is dropped too. Nothing else is: other packets of
-/// the host pass these chains as well.
+/// What would be classified by them is dropped, and what they keep from being dropped is dropped
+/// too. Nothing else is: other packets of the host pass these chains as well.
 fn without(rule: &str, sets: &BTreeSet<&str>) -> Option<String> {
     let words: Vec<&str> = rule.split(' ').collect();
     if !words.iter().any(|word| sets.contains(word)) {
@@ -207,16 +287,28 @@ fn without(rule: &str, sets: &BTreeSet<&str>) -> Option<String> {
     if words.contains(&"--map-set") {
         return Some("-j DROP".to_owned());
     }
-    let (matches, goal) = rule.rsplit_once(" -g ").filter(|(_, goal)| [NOT_PEER, START_GATE, UNKNOWN_SOURCE].contains(goal))?;
-    let others = matches.split("-m ").filter(|part| !part.split(' ').any(|word| sets.contains(word)));
-    Some(format!("{}-g {goal}", others.map(|part| format!("{} ", part.trim_end())).collect::<Vec<_>>().join("-m ").trim_start()))
+    let (matches, goal) = rule
+        .rsplit_once(" -g ")
+        .filter(|(_, goal)| [NOT_PEER, START_GATE, UNKNOWN_SOURCE].contains(goal))?;
+    let others = matches
+        .split("-m ")
+        .filter(|part| !part.split(' ').any(|word| sets.contains(word)));
+    Some(format!(
+        "{}-g {goal}",
+        others
+            .map(|part| format!("{} ", part.trim_end()))
+            .collect::<Vec<_>>()
+            .join("-m ")
+            .trim_start()
+    ))
 }
 
-/// What changes in sets before the rules do, after that, and when nothing refers to what is left over.
+/// What changes in sets before the rules do, after that, and when nothing refers to what is left
+/// over.
 ///
-/// Where a class goes is known before a pod has it. A pod that gets one is no longer known to have none before that, and a pod that loses
-/// its class is known to have none before that; in between, the start gate holds it. So no packet meets less than its policy, in
-/// whatever moment it comes.
+/// Where a class goes is known before a pod has it. A pod that gets one is no longer known to have
+/// none before that, and a pod that loses its class is known to have none before that; in between,
+/// the start gate holds it. So no packet meets less than its policy, in whatever moment it comes.
 struct SetChanges {
     before: Vec<SetChange>,
     later: Vec<SetChange>,
@@ -228,36 +320,60 @@ const REPLACED_FROM: usize = 256;
 
 impl SetChanges {
     fn between(current: &NetfilterState, after: &NetfilterState) -> Self {
-        let (mut before, mut places, mut later, mut ungoverned) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut before, mut places, mut later, mut ungoverned) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut gone, mut last, mut replacements) = (Vec::new(), Vec::new(), BTreeSet::new());
-        let is = |name: &str, common: Common| Family::ALL.iter().any(|family| common.name(*family) == name);
+        let is = |name: &str, common: Common| {
+            Family::ALL
+                .iter()
+                .any(|family| common.name(*family) == name)
+        };
         for change in current.sets.diff(&after.sets) {
             match change {
                 DiffItem::Remove(name, _) => last.push(SetChange::Destroy(name.clone())),
                 DiffItem::Add(name, set) => made(&mut before, name, set),
-                DiffItem::Update { old: (_, old), new: (name, set) } => {
+                DiffItem::Update {
+                    old: (_, old),
+                    new: (name, set),
+                } => {
                     // A place names a target and a source that the rules must know first.
-                    let stage: &mut Vec<SetChange> = if !Common::ALL.into_iter().any(|common| is(name, common)) {
-                        &mut places
-                    } else if is(name, Common::Pods) || is(name, Common::Nets) {
-                        &mut later
-                    } else if is(name, Common::Ungoverned) {
-                        &mut ungoverned
-                    } else {
-                        &mut before
-                    };
+                    let stage: &mut Vec<SetChange> =
+                        if !Common::ALL.into_iter().any(|common| is(name, common)) {
+                            &mut places
+                        } else if is(name, Common::Pods) || is(name, Common::Nets) {
+                            &mut later
+                        } else if is(name, Common::Ungoverned) {
+                            &mut ungoverned
+                        } else {
+                            &mut before
+                        };
                     let difference = Difference::of(old, set);
                     if difference.len() >= REPLACED_FROM.max(set.entries.len() / 2) {
-                        replaced(stage, name, set, current.sets.contains_key(&temporary(name)));
+                        replaced(
+                            stage,
+                            name,
+                            set,
+                            current.sets.contains_key(&temporary(name)),
+                        );
                         replacements.insert(temporary(name));
                         continue;
                     }
-                    let Some(Shape { kind, .. }) = set.shape else { continue };
+                    let Some(Shape { kind, .. }) = set.shape else {
+                        continue;
+                    };
                     stage.extend(added(name, kind, difference.new, true));
                     stage.extend(added(name, kind, difference.changed, false));
                     if !difference.gone.is_empty() {
-                        let delete = SetChange::Delete { set: name.clone(), kind, entries: difference.gone };
-                        if is(name, Common::Ungoverned) { before.push(delete) } else { gone.push(delete) }
+                        let delete = SetChange::Delete {
+                            set: name.clone(),
+                            kind,
+                            entries: difference.gone,
+                        };
+                        if is(name, Common::Ungoverned) {
+                            before.push(delete)
+                        } else {
+                            gone.push(delete)
+                        }
                     }
                 }
             }
@@ -265,27 +381,48 @@ impl SetChanges {
         // What an interrupted replacement left over went before the new one was filled.
         let left_over = |change: &SetChange| matches!(change, SetChange::Destroy(name) if replacements.contains(name));
         last.retain(|change| !left_over(change));
-        Self { before, later: [places, later, ungoverned, gone].concat(), last }
+        Self {
+            before,
+            later: [places, later, ungoverned, gone].concat(),
+            last,
+        }
     }
 }
 
 fn made(list: &mut Vec<SetChange>, name: &str, set: &Set) {
     let Some(shape) = set.shape else { return };
     list.push(SetChange::Create(name.to_owned(), shape));
-    list.extend(added(name, shape.kind, set.entries.iter().map(|(net, entry)| (*net, *entry)).collect(), true));
+    list.extend(added(
+        name,
+        shape.kind,
+        set.entries
+            .iter()
+            .map(|(net, entry)| (*net, *entry))
+            .collect(),
+        true,
+    ));
 }
 
-/// Filled under another name, then swapped: a packet meets all of the old entries or all of the new ones.
+/// Filled under another name, then swapped: a packet meets all of the old entries or all of the new
+/// ones.
 fn replaced(list: &mut Vec<SetChange>, name: &str, set: &Set, left_over: bool) {
     let with = temporary(name);
     list.extend(left_over.then(|| SetChange::Destroy(with.clone())));
     made(list, &with, set);
-    list.push(SetChange::Swap { set: name.to_owned(), with: with.clone() });
+    list.push(SetChange::Swap {
+        set: name.to_owned(),
+        with: with.clone(),
+    });
     list.push(SetChange::Destroy(with));
 }
 
 fn added(set: &str, kind: Kind, entries: Vec<(IpNet, Entry)>, new: bool) -> Option<SetChange> {
-    (!entries.is_empty()).then(|| SetChange::Add { set: set.to_owned(), kind, entries, new })
+    (!entries.is_empty()).then(|| SetChange::Add {
+        set: set.to_owned(),
+        kind,
+        entries,
+        new,
+    })
 }
 
 #[derive(Default)]
@@ -301,7 +438,9 @@ impl Difference {
         for change in old.entries.diff(&wanted.entries) {
             match change {
                 DiffItem::Add(net, entry) => difference.new.push((*net, *entry)),
-                DiffItem::Update { new: (net, entry), .. } => difference.changed.push((*net, *entry)),
+                DiffItem::Update {
+                    new: (net, entry), ..
+                } => difference.changed.push((*net, *entry)),
                 DiffItem::Remove(net, entry) => difference.gone.push((*net, *entry)),
             }
         }
@@ -317,23 +456,44 @@ impl Difference {
 fn restore(current: &Tables, after: &Tables, family: Family) -> String {
     let none = Arc::default();
     // What pins connections comes last, and goes first.
-    let order: Vec<&str> = if after.is_empty() { TABLES.into_iter().rev().collect() } else { TABLES.to_vec() };
+    let order: Vec<&str> = if after.is_empty() {
+        TABLES.into_iter().rev().collect()
+    } else {
+        TABLES.to_vec()
+    };
     let script = order.into_iter().map(|name| {
         let key = (family, name.to_owned());
-        transaction(name, current.get(&key).unwrap_or(&none), after.get(&key).unwrap_or(&none))
+        transaction(
+            name,
+            current.get(&key).unwrap_or(&none),
+            after.get(&key).unwrap_or(&none),
+        )
     });
     script.collect()
 }
 
-/// What changes one table. Chains are replaced as a whole; one that stays as it is keeps its counters.
+/// What changes one table. Chains are replaced as a whole; one that stays as it is keeps its
+/// counters.
 fn transaction(name: &str, current: &Arc<Table>, after: &Arc<Table>) -> String {
     if Arc::ptr_eq(current, after) {
         return String::new();
     }
-    let written: BTreeMap<_, _> = after.chains.iter().filter(|(chain, rules)| current.chains.get(*chain) != Some(rules)).collect();
-    let gone: BTreeSet<_> = current.chains.keys().filter(|chain| !after.chains.contains_key(*chain)).collect();
+    let written: BTreeMap<_, _> = after
+        .chains
+        .iter()
+        .filter(|(chain, rules)| current.chains.get(*chain) != Some(rules))
+        .collect();
+    let gone: BTreeSet<_> = current
+        .chains
+        .keys()
+        .filter(|chain| !after.chains.contains_key(*chain))
+        .collect();
     // All jumps of a chain in which one is not as it should be: `-D` takes the first of two alike.
-    let wrong: BTreeSet<_> = current.jumps.symmetric_difference(&after.jumps).map(|jump| &jump.chain).collect();
+    let wrong: BTreeSet<_> = current
+        .jumps
+        .symmetric_difference(&after.jumps)
+        .map(|jump| &jump.chain)
+        .collect();
     if written.is_empty() && gone.is_empty() && wrong.is_empty() {
         return String::new();
     }
@@ -346,10 +506,18 @@ fn transaction(name: &str, current: &Arc<Table>, after: &Arc<Table>) -> String {
             let _ = writeln!(script, "-A {chain} {rule}");
         }
     }
-    for Jump { chain, rule, .. } in current.jumps.iter().filter(|jump| wrong.contains(&jump.chain)) {
+    for Jump { chain, rule, .. } in current
+        .jumps
+        .iter()
+        .filter(|jump| wrong.contains(&jump.chain))
+    {
         let _ = writeln!(script, "-D {chain} {rule}");
     }
-    for Jump { chain, rule, .. } in after.jumps.iter().filter(|jump| wrong.contains(&jump.chain)) {
+    for Jump { chain, rule, .. } in after
+        .jumps
+        .iter()
+        .filter(|jump| wrong.contains(&jump.chain))
+    {
         let _ = writeln!(script, "-I {chain} 1 {rule}");
     }
     for chain in gone {
@@ -364,18 +532,32 @@ mod tests {
 
     #[test]
     fn a_rule_without_its_set_lets_less_pass_and_drops_nothing_of_others() {
-        let sets = ["egw-peers-v4", "egw-pods-v4", "egw-ungoverned-v4", "egw-exempt-v4"].into();
+        let sets = [
+            "egw-peers-v4",
+            "egw-pods-v4",
+            "egw-ungoverned-v4",
+            "egw-exempt-v4",
+        ]
+        .into();
         for (rule, wanted) in [
-            ("-m conntrack --ctdir REPLY -j RETURN", Some("-m conntrack --ctdir REPLY -j RETURN")),
+            (
+                "-m conntrack --ctdir REPLY -j RETURN",
+                Some("-m conntrack --ctdir REPLY -j RETURN"),
+            ),
             ("-m set --match-set egw-exempt-v4 dst -j RETURN", None),
-            ("-j SET --map-set egw-pods-v4 src --map-mark", Some("-j DROP")),
+            (
+                "-j SET --map-set egw-pods-v4 src --map-mark",
+                Some("-j DROP"),
+            ),
             (
                 "-p udp -m udp --dport 7789 -m addrtype --dst-type LOCAL -m set ! --match-set egw-peers-v4 src -g EGW-NOT-PEER",
                 Some("-p udp -m udp --dport 7789 -m addrtype --dst-type LOCAL -g EGW-NOT-PEER"),
             ),
             (
                 "-m set --match-set egw-local-v4 src -m set ! --match-set egw-ungoverned-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE",
-                Some("-m set --match-set egw-local-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE"),
+                Some(
+                    "-m set --match-set egw-local-v4 src -m set --match-set egw-governed-v4 dst -g EGW-START-GATE",
+                ),
             ),
         ] {
             assert_eq!(without(rule, &sets).as_deref(), wanted, "{rule}");

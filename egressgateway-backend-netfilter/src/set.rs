@@ -66,7 +66,10 @@ pub(crate) struct Set {
 
 impl Set {
     pub(crate) fn new(shape: Shape) -> Self {
-        Self { shape: Some(shape), entries: OrdMap::new() }
+        Self {
+            shape: Some(shape),
+            entries: OrdMap::new(),
+        }
     }
 }
 
@@ -76,26 +79,48 @@ impl Shape {
         let (kind, marked) = match common {
             Common::Pods => (Kind::Addresses, true),
             Common::Nets => (Kind::Networks, true),
-            Common::Ungoverned | Common::Peers | Common::Own | Common::Hosts => (Kind::Addresses, false),
-            Common::Exempt | Common::Local | Common::Wide | Common::Governed => (Kind::Networks, false),
+            Common::Ungoverned | Common::Peers | Common::Own | Common::Hosts => {
+                (Kind::Addresses, false)
+            }
+            Common::Exempt | Common::Local | Common::Wide | Common::Governed => {
+                (Kind::Networks, false)
+            }
         };
-        Self { kind, family, marked }
+        Self {
+            kind,
+            family,
+            marked,
+        }
     }
 
     /// Networks, with marks or without.
     pub(crate) fn networks(family: Family, marked: bool) -> Self {
-        Self { kind: Kind::Networks, family, marked }
+        Self {
+            kind: Kind::Networks,
+            family,
+            marked,
+        }
     }
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = if self.family == Family::V4 { "inet" } else { "inet6" };
-        write!(f, "{} family {family}{} maxelem {MAX_ELEMENTS}", self.kind.name(), if self.marked { " skbinfo" } else { "" })
+        let family = if self.family == Family::V4 {
+            "inet"
+        } else {
+            "inet6"
+        };
+        write!(
+            f,
+            "{} family {family}{} maxelem {MAX_ELEMENTS}",
+            self.kind.name(),
+            if self.marked { " skbinfo" } else { "" }
+        )
     }
 }
 
-/// Room that nobody needs: the kernel's own default of 65536 is too little, and the limit costs nothing.
+/// Room that nobody needs: the kernel's own default of 65536 is too little, and the limit costs
+/// nothing.
 pub(crate) const MAX_ELEMENTS: u32 = 1 << 24;
 
 pub(crate) fn family(net: IpNet) -> Family {

@@ -23,18 +23,20 @@ pub(crate) type Tables = BTreeMap<(Family, String), Arc<Table>>;
 
 /// All our sets, chains and jumps on a host, or that there are none (the default).
 ///
-/// Two states are equal when the kernel would do the same with every packet and nothing in our chains and sets is somebody else's.
+/// Two states are equal when the kernel would do the same with every packet and nothing in our
+/// chains and sets is somebody else's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NetfilterState {
     pub(crate) sets: OrdMap<String, Set>,
     pub(crate) tables: Tables,
-    /// What is to be borne of others who insist on the first place. Where they translate sources before our rules do, only what any
-    /// masquerade gives may leave.
+    /// What is to be borne of others who insist on the first place. Where they translate sources
+    /// before our rules do, only what any masquerade gives may leave.
     pub(crate) terms: Terms,
     pub(crate) memory: Memory,
 }
 
-/// From what a state was made, so that the next one costs the difference. Says nothing about the kernel: all memories are equal.
+/// From what a state was made, so that the next one costs the difference. Says nothing about the
+/// kernel: all memories are equal.
 #[derive(Clone, Default)]
 pub(crate) struct Memory(Option<Arc<Content>>);
 
@@ -61,7 +63,8 @@ pub(crate) struct Table {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Jump {
     pub(crate) chain: String,
-    /// How many rules come before it; in the filter table's `FORWARD`, how many that may drop what it lets pass.
+    /// How many rules come before it; in the filter table's `FORWARD`, how many that may drop what
+    /// it lets pass.
     pub(crate) position: usize,
     pub(crate) rule: String,
 }
@@ -69,14 +72,21 @@ pub(crate) struct Jump {
 impl NetfilterState {
     /// What was read from a host.
     pub(crate) fn observed(sets: OrdMap<String, Set>, tables: Tables) -> Self {
-        Self { sets, tables, ..Self::default() }
+        Self {
+            sets,
+            tables,
+            ..Self::default()
+        }
     }
 
     /// The state that `desired` asks for, from `current`.
     pub(crate) fn of(desired: &PolicyDesired, bits: Bits, current: &Self) -> Result<Self, Error> {
         let terms = current.terms;
         if *desired == PolicyDesired::default() {
-            return Ok(Self { terms, ..Self::default() });
+            return Ok(Self {
+                terms,
+                ..Self::default()
+            });
         }
         check(desired)?;
         let previous = current.memory.0.as_deref();
@@ -85,7 +95,12 @@ impl NetfilterState {
             Some(_) => current.tables.clone(),
             None => tables(desired, bits, &content, current),
         };
-        Ok(Self { sets: content.sets.clone(), tables, terms, memory: Memory(Some(Arc::new(content))) })
+        Ok(Self {
+            sets: content.sets.clone(),
+            tables,
+            terms,
+            memory: Memory(Some(Arc::new(content))),
+        })
     }
 
     /// Whether the host has anything of ours.
@@ -109,19 +124,41 @@ impl NetfilterState {
     /// Number of rules in all our chains of both families.
     #[must_use]
     pub fn rules(&self) -> usize {
-        self.tables.values().flat_map(|table| table.chains.values()).map(Vec::len).sum()
+        self.tables
+            .values()
+            .flat_map(|table| table.chains.values())
+            .map(Vec::len)
+            .sum()
     }
 }
 
 /// All rules; tables that stay as they are stay the same in memory too.
-fn tables(desired: &PolicyDesired, bits: Bits, content: &Content, current: &NetfilterState) -> Tables {
+fn tables(
+    desired: &PolicyDesired,
+    bits: Bits,
+    content: &Content,
+    current: &NetfilterState,
+) -> Tables {
     let mut tables = Tables::new();
     for family in Family::ALL {
-        for (name, chains) in rules::rules(desired, family, bits, &content.numbers, &content.sets, current.terms.sources) {
+        for (name, chains) in rules::rules(
+            desired,
+            family,
+            bits,
+            &content.numbers,
+            &content.sets,
+            current.terms.sources,
+        ) {
             let key = (family, name);
             let old = current.tables.get(&key);
             let own = JUMPS.into_iter().filter(|(table, ..)| *table == key.1);
-            let jumps = own.map(|(_, chain, own)| current.terms.place(Jump::first(chain, own), old.map(Arc::as_ref))).collect();
+            let jumps = own
+                .map(|(_, chain, own)| {
+                    current
+                        .terms
+                        .place(Jump::first(chain, own), old.map(Arc::as_ref))
+                })
+                .collect();
             let table = Table { chains, jumps };
             let same = old.filter(|old| ***old == table).cloned();
             tables.insert(key, same.unwrap_or_else(|| Arc::new(table)));
@@ -133,7 +170,11 @@ fn tables(desired: &PolicyDesired, bits: Bits, content: &Content, current: &Netf
 impl Jump {
     /// The jump that we write: before all others' rules.
     pub(crate) fn first(chain: &str, own: &str) -> Self {
-        Self { chain: chain.to_owned(), position: 0, rule: format!("-m comment --comment {COMMENT} -j {own}") }
+        Self {
+            chain: chain.to_owned(),
+            position: 0,
+            rule: format!("-m comment --comment {COMMENT} -j {own}"),
+        }
     }
 
     /// Whether it is the same but for its place.
@@ -149,15 +190,26 @@ pub(crate) fn check(desired: &PolicyDesired) -> Result<(), Error> {
         return invalid(format!("overlay device {name:?} is no device name"));
     }
     if let Some(name) = desired.ways_out.iter().find(|name| !is_device(name)) {
-        return invalid(format!("{name:?}, by which this node leaves the cluster, is no device name"));
+        return invalid(format!(
+            "{name:?}, by which this node leaves the cluster, is no device name"
+        ));
     }
-    if let Some(((device, _), address)) = desired.node_addresses.iter().find(|((_, family), address)| Family::of(**address) != *family) {
-        return invalid(format!("node address {address} on {device} is of the other address family"));
+    if let Some(((device, _), address)) = desired
+        .node_addresses
+        .iter()
+        .find(|((_, family), address)| Family::of(**address) != *family)
+    {
+        return invalid(format!(
+            "node address {address} on {device} is of the other address family"
+        ));
     }
     Ok(())
 }
 
 /// Whether rules can name a device like this. A plus at the end is iptables' wildcard.
 pub(crate) fn is_device(name: &str) -> bool {
-    (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c))
+    (1..16).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c))
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use egressgateway::{
     model::Family,
-    trace::{Beginning, ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
+    trace::{
+        Beginning, ConnectionState, DestinationKind, Direction, Trace, TracePacket, TraceProtocol,
+        TraceSource, TraceVerdict,
+    },
 };
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -21,7 +24,8 @@ impl Trace for NetfilterState {
     }
 
     fn trace_forward(&self, packet: &TracePacket, out_device: &str) -> TraceVerdict {
-        self.hook(&[MANGLE, FILTER], "FORWARD", packet, Some(out_device)).0
+        self.hook(&[MANGLE, FILTER], "FORWARD", packet, Some(out_device))
+            .0
     }
 
     fn trace_input(&self, packet: &TracePacket) -> TraceVerdict {
@@ -31,7 +35,12 @@ impl Trace for NetfilterState {
     fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
         match self.hook(&[MANGLE, NAT], "POSTROUTING", packet, Some(out_device)) {
             // Nobody's source translation sees what is not tracked.
-            (TraceVerdict::Accept { untracked: true, .. }, _) => TraceSource::Itself,
+            (
+                TraceVerdict::Accept {
+                    untracked: true, ..
+                },
+                _,
+            ) => TraceSource::Itself,
             (TraceVerdict::Drop { counter }, _) => TraceSource::Drop { counter },
             (TraceVerdict::Accept { .. }, source) => source,
         }
@@ -40,7 +49,13 @@ impl Trace for NetfilterState {
 
 impl NetfilterState {
     /// What our chains of these tables do to a packet at one of the kernel's own.
-    fn hook(&self, tables: &[&str], point: &str, packet: &TracePacket, out: Option<&str>) -> (TraceVerdict, TraceSource) {
+    fn hook(
+        &self,
+        tables: &[&str],
+        point: &str,
+        packet: &TracePacket,
+        out: Option<&str>,
+    ) -> (TraceVerdict, TraceSource) {
         let family = Family::of(packet.source);
         let mut packet = packet.clone();
         // No table at this hook that we have chains in comes after destination translation.
@@ -49,21 +64,56 @@ impl NetfilterState {
         }
         let (mut counted, mut source) = (Vec::new(), TraceSource::Untouched);
         for name in tables {
-            let Some(table) = self.tables.get(&(family, (*name).to_owned())) else { continue };
+            let Some(table) = self.tables.get(&(family, (*name).to_owned())) else {
+                continue;
+            };
             // The kernel asks the nat table about a connection's first packet only.
             if *name == NAT && packet.state != ConnectionState::New {
                 continue;
             }
-            let mut walk = Walk { sets: &self.sets, chains: &table.chains, table: name, out, packet, counted, source };
+            let mut walk = Walk {
+                sets: &self.sets,
+                chains: &table.chains,
+                table: name,
+                out,
+                packet,
+                counted,
+                source,
+            };
             let jumps = table.jumps.iter().filter(|jump| jump.chain == point);
-            let dropped = jumps.filter_map(|jump| jump.rule.split(' ').next_back()).any(|chain| walk.chain(chain, 0) == Step::Drop);
-            Walk { packet, counted, source, .. } = walk;
+            let dropped = jumps
+                .filter_map(|jump| jump.rule.split(' ').next_back())
+                .any(|chain| walk.chain(chain, 0) == Step::Drop);
+            Walk {
+                packet,
+                counted,
+                source,
+                ..
+            } = walk;
             if dropped {
-                return (TraceVerdict::Drop { counter: counted.pop() }, source);
+                return (
+                    TraceVerdict::Drop {
+                        counter: counted.pop(),
+                    },
+                    source,
+                );
             }
         }
-        let TracePacket { state, packet_mark, connection_mark, .. } = packet;
-        (TraceVerdict::Accept { untracked: state == ConnectionState::Untracked, packet_mark, connection_mark, counted }, source)
+        let TracePacket {
+            state,
+            packet_mark,
+            connection_mark,
+            ..
+        } = packet;
+        (
+            TraceVerdict::Accept {
+                untracked: state == ConnectionState::Untracked,
+                packet_mark,
+                connection_mark,
+                counted,
+            },
+            source,
+        )
     }
 }
 
@@ -94,8 +144,15 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn chain(&mut self, name: &str, depth: usize) -> Step {
         let chains = self.chains;
-        let Some(rules) = chains.get(name).filter(|_| depth < JUMP_DEPTH) else { return Step::Drop };
-        self.counted.extend(COUNTERS.iter().find(|(_, table, chain)| *table == self.table && *chain == name).map(|(counter, ..)| counter));
+        let Some(rules) = chains.get(name).filter(|_| depth < JUMP_DEPTH) else {
+            return Step::Drop;
+        };
+        self.counted.extend(
+            COUNTERS
+                .iter()
+                .find(|(_, table, chain)| *table == self.table && *chain == name)
+                .map(|(counter, ..)| counter),
+        );
         for rule in rules {
             match self.rule(rule, depth) {
                 Step::Next => {}
@@ -127,7 +184,10 @@ impl Walk<'_> {
                 }
                 "--limit-iface-in" => self.packet.destination_kind == DestinationKind::Arrival,
                 "--comment" => !value().is_empty(),
-                "--tcp-flags" => [value(), value()] == ["SYN,ACK", "SYN"] && self.packet.beginning == Beginning::Request,
+                "--tcp-flags" => {
+                    [value(), value()] == ["SYN,ACK", "SYN"]
+                        && self.packet.beginning == Beginning::Request
+                }
                 "--match-set" => {
                     let set = value();
                     self.lookup(set, value()).is_some()
@@ -135,7 +195,9 @@ impl Walk<'_> {
                 _ => self.matches(module, word, value()),
             };
             // Whatever asks connection tracking fails without it, negated or not.
-            let asks = word == "--ctdir" || word == "--ctstatus" || (word == "--mark" && module == "connmark");
+            let asks = word == "--ctdir"
+                || word == "--ctstatus"
+                || (word == "--mark" && module == "connmark");
             if found == negated || (asks && !self.is_tracked()) {
                 return Step::Next;
             }
@@ -150,7 +212,9 @@ impl Walk<'_> {
             "-i" => packet.in_device.as_deref() == Some(value),
             "-o" => self.out == Some(value),
             "--ctstate" if value == "DNAT" => packet.sent_to.is_some() && self.is_tracked(),
-            "--ctstate" => value.split(',').any(|word| word == state_word(packet.state)),
+            "--ctstate" => value
+                .split(',')
+                .any(|word| word == state_word(packet.state)),
             "-p" => match packet.protocol {
                 TraceProtocol::Icmp => value == "icmp" || value == "ipv6-icmp",
                 TraceProtocol::Udp(_) => value == "udp",
@@ -162,10 +226,15 @@ impl Walk<'_> {
             "--ctdir" => (value == "REPLY") == (packet.direction == Direction::Reply),
             "--dst-type" => {
                 (value == "LOCAL" && packet.destination_kind.is(DestinationKind::Local))
-                    || (value == "MULTICAST" && packet.destination_kind == DestinationKind::Multicast)
+                    || (value == "MULTICAST"
+                        && packet.destination_kind == DestinationKind::Multicast)
             }
             "--mark" => {
-                let mark = if module == "connmark" { packet.connection_mark } else { packet.packet_mark };
+                let mark = if module == "connmark" {
+                    packet.connection_mark
+                } else {
+                    packet.packet_mark
+                };
                 bits(value).is_some_and(|(value, mask)| mark & mask == value)
             }
             // The tracer's packets say nothing else about TCP, and none has a source of this host.
@@ -188,7 +257,10 @@ impl Walk<'_> {
                 return Step::Accept;
             }
             "SNAT" => {
-                self.source = options.get(1).and_then(|address| address.parse().ok()).map_or(TraceSource::Untouched, TraceSource::Address);
+                self.source = options
+                    .get(1)
+                    .and_then(|address| address.parse().ok())
+                    .map_or(TraceSource::Untouched, TraceSource::Address);
                 return Step::Accept;
             }
             "CT" => self.packet.state = ConnectionState::Untracked,
@@ -198,7 +270,11 @@ impl Walk<'_> {
             "CONNMARK" | "TCPMSS" => {}
             chain => {
                 let step = self.chain(chain, depth + 1);
-                return if way == "-g" && step == Step::Next { Step::Back } else { step };
+                return if way == "-g" && step == Step::Next {
+                    Step::Back
+                } else {
+                    step
+                };
             }
         }
         Step::Next
@@ -207,17 +283,25 @@ impl Walk<'_> {
     fn set_mark(&mut self, options: &[&str], connection: bool) {
         match options {
             ["--set-xmark", value] => {
-                let Some((value, mask)) = bits(value) else { return };
-                let old = if connection { &mut self.packet.connection_mark } else { &mut self.packet.packet_mark };
+                let Some((value, mask)) = bits(value) else {
+                    return;
+                };
+                let old = if connection {
+                    &mut self.packet.connection_mark
+                } else {
+                    &mut self.packet.packet_mark
+                };
                 *old = *old & !mask ^ value;
             }
             ["--save-mark", "--nfmask", mask, ..] => {
                 let Some((mask, _)) = bits(mask) else { return };
-                self.packet.connection_mark = self.packet.connection_mark & !mask | self.packet.packet_mark & mask;
+                self.packet.connection_mark =
+                    self.packet.connection_mark & !mask | self.packet.packet_mark & mask;
             }
             ["--restore-mark", "--nfmask", mask, ..] => {
                 let Some((mask, _)) = bits(mask) else { return };
-                self.packet.packet_mark = self.packet.packet_mark & !mask | self.packet.connection_mark & mask;
+                self.packet.packet_mark =
+                    self.packet.packet_mark & !mask | self.packet.connection_mark & mask;
             }
             _ => {}
         }
@@ -234,14 +318,23 @@ impl Walk<'_> {
     /// The entry with the longest prefix, unless it says that the address is not in.
     fn lookup(&self, set: &str, side: &str) -> Option<Entry> {
         let entries = &self.sets.get(set)?.entries;
-        let address: IpAddr = if side == "src" { self.packet.source } else { self.packet.destination };
-        let mut prefixes = (0..=Family::of(address).bits()).rev().filter_map(|length| IpNet::new(address, length).ok());
+        let address: IpAddr = if side == "src" {
+            self.packet.source
+        } else {
+            self.packet.destination
+        };
+        let mut prefixes = (0..=Family::of(address).bits())
+            .rev()
+            .filter_map(|length| IpNet::new(address, length).ok());
         let entry = prefixes.find_map(|net| entries.get(&net.trunc()).copied())?;
         (entry != Entry::Out).then_some(entry)
     }
 
     fn is_tracked(&self) -> bool {
-        !matches!(self.packet.state, ConnectionState::Invalid | ConnectionState::Untracked)
+        !matches!(
+            self.packet.state,
+            ConnectionState::Invalid | ConnectionState::Untracked
+        )
     }
 }
 

@@ -20,12 +20,14 @@ use crate::{
     truce::{Terms, Truce},
 };
 
-/// Accepts, in the `FORWARD` chain of one iptables flavour, what exits on this node for pods of others, and the answers.
+/// Accepts, in the `FORWARD` chain of one iptables flavour, what exits on this node for pods of
+/// others, and the answers.
 ///
-/// All `FORWARD` chains of a host are asked about a packet, and one that drops it is enough: no other backend can make up for a firewall
-/// that is kept by iptables, and neither can the netfilter backend for one that the other flavour keeps. This driver works beside either.
-/// It owns the chain `EGW-TRANSIT`, and has it only while others' rules or the chain's policy may drop something: a host
-/// without a firewall stays without.
+/// All `FORWARD` chains of a host are asked about a packet, and one that drops it is enough: no
+/// other backend can make up for a firewall that is kept by iptables, and neither can the netfilter
+/// backend for one that the other flavour keeps. This driver works beside either. It owns the chain
+/// `EGW-TRANSIT`, and has it only while others' rules or the chain's policy may drop something: a
+/// host without a firewall stays without.
 #[derive(Clone, Debug)]
 pub struct Transit {
     bits: Bits,
@@ -57,19 +59,31 @@ impl Transit {
     /// A driver for the flavour that the settings name; `hook` is asked before each transaction.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`](egressgateway::ErrorKind::Unsupported) where the programs of that flavour are missing, or can't read its rules.
-    pub async fn open(settings: NetfilterSettings, hook: Arc<dyn WriteHook>) -> Result<Self, Error> {
+    /// [`ErrorKind::Unsupported`](egressgateway::ErrorKind::Unsupported) where the programs of that
+    /// flavour are missing, or can't read its rules.
+    pub async fn open(
+        settings: NetfilterSettings,
+        hook: Arc<dyn WriteHook>,
+    ) -> Result<Self, Error> {
         let flavour = Flavour::choose(settings.flavour).await?;
-        let transit = Self { bits: Bits::new(settings.mask), flavour, hook, writes: Writes::default(), truce: Truce::default() };
+        let transit = Self {
+            bits: Bits::new(settings.mask),
+            flavour,
+            hook,
+            writes: Writes::default(),
+            truce: Truce::default(),
+        };
         transit.observe().await?;
         Ok(transit)
     }
 
-    /// Notices changes as [`Netfilter::monitor`](crate::Netfilter::monitor) does, and that a firewall comes or goes.
+    /// Notices changes as [`Netfilter::monitor`](crate::Netfilter::monitor) does, and that a
+    /// firewall comes or goes.
     #[must_use]
     pub fn monitor(&self) -> NetfilterMonitor<Self> {
-        let differ =
-            |before: &TransitState, now: &TransitState| before != now || before.restricted != now.restricted || before.terms != now.terms;
+        let differ = |before: &TransitState, now: &TransitState| {
+            before != now || before.restricted != now.restricted || before.terms != now.terms
+        };
         NetfilterMonitor::new(self.clone(), self.writes.clone(), differ)
     }
 }
@@ -84,16 +98,27 @@ impl Driver for Transit {
         let mut state = TransitState::default();
         for family in Family::ALL {
             let saved = command::save(self.flavour, family, false).await?;
-            state.tables.extend(save::parse(&saved, family, Owner::Transit));
-            state.restricted.extend(save::restricts_forwarding(&saved).then_some(family));
+            state
+                .tables
+                .extend(save::parse(&saved, family, Owner::Transit));
+            state
+                .restricted
+                .extend(save::restricts_forwarding(&saved).then_some(family));
         }
         state.terms = self.truce.terms(&state.tables, Instant::now());
         Ok(state)
     }
 
-    fn plan(&self, desired: &PolicyDesired, current: &TransitState) -> Result<Change<NetfilterPlan, TransitState>, Error> {
+    fn plan(
+        &self,
+        desired: &PolicyDesired,
+        current: &TransitState,
+    ) -> Result<Change<NetfilterPlan, TransitState>, Error> {
         check(desired)?;
-        let mut after = TransitState { tables: Tables::new(), ..current.clone() };
+        let mut after = TransitState {
+            tables: Tables::new(),
+            ..current.clone()
+        };
         let exits = !desired.exits.is_empty() || !desired.accepts.is_empty();
         for family in current.restricted.iter().filter(|_| exits) {
             let chains = [(TRANSIT.to_owned(), rules::forwarding(desired, self.bits))].into();

@@ -1,4 +1,5 @@
-//! Chains that lead from a number in the packet mark to the rule for it, in as many steps as the number has hexadecimal digits.
+//! Chains that lead from a number in the packet mark to the rule for it, in as many steps as the
+//! number has hexadecimal digits.
 
 use std::collections::BTreeMap;
 
@@ -30,17 +31,31 @@ impl Tree<'_> {
         let shift = shift - 4;
         let mut groups: BTreeMap<u16, BTreeMap<u16, String>> = BTreeMap::new();
         for (number, leaf) in leaves {
-            groups.entry(number >> shift).or_default().insert(*number, leaf.clone());
+            groups
+                .entry(number >> shift)
+                .or_default()
+                .insert(*number, leaf.clone());
         }
         let mut rules = Vec::new();
         for (prefix, group) in groups {
             match group.first_key_value() {
                 Some((number, leaf)) if group.len() == 1 => {
-                    rules.push(format!("-m mark --mark {:#x}/{:#x} {leaf}", (self.place)(*number), (self.place)(self.ones(0))));
+                    rules.push(format!(
+                        "-m mark --mark {:#x}/{:#x} {leaf}",
+                        (self.place)(*number),
+                        (self.place)(self.ones(0))
+                    ));
                 }
                 _ => {
-                    let child = format!("{}-{prefix:0width$x}", self.root, width = ((self.width - shift) / 4) as usize);
-                    let (value, mask) = ((self.place)(prefix << shift), (self.place)(self.ones(shift)));
+                    let child = format!(
+                        "{}-{prefix:0width$x}",
+                        self.root,
+                        width = ((self.width - shift) / 4) as usize
+                    );
+                    let (value, mask) = (
+                        (self.place)(prefix << shift),
+                        (self.place)(self.ones(shift)),
+                    );
                     rules.push(format!("-m mark --mark {value:#x}/{mask:#x} -g {child}"));
                     self.level(chains, child, shift, &group);
                 }
@@ -65,12 +80,17 @@ pub(crate) fn leaves(chains: &Chains, root: &str, bits: Bits) -> BTreeMap<u16, S
         let value = u32::from_str_radix(mark.strip_suffix(&whole)?, 16).ok()?;
         Some((bits.number_in(value), leaf.to_owned()))
     };
-    chains.iter().filter(|(name, _)| is_part(name, root)).flat_map(|(_, rules)| rules.iter().filter_map(leaf)).collect()
+    chains
+        .iter()
+        .filter(|(name, _)| is_part(name, root))
+        .flat_map(|(_, rules)| rules.iter().filter_map(leaf))
+        .collect()
 }
 
 /// Whether a chain is one of a tree's.
 pub(crate) fn is_part(name: &str, root: &str) -> bool {
-    name.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    name.strip_prefix(root)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
 /// The chain that a leaf leads to.
@@ -85,8 +105,16 @@ mod tests {
 
     fn grown(leaves: &[u16]) -> Chains {
         let mut chains = Chains::new();
-        let leaves = leaves.iter().map(|number| (*number, format!("-g L{number:x}"))).collect();
-        let tree = Tree { root: "T", width: 16, place: &|number| u32::from(number) << 8, otherwise: Some("-j DROP") };
+        let leaves = leaves
+            .iter()
+            .map(|number| (*number, format!("-g L{number:x}")))
+            .collect();
+        let tree = Tree {
+            root: "T",
+            width: 16,
+            place: &|number| u32::from(number) << 8,
+            otherwise: Some("-j DROP"),
+        };
         tree.grow(&mut chains, &leaves);
         chains
     }
@@ -94,18 +122,42 @@ mod tests {
     #[test]
     fn a_lonely_number_is_compared_whole_and_company_digit_by_digit() {
         let chains = grown(&[0x1234, 0x1235, 0x9000]);
-        assert_eq!(chains["T"], ["-m mark --mark 0x100000/0xf00000 -g T-1", "-m mark --mark 0x900000/0xffff00 -g L9000", "-j DROP"]);
-        assert_eq!(chains["T-12"], ["-m mark --mark 0x123000/0xfff000 -g T-123", "-j DROP"]);
-        assert_eq!(chains["T-123"][0], "-m mark --mark 0x123400/0xffff00 -g L1234");
+        assert_eq!(
+            chains["T"],
+            [
+                "-m mark --mark 0x100000/0xf00000 -g T-1",
+                "-m mark --mark 0x900000/0xffff00 -g L9000",
+                "-j DROP"
+            ]
+        );
+        assert_eq!(
+            chains["T-12"],
+            ["-m mark --mark 0x123000/0xfff000 -g T-123", "-j DROP"]
+        );
+        assert_eq!(
+            chains["T-123"][0],
+            "-m mark --mark 0x123400/0xffff00 -g L1234"
+        );
     }
 
     #[test]
     fn leaves_are_read_back() {
         let bits = Bits::new(egressgateway::model::MarkMask::default());
-        let leaves: BTreeMap<u16, String> = [1, 2, 0x12, 0x1234, 0xffff].map(|number| (number, format!("-g L{number:x}"))).into();
+        let leaves: BTreeMap<u16, String> = [1, 2, 0x12, 0x1234, 0xffff]
+            .map(|number| (number, format!("-g L{number:x}")))
+            .into();
         let mut chains = Chains::new();
-        Tree { root: "T", width: 16, place: &|number| bits.number(number), otherwise: Some("-j DROP") }.grow(&mut chains, &leaves);
-        chains.insert("TX".into(), vec!["-m mark --mark 0x7/0xffff -g OTHER".into()]);
+        Tree {
+            root: "T",
+            width: 16,
+            place: &|number| bits.number(number),
+            otherwise: Some("-j DROP"),
+        }
+        .grow(&mut chains, &leaves);
+        chains.insert(
+            "TX".into(),
+            vec!["-m mark --mark 0x7/0xffff -g OTHER".into()],
+        );
         assert_eq!(super::leaves(&chains, "T", bits), leaves);
     }
 

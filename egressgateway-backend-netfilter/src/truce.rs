@@ -1,7 +1,8 @@
 //! Somebody else may insist on the first place in a chain as much as we do.
 //!
-//! Calico in insert mode is one: after each of its writes it looks after 1, 2, 4, 8… seconds whether its jumps are still first, and moves them
-//! there again. Two who always answer at once would rewrite a host's rules for ever.
+//! Calico in insert mode is one: after each of its writes it looks after 1, 2, 4, 8… seconds
+//! whether its jumps are still first, and moves them there again. Two who always answer at once
+//! would rewrite a host's rules for ever.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +24,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// Whoever stays away for so long, and twice as long as they were given last, has given up.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
-/// How often our jumps had to be moved to the front, and until when that is left alone. Clones are one.
+/// How often our jumps had to be moved to the front, and until when that is left alone. Clones are
+/// one.
 ///
 /// It only remembers; what follows from its [`Terms`] is for `plan` to decide.
 #[derive(Clone, Debug, Default)]
@@ -54,15 +56,19 @@ impl Dispute {
     }
 
     fn is_remembered(&self, now: Instant) -> bool {
-        self.moved.is_some_and(|moved| now < moved + 2 * self.wait + FORGOTTEN)
+        self.moved
+            .is_some_and(|moved| now < moved + 2 * self.wait + FORGOTTEN)
     }
 }
 
 impl Terms {
-    /// Where a jump of ours belongs, when the table is `current` now: before all others, or as long as others may stay there where it is, if it is
-    /// there once.
+    /// Where a jump of ours belongs, when the table is `current` now: before all others, or as long
+    /// as others may stay there where it is, if it is there once.
     pub(crate) fn place(self, jump: Jump, current: Option<&Table>) -> Jump {
-        let mut alike = current.into_iter().flat_map(|table| &table.jumps).filter(|other| other.is_like(&jump));
+        let mut alike = current
+            .into_iter()
+            .flat_map(|table| &table.jumps)
+            .filter(|other| other.is_like(&jump));
         match (alike.next(), alike.next()) {
             (Some(there), None) if self.places => there.clone(),
             _ => jump,
@@ -74,8 +80,12 @@ impl Truce {
     /// The terms at `now`, at which `tables` were read. Tells the log once when others are borne.
     pub(crate) fn terms(&self, tables: &Tables, now: Instant) -> Terms {
         let mut dispute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let places = dispute.moved.is_some_and(|moved| now < moved + dispute.wait);
-        let mut later = tables.iter().flat_map(|(key, table)| table.jumps.iter().map(move |jump| (key, jump)));
+        let places = dispute
+            .moved
+            .is_some_and(|moved| now < moved + dispute.wait);
+        let mut later = tables
+            .iter()
+            .flat_map(|(key, table)| table.jumps.iter().map(move |jump| (key, jump)));
         if places
             && let Some(((family, table), jump)) = later.find(|(_, jump)| jump.position > 0)
             && !std::mem::replace(&mut dispute.warned, true)
@@ -85,7 +95,10 @@ impl Truce {
                 "somebody keeps inserting rules before ours; what they accept, drop or translate we never see; let them append instead"
             );
         }
-        Terms { places, sources: dispute.nat && dispute.goes_on(now) }
+        Terms {
+            places,
+            sources: dispute.nat && dispute.goes_on(now),
+        }
     }
 
     /// Our jumps were put first in these tables.
@@ -95,9 +108,18 @@ impl Truce {
         }
         let mut dispute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let again = dispute.is_remembered(now);
-        let wait = if again { (2 * dispute.wait).clamp(FIRST, LONGEST) } else { Duration::ZERO };
+        let wait = if again {
+            (2 * dispute.wait).clamp(FIRST, LONGEST)
+        } else {
+            Duration::ZERO
+        };
         let nat = again && (tables.contains(NAT) || dispute.goes_on(now) && dispute.nat);
-        *dispute = Dispute { moved: Some(now), wait, warned: false, nat };
+        *dispute = Dispute {
+            moved: Some(now),
+            wait,
+            warned: false,
+            nat,
+        };
     }
 }
 
@@ -114,11 +136,23 @@ mod tests {
     }
 
     fn at(positions: &[usize]) -> Table {
-        Table { jumps: positions.iter().map(|position| Jump { position: *position, ..first() }).collect(), ..Table::default() }
+        Table {
+            jumps: positions
+                .iter()
+                .map(|position| Jump {
+                    position: *position,
+                    ..first()
+                })
+                .collect(),
+            ..Table::default()
+        }
     }
 
     fn terms(truce: &Truce, now: Instant) -> Terms {
-        truce.terms(&[((Family::V4, MANGLE.to_owned()), Arc::new(at(&[1])))].into(), now)
+        truce.terms(
+            &[((Family::V4, MANGLE.to_owned()), Arc::new(at(&[1])))].into(),
+            now,
+        )
     }
 
     /// Whether a jump that is second now is to be put first.
@@ -126,7 +160,8 @@ mod tests {
         terms(truce, now).place(first(), Some(&at(&[1]))).position == 0
     }
 
-    /// Seconds from our first write to each later one, and the number of theirs, over a day in which they follow `next` after each write.
+    /// Seconds from our first write to each later one, and the number of theirs, over a day in
+    /// which they follow `next` after each write.
     fn fight(look: Duration, next: impl Fn(Duration) -> Duration) -> (Vec<u64>, usize) {
         let (truce, start) = (Truce::default(), Instant::now());
         truce.moved(&[MANGLE].into(), start);
@@ -162,9 +197,16 @@ mod tests {
         let calico = |since: Duration| (since * 2).min(since + Duration::from_secs(90));
         let (ours, theirs) = fight(FIRST, calico);
         assert!(ours[0] <= 10, "answered at once the first time: {ours:?}");
-        assert!(ours.len() < 160 && theirs < 160, "{} and {theirs} writes in a day: {ours:?}", ours.len());
+        assert!(
+            ours.len() < 160 && theirs < 160,
+            "{} and {theirs} writes in a day: {ours:?}",
+            ours.len()
+        );
         let pauses: Vec<u64> = ours.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(pauses.iter().rev().take(100).all(|pause| *pause >= 600), "{pauses:?}");
+        assert!(
+            pauses.iter().rev().take(100).all(|pause| *pause >= 600),
+            "{pauses:?}"
+        );
     }
 
     #[test]
@@ -188,7 +230,14 @@ mod tests {
         assert_eq!(place(Some(&at(&[]))), 0, "one that is missing");
         assert_eq!(place(None), 0, "its table is missing");
         assert_eq!(place(Some(&at(&[1, 7]))), 0, "one that is there twice");
-        let other = Table { jumps: [Jump { position: 7, ..Jump::first("INPUT", PREROUTING) }].into(), ..Table::default() };
+        let other = Table {
+            jumps: [Jump {
+                position: 7,
+                ..Jump::first("INPUT", PREROUTING)
+            }]
+            .into(),
+            ..Table::default()
+        };
         assert_eq!(place(Some(&other)), 0, "another chain's");
         assert!(answers(&truce, now + FIRST), "over");
     }
@@ -203,8 +252,18 @@ mod tests {
         assert!(!terms(&truce, start).sources, "another table");
         truce.moved(&nat, start);
         truce.moved(&other, start);
-        assert!(terms(&truce, start).sources, "one that was in dispute before");
-        assert!(terms(&truce, start + 2 * FIRST * 4).sources, "not forgotten yet");
-        assert!(!terms(&truce, start + 2 * FIRST * 4 + FORGOTTEN).sources, "{:?}", truce.0);
+        assert!(
+            terms(&truce, start).sources,
+            "one that was in dispute before"
+        );
+        assert!(
+            terms(&truce, start + 2 * FIRST * 4).sources,
+            "not forgotten yet"
+        );
+        assert!(
+            !terms(&truce, start + 2 * FIRST * 4 + FORGOTTEN).sources,
+            "{:?}",
+            truce.0
+        );
     }
 }

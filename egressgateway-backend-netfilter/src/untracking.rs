@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use async_trait::async_trait;
-use egressgateway::{Error, ErrorKind, ForeignChains, ForeignRule, UntrackingRule, UntrackingRules, model::Family};
+use egressgateway::{
+    Error, ErrorKind, ForeignChains, ForeignRule, UntrackingRule, UntrackingRules, model::Family,
+};
 use ipnet::IpNet;
 
 use crate::{command, flavour::Flavour, names::CHAIN_PREFIX};
@@ -13,7 +15,8 @@ const TABLE: &str = "raw";
 /// Where what comes in passes it.
 const ENTRY: &str = "PREROUTING";
 
-/// Reads the raw tables of both iptables flavours; one whose programs or tables the host does not have has no rules.
+/// Reads the raw tables of both iptables flavours; one whose programs or tables the host does not
+/// have has no rules.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IptablesUntracking;
 
@@ -41,7 +44,10 @@ impl UntrackingRules for IptablesUntracking {
 
 /// The rules of others in what `iptables-save` printed; `program` is what keeps them.
 fn parse(saved: &str, program: &str) -> BTreeSet<UntrackingRule> {
-    let table = saved.lines().skip_while(|line| line.strip_prefix('*') != Some(TABLE)).take_while(|line| *line != "COMMIT");
+    let table = saved
+        .lines()
+        .skip_while(|line| line.strip_prefix('*') != Some(TABLE))
+        .take_while(|line| *line != "COMMIT");
     let mut chains = ForeignChains::default();
     for (chain, rule) in table.filter_map(|line| line.strip_prefix("-A ")?.split_once(' ')) {
         if !chain.starts_with(CHAIN_PREFIX) {
@@ -63,13 +69,16 @@ fn foreign(chain: &str, rule: &str, program: &str) -> ForeignRule {
         if word == "-j" || word == "-g" {
             let target = rest.next().unwrap_or_default();
             if target == "NOTRACK" || (target == "CT" && rest.any(|option| option == "--notrack")) {
-                found.untracks = Some(format!("{program} table {TABLE}, chain {chain}, rule {rule}"));
+                found.untracks = Some(format!(
+                    "{program} table {TABLE}, chain {chain}, rule {rule}"
+                ));
             } else {
                 found.jumps.push(target.to_owned());
             }
             break;
         }
-        // Each option of these is followed by its value; what is negated restricts nothing that counts here.
+        // Each option of these is followed by its value; what is negated restricts nothing that
+        // counts here.
         let value = || rest.clone().next().unwrap_or_default();
         if !negated {
             match word {
@@ -88,7 +97,10 @@ fn foreign(chain: &str, rule: &str, program: &str) -> ForeignRule {
 }
 
 fn network(text: &str) -> Option<BTreeSet<IpNet>> {
-    let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let net = text
+        .parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     net.map(|net| BTreeSet::from([net]))
 }
 
@@ -122,10 +134,17 @@ mod tests {
 
     /// The rules of [`parse`], and whether each is an alarm.
     fn found(rules: &str) -> Vec<(bool, String)> {
-        let saved = format!("*raw\n:PREROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n*nat\n-A PREROUTING -j NOTRACK\nCOMMIT\n");
-        let known = Surroundings { services: vec!["10.96.0.0/12".parse().unwrap()], hosts: ["10.6.0.11".parse().unwrap()].into() };
+        let saved = format!(
+            "*raw\n:PREROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n*nat\n-A PREROUTING -j NOTRACK\nCOMMIT\n"
+        );
+        let known = Surroundings {
+            services: vec!["10.96.0.0/12".parse().unwrap()],
+            hosts: ["10.6.0.11".parse().unwrap()].into(),
+        };
         let rules = parse(&saved, "iptables-nft").into_iter();
-        let mut found: Vec<_> = rules.map(|rule| (rule.packets.may_be_governed(&known), rule.place)).collect();
+        let mut found: Vec<_> = rules
+            .map(|rule| (rule.packets.may_be_governed(&known), rule.place))
+            .collect();
         found.sort();
         found
     }
@@ -144,8 +163,14 @@ mod tests {
         let pods = r#"-A CILIUM_PRE_raw -s 10.244.0.0/16 -m comment --comment "cilium: NOTRACK for pod traffic" -j CT --notrack"#;
         let answers = pods.replace("-s", "-d").replace("CT --notrack", "NOTRACK");
         let found = found(&format!("{CILIUM}\n{pods}\n{answers}"));
-        let alarms: Vec<_> = found.into_iter().filter_map(|(alarm, place)| alarm.then_some(place)).collect();
-        let place = format!("iptables-nft table raw, chain CILIUM_PRE_raw, rule {}", pods.strip_prefix("-A CILIUM_PRE_raw ").unwrap());
+        let alarms: Vec<_> = found
+            .into_iter()
+            .filter_map(|(alarm, place)| alarm.then_some(place))
+            .collect();
+        let place = format!(
+            "iptables-nft table raw, chain CILIUM_PRE_raw, rule {}",
+            pods.strip_prefix("-A CILIUM_PRE_raw ").unwrap()
+        );
         assert_eq!(alarms.len(), 2);
         assert!(alarms.contains(&place), "{alarms:?}");
     }
@@ -174,8 +199,16 @@ mod tests {
         assert_eq!(alarms("-A PREROUTING ! -i lo -j NOTRACK"), 1);
         assert_eq!(alarms("-A PREROUTING ! -d 10.96.0.0/12 -j CT --notrack"), 1);
         assert_eq!(alarms("-A PREROUTING -i lo -j NOTRACK"), 0);
-        assert_eq!(alarms("-A PREROUTING -m addrtype --dst-type LOCAL -j NOTRACK"), 1);
-        assert_eq!(alarms("-A PREROUTING -p tcp -m multiport --dports 22,6443 -m addrtype --dst-type LOCAL -j NOTRACK"), 0);
+        assert_eq!(
+            alarms("-A PREROUTING -m addrtype --dst-type LOCAL -j NOTRACK"),
+            1
+        );
+        assert_eq!(
+            alarms(
+                "-A PREROUTING -p tcp -m multiport --dports 22,6443 -m addrtype --dst-type LOCAL -j NOTRACK"
+            ),
+            0
+        );
         assert_eq!(alarms("-A PREROUTING -j CT --zone 7"), 0);
         assert_eq!(found("-A PREROUTING -j EGW-PREROUTING\n-A EGW-PREROUTING -p udp -m udp --dport 7789 -j CT --notrack").len(), 0);
     }

@@ -23,7 +23,13 @@ ip6tables-nft -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 };
 
 fn netfilter(flavour: IptablesFlavour) -> Netfilter {
-    Netfilter::new(NetfilterSettings { flavour, ..NetfilterSettings::default() }, Arc::new(()))
+    Netfilter::new(
+        NetfilterSettings {
+            flavour,
+            ..NetfilterSettings::default()
+        },
+        Arc::new(()),
+    )
 }
 
 packet_tests!(legacy, super::LEGACY);

@@ -14,19 +14,41 @@ use egressgateway::{
 use egressgateway_backend_netfilter::{IptablesFlavour, NetfilterSettings, Transit};
 use egressgateway_testkit::{netns::in_namespace, shell::run};
 
-const FLAVOURS: [(IptablesFlavour, &str); 2] = [(IptablesFlavour::Legacy, "legacy"), (IptablesFlavour::Nft, "nft")];
+const FLAVOURS: [(IptablesFlavour, &str); 2] = [
+    (IptablesFlavour::Legacy, "legacy"),
+    (IptablesFlavour::Nft, "nft"),
+];
 
 struct Namespace(IptablesFlavour);
 
 async fn transit(flavour: IptablesFlavour, hook: Arc<dyn WriteHook>) -> Transit {
-    Transit::open(NetfilterSettings { flavour, ..NetfilterSettings::default() }, hook).await.unwrap()
+    Transit::open(
+        NetfilterSettings {
+            flavour,
+            ..NetfilterSettings::default()
+        },
+        hook,
+    )
+    .await
+    .unwrap()
 }
 
 /// All rules but ours.
 fn others() -> String {
-    let saved = ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save"].map(run).concat();
-    let lines = saved.lines().filter(|line| !line.starts_with('#') && !line.contains("EGW-TRANSIT"));
-    lines.flat_map(|line| [line.split(" [").next().unwrap(), "\n"]).collect()
+    let saved = [
+        "iptables-legacy-save",
+        "ip6tables-legacy-save",
+        "iptables-nft-save",
+        "ip6tables-nft-save",
+    ]
+    .map(run)
+    .concat();
+    let lines = saved
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.contains("EGW-TRANSIT"));
+    lines
+        .flat_map(|line| [line.split(" [").next().unwrap(), "\n"])
+        .collect()
 }
 
 #[async_trait]
@@ -40,7 +62,8 @@ impl Host<Transit> for Namespace {
     }
 }
 
-/// A firewall of which one family drops by policy, and the other by a rule; and a chain of the backend's.
+/// A firewall of which one family drops by policy, and the other by a rule; and a chain of the
+/// backend's.
 fn firewall(word: &str) {
     run(&format!(
         "iptables-{word} -P FORWARD DROP; iptables-{word} -N KUBE-FORWARD; iptables-{word} -A FORWARD -j KUBE-FORWARD
@@ -49,10 +72,13 @@ fn firewall(word: &str) {
 }
 
 async fn reach(transit: &Transit, desired: &PolicyDesired) -> bool {
-    let Change { plan, after } = transit.plan(desired, &transit.observe().await.unwrap()).unwrap();
+    let Change { plan, after } = transit
+        .plan(desired, &transit.observe().await.unwrap())
+        .unwrap();
     transit.apply(&plan).await.unwrap();
     assert_eq!(transit.observe().await.unwrap(), after);
-    run("iptables-legacy-save; ip6tables-legacy-save; iptables-nft-save; ip6tables-nft-save").contains("EGW-TRANSIT")
+    run("iptables-legacy-save; ip6tables-legacy-save; iptables-nft-save; ip6tables-nft-save")
+        .contains("EGW-TRANSIT")
 }
 
 #[test]
@@ -72,7 +98,10 @@ fn a_host_without_a_firewall_or_a_gateway_stays_as_it_is() {
     for (flavour, word) in FLAVOURS {
         in_namespace(move || async move {
             let transit = transit(flavour, Arc::new(())).await;
-            assert!(!reach(&transit, &gateway()).await, "nothing restricts forwarding");
+            assert!(
+                !reach(&transit, &gateway()).await,
+                "nothing restricts forwarding"
+            );
             let mut bystander = client();
             bystander.exits.clear();
             bystander.accepts.clear();
@@ -98,9 +127,22 @@ fn a_firewall_that_comes_later_is_noticed_and_a_jump_that_is_first_is_seen() {
         monitor.changed().await.unwrap();
         assert!(reach(&transit, &gateway()).await);
         run("iptables-nft -I FORWARD -j DROP");
-        assert!(!transit.plan(&gateway(), &transit.observe().await.unwrap()).unwrap().plan.to_string().is_empty());
+        assert!(
+            !transit
+                .plan(&gateway(), &transit.observe().await.unwrap())
+                .unwrap()
+                .plan
+                .to_string()
+                .is_empty()
+        );
         reach(&transit, &gateway()).await;
-        assert!(run("iptables-nft -S FORWARD").lines().nth(1).unwrap().ends_with("-j EGW-TRANSIT"));
+        assert!(
+            run("iptables-nft -S FORWARD")
+                .lines()
+                .nth(1)
+                .unwrap()
+                .ends_with("-j EGW-TRANSIT")
+        );
     });
 }
 
@@ -118,12 +160,23 @@ fn who_decides_about_pods_alone_may_come_first_and_who_drops_what_is_forwarded_m
         reach(&transit, &gateway()).await;
         run(NETWORK_POLICIES);
         for _ in 0..3 {
-            run("iptables-nft -D FORWARD -j KUBE-ROUTER-FORWARD 2>/dev/null || true; iptables-nft -I FORWARD -j KUBE-ROUTER-FORWARD");
-            let change = transit.plan(&gateway(), &transit.observe().await.unwrap()).unwrap();
+            run(
+                "iptables-nft -D FORWARD -j KUBE-ROUTER-FORWARD 2>/dev/null || true; iptables-nft -I FORWARD -j KUBE-ROUTER-FORWARD",
+            );
+            let change = transit
+                .plan(&gateway(), &transit.observe().await.unwrap())
+                .unwrap();
             assert_eq!(change.plan.to_string(), "", "nothing is answered");
         }
         run("iptables-nft -A KUBE-ROUTER-FORWARD -s 10.244.0.0/16 -j REJECT");
         reach(&transit, &gateway()).await;
-        assert!(run("iptables-nft -S FORWARD").lines().nth(1).unwrap().ends_with("-j EGW-TRANSIT"), "before what drops exits");
+        assert!(
+            run("iptables-nft -S FORWARD")
+                .lines()
+                .nth(1)
+                .unwrap()
+                .ends_with("-j EGW-TRANSIT"),
+            "before what drops exits"
+        );
     });
 }

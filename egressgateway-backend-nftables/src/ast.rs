@@ -1,4 +1,5 @@
-//! The statements that our rules are made of: rendered for nft, read back from it, and walked by the tracer.
+//! The statements that our rules are made of: rendered for nft, read back from it, and walked by
+//! the tracer.
 
 use std::fmt;
 
@@ -141,7 +142,8 @@ pub(crate) enum Statement {
     Segment(u16),
     SourceItself(Family),
     SourceOf(Family),
-    /// The node's own address on the device that the packet leaves by; nothing happens without an entry.
+    /// The node's own address on the device that the packet leaves by; nothing happens without an
+    /// entry.
     SourceOfDevice(Family),
     Masquerade,
     Untrack,
@@ -196,15 +198,23 @@ impl Table {
         };
         let (key, data, interval) = match self {
             Self::Exempt | Self::Local | Self::Wide | Self::Governed => (vec![address], None, true),
-            Self::Ungoverned | Self::Peers | Self::Own | Self::Hosts => (vec![address], None, false),
+            Self::Ungoverned | Self::Peers | Self::Own | Self::Hosts => {
+                (vec![address], None, false)
+            }
             Self::Pods => (vec![address], Some("classid"), false),
             Self::Nets => (vec![address], Some("classid"), true),
-            Self::Where | Self::Exit | Self::Via => (vec!["classid", address], Some("verdict"), true),
+            Self::Where | Self::Exit | Self::Via => {
+                (vec!["classid", address], Some("verdict"), true)
+            }
             Self::As => (vec!["classid", address], Some(address), true),
             Self::Kept => (vec!["classid", address], None, true),
             Self::Node => (vec!["ifname"], Some(address), false),
         };
-        Declaration { key, data, interval }
+        Declaration {
+            key,
+            data,
+            interval,
+        }
     }
 }
 
@@ -224,8 +234,16 @@ impl fmt::Display for Declaration {
 
 impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, point, priority, policy } = self;
-        write!(f, "{{ type {kind} hook {point} priority {priority}; policy {policy}; }}")
+        let Self {
+            kind,
+            point,
+            priority,
+            policy,
+        } = self;
+        write!(
+            f,
+            "{{ type {kind} hook {point} priority {priority}; policy {policy}; }}"
+        )
     }
 }
 
@@ -253,13 +271,27 @@ fn operator(negated: bool) -> &'static str {
     if negated { "!= " } else { "" }
 }
 
-fn has_bits(f: &mut fmt::Formatter<'_>, what: &str, mask: u32, negated: bool, value: u32) -> fmt::Result {
-    write!(f, "{what} & {mask:#010x} {} {value:#010x}", if negated { "!=" } else { "==" })
+fn has_bits(
+    f: &mut fmt::Formatter<'_>,
+    what: &str,
+    mask: u32,
+    negated: bool,
+    value: u32,
+) -> fmt::Result {
+    write!(
+        f,
+        "{what} & {mask:#010x} {} {value:#010x}",
+        if negated { "!=" } else { "==" }
+    )
 }
 
 fn mangle(f: &mut fmt::Formatter<'_>, what: &str, keep: u32, value: u32) -> fmt::Result {
     write!(f, "{what} set {what} & {keep:#010x}")?;
-    if value == 0 { Ok(()) } else { write!(f, " | {value:#010x}") }
+    if value == 0 {
+        Ok(())
+    } else {
+        write!(f, " | {value:#010x}")
+    }
 }
 
 impl fmt::Display for Statement {
@@ -278,12 +310,33 @@ impl fmt::Display for Statement {
             Self::Icmp(Family::V4) => f.write_str("meta l4proto 1"),
             Self::Icmp(Family::V6) => f.write_str("meta l4proto 58"),
             Self::Translated => f.write_str("ct status dnat"),
-            Self::SentOutside { family, table } => write!(f, "ct original {} daddr != @{}", header(*family), table.name(*family)),
-            Self::Address { side, family, negated, table } => {
-                write!(f, "{} {} {}@{}", header(*family), side.field(), operator(*negated), table.name(*family))
+            Self::SentOutside { family, table } => write!(
+                f,
+                "ct original {} daddr != @{}",
+                header(*family),
+                table.name(*family)
+            ),
+            Self::Address {
+                side,
+                family,
+                negated,
+                table,
+            } => {
+                write!(
+                    f,
+                    "{} {} {}@{}",
+                    header(*family),
+                    side.field(),
+                    operator(*negated),
+                    table.name(*family)
+                )
             }
             Self::Overlay { way, negated } => {
-                let key = if *way == Way::In { "iifname" } else { "oifname" };
+                let key = if *way == Way::In {
+                    "iifname"
+                } else {
+                    "oifname"
+                };
                 write!(f, "{key} {}@{DEVICES}", operator(*negated))
             }
             Self::From(device) => write!(f, "iifname \"{device}\""),
@@ -300,21 +353,51 @@ impl fmt::Display for Statement {
             }),
             Self::Confirmed => f.write_str("ct status confirmed"),
             Self::Expected => f.write_str("ct status expected"),
-            Self::Pinned { mask, negated, value } => has_bits(f, "ct mark", *mask, *negated, *value),
-            Self::Marked { mask, negated, value } => has_bits(f, "meta mark", *mask, *negated, *value),
-            Self::Exits { mask, negated } => write!(f, "ct mark & {mask:#010x} {}@{EXITS}", operator(*negated)),
+            Self::Pinned {
+                mask,
+                negated,
+                value,
+            } => has_bits(f, "ct mark", *mask, *negated, *value),
+            Self::Marked {
+                mask,
+                negated,
+                value,
+            } => has_bits(f, "meta mark", *mask, *negated, *value),
+            Self::Exits { mask, negated } => {
+                write!(f, "ct mark & {mask:#010x} {}@{EXITS}", operator(*negated))
+            }
             Self::Protocol(Family::V4) => f.write_str("meta nfproto ipv4"),
             Self::Protocol(Family::V6) => f.write_str("meta nfproto ipv6"),
             Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
             Self::Opens => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::ForgetClass => f.write_str("meta priority set 0:0"),
-            Self::ClassOf { side, family, table } => {
-                write!(f, "meta priority set {} {} map @{}", header(*family), side.field(), table.name(*family))
+            Self::ClassOf {
+                side,
+                family,
+                table,
+            } => {
+                write!(
+                    f,
+                    "meta priority set {} {} map @{}",
+                    header(*family),
+                    side.field(),
+                    table.name(*family)
+                )
             }
             Self::NoClass => f.write_str("meta priority 0:0"),
             Self::Changing => write!(f, "meta priority @{CHANGING}"),
-            Self::Keeps(family) => write!(f, "meta priority . {} daddr @{}", header(*family), Table::Kept.name(*family)),
-            Self::VerdictOf { family, table } => write!(f, "meta priority . {} daddr vmap @{}", header(*family), table.name(*family)),
+            Self::Keeps(family) => write!(
+                f,
+                "meta priority . {} daddr @{}",
+                header(*family),
+                Table::Kept.name(*family)
+            ),
+            Self::VerdictOf { family, table } => write!(
+                f,
+                "meta priority . {} daddr vmap @{}",
+                header(*family),
+                table.name(*family)
+            ),
             Self::VerdictOfPin { mask } => write!(f, "ct mark & {mask:#010x} vmap @{TARGETS}"),
             Self::Pin { keep, value } => mangle(f, "ct mark", *keep, *value),
             Self::Mark { keep, value } => mangle(f, "meta mark", *keep, *value),
@@ -322,10 +405,20 @@ impl fmt::Display for Statement {
             Self::Segment(bytes) => write!(f, "tcp option maxseg size set {bytes}"),
             Self::SourceItself(family) => write!(f, "snat {0} to {0} saddr", header(*family)),
             Self::SourceOf(family) => {
-                write!(f, "snat {0} to meta priority . {0} daddr map @{1}", header(*family), Table::As.name(*family))
+                write!(
+                    f,
+                    "snat {0} to meta priority . {0} daddr map @{1}",
+                    header(*family),
+                    Table::As.name(*family)
+                )
             }
             Self::SourceOfDevice(family) => {
-                write!(f, "snat {} to oifname map @{} fully-random", header(*family), Table::Node.name(*family))
+                write!(
+                    f,
+                    "snat {} to oifname map @{} fully-random",
+                    header(*family),
+                    Table::Node.name(*family)
+                )
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),
             Self::Untrack => f.write_str("notrack"),

@@ -2,7 +2,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use egressgateway::{
-    Change, Counter, CounterSource, Driver, Error, ErrorKind, Plan, PolicyBackend, PolicyDesired, WriteHook, model::MarkMask,
+    Change, Counter, CounterSource, Driver, Error, ErrorKind, Plan, PolicyBackend, PolicyDesired,
+    WriteHook, model::MarkMask,
 };
 use serde_json::Value;
 
@@ -43,11 +44,25 @@ impl Nftables {
     /// A backend that only plans: reading and writing give [`ErrorKind::Unsupported`].
     #[must_use]
     pub fn offline(settings: NftablesSettings) -> Self {
-        Self { settings, hook: None, writers: Writers::default(), scope: Scope::Whole }
+        Self {
+            settings,
+            hook: None,
+            writers: Writers::default(),
+            scope: Scope::Whole,
+        }
     }
 
-    pub(crate) fn scoped(settings: NftablesSettings, hook: Arc<dyn WriteHook>, scope: Scope) -> Self {
-        Self { settings, hook: Some(hook), writers: Writers::default(), scope }
+    pub(crate) fn scoped(
+        settings: NftablesSettings,
+        hook: Arc<dyn WriteHook>,
+        scope: Scope,
+    ) -> Self {
+        Self {
+            settings,
+            hook: Some(hook),
+            writers: Writers::default(),
+            scope,
+        }
     }
 
     /// The same for another table.
@@ -55,7 +70,8 @@ impl Nftables {
         Self { scope, ..self }
     }
 
-    /// Notices, from now on, that somebody other than this backend and its clones changes the table.
+    /// Notices, from now on, that somebody other than this backend and its clones changes the
+    /// table.
     ///
     /// # Errors
     /// When the kernel refuses the subscription, or outside of a Tokio runtime.
@@ -64,28 +80,48 @@ impl Nftables {
     }
 
     fn hook(&self) -> Result<&dyn WriteHook, Error> {
-        self.hook.as_deref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this nftables backend only plans"))
+        self.hook
+            .as_deref()
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, "this nftables backend only plans"))
     }
 
-    /// Whether nft and the kernel have what the table needs, and the kernel finds IPv6 addresses in ranges as it should: frames on the device
-    /// `lo` tell, which must be up, in a table of their own that is gone afterwards. Nothing else is changed.
+    /// Whether nft and the kernel have what the table needs, and the kernel finds IPv6 addresses in
+    /// ranges as it should: frames on the device `lo` tell, which must be up, in a table of their
+    /// own that is gone afterwards. Nothing else is changed.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] names the package or the kernel options that are missing, or what the kernel does wrongly;
-    /// [`ErrorKind::Permission`] the capability.
+    /// [`ErrorKind::Unsupported`] names the package or the kernel options that are missing, or what
+    /// the kernel does wrongly; [`ErrorKind::Permission`] the capability.
     pub async fn probe(&self) -> Result<(), Error> {
         self.hook()?;
         let version = nft(&["--version"], "", "run nft").await?;
-        let full = NftState { exists: true, ..NftState::of(Scope::Whole, &probe_desired(), self.settings.mask, &NftState::default())? };
+        let full = NftState {
+            exists: true,
+            ..NftState::of(
+                Scope::Whole,
+                &probe_desired(),
+                self.settings.mask,
+                &NftState::default(),
+            )?
+        };
         // The plan of a replacement passes on a host with our table and on one without.
-        let script =
-            plan::plan(Scope::Whole, &NftState { foreign: ["probe".to_owned()].into(), exists: true, ..NftState::default() }, &full)
-                .to_string();
+        let script = plan::plan(
+            Scope::Whole,
+            &NftState {
+                foreign: ["probe".to_owned()].into(),
+                exists: true,
+                ..NftState::default()
+            },
+            &full,
+        )
+        .to_string();
         match nft(&["-c", "-f", "-"], &script, "check a small table with nft").await {
             Ok(_) => lookup_probe::lookups_are_right().await,
-            Err(error) if error.kind == ErrorKind::Permission => {
-                Err(Error::new(error.kind, "nftables needs CAP_NET_ADMIN in the host's network namespace").with_source(error.chain()))
-            }
+            Err(error) if error.kind == ErrorKind::Permission => Err(Error::new(
+                error.kind,
+                "nftables needs CAP_NET_ADMIN in the host's network namespace",
+            )
+            .with_source(error.chain())),
             Err(error) if error.kind == ErrorKind::Transient => Err(error),
             Err(error) => {
                 let context = format!(
@@ -107,22 +143,32 @@ impl Nftables {
         lookup_probe::remove().await
     }
 
-    /// What our table has of some kind; none where there is no table, even if it went away just now.
+    /// What our table has of some kind; none where there is no table, even if it went away just
+    /// now.
     async fn list(&self, what: &[&str], context: &str) -> Result<Option<Vec<Value>>, Error> {
         self.hook()?;
         if !self.has_table().await? {
             return Ok(None);
         }
-        match nft_json(&[&["list"], what, &[TABLE_FAMILY, self.scope.table()]].concat(), context).await {
+        match nft_json(
+            &[&["list"], what, &[TABLE_FAMILY, self.scope.table()]].concat(),
+            context,
+        )
+        .await
+        {
             Err(error) if error.kind == ErrorKind::Conflict && !self.has_table().await? => Ok(None),
             listed => listed.map(Some),
         }
     }
 
-    /// Whether our table is there. nft says that a table is missing only in words, so it is looked up among all.
+    /// Whether our table is there. nft says that a table is missing only in words, so it is looked
+    /// up among all.
     async fn has_table(&self) -> Result<bool, Error> {
         let tables = nft_json(&["list", "tables", TABLE_FAMILY], "list nftables tables").await?;
-        let ours = |object: &Value| object["table"]["name"] == self.scope.table() && object["table"]["family"] == TABLE_FAMILY;
+        let ours = |object: &Value| {
+            object["table"]["name"] == self.scope.table()
+                && object["table"]["family"] == TABLE_FAMILY
+        };
         Ok(tables.iter().any(ours))
     }
 }
@@ -136,9 +182,20 @@ fn probe_desired() -> PolicyDesired {
         Overlay,
         model::{Family, TargetId},
     };
-    let overlay = Overlay { port: 7789, mss: Family::ALL.map(|family| (family, 1000_u16)).into_iter().collect(), ..Overlay::default() };
+    let overlay = Overlay {
+        port: 7789,
+        mss: Family::ALL
+            .map(|family| (family, 1000_u16))
+            .into_iter()
+            .collect(),
+        ..Overlay::default()
+    };
     let targets = [TargetId::FIRST].into_iter().collect();
-    PolicyDesired { targets, overlay, ..PolicyDesired::default() }
+    PolicyDesired {
+        targets,
+        overlay,
+        ..PolicyDesired::default()
+    }
 }
 
 #[async_trait]
@@ -148,19 +205,33 @@ impl Driver for Nftables {
     type Plan = NftPlan;
 
     async fn observe(&self) -> Result<NftState, Error> {
-        let Some(objects) = self.list(&["table"], &format!("list table {}", self.scope.path())).await? else {
+        let Some(objects) = self
+            .list(&["table"], &format!("list table {}", self.scope.path()))
+            .await?
+        else {
             return Ok(NftState::default());
         };
         let state = observe::state(&objects);
         for foreign in state.foreign() {
-            tracing::warn!(foreign, table = self.scope.path(), "the table holds something that is not ours; it will be replaced");
+            tracing::warn!(
+                foreign,
+                table = self.scope.path(),
+                "the table holds something that is not ours; it will be replaced"
+            );
         }
         Ok(state)
     }
 
-    fn plan(&self, desired: &PolicyDesired, current: &NftState) -> Result<Change<NftPlan, NftState>, Error> {
+    fn plan(
+        &self,
+        desired: &PolicyDesired,
+        current: &NftState,
+    ) -> Result<Change<NftPlan, NftState>, Error> {
         let after = NftState::of(self.scope, desired, self.settings.mask, current)?;
-        Ok(Change { plan: plan::plan(self.scope, current, &after), after })
+        Ok(Change {
+            plan: plan::plan(self.scope, current, &after),
+            after,
+        })
     }
 
     async fn apply(&self, plan: &NftPlan) -> Result<(), Error> {
@@ -178,7 +249,13 @@ impl Driver for Nftables {
         }
         if plan.ends_change() {
             hook.before(END_CHANGE)?;
-            exact::flush(self.scope, CHANGING, &format!("{END_CHANGE} of {}", self.scope.path()), &self.writers).await?;
+            exact::flush(
+                self.scope,
+                CHANGING,
+                &format!("{END_CHANGE} of {}", self.scope.path()),
+                &self.writers,
+            )
+            .await?;
         }
         Ok(())
     }
@@ -193,11 +270,24 @@ impl PolicyBackend for Nftables {
 #[async_trait]
 impl CounterSource for Nftables {
     async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error> {
-        let Some(objects) = self.list(&["counters", "table"], "list nftables counters").await? else { return Ok(BTreeMap::new()) };
+        let Some(objects) = self
+            .list(&["counters", "table"], "list nftables counters")
+            .await?
+        else {
+            return Ok(BTreeMap::new());
+        };
         let counters = objects.iter().filter_map(|object| {
             let counter = &object["counter"];
-            let name = counter["name"].as_str().filter(|name| COUNTERS.contains(name))?;
-            Some((name.to_owned(), Counter { packets: counter["packets"].as_u64()?, bytes: counter["bytes"].as_u64()? }))
+            let name = counter["name"]
+                .as_str()
+                .filter(|name| COUNTERS.contains(name))?;
+            Some((
+                name.to_owned(),
+                Counter {
+                    packets: counter["packets"].as_u64()?,
+                    bytes: counter["bytes"].as_u64()?,
+                },
+            ))
         });
         Ok(counters.collect())
     }

@@ -1,6 +1,7 @@
 //! One statement of nft's JSON, as our own statement or as a foreign one.
 //!
-//! The kernel keeps rules as byte code, and nft puts them into words again: some come back in other words than they were written in.
+//! The kernel keeps rules as byte code, and nft puts them into words again: some come back in other
+//! words than they were written in.
 
 use egressgateway::{
     model::Family,
@@ -48,7 +49,10 @@ fn known(json: &Value) -> Option<Statement> {
         "match" => matching(body),
         "mangle" => mangle(&body["key"], &body["value"]),
         "vmap" => vmap(&body["key"], body["data"].as_str()?),
-        "counter" => COUNTERS.into_iter().find(|counter| body.as_str() == Some(counter)).map(Statement::Count),
+        "counter" => COUNTERS
+            .into_iter()
+            .find(|counter| body.as_str() == Some(counter))
+            .map(Statement::Count),
         "snat" => snat(body),
         "masquerade" => fully_random(&body["flags"]).then_some(Statement::Masquerade),
         "notrack" => Some(Statement::Untrack),
@@ -57,7 +61,10 @@ fn known(json: &Value) -> Option<Statement> {
 }
 
 fn fully_random(flags: &Value) -> bool {
-    flags == "fully-random" || flags.as_array().is_some_and(|flags| flags.len() == 1 && flags[0] == "fully-random")
+    flags == "fully-random"
+        || flags
+            .as_array()
+            .is_some_and(|flags| flags.len() == 1 && flags[0] == "fully-random")
 }
 
 fn matching(body: &Value) -> Option<Statement> {
@@ -69,44 +76,82 @@ fn matching(body: &Value) -> Option<Statement> {
     };
     if let Some(key) = mark_key(left.get("&").map_or(left, |and| &and[0])) {
         if set_name(right) == Some(EXITS) && matches!(key, MarkKey::Connection) {
-            return Some(Statement::Exits { mask: number(&left["&"][1])?, negated });
+            return Some(Statement::Exits {
+                mask: number(&left["&"][1])?,
+                negated,
+            });
         }
         let (mask, value) = masked_value(left, right)?;
         return match key {
-            MarkKey::Connection => Some(Statement::Pinned { mask, negated, value }),
-            MarkKey::Packet => Some(Statement::Marked { mask, negated, value }),
+            MarkKey::Connection => Some(Statement::Pinned {
+                mask,
+                negated,
+                value,
+            }),
+            MarkKey::Packet => Some(Statement::Marked {
+                mask,
+                negated,
+                value,
+            }),
         };
     }
-    if let Some((key, "original")) = left.pointer("/ct/key").and_then(Value::as_str).zip(left.pointer("/ct/dir").and_then(Value::as_str)) {
+    if let Some((key, "original")) = left
+        .pointer("/ct/key")
+        .and_then(Value::as_str)
+        .zip(left.pointer("/ct/dir").and_then(Value::as_str))
+    {
         let family = header_family(key.strip_suffix(" daddr")?)?;
         let (table, of) = Table::parse(set_name(right)?)?;
         return (negated && of == family).then_some(Statement::SentOutside { family, table });
     }
     if let Some(family) = class_and_destination(left) {
-        return (!negated && set_name(right)? == Table::Kept.name(family)).then_some(Statement::Keeps(family));
+        return (!negated && set_name(right)? == Table::Kept.name(family))
+            .then_some(Statement::Keeps(family));
     }
     if let Some((side, family)) = address_field(left) {
         let (table, of) = Table::parse(set_name(right)?)?;
-        return (of == family).then_some(Statement::Address { side, family, negated, table });
+        return (of == family).then_some(Statement::Address {
+            side,
+            family,
+            negated,
+            table,
+        });
     }
-    if left.pointer("/meta/key").is_some_and(|key| key == "priority") {
+    if left
+        .pointer("/meta/key")
+        .is_some_and(|key| key == "priority")
+    {
         return match right.as_str()? {
             _ if negated => None,
             "none" | "0:0" | ":0" => Some(Statement::NoClass),
             set => (set.strip_prefix('@')? == CHANGING).then_some(Statement::Changing),
         };
     }
-    if let Some(way) = left.pointer("/meta/key").and_then(Value::as_str).and_then(|key| match key {
-        "iifname" => Some(Way::In),
-        "oifname" => Some(Way::Out),
-        _ => None,
-    }) {
+    if let Some(way) = left
+        .pointer("/meta/key")
+        .and_then(Value::as_str)
+        .and_then(|key| match key {
+            "iifname" => Some(Way::In),
+            "oifname" => Some(Way::Out),
+            _ => None,
+        })
+    {
         return match set_name(right) {
             Some(set) => (set == DEVICES).then_some(Statement::Overlay { way, negated }),
-            None => (way == Way::In && !negated).then(|| right.as_str().map(|device| Statement::From(device.to_owned()))).flatten(),
+            None => (way == Way::In && !negated)
+                .then(|| {
+                    right
+                        .as_str()
+                        .map(|device| Statement::From(device.to_owned()))
+                })
+                .flatten(),
         };
     }
-    if negated { differs(left, right) } else { equal(left, right) }
+    if negated {
+        differs(left, right)
+    } else {
+        equal(left, right)
+    }
 }
 
 /// The match that we only write with "differs".
@@ -116,27 +161,40 @@ fn differs(left: &Value, right: &Value) -> Option<Statement> {
     kind.then_some(Statement::Delivered)
 }
 
-/// What a lookup of the routing tables asks for. Newer versions of nft write a single flag without a list.
+/// What a lookup of the routing tables asks for. Newer versions of nft write a single flag without
+/// a list.
 fn flags(fib: &Value) -> Option<Vec<&str>> {
     match &fib["flags"] {
         Value::String(one) => Some(vec![one]),
-        several => Some(several.as_array()?.iter().filter_map(Value::as_str).collect()),
+        several => Some(
+            several
+                .as_array()?
+                .iter()
+                .filter_map(Value::as_str)
+                .collect(),
+        ),
     }
 }
 
 /// Matches that we only write with "equal".
 fn equal(left: &Value, right: &Value) -> Option<Statement> {
     if left.get("&").is_some() {
-        let syn = left["&"][0].pointer("/payload/field")? == "flags" && left["&"][0].pointer("/payload/protocol")? == "tcp";
+        let syn = left["&"][0].pointer("/payload/field")? == "flags"
+            && left["&"][0].pointer("/payload/protocol")? == "tcp";
         return match other_flag(&left["&"][1]).filter(|_| syn && right == "syn")? {
             "rst" => Some(Statement::Syn),
             "ack" => Some(Statement::Opens),
             _ => None,
         };
     }
-    if left.pointer("/payload/protocol").is_some_and(|protocol| protocol == "udp") {
+    if left
+        .pointer("/payload/protocol")
+        .is_some_and(|protocol| protocol == "udp")
+    {
         let port = right.as_u64().and_then(|port| u16::try_from(port).ok());
-        return port.filter(|_| left["payload"]["field"] == "dport").map(Statement::UdpPort);
+        return port
+            .filter(|_| left["payload"]["field"] == "dport")
+            .map(Statement::UdpPort);
     }
     if let Some(fib) = left.get("fib") {
         return match (flags(fib)?.as_slice(), right.as_str()?) {
@@ -148,10 +206,16 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
             _ => None,
         };
     }
-    if left.pointer("/meta/key").is_some_and(|key| key == "nfproto") {
+    if left
+        .pointer("/meta/key")
+        .is_some_and(|key| key == "nfproto")
+    {
         return protocol(right).map(Statement::Protocol);
     }
-    if left.pointer("/meta/key").is_some_and(|key| key == "l4proto") {
+    if left
+        .pointer("/meta/key")
+        .is_some_and(|key| key == "l4proto")
+    {
         // A host that has no names for protocols says numbers.
         return match (right.as_str(), right.as_u64()) {
             (Some("icmp"), _) | (_, Some(1)) => Some(Statement::Icmp(Family::V4)),
@@ -161,7 +225,11 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
     }
     let key = left.pointer("/ct/key")?.as_str()?;
     if let Some(several) = several(right) {
-        let stray = key == "state" && several.len() == 2 && ["invalid", "untracked"].iter().all(|state| several.iter().any(|s| s == state));
+        let stray = key == "state"
+            && several.len() == 2
+            && ["invalid", "untracked"]
+                .iter()
+                .all(|state| several.iter().any(|s| s == state));
         return stray.then_some(Statement::Stray);
     }
     match (key, right.as_str()?) {
@@ -187,7 +255,9 @@ fn protocol(value: &Value) -> Option<Family> {
 
 /// Flags of a bit field, which come as a list or as an expression.
 fn several(flags: &Value) -> Option<&Vec<Value>> {
-    flags.as_array().or_else(|| flags.get("|").and_then(Value::as_array))
+    flags
+        .as_array()
+        .or_else(|| flags.get("|").and_then(Value::as_array))
 }
 
 /// The one of two flags that is not "syn".
@@ -245,16 +315,26 @@ fn masked_value(left: &Value, right: &Value) -> Option<(u32, u32)> {
         return Some((number(&and[1])?, number(right)?));
     }
     let prefix = right.get("prefix")?;
-    let length = u32::try_from(prefix["len"].as_u64()?).ok().filter(|length| (1..=32).contains(length))?;
+    let length = u32::try_from(prefix["len"].as_u64()?)
+        .ok()
+        .filter(|length| (1..=32).contains(length))?;
     Some((u32::MAX << (32 - length), number(&prefix["addr"])?))
 }
 
 fn mangle(key: &Value, value: &Value) -> Option<Statement> {
-    if key.pointer("/tcp option/name").is_some_and(|name| name == "maxseg") {
+    if key
+        .pointer("/tcp option/name")
+        .is_some_and(|name| name == "maxseg")
+    {
         let bytes = value.as_u64().and_then(|bytes| u16::try_from(bytes).ok());
-        return bytes.filter(|_| key["tcp option"]["field"] == "size").map(Statement::Segment);
+        return bytes
+            .filter(|_| key["tcp option"]["field"] == "size")
+            .map(Statement::Segment);
     }
-    if key.pointer("/meta/key").is_some_and(|key| key == "priority") {
+    if key
+        .pointer("/meta/key")
+        .is_some_and(|key| key == "priority")
+    {
         return priority(value);
     }
     let (keep, bits) = masked(key, value)?;
@@ -270,10 +350,15 @@ fn priority(value: &Value) -> Option<Statement> {
     }
     let (side, family) = address_field(value.pointer("/map/key")?)?;
     let (table, of) = Table::parse(set_name(value.pointer("/map/data")?)?)?;
-    (of == family).then_some(Statement::ClassOf { side, family, table })
+    (of == family).then_some(Statement::ClassOf {
+        side,
+        family,
+        table,
+    })
 }
 
-/// `key & keep | bits`. The kernel computes `(key & (keep | bits)) ^ bits'`, which comes back with a wider mask than was written.
+/// `key & keep | bits`. The kernel computes `(key & (keep | bits)) ^ bits'`, which comes back with
+/// a wider mask than was written.
 fn masked(key: &Value, value: &Value) -> Option<(u32, u32)> {
     let (and, bits) = match value.get("|") {
         // Byte 0xff: nothing is left to mask.
@@ -288,7 +373,9 @@ fn masked(key: &Value, value: &Value) -> Option<(u32, u32)> {
 fn vmap(key: &Value, data: &str) -> Option<Statement> {
     let name = data.strip_prefix('@')?;
     if let Some(and) = key.get("&") {
-        return (is_ct_mark(&and[0]) && name == TARGETS).then_some(Statement::VerdictOfPin { mask: number(&and[1])? });
+        return (is_ct_mark(&and[0]) && name == TARGETS).then_some(Statement::VerdictOfPin {
+            mask: number(&and[1])?,
+        });
     }
     let family = class_and_destination(key)?;
     let (table, of) = Table::parse(name)?;
@@ -297,32 +384,45 @@ fn vmap(key: &Value, data: &str) -> Option<Statement> {
 
 /// `meta priority . ip daddr`.
 fn class_and_destination(key: &Value) -> Option<Family> {
-    let [class, destination] = key["concat"].as_array()?.as_slice() else { return None };
+    let [class, destination] = key["concat"].as_array()?.as_slice() else {
+        return None;
+    };
     let (side, family) = address_field(destination)?;
     (class.pointer("/meta/key")? == "priority" && side == Side::Destination).then_some(family)
 }
 
 /// `snat ip to oifname map @node4 fully-random`.
 fn source_of_device(body: &Value) -> Option<Statement> {
-    let only = body.as_object()?.keys().all(|key| ["family", "addr", "flags"].contains(&key.as_str()));
-    let family = header_family(body["family"].as_str()?).filter(|_| only && fully_random(&body["flags"]))?;
+    let only = body
+        .as_object()?
+        .keys()
+        .all(|key| ["family", "addr", "flags"].contains(&key.as_str()));
+    let family =
+        header_family(body["family"].as_str()?).filter(|_| only && fully_random(&body["flags"]))?;
     let map = body["addr"].get("map")?;
-    let by_device = map.pointer("/key/meta/key").is_some_and(|key| key == "oifname");
-    (by_device && map["data"].as_str()? == format!("@{}", Table::Node.name(family))).then_some(Statement::SourceOfDevice(family))
+    let by_device = map
+        .pointer("/key/meta/key")
+        .is_some_and(|key| key == "oifname");
+    (by_device && map["data"].as_str()? == format!("@{}", Table::Node.name(family)))
+        .then_some(Statement::SourceOfDevice(family))
 }
 
 fn snat(body: &Value) -> Option<Statement> {
     if body.get("flags").is_some() {
         return source_of_device(body);
     }
-    let only = body.as_object()?.keys().all(|key| ["family", "addr"].contains(&key.as_str()));
+    let only = body
+        .as_object()?
+        .keys()
+        .all(|key| ["family", "addr"].contains(&key.as_str()));
     let family = header_family(body["family"].as_str()?).filter(|_| only)?;
     if let Some((side, of)) = address_field(&body["addr"]) {
         return (side == Side::Source && of == family).then_some(Statement::SourceItself(family));
     }
     let map = body["addr"].get("map")?;
     let of = class_and_destination(&map["key"])?;
-    (of == family && map["data"].as_str()? == format!("@{}", Table::As.name(family))).then_some(Statement::SourceOf(family))
+    (of == family && map["data"].as_str()? == format!("@{}", Table::As.name(family)))
+        .then_some(Statement::SourceOf(family))
 }
 
 #[cfg(test)]
@@ -334,26 +434,53 @@ mod tests {
     #[test]
     fn other_words_of_other_versions_mean_the_same() {
         let mark = json!({"ct": {"key": "mark"}});
-        let pinned = Statement::Pinned { mask: 0xff00_0000, negated: true, value: 0x1200_0000 };
+        let pinned = Statement::Pinned {
+            mask: 0xff00_0000,
+            negated: true,
+            value: 0x1200_0000,
+        };
         let and = json!({"&": [mark, 0xff00_0000_u32]});
-        assert_eq!(statement(&json!({"match": {"op": "!=", "left": and, "right": 0x1200_0000}})), pinned);
-        assert_eq!(statement(&json!({"match": {"op": "!=", "left": mark, "right": {"prefix": {"addr": 0x1200_0000, "len": 8}}}})), pinned);
-        let pin = Statement::Pin { keep: 0x00ff_ffff, value: 0x1100_0000 };
+        assert_eq!(
+            statement(&json!({"match": {"op": "!=", "left": and, "right": 0x1200_0000}})),
+            pinned
+        );
+        assert_eq!(
+            statement(
+                &json!({"match": {"op": "!=", "left": mark, "right": {"prefix": {"addr": 0x1200_0000, "len": 8}}}})
+            ),
+            pinned
+        );
+        let pin = Statement::Pin {
+            keep: 0x00ff_ffff,
+            value: 0x1100_0000,
+        };
         for keep in [0x00ff_ffff_u32, 0x11ff_ffff] {
-            assert_eq!(statement(&json!({"mangle": {"key": mark, "value": {"|": [{"&": [mark, keep]}, 0x1100_0000]}}})), pin);
+            assert_eq!(
+                statement(
+                    &json!({"mangle": {"key": mark, "value": {"|": [{"&": [mark, keep]}, 0x1100_0000]}}})
+                ),
+                pin
+            );
         }
         for op in ["in", "=="] {
-            let new = json!({"match": {"op": op, "left": {"ct": {"key": "state"}}, "right": "new"}});
+            let new =
+                json!({"match": {"op": op, "left": {"ct": {"key": "state"}}, "right": "new"}});
             assert_eq!(statement(&new), Statement::State(ConnectionState::New));
         }
-        for (protocol, family) in
-            [(json!("icmp"), Family::V4), (json!(1), Family::V4), (json!("ipv6-icmp"), Family::V6), (json!(58), Family::V6)]
-        {
+        for (protocol, family) in [
+            (json!("icmp"), Family::V4),
+            (json!(1), Family::V4),
+            (json!("ipv6-icmp"), Family::V6),
+            (json!(58), Family::V6),
+        ] {
             let icmp = json!({"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": protocol}});
             assert_eq!(statement(&icmp), Statement::Icmp(family));
         }
         for flags in [json!("fully-random"), json!(["fully-random"])] {
-            assert_eq!(statement(&json!({"masquerade": {"flags": flags}})), Statement::Masquerade);
+            assert_eq!(
+                statement(&json!({"masquerade": {"flags": flags}})),
+                Statement::Masquerade
+            );
         }
     }
 

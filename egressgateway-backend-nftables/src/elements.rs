@@ -11,7 +11,9 @@ use ipnet::IpNet;
 
 use crate::{
     ast::Jump,
-    names::{ANSWERS, AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, by_chain, steer_chain, to_chain},
+    names::{
+        ANSWERS, AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, by_chain, steer_chain, to_chain,
+    },
     ranges,
 };
 
@@ -88,8 +90,8 @@ pub(crate) struct Elements {
     pub(crate) changing: OrdSet<ClassId>,
 }
 
-/// From what the translated contents were made, so that the next translation costs the difference. Says nothing about the kernel:
-/// all memories are equal.
+/// From what the translated contents were made, so that the next translation costs the difference.
+/// Says nothing about the kernel: all memories are equal.
 #[derive(Clone, Default)]
 pub(crate) struct Memory(Option<Box<Origin>>);
 
@@ -121,7 +123,12 @@ impl std::fmt::Debug for Memory {
 
 impl Elements {
     /// The contents that `desired` asks for, from `current` contents that were made from `memory`.
-    pub(crate) fn of(desired: &PolicyDesired, mask: MarkMask, current: &Self, memory: &Memory) -> Result<(Self, Memory), Error> {
+    pub(crate) fn of(
+        desired: &PolicyDesired,
+        mask: MarkMask,
+        current: &Self,
+        memory: &Memory,
+    ) -> Result<(Self, Memory), Error> {
         let gate = desired.start_gate.clone().unwrap_or_default();
         let origin = Origin {
             pods: desired.pods.clone(),
@@ -129,7 +136,12 @@ impl Elements {
             known: gate.known,
             destinations: desired.destinations.clone(),
             targets: desired.targets.clone(),
-            exiting: desired.accepts.iter().chain(&desired.exits).copied().collect(),
+            exiting: desired
+                .accepts
+                .iter()
+                .chain(&desired.exits)
+                .copied()
+                .collect(),
             accepts: desired.accepts.clone(),
             networks: desired.networks.clone(),
             exempt: desired.exempt.clone(),
@@ -160,7 +172,10 @@ impl Elements {
             ..Self::default()
         };
         if before.is_none() || current.nets != elements.nets {
-            ranges::check_disjoint(elements.nets.keys().map(|range| ((), *range)), "pod subnets")?;
+            ranges::check_disjoint(
+                elements.nets.keys().map(|range| ((), *range)),
+                "pod subnets",
+            )?;
         }
         elements.place(&origin, current, before)?;
         elements.check_devices()?;
@@ -170,10 +185,21 @@ impl Elements {
     /// Nothing but what a connection's first packet is classified by.
     pub(crate) fn keep_classification(&mut self) {
         let (exit, addresses, node, kept, peers, own, hosts, targets) = Default::default();
-        *self = Self { exit, addresses, kept, node, peers, own, hosts, targets, ..std::mem::take(self) };
+        *self = Self {
+            exit,
+            addresses,
+            kept,
+            node,
+            peers,
+            own,
+            hosts,
+            targets,
+            ..std::mem::take(self)
+        };
     }
 
-    /// The classes that mean something else in `after`, wherever that shows a moment later than the rest of a transaction.
+    /// The classes that mean something else in `after`, wherever that shows a moment later than the
+    /// rest of a transaction.
     pub(crate) fn changing_to(&self, after: &Self) -> OrdSet<ClassId> {
         let mut classes = OrdSet::new();
         classes.extend(changed(&self.steer, &after.steer));
@@ -184,24 +210,44 @@ impl Elements {
     }
 
     /// Fills the three maps of destinations.
-    fn place(&mut self, origin: &Origin, current: &Self, before: Option<&Origin>) -> Result<(), Error> {
+    fn place(
+        &mut self,
+        origin: &Origin,
+        current: &Self,
+        before: Option<&Origin>,
+    ) -> Result<(), Error> {
         let Some(before) = before
-            .filter(|before| before.targets == origin.targets && before.exiting == origin.exiting && before.accepts == origin.accepts)
+            .filter(|before| {
+                before.targets == origin.targets
+                    && before.exiting == origin.exiting
+                    && before.accepts == origin.accepts
+            })
             .filter(|before| before.networks == origin.networks)
         else {
-            ranges::check_disjoint(origin.destinations.keys().copied(), "destinations of a class")?;
+            ranges::check_disjoint(
+                origin.destinations.keys().copied(),
+                "destinations of a class",
+            )?;
             for (place, verdict) in &origin.destinations {
                 self.put(*place, *verdict, origin)?;
             }
             return Ok(());
         };
-        (self.steer, self.exit, self.addresses) = (current.steer.clone(), current.exit.clone(), current.addresses.clone());
+        (self.steer, self.exit, self.addresses) = (
+            current.steer.clone(),
+            current.exit.clone(),
+            current.addresses.clone(),
+        );
         (self.kept, self.via) = (current.kept.clone(), current.via.clone());
         let mut added = Vec::new();
         for change in before.destinations.diff(&origin.destinations) {
             let (place, verdict) = match change {
                 DiffItem::Remove(place, _) => (*place, Verdict::Pass),
-                DiffItem::Add(place, verdict) | DiffItem::Update { new: (place, verdict), .. } => (*place, *verdict),
+                DiffItem::Add(place, verdict)
+                | DiffItem::Update {
+                    new: (place, verdict),
+                    ..
+                } => (*place, *verdict),
             };
             self.put(place, verdict, origin)?;
             added.push(place);
@@ -216,34 +262,49 @@ impl Elements {
         let steer = match verdict {
             Verdict::Pass => None,
             Verdict::Hold => Some(Steer::Held),
-            Verdict::Egress { target, .. } if origin.targets.contains(&target) || origin.exiting.contains(&target) => {
+            Verdict::Egress { target, .. }
+                if origin.targets.contains(&target) || origin.exiting.contains(&target) =>
+            {
                 Some(Steer::To(target))
             }
             Verdict::Egress { .. } => Some(Steer::NoGateway),
         };
         let source = match verdict {
-            Verdict::Egress { target, source_nat } if origin.exiting.contains(&target) => Some(source_nat),
+            Verdict::Egress { target, source_nat } if origin.exiting.contains(&target) => {
+                Some(source_nat)
+            }
             _ => None,
         };
         let (exit, address) = match source {
             None => (None, None),
             Some(SourceNat::NodeAddress) => (Some(ExitAs::Node), None),
             Some(SourceNat::Keep) => (Some(ExitAs::Itself), None),
-            Some(SourceNat::Address(address)) if Family::of(address) == place.1.family() => (Some(ExitAs::Address), Some(address)),
+            Some(SourceNat::Address(address)) if Family::of(address) == place.1.family() => {
+                (Some(ExitAs::Address), Some(address))
+            }
             Some(SourceNat::Address(address)) => {
-                let context = format!("class {} to {}: {address} is of the other address family", place.0, place.1);
+                let context = format!(
+                    "class {} to {}: {address} is of the other address family",
+                    place.0, place.1
+                );
                 return Err(Error::new(ErrorKind::Invalid, context));
             }
         };
         set(&mut self.steer, place, steer);
         // Only what others may send here: this node's own pods get their answers here, too.
-        if matches!(verdict, Verdict::Egress { target, source_nat: SourceNat::Keep } if origin.accepts.contains(&target)) {
+        if matches!(verdict, Verdict::Egress { target, source_nat: SourceNat::Keep } if origin.accepts.contains(&target))
+        {
             self.kept.insert(place);
         } else {
             self.kept.remove(&place);
         }
         set(&mut self.exit, place, exit);
-        let network = address.and_then(|address| origin.networks.iter().find(|(_, network)| network.addresses.contains(&address)));
+        let network = address.and_then(|address| {
+            origin
+                .networks
+                .iter()
+                .find(|(_, network)| network.addresses.contains(&address))
+        });
         set(&mut self.via, place, network.map(|(id, _)| Leave(*id)));
         set(&mut self.addresses, place, address);
         Ok(())
@@ -252,23 +313,36 @@ impl Elements {
     /// A name that the kernel would refuse, or that would end nft's string.
     fn check_devices(&self) -> Result<(), Error> {
         match self.devices.iter().find(|name| !fits(name)) {
-            Some(name) => Err(Error::new(ErrorKind::Invalid, format!("overlay device {name:?} is no device name"))),
+            Some(name) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("overlay device {name:?} is no device name"),
+            )),
             None => Ok(()),
         }
     }
 }
 
 impl Origin {
-    /// Of who is known, those without a class. So a pod that is missing where its class should be is not taken for one of them.
+    /// Of who is known, those without a class. So a pod that is missing where its class should be
+    /// is not taken for one of them.
     fn ungoverned(&self, before: Option<&Self>, current: &OrdSet<IpAddr>) -> OrdSet<IpAddr> {
         let Some(before) = before.filter(|before| before.subnets == self.subnets) else {
-            return self.known.iter().filter(|address| !self.has_class(**address)).copied().collect();
+            return self
+                .known
+                .iter()
+                .filter(|address| !self.has_class(**address))
+                .copied()
+                .collect();
         };
         let known = before.known.diff(&self.known).map(|change| match change {
             ordset::DiffItem::Add(address) | ordset::DiffItem::Remove(address) => *address,
         });
         let pods = before.pods.diff(&self.pods).map(|change| match change {
-            DiffItem::Add(address, _) | DiffItem::Remove(address, _) | DiffItem::Update { new: (address, _), .. } => *address,
+            DiffItem::Add(address, _)
+            | DiffItem::Remove(address, _)
+            | DiffItem::Update {
+                new: (address, _), ..
+            } => *address,
         });
         let mut ungoverned = current.clone();
         for address in known.chain(pods) {
@@ -284,7 +358,9 @@ impl Origin {
     fn has_class(&self, address: IpAddr) -> bool {
         let subnet = || {
             let bound = IpRange::new(address, IpRange::everything(Family::of(address)).last())?;
-            self.subnets.get_prev(&bound).filter(|(net, _)| net.contains(address))
+            self.subnets
+                .get_prev(&bound)
+                .filter(|(net, _)| net.contains(address))
         };
         self.pods.contains_key(&address) || subnet().is_some()
     }
@@ -292,25 +368,43 @@ impl Origin {
 
 /// Whether the kernel and nft would take it for the name of a device.
 pub(crate) fn fits(name: &str) -> bool {
-    (1..16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic() && !"\"\\/*".contains(c))
+    (1..16).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !"\"\\/*".contains(c))
 }
 
 /// On a device whose name can't be written, the kernel chooses: others gave it that name.
 fn node_addresses(desired: &PolicyDesired) -> Result<OrdMap<(String, Family), IpAddr>, Error> {
-    let known: OrdMap<_, _> =
-        desired.node_addresses.iter().filter(|((device, _), _)| fits(device)).map(|(key, address)| (key.clone(), *address)).collect();
-    match known.iter().find(|((_, family), address)| Family::of(**address) != *family) {
-        Some(((device, _), address)) => {
-            Err(Error::new(ErrorKind::Invalid, format!("node address {address} on {device} is of the other address family")))
-        }
+    let known: OrdMap<_, _> = desired
+        .node_addresses
+        .iter()
+        .filter(|((device, _), _)| fits(device))
+        .map(|(key, address)| (key.clone(), *address))
+        .collect();
+    match known
+        .iter()
+        .find(|((_, family), address)| Family::of(**address) != *family)
+    {
+        Some(((device, _), address)) => Err(Error::new(
+            ErrorKind::Invalid,
+            format!("node address {address} on {device} is of the other address family"),
+        )),
         None => Ok(known),
     }
 }
 
 /// The classes whose entries differ.
-fn changed<'a, V: Clone + PartialEq>(before: &'a OrdMap<Place, V>, after: &'a OrdMap<Place, V>) -> impl Iterator<Item = ClassId> + 'a {
+fn changed<'a, V: Clone + PartialEq>(
+    before: &'a OrdMap<Place, V>,
+    after: &'a OrdMap<Place, V>,
+) -> impl Iterator<Item = ClassId> + 'a {
     before.diff(after).map(|change| match change {
-        DiffItem::Add(place, _) | DiffItem::Remove(place, _) | DiffItem::Update { new: (place, _), .. } => place.0,
+        DiffItem::Add(place, _)
+        | DiffItem::Remove(place, _)
+        | DiffItem::Update {
+            new: (place, _), ..
+        } => place.0,
     })
 }
 
@@ -325,18 +419,32 @@ fn set<V: Clone + PartialEq>(map: &mut OrdMap<Place, V>, place: Place, value: Op
     }
 }
 
-/// Later packets: a target's are marked, and those that leave by another network. The others that exit here are left alone, and of what somebody
-/// outside began the answers are classified.
+/// Later packets: a target's are marked, and those that leave by another network. The others that
+/// exit here are left alone, and of what somebody outside began the answers are classified.
 fn pins(desired: &PolicyDesired, mask: MarkMask) -> OrdMap<u32, Jump> {
     let exit = (mask.exit_mark(), Jump::Accept);
-    let targets = desired.targets.iter().map(|target| (mask.mark(*target), Jump::Goto(steer_chain(*target))));
-    let networks = desired.networks.keys().map(|network| (mask.network_mark(*network), Jump::Goto(by_chain(*network))));
+    let targets = desired
+        .targets
+        .iter()
+        .map(|target| (mask.mark(*target), Jump::Goto(steer_chain(*target))));
+    let networks = desired
+        .networks
+        .keys()
+        .map(|network| (mask.network_mark(*network), Jump::Goto(by_chain(*network))));
     let answer = (mask.answer_mark(), Jump::Goto(ANSWERS.into()));
     targets.chain(networks).chain([exit, answer]).collect()
 }
 
 /// The marks of what exits here, where there is more than one.
 fn exits(desired: &PolicyDesired, mask: MarkMask) -> OrdSet<u32> {
-    let networks: OrdSet<u32> = desired.networks.keys().map(|network| mask.network_mark(*network)).collect();
-    if networks.is_empty() { networks } else { networks.update(mask.exit_mark()) }
+    let networks: OrdSet<u32> = desired
+        .networks
+        .keys()
+        .map(|network| mask.network_mark(*network))
+        .collect();
+    if networks.is_empty() {
+        networks
+    } else {
+        networks.update(mask.exit_mark())
+    }
 }

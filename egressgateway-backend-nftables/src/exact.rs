@@ -1,7 +1,8 @@
-//! Single addresses, over netlink: the program nft takes tens of milliseconds to read large sets before it changes one element.
+//! Single addresses, over netlink: the program nft takes tens of milliseconds to read large sets
+//! before it changes one element.
 //!
-//! Messages are those of `linux/netfilter/nf_tables.h`, between the batch messages of `linux/netfilter/nfnetlink.h`: the kernel
-//! commits all of them or none.
+//! Messages are those of `linux/netfilter/nf_tables.h`, between the batch messages of
+//! `linux/netfilter/nfnetlink.h`: the kernel commits all of them or none.
 
 use std::net::IpAddr;
 
@@ -10,8 +11,12 @@ use egressgateway::{
     model::{ClassId, Family},
 };
 use imbl::{ordmap, ordset};
-use netlink_packet_core::{DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader};
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+use netlink_packet_core::{
+    DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
+};
+use netlink_sys::{
+    AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
+};
 
 use crate::{
     elements::Elements,
@@ -64,7 +69,8 @@ enum What {
     ComesAs(ClassId),
 }
 
-/// The changes that lead from `current` to `after`, where there is nothing else to change, and not much of that. What goes comes first.
+/// The changes that lead from `current` to `after`, where there is nothing else to change, and not
+/// much of that. What goes comes first.
 pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactChange>> {
     let mut only = current.clone();
     only.elements = Elements {
@@ -78,13 +84,25 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
         return None;
     }
     let mut changes = Vec::new();
-    let pod = |address: &IpAddr, what| ExactChange { table: Table::Pods, address: *address, what };
+    let pod = |address: &IpAddr, what| ExactChange {
+        table: Table::Pods,
+        address: *address,
+        what,
+    };
     for change in current.elements.pods.diff(&after.elements.pods) {
         match change {
-            ordmap::DiffItem::Add(address, class) => changes.push(pod(address, What::ComesAs(*class))),
+            ordmap::DiffItem::Add(address, class) => {
+                changes.push(pod(address, What::ComesAs(*class)))
+            }
             ordmap::DiffItem::Remove(address, _) => changes.push(pod(address, What::Goes)),
-            ordmap::DiffItem::Update { new: (address, class), .. } => {
-                changes.extend([pod(address, What::Goes), pod(address, What::ComesAs(*class))]);
+            ordmap::DiffItem::Update {
+                new: (address, class),
+                ..
+            } => {
+                changes.extend([
+                    pod(address, What::Goes),
+                    pod(address, What::ComesAs(*class)),
+                ]);
             }
         }
         if changes.len() > MOST {
@@ -100,8 +118,16 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     for (table, old, new) in sets {
         for change in old.diff(new) {
             changes.push(match change {
-                ordset::DiffItem::Add(address) => ExactChange { table, address: *address, what: What::Comes },
-                ordset::DiffItem::Remove(address) => ExactChange { table, address: *address, what: What::Goes },
+                ordset::DiffItem::Add(address) => ExactChange {
+                    table,
+                    address: *address,
+                    what: What::Comes,
+                },
+                ordset::DiffItem::Remove(address) => ExactChange {
+                    table,
+                    address: *address,
+                    what: What::Goes,
+                },
             });
             if changes.len() > MOST {
                 return None;
@@ -113,19 +139,49 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
 }
 
 /// Makes the changes, all or none.
-pub(crate) async fn write(scope: Scope, changes: &[ExactChange], context: &str, writers: &Writers) -> Result<(), Error> {
-    let messages: Vec<_> = changes.iter().zip(1..).map(|(change, sequence)| change.message(scope, sequence)).collect();
-    let failure = |index: usize| changes.get(index).map(|change| format!("{context}: {change}"));
+pub(crate) async fn write(
+    scope: Scope,
+    changes: &[ExactChange],
+    context: &str,
+    writers: &Writers,
+) -> Result<(), Error> {
+    let messages: Vec<_> = changes
+        .iter()
+        .zip(1..)
+        .map(|(change, sequence)| change.message(scope, sequence))
+        .collect();
+    let failure = |index: usize| {
+        changes
+            .get(index)
+            .map(|change| format!("{context}: {change}"))
+    };
     send(&messages, failure, context, writers).await
 }
 
 /// Empties a set.
-pub(crate) async fn flush(scope: Scope, set: &str, context: &str, writers: &Writers) -> Result<(), Error> {
-    send(&[elements_message(scope, DELETE, NLM_F_ACK, 1, set, &[])], |_| None, context, writers).await
+pub(crate) async fn flush(
+    scope: Scope,
+    set: &str,
+    context: &str,
+    writers: &Writers,
+) -> Result<(), Error> {
+    send(
+        &[elements_message(scope, DELETE, NLM_F_ACK, 1, set, &[])],
+        |_| None,
+        context,
+        writers,
+    )
+    .await
 }
 
-/// Sends messages that are numbered from 1 as one transaction. `of` says in an error what a message was about.
-async fn send(messages: &[Vec<u8>], of: impl Fn(usize) -> Option<String>, context: &str, writers: &Writers) -> Result<(), Error> {
+/// Sends messages that are numbered from 1 as one transaction. `of` says in an error what a message
+/// was about.
+async fn send(
+    messages: &[Vec<u8>],
+    of: impl Fn(usize) -> Option<String>,
+    context: &str,
+    writers: &Writers,
+) -> Result<(), Error> {
     let failed = |error| Error::from_io(error, context);
     let socket = open(writers).map_err(failed)?;
     socket.send(&batch(messages)).await.map_err(failed)?;
@@ -136,7 +192,10 @@ async fn send(messages: &[Vec<u8>], of: impl Fn(usize) -> Option<String>, contex
             if errno != 0 {
                 // Sequence 0 is the batch as a whole.
                 let what = (sequence as usize).checked_sub(1).and_then(&of);
-                return Err(Error::from_errno(errno, what.unwrap_or_else(|| context.to_owned())));
+                return Err(Error::from_errno(
+                    errno,
+                    what.unwrap_or_else(|| context.to_owned()),
+                ));
             }
             pending = pending.saturating_sub(1);
         }
@@ -156,8 +215,17 @@ fn open(writers: &Writers) -> std::io::Result<TokioSocket> {
 
 impl std::fmt::Display for ExactChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let verb = if self.what == What::Goes { "delete" } else { "add" };
-        write!(f, "{verb} element {} {}", self.table.name(Family::of(self.address)), self.address)
+        let verb = if self.what == What::Goes {
+            "delete"
+        } else {
+            "add"
+        };
+        write!(
+            f,
+            "{verb} element {} {}",
+            self.table.name(Family::of(self.address)),
+            self.address
+        )
     }
 }
 
@@ -170,18 +238,44 @@ impl ExactChange {
         let mut element = attribute(KEY | NESTED, &attribute(VALUE, &key));
         if let What::ComesAs(class) = self.what {
             // A packet's priority is a number of the host.
-            element.extend(attribute(DATA | NESTED, &attribute(VALUE, &class.get().to_ne_bytes())));
+            element.extend(attribute(
+                DATA | NESTED,
+                &attribute(VALUE, &class.get().to_ne_bytes()),
+            ));
         }
         let elements = attribute(ELEMENTS | NESTED, &attribute(ELEMENT | NESTED, &element));
-        let (kind, flags) = if self.what == What::Goes { (DELETE, NLM_F_ACK) } else { (NEW, NLM_F_ACK | NLM_F_CREATE) };
-        elements_message(scope, kind, flags, sequence, self.table.name(Family::of(self.address)), &elements)
+        let (kind, flags) = if self.what == What::Goes {
+            (DELETE, NLM_F_ACK)
+        } else {
+            (NEW, NLM_F_ACK | NLM_F_CREATE)
+        };
+        elements_message(
+            scope,
+            kind,
+            flags,
+            sequence,
+            self.table.name(Family::of(self.address)),
+            &elements,
+        )
     }
 }
 
 /// A message about elements of a set; about all, where it has none to delete.
-fn elements_message(scope: Scope, kind: u16, flags: u16, sequence: u32, set: &str, elements: &[u8]) -> Vec<u8> {
+fn elements_message(
+    scope: Scope,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    set: &str,
+    elements: &[u8],
+) -> Vec<u8> {
     let name = |name: &str| [name.as_bytes(), &[0]].concat();
-    let body = [&attribute(TABLE_ATTRIBUTE, &name(scope.table())), &attribute(SET, &name(set)), elements].concat();
+    let body = [
+        &attribute(TABLE_ATTRIBUTE, &name(scope.table())),
+        &attribute(SET, &name(set)),
+        elements,
+    ]
+    .concat();
     message(kind, flags, sequence, [NOTIFICATION_FAMILY, 0, 0, 0], &body)
 }
 
@@ -224,7 +318,11 @@ fn answers(datagram: &[u8]) -> impl Iterator<Item = (u32, i32)> {
         loop {
             let message = NetlinkBuffer::new_checked(rest).ok()?;
             let length = usize::try_from(message.length()).ok()?;
-            let errno = message.payload().get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+            let errno = message
+                .payload()
+                .get(..4)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map(i32::from_ne_bytes);
             let (kind, sequence) = (message.message_type(), message.sequence_number());
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
             if let (ERROR, Some(errno)) = (kind, errno) {
@@ -240,18 +338,39 @@ mod tests {
     use super::*;
 
     fn change(address: &str, what: What) -> ExactChange {
-        ExactChange { table: Table::Pods, address: address.parse().unwrap(), what }
+        ExactChange {
+            table: Table::Pods,
+            address: address.parse().unwrap(),
+            what,
+        }
     }
 
     #[test]
     fn a_message_is_what_the_kernels_header_says() {
-        let bytes = change("10.0.0.1", What::ComesAs(ClassId::new(7).unwrap())).message(Scope::Whole, 3);
+        let bytes =
+            change("10.0.0.1", What::ComesAs(ClassId::new(7).unwrap())).message(Scope::Whole, 3);
         assert_eq!(bytes.len() % 4, 0);
-        assert_eq!(u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize, bytes.len());
-        assert_eq!(bytes[4..8], [NEW.to_ne_bytes(), (NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE).to_ne_bytes()].concat());
-        let position = bytes.windows(4).position(|window| window == [10, 0, 0, 1]).unwrap();
+        assert_eq!(
+            u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize,
+            bytes.len()
+        );
+        assert_eq!(
+            bytes[4..8],
+            [
+                NEW.to_ne_bytes(),
+                (NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE).to_ne_bytes()
+            ]
+            .concat()
+        );
+        let position = bytes
+            .windows(4)
+            .position(|window| window == [10, 0, 0, 1])
+            .unwrap();
         assert_eq!(bytes[position + 12..position + 16], 7_u32.to_ne_bytes());
-        assert_eq!(change("fd00::1", What::Goes).message(Scope::Whole, 1)[4..6], DELETE.to_ne_bytes());
+        assert_eq!(
+            change("fd00::1", What::Goes).message(Scope::Whole, 1)[4..6],
+            DELETE.to_ne_bytes()
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Drops what leaves untranslated, or translated by somebody else, where another backend should have translated it.
+//! Drops what leaves untranslated, or translated by somebody else, where another backend should
+//! have translated it.
 
 use std::{
     collections::BTreeMap,
@@ -8,33 +9,42 @@ use std::{
 };
 
 use async_trait::async_trait;
-use egressgateway::{Change, Counter, CounterSource, Driver, Error, ErrorKind, Plan, PolicyDesired, WriteHook, model::Family};
+use egressgateway::{
+    Change, Counter, CounterSource, Driver, Error, ErrorKind, Plan, PolicyDesired, WriteHook,
+    model::Family,
+};
 use serde_json::Value;
 
 use crate::{
     command::{self, nft, nft_json},
     elements::fits,
     monitor::{NftMonitor, Writers},
-    names::{DROP_UNKNOWN_SOURCE, GUARD_CHAIN, GUARD_PATH, GUARD_TABLE, PRIORITY_RESTORE, TABLE_FAMILY},
+    names::{
+        DROP_UNKNOWN_SOURCE, GUARD_CHAIN, GUARD_PATH, GUARD_TABLE, PRIORITY_RESTORE, TABLE_FAMILY,
+    },
 };
 
-/// By which marks another backend tells that the first packet of a connection waits for its translation.
+/// By which marks another backend tells that the first packet of a connection waits for its
+/// translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitMarks {
     /// Bits of the connection mark, and their value where the connection exits here.
     pub exit: (u32, u32),
     /// Bits of the packet mark that hold the source until it was translated, and are 0 afterwards.
     pub source: u32,
-    /// Their value where the source is the node's address: anybody's masquerade does as well, if it gives that one.
+    /// Their value where the source is the node's address: anybody's masquerade does as well, if it
+    /// gives that one.
     pub node: u32,
 }
 
-/// Looks, after all source translation, whether what exits here was translated by the backend that should, and drops what was not.
+/// Looks, after all source translation, whether what exits here was translated by the backend that
+/// should, and drops what was not.
 ///
-/// The first rule that translates a connection's source decides. In iptables' nat table that is the rule that comes first, and whoever puts a
-/// masquerade before the backend's rules gives every new connection the node's address until the backend has moved its own there again. No
-/// iptables table comes later and could drop it; a chain of nftables can. This driver works beside the backend, has a few
-/// rules in a table of its own, and has them only on nodes where something exits.
+/// The first rule that translates a connection's source decides. In iptables' nat table that is the
+/// rule that comes first, and whoever puts a masquerade before the backend's rules gives every new
+/// connection the node's address until the backend has moved its own there again. No iptables table
+/// comes later and could drop it; a chain of nftables can. This driver works beside the backend,
+/// has a few rules in a table of its own, and has them only on nodes where something exits.
 #[derive(Clone, Debug)]
 pub struct ExitGuard {
     marks: ExitMarks,
@@ -74,16 +84,41 @@ impl ExitGuard {
     /// A guard for these marks; `hook` is asked before each transaction.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where this host has no nft or a kernel that can't hold the rule, [`ErrorKind::Permission`] without the capability.
+    /// [`ErrorKind::Unsupported`] where this host has no nft or a kernel that can't hold the rule,
+    /// [`ErrorKind::Permission`] without the capability.
     pub async fn open(marks: ExitMarks, hook: Arc<dyn WriteHook>) -> Result<Self, Error> {
-        let guard = Self { marks, hook, writers: Writers::default() };
+        let guard = Self {
+            marks,
+            hook,
+            writers: Writers::default(),
+        };
         let address = |address: IpAddr| (("lo".to_owned(), Family::of(address)), address);
-        let node_addresses = [address(Ipv4Addr::LOCALHOST.into()), address(Ipv6Addr::LOCALHOST.into())].into_iter().collect();
-        let sample = PolicyDesired { node_addresses, ..PolicyDesired::default() };
-        match nft(&["-c", "-f", "-"], &Self::script(&guard.rules(&sample)), "check a rule with nft").await {
+        let node_addresses = [
+            address(Ipv4Addr::LOCALHOST.into()),
+            address(Ipv6Addr::LOCALHOST.into()),
+        ]
+        .into_iter()
+        .collect();
+        let sample = PolicyDesired {
+            node_addresses,
+            ..PolicyDesired::default()
+        };
+        match nft(
+            &["-c", "-f", "-"],
+            &Self::script(&guard.rules(&sample)),
+            "check a rule with nft",
+        )
+        .await
+        {
             Ok(_) => Ok(guard),
-            Err(error) if matches!(error.kind, ErrorKind::Permission | ErrorKind::Transient) => Err(error),
-            Err(error) => Err(Error::new(ErrorKind::Unsupported, "nft with this kernel can't hold a rule").with_source(error.chain())),
+            Err(error) if matches!(error.kind, ErrorKind::Permission | ErrorKind::Transient) => {
+                Err(error)
+            }
+            Err(error) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "nft with this kernel can't hold a rule",
+            )
+            .with_source(error.chain())),
         }
     }
 
@@ -95,19 +130,44 @@ impl ExitGuard {
         NftMonitor::open(GUARD_TABLE, self.writers.clone())
     }
 
-    /// What is dropped. Only a connection's first packet still has the source in its mark. What others have given the node's address passes if it
-    /// is the one that our rules would have given.
+    /// What is dropped. Only a connection's first packet still has the source in its mark. What
+    /// others have given the node's address passes if it is the one that our rules would have
+    /// given.
     fn rules(&self, desired: &PolicyDesired) -> Vec<String> {
-        let ExitMarks { exit: (mask, exit), source, node } = self.marks;
-        let networks = desired.networks.keys().map(|network| format!(", {:#x}", u32::from(network.byte()) << mask.trailing_zeros()));
+        let ExitMarks {
+            exit: (mask, exit),
+            source,
+            node,
+        } = self.marks;
+        let networks = desired.networks.keys().map(|network| {
+            format!(
+                ", {:#x}",
+                u32::from(network.byte()) << mask.trailing_zeros()
+            )
+        });
         let networks: String = networks.collect();
-        let exits = if networks.is_empty() { format!("== {exit:#x}") } else { format!("{{ {exit:#x}{networks} }}") };
-        let first = format!("ct state new ct direction original ct mark and {mask:#x} {exits} meta mark and {source:#x}");
+        let exits = if networks.is_empty() {
+            format!("== {exit:#x}")
+        } else {
+            format!("{{ {exit:#x}{networks} }}")
+        };
+        let first = format!(
+            "ct state new ct direction original ct mark and {mask:#x} {exits} meta mark and {source:#x}"
+        );
         let mut rules = vec![format!("{first} != {{ 0x0, {node:#x} }}")];
         for family in Family::ALL {
-            let known = || desired.node_addresses.iter().filter(|((device, of), _)| *of == family && fits(device));
-            let devices: Vec<String> = known().map(|((device, _), _)| format!("\"{device}\"")).collect();
-            let addresses: Vec<String> = known().map(|((device, _), address)| format!("\"{device}\" . {address}")).collect();
+            let known = || {
+                desired
+                    .node_addresses
+                    .iter()
+                    .filter(|((device, of), _)| *of == family && fits(device))
+            };
+            let devices: Vec<String> = known()
+                .map(|((device, _), _)| format!("\"{device}\""))
+                .collect();
+            let addresses: Vec<String> = known()
+                .map(|((device, _), address)| format!("\"{device}\" . {address}"))
+                .collect();
             if !devices.is_empty() {
                 let (header, protocol) = match family {
                     Family::V4 => ("ip", "ipv4"),
@@ -129,38 +189,81 @@ impl ExitGuard {
             "add table {GUARD_PATH}\ndelete table {GUARD_PATH}\nadd table {GUARD_PATH}\n\
              add chain {GUARD_PATH} {GUARD_CHAIN} {{ type filter hook postrouting priority {PRIORITY_RESTORE}; policy accept; }}\n"
         );
-        let rule = |rule: &String| format!("add rule {GUARD_PATH} {GUARD_CHAIN} {rule} counter drop comment \"{}\"\n", comment(rule));
-        rules.iter().map(rule).fold(begin, |script, rule| script + &rule)
+        let rule = |rule: &String| {
+            format!(
+                "add rule {GUARD_PATH} {GUARD_CHAIN} {rule} counter drop comment \"{}\"\n",
+                comment(rule)
+            )
+        };
+        rules
+            .iter()
+            .map(rule)
+            .fold(begin, |script, rule| script + &rule)
     }
 
     async fn list(&self) -> Result<Option<Vec<Value>>, Error> {
         let tables = nft_json(&["list", "tables", TABLE_FAMILY], "list nftables tables").await?;
-        if !tables.iter().any(|object| object["table"]["name"] == GUARD_TABLE) {
+        if !tables
+            .iter()
+            .any(|object| object["table"]["name"] == GUARD_TABLE)
+        {
             return Ok(None);
         }
-        nft_json(&["list", "table", TABLE_FAMILY, GUARD_TABLE], &format!("list table {GUARD_PATH}")).await.map(Some)
+        nft_json(
+            &["list", "table", TABLE_FAMILY, GUARD_TABLE],
+            &format!("list table {GUARD_PATH}"),
+        )
+        .await
+        .map(Some)
     }
 }
 
-/// Words that change whenever a rule does: nft shows rules in other words than they were written in.
+/// Words that change whenever a rule does: nft shows rules in other words than they were written
+/// in.
 fn comment(rule: &str) -> String {
     // FNV-1a.
-    let hash = rule.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = rule.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     format!("egressgateway {hash:016x}")
 }
 
 fn held(rules: &[String]) -> ExitGuardState {
-    ExitGuardState::Holds(rules.iter().map(|rule| comment(rule)).collect::<Vec<_>>().join(", "))
+    ExitGuardState::Holds(
+        rules
+            .iter()
+            .map(|rule| comment(rule))
+            .collect::<Vec<_>>()
+            .join(", "),
+    )
 }
 
 /// What nft's JSON tells of the table.
 fn state(objects: &[Value]) -> ExitGuardState {
-    let of = |kind: &'static str| objects.iter().map(move |object| &object[kind]).filter(|object| !object.is_null());
+    let of = |kind: &'static str| {
+        objects
+            .iter()
+            .map(move |object| &object[kind])
+            .filter(|object| !object.is_null())
+    };
     let (chains, rules): (Vec<_>, Vec<_>) = (of("chain").collect(), of("rule").collect());
-    let [chain] = &chains[..] else { return ExitGuardState::Other };
-    let enters = chain["hook"] == "postrouting" && chain["prio"] == PRIORITY_RESTORE && chain["policy"] == "accept";
-    let drops = |rule: &&&Value| rule["expr"].as_array().and_then(|all| all.last()).is_some_and(|last| last.get("drop").is_some());
-    let comments: Vec<&str> = rules.iter().filter(drops).filter_map(|rule| rule["comment"].as_str()).collect();
+    let [chain] = &chains[..] else {
+        return ExitGuardState::Other;
+    };
+    let enters = chain["hook"] == "postrouting"
+        && chain["prio"] == PRIORITY_RESTORE
+        && chain["policy"] == "accept";
+    let drops = |rule: &&&Value| {
+        rule["expr"]
+            .as_array()
+            .and_then(|all| all.last())
+            .is_some_and(|last| last.get("drop").is_some())
+    };
+    let comments: Vec<&str> = rules
+        .iter()
+        .filter(drops)
+        .filter_map(|rule| rule["comment"].as_str())
+        .collect();
     if enters && comments.len() == rules.len() && !rules.is_empty() {
         ExitGuardState::Holds(comments.join(", "))
     } else {
@@ -175,19 +278,33 @@ impl Driver for ExitGuard {
     type Plan = ExitGuardPlan;
 
     async fn observe(&self) -> Result<ExitGuardState, Error> {
-        Ok(self.list().await?.map_or(ExitGuardState::Absent, |objects| state(&objects)))
+        Ok(self
+            .list()
+            .await?
+            .map_or(ExitGuardState::Absent, |objects| state(&objects)))
     }
 
-    fn plan(&self, desired: &PolicyDesired, current: &ExitGuardState) -> Result<Change<ExitGuardPlan, ExitGuardState>, Error> {
+    fn plan(
+        &self,
+        desired: &PolicyDesired,
+        current: &ExitGuardState,
+    ) -> Result<Change<ExitGuardPlan, ExitGuardState>, Error> {
         let exits = !desired.exits.is_empty() || !desired.accepts.is_empty();
         let rules = self.rules(desired);
-        let after = if exits { held(&rules) } else { ExitGuardState::Absent };
+        let after = if exits {
+            held(&rules)
+        } else {
+            ExitGuardState::Absent
+        };
         let script = match &after {
             after if after == current => String::new(),
             ExitGuardState::Absent => format!("delete table {GUARD_PATH}\n"),
             _ => Self::script(&rules),
         };
-        Ok(Change { plan: ExitGuardPlan(script), after })
+        Ok(Change {
+            plan: ExitGuardPlan(script),
+            after,
+        })
     }
 
     async fn apply(&self, plan: &ExitGuardPlan) -> Result<(), Error> {
@@ -204,13 +321,25 @@ impl Driver for ExitGuard {
 impl CounterSource for ExitGuard {
     async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error> {
         let objects = self.list().await?.unwrap_or_default();
-        let statements = objects.iter().filter_map(|object| object["rule"]["expr"].as_array()).flatten();
+        let statements = objects
+            .iter()
+            .filter_map(|object| object["rule"]["expr"].as_array())
+            .flatten();
         let counters = statements.filter_map(|statement| {
             let counter = statement.get("counter")?;
-            Some(Counter { packets: counter["packets"].as_u64()?, bytes: counter["bytes"].as_u64()? })
+            Some(Counter {
+                packets: counter["packets"].as_u64()?,
+                bytes: counter["bytes"].as_u64()?,
+            })
         });
-        let sum = counters.reduce(|one, other| Counter { packets: one.packets + other.packets, bytes: one.bytes + other.bytes });
-        Ok(sum.into_iter().map(|counter| (DROP_UNKNOWN_SOURCE.to_owned(), counter)).collect())
+        let sum = counters.reduce(|one, other| Counter {
+            packets: one.packets + other.packets,
+            bytes: one.bytes + other.bytes,
+        });
+        Ok(sum
+            .into_iter()
+            .map(|counter| (DROP_UNKNOWN_SOURCE.to_owned(), counter))
+            .collect())
     }
 }
 
@@ -223,41 +352,101 @@ mod tests {
     use super::*;
 
     fn guard() -> ExitGuard {
-        let marks = ExitMarks { exit: (0xff00_0000, 0x1200_0000), source: 0xffff, node: 1 };
-        ExitGuard { marks, hook: Arc::new(()), writers: Writers::default() }
+        let marks = ExitMarks {
+            exit: (0xff00_0000, 0x1200_0000),
+            source: 0xffff,
+            node: 1,
+        };
+        ExitGuard {
+            marks,
+            hook: Arc::new(()),
+            writers: Writers::default(),
+        }
     }
 
     fn listed() -> Vec<Value> {
         let rule = json!({"comment": "ours", "expr": [{"match": {}}, {"counter": {"packets": 3, "bytes": 90}}, {"drop": null}]});
         let chain = json!({"name": GUARD_CHAIN, "type": "filter", "hook": "postrouting", "prio": PRIORITY_RESTORE, "policy": "accept"});
-        vec![json!({"metainfo": {}}), json!({"table": {"name": GUARD_TABLE}}), json!({"chain": chain}), json!({"rule": rule})]
+        vec![
+            json!({"metainfo": {}}),
+            json!({"table": {"name": GUARD_TABLE}}),
+            json!({"chain": chain}),
+            json!({"rule": rule}),
+        ]
     }
 
     #[test]
     fn it_is_there_only_where_something_exits() {
         let (guard, nothing) = (guard(), PolicyDesired::default());
-        let exits = PolicyDesired { exits: [TargetId::FIRST].into_iter().collect(), ..PolicyDesired::default() };
+        let exits = PolicyDesired {
+            exits: [TargetId::FIRST].into_iter().collect(),
+            ..PolicyDesired::default()
+        };
         let change = guard.plan(&exits, &ExitGuardState::Absent).unwrap();
-        assert!(change.plan.to_string().contains("ct mark and 0xff000000 == 0x12000000 meta mark and 0xffff != { 0x0, 0x1 } counter drop"));
+        assert!(change.plan.to_string().contains(
+            "ct mark and 0xff000000 == 0x12000000 meta mark and 0xffff != { 0x0, 0x1 } counter drop"
+        ));
         assert!(guard.plan(&exits, &change.after).unwrap().plan.is_empty());
-        assert_eq!(guard.plan(&nothing, &change.after).unwrap().plan.to_string(), "delete table inet egressgateway_exits\n");
-        assert!(guard.plan(&nothing, &ExitGuardState::Absent).unwrap().plan.is_empty());
-        assert!(guard.plan(&exits, &ExitGuardState::Other).unwrap().plan.to_string().contains("delete table"), "it is replaced");
+        assert_eq!(
+            guard
+                .plan(&nothing, &change.after)
+                .unwrap()
+                .plan
+                .to_string(),
+            "delete table inet egressgateway_exits\n"
+        );
+        assert!(
+            guard
+                .plan(&nothing, &ExitGuardState::Absent)
+                .unwrap()
+                .plan
+                .is_empty()
+        );
+        assert!(
+            guard
+                .plan(&exits, &ExitGuardState::Other)
+                .unwrap()
+                .plan
+                .to_string()
+                .contains("delete table"),
+            "it is replaced"
+        );
     }
 
     #[test]
     fn the_nodes_address_from_others_is_let_go_if_it_is_the_one_that_was_promised() {
-        let address = |device: &str, family, address: &str| ((device.to_owned(), family), address.parse::<IpAddr>().unwrap());
-        let nothing = PolicyDesired { exits: [TargetId::FIRST].into_iter().collect(), ..PolicyDesired::default() };
-        let own =
-            [address("eth0", Family::V4, "10.6.0.13"), address("eth1", Family::V4, "10.7.0.13"), address("no name", Family::V6, "fd00::1")];
-        let exits = PolicyDesired { node_addresses: own.into_iter().collect(), ..nothing.clone() };
+        let address = |device: &str, family, address: &str| {
+            (
+                (device.to_owned(), family),
+                address.parse::<IpAddr>().unwrap(),
+            )
+        };
+        let nothing = PolicyDesired {
+            exits: [TargetId::FIRST].into_iter().collect(),
+            ..PolicyDesired::default()
+        };
+        let own = [
+            address("eth0", Family::V4, "10.6.0.13"),
+            address("eth1", Family::V4, "10.7.0.13"),
+            address("no name", Family::V6, "fd00::1"),
+        ];
+        let exits = PolicyDesired {
+            node_addresses: own.into_iter().collect(),
+            ..nothing.clone()
+        };
         let change = guard().plan(&exits, &ExitGuardState::Absent).unwrap();
         let text = change.plan.to_string();
         let rule = "meta mark and 0xffff == 0x1 meta nfproto ipv4 oifname { \"eth0\", \"eth1\" } \
                     oifname . ip saddr != { \"eth0\" . 10.6.0.13, \"eth1\" . 10.7.0.13 } counter drop";
         assert!(text.contains(rule) && !text.contains("no name"), "{text}");
-        assert!(!guard().plan(&nothing, &change.after).unwrap().plan.is_empty(), "other addresses are another rule");
+        assert!(
+            !guard()
+                .plan(&nothing, &change.after)
+                .unwrap()
+                .plan
+                .is_empty(),
+            "other addresses are another rule"
+        );
     }
 
     #[test]
@@ -270,11 +459,20 @@ mod tests {
             (3, "expr", json!([{"drop": null}, {"accept": null}])),
         ] {
             let mut objects = listed();
-            objects[object].as_object_mut().unwrap().values_mut().next().unwrap()[field] = value;
+            objects[object]
+                .as_object_mut()
+                .unwrap()
+                .values_mut()
+                .next()
+                .unwrap()[field] = value;
             assert_eq!(state(&objects), ExitGuardState::Other, "{field}");
         }
         let twice = state(&[listed(), vec![listed()[3].clone()]].concat());
-        assert_eq!(twice, ExitGuardState::Holds("ours, ours".to_owned()), "a second rule is told from none");
+        assert_eq!(
+            twice,
+            ExitGuardState::Holds("ours, ours".to_owned()),
+            "a second rule is told from none"
+        );
         assert_eq!(state(&listed()[..3]), ExitGuardState::Other, "no rule");
     }
 }

@@ -25,11 +25,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The number of chains, sets and maps does not depend on the number of policies or pods; a target adds two short chains. One pod's
-//! change is one element. Whatever is in the table is ours: rules that somebody else adds there, or takes away, are noticed when the
-//! table is read, and the next plan repairs them.
+//! The number of chains, sets and maps does not depend on the number of policies or pods; a target
+//! adds two short chains. One pod's change is one element. Whatever is in the table is ours: rules
+//! that somebody else adds there, or takes away, are noticed when the table is read, and the next
+//! plan repairs them.
 //!
-//! - [`Nftables`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`], [`Nftables::probe`]; [`Nftables::offline`] only plans.
+//! - [`Nftables`] drives the kernel: [`Driver`], [`PolicyBackend`], [`CounterSource`],
+//!   [`Nftables::probe`]; [`Nftables::offline`] only plans.
 //! - [`NftState`] is what the table holds, and can be asked about any packet ([`Trace`]).
 //! - [`Services`] works beside another backend that looks before destination translation.
 //! - [`ExitGuard`] works beside another backend, whose translation others may come before.

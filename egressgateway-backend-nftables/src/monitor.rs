@@ -8,7 +8,9 @@ use std::{
 use async_trait::async_trait;
 use egressgateway::{Error, PolicyMonitor};
 use futures::FutureExt as _;
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+use netlink_sys::{
+    AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
+};
 
 use crate::names::{NOTIFICATION_FAMILY, NOTIFICATION_GROUP, NOTIFICATION_HEADER, TABLE_ATTRIBUTE};
 
@@ -27,12 +29,15 @@ impl Writers {
     }
 
     fn contain(&self, process: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&process)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&process)
     }
 }
 
-/// Is told when somebody other than the driver that it came from changes the driver's table. Made by [`Nftables::monitor`] and
-/// [`ExitGuard::monitor`].
+/// Is told when somebody other than the driver that it came from changes the driver's table. Made
+/// by [`Nftables::monitor`] and [`ExitGuard::monitor`].
 ///
 /// [`Nftables::monitor`]: crate::Nftables::monitor
 /// [`ExitGuard::monitor`]: crate::ExitGuard::monitor
@@ -44,20 +49,29 @@ pub struct NftMonitor {
 
 impl std::fmt::Debug for NftMonitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NftMonitor").field("table", &self.table).field("writers", &self.writers).finish_non_exhaustive()
+        f.debug_struct("NftMonitor")
+            .field("table", &self.table)
+            .field("writers", &self.writers)
+            .finish_non_exhaustive()
     }
 }
 
 impl NftMonitor {
     pub(crate) fn open(table: &'static str, writers: Writers) -> Result<Self, Error> {
-        Ok(Self { notifications: Notifications::open()?, table, writers })
+        Ok(Self {
+            notifications: Notifications::open()?,
+            table,
+            writers,
+        })
     }
 }
 
 #[async_trait]
 impl PolicyMonitor for NftMonitor {
     async fn changed(&self) -> Result<(), Error> {
-        self.notifications.until(|datagram| is_foreign(datagram, self.table, &self.writers)).await
+        self.notifications
+            .until(|datagram| is_foreign(datagram, self.table, &self.writers))
+            .await
     }
 }
 
@@ -78,11 +92,16 @@ impl Notifications {
             socket.socket_mut().add_membership(NOTIFICATION_GROUP)?;
             Ok(tokio::sync::Mutex::new(socket))
         };
-        subscribe().map(Self).map_err(|error| Error::from_io(error, "subscribe to nftables notifications"))
+        subscribe()
+            .map(Self)
+            .map_err(|error| Error::from_io(error, "subscribe to nftables notifications"))
     }
 
     /// Waits until one of the datagrams since the last call is so.
-    pub(crate) async fn until(&self, is_so: impl Fn(&[u8]) -> bool + Send + Sync) -> Result<(), Error> {
+    pub(crate) async fn until(
+        &self,
+        is_so: impl Fn(&[u8]) -> bool + Send + Sync,
+    ) -> Result<(), Error> {
         let failed = |error| Error::from_io(error, "receive nftables notifications");
         let socket = self.0.lock().await;
         loop {
@@ -119,13 +138,19 @@ fn is_about(body: &[u8], ours: &str) -> bool {
     body.first() == Some(&NOTIFICATION_FAMILY) && table(body) == Some(ours.as_bytes())
 }
 
-/// The name of the table that a message is about: every kind of nftables object has it as its first attribute, except generations,
-/// which have a number there.
+/// The name of the table that a message is about: every kind of nftables object has it as its first
+/// attribute, except generations, which have a number there.
 pub(crate) fn table(body: &[u8]) -> Option<&[u8]> {
     let attribute = body.get(NOTIFICATION_HEADER..)?;
-    let number = |at: usize| Some(u16::from_ne_bytes(attribute.get(at..at + 2)?.try_into().ok()?));
+    let number = |at: usize| {
+        Some(u16::from_ne_bytes(
+            attribute.get(at..at + 2)?.try_into().ok()?,
+        ))
+    };
     let (length, kind) = (usize::from(number(0)?), number(2)?);
-    let text = attribute.get(4..length).filter(|_| kind == TABLE_ATTRIBUTE)?;
+    let text = attribute
+        .get(4..length)
+        .filter(|_| kind == TABLE_ATTRIBUTE)?;
     Some(text.strip_suffix(&[0]).unwrap_or(text))
 }
 
@@ -135,11 +160,24 @@ mod tests {
     use crate::names::TABLE;
 
     fn message(writer: u32, table: &str) -> Vec<u8> {
-        let mut attribute = [u16::try_from(table.len() + 5).unwrap_or_default().to_ne_bytes(), TABLE_ATTRIBUTE.to_ne_bytes()].concat();
+        let mut attribute = [
+            u16::try_from(table.len() + 5)
+                .unwrap_or_default()
+                .to_ne_bytes(),
+            TABLE_ATTRIBUTE.to_ne_bytes(),
+        ]
+        .concat();
         attribute.extend(table.bytes().chain([0]));
         attribute.resize(attribute.len().next_multiple_of(4), 0);
         let length = u32::try_from(16 + NOTIFICATION_HEADER + attribute.len()).unwrap_or_default();
-        let header = [length.to_ne_bytes(), [0; 4], [0; 4], writer.to_ne_bytes(), [NOTIFICATION_FAMILY, 0, 0, 0]].concat();
+        let header = [
+            length.to_ne_bytes(),
+            [0; 4],
+            [0; 4],
+            writer.to_ne_bytes(),
+            [NOTIFICATION_FAMILY, 0, 0, 0],
+        ]
+        .concat();
         [header, attribute].concat()
     }
 
@@ -150,7 +188,11 @@ mod tests {
         assert!(is_foreign(&message(8, TABLE), TABLE, &writers));
         assert!(!is_foreign(&message(7, TABLE), TABLE, &writers));
         assert!(!is_foreign(&message(8, "kube-proxy"), TABLE, &writers));
-        assert!(is_foreign(&[message(8, "kube-proxy"), message(8, TABLE)].concat(), TABLE, &writers));
+        assert!(is_foreign(
+            &[message(8, "kube-proxy"), message(8, TABLE)].concat(),
+            TABLE,
+            &writers
+        ));
     }
 
     #[test]
@@ -168,6 +210,13 @@ mod tests {
         let writers = Writers::default();
         (0..100).for_each(|process| writers.remember(process));
         assert!(writers.contain(99) && !writers.contain(0));
-        assert_eq!(writers.0.lock().unwrap_or_else(PoisonError::into_inner).len(), REMEMBERED);
+        assert_eq!(
+            writers
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len(),
+            REMEMBERED
+        );
     }
 }

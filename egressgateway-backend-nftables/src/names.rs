@@ -13,7 +13,8 @@ pub(crate) const TABLE: &str = "egressgateway";
 /// How nft's commands write the table.
 pub(crate) const TABLE_PATH: &str = "inet egressgateway";
 
-/// How nft's commands write the table of [`Services`](crate::Services), beside another backend's rules. Everything in it is ours too.
+/// How nft's commands write the table of [`Services`](crate::Services), beside another backend's
+/// rules. Everything in it is ours too.
 pub(crate) const SERVICES_PATH: &str = "inet egressgateway_services";
 /// Its name.
 pub(crate) const SERVICES_TABLE: &str = "egressgateway_services";
@@ -46,7 +47,8 @@ impl Scope {
     }
 }
 
-/// The table of [`ExitGuard`](crate::ExitGuard), beside another backend's rules. Everything in it is ours too.
+/// The table of [`ExitGuard`](crate::ExitGuard), beside another backend's rules. Everything in it
+/// is ours too.
 pub(crate) const GUARD_TABLE: &str = "egressgateway_exits";
 /// How nft's commands write it.
 pub(crate) const GUARD_PATH: &str = "inet egressgateway_exits";
@@ -55,7 +57,8 @@ pub(crate) const GUARD_CHAIN: &str = "after_translation";
 
 /// Family of [`LOOKUP_TABLE`].
 pub(crate) const LOOKUP_TABLE_FAMILY: &str = "netdev";
-/// The table of the probe that asks whether lookups are right; it lives for milliseconds. Everything in it is ours too.
+/// The table of the probe that asks whether lookups are right; it lives for milliseconds.
+/// Everything in it is ours too.
 pub(crate) const LOOKUP_TABLE: &str = "egressgateway_probe";
 /// How nft's commands write it.
 pub(crate) const LOOKUP_TABLE_PATH: &str = "netdev egressgateway_probe";
@@ -64,7 +67,8 @@ pub(crate) const PRIORITY_INGRESS: i32 = -500;
 
 /// New connections sent to a gateway.
 pub(crate) const STEERED: &str = "steered";
-/// Of the steered connections, those whose first packet entered the tunnel: the others found no way there.
+/// Of the steered connections, those whose first packet entered the tunnel: the others found no way
+/// there.
 pub(crate) const TUNNELLED: &str = "tunnelled";
 /// New connections that left here.
 pub(crate) const EXITED: &str = "exited";
@@ -72,28 +76,42 @@ pub(crate) const EXITED: &str = "exited";
 pub(crate) const DROP_NO_GATEWAY: &str = "drop_no_gateway";
 /// Governed, but where to or as whom is not known yet.
 pub(crate) const DROP_HELD: &str = "drop_held";
-/// Came through the overlay and has no business here, or no policy that exits here says as whom it leaves.
+/// Came through the overlay and has no business here, or no policy that exits here says as whom it
+/// leaves.
 pub(crate) const DROP_UNKNOWN_SOURCE: &str = "drop_unknown_source";
 /// Outer packets from somebody who is no node, or on their way to one from here.
 pub(crate) const DROP_NOT_PEER: &str = "drop_not_peer";
 /// Packets of pods that are not known yet.
 pub(crate) const DROP_START_GATE: &str = "drop_start_gate";
-/// Governed, and taken out of connection tracking by somebody else, so that nothing can be pinned or translated.
+/// Governed, and taken out of connection tracking by somebody else, so that nothing can be pinned
+/// or translated.
 pub(crate) const DROP_UNTRACKED: &str = "drop_untracked";
 /// All counters, in the order in which they are declared.
-pub(crate) const COUNTERS: [&str; 9] =
-    [STEERED, TUNNELLED, EXITED, DROP_NO_GATEWAY, DROP_HELD, DROP_UNKNOWN_SOURCE, DROP_NOT_PEER, DROP_START_GATE, DROP_UNTRACKED];
+pub(crate) const COUNTERS: [&str; 9] = [
+    STEERED,
+    TUNNELLED,
+    EXITED,
+    DROP_NO_GATEWAY,
+    DROP_HELD,
+    DROP_UNKNOWN_SOURCE,
+    DROP_NOT_PEER,
+    DROP_START_GATE,
+    DROP_UNTRACKED,
+];
 
-/// Connection tracking begins at -200: what is dropped or untracked must be so before. nftables' and iptables' `raw`.
+/// Connection tracking begins at -200: what is dropped or untracked must be so before. nftables'
+/// and iptables' `raw`.
 pub(crate) const PRIORITY_RAW: i32 = -300;
 /// Where connection tracking looks at what comes in: NF_IP_PRI_CONNTRACK.
 pub(crate) const PRIORITY_CONNTRACK: i64 = -200;
-/// Right after destination translation (`dstnat` is -100), so that a service's real backend is seen.
+/// Right after destination translation (`dstnat` is -100), so that a service's real backend is
+/// seen.
 pub(crate) const PRIORITY_CLASSIFY: i32 = -95;
 /// nftables' and iptables' `mangle`: before `filter`, where network policies live.
 pub(crate) const PRIORITY_MANGLE: i32 = -150;
-/// Before everybody's masquerade, because the first source translation of a connection counts. Chains of iptables and most others have
-/// `srcnat` (100), but anybody may choose less. The kernel refuses nat chains up to -200; it asks all of them at 100, in this order.
+/// Before everybody's masquerade, because the first source translation of a connection counts.
+/// Chains of iptables and most others have `srcnat` (100), but anybody may choose less. The kernel
+/// refuses nat chains up to -200; it asks all of them at 100, in this order.
 pub(crate) const PRIORITY_TRANSLATE: i32 = -199;
 /// After source translation, before the packet is confirmed and leaves.
 pub(crate) const PRIORITY_RESTORE: i32 = 105;
@@ -184,13 +202,15 @@ pub(crate) const EXITS: &str = "exits";
 
 /// Classes whose entries of `where`, `exit` and `as` are being changed.
 ///
-/// A transaction is one moment for chains and for sets of single keys, but ranges of concatenations show a moment later: the kernel builds
-/// them aside and puts them in place when the rest is in force already (`nft_pipapo_commit`); before Linux 6.17 it finds neither the old
-/// nor the new ones meanwhile. So what finds nothing of a class that is in here waits.
+/// A transaction is one moment for chains and for sets of single keys, but ranges of concatenations
+/// show a moment later: the kernel builds them aside and puts them in place when the rest is in
+/// force already (`nft_pipapo_commit`); before Linux 6.17 it finds neither the old nor the new ones
+/// meanwhile. So what finds nothing of a class that is in here waits.
 pub(crate) const CHANGING: &str = "changing";
 
-/// Most elements that one command may bring, so that each fits one netlink attribute (64 KiB). nft 1.0.6 encodes the element that did not
-/// fit a second time, and turns the bytes of a class in a concatenation around once more: the kernel would hold another class.
+/// Most elements that one command may bring, so that each fits one netlink attribute (64 KiB). nft
+/// 1.0.6 encodes the element that did not fit a second time, and turns the bytes of a class in a
+/// concatenation around once more: the kernel would hold another class.
 pub(crate) const ELEMENTS_PER_COMMAND: usize = 256;
 
 /// Sets and maps that exist once per family.
@@ -320,15 +340,23 @@ pub(crate) fn by_chain(network: NetworkId) -> String {
 
 /// The network of a chain that [`leave_chain`] named.
 pub(crate) fn network_of_chain(chain: &str) -> Option<NetworkId> {
-    let digits = chain.strip_prefix(LEAVE_BY).filter(|digits| digits.len() == 2)?;
-    let network = u8::from_str_radix(digits, 16).ok().and_then(NetworkId::new)?;
+    let digits = chain
+        .strip_prefix(LEAVE_BY)
+        .filter(|digits| digits.len() == 2)?;
+    let network = u8::from_str_radix(digits, 16)
+        .ok()
+        .and_then(NetworkId::new)?;
     (network.to_string() == digits).then_some(network)
 }
 
 /// The target of a chain that [`to_chain`] or [`steer_chain`] named with this prefix.
 pub(crate) fn target_of_chain(prefix: &str, chain: &str) -> Option<TargetId> {
-    let digits = chain.strip_prefix(prefix).filter(|digits| digits.len() == 2)?;
-    let target = u8::from_str_radix(digits, 16).ok().and_then(TargetId::new)?;
+    let digits = chain
+        .strip_prefix(prefix)
+        .filter(|digits| digits.len() == 2)?;
+    let target = u8::from_str_radix(digits, 16)
+        .ok()
+        .and_then(TargetId::new)?;
     (target.to_string() == digits).then_some(target)
 }
 
@@ -336,7 +364,9 @@ pub(crate) fn target_of_chain(prefix: &str, chain: &str) -> Option<TargetId> {
 pub(crate) const NOTIFICATION_GROUP: u32 = 7;
 /// Number of the `inet` family in netfilter messages: NFPROTO_INET.
 pub(crate) const NOTIFICATION_FAMILY: u8 = 1;
-/// Length of what precedes the attributes of a netfilter message: `struct nfgenmsg`, which begins with the family.
+/// Length of what precedes the attributes of a netfilter message: `struct nfgenmsg`, which begins
+/// with the family.
 pub(crate) const NOTIFICATION_HEADER: usize = 4;
-/// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE, NFTA_OBJ_TABLE: one number for all.
+/// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE,
+/// NFTA_OBJ_TABLE: one number for all.
 pub(crate) const TABLE_ATTRIBUTE: u16 = 1;

@@ -14,11 +14,15 @@ use crate::{
     ast::{Chain, Declaration, Hook, Jump},
     decode,
     elements::{Elements, ExitAs, Leave, Steer},
-    names::{CHANGING, DEVICES, EXITS, HELD, NO_GATEWAY, TARGETS, TO, Table, network_of_chain, target_of_chain},
+    names::{
+        CHANGING, DEVICES, EXITS, HELD, NO_GATEWAY, TARGETS, TO, Table, network_of_chain,
+        target_of_chain,
+    },
     state::{NftState, declarations},
 };
 
-/// The state that these objects of nft's JSON make up. Whatever we would not have written is noted as foreign.
+/// The state that these objects of nft's JSON make up. Whatever we would not have written is noted
+/// as foreign.
 pub(crate) fn state(objects: &[Value]) -> NftState {
     let mut reader = Reader::default();
     for object in objects.iter().filter_map(Value::as_object) {
@@ -26,7 +30,14 @@ pub(crate) fn state(objects: &[Value]) -> NftState {
             reader.object(kind, body);
         }
     }
-    let Reader { counters, declarations, chains, elements, foreign, .. } = reader;
+    let Reader {
+        counters,
+        declarations,
+        chains,
+        elements,
+        foreign,
+        ..
+    } = reader;
     NftState {
         exists: true,
         counters,
@@ -39,7 +50,9 @@ pub(crate) fn state(objects: &[Value]) -> NftState {
 }
 
 /// Fields of a set's JSON that say nothing else than our declaration.
-const SET_FIELDS: [&str; 8] = ["family", "name", "table", "type", "handle", "map", "flags", "elem"];
+const SET_FIELDS: [&str; 8] = [
+    "family", "name", "table", "type", "handle", "map", "flags", "elem",
+];
 
 #[derive(Default)]
 struct Reader {
@@ -76,7 +89,10 @@ impl Reader {
         let hook = body.get("hook").map(|_| Hook {
             kind: text("type"),
             point: text("hook"),
-            priority: body["prio"].as_i64().and_then(|priority| i32::try_from(priority).ok()).unwrap_or_default(),
+            priority: body["prio"]
+                .as_i64()
+                .and_then(|priority| i32::try_from(priority).ok())
+                .unwrap_or_default(),
             policy: text("policy"),
         });
         if body.get("dev").is_some() {
@@ -86,18 +102,34 @@ impl Reader {
     }
 
     fn rule(&mut self, body: &Value) {
-        let statements = body["expr"].as_array().into_iter().flatten().map(decode::statement).collect();
-        self.chains.entry(body["chain"].as_str().unwrap_or_default().to_owned()).or_default().rules.push(statements);
+        let statements = body["expr"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(decode::statement)
+            .collect();
+        self.chains
+            .entry(body["chain"].as_str().unwrap_or_default().to_owned())
+            .or_default()
+            .rules
+            .push(statements);
     }
 
-    /// A set of ours, or one that is not. Options that we never give, such as a timeout, change what the kernel does: they count as
-    /// foreign.
+    /// A set of ours, or one that is not. Options that we never give, such as a timeout, change
+    /// what the kernel does: they count as foreign.
     fn set(&mut self, kind: &str, name: &str, body: &Value) {
         if self.ours.is_empty() {
             self.ours = declarations();
         }
-        let fields = body.as_object().is_some_and(|body| body.keys().all(|key| SET_FIELDS.contains(&key.as_str())));
-        let Some(declared) = self.ours.get(name).filter(|declared| fields && matches(declared, kind, body)).cloned() else {
+        let fields = body
+            .as_object()
+            .is_some_and(|body| body.keys().all(|key| SET_FIELDS.contains(&key.as_str())));
+        let Some(declared) = self
+            .ours
+            .get(name)
+            .filter(|declared| fields && matches(declared, kind, body))
+            .cloned()
+        else {
             let mut header = body.as_object().cloned().unwrap_or_else(Map::new);
             header.remove("elem");
             return self.foreign(kind, &Value::Object(header));
@@ -125,7 +157,9 @@ impl Reader {
             }
             TARGETS => {
                 let (key, value) = pair(element)?;
-                elements.targets.insert(decode::number(key)?, decode::jump(value)?);
+                elements
+                    .targets
+                    .insert(decode::number(key)?, decode::jump(value)?);
             }
             _ => {
                 let (table, family) = Table::parse(name)?;
@@ -156,15 +190,22 @@ impl Reader {
             }
             Table::Node => {
                 let (device, value) = pair(element)?;
-                elements.node.insert((device.as_str()?.to_owned(), family), address(value, family)?);
+                elements.node.insert(
+                    (device.as_str()?.to_owned(), family),
+                    address(value, family)?,
+                );
             }
             Table::Kept => {
-                let [of, to] = element["concat"].as_array()?.as_slice() else { return None };
+                let [of, to] = element["concat"].as_array()?.as_slice() else {
+                    return None;
+                };
                 elements.kept.insert((class(of)?, range(to, family)?));
             }
             Table::Where | Table::Exit | Table::As | Table::Via => {
                 let (key, value) = pair(element)?;
-                let [of, to] = key["concat"].as_array()?.as_slice() else { return None };
+                let [of, to] = key["concat"].as_array()?.as_slice() else {
+                    return None;
+                };
                 let place = (class(of)?, range(to, family)?);
                 match table {
                     Table::Where => drop(elements.steer.insert(place, steer(value)?)),
@@ -189,9 +230,15 @@ fn matches(declared: &Declaration, kind: &str, body: &Value) -> bool {
     let flags: Option<Vec<&str>> = match &body["flags"] {
         Value::Null => Some(Vec::new()),
         Value::String(one) => Some(vec![one]),
-        several => several.as_array().and_then(|flags| flags.iter().map(Value::as_str).collect()),
+        several => several
+            .as_array()
+            .and_then(|flags| flags.iter().map(Value::as_str).collect()),
     };
-    let interval: &[&str] = if declared.interval { &["interval"] } else { &[] };
+    let interval: &[&str] = if declared.interval {
+        &["interval"]
+    } else {
+        &[]
+    };
     kind == declared.noun()
         && key.as_ref() == Some(&declared.key)
         && body["map"].as_str() == declared.data
@@ -206,13 +253,21 @@ fn pair(element: &Value) -> Option<(&Value, &Value)> {
 }
 
 fn address(value: &Value, family: Family) -> Option<IpAddr> {
-    value.as_str()?.parse().ok().filter(|address| Family::of(*address) == family)
+    value
+        .as_str()?
+        .parse()
+        .ok()
+        .filter(|address| Family::of(*address) == family)
 }
 
 fn range(value: &Value, family: Family) -> Option<IpRange> {
     if let Some(prefix) = value.get("prefix") {
         let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
-        return Some(IpNet::new(address(&prefix["addr"], family)?, length).ok()?.into());
+        return Some(
+            IpNet::new(address(&prefix["addr"], family)?, length)
+                .ok()?
+                .into(),
+        );
     }
     if let Some(ends) = value.get("range") {
         return IpRange::new(address(&ends[0], family)?, address(&ends[1], family)?);
@@ -227,7 +282,13 @@ fn class(value: &Value) -> Option<ClassId> {
         "none" => return None,
         text => {
             let (major, minor) = text.split_once(':')?;
-            let half = |digits: &str| if digits.is_empty() { Some(0) } else { u16::from_str_radix(digits, 16).ok() };
+            let half = |digits: &str| {
+                if digits.is_empty() {
+                    Some(0)
+                } else {
+                    u16::from_str_radix(digits, 16).ok()
+                }
+            };
             u32::from(half(major)?) << 16 | u32::from(half(minor)?)
         }
     };

@@ -19,15 +19,16 @@ use crate::{
     state::NftState,
 };
 
-/// One transaction, or two where the second one ends what the first one holds meanwhile; its `Display` is a script that `nft -c -f`
-/// accepts on the host that it was made for.
+/// One transaction, or two where the second one ends what the first one holds meanwhile; its
+/// `Display` is a script that `nft -c -f` accepts on the host that it was made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NftPlan {
     verb: &'static str,
     script: String,
     /// The same, where it is about few single addresses only.
     exact: Option<Vec<ExactChange>>,
-    /// Classes wait from the first transaction, or from an earlier one that was interrupted, until a second one.
+    /// Classes wait from the first transaction, or from an earlier one that was interrupted, until
+    /// a second one.
     ends_change: bool,
     scope: Scope,
 }
@@ -60,7 +61,11 @@ impl NftPlan {
 impl fmt::Display for NftPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.script)?;
-        if self.ends_change { writeln!(f, "flush set {} {CHANGING}", self.scope.path()) } else { Ok(()) }
+        if self.ends_change {
+            writeln!(f, "flush set {} {CHANGING}", self.scope.path())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -74,8 +79,16 @@ impl Plan for NftPlan {
 pub(crate) fn plan(scope: Scope, current: &NftState, after: &NftState) -> NftPlan {
     let path = scope.path();
     match (current.exists, after.exists) {
-        (false, false) => NftPlan { scope, ..NftPlan::default() },
-        (true, false) => NftPlan { verb: "delete table", script: format!("delete table {path}\n"), scope, ..NftPlan::default() },
+        (false, false) => NftPlan {
+            scope,
+            ..NftPlan::default()
+        },
+        (true, false) => NftPlan {
+            verb: "delete table",
+            script: format!("delete table {path}\n"),
+            scope,
+            ..NftPlan::default()
+        },
         (false, true) => from_nothing(scope, "create table", format!("add table {path}\n"), after),
         (true, true) if must_replace(current, after) => {
             let begin = format!("add table {path}\ndelete table {path}\nadd table {path}\n");
@@ -85,7 +98,13 @@ pub(crate) fn plan(scope: Scope, current: &NftState, after: &NftState) -> NftPla
             let changing = current.elements.changing_to(&after.elements);
             let ends_change = !changing.is_empty() || !current.elements.changing.is_empty();
             let script = changes(scope, current, after, &changing);
-            NftPlan { verb: "update table", script, exact: exact::between(current, after), ends_change, scope }
+            NftPlan {
+                verb: "update table",
+                script,
+                exact: exact::between(current, after),
+                ends_change,
+                scope,
+            }
         }
     }
 }
@@ -94,29 +113,66 @@ fn from_nothing(scope: Scope, verb: &'static str, begin: String, after: &NftStat
     let nothing = NftState::default();
     let changing = nothing.elements.changing_to(&after.elements);
     let ends_change = !changing.is_empty();
-    NftPlan { verb, script: begin + &changes(scope, &nothing, after, &changing), exact: None, ends_change, scope }
+    NftPlan {
+        verb,
+        script: begin + &changes(scope, &nothing, after, &changing),
+        exact: None,
+        ends_change,
+        scope,
+    }
 }
 
-/// Declarations and hooks can't be changed in place, and somebody else's objects may refer to ours: then the table is made anew, in the
-/// same transaction. Its counters begin at zero.
+/// Declarations and hooks can't be changed in place, and somebody else's objects may refer to ours:
+/// then the table is made anew, in the same transaction. Its counters begin at zero.
 fn must_replace(current: &NftState, after: &NftState) -> bool {
-    let declared_otherwise = current.declarations.iter().any(|(name, declaration)| after.declarations.get(name) != Some(declaration));
-    let hooked_otherwise = current.chains.iter().any(|(name, chain)| after.chains.get(name).is_some_and(|other| other.hook != chain.hook));
-    declared_otherwise || hooked_otherwise || !current.foreign.is_empty() || !current.counters.is_subset(&after.counters)
+    let declared_otherwise = current
+        .declarations
+        .iter()
+        .any(|(name, declaration)| after.declarations.get(name) != Some(declaration));
+    let hooked_otherwise = current.chains.iter().any(|(name, chain)| {
+        after
+            .chains
+            .get(name)
+            .is_some_and(|other| other.hook != chain.hook)
+    });
+    declared_otherwise
+        || hooked_otherwise
+        || !current.foreign.is_empty()
+        || !current.counters.is_subset(&after.counters)
 }
 
-/// Objects are made before what refers to them, and go after it; within a set old elements go before new ones come, because ranges may
-/// overlap. Classes that are `changing` wait from the same moment on.
-fn changes(scope: Scope, current: &NftState, after: &NftState, changing: &OrdSet<ClassId>) -> String {
+/// Objects are made before what refers to them, and go after it; within a set old elements go
+/// before new ones come, because ranges may overlap. Classes that are `changing` wait from the same
+/// moment on.
+fn changes(
+    scope: Scope,
+    current: &NftState,
+    after: &NftState,
+    changing: &OrdSet<ClassId>,
+) -> String {
     let path = scope.path();
-    let mut script = Script { text: String::new(), path };
+    let mut script = Script {
+        text: String::new(),
+        path,
+    };
     for counter in after.counters.difference(&current.counters) {
         script.line(format_args!("add counter {path} {counter}"));
     }
-    for (name, declaration) in after.declarations.iter().filter(|(name, _)| !current.declarations.contains_key(*name)) {
-        script.line(format_args!("add {} {path} {name} {declaration}", declaration.noun()));
+    for (name, declaration) in after
+        .declarations
+        .iter()
+        .filter(|(name, _)| !current.declarations.contains_key(*name))
+    {
+        script.line(format_args!(
+            "add {} {path} {name} {declaration}",
+            declaration.noun()
+        ));
     }
-    for (name, chain) in after.chains.iter().filter(|(name, _)| !current.chains.contains_key(*name)) {
+    for (name, chain) in after
+        .chains
+        .iter()
+        .filter(|(name, _)| !current.chains.contains_key(*name))
+    {
         match &chain.hook {
             Some(hook) => script.line(format_args!("add chain {path} {name} {hook}")),
             None => script.line(format_args!("add chain {path} {name}")),
@@ -130,7 +186,11 @@ fn changes(scope: Scope, current: &NftState, after: &NftState, changing: &OrdSet
     for (set, elements) in &elements.0 {
         script.elements("add", set, &elements.come);
     }
-    let gone: Vec<&String> = current.chains.keys().filter(|name| !after.chains.contains_key(*name)).collect();
+    let gone: Vec<&String> = current
+        .chains
+        .keys()
+        .filter(|name| !after.chains.contains_key(*name))
+        .collect();
     for name in &gone {
         script.line(format_args!("flush chain {path} {name}"));
     }
@@ -179,7 +239,10 @@ impl Script {
     fn elements(&mut self, verb: &str, set: &str, elements: &[String]) {
         let path = self.path;
         for chunk in elements.chunks(ELEMENTS_PER_COMMAND) {
-            self.line(format_args!("{verb} element {path} {set} {{ {} }}", chunk.join(", ")));
+            self.line(format_args!(
+                "{verb} element {path} {set} {{ {} }}",
+                chunk.join(", ")
+            ));
         }
     }
 }
@@ -198,7 +261,11 @@ impl Elements {
     fn between(current: &NftState, after: &NftState, changing: &OrdSet<ClassId>) -> Self {
         let (old, new) = (&current.elements, &after.elements);
         let mut all = Self(Vec::new());
-        all.set_named(&old.changing, &old.changing.clone().union(changing.clone()), |_| CHANGING);
+        all.set_named(
+            &old.changing,
+            &old.changing.clone().union(changing.clone()),
+            |_| CHANGING,
+        );
         all.set(Table::Exempt, &old.exempt, &new.exempt);
         all.set(Table::Local, &old.local, &new.local);
         all.set(Table::Wide, &old.wide, &new.wide);
@@ -225,11 +292,21 @@ impl Elements {
         self.set_named(old, new, |key| table.name(key.family()));
     }
 
-    fn map<K: Key + Ord + Clone, V: Datum + PartialEq + Clone>(&mut self, table: Table, old: &OrdMap<K, V>, new: &OrdMap<K, V>) {
+    fn map<K: Key + Ord + Clone, V: Datum + PartialEq + Clone>(
+        &mut self,
+        table: Table,
+        old: &OrdMap<K, V>,
+        new: &OrdMap<K, V>,
+    ) {
         self.map_named(old, new, |key| table.name(key.family()));
     }
 
-    fn set_named<K: Text + Ord + Clone>(&mut self, old: &OrdSet<K>, new: &OrdSet<K>, name: impl Fn(&K) -> &'static str) {
+    fn set_named<K: Text + Ord + Clone>(
+        &mut self,
+        old: &OrdSet<K>,
+        new: &OrdSet<K>,
+        name: impl Fn(&K) -> &'static str,
+    ) {
         for change in old.diff(new) {
             match change {
                 ordset::DiffItem::Remove(key) => self.of(name(key)).gone.push(key.text()),
@@ -248,8 +325,12 @@ impl Elements {
         for change in old.diff(new) {
             match change {
                 ordmap::DiffItem::Remove(key, _) => self.of(name(key)).gone.push(key.text()),
-                ordmap::DiffItem::Add(key, value) => self.of(name(key)).come.push(entry(key, value)),
-                ordmap::DiffItem::Update { new: (key, value), .. } => {
+                ordmap::DiffItem::Add(key, value) => {
+                    self.of(name(key)).come.push(entry(key, value))
+                }
+                ordmap::DiffItem::Update {
+                    new: (key, value), ..
+                } => {
                     let set = self.of(name(key));
                     set.gone.push(key.text());
                     set.come.push(entry(key, value));
@@ -260,10 +341,14 @@ impl Elements {
 
     /// The difference of the set with this name; they are few.
     fn of(&mut self, set: &'static str) -> &mut Difference {
-        let at = self.0.iter().position(|(name, _)| *name == set).unwrap_or_else(|| {
-            self.0.push((set, Difference::default()));
-            self.0.len() - 1
-        });
+        let at = self
+            .0
+            .iter()
+            .position(|(name, _)| *name == set)
+            .unwrap_or_else(|| {
+                self.0.push((set, Difference::default()));
+                self.0.len() - 1
+            });
         &mut self.0[at].1
     }
 }
@@ -308,8 +393,8 @@ impl Key for IpRange {
 }
 
 impl Text for Place {
-    /// A single address as a prefix: where a key of several parts has none, nft 1.0.6 names its end when it adds the element and not when it
-    /// deletes it, and the kernel finds no such element.
+    /// A single address as a prefix: where a key of several parts has none, nft 1.0.6 names its end
+    /// when it adds the element and not when it deletes it, and the kernel finds no such element.
     fn text(&self) -> String {
         let (class, range) = self;
         match range.as_prefix() {

@@ -36,17 +36,33 @@ fn joined(a: &IpRange, b: &IpRange) -> Option<IpRange> {
 
 fn successor(address: IpAddr) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(address) => address.to_bits().checked_add(1).map(|bits| IpAddr::V4(bits.into())),
-        IpAddr::V6(address) => address.to_bits().checked_add(1).map(|bits| IpAddr::V6(bits.into())),
+        IpAddr::V4(address) => address
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| IpAddr::V4(bits.into())),
+        IpAddr::V6(address) => address
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| IpAddr::V6(bits.into())),
     }
 }
 
-/// Refuses ranges of one owner that overlap: the kernel would refuse them one by one, long after it was asked. They come sorted.
-pub(crate) fn check_disjoint<O: PartialEq + fmt::Debug>(sorted: impl IntoIterator<Item = (O, IpRange)>, what: &str) -> Result<(), Error> {
+/// Refuses ranges of one owner that overlap: the kernel would refuse them one by one, long after it
+/// was asked. They come sorted.
+pub(crate) fn check_disjoint<O: PartialEq + fmt::Debug>(
+    sorted: impl IntoIterator<Item = (O, IpRange)>,
+    what: &str,
+) -> Result<(), Error> {
     let mut last: Option<(O, IpRange)> = None;
     for (owner, range) in sorted {
-        if let Some((_, other)) = last.as_ref().filter(|(other, before)| *other == owner && before.overlaps(&range)) {
-            return Err(Error::new(ErrorKind::Invalid, format!("{what} overlap: {other} and {range} ({owner:?})")));
+        if let Some((_, other)) = last
+            .as_ref()
+            .filter(|(other, before)| *other == owner && before.overlaps(&range))
+        {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{what} overlap: {other} and {range} ({owner:?})"),
+            ));
         }
         last = Some((owner, range));
     }
@@ -54,12 +70,27 @@ pub(crate) fn check_disjoint<O: PartialEq + fmt::Debug>(sorted: impl IntoIterato
 }
 
 /// The same for one place among others that were checked before.
-pub(crate) fn check_neighbours<V: Clone>(places: &OrdMap<Place, V>, (class, range): Place) -> Result<(), Error> {
+pub(crate) fn check_neighbours<V: Clone>(
+    places: &OrdMap<Place, V>,
+    (class, range): Place,
+) -> Result<(), Error> {
     if !places.contains_key(&(class, range)) {
         return Ok(());
     }
-    let lowest = (ClassId::new(1).unwrap_or(class), IpRange::single(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)));
-    let before = places.range(lowest..(class, range)).next_back().map(|(place, _)| *place);
-    let after = places.range((class, range)..).nth(1).map(|(place, _)| *place);
-    check_disjoint(before.into_iter().chain([(class, range)]).chain(after), "destinations of a class")
+    let lowest = (
+        ClassId::new(1).unwrap_or(class),
+        IpRange::single(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+    );
+    let before = places
+        .range(lowest..(class, range))
+        .next_back()
+        .map(|(place, _)| *place);
+    let after = places
+        .range((class, range)..)
+        .nth(1)
+        .map(|(place, _)| *place);
+    check_disjoint(
+        before.into_iter().chain([(class, range)]).chain(after),
+        "destinations of a class",
+    )
 }

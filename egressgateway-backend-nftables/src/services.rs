@@ -13,12 +13,15 @@ use crate::{
     state::NftState,
 };
 
-/// Classifies connections of pods whose destination was translated, such as those to a service, beside a backend that looks before translation.
+/// Classifies connections of pods whose destination was translated, such as those to a service,
+/// beside a backend that looks before translation.
 ///
-/// iptables has no chain between destination translation and routing, so a backend that is made of it sees the address of a service and never the
-/// server that it stands for. A chain of nftables can stand there. This driver has one, in a table of its own, with the same sets, maps and
-/// verdicts as [`Nftables`], and leaves everything else to the other backend: it pins and marks, and the pins and marks mean the same to both.
-/// What the other backend said of the address that a connection was sent to is taken back first.
+/// iptables has no chain between destination translation and routing, so a backend that is made of
+/// it sees the address of a service and never the server that it stands for. A chain of nftables
+/// can stand there. This driver has one, in a table of its own, with the same sets, maps and
+/// verdicts as [`Nftables`], and leaves everything else to the other backend: it pins and marks,
+/// and the pins and marks mean the same to both. What the other backend said of the address that a
+/// connection was sent to is taken back first.
 ///
 /// It has the table only while something is governed.
 #[derive(Clone, Debug)]
@@ -64,7 +67,11 @@ impl Driver for Services {
         self.0.observe().await
     }
 
-    fn plan(&self, desired: &PolicyDesired, current: &NftState) -> Result<Change<NftPlan, NftState>, Error> {
+    fn plan(
+        &self,
+        desired: &PolicyDesired,
+        current: &NftState,
+    ) -> Result<Change<NftPlan, NftState>, Error> {
         self.0.plan(desired, current)
     }
 

@@ -19,7 +19,8 @@ use crate::{
 
 /// Everything in our table, or that there is none (the default).
 ///
-/// Two states are equal when the kernel would do the same with every packet and there is nothing in the table that is not ours.
+/// Two states are equal when the kernel would do the same with every packet and there is nothing in
+/// the table that is not ours.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NftState {
     /// There is a table.
@@ -35,14 +36,29 @@ pub struct NftState {
 
 impl NftState {
     /// The state that `desired` asks for.
-    pub(crate) fn of(scope: Scope, desired: &PolicyDesired, mask: MarkMask, current: &Self) -> Result<Self, Error> {
-        let governs = || !desired.destinations.is_empty() || desired.start_gate.as_ref().is_some_and(|gate| !gate.governed.is_empty());
+    pub(crate) fn of(
+        scope: Scope,
+        desired: &PolicyDesired,
+        mask: MarkMask,
+        current: &Self,
+    ) -> Result<Self, Error> {
+        let governs = || {
+            !desired.destinations.is_empty()
+                || desired
+                    .start_gate
+                    .as_ref()
+                    .is_some_and(|gate| !gate.governed.is_empty())
+        };
         if *desired == PolicyDesired::default() || (scope == Scope::Services && !governs()) {
             return Ok(Self::default());
         }
-        let (mut elements, memory) = Elements::of(desired, mask, &current.elements, &current.memory)?;
+        let (mut elements, memory) =
+            Elements::of(desired, mask, &current.elements, &current.memory)?;
         let declarations = declarations();
-        let exits = Exits { kept: !elements.kept.is_empty(), addressed: !elements.addresses.is_empty() };
+        let exits = Exits {
+            kept: !elements.kept.is_empty(),
+            addressed: !elements.addresses.is_empty(),
+        };
         let chains = match scope {
             Scope::Whole => skeleton::chains(desired, mask, exits),
             Scope::Services => {
@@ -53,8 +69,16 @@ impl NftState {
         Ok(Self {
             exists: true,
             counters: COUNTERS.map(str::to_owned).into(),
-            declarations: if *current.declarations == declarations { current.declarations.clone() } else { Arc::new(declarations) },
-            chains: if *current.chains == chains { current.chains.clone() } else { Arc::new(chains) },
+            declarations: if *current.declarations == declarations {
+                current.declarations.clone()
+            } else {
+                Arc::new(declarations)
+            },
+            chains: if *current.chains == chains {
+                current.chains.clone()
+            } else {
+                Arc::new(chains)
+            },
             elements,
             foreign: BTreeSet::new(),
             memory,
@@ -92,8 +116,15 @@ impl NftState {
             exits,
             changing,
         } = &self.elements;
-        let maps =
-            pods.len() + nets.len() + steer.len() + exit.len() + addresses.len() + node.len() + targets.len() + via.len() + exits.len();
+        let maps = pods.len()
+            + nets.len()
+            + steer.len()
+            + exit.len()
+            + addresses.len()
+            + node.len()
+            + targets.len()
+            + via.len()
+            + exits.len();
         maps + kept.len()
             + exempt.len()
             + local.len()
@@ -113,8 +144,8 @@ impl NftState {
         self.len() == 0
     }
 
-    /// What was found in the table that this backend does not write, such as rules that somebody added by hand. The next plan
-    /// replaces the table.
+    /// What was found in the table that this backend does not write, such as rules that somebody
+    /// added by hand. The next plan replaces the table.
     pub fn foreign(&self) -> impl Iterator<Item = &str> {
         self.foreign.iter().map(String::as_str)
     }
@@ -124,11 +155,41 @@ impl NftState {
 pub(crate) fn declarations() -> BTreeMap<String, Declaration> {
     let mut all: BTreeMap<String, Declaration> = Table::ALL
         .into_iter()
-        .flat_map(|table| Family::ALL.map(|family| (table.name(family).to_owned(), table.declaration(family))))
+        .flat_map(|table| {
+            Family::ALL.map(|family| (table.name(family).to_owned(), table.declaration(family)))
+        })
         .collect();
-    all.insert(DEVICES.into(), Declaration { key: vec!["ifname"], data: None, interval: false });
-    all.insert(CHANGING.into(), Declaration { key: vec!["classid"], data: None, interval: false });
-    all.insert(EXITS.into(), Declaration { key: vec!["mark"], data: None, interval: false });
-    all.insert(TARGETS.into(), Declaration { key: vec!["mark"], data: Some("verdict"), interval: false });
+    all.insert(
+        DEVICES.into(),
+        Declaration {
+            key: vec!["ifname"],
+            data: None,
+            interval: false,
+        },
+    );
+    all.insert(
+        CHANGING.into(),
+        Declaration {
+            key: vec!["classid"],
+            data: None,
+            interval: false,
+        },
+    );
+    all.insert(
+        EXITS.into(),
+        Declaration {
+            key: vec!["mark"],
+            data: None,
+            interval: false,
+        },
+    );
+    all.insert(
+        TARGETS.into(),
+        Declaration {
+            key: vec!["mark"],
+            data: Some("verdict"),
+            interval: false,
+        },
+    );
     all
 }

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use egressgateway::{
     model::{ClassId, Family, IpRange},
-    trace::{Beginning, ConnectionState, DestinationKind, Trace, TracePacket, TraceProtocol, TraceSource, TraceVerdict},
+    trace::{
+        Beginning, ConnectionState, DestinationKind, Trace, TracePacket, TraceProtocol,
+        TraceSource, TraceVerdict,
+    },
 };
 use imbl::OrdMap;
 
@@ -33,7 +36,12 @@ impl Trace for NftState {
     fn trace_source(&self, packet: &TracePacket, out_device: &str) -> TraceSource {
         match self.hook("postrouting", packet, Some(out_device)) {
             // Nobody's source translation sees what is not tracked.
-            (TraceVerdict::Accept { untracked: true, .. }, _) => TraceSource::Itself,
+            (
+                TraceVerdict::Accept {
+                    untracked: true, ..
+                },
+                _,
+            ) => TraceSource::Itself,
             (TraceVerdict::Drop { counter }, _) => TraceSource::Drop { counter },
             (TraceVerdict::Accept { .. }, source) => source,
         }
@@ -42,25 +50,65 @@ impl Trace for NftState {
 
 impl NftState {
     /// All our chains of one hook, by priority.
-    fn hook(&self, hook: &str, packet: &TracePacket, out_device: Option<&str>) -> (TraceVerdict, TraceSource) {
+    fn hook(
+        &self,
+        hook: &str,
+        packet: &TracePacket,
+        out_device: Option<&str>,
+    ) -> (TraceVerdict, TraceSource) {
         // The kernel asks nat chains about a connection's first packet only.
-        let asked = |own: &&Hook| own.point == hook && (own.kind != "nat" || packet.state == ConnectionState::New);
-        let hooked = self.chains.iter().filter_map(|(name, chain)| Some((chain.hook.as_ref().filter(asked)?.priority, name)));
+        let asked = |own: &&Hook| {
+            own.point == hook && (own.kind != "nat" || packet.state == ConnectionState::New)
+        };
+        let hooked = self
+            .chains
+            .iter()
+            .filter_map(|(name, chain)| Some((chain.hook.as_ref().filter(asked)?.priority, name)));
         let mut base: Vec<_> = hooked.collect();
         base.sort_unstable();
-        let mut walk =
-            Walk { state: self, packet: packet.clone(), out_device, class: 0, counted: Vec::new(), source: TraceSource::Untouched };
+        let mut walk = Walk {
+            state: self,
+            packet: packet.clone(),
+            out_device,
+            class: 0,
+            counted: Vec::new(),
+            source: TraceSource::Untouched,
+        };
         for (priority, chain) in base {
             if hook == PREROUTING_HOOK {
                 walk.sees(priority, packet);
             }
             if walk.chain(chain, 0) == Step::Drop {
-                return (TraceVerdict::Drop { counter: walk.counted.pop() }, walk.source);
+                return (
+                    TraceVerdict::Drop {
+                        counter: walk.counted.pop(),
+                    },
+                    walk.source,
+                );
             }
         }
-        let Walk { packet: TracePacket { state, packet_mark, connection_mark, .. }, counted, source, .. } = walk;
+        let Walk {
+            packet:
+                TracePacket {
+                    state,
+                    packet_mark,
+                    connection_mark,
+                    ..
+                },
+            counted,
+            source,
+            ..
+        } = walk;
         let untracked = state == ConnectionState::Untracked;
-        (TraceVerdict::Accept { untracked, packet_mark, connection_mark, counted }, source)
+        (
+            TraceVerdict::Accept {
+                untracked,
+                packet_mark,
+                connection_mark,
+                counted,
+            },
+            source,
+        )
     }
 }
 
@@ -99,7 +147,9 @@ impl Walk<'_> {
 
     fn chain(&mut self, name: &str, depth: usize) -> Step {
         let state = self.state;
-        let Some(chain) = state.chains.get(name).filter(|_| depth < JUMP_DEPTH) else { return Step::Drop };
+        let Some(chain) = state.chains.get(name).filter(|_| depth < JUMP_DEPTH) else {
+            return Step::Drop;
+        };
         for rule in &chain.rules {
             match self.rule(rule, depth) {
                 Step::Next => {}
@@ -135,9 +185,14 @@ impl Walk<'_> {
         let tracked = self.is_tracked();
         match statement {
             // The tracer's packets say nothing about TCP, and none has a source of this host.
-            Statement::Syn | Statement::Expected | Statement::SourceLocal | Statement::Foreign(_) => true,
+            Statement::Syn
+            | Statement::Expected
+            | Statement::SourceLocal
+            | Statement::Foreign(_) => true,
             Statement::UdpPort(port) => self.packet.protocol != TraceProtocol::Udp(*port),
-            Statement::Icmp(family) => self.packet.protocol != TraceProtocol::Icmp || !self.is(*family),
+            Statement::Icmp(family) => {
+                self.packet.protocol != TraceProtocol::Icmp || !self.is(*family)
+            }
             Statement::Destination(kind) => !self.packet.destination_kind.is(*kind),
             Statement::Delivered => self.packet.destination_kind == DestinationKind::Unicast,
             Statement::Translated => !tracked || self.packet.sent_to.is_none(),
@@ -145,30 +200,58 @@ impl Walk<'_> {
                 let sent_to = self.packet.sent_to.unwrap_or(self.packet.destination);
                 !tracked || Family::of(sent_to) != *family || self.contains(*table, sent_to)
             }
-            Statement::Address { side, family, negated, table } => {
+            Statement::Address {
+                side,
+                family,
+                negated,
+                table,
+            } => {
                 let address = self.address(*side);
                 Family::of(address) != *family || self.contains(*table, address) == *negated
             }
             Statement::Overlay { way, negated } => {
-                let device = if *way == Way::In { self.packet.in_device.as_deref() } else { self.out_device };
-                device.is_some_and(|device| self.state.elements.devices.contains(device)) == *negated
+                let device = if *way == Way::In {
+                    self.packet.in_device.as_deref()
+                } else {
+                    self.out_device
+                };
+                device.is_some_and(|device| self.state.elements.devices.contains(device))
+                    == *negated
             }
             Statement::From(device) => self.packet.in_device.as_ref() != Some(device),
             Statement::State(state) => self.packet.state != *state,
             Statement::Stray => tracked,
-            Statement::Opens => self.packet.protocol != TraceProtocol::Other || self.packet.beginning != Beginning::Request,
-            Statement::Marked { mask, negated, value } => (self.packet.packet_mark & mask == *value) == *negated,
+            Statement::Opens => {
+                self.packet.protocol != TraceProtocol::Other
+                    || self.packet.beginning != Beginning::Request
+            }
+            Statement::Marked {
+                mask,
+                negated,
+                value,
+            } => (self.packet.packet_mark & mask == *value) == *negated,
             Statement::Direction(direction) => !tracked || self.packet.direction != *direction,
-            Statement::Pinned { mask, negated, value } => !tracked || (self.packet.connection_mark & mask == *value) == *negated,
+            Statement::Pinned {
+                mask,
+                negated,
+                value,
+            } => !tracked || (self.packet.connection_mark & mask == *value) == *negated,
             Statement::Exits { mask, negated } => {
-                !tracked || self.state.elements.exits.contains(&(self.packet.connection_mark & mask)) == *negated
+                !tracked
+                    || self
+                        .state
+                        .elements
+                        .exits
+                        .contains(&(self.packet.connection_mark & mask))
+                        == *negated
             }
             Statement::VerdictOfPin { .. } => !tracked,
             Statement::Confirmed => self.packet.state != ConnectionState::Established,
             Statement::Protocol(family) => !self.is(*family),
             Statement::Keeps(family) => !self.keeps(*family),
             Statement::NoClass => self.class != 0,
-            Statement::Changing => !ClassId::new(self.class).is_some_and(|class| self.state.elements.changing.contains(&class)),
+            Statement::Changing => !ClassId::new(self.class)
+                .is_some_and(|class| self.state.elements.changing.contains(&class)),
             _ => false,
         }
     }
@@ -178,21 +261,39 @@ impl Walk<'_> {
         let tracked = self.is_tracked();
         match statement {
             Statement::ForgetClass => self.class = 0,
-            Statement::ClassOf { side, family, table } => {
-                self.class = self.class_of(self.address(*side), *family, *table).unwrap_or(self.class);
+            Statement::ClassOf {
+                side,
+                family,
+                table,
+            } => {
+                self.class = self
+                    .class_of(self.address(*side), *family, *table)
+                    .unwrap_or(self.class);
             }
             Statement::VerdictOf { family, table } => return self.verdict_of(*family, *table),
             Statement::VerdictOfPin { mask } if tracked => {
-                return self.state.elements.targets.get(&(self.packet.connection_mark & mask)).cloned();
+                return self
+                    .state
+                    .elements
+                    .targets
+                    .get(&(self.packet.connection_mark & mask))
+                    .cloned();
             }
-            Statement::Pin { keep, value } if tracked => self.packet.connection_mark = self.packet.connection_mark & keep | value,
-            Statement::Mark { keep, value } => self.packet.packet_mark = self.packet.packet_mark & keep | value,
+            Statement::Pin { keep, value } if tracked => {
+                self.packet.connection_mark = self.packet.connection_mark & keep | value
+            }
+            Statement::Mark { keep, value } => {
+                self.packet.packet_mark = self.packet.packet_mark & keep | value
+            }
             Statement::Count(counter) => self.counted.push(counter),
-            Statement::SourceItself(family) if self.is(*family) => return Some(self.translated(TraceSource::Itself)),
+            Statement::SourceItself(family) if self.is(*family) => {
+                return Some(self.translated(TraceSource::Itself));
+            }
             Statement::Untrack => self.packet.state = ConnectionState::Untracked,
             Statement::SourceOfDevice(family) if self.is(*family) => {
                 let device = self.out_device.map(|device| (device.to_owned(), *family));
-                let address = device.and_then(|device| self.state.elements.node.get(&device).copied());
+                let address =
+                    device.and_then(|device| self.state.elements.node.get(&device).copied());
                 return address.map(|address| self.translated(TraceSource::Address(address)));
             }
             Statement::Masquerade => return Some(self.translated(TraceSource::Masquerade)),
@@ -207,7 +308,10 @@ impl Walk<'_> {
     }
 
     fn is_tracked(&self) -> bool {
-        !matches!(self.packet.state, ConnectionState::Invalid | ConnectionState::Untracked)
+        !matches!(
+            self.packet.state,
+            ConnectionState::Invalid | ConnectionState::Untracked
+        )
     }
 
     fn is(&self, family: Family) -> bool {
@@ -215,7 +319,11 @@ impl Walk<'_> {
     }
 
     fn address(&self, side: Side) -> IpAddr {
-        if side == Side::Source { self.packet.source } else { self.packet.destination }
+        if side == Side::Source {
+            self.packet.source
+        } else {
+            self.packet.destination
+        }
     }
 
     fn contains(&self, table: Table, address: IpAddr) -> bool {
@@ -224,7 +332,10 @@ impl Walk<'_> {
             Table::Exempt => elements.exempt.iter().any(|range| range.contains(address)),
             Table::Local => elements.local.iter().any(|range| range.contains(address)),
             Table::Wide => elements.wide.iter().any(|range| range.contains(address)),
-            Table::Governed => elements.governed.iter().any(|range| range.contains(address)),
+            Table::Governed => elements
+                .governed
+                .iter()
+                .any(|range| range.contains(address)),
             Table::Ungoverned => elements.ungoverned.contains(&address),
             Table::Peers => elements.peers.contains(&address),
             Table::Own => elements.own.contains(&address),
@@ -240,7 +351,11 @@ impl Walk<'_> {
         }
         let class = match table {
             Table::Pods => elements.pods.get(&address),
-            Table::Nets => elements.nets.iter().find(|(range, _)| range.contains(address)).map(|(_, class)| class),
+            Table::Nets => elements
+                .nets
+                .iter()
+                .find(|(range, _)| range.contains(address))
+                .map(|(_, class)| class),
             _ => None,
         };
         class.map(|class| class.get())
@@ -248,9 +363,15 @@ impl Walk<'_> {
 
     fn verdict_of(&self, family: Family, table: Table) -> Option<Jump> {
         let chain = match table {
-            Table::Where => self.find(family, |elements| &elements.steer).map(Steer::chain),
-            Table::Via => self.find(family, |elements| &elements.via).map(|leave| leave_chain(leave.0)),
-            Table::Exit => self.find(family, |elements| &elements.exit).map(|exit| exit.chain().to_owned()),
+            Table::Where => self
+                .find(family, |elements| &elements.steer)
+                .map(Steer::chain),
+            Table::Via => self
+                .find(family, |elements| &elements.via)
+                .map(|leave| leave_chain(leave.0)),
+            Table::Exit => self
+                .find(family, |elements| &elements.exit)
+                .map(|exit| exit.chain().to_owned()),
             _ => None,
         };
         chain.map(Jump::Goto)
@@ -258,13 +379,20 @@ impl Walk<'_> {
 
     fn keeps(&self, family: Family) -> bool {
         let places = &self.state.elements.kept;
-        self.place(family, |place| places.get_prev(place).copied()).is_some()
+        self.place(family, |place| places.get_prev(place).copied())
+            .is_some()
     }
 
     /// The entry of class and destination.
-    fn find<V: Copy>(&self, family: Family, of: impl Fn(&Elements) -> &OrdMap<Place, V>) -> Option<V> {
+    fn find<V: Copy>(
+        &self,
+        family: Family,
+        of: impl Fn(&Elements) -> &OrdMap<Place, V>,
+    ) -> Option<V> {
         let entries = of(&self.state.elements);
-        let place = self.place(family, |place| entries.get_prev(place).map(|(place, _)| *place))?;
+        let place = self.place(family, |place| {
+            entries.get_prev(place).map(|(place, _)| *place)
+        })?;
         entries.get(&place).copied()
     }
 
@@ -272,7 +400,8 @@ impl Walk<'_> {
     fn place(&self, family: Family, last: impl Fn(&Place) -> Option<Place>) -> Option<Place> {
         let destination = self.packet.destination;
         let class = ClassId::new(self.class).filter(|_| Family::of(destination) == family)?;
-        // Ranges are disjoint within a class: the last one that begins at the destination or before is the only candidate.
+        // Ranges are disjoint within a class: the last one that begins at the destination or before
+        // is the only candidate.
         let bound = IpRange::new(destination, IpRange::everything(family).last())?;
         let (other, range) = last(&(class, bound))?;
         (other == class && range.contains(destination)).then_some((other, range))

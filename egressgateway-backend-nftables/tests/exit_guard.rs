@@ -15,7 +15,11 @@ use egressgateway::{
 use egressgateway_backend_nftables::{ExitGuard, ExitGuardState, ExitMarks};
 use egressgateway_testkit::{netns::in_namespace, shell::run};
 
-const MARKS: ExitMarks = ExitMarks { exit: (0xff00_0000, 0x1200_0000), source: 0xffff, node: 1 };
+const MARKS: ExitMarks = ExitMarks {
+    exit: (0xff00_0000, 0x1200_0000),
+    source: 0xffff,
+    node: 1,
+};
 
 struct Namespace;
 
@@ -42,7 +46,9 @@ fn bystander() -> PolicyDesired {
 }
 
 async fn reach(guard: &ExitGuard, desired: &PolicyDesired) -> ExitGuardState {
-    let Change { plan, after } = guard.plan(desired, &guard.observe().await.unwrap()).unwrap();
+    let Change { plan, after } = guard
+        .plan(desired, &guard.observe().await.unwrap())
+        .unwrap();
     guard.apply(&plan).await.unwrap();
     assert_eq!(guard.observe().await.unwrap(), after);
     after
@@ -73,8 +79,18 @@ fn what_others_do_to_it_is_noticed_and_repaired() {
             assert_ne!(guard.observe().await.unwrap(), whole, "{damage}");
             assert_eq!(reach(&guard, &gateway()).await, whole);
         }
-        let other = ExitGuard::open(ExitMarks { node: 2, ..MARKS }, Arc::new(())).await.unwrap();
-        assert!(!other.plan(&gateway(), &whole).unwrap().plan.to_string().is_empty(), "other marks are another rule");
+        let other = ExitGuard::open(ExitMarks { node: 2, ..MARKS }, Arc::new(()))
+            .await
+            .unwrap();
+        assert!(
+            !other
+                .plan(&gateway(), &whole)
+                .unwrap()
+                .plan
+                .to_string()
+                .is_empty(),
+            "other marks are another rule"
+        );
         assert_eq!(reach(&guard, &bystander()).await, ExitGuardState::Absent);
     });
 }
@@ -90,7 +106,10 @@ fn first_packets_whose_source_nobody_took_out_of_their_mark_are_dropped_and_coun
             let address: std::net::IpAddr = address.parse().unwrap();
             ((device.to_owned(), Family::of(address)), address)
         };
-        let promised = |v4, v6| PolicyDesired { node_addresses: [own("eth0", v4), own("eth0", v6)].into_iter().collect(), ..gateway() };
+        let promised = |v4, v6| PolicyDesired {
+            node_addresses: [own("eth0", v4), own("eth0", v6)].into_iter().collect(),
+            ..gateway()
+        };
         reach(&guard, &promised("10.0.0.1", "fd00::1")).await;
         // As a backend marks them; what left is what a chain after the guard counts.
         run("nft -f - <<END
@@ -120,13 +139,34 @@ END");
                     run(&format!("echo x >/dev/udp/{address}/{port} || true"));
                 }
             }
-            let left = ["one", "two", "three", "four"].map(|chain| run(&format!("nft list chain inet test {chain}")));
-            left.map(|text| text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned())
+            let left = ["one", "two", "three", "four"]
+                .map(|chain| run(&format!("nft list chain inet test {chain}")));
+            left.map(|text| {
+                text.split("packets ")
+                    .nth(1)
+                    .and_then(|rest| rest.split(' ').next())
+                    .unwrap()
+                    .to_owned()
+            })
         };
-        assert_eq!(send(), ["0", "2", "2", "2"], "another source, the node's address, translated, no exit");
-        assert_eq!(guard.counters().await.unwrap()["drop_unknown_source"].packets, 2);
+        assert_eq!(
+            send(),
+            ["0", "2", "2", "2"],
+            "another source, the node's address, translated, no exit"
+        );
+        assert_eq!(
+            guard.counters().await.unwrap()["drop_unknown_source"].packets,
+            2
+        );
         reach(&guard, &promised("10.0.0.9", "fd00::9")).await;
-        assert_eq!(send(), ["0", "2", "4", "4"], "an address of the node, and not the one that was promised");
-        assert_eq!(guard.counters().await.unwrap()["drop_unknown_source"].packets, 4);
+        assert_eq!(
+            send(),
+            ["0", "2", "4", "4"],
+            "an address of the node, and not the one that was promised"
+        );
+        assert_eq!(
+            guard.counters().await.unwrap()["drop_unknown_source"].packets,
+            4
+        );
     });
 }

@@ -34,8 +34,22 @@ impl Host<Nftables> for Namespace {
 
     async fn foreign(&self) -> String {
         let tables = command(&["nft", "list", "tables"], "").unwrap();
-        let others = tables.lines().filter(|table| *table != "table inet egressgateway");
-        others.map(|table| command(&[&["nft", "list"], table.split(' ').collect::<Vec<_>>().as_slice()].concat(), "").unwrap()).collect()
+        let others = tables
+            .lines()
+            .filter(|table| *table != "table inet egressgateway");
+        others
+            .map(|table| {
+                command(
+                    &[
+                        &["nft", "list"],
+                        table.split(' ').collect::<Vec<_>>().as_slice(),
+                    ]
+                    .concat(),
+                    "",
+                )
+                .unwrap()
+            })
+            .collect()
     }
 }
 
@@ -46,24 +60,42 @@ fn nftables() -> Nftables {
 /// Reads, plans, checks the plan with nft, applies it.
 async fn reach(desired: &PolicyDesired) -> NftState {
     let nftables = nftables();
-    let Change { plan, after } = nftables.plan(desired, &nftables.observe().await.unwrap()).unwrap();
-    command(&["nft", "-c", "-f", "-"], &plan.to_string()).unwrap_or_else(|error| panic!("{error}\n{plan}"));
+    let Change { plan, after } = nftables
+        .plan(desired, &nftables.observe().await.unwrap())
+        .unwrap();
+    command(&["nft", "-c", "-f", "-"], &plan.to_string())
+        .unwrap_or_else(|error| panic!("{error}\n{plan}"));
     nftables.apply(&plan).await.unwrap();
     let observed = nftables.observe().await.unwrap();
-    assert!(observed == after, "still to do:\n{}", nftables.plan(desired, &observed).unwrap().plan);
+    assert!(
+        observed == after,
+        "still to do:\n{}",
+        nftables.plan(desired, &observed).unwrap().plan
+    );
     after
 }
 
-/// A state with `size` pods and policies that shares about half of its elements with the one of `seed + 1`.
+/// A state with `size` pods and policies that shares about half of its elements with the one of
+/// `seed + 1`.
 fn generated(seed: u32, size: u32) -> PolicyDesired {
-    let mut desired = if seed.is_multiple_of(2) { client() } else { gateway() };
+    let mut desired = if seed.is_multiple_of(2) {
+        client()
+    } else {
+        gateway()
+    };
     for index in 0..size {
         let id = class(100 + (index * 7 + seed * size / 2) % (2 * size));
         let number = index + seed * size / 2;
         let pod6 = format!("fd10:244:2::{number:x}");
-        desired.pods.insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), id);
+        desired
+            .pods
+            .insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), id);
         desired.pods.insert(ip(&pod6), id);
-        desired.start_gate.get_or_insert_default().known.insert(ip(&pod6));
+        desired
+            .start_gate
+            .get_or_insert_default()
+            .known
+            .insert(ip(&pod6));
         let first = Ipv4Addr::from_bits(0xac10_0000 + number * 16);
         let last = Ipv4Addr::from_bits(0xac10_0000 + number * 16 + 1 + seed + index % 14);
         let verdict = match index % 5 {
@@ -73,10 +105,23 @@ fn generated(seed: u32, size: u32) -> PolicyDesired {
             3 => Verdict::Hold,
             _ => Verdict::Pass,
         };
-        desired.destinations.insert((id, IpRange::new(first.into(), last.into()).unwrap()), verdict);
-        let exit6 = if index % 5 == 1 { egress(0x13, SourceNat::Address(ip("fd00::201"))) } else { verdict };
-        desired.destinations.insert((id, range(&format!("fd20:{number:x}::/{}", 32 + index % 90))), exit6);
-        desired.overlay.peers.insert(Ipv4Addr::from_bits(0x0a06_0100 + number).into());
+        desired.destinations.insert(
+            (id, IpRange::new(first.into(), last.into()).unwrap()),
+            verdict,
+        );
+        let exit6 = if index % 5 == 1 {
+            egress(0x13, SourceNat::Address(ip("fd00::201")))
+        } else {
+            verdict
+        };
+        desired.destinations.insert(
+            (id, range(&format!("fd20:{number:x}::/{}", 32 + index % 90))),
+            exit6,
+        );
+        desired
+            .overlay
+            .peers
+            .insert(Ipv4Addr::from_bits(0x0a06_0100 + number).into());
     }
     desired
 }
@@ -85,8 +130,12 @@ fn generated(seed: u32, size: u32) -> PolicyDesired {
 fn it_keeps_every_promise_of_a_driver() {
     in_namespace(|| async {
         command(&["nft", "-f", "-"], NEIGHBOURS).unwrap();
-        let small =
-            PolicyDesired { exempt: ["0.0.0.0/0".parse::<ipnet::IpNet>().unwrap()].into_iter().collect(), ..PolicyDesired::default() };
+        let small = PolicyDesired {
+            exempt: ["0.0.0.0/0".parse::<ipnet::IpNet>().unwrap()]
+                .into_iter()
+                .collect(),
+            ..PolicyDesired::default()
+        };
         let mut open = generated(3, 40);
         open.overlay.unknown_may_exit = true;
         open.targets.remove(&target(0x13));
@@ -96,22 +145,32 @@ fn it_keeps_every_promise_of_a_driver() {
     });
 }
 
-/// Where only single addresses of a class go, nft has no range beside them that makes it name the ends of all.
+/// Where only single addresses of a class go, nft has no range beside them that makes it name the
+/// ends of all.
 #[test]
 fn single_addresses_of_a_class_change_and_go() {
     in_namespace(|| async {
         let key = |address: &str| (class(1), IpRange::single(ip(address)));
         let mut single = gateway();
         for address in ["10.6.5.5", "10.6.5.7", "fd00::5:5"] {
-            single.destinations.insert(key(address), egress(0x13, SourceNat::Address(ip("10.6.0.200"))));
+            single.destinations.insert(
+                key(address),
+                egress(0x13, SourceNat::Address(ip("10.6.0.200"))),
+            );
         }
-        single.destinations.insert(key("fd00::5:5"), egress(0x11, SourceNat::Keep));
+        single
+            .destinations
+            .insert(key("fd00::5:5"), egress(0x11, SourceNat::Keep));
         let (mut changed, mut fewer) = (single.clone(), single.clone());
         for address in ["10.6.5.5", "fd00::5:5"] {
             changed.destinations.insert(key(address), Verdict::Hold);
             fewer.destinations.remove(&key(address));
         }
-        conformance::walk(&Namespace(NftablesSettings::default()), &[single, changed, fewer]).await;
+        conformance::walk(
+            &Namespace(NftablesSettings::default()),
+            &[single, changed, fewer],
+        )
+        .await;
     });
 }
 
@@ -121,7 +180,11 @@ fn it_keeps_them_under_another_mask() {
         command(&["nft", "-f", "-"], NEIGHBOURS).unwrap();
         for shift in [0, 4, 16] {
             let mask = MarkMask::new(0xff << shift).unwrap();
-            conformance::check(&Namespace(NftablesSettings { mask }), &[client(), gateway()]).await;
+            conformance::check(
+                &Namespace(NftablesSettings { mask }),
+                &[client(), gateway()],
+            )
+            .await;
         }
     });
 }
@@ -129,8 +192,17 @@ fn it_keeps_them_under_another_mask() {
 #[test]
 fn nft_accepts_every_plan_and_no_way_shows_in_the_result() {
     in_namespace(|| async {
-        let states = [client(), gateway(), generated(0, 100), generated(1, 100), generated(2, 30), PolicyDesired::default()];
-        for (from, to) in (0..states.len()).flat_map(|from| (0..states.len()).map(move |to| (from, to))) {
+        let states = [
+            client(),
+            gateway(),
+            generated(0, 100),
+            generated(1, 100),
+            generated(2, 30),
+            PolicyDesired::default(),
+        ];
+        for (from, to) in
+            (0..states.len()).flat_map(|from| (0..states.len()).map(move |to| (from, to)))
+        {
             reach(&states[from]).await;
             reach(&states[to]).await;
         }
@@ -144,9 +216,16 @@ fn a_remembered_state_leads_to_the_same_as_a_fresh_reading() {
         for seed in [0, 2, 4, 1, 3, 5, 0] {
             let desired = generated(seed, 80);
             let Change { plan, after } = nftables().plan(&desired, &believed).unwrap();
-            nftables().apply(&plan).await.unwrap_or_else(|error| panic!("{}\n{plan}", error.chain()));
+            nftables()
+                .apply(&plan)
+                .await
+                .unwrap_or_else(|error| panic!("{}\n{plan}", error.chain()));
             let observed = nftables().observe().await.unwrap();
-            assert!(observed == after, "still to do:\n{}", nftables().plan(&desired, &observed).unwrap().plan);
+            assert!(
+                observed == after,
+                "still to do:\n{}",
+                nftables().plan(&desired, &observed).unwrap().plan
+            );
             believed = after;
         }
     });
@@ -182,8 +261,12 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
             "add element inet egressgateway overlay_devices { \"eth0\" }",
             "delete element inet egressgateway peers4 { 10.6.0.12 }",
         ] {
-            command(&["nft", "-f", "-"], tampering).unwrap_or_else(|error| panic!("{tampering}: {error}"));
-            assert!(nftables().observe().await.unwrap() != wanted, "unnoticed: {tampering}");
+            command(&["nft", "-f", "-"], tampering)
+                .unwrap_or_else(|error| panic!("{tampering}: {error}"));
+            assert!(
+                nftables().observe().await.unwrap() != wanted,
+                "unnoticed: {tampering}"
+            );
             assert!(reach(&desired).await == wanted, "{tampering}");
         }
     });
@@ -199,9 +282,17 @@ fn a_plan_for_a_kernel_that_moved_on_fails_as_a_conflict() {
         run("nft delete element inet egressgateway pods4 { 10.244.1.10 }");
         let refused = nftables().apply(&change.plan).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Conflict);
-        assert!(refused.to_string().contains("delete element pods4 10.244.1.10"), "{refused}");
+        assert!(
+            refused
+                .to_string()
+                .contains("delete element pods4 10.244.1.10"),
+            "{refused}"
+        );
         run("nft delete table inet egressgateway");
-        assert_eq!(nftables().apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(
+            nftables().apply(&change.plan).await.unwrap_err().kind,
+            ErrorKind::Conflict
+        );
         reach(&desired).await;
     });
 }
@@ -211,9 +302,18 @@ fn addresses_come_move_and_go_one_by_one_and_all_together_or_not_at_all() {
     in_namespace(|| async {
         let mut desired = client();
         reach(&desired).await;
-        for pod in ["10.244.1.10", "fd10:244:1::10", "10.244.1.40", "fd10:244:1::40"] {
+        for pod in [
+            "10.244.1.10",
+            "fd10:244:1::10",
+            "10.244.1.40",
+            "fd10:244:1::40",
+        ] {
             desired.pods.insert(ip(pod), class(2));
-            desired.start_gate.get_or_insert_default().known.insert(ip(pod));
+            desired
+                .start_gate
+                .get_or_insert_default()
+                .known
+                .insert(ip(pod));
             reach(&desired).await;
             desired.overlay.peers.insert(ip(pod));
             reach(&desired).await;
@@ -221,14 +321,19 @@ fn addresses_come_move_and_go_one_by_one_and_all_together_or_not_at_all() {
         desired = client();
         let before = reach(&desired).await;
         for number in 0..100_u32 {
-            desired.pods.insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), class(1));
+            desired
+                .pods
+                .insert(Ipv4Addr::from_bits(0x0a0a_0000 + number).into(), class(1));
         }
         desired.pods.remove(&ip("10.244.1.10"));
         let change = nftables().plan(&desired, &before).unwrap();
         // The last of the hundred is there with another class: nothing of the plan is done.
         run("nft add element inet egressgateway pods4 { 10.10.0.99 : 0:9 }");
         let moved_on = nftables().observe().await.unwrap();
-        assert_eq!(nftables().apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(
+            nftables().apply(&change.plan).await.unwrap_err().kind,
+            ErrorKind::Conflict
+        );
         assert!(nftables().observe().await.unwrap() == moved_on);
         reach(&desired).await;
     });
@@ -268,7 +373,11 @@ fn counters_are_there_with_the_table_and_survive_updates() {
         );
         let handle = run("nft -a list counter inet egressgateway steered");
         reach(&gateway()).await;
-        assert_eq!(run("nft -a list counter inet egressgateway steered"), handle, "the counter is still the same object");
+        assert_eq!(
+            run("nft -a list counter inet egressgateway steered"),
+            handle,
+            "the counter is still the same object"
+        );
     });
 }
 
@@ -279,14 +388,21 @@ fn ten_thousand_policies_load_and_one_more_pod_is_one_line() {
         let begin = Instant::now();
         let state = reach(&desired).await;
         assert!(state.len() > 50_000, "{}", state.len());
-        eprintln!("{} elements: read, planned, checked, applied, read again in {:?}", state.len(), begin.elapsed());
+        eprintln!(
+            "{} elements: read, planned, checked, applied, read again in {:?}",
+            state.len(),
+            begin.elapsed()
+        );
         desired.pods.insert(ip("10.244.1.20"), class(2));
         let begin = Instant::now();
         let Change { plan, after } = nftables().plan(&desired, &state).unwrap();
         let planned = begin.elapsed();
         assert_eq!(plan.to_string().lines().count(), 1);
         nftables().apply(&plan).await.unwrap();
-        eprintln!("one pod more: planned in {planned:?}, applied after {:?}", begin.elapsed());
+        eprintln!(
+            "one pod more: planned in {planned:?}, applied after {:?}",
+            begin.elapsed()
+        );
         assert_eq!(nftables().observe().await.unwrap(), after);
     });
 }
@@ -298,11 +414,23 @@ fn what_others_do_to_the_table_is_noticed_and_what_we_do_is_not() {
         let monitor = ours.monitor().unwrap();
         let quiet = |doing: &'static str| {
             let changed = monitor.changed();
-            async move { assert!(tokio::time::timeout(Duration::from_millis(300), changed).await.is_err(), "{doing} was noticed") }
+            async move {
+                assert!(
+                    tokio::time::timeout(Duration::from_millis(300), changed)
+                        .await
+                        .is_err(),
+                    "{doing} was noticed"
+                )
+            }
         };
         let noticed = |doing: &'static str| {
             let changed = monitor.changed();
-            async move { tokio::time::timeout(Duration::from_secs(5), changed).await.expect(doing).unwrap() }
+            async move {
+                tokio::time::timeout(Duration::from_secs(5), changed)
+                    .await
+                    .expect(doing)
+                    .unwrap()
+            }
         };
         let plan = ours.plan(&client(), &NftState::default()).unwrap().plan;
         ours.apply(&plan).await.unwrap();

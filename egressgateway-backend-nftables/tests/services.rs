@@ -1,4 +1,5 @@
-//! What classifies translated connections beside another backend, on the real kernel and without one.
+//! What classifies translated connections beside another backend, on the real kernel and without
+//! one.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -32,7 +33,9 @@ impl Host<Services> for Namespace {
 const NEIGHBOURS: &str = "nft 'add table inet egressgateway; add chain inet egressgateway forward; add table ip egressgateway_services'";
 
 async fn reach(services: &Services, desired: &PolicyDesired) -> NftState {
-    let Change { plan, after } = services.plan(desired, &services.observe().await.unwrap()).unwrap();
+    let Change { plan, after } = services
+        .plan(desired, &services.observe().await.unwrap())
+        .unwrap();
     services.apply(&plan).await.unwrap();
     assert_eq!(services.observe().await.unwrap(), after);
     after
@@ -73,8 +76,12 @@ fn what_others_do_to_it_is_noticed_and_repaired_and_a_host_that_governs_nothing_
 }
 
 #[test]
-fn only_first_packets_that_somebody_translated_are_looked_at_and_what_was_said_of_them_is_taken_back() {
-    let rules = Services::offline(NftablesSettings::default()).plan(&client(), &NftState::default()).unwrap().after;
+fn only_first_packets_that_somebody_translated_are_looked_at_and_what_was_said_of_them_is_taken_back()
+ {
+    let rules = Services::offline(NftablesSettings::default())
+        .plan(&client(), &NftState::default())
+        .unwrap()
+        .after;
     let marks = |packet_mark, connection_mark, counted: &[&'static str]| TraceVerdict::Accept {
         untracked: false,
         packet_mark,
@@ -83,23 +90,58 @@ fn only_first_packets_that_somebody_translated_are_looked_at_and_what_was_said_o
     };
     let sent = |destination: &str| TracePacket::new(ip("10.244.1.10"), ip(destination));
     let service = |destination: &str| sent(destination).sent_to(ip("10.6.2.9"));
-    let pinned = |packet: TracePacket| TracePacket { packet_mark: 0x1300_4000, connection_mark: 0x1300_0007, ..packet };
+    let pinned = |packet: TracePacket| TracePacket {
+        packet_mark: 0x1300_4000,
+        connection_mark: 0x1300_0007,
+        ..packet
+    };
     for (packet, meets, meaning) in [
         (sent("10.6.1.1"), marks(0, 0, &[]), "translated by nobody"),
-        (service("10.6.1.1"), marks(0x1100_0000, 0x1100_0000, &["steered"]), "governed"),
-        (pinned(service("10.6.1.1")), marks(0x1100_4000, 0x1100_0007, &["steered"]), "governed otherwise"),
-        (pinned(service("10.6.0.11")), marks(0x4000, 7, &[]), "the cluster's own"),
-        (pinned(service("10.6.4.1")), marks(0x4000, 7, &[]), "not governed"),
-        (service("10.6.3.1"), TraceVerdict::Drop { counter: Some("drop_held") }, "held"),
-        (pinned(service("10.6.1.1").from_device("egress-vxlan-v4")), marks(0x1300_4000, 0x1300_0007, &[]), "came by the overlay"),
         (
-            TracePacket { state: ConnectionState::Established, ..pinned(service("10.6.1.1")) },
+            service("10.6.1.1"),
+            marks(0x1100_0000, 0x1100_0000, &["steered"]),
+            "governed",
+        ),
+        (
+            pinned(service("10.6.1.1")),
+            marks(0x1100_4000, 0x1100_0007, &["steered"]),
+            "governed otherwise",
+        ),
+        (
+            pinned(service("10.6.0.11")),
+            marks(0x4000, 7, &[]),
+            "the cluster's own",
+        ),
+        (
+            pinned(service("10.6.4.1")),
+            marks(0x4000, 7, &[]),
+            "not governed",
+        ),
+        (
+            service("10.6.3.1"),
+            TraceVerdict::Drop {
+                counter: Some("drop_held"),
+            },
+            "held",
+        ),
+        (
+            pinned(service("10.6.1.1").from_device("egress-vxlan-v4")),
+            marks(0x1300_4000, 0x1300_0007, &[]),
+            "came by the overlay",
+        ),
+        (
+            TracePacket {
+                state: ConnectionState::Established,
+                ..pinned(service("10.6.1.1"))
+            },
             marks(0x1300_4000, 0x1300_0007, &[]),
             "has begun",
         ),
         (
             TracePacket::new(ip("10.244.1.99"), ip("10.6.1.1")).sent_to(ip("10.96.0.1")),
-            TraceVerdict::Drop { counter: Some("drop_start_gate") },
+            TraceVerdict::Drop {
+                counter: Some("drop_start_gate"),
+            },
             "a new pod",
         ),
     ] {

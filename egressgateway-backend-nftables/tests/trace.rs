@@ -13,11 +13,19 @@ use egressgateway::{
 use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings};
 
 fn rules(settings: NftablesSettings, desired: &PolicyDesired) -> NftState {
-    Nftables::offline(settings).plan(desired, &NftState::default()).unwrap().after
+    Nftables::offline(settings)
+        .plan(desired, &NftState::default())
+        .unwrap()
+        .after
 }
 
 fn marks(packet_mark: u32, connection_mark: u32, counted: &[&'static str]) -> TraceVerdict {
-    TraceVerdict::Accept { untracked: false, packet_mark, connection_mark, counted: counted.to_vec() }
+    TraceVerdict::Accept {
+        untracked: false,
+        packet_mark,
+        connection_mark,
+        counted: counted.to_vec(),
+    }
 }
 
 #[test]
@@ -27,9 +35,17 @@ fn packets_meet_what_every_backend_must_say() {
 
 #[test]
 fn another_mask_moves_our_byte_and_nothing_else() {
-    let settings = NftablesSettings { mask: MarkMask::new(0x00ff_0000).unwrap() };
+    let settings = NftablesSettings {
+        mask: MarkMask::new(0x00ff_0000).unwrap(),
+    };
     let state = rules(settings, &client());
-    let busy =
-        TracePacket { connection_mark: 0x4400_0001, packet_mark: 0x4400_c000, ..TracePacket::new(ip("10.244.1.10"), ip("10.6.1.1")) };
-    assert_eq!(state.trace(&busy), marks(0x4411_c000, 0x4411_0001, &["steered"]));
+    let busy = TracePacket {
+        connection_mark: 0x4400_0001,
+        packet_mark: 0x4400_c000,
+        ..TracePacket::new(ip("10.244.1.10"), ip("10.6.1.1"))
+    };
+    assert_eq!(
+        state.trace(&busy),
+        marks(0x4411_c000, 0x4411_0001, &["steered"])
+    );
 }

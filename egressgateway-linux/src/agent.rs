@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    AddressesDesired, DestinationView, Driver, Drivers, Encapsulation, PolicyBackend, PolicyDesired, Reconcile, Reconciler, TunnelDesired,
-    Unmanaged,
+    AddressesDesired, DestinationView, Driver, Drivers, Encapsulation, PolicyBackend,
+    PolicyDesired, Reconcile, Reconciler, TunnelDesired, Unmanaged,
     config::{Config, ReplyPath},
     index::IndexSettings,
     liveness::LivenessSettings,
@@ -13,8 +13,8 @@ use egressgateway::{
     spec::Problem,
 };
 use egressgateway_netlink::{
-    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer, NeighbourInquirer, Netlink, ParentChoice, Steering,
-    SteeringSettings,
+    ConnectionTable, EchoProber, EgressAddresses, KernelHost, NeighbourAnnouncer,
+    NeighbourInquirer, Netlink, ParentChoice, Steering, SteeringSettings,
 };
 
 use crate::{
@@ -45,14 +45,25 @@ struct CustomPolicy {
 
 impl std::fmt::Debug for AgentBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AgentBuilder").field("node", &self.node).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("AgentBuilder")
+            .field("node", &self.node)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
 impl AgentBuilder {
-    /// The agent of the node with this name, with the default configuration. The name is that of the Node object.
+    /// The agent of the node with this name, with the default configuration. The name is that of
+    /// the Node object.
     pub fn new(node: impl Into<NodeName>) -> Self {
-        Self { node: node.into(), config: Config::default(), lease: LeaseSettings::default(), policy: None, tunnel: None, addresses: true }
+        Self {
+            node: node.into(),
+            config: Config::default(),
+            lease: LeaseSettings::default(),
+            policy: None,
+            tunnel: None,
+            addresses: true,
+        }
     }
 
     /// Another configuration than the default one.
@@ -67,22 +78,35 @@ impl AgentBuilder {
         self
     }
 
-    /// A policy backend instead of those that are compiled in. Nothing that other backends left on the host is removed. Where it counts or
-    /// notices foreign changes, add [`Agent::with_counters`] and [`Agent::with_monitor`] to the agent.
+    /// A policy backend instead of those that are compiled in. Nothing that other backends left on
+    /// the host is removed. Where it counts or notices foreign changes, add
+    /// [`Agent::with_counters`] and [`Agent::with_monitor`] to the agent.
     pub fn policy_backend(mut self, backend: impl PolicyBackend + 'static) -> Self {
         let (view, kind) = (backend.destination_view(), backend.kind());
-        self.policy = Some(CustomPolicy { driver: Box::new(Reconciler::new(backend)), view, kind });
+        self.policy = Some(CustomPolicy {
+            driver: Box::new(Reconciler::new(backend)),
+            view,
+            kind,
+        });
         self
     }
 
-    /// A tunnel instead of those that are compiled in. `encapsulation` describes what `driver` builds. Nothing that other tunnels left on the
-    /// host is removed.
-    pub fn tunnel(mut self, driver: impl Driver<Desired = TunnelDesired> + 'static, encapsulation: impl Encapsulation + 'static) -> Self {
-        self.tunnel = Some(Tunnel { driver: Box::new(Reconciler::new(driver)), encapsulation: Arc::new(encapsulation) });
+    /// A tunnel instead of those that are compiled in. `encapsulation` describes what `driver`
+    /// builds. Nothing that other tunnels left on the host is removed.
+    pub fn tunnel(
+        mut self,
+        driver: impl Driver<Desired = TunnelDesired> + 'static,
+        encapsulation: impl Encapsulation + 'static,
+    ) -> Self {
+        self.tunnel = Some(Tunnel {
+            driver: Box::new(Reconciler::new(driver)),
+            encapsulation: Arc::new(encapsulation),
+        });
         self
     }
 
-    /// Somebody else puts egress addresses on the host's devices, announces them and finds conflicts.
+    /// Somebody else puts egress addresses on the host's devices, announces them and finds
+    /// conflicts.
     pub const fn without_addresses(mut self) -> Self {
         self.addresses = false;
         self
@@ -90,7 +114,8 @@ impl AgentBuilder {
 
     /// Asks the host what it can do, and makes the agent over a client that the program made.
     ///
-    /// Metrics, changes of the configuration and everything else that [`Agent`] offers are added to what is returned.
+    /// Metrics, changes of the configuration and everything else that [`Agent`] offers are added to
+    /// what is returned.
     ///
     /// # Errors
     /// As [`Self::prepare`].
@@ -98,15 +123,23 @@ impl AgentBuilder {
         Ok(self.prepare().await?.agent(client))
     }
 
-    /// Asks the host what it can do; what follows can't fail any more. The kernel is changed only by the probe of nftables, which takes away what it
-    /// made.
+    /// Asks the host what it can do; what follows can't fail any more. The kernel is changed only
+    /// by the probe of nftables, which takes away what it made.
     ///
     /// # Errors
-    /// When the configuration is wrong, names what is not compiled in or what this host lacks, or the kernel can't be read.
+    /// When the configuration is wrong, names what is not compiled in or what this host lacks, or
+    /// the kernel can't be read.
     pub async fn prepare(self) -> Result<PreparedAgent, BuildError> {
         self.check()?;
         let mut settings = agent_settings(&self.config, self.node.clone());
-        let Self { node, config, lease, policy, tunnel, addresses } = self;
+        let Self {
+            node,
+            config,
+            lease,
+            policy,
+            tunnel,
+            addresses,
+        } = self;
         let policy = match policy {
             Some(custom) => Policy::Custom(custom),
             None => Policy::BuiltIn(backend::choose(&config).await?),
@@ -120,7 +153,16 @@ impl AgentBuilder {
         settings.backend = Some(policy.description());
         settings.lease = lease;
         tracing::info!(backend = policy.description(), "policy backend chosen");
-        Ok(PreparedAgent { node, config, settings, policy, tunnel, addresses, netlink, keeps_connections })
+        Ok(PreparedAgent {
+            node,
+            config,
+            settings,
+            policy,
+            tunnel,
+            addresses,
+            netlink,
+            keeps_connections,
+        })
     }
 
     /// What is wrong with the configuration, all at once.
@@ -133,11 +175,16 @@ impl AgentBuilder {
             problems.extend(backend::unknown(&self.config));
         }
         problems.extend(unknown_reply_path(&self.config));
-        if problems.is_empty() { Ok(()) } else { Err(BuildError::Config(problems)) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(BuildError::Config(problems))
+        }
     }
 }
 
-/// An agent that lacks only its client: the host has been asked, tunnel and policy backend are chosen.
+/// An agent that lacks only its client: the host has been asked, tunnel and policy backend are
+/// chosen.
 #[must_use]
 pub struct PreparedAgent {
     node: NodeName,
@@ -152,30 +199,62 @@ pub struct PreparedAgent {
 
 impl std::fmt::Debug for PreparedAgent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PreparedAgent").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("PreparedAgent")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
 impl PreparedAgent {
     /// The agent over a client that the program made.
     pub fn agent(self, client: kube::Client) -> Agent {
-        let Self { node, config, settings, policy, tunnel: Tunnel { driver, encapsulation }, addresses, netlink, keeps_connections } = self;
+        let Self {
+            node,
+            config,
+            settings,
+            policy,
+            tunnel: Tunnel {
+                driver,
+                encapsulation,
+            },
+            addresses,
+            netlink,
+            keeps_connections,
+        } = self;
         let (policy, view, watchers) = policy.split();
         let hook = Arc::new(());
-        let egress_addresses: Box<dyn Reconcile<AddressesDesired>> =
-            if addresses { Box::new(Reconciler::new(EgressAddresses::new(netlink.clone(), hook.clone()))) } else { Box::new(Unmanaged) };
+        let egress_addresses: Box<dyn Reconcile<AddressesDesired>> = if addresses {
+            Box::new(Reconciler::new(EgressAddresses::new(
+                netlink.clone(),
+                hook.clone(),
+            )))
+        } else {
+            Box::new(Unmanaged)
+        };
         let steering = Steering::new(netlink.clone(), steering(&config, keeps_connections), hook);
-        let drivers = Drivers { tunnel: driver, steering: Box::new(Reconciler::new(steering)), addresses: egress_addresses, policy };
-        let parent = config.tunnel.parent.clone().map_or(ParentChoice::Auto, ParentChoice::Named);
+        let drivers = Drivers {
+            tunnel: driver,
+            steering: Box::new(Reconciler::new(steering)),
+            addresses: egress_addresses,
+            policy,
+        };
+        let parent = config
+            .tunnel
+            .parent
+            .clone()
+            .map_or(ParentChoice::Auto, ParentChoice::Named);
         let host = KernelHost::new(netlink.clone(), parent);
         // As ping(8) does: of two programs on a host, each has an identifier of its own.
-        let prober = EchoProber::new(u16::try_from(std::process::id() & 0xffff).unwrap_or_default());
+        let prober =
+            EchoProber::new(u16::try_from(std::process::id() & 0xffff).unwrap_or_default());
         let mut agent = Agent::new(client, settings, drivers, encapsulation, Arc::new(host))
             .with_prober(Arc::new(prober))
             .with_connections(Arc::new(ConnectionTable::new(netlink)), view)
             .with_untracking_rules(Arc::new(backend::untracking()));
         if addresses {
-            agent = agent.with_announcer(Arc::new(NeighbourAnnouncer::new())).with_inquirer(Arc::new(NeighbourInquirer::new()));
+            agent = agent
+                .with_announcer(Arc::new(NeighbourAnnouncer::new()))
+                .with_inquirer(Arc::new(NeighbourInquirer::new()));
         }
         if let Some((counters, monitor)) = watchers {
             agent = agent.with_counters(counters).with_monitor(monitor);
@@ -192,7 +271,10 @@ enum Policy {
     Custom(CustomPolicy),
 }
 
-type Watchers = (Arc<dyn egressgateway::CounterSource>, Arc<dyn egressgateway::PolicyMonitor>);
+type Watchers = (
+    Arc<dyn egressgateway::CounterSource>,
+    Arc<dyn egressgateway::PolicyMonitor>,
+);
 
 impl Policy {
     fn description(&self) -> String {
@@ -202,9 +284,19 @@ impl Policy {
         }
     }
 
-    fn split(self) -> (Box<dyn Reconcile<PolicyDesired>>, DestinationView, Option<Watchers>) {
+    fn split(
+        self,
+    ) -> (
+        Box<dyn Reconcile<PolicyDesired>>,
+        DestinationView,
+        Option<Watchers>,
+    ) {
         match self {
-            Self::BuiltIn(backend) => (backend.driver, backend.view, Some((backend.counters, backend.monitor))),
+            Self::BuiltIn(backend) => (
+                backend.driver,
+                backend.view,
+                Some((backend.counters, backend.monitor)),
+            ),
             Self::Custom(custom) => (custom.driver, custom.view, None),
         }
     }
@@ -216,7 +308,8 @@ pub(crate) fn unknown_reply_path(config: &Config) -> Option<Problem> {
     (config.reply_path != ReplyPath::Cni).then(|| Problem::new("replyPath", "tunnel", rule))
 }
 
-/// Whether connections stay with their node of a gateway that balances, when another node goes or comes.
+/// Whether connections stay with their node of a gateway that balances, when another node goes or
+/// comes.
 async fn keeps_connections(netlink: &Netlink) -> Result<bool, BuildError> {
     let keeps = Steering::keeps_connections_on(netlink).await?;
     if !keeps {
@@ -238,8 +331,8 @@ pub(crate) fn steering(config: &Config, keeps_connections: bool) -> SteeringSett
     }
 }
 
-/// How a configuration lets the agent of a node work, but for its Lease and the description of its backend. [`Agent::with_changes`] takes these
-/// when the configuration changes.
+/// How a configuration lets the agent of a node work, but for its Lease and the description of its
+/// backend. [`Agent::with_changes`] takes these when the configuration changes.
 #[must_use]
 pub fn agent_settings(config: &Config, node: NodeName) -> AgentSettings {
     let mut settings = AgentSettings::new(IndexSettings {
@@ -251,7 +344,10 @@ pub fn agent_settings(config: &Config, node: NodeName) -> AgentSettings {
         start_gate: config.start_gate,
     });
     settings.mask = config.mark.mask;
-    settings.liveness = LivenessSettings { interval: config.failover.interval, multiplier: config.failover.multiplier };
+    settings.liveness = LivenessSettings {
+        interval: config.failover.interval,
+        multiplier: config.failover.multiplier,
+    };
     settings.reset_connections = config.reset_connections;
     settings.hold_at_boot = config.hold_at_boot;
     settings

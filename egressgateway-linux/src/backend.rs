@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, DestinationView, Error, ErrorKind, PolicyBackend, PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Succession,
-    Together, Unmanaged, UntrackingRules,
+    CounterSource, DestinationView, Error, ErrorKind, PolicyBackend, PolicyDesired, PolicyMonitor,
+    Reconcile, Reconciler, Succession, Together, Unmanaged, UntrackingRules,
     config::{Config, Iptables},
     spec::Problem,
 };
 #[cfg(feature = "netfilter")]
-use egressgateway_backend_netfilter::{IptablesFlavour, IptablesUntracking, Netfilter, NetfilterSettings, Transit};
+use egressgateway_backend_netfilter::{
+    IptablesFlavour, IptablesUntracking, Netfilter, NetfilterSettings, Transit,
+};
 #[cfg(all(feature = "nftables", feature = "netfilter"))]
 use egressgateway_backend_nftables::{ExitGuard, ExitMarks, Services};
 #[cfg(feature = "nftables")]
@@ -42,13 +44,19 @@ const BUILT_IN: &[&str] = &[
 
 /// What the configuration names and this agent does not have.
 pub(crate) fn unknown(config: &Config) -> Option<Problem> {
-    let name = config.policy_backend.as_deref().filter(|name| !BUILT_IN.contains(name))?;
-    let rule = format!("must be auto or {}: this agent was built without any other backend", BUILT_IN.join(" or "));
+    let name = config
+        .policy_backend
+        .as_deref()
+        .filter(|name| !BUILT_IN.contains(name))?;
+    let rule = format!(
+        "must be auto or {}: this agent was built without any other backend",
+        BUILT_IN.join(" or ")
+    );
     Some(Problem::new("policyBackend", name, &rule))
 }
 
-/// The backend that the configuration names, or the first that this host can do: nftables before netfilter. What another backend left
-/// behind is removed once this one is in force.
+/// The backend that the configuration names, or the first that this host can do: nftables before
+/// netfilter. What another backend left behind is removed once this one is in force.
 ///
 /// # Errors
 /// When the host can't do it, or any, each with what it lacks.
@@ -63,13 +71,31 @@ pub(crate) async fn choose(config: &Config) -> Result<Backend, BuildError> {
             continue;
         }
         match probe(name, config).await {
-            Ok(()) if lacking.is_empty() => return made(name, config, "chosen because this host has what it needs").await,
-            Ok(()) => return made(name, config, &format!("chosen because {}", lacking.join("; "))).await,
-            Err(error) if error.kind == ErrorKind::Unsupported => lacking.push(format!("{name} can't be used: {}", error.chain())),
+            Ok(()) if lacking.is_empty() => {
+                return made(name, config, "chosen because this host has what it needs").await;
+            }
+            Ok(()) => {
+                return made(
+                    name,
+                    config,
+                    &format!("chosen because {}", lacking.join("; ")),
+                )
+                .await;
+            }
+            Err(error) if error.kind == ErrorKind::Unsupported => {
+                lacking.push(format!("{name} can't be used: {}", error.chain()))
+            }
             Err(error) => return Err(error.into()),
         }
     }
-    Err(Error::new(ErrorKind::Unsupported, format!("no policy backend works on this host: {}", lacking.join("; "))).into())
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "no policy backend works on this host: {}",
+            lacking.join("; ")
+        ),
+    )
+    .into())
 }
 
 async fn probe(name: &str, config: &Config) -> Result<(), Error> {
@@ -78,7 +104,10 @@ async fn probe(name: &str, config: &Config) -> Result<(), Error> {
         "nftables" => nftables(config).probe().await,
         #[cfg(feature = "netfilter")]
         "netfilter" => netfilter(config).probe().await,
-        _ => Err(Error::new(ErrorKind::Unsupported, format!("this agent was built without {name}"))),
+        _ => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("this agent was built without {name}"),
+        )),
     }
 }
 
@@ -89,9 +118,13 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, BuildEr
         "nftables" => {
             let backend = nftables(config);
             #[allow(unused_mut)]
-            let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()?));
+            let mut node = InForce::new(
+                Box::new(Reconciler::new(backend.clone())),
+                Arc::new(backend.monitor()?),
+            );
             #[cfg(feature = "netfilter")]
-            node.beside_iptables(config, &[IptablesFlavour::Legacy, IptablesFlavour::Nft]).await?;
+            node.beside_iptables(config, &[IptablesFlavour::Legacy, IptablesFlavour::Nft])
+                .await?;
             let mut former = netfilter_of_any_flavour(config);
             former.extend(former_guard(config).await?);
             former.extend(former_services(config));
@@ -105,7 +138,10 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, BuildEr
                 IptablesFlavour::Legacy => ("legacy", IptablesFlavour::Nft),
                 _ => ("nft", IptablesFlavour::Legacy),
             };
-            let mut node = InForce::new(Box::new(Reconciler::new(backend.clone())), Arc::new(backend.monitor()));
+            let mut node = InForce::new(
+                Box::new(Reconciler::new(backend.clone())),
+                Arc::new(backend.monitor()),
+            );
             node.beside_iptables(config, &[other]).await?;
             let mut former = transit_left_in(config, flavour).await?;
             #[cfg(feature = "nftables")]
@@ -113,11 +149,22 @@ async fn made(name: &str, config: &Config, why: &str) -> Result<Backend, BuildEr
                 node.guarded(&backend).await?;
                 former.extend(node.seeing_services(config).await?);
             }
-            former.push(Box::new(Reconciler::new(Netfilter::former_flavour(of_flavour(config, other), Arc::new(())))));
+            former.push(Box::new(Reconciler::new(Netfilter::former_flavour(
+                of_flavour(config, other),
+                Arc::new(()),
+            ))));
             former.extend(former_nftables(config));
-            Ok(node.after(former, backend, format!("netfilter with iptables-{word}, {why}")))
+            Ok(node.after(
+                former,
+                backend,
+                format!("netfilter with iptables-{word}, {why}"),
+            ))
         }
-        _ => Err(Error::new(ErrorKind::Unsupported, format!("this agent was built without {name}")).into()),
+        _ => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("this agent was built without {name}"),
+        )
+        .into()),
     }
 }
 
@@ -131,10 +178,15 @@ struct InForce {
 
 impl InForce {
     fn new(backend: Policy, monitor: Arc<dyn PolicyMonitor>) -> Self {
-        Self { drivers: vec![backend], monitors: vec![monitor], counters: Vec::new() }
+        Self {
+            drivers: vec![backend],
+            monitors: vec![monitor],
+            counters: Vec::new(),
+        }
     }
 
-    /// What exits is looked at again once it was translated: others' rules may come before the backend's in iptables' nat table.
+    /// What exits is looked at again once it was translated: others' rules may come before the
+    /// backend's in iptables' nat table.
     #[cfg(all(feature = "nftables", feature = "netfilter"))]
     async fn guarded(&mut self, backend: &Netfilter) -> Result<(), Error> {
         match guard(backend).await {
@@ -142,20 +194,27 @@ impl InForce {
                 self.monitors.push(Arc::new(guard.monitor()?));
                 self.counters.push(Arc::new(guard.clone()));
                 let policy = Box::new(Together::new(std::mem::take(&mut self.drivers)));
-                self.drivers = vec![Box::new(Guarded { guard: Box::new(Reconciler::new(guard)), policy })];
+                self.drivers = vec![Box::new(Guarded {
+                    guard: Box::new(Reconciler::new(guard)),
+                    policy,
+                })];
                 Ok(())
             }
             Err(error) if error.kind == ErrorKind::Unsupported => {
                 let lacking = error.chain();
-                tracing::warn!(lacking, "without nftables nobody sees when others translate before us what leaves with an egress address");
+                tracing::warn!(
+                    lacking,
+                    "without nftables nobody sees when others translate before us what leaves with an egress address"
+                );
                 Ok(())
             }
             Err(error) => Err(error),
         }
     }
 
-    /// What somebody translates, such as a connection to a service, is classified by where it leads. Where that can't be, what the policies govern
-    /// is dropped, and what an earlier agent left is removed.
+    /// What somebody translates, such as a connection to a service, is classified by where it
+    /// leads. Where that can't be, what the policies govern is dropped, and what an earlier agent
+    /// left is removed.
     #[cfg(all(feature = "nftables", feature = "netfilter"))]
     async fn seeing_services(&mut self, config: &Config) -> Result<Option<Policy>, Error> {
         let services = services(config);
@@ -168,7 +227,10 @@ impl InForce {
             }
             Err(error) if error.kind == ErrorKind::Unsupported => {
                 let lacking = error.chain();
-                tracing::warn!(lacking, "what pods send to services in front of governed destinations is dropped on this host");
+                tracing::warn!(
+                    lacking,
+                    "what pods send to services in front of governed destinations is dropped on this host"
+                );
                 Ok(Some(Box::new(Reconciler::new(services))))
             }
             Err(error) => Err(error),
@@ -177,7 +239,11 @@ impl InForce {
 
     /// Firewalls kept by these flavours of iptables let pass what exits here.
     #[cfg(feature = "netfilter")]
-    async fn beside_iptables(&mut self, config: &Config, flavours: &[IptablesFlavour]) -> Result<(), Error> {
+    async fn beside_iptables(
+        &mut self,
+        config: &Config,
+        flavours: &[IptablesFlavour],
+    ) -> Result<(), Error> {
         for flavour in flavours {
             if let Some(transit) = transit(config, *flavour).await? {
                 self.monitors.push(Arc::new(transit.monitor()));
@@ -188,12 +254,26 @@ impl InForce {
     }
 
     /// What works on this node from now on, once what `former` left is gone.
-    fn after(self, former: Vec<Policy>, backend: impl PolicyBackend + CounterSource + 'static, description: String) -> Backend {
-        let driver = Box::new(Succession::new(Box::new(Together::new(self.drivers)), former));
+    fn after(
+        self,
+        former: Vec<Policy>,
+        backend: impl PolicyBackend + CounterSource + 'static,
+        description: String,
+    ) -> Backend {
+        let driver = Box::new(Succession::new(
+            Box::new(Together::new(self.drivers)),
+            former,
+        ));
         let view = backend.destination_view();
         let mut counters = self.counters;
         counters.push(Arc::new(backend));
-        Backend { driver, view, counters: Arc::new(counters), monitor: Arc::new(self.monitors), description }
+        Backend {
+            driver,
+            view,
+            counters: Arc::new(counters),
+            monitor: Arc::new(self.monitors),
+            description,
+        }
     }
 }
 
@@ -216,7 +296,10 @@ fn nftables_untracking() -> Option<Arc<dyn UntrackingRules>> {
     match NftUntracking::open() {
         Ok(rules) => Some(Arc::new(rules)),
         Err(error) => {
-            tracing::debug!(error = error.chain(), "nftables does not tell what others take out of connection tracking");
+            tracing::debug!(
+                error = error.chain(),
+                "nftables does not tell what others take out of connection tracking"
+            );
             None
         }
     }
@@ -238,7 +321,8 @@ pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     Ok(Box::new(Succession::new(Box::new(Unmanaged), all)))
 }
 
-/// Takes away what a probe of nftables left behind that was ended half-way; where nothing of it can be, that is nothing.
+/// Takes away what a probe of nftables left behind that was ended half-way; where nothing of it can
+/// be, that is nothing.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -258,7 +342,12 @@ pub(crate) async fn forget_probe(_: &Config) -> Result<(), Error> {
 
 #[cfg(feature = "nftables")]
 fn nftables(config: &Config) -> Nftables {
-    Nftables::new(NftablesSettings { mask: config.mark.mask }, Arc::new(()))
+    Nftables::new(
+        NftablesSettings {
+            mask: config.mark.mask,
+        },
+        Arc::new(()),
+    )
 }
 
 #[cfg(feature = "nftables")]
@@ -278,7 +367,15 @@ fn former_nftables(_: &Config) -> Vec<Policy> {
 #[cfg(all(feature = "nftables", feature = "netfilter"))]
 async fn guard(backend: &Netfilter) -> Result<ExitGuard, Error> {
     let marks = backend.exit_marks();
-    ExitGuard::open(ExitMarks { exit: marks.exit, source: marks.source, node: marks.node }, Arc::new(())).await
+    ExitGuard::open(
+        ExitMarks {
+            exit: marks.exit,
+            source: marks.source,
+            node: marks.node,
+        },
+        Arc::new(()),
+    )
+    .await
 }
 
 /// Removes it.
@@ -299,7 +396,12 @@ async fn former_guard(_: &Config) -> Result<Option<Policy>, Error> {
 
 #[cfg(all(feature = "nftables", feature = "netfilter"))]
 fn services(config: &Config) -> Services {
-    Services::new(NftablesSettings { mask: config.mark.mask }, Arc::new(()))
+    Services::new(
+        NftablesSettings {
+            mask: config.mark.mask,
+        },
+        Arc::new(()),
+    )
 }
 
 /// Removes what classified translated connections.
@@ -315,7 +417,10 @@ fn former_services(_: &Config) -> Vec<Policy> {
 
 #[cfg(feature = "netfilter")]
 fn of_flavour(config: &Config, flavour: IptablesFlavour) -> NetfilterSettings {
-    NetfilterSettings { mask: config.mark.mask, flavour }
+    NetfilterSettings {
+        mask: config.mark.mask,
+        flavour,
+    }
 }
 
 #[cfg(feature = "netfilter")]
@@ -342,15 +447,24 @@ async fn transit(config: &Config, flavour: IptablesFlavour) -> Result<Option<Tra
 #[cfg(feature = "netfilter")]
 async fn transit_left_in(config: &Config, flavour: IptablesFlavour) -> Result<Vec<Policy>, Error> {
     let transit = transit(config, flavour).await?;
-    Ok(transit.into_iter().map(|transit| Box::new(Reconciler::new(transit)) as Policy).collect())
+    Ok(transit
+        .into_iter()
+        .map(|transit| Box::new(Reconciler::new(transit)) as Policy)
+        .collect())
 }
 
 /// The last one goes first: sets can go when no chain refers to them.
 #[cfg(feature = "netfilter")]
 fn netfilter_of_any_flavour(config: &Config) -> Vec<Policy> {
     vec![
-        Box::new(Reconciler::new(Netfilter::new(of_flavour(config, IptablesFlavour::Nft), Arc::new(())))),
-        Box::new(Reconciler::new(Netfilter::former_flavour(of_flavour(config, IptablesFlavour::Legacy), Arc::new(())))),
+        Box::new(Reconciler::new(Netfilter::new(
+            of_flavour(config, IptablesFlavour::Nft),
+            Arc::new(()),
+        ))),
+        Box::new(Reconciler::new(Netfilter::former_flavour(
+            of_flavour(config, IptablesFlavour::Legacy),
+            Arc::new(()),
+        ))),
     ]
 }
 

@@ -12,8 +12,8 @@ use crate::{
     tunnel,
 };
 
-/// Removes what agents left on this host, whatever backends and tunnels they had: tables, chains, sets, rules, routes, devices, addresses and the
-/// state file.
+/// Removes what agents left on this host, whatever backends and tunnels they had: tables, chains,
+/// sets, rules, routes, devices, addresses and the state file.
 ///
 /// No agent may run on the host meanwhile: it would make everything again.
 #[derive(Clone, Debug)]
@@ -22,7 +22,8 @@ pub struct Cleanup {
 }
 
 impl Cleanup {
-    /// The configuration says where the state file is, which routing tables, rules and bits of marks are ours, and which interfaces are told apart by it.
+    /// The configuration says where the state file is, which routing tables, rules and bits of
+    /// marks are ours, and which interfaces are told apart by it.
     #[must_use]
     pub const fn new(config: Config) -> Self {
         Self { config }
@@ -33,15 +34,23 @@ impl Cleanup {
     /// # Errors
     /// When the configuration names what is not compiled in, or the kernel can't be read.
     pub async fn plan(&self) -> Result<String, BuildError> {
-        let plan = self.drivers().await?.dry_run(&DriversDesired::default()).await?;
+        let plan = self
+            .drivers()
+            .await?
+            .dry_run(&DriversDesired::default())
+            .await?;
         let state_file = self.config.state_file.as_ref().filter(|path| path.exists());
-        Ok(plan + &state_file.map(|path| format!("rm {}\n", path.display())).unwrap_or_default())
+        Ok(plan
+            + &state_file
+                .map(|path| format!("rm {}\n", path.display()))
+                .unwrap_or_default())
     }
 
     /// Removes everything; what is gone already is no error.
     ///
     /// # Errors
-    /// When the configuration names what is not compiled in, or the kernel or the file system refuses.
+    /// When the configuration names what is not compiled in, or the kernel or the file system
+    /// refuses.
     pub async fn run(&self) -> Result<(), BuildError> {
         self.drivers().await?.remove_all().await?;
         backend::forget_probe(&self.config).await?;
@@ -53,7 +62,10 @@ impl Cleanup {
 
     async fn drivers(&self) -> Result<Drivers, BuildError> {
         let config = &self.config;
-        let unknown = tunnel::unknown(config).into_iter().chain(backend::unknown(config)).chain(unknown_reply_path(config));
+        let unknown = tunnel::unknown(config)
+            .into_iter()
+            .chain(backend::unknown(config))
+            .chain(unknown_reply_path(config));
         let problems: Vec<_> = unknown.collect();
         if !problems.is_empty() {
             return Err(BuildError::Config(problems));
@@ -62,7 +74,11 @@ impl Cleanup {
         let hook = Arc::new(());
         Ok(Drivers {
             tunnel: tunnel::removal(config, &netlink),
-            steering: Box::new(Reconciler::new(Steering::new(netlink.clone(), steering(config, true), hook.clone()))),
+            steering: Box::new(Reconciler::new(Steering::new(
+                netlink.clone(),
+                steering(config, true),
+                hook.clone(),
+            ))),
             addresses: Box::new(Reconciler::new(EgressAddresses::new(netlink, hook))),
             policy: backend::removal(config).await?,
         })

@@ -5,8 +5,8 @@ use egressgateway::{Error, Outcome, PolicyDesired, Reconcile};
 
 type Policy = Box<dyn Reconcile<PolicyDesired>>;
 
-/// The guard stands before anything exits here, and as long as anything does: in the moment between, somebody else's masquerade would choose
-/// the source of what exits.
+/// The guard stands before anything exits here, and as long as anything does: in the moment
+/// between, somebody else's masquerade would choose the source of what exits.
 pub(crate) struct Guarded {
     pub(crate) guard: Policy,
     pub(crate) policy: Policy,
@@ -24,7 +24,11 @@ impl Reconcile<PolicyDesired> for Guarded {
             let policy = self.policy.reconcile(desired).await?;
             (self.guard.reconcile(desired).await, policy)
         };
-        Ok(if guard? == Outcome::Applied { Outcome::Applied } else { policy })
+        Ok(if guard? == Outcome::Applied {
+            Outcome::Applied
+        } else {
+            policy
+        })
     }
 
     async fn dry_run(&mut self, desired: &PolicyDesired) -> Result<String, Error> {
@@ -55,7 +59,8 @@ mod tests {
     impl Reconcile<PolicyDesired> for Fake {
         async fn reconcile(&mut self, _: &PolicyDesired) -> Result<Outcome, Error> {
             self.1.lock().unwrap().push(self.0);
-            self.2.map_or(Ok(Outcome::Applied), |kind| Err(Error::new(kind, self.0)))
+            self.2
+                .map_or(Ok(Outcome::Applied), |kind| Err(Error::new(kind, self.0)))
         }
 
         async fn dry_run(&mut self, _: &PolicyDesired) -> Result<String, Error> {
@@ -68,11 +73,20 @@ mod tests {
     fn guarded(guard: Option<ErrorKind>, policy: Option<ErrorKind>) -> (Guarded, Journal) {
         let journal = Journal::default();
         let fake = |name, failure| Box::new(Fake(name, journal.clone(), failure));
-        (Guarded { guard: fake("guard", guard), policy: fake("policy", policy) }, journal)
+        (
+            Guarded {
+                guard: fake("guard", guard),
+                policy: fake("policy", policy),
+            },
+            journal,
+        )
     }
 
     fn exiting() -> PolicyDesired {
-        PolicyDesired { accepts: [TargetId::FIRST].into_iter().collect(), ..PolicyDesired::default() }
+        PolicyDesired {
+            accepts: [TargetId::FIRST].into_iter().collect(),
+            ..PolicyDesired::default()
+        }
     }
 
     #[tokio::test]
@@ -80,16 +94,27 @@ mod tests {
         let (mut both, journal) = guarded(None, None);
         both.reconcile(&exiting()).await.unwrap();
         both.reconcile(&PolicyDesired::default()).await.unwrap();
-        assert_eq!(*journal.lock().unwrap(), ["guard", "policy", "policy", "guard"]);
+        assert_eq!(
+            *journal.lock().unwrap(),
+            ["guard", "policy", "policy", "guard"]
+        );
     }
 
     #[tokio::test]
-    async fn a_guard_that_fails_keeps_no_policy_out_of_force_and_one_stays_where_the_policy_fails() {
+    async fn a_guard_that_fails_keeps_no_policy_out_of_force_and_one_stays_where_the_policy_fails()
+    {
         let (mut both, journal) = guarded(Some(ErrorKind::Permission), None);
-        assert_eq!(both.reconcile(&exiting()).await.unwrap_err().kind, ErrorKind::Permission);
+        assert_eq!(
+            both.reconcile(&exiting()).await.unwrap_err().kind,
+            ErrorKind::Permission
+        );
         assert_eq!(*journal.lock().unwrap(), ["guard", "policy"]);
         let (mut both, journal) = guarded(None, Some(ErrorKind::Transient));
         both.reconcile(&PolicyDesired::default()).await.unwrap_err();
-        assert_eq!(*journal.lock().unwrap(), ["policy"], "something may exit still");
+        assert_eq!(
+            *journal.lock().unwrap(),
+            ["policy"],
+            "something may exit still"
+        );
     }
 }

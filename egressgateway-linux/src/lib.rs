@@ -1,7 +1,7 @@
 //! A whole egress gateway agent for a Linux node.
 //!
-//! [`AgentBuilder`] asks the host what it can do, chooses the tunnel and the policy backend, and puts the parts together as the agent daemon
-//! does, which is its first user:
+//! [`AgentBuilder`] asks the host what it can do, chooses the tunnel and the policy backend, and
+//! puts the parts together as the agent daemon does, which is its first user:
 //!
 //! ```no_run
 //! use egressgateway_linux::{AgentBuilder, BuildError};
@@ -14,12 +14,14 @@
 //! # }
 //! ```
 //!
-//! Each part can be replaced: [`AgentBuilder::policy_backend`], [`AgentBuilder::tunnel`], [`AgentBuilder::without_addresses`]. What is compiled in
-//! is chosen by features: the tunnels `vxlan` and `geneve`, the backends `nftables` and `netfilter`, all on by default.
-//! [`Cleanup`] takes away what any agent left on the host.
+//! Each part can be replaced: [`AgentBuilder::policy_backend`], [`AgentBuilder::tunnel`],
+//! [`AgentBuilder::without_addresses`]. What is compiled in is chosen by features: the tunnels
+//! `vxlan` and `geneve`, the backends `nftables` and `netfilter`, all on by default. [`Cleanup`]
+//! takes away what any agent left on the host.
 //!
-//! The process needs `CAP_NET_ADMIN` and `CAP_NET_RAW` in the host's network namespace. The library sets no globals: the program installs a
-//! logger, a provider of cryptography for TLS, and signal handlers, if it wants them.
+//! The process needs `CAP_NET_ADMIN` and `CAP_NET_RAW` in the host's network namespace. The library
+//! sets no globals: the program installs a logger, a provider of cryptography for TLS, and signal
+//! handlers, if it wants them.
 
 #[cfg(not(any(feature = "vxlan", feature = "geneve")))]
 compile_error!("an agent needs a tunnel: feature vxlan or geneve");

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use egressgateway::{Encapsulation, Error, ErrorKind, Reconcile, Reconciler, Succession, TunnelDesired, config::Config, spec::Problem};
+use egressgateway::{
+    Encapsulation, Error, ErrorKind, Reconcile, Reconciler, Succession, TunnelDesired,
+    config::Config, spec::Problem,
+};
 use egressgateway_netlink::Netlink;
 #[cfg(feature = "geneve")]
 use egressgateway_tunnel_geneve::{Geneve, GeneveSettings, GeneveShape};
@@ -34,14 +37,26 @@ const BUILT_IN: &[Kind] = &[
     Kind {
         name: "vxlan",
         option: "CONFIG_VXLAN",
-        driver: |config, netlink| Box::new(Reconciler::new(Vxlan::new(netlink.clone(), vxlan(config), Arc::new(())))),
+        driver: |config, netlink| {
+            Box::new(Reconciler::new(Vxlan::new(
+                netlink.clone(),
+                vxlan(config),
+                Arc::new(()),
+            )))
+        },
         shape: |config| Arc::new(VxlanShape(vxlan(config))),
     },
     #[cfg(feature = "geneve")]
     Kind {
         name: "geneve",
         option: "CONFIG_GENEVE",
-        driver: |config, netlink| Box::new(Reconciler::new(Geneve::new(netlink.clone(), geneve(config), Arc::new(())))),
+        driver: |config, netlink| {
+            Box::new(Reconciler::new(Geneve::new(
+                netlink.clone(),
+                geneve(config),
+                Arc::new(()),
+            )))
+        },
         shape: |config| Arc::new(GeneveShape(geneve(config))),
     },
 ];
@@ -49,18 +64,27 @@ const BUILT_IN: &[Kind] = &[
 /// What the configuration names and this agent does not have.
 pub(crate) fn unknown(config: &Config) -> Option<Problem> {
     let names: Vec<&str> = BUILT_IN.iter().map(|kind| kind.name).collect();
-    let rule = format!("must be {}: this agent was built without any other tunnel", names.join(" or "));
-    (!names.contains(&config.tunnel.kind.as_str())).then(|| Problem::new("tunnel.kind", &config.tunnel.kind, &rule))
+    let rule = format!(
+        "must be {}: this agent was built without any other tunnel",
+        names.join(" or ")
+    );
+    (!names.contains(&config.tunnel.kind.as_str()))
+        .then(|| Problem::new("tunnel.kind", &config.tunnel.kind, &rule))
 }
 
-/// The tunnel that the configuration names. What another kind left behind is removed before it is built: both want the same UDP port. While
-/// there is neither, what is steered finds no way and is dropped.
+/// The tunnel that the configuration names. What another kind left behind is removed before it is
+/// built: both want the same UDP port. While there is neither, what is steered finds no way and is
+/// dropped.
 ///
 /// # Errors
 /// When the kernel does not have it, with what else it has.
 pub(crate) async fn choose(config: &Config, netlink: &Netlink) -> Result<Tunnel, BuildError> {
-    let (chosen, others): (Vec<&Kind>, Vec<&Kind>) = BUILT_IN.iter().partition(|kind| kind.name == config.tunnel.kind);
-    let Some(kind) = chosen.first() else { return Err(BuildError::Config(unknown(config).into_iter().collect())) };
+    let (chosen, others): (Vec<&Kind>, Vec<&Kind>) = BUILT_IN
+        .iter()
+        .partition(|kind| kind.name == config.tunnel.kind);
+    let Some(kind) = chosen.first() else {
+        return Err(BuildError::Config(unknown(config).into_iter().collect()));
+    };
     if !netlink.has_link_kind(kind.name).await? {
         let mut possible = Vec::new();
         for other in &others {
@@ -68,27 +92,53 @@ pub(crate) async fn choose(config: &Config, netlink: &Netlink) -> Result<Tunnel,
                 possible.push(other.name);
             }
         }
-        let instead = if possible.is_empty() { String::new() } else { format!("; this kernel has {}", possible.join(" and ")) };
-        let context =
-            format!("tunnel.kind {}: the kernel needs {} (module {}) for it{instead}", config.tunnel.kind, kind.option, kind.name);
+        let instead = if possible.is_empty() {
+            String::new()
+        } else {
+            format!("; this kernel has {}", possible.join(" and "))
+        };
+        let context = format!(
+            "tunnel.kind {}: the kernel needs {} (module {}) for it{instead}",
+            config.tunnel.kind, kind.option, kind.name
+        );
         return Err(Error::new(ErrorKind::Unsupported, context).into());
     }
-    let former = others.into_iter().map(|other| (other.driver)(config, netlink)).collect();
-    Ok(Tunnel { driver: Box::new(Succession::replacing((kind.driver)(config, netlink), former)), encapsulation: (kind.shape)(config) })
+    let former = others
+        .into_iter()
+        .map(|other| (other.driver)(config, netlink))
+        .collect();
+    Ok(Tunnel {
+        driver: Box::new(Succession::replacing(
+            (kind.driver)(config, netlink),
+            former,
+        )),
+        encapsulation: (kind.shape)(config),
+    })
 }
 
 /// Takes away what any tunnel left on this host.
 pub(crate) fn removal(config: &Config, netlink: &Netlink) -> Driver {
-    let all = BUILT_IN.iter().map(|kind| (kind.driver)(config, netlink)).collect();
+    let all = BUILT_IN
+        .iter()
+        .map(|kind| (kind.driver)(config, netlink))
+        .collect();
     Box::new(egressgateway::Together::new(all))
 }
 
 #[cfg(feature = "vxlan")]
 fn vxlan(config: &Config) -> VxlanSettings {
-    VxlanSettings { vni: config.tunnel.vni, port: config.tunnel.port, mtu: config.tunnel.mtu }
+    VxlanSettings {
+        vni: config.tunnel.vni,
+        port: config.tunnel.port,
+        mtu: config.tunnel.mtu,
+    }
 }
 
 #[cfg(feature = "geneve")]
 fn geneve(config: &Config) -> GeneveSettings {
-    GeneveSettings { vni: config.tunnel.vni, port: config.tunnel.port, mtu: config.tunnel.mtu }
+    GeneveSettings {
+        vni: config.tunnel.vni,
+        port: config.tunnel.port,
+        mtu: config.tunnel.mtu,
+    }
 }

@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
+    address::{
+        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
+    },
 };
 
 use crate::{
@@ -27,8 +29,8 @@ pub struct Address {
     pub network: IpNet,
     /// Whether it means this host anywhere, not only on the link.
     pub global: bool,
-    /// Whether the kernel prefers it as a source: neither deprecated, nor waiting for or failed in duplicate detection, nor
-    /// subordinate to another one of its network.
+    /// Whether the kernel prefers it as a source: neither deprecated, nor waiting for or failed in
+    /// duplicate detection, nor subordinate to another one of its network.
     pub preferred: bool,
     /// Metric of the route to its network; 0 where none was given.
     pub metric: u32,
@@ -50,7 +52,12 @@ impl Netlink {
     /// # Errors
     /// When the kernel can't be read.
     pub async fn addresses(&self) -> Result<Vec<Address>, Error> {
-        let replies = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), "list addresses").await?;
+        let replies = self
+            .dump(
+                RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+                "list addresses",
+            )
+            .await?;
         let addresses = replies.into_iter().filter_map(|reply| match reply {
             RouteNetlinkMessage::NewAddress(message) => parse(&message),
             _ => None,
@@ -68,38 +75,60 @@ impl Netlink {
             message.header.flags = AddressHeaderFlags::Nodad;
         }
         let what = format!("add address {network} to link {device}");
-        self.write(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, &what).await
+        self.write(
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &what,
+        )
+        .await
     }
 
-    /// Adds an egress address to a device, marked as ours, in a way that leaves the host's own traffic alone: without a route to a network,
-    /// and, IPv6, deprecated from the beginning, so that nothing is sent from it unasked.
+    /// Adds an egress address to a device, marked as ours, in a way that leaves the host's own
+    /// traffic alone: without a route to a network, and, IPv6, deprecated from the beginning, so
+    /// that nothing is sent from it unasked.
     ///
-    /// An IPv4 address has nothing like that; the kernel puts it behind those that the device has, and takes the first.
+    /// An IPv4 address has nothing like that; the kernel puts it behind those that the device has,
+    /// and takes the first.
     ///
     /// # Errors
     /// As [`Self::add_address`].
     pub async fn add_egress_address(&self, device: u32, network: IpNet) -> Result<(), Error> {
         let mut message = message(device, network);
         let mut flags = AddressFlags::Noprefixroute;
-        message.attributes.push(AddressAttribute::RoutePriority(ADDRESS_METRIC));
+        message
+            .attributes
+            .push(AddressAttribute::RoutePriority(ADDRESS_METRIC));
         if Family::of(network.addr()) == Family::V6 {
             flags |= AddressFlags::Nodad;
             let mut lifetimes = CacheInfo::default();
             (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, FOREVER);
-            message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+            message
+                .attributes
+                .push(AddressAttribute::CacheInfo(lifetimes));
         }
         message.attributes.push(AddressAttribute::Flags(flags));
         let what = format!("add egress address {network} to link {device}");
-        self.write(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, &what).await
+        self.write(
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &what,
+        )
+        .await
     }
 
     /// Deletes an address of a device.
     ///
     /// # Errors
-    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device does not have it or is gone.
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device does not have it or is
+    /// gone.
     pub async fn delete_address(&self, device: u32, network: IpNet) -> Result<(), Error> {
         let what = format!("delete address {network} of link {device}");
-        self.write(RouteNetlinkMessage::DelAddress(message(device, network)), 0, &what).await
+        self.write(
+            RouteNetlinkMessage::DelAddress(message(device, network)),
+            0,
+            &what,
+        )
+        .await
     }
 }
 
@@ -109,7 +138,10 @@ fn message(device: u32, network: IpNet) -> AddressMessage {
     message.header.prefix_len = network.prefix_len();
     message.header.index = device;
     message.header.scope = AddressScope::Universe;
-    message.attributes = vec![AddressAttribute::Local(network.addr()), AddressAttribute::Address(network.addr())];
+    message.attributes = vec![
+        AddressAttribute::Local(network.addr()),
+        AddressAttribute::Address(network.addr()),
+    ];
     message
 }
 
@@ -125,7 +157,10 @@ fn parse(message: &AddressMessage) -> Option<Address> {
             _ => {}
         }
     }
-    let unusable = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Secondary;
+    let unusable = AddressFlags::Deprecated
+        | AddressFlags::Tentative
+        | AddressFlags::Dadfailed
+        | AddressFlags::Secondary;
     Some(Address {
         device: message.header.index,
         // On a point-to-point link the second is the peer's.

@@ -33,8 +33,9 @@ const RETURN: u16 = 0x06;
 
 /// Sends ICMP echo requests through devices, and hears the replies.
 ///
-/// The other node's kernel answers, so that it does not matter whether an agent runs there. `CAP_NET_RAW` is needed. Each device
-/// has a socket of its own for each family, bound to it: a probe never takes another way.
+/// The other node's kernel answers, so that it does not matter whether an agent runs there.
+/// `CAP_NET_RAW` is needed. Each device has a socket of its own for each family, bound to it: a
+/// probe never takes another way.
 #[derive(Debug)]
 pub struct EchoProber {
     identifier: u16,
@@ -44,11 +45,17 @@ pub struct EchoProber {
 }
 
 impl EchoProber {
-    /// No socket is opened before the first probe. Replies to other identifiers are somebody else's.
+    /// No socket is opened before the first probe. Replies to other identifiers are somebody
+    /// else's.
     #[must_use]
     pub fn new(identifier: u16) -> Self {
         let (heard, answers) = mpsc::channel(QUEUE);
-        Self { identifier, sockets: Mutex::default(), heard, answers: answers.into() }
+        Self {
+            identifier,
+            sockets: Mutex::default(),
+            heard,
+            answers: answers.into(),
+        }
     }
 }
 
@@ -59,11 +66,14 @@ impl Prober for EchoProber {
         let key = (to.device.clone(), Family::of(to.address));
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         if !sockets.contains_key(&key) {
-            let echo = Echo::open(&key.0, key.1, self.identifier, self.heard.clone()).map_err(|error| failed(error, what()))?;
+            let echo = Echo::open(&key.0, key.1, self.identifier, self.heard.clone())
+                .map_err(|error| failed(error, what()))?;
             sockets.insert(key.clone(), echo);
         }
         let packet = request(key.1, self.identifier, number);
-        let sent = sockets.get(&key).map(|echo| echo.socket.send_to(&packet, SocketAddr::new(to.address, 0)));
+        let sent = sockets
+            .get(&key)
+            .map(|echo| echo.socket.send_to(&packet, SocketAddr::new(to.address, 0)));
         match sent {
             Some(Err(error)) => {
                 // The device may be another one of that name by now.
@@ -104,7 +114,12 @@ impl Drop for Echo {
 }
 
 impl Echo {
-    fn open(device: &str, family: Family, identifier: u16, heard: mpsc::Sender<(IpAddr, u16)>) -> io::Result<Self> {
+    fn open(
+        device: &str,
+        family: Family,
+        identifier: u16,
+        heard: mpsc::Sender<(IpAddr, u16)>,
+    ) -> io::Result<Self> {
         let (domain, protocol) = match family {
             Family::V4 => (Domain::IPV4, Protocol::ICMPV4),
             Family::V6 => (Domain::IPV6, Protocol::ICMPV6),
@@ -114,7 +129,8 @@ impl Echo {
         socket.attach_filter(&replies_only(family, identifier))?;
         socket.bind_device(Some(device.as_bytes()))?;
         socket.set_nonblocking(true)?;
-        // The standard library's and Tokio's datagram sockets speak to any socket that knows addresses.
+        // The standard library's and Tokio's datagram sockets speak to any socket that knows
+        // addresses.
         let socket = UdpSocket::from(socket);
         let listening = tokio::net::UdpSocket::from_std(socket.try_clone()?)?;
         let task = tokio::spawn(async move {
@@ -123,7 +139,8 @@ impl Echo {
                 match listening.recv_from(&mut buffer).await {
                     Ok((length, from)) => {
                         if let Some(number) = reply(family, identifier, &buffer[..length]) {
-                            // Where nobody listens any more, or too many wait, an answer is as good as lost.
+                            // Where nobody listens any more, or too many wait, an answer is as good
+                            // as lost.
                             let _ = heard.try_send((from.ip(), number));
                         }
                     }
@@ -148,7 +165,12 @@ fn replies_only(family: Family, identifier: u16) -> Vec<SockFilter> {
     }
     program.extend([
         SockFilter::new(of(LOAD_BYTE_AFTER_X, LOAD_BYTE), 0, 0, 0),
-        SockFilter::new(JUMP_UNLESS_EQUAL, 0, 3, u32::from(of(ECHO_REPLY[0].into(), ECHO_REPLY[1].into()))),
+        SockFilter::new(
+            JUMP_UNLESS_EQUAL,
+            0,
+            3,
+            u32::from(of(ECHO_REPLY[0].into(), ECHO_REPLY[1].into())),
+        ),
         SockFilter::new(of(LOAD_HALF_AFTER_X, LOAD_HALF), 0, 0, 4),
         SockFilter::new(JUMP_UNLESS_EQUAL, 0, 1, u32::from(identifier)),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
@@ -157,9 +179,14 @@ fn replies_only(family: Family, identifier: u16) -> Vec<SockFilter> {
     program
 }
 
-/// An echo request. The kernel fills in the checksum of ICMPv6, which covers addresses that are not chosen yet.
+/// An echo request. The kernel fills in the checksum of ICMPv6, which covers addresses that are not
+/// chosen yet.
 fn request(family: Family, identifier: u16, number: u16) -> Vec<u8> {
-    let kind = if family == Family::V4 { ECHO_REQUEST[0] } else { ECHO_REQUEST[1] };
+    let kind = if family == Family::V4 {
+        ECHO_REQUEST[0]
+    } else {
+        ECHO_REQUEST[1]
+    };
     let mut packet = vec![kind, 0, 0, 0];
     packet.extend(identifier.to_be_bytes());
     packet.extend(number.to_be_bytes());
@@ -173,7 +200,9 @@ fn request(family: Family, identifier: u16, number: u16) -> Vec<u8> {
 
 /// RFC 1071.
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default()));
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default()));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -184,11 +213,16 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
 /// The sequence number of a reply of ours.
 fn reply(family: Family, identifier: u16, packet: &[u8]) -> Option<u16> {
     let (message, kind) = match family {
-        Family::V4 => (packet.get(usize::from(packet.first()? & 0xf) * 4..)?, ECHO_REPLY[0]),
+        Family::V4 => (
+            packet.get(usize::from(packet.first()? & 0xf) * 4..)?,
+            ECHO_REPLY[0],
+        ),
         Family::V6 => (packet, ECHO_REPLY[1]),
     };
     let header = message.get(..HEADER)?;
-    let ours = header[0] == kind && header[4..6] == identifier.to_be_bytes() && message.get(HEADER..)? == PAYLOAD;
+    let ours = header[0] == kind
+        && header[4..6] == identifier.to_be_bytes()
+        && message.get(HEADER..)? == PAYLOAD;
     ours.then(|| u16::from_be_bytes([header[6], header[7]]))
 }
 
@@ -212,8 +246,23 @@ mod tests {
         let mut v4 = request(Family::V4, 7, 9);
         v4[0] = ECHO_REPLY[0];
         let with_header = |header: &[u8]| [header, &v4].concat();
-        assert_eq!(reply(Family::V4, 7, &with_header(&[[0x45; 1].as_slice(), &[0; 19]].concat())), Some(9));
-        assert_eq!(reply(Family::V4, 7, &with_header(&[[0x46; 1].as_slice(), &[0; 23]].concat())), Some(9), "with an option");
+        assert_eq!(
+            reply(
+                Family::V4,
+                7,
+                &with_header(&[[0x45; 1].as_slice(), &[0; 19]].concat())
+            ),
+            Some(9)
+        );
+        assert_eq!(
+            reply(
+                Family::V4,
+                7,
+                &with_header(&[[0x46; 1].as_slice(), &[0; 23]].concat())
+            ),
+            Some(9),
+            "with an option"
+        );
         for end in 0..28 {
             let whole = with_header(&[[0x45; 1].as_slice(), &[0; 19]].concat());
             assert_eq!(reply(Family::V4, 7, &whole[..end]), None, "cut at {end}");

@@ -21,10 +21,12 @@
 //! # Ok(()) }
 //! ```
 //!
-//! [`Netlink`] is one connection with typed calls; errors are classified once, from the kernel's number. [`Steering`] is the driver of
-//! `ip rule` and routing tables that every tunnel and every policy backend shares. [`EgressAddresses`] is the driver of the
-//! addresses that a gateway answers for; [`NeighbourAnnouncer`] tells the neighbours of them, and [`NeighbourInquirer`] asks who else has them. [`KernelHost`] tells an agent what it
-//! must know of its host, and when somebody changed it.
+//! [`Netlink`] is one connection with typed calls; errors are classified once, from the kernel's
+//! number. [`Steering`] is the driver of `ip rule` and routing tables that every tunnel and every
+//! policy backend shares. [`EgressAddresses`] is the driver of the addresses that a gateway answers
+//! for; [`NeighbourAnnouncer`] tells the neighbours of them, and [`NeighbourInquirer`] asks who
+//! else has them. [`KernelHost`] tells an agent what it must know of its host, and when somebody
+//! changed it.
 //!
 //! A connection belongs to the network namespace of the thread that opened it.
 

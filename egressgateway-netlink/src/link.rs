@@ -7,8 +7,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoGeneve, InfoKind, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 
@@ -24,7 +24,8 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// What kind of virtual device it is, such as "veth" or "bridge"; none for hardware, and for the loopback.
+    /// What kind of virtual device it is, such as "veth" or "bridge"; none for hardware, and for
+    /// the loopback.
     pub kind: Option<String>,
     /// Free text that somebody gave it.
     pub alias: Option<String>,
@@ -108,7 +109,12 @@ impl Netlink {
     /// # Errors
     /// When the kernel can't be read.
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
-        let replies = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), "list links").await?;
+        let replies = self
+            .dump(
+                RouteNetlinkMessage::GetLink(LinkMessage::default()),
+                "list links",
+            )
+            .await?;
         let links = replies.into_iter().filter_map(|reply| match reply {
             RouteNetlinkMessage::NewLink(message) => Some(parse(&message)),
             _ => None,
@@ -116,12 +122,20 @@ impl Netlink {
         Ok(links.collect())
     }
 
-    /// Adds a VXLAN device, down, in [`LINK_GROUP`]. Outer packets carry UDP checksums, with IPv6 because RFC 8200 wants them, with
-    /// IPv4 because network cards coalesce packets with a checksum only.
+    /// Adds a VXLAN device, down, in [`LINK_GROUP`]. Outer packets carry UDP checksums, with IPv6
+    /// because RFC 8200 wants them, with IPv4 because network cards coalesce packets with a
+    /// checksum only.
     ///
     /// # Errors
-    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the name or the port with this identifier is taken.
-    pub async fn add_vxlan(&self, name: &str, mac: MacAddress, mtu: u32, vxlan: &VxlanLink) -> Result<(), Error> {
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the name or the port with this
+    /// identifier is taken.
+    pub async fn add_vxlan(
+        &self,
+        name: &str,
+        mac: MacAddress,
+        mtu: u32,
+        vxlan: &VxlanLink,
+    ) -> Result<(), Error> {
         let mut data = vec![
             InfoVxlan::Id(vxlan.vni),
             InfoVxlan::Port(vxlan.port),
@@ -141,17 +155,33 @@ impl Netlink {
             LinkAttribute::Address(mac.0.to_vec()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::Group(LINK_GROUP),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(data)),
+            ]),
         ];
-        self.write(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &format!("add VXLAN link {name}")).await
+        self.write(
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &format!("add VXLAN link {name}"),
+        )
+        .await
     }
 
-    /// Adds a Geneve device, down, in [`LINK_GROUP`], that takes outer addresses and the identifier from routes.
+    /// Adds a Geneve device, down, in [`LINK_GROUP`], that takes outer addresses and the identifier
+    /// from routes.
     ///
     /// # Errors
-    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the name or the port is taken: of such a device there is one for each port.
-    /// [`Unsupported`](egressgateway::ErrorKind::Unsupported) when the kernel has no Geneve.
-    pub async fn add_geneve(&self, name: &str, mac: MacAddress, mtu: u32, port: u16) -> Result<(), Error> {
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the name or the port is taken: of such
+    /// a device there is one for each port. [`Unsupported`](egressgateway::ErrorKind::Unsupported)
+    /// when the kernel has no Geneve.
+    pub async fn add_geneve(
+        &self,
+        name: &str,
+        mac: MacAddress,
+        mtu: u32,
+        port: u16,
+    ) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         // No identifier: the kernel refuses one beside outer addresses from routes.
         let data = vec![InfoGeneve::Port(port), InfoGeneve::CollectMetadata];
@@ -160,21 +190,40 @@ impl Netlink {
             LinkAttribute::Address(mac.0.to_vec()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::Group(LINK_GROUP),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Geneve), LinkInfo::Data(InfoData::Geneve(data))]),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Geneve),
+                LinkInfo::Data(InfoData::Geneve(data)),
+            ]),
         ];
-        self.write(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &format!("add Geneve link {name}")).await
+        self.write(
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &format!("add Geneve link {name}"),
+        )
+        .await
     }
 
-    /// Whether the kernel can make devices of a kind, such as "vxlan"; it loads the module if it has to. Makes none.
+    /// Whether the kernel can make devices of a kind, such as "vxlan"; it loads the module if it
+    /// has to. Makes none.
     ///
     /// # Errors
     /// When the kernel can't be asked.
     pub async fn has_link_kind(&self, kind: &str) -> Result<bool, Error> {
         let mut message = LinkMessage::default();
-        message.attributes =
-            vec![LinkAttribute::IfName(PROBE.to_owned()), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Other(kind.to_owned()))])];
-        // Without what a tunnel must be told, a kernel that knows the kind refuses the device, and another one the kind.
-        match self.write(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &format!("probe for {kind} links")).await {
+        message.attributes = vec![
+            LinkAttribute::IfName(PROBE.to_owned()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Other(kind.to_owned()))]),
+        ];
+        // Without what a tunnel must be told, a kernel that knows the kind refuses the device, and
+        // another one the kind.
+        match self
+            .write(
+                RouteNetlinkMessage::NewLink(message),
+                NLM_F_CREATE | NLM_F_EXCL,
+                &format!("probe for {kind} links"),
+            )
+            .await
+        {
             Err(error) if error.kind == ErrorKind::Unsupported => Ok(false),
             Err(error) if error.kind == ErrorKind::Invalid => Ok(true),
             Err(error) => Err(error),
@@ -188,19 +237,44 @@ impl Netlink {
     /// [`Conflict`](egressgateway::ErrorKind::Conflict) when there is none of this name.
     pub async fn change_link(&self, name: &str, change: &LinkChange) -> Result<(), Error> {
         let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
-        message.attributes.extend(change.alias.clone().map(LinkAttribute::IfAlias));
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        message
+            .attributes
+            .extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        message
+            .attributes
+            .extend(change.mtu.map(LinkAttribute::Mtu));
+        message
+            .attributes
+            .extend(change.alias.clone().map(LinkAttribute::IfAlias));
         if let Some(generates) = change.generates_addresses {
-            let mode = if generates { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
-            message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])]));
+            let mode = if generates {
+                In6AddrGenMode::Eui64
+            } else {
+                In6AddrGenMode::None
+            };
+            message
+                .attributes
+                .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+                    vec![AfSpecInet6::AddrGenMode(mode)],
+                )]));
         }
         if let Some(up) = change.up {
             message.header.change_mask = LinkFlags::Up;
-            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+            message.header.flags = if up {
+                LinkFlags::Up
+            } else {
+                LinkFlags::empty()
+            };
         }
-        self.write(RouteNetlinkMessage::SetLink(message), 0, &format!("change link {name}")).await
+        self.write(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            &format!("change link {name}"),
+        )
+        .await
     }
 
     /// Deletes a device, with its addresses, routes and neighbours.
@@ -210,8 +284,15 @@ impl Netlink {
     pub async fn delete_link(&self, name: &str) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.header.interface_family = AddressFamily::Unspec;
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        self.write(RouteNetlinkMessage::DelLink(message), 0, &format!("delete link {name}")).await
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        self.write(
+            RouteNetlinkMessage::DelLink(message),
+            0,
+            &format!("delete link {name}"),
+        )
+        .await
     }
 }
 
@@ -228,11 +309,15 @@ fn parse(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Group(group) => link.group = *group,
-            LinkAttribute::Address(address) => link.mac = <[u8; 6]>::try_from(address.as_slice()).ok().map(MacAddress),
+            LinkAttribute::Address(address) => {
+                link.mac = <[u8; 6]>::try_from(address.as_slice()).ok().map(MacAddress)
+            }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(info) => parse_info(&mut link, info),
-            LinkAttribute::AfSpecUnspec(families) => link.generates_addresses = generates_addresses(families),
+            LinkAttribute::AfSpecUnspec(families) => {
+                link.generates_addresses = generates_addresses(families)
+            }
             _ => {}
         }
     }
@@ -243,15 +328,26 @@ fn parse_info(link: &mut Link, info: &[LinkInfo]) {
     for item in info {
         match item {
             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
-            LinkInfo::Data(InfoData::Vxlan(attributes)) => link.vxlan = Some(parse_vxlan(attributes)),
-            LinkInfo::Data(InfoData::Geneve(attributes)) => link.geneve = Some(parse_geneve(attributes)),
+            LinkInfo::Data(InfoData::Vxlan(attributes)) => {
+                link.vxlan = Some(parse_vxlan(attributes))
+            }
+            LinkInfo::Data(InfoData::Geneve(attributes)) => {
+                link.geneve = Some(parse_geneve(attributes))
+            }
             _ => {}
         }
     }
 }
 
 fn parse_vxlan(attributes: &[InfoVxlan]) -> VxlanLink {
-    let mut vxlan = VxlanLink { vni: 0, port: 0, local: None, parent: None, learning: false, external: false };
+    let mut vxlan = VxlanLink {
+        vni: 0,
+        port: 0,
+        local: None,
+        parent: None,
+        learning: false,
+        external: false,
+    };
     for attribute in attributes {
         match attribute {
             InfoVxlan::Id(vni) => vxlan.vni = *vni,

@@ -1,4 +1,5 @@
-//! What every overlay device has, whatever encapsulates its packets: its link, addresses, permanent neighbours and routes to peers.
+//! What every overlay device has, whatever encapsulates its packets: its link, addresses, permanent
+//! neighbours and routes to peers.
 
 use std::{fmt, net::IpAddr};
 
@@ -98,7 +99,8 @@ impl OverlayDevice {
         }
     }
 
-    /// What leads to the link and the addresses of `new`; addresses that go and are in nobody's way go with [`Self::peer_steps`].
+    /// What leads to the link and the addresses of `new`; addresses that go and are in nobody's way
+    /// go with [`Self::peer_steps`].
     #[must_use]
     pub fn link_steps(&self, new: &Self) -> Vec<OverlayStep> {
         let mut steps = Vec::new();
@@ -106,7 +108,8 @@ impl OverlayDevice {
             mac: new.mac.filter(|_| new.mac != self.mac),
             mtu: (new.mtu != self.mtu).then_some(new.mtu),
             alias: (new.marked && !self.marked).then(|| OWNER_ALIAS.to_owned()),
-            generates_addresses: (new.generates_addresses != self.generates_addresses).then_some(new.generates_addresses),
+            generates_addresses: (new.generates_addresses != self.generates_addresses)
+                .then_some(new.generates_addresses),
             up: None,
         };
         if attributes != LinkChange::default() {
@@ -116,43 +119,88 @@ impl OverlayDevice {
             steps.push(OverlayStep::Tune);
         }
         if !self.up {
-            // Apart from the rest: the kernel brings a device up before it looks at how IPv6 addresses are to be generated.
-            steps.push(OverlayStep::ChangeLink(LinkChange { up: Some(true), ..LinkChange::default() }));
+            // Apart from the rest: the kernel brings a device up before it looks at how IPv6
+            // addresses are to be generated.
+            steps.push(OverlayStep::ChangeLink(LinkChange {
+                up: Some(true),
+                ..LinkChange::default()
+            }));
         }
         let (first, _) = self.old_addresses(new);
-        steps.extend(first.into_iter().map(|network| OverlayStep::DeleteAddress(*network)));
-        let added = new.addresses.iter().filter(|network| !self.addresses.contains(*network));
+        steps.extend(
+            first
+                .into_iter()
+                .map(|network| OverlayStep::DeleteAddress(*network)),
+        );
+        let added = new
+            .addresses
+            .iter()
+            .filter(|network| !self.addresses.contains(*network));
         steps.extend(added.map(|network| OverlayStep::AddAddress(*network)));
         steps
     }
 
-    /// What leads to the peers of `new` after [`Self::link_steps`]: what comes or changes, and what goes. A peer is known by its hardware
-    /// address before packets can be sent to it, and as long as they can. The last to go are addresses: with the last one of a device the
-    /// kernel drops its routes and neighbours, and an address of a whole network takes that network's route along.
+    /// What leads to the peers of `new` after [`Self::link_steps`]: what comes or changes, and what
+    /// goes. A peer is known by its hardware address before packets can be sent to it, and as long
+    /// as they can. The last to go are addresses: with the last one of a device the kernel drops
+    /// its routes and neighbours, and an address of a whole network takes that network's route
+    /// along.
     #[must_use]
     pub fn peer_steps(&self, new: &Self) -> (Vec<OverlayStep>, Vec<OverlayStep>) {
         let forgotten = OrdMap::new();
         // The kernel forgets all neighbours of a device whose hardware address changes.
-        let known = if self.mac == new.mac { &self.neighbours } else { &forgotten };
-        let missing = new.neighbours.iter().filter(|(address, mac)| known.get(*address) != Some(*mac));
-        let mut come: Vec<_> = missing.map(|(address, mac)| OverlayStep::SetNeighbour(*address, *mac)).collect();
-        come.extend(new.routes.iter().filter_map(|(peer, route)| match self.routes.get(peer) {
-            None => Some(OverlayStep::AddRoute(*peer, route.clone())),
-            Some(old) => (old != route).then(|| OverlayStep::ReplaceRoute(*peer, route.clone())),
-        }));
-        let unknown = self.routes.keys().filter(|peer| !new.routes.contains_key(*peer));
-        let mut gone: Vec<_> = unknown.map(|peer| OverlayStep::DeleteRoute(*peer)).collect();
-        let unknown = known.iter().filter(|(address, _)| !new.neighbours.contains_key(*address));
+        let known = if self.mac == new.mac {
+            &self.neighbours
+        } else {
+            &forgotten
+        };
+        let missing = new
+            .neighbours
+            .iter()
+            .filter(|(address, mac)| known.get(*address) != Some(*mac));
+        let mut come: Vec<_> = missing
+            .map(|(address, mac)| OverlayStep::SetNeighbour(*address, *mac))
+            .collect();
+        come.extend(
+            new.routes
+                .iter()
+                .filter_map(|(peer, route)| match self.routes.get(peer) {
+                    None => Some(OverlayStep::AddRoute(*peer, route.clone())),
+                    Some(old) => {
+                        (old != route).then(|| OverlayStep::ReplaceRoute(*peer, route.clone()))
+                    }
+                }),
+        );
+        let unknown = self
+            .routes
+            .keys()
+            .filter(|peer| !new.routes.contains_key(*peer));
+        let mut gone: Vec<_> = unknown
+            .map(|peer| OverlayStep::DeleteRoute(*peer))
+            .collect();
+        let unknown = known
+            .iter()
+            .filter(|(address, _)| !new.neighbours.contains_key(*address));
         gone.extend(unknown.map(|(address, mac)| OverlayStep::DeleteNeighbour(*address, *mac)));
         let (_, last) = self.old_addresses(new);
-        gone.extend(last.into_iter().map(|network| OverlayStep::DeleteAddress(*network)));
+        gone.extend(
+            last.into_iter()
+                .map(|network| OverlayStep::DeleteAddress(*network)),
+        );
         (come, gone)
     }
 
-    /// The addresses that go: those that must go first, and the others. The kernel does not take an IPv6 address twice, whatever the prefix.
+    /// The addresses that go: those that must go first, and the others. The kernel does not take an
+    /// IPv6 address twice, whatever the prefix.
     fn old_addresses<'a>(&'a self, new: &Self) -> (Vec<&'a IpNet>, Vec<&'a IpNet>) {
-        let in_the_way = |network: &&IpNet| matches!(network, IpNet::V6(_)) && new.addresses.iter().any(|new| new.addr() == network.addr());
-        self.addresses.iter().filter(|network| !new.addresses.contains(*network)).partition(in_the_way)
+        let in_the_way = |network: &&IpNet| {
+            matches!(network, IpNet::V6(_))
+                && new.addresses.iter().any(|new| new.addr() == network.addr())
+        };
+        self.addresses
+            .iter()
+            .filter(|network| !new.addresses.contains(*network))
+            .partition(in_the_way)
     }
 }
 
@@ -176,7 +224,11 @@ impl OverlayStep {
     /// Lines that do the same: of `ip -batch`, but for [`Self::Tune`], whose lines are a shell's.
     #[must_use]
     pub fn on<'a>(&'a self, device: &'a str, parameters: Parameters<'a>) -> impl fmt::Display + 'a {
-        Lines { step: self, device, parameters }
+        Lines {
+            step: self,
+            device,
+            parameters,
+        }
     }
 }
 
@@ -188,21 +240,48 @@ struct Lines<'a> {
 
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { step, device, parameters } = self;
+        let Self {
+            step,
+            device,
+            parameters,
+        } = self;
         match step {
             OverlayStep::ChangeLink(change) => write_change(f, device, change),
-            OverlayStep::Tune => {
-                parameters.iter().try_for_each(|(parameter, value)| writeln!(f, "sysctl -qw net.ipv4.conf.{device}.{parameter}={value}"))
-            }
+            OverlayStep::Tune => parameters.iter().try_for_each(|(parameter, value)| {
+                writeln!(f, "sysctl -qw net.ipv4.conf.{device}.{parameter}={value}")
+            }),
             OverlayStep::AddAddress(network) => {
-                writeln!(f, "address add {network} dev {device}{}", if network.addr().is_ipv6() { " nodad" } else { "" })
+                writeln!(
+                    f,
+                    "address add {network} dev {device}{}",
+                    if network.addr().is_ipv6() {
+                        " nodad"
+                    } else {
+                        ""
+                    }
+                )
             }
-            OverlayStep::DeleteAddress(network) => writeln!(f, "address del {network} dev {device}"),
-            OverlayStep::SetNeighbour(address, mac) => writeln!(f, "neigh replace {address} lladdr {mac} dev {device} nud permanent"),
-            OverlayStep::DeleteNeighbour(address, _) => writeln!(f, "neigh del {address} dev {device}"),
-            OverlayStep::AddRoute(peer, route) => writeln!(f, "route add {peer}{route} dev {device} proto {PEER_PROTOCOL}"),
-            OverlayStep::ReplaceRoute(peer, route) => writeln!(f, "route replace {peer}{route} dev {device} proto {PEER_PROTOCOL}"),
-            OverlayStep::DeleteRoute(peer) => writeln!(f, "route del {peer} dev {device} proto {PEER_PROTOCOL}"),
+            OverlayStep::DeleteAddress(network) => {
+                writeln!(f, "address del {network} dev {device}")
+            }
+            OverlayStep::SetNeighbour(address, mac) => writeln!(
+                f,
+                "neigh replace {address} lladdr {mac} dev {device} nud permanent"
+            ),
+            OverlayStep::DeleteNeighbour(address, _) => {
+                writeln!(f, "neigh del {address} dev {device}")
+            }
+            OverlayStep::AddRoute(peer, route) => writeln!(
+                f,
+                "route add {peer}{route} dev {device} proto {PEER_PROTOCOL}"
+            ),
+            OverlayStep::ReplaceRoute(peer, route) => writeln!(
+                f,
+                "route replace {peer}{route} dev {device} proto {PEER_PROTOCOL}"
+            ),
+            OverlayStep::DeleteRoute(peer) => {
+                writeln!(f, "route del {peer} dev {device} proto {PEER_PROTOCOL}")
+            }
         }
     }
 }
@@ -219,7 +298,11 @@ fn write_change(f: &mut fmt::Formatter<'_>, device: &str, change: &LinkChange) -
         write!(f, " alias {alias}")?;
     }
     if let Some(generates) = change.generates_addresses {
-        write!(f, " addrgenmode {}", if generates { "eui64" } else { "none" })?;
+        write!(
+            f,
+            " addrgenmode {}",
+            if generates { "eui64" } else { "none" }
+        )?;
     }
     match change.up {
         Some(true) => writeln!(f, " up"),
@@ -233,7 +316,12 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel can't be read.
-    pub async fn overlay_device(&self, link: &Link, addresses: &[Address], parameters: Parameters<'_>) -> Result<OverlayDevice, Error> {
+    pub async fn overlay_device(
+        &self,
+        link: &Link,
+        addresses: &[Address],
+        parameters: Parameters<'_>,
+    ) -> Result<OverlayDevice, Error> {
         let mut tuned = true;
         for (key, value) in parameters {
             tuned &= sysctl::read(&parameter(&link.name, key))?.as_deref() == Some(*value);
@@ -246,8 +334,15 @@ impl Netlink {
             generates_addresses: link.generates_addresses,
             tuned,
             up: link.up,
-            addresses: addresses.iter().filter(|address| address.device == link.index).map(|address| address.network).collect(),
-            neighbours: neighbours.into_iter().map(|neighbour| (neighbour.address, neighbour.mac)).collect(),
+            addresses: addresses
+                .iter()
+                .filter(|address| address.device == link.index)
+                .map(|address| address.network)
+                .collect(),
+            neighbours: neighbours
+                .into_iter()
+                .map(|neighbour| (neighbour.address, neighbour.mac))
+                .collect(),
             routes: self.peer_routes(link.index).await?.into_iter().collect(),
         })
     }
@@ -256,20 +351,53 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict) when the device is gone.
-    pub async fn take(&self, step: &OverlayStep, name: &str, index: Option<u32>, parameters: Parameters<'_>) -> Result<(), Error> {
+    pub async fn take(
+        &self,
+        step: &OverlayStep,
+        name: &str,
+        index: Option<u32>,
+        parameters: Parameters<'_>,
+    ) -> Result<(), Error> {
         match step {
             OverlayStep::ChangeLink(change) => return self.change_link(name, change).await,
-            OverlayStep::Tune => return parameters.iter().try_for_each(|(key, value)| sysctl::write(&parameter(name, key), value)),
+            OverlayStep::Tune => {
+                return parameters
+                    .iter()
+                    .try_for_each(|(key, value)| sysctl::write(&parameter(name, key), value));
+            }
             _ => {}
         }
-        let device = index.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("{}: device {name} is gone", step.verb())))?;
+        let device = index.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Conflict,
+                format!("{}: device {name} is gone", step.verb()),
+            )
+        })?;
         match step {
             OverlayStep::AddAddress(network) => self.add_address(device, *network).await,
             OverlayStep::DeleteAddress(network) => self.delete_address(device, *network).await,
-            OverlayStep::SetNeighbour(address, mac) => self.replace_neighbour(&Neighbour { device, address: *address, mac: *mac }).await,
-            OverlayStep::DeleteNeighbour(address, mac) => self.delete_neighbour(&Neighbour { device, address: *address, mac: *mac }).await,
-            OverlayStep::AddRoute(peer, route) => self.set_peer_route(device, *peer, route, false).await,
-            OverlayStep::ReplaceRoute(peer, route) => self.set_peer_route(device, *peer, route, true).await,
+            OverlayStep::SetNeighbour(address, mac) => {
+                self.replace_neighbour(&Neighbour {
+                    device,
+                    address: *address,
+                    mac: *mac,
+                })
+                .await
+            }
+            OverlayStep::DeleteNeighbour(address, mac) => {
+                self.delete_neighbour(&Neighbour {
+                    device,
+                    address: *address,
+                    mac: *mac,
+                })
+                .await
+            }
+            OverlayStep::AddRoute(peer, route) => {
+                self.set_peer_route(device, *peer, route, false).await
+            }
+            OverlayStep::ReplaceRoute(peer, route) => {
+                self.set_peer_route(device, *peer, route, true).await
+            }
             OverlayStep::DeleteRoute(peer) => self.delete_peer_route(device, *peer).await,
             OverlayStep::ChangeLink(_) | OverlayStep::Tune => Ok(()),
         }
@@ -280,7 +408,12 @@ impl Netlink {
     /// # Errors
     /// When the kernel can't be read.
     pub async fn index(&self, name: &str) -> Result<Option<u32>, Error> {
-        Ok(self.links().await?.into_iter().find(|link| link.name == name).map(|link| link.index))
+        Ok(self
+            .links()
+            .await?
+            .into_iter()
+            .find(|link| link.name == name)
+            .map(|link| link.index))
     }
 }
 

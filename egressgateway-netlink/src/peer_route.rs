@@ -1,4 +1,5 @@
-//! Routes to the overlay addresses of peers, one for each address: an overlay takes no network's route.
+//! Routes to the overlay addresses of peers, one for each address: an overlay takes no network's
+//! route.
 
 use std::{fmt, net::IpAddr};
 
@@ -38,7 +39,8 @@ impl fmt::Display for PeerRoute {
 }
 
 impl Netlink {
-    /// The peers of a device, and how their routes lead there. Only routes of the main table to single addresses with [`PEER_PROTOCOL`].
+    /// The peers of a device, and how their routes lead there. Only routes of the main table to
+    /// single addresses with [`PEER_PROTOCOL`].
     ///
     /// # Errors
     /// When the kernel can't be read.
@@ -46,7 +48,11 @@ impl Netlink {
         let mut peers = Vec::new();
         for family in Family::ALL {
             let messages = self.route_messages(family).await?;
-            peers.extend(messages.iter().filter_map(|message| parse(message, device, family)));
+            peers.extend(
+                messages
+                    .iter()
+                    .filter_map(|message| parse(message, device, family)),
+            );
         }
         Ok(peers)
     }
@@ -54,9 +60,19 @@ impl Netlink {
     /// Adds a peer's route; with `replace`, in the place of the one to the same address.
     ///
     /// # Errors
-    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device is gone, or a route is to be added and somebody has one.
-    pub async fn set_peer_route(&self, device: u32, peer: IpAddr, route: &PeerRoute, replace: bool) -> Result<(), Error> {
-        let what = format!("{} route to {peer}{route} on link {device}", if replace { "replace" } else { "add" });
+    /// [`Conflict`](egressgateway::ErrorKind::Conflict) when the device is gone, or a route is to
+    /// be added and somebody has one.
+    pub async fn set_peer_route(
+        &self,
+        device: u32,
+        peer: IpAddr,
+        route: &PeerRoute,
+        replace: bool,
+    ) -> Result<(), Error> {
+        let what = format!(
+            "{} route to {peer}{route} on link {device}",
+            if replace { "replace" } else { "add" }
+        );
         let mut message = message(device, peer);
         message.header.kind = RouteType::Unicast;
         message.header.scope = match peer {
@@ -69,7 +85,8 @@ impl Netlink {
             PeerRoute::Other => return Err(Error::new(ErrorKind::Invalid, what)),
         }
         let flags = NLM_F_CREATE | if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
-        self.write(RouteNetlinkMessage::NewRoute(message), flags, &what).await
+        self.write(RouteNetlinkMessage::NewRoute(message), flags, &what)
+            .await
     }
 
     /// Deletes a peer's route.
@@ -77,11 +94,17 @@ impl Netlink {
     /// # Errors
     /// [`Conflict`](egressgateway::ErrorKind::Conflict) when there is none.
     pub async fn delete_peer_route(&self, device: u32, peer: IpAddr) -> Result<(), Error> {
-        // Built anew: the crate that encodes messages can't encode every encapsulation that it read.
+        // Built anew: the crate that encodes messages can't encode every encapsulation that it
+        // read.
         let mut message = message(device, peer);
         message.header.scope = RouteScope::NoWhere;
         message.header.kind = RouteType::Unspec;
-        self.write(RouteNetlinkMessage::DelRoute(message), 0, &format!("delete route to {peer} on link {device}")).await
+        self.write(
+            RouteNetlinkMessage::DelRoute(message),
+            0,
+            &format!("delete route to {peer} on link {device}"),
+        )
+        .await
     }
 }
 
@@ -90,14 +113,20 @@ fn message(device: u32, peer: IpAddr) -> RouteMessage {
     message.header.address_family = address_family(Family::of(peer));
     message.header.destination_prefix_length = IpNet::from(peer).prefix_len();
     message.header.protocol = RouteProtocol::from(PEER_PROTOCOL);
-    message.attributes =
-        vec![RouteAttribute::Table(TABLE_MAIN), RouteAttribute::Destination(RouteAddress::from(peer)), RouteAttribute::Oif(device)];
+    message.attributes = vec![
+        RouteAttribute::Table(TABLE_MAIN),
+        RouteAttribute::Destination(RouteAddress::from(peer)),
+        RouteAttribute::Oif(device),
+    ];
     message
 }
 
 fn parse(message: &RouteMessage, device: u32, family: Family) -> Option<(IpAddr, PeerRoute)> {
     let whole = message.header.destination_prefix_length == family.bits();
-    if !whole || u8::from(message.header.protocol) != PEER_PROTOCOL || route::table(message) != TABLE_MAIN {
+    if !whole
+        || u8::from(message.header.protocol) != PEER_PROTOCOL
+        || route::table(message) != TABLE_MAIN
+    {
         return None;
     }
     let (mut peer, mut on_device, mut route) = (None, false, PeerRoute::Plain);
@@ -105,7 +134,9 @@ fn parse(message: &RouteMessage, device: u32, family: Family) -> Option<(IpAddr,
         match attribute {
             RouteAttribute::Destination(address) => peer = route::ip(address),
             RouteAttribute::Oif(index) => on_device = *index == device,
-            RouteAttribute::Encap(parts) => route = route::parse_encapsulation(parts).map_or(PeerRoute::Other, PeerRoute::Encap),
+            RouteAttribute::Encap(parts) => {
+                route = route::parse_encapsulation(parts).map_or(PeerRoute::Other, PeerRoute::Encap)
+            }
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route = PeerRoute::Other,
             _ => {}
         }

@@ -55,15 +55,34 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel can't be read.
-    pub async fn rules(&self, family: Family, protocol: u8, mask: MarkMask, priorities: &[u32]) -> Result<Vec<Rule>, Error> {
+    pub async fn rules(
+        &self,
+        family: Family,
+        protocol: u8,
+        mask: MarkMask,
+        priorities: &[u32],
+    ) -> Result<Vec<Rule>, Error> {
         let mut request = RuleMessage::default();
         request.header.family = address_family(family);
-        let replies = self.dump(RouteNetlinkMessage::GetRule(request), &format!("list {family} rules")).await?;
+        let replies = self
+            .dump(
+                RouteNetlinkMessage::GetRule(request),
+                &format!("list {family} rules"),
+            )
+            .await?;
         let rules = replies.into_iter().filter_map(|reply| match reply {
-            RouteNetlinkMessage::NewRule(message) if protocol_of(&message) == protocol => parse(&message),
+            RouteNetlinkMessage::NewRule(message) if protocol_of(&message) == protocol => {
+                parse(&message)
+            }
             _ => None,
         });
-        Ok(rules.filter(|rule| rule.family == family && rule.mask == mask.bits() && priorities.contains(&rule.priority)).collect())
+        Ok(rules
+            .filter(|rule| {
+                rule.family == family
+                    && rule.mask == mask.bits()
+                    && priorities.contains(&rule.priority)
+            })
+            .collect())
     }
 
     /// Adds a rule, tagged with a protocol number.
@@ -72,7 +91,12 @@ impl Netlink {
     /// [`Conflict`](egressgateway::ErrorKind::Conflict) when there is one like it.
     pub async fn add_rule(&self, rule: &Rule, protocol: u8) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewRule(message(rule, protocol));
-        self.write(message, NLM_F_CREATE | NLM_F_EXCL, &format!("add {} rule {rule}", rule.family)).await
+        self.write(
+            message,
+            NLM_F_CREATE | NLM_F_EXCL,
+            &format!("add {} rule {rule}", rule.family),
+        )
+        .await
     }
 
     /// Deletes a rule that is tagged with this protocol number.
@@ -80,7 +104,12 @@ impl Netlink {
     /// # Errors
     /// [`Conflict`](egressgateway::ErrorKind::Conflict) when there is none.
     pub async fn delete_rule(&self, rule: &Rule, protocol: u8) -> Result<(), Error> {
-        self.write(RouteNetlinkMessage::DelRule(message(rule, protocol)), 0, &format!("delete {} rule {rule}", rule.family)).await
+        self.write(
+            RouteNetlinkMessage::DelRule(message(rule, protocol)),
+            0,
+            &format!("delete {} rule {rule}", rule.family),
+        )
+        .await
     }
 }
 
@@ -96,30 +125,47 @@ fn message(rule: &Rule, protocol: u8) -> RuleMessage {
         RuleAttribute::Protocol(RouteProtocol::from(protocol)),
     ];
     if rule.local {
-        message.attributes.push(RuleAttribute::Iifname(LOOPBACK.to_owned()));
+        message
+            .attributes
+            .push(RuleAttribute::Iifname(LOOPBACK.to_owned()));
     }
     if let Some(device) = &rule.by {
-        message.attributes.push(RuleAttribute::Iifname(device.clone()));
+        message
+            .attributes
+            .push(RuleAttribute::Iifname(device.clone()));
     }
     message
 }
 
 fn protocol_of(message: &RuleMessage) -> u8 {
-    let tag = message.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Protocol(protocol) => Some(u8::from(*protocol)),
-        _ => None,
-    });
+    let tag = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RuleAttribute::Protocol(protocol) => Some(u8::from(*protocol)),
+            _ => None,
+        });
     tag.unwrap_or_default()
 }
 
-/// None for a rule that selects by more than a mark, or does something else than look into a table: it is not ours.
+/// None for a rule that selects by more than a mark, or does something else than look into a table:
+/// it is not ours.
 fn parse(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
-    if header.action != RuleAction::ToTable || (header.src_len, header.dst_len, header.tos) != (0, 0, 0) {
+    if header.action != RuleAction::ToTable
+        || (header.src_len, header.dst_len, header.tos) != (0, 0, 0)
+    {
         return None;
     }
-    let mut rule =
-        Rule { family: family_of(header.family)?, priority: 0, mark: 0, mask: 0, local: false, by: None, table: u32::from(header.table) };
+    let mut rule = Rule {
+        family: family_of(header.family)?,
+        priority: 0,
+        mark: 0,
+        mask: 0,
+        local: false,
+        by: None,
+        table: u32::from(header.table),
+    };
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,

@@ -1,8 +1,9 @@
-//! Kernel parameters under `net.`, of the network namespace of the calling thread, from `/proc/sys/net` or, in a container that has it, from the
-//! host's at `/host/proc/sys/net`.
+//! Kernel parameters under `net.`, of the network namespace of the calling thread, from
+//! `/proc/sys/net` or, in a container that has it, from the host's at `/host/proc/sys/net`.
 //!
-//! `/proc/sys/net` shows every reader its own namespace, unlike `/proc/net` and `/sys/class/net`, which show that of the process or of
-//! whoever mounted them. Reads and writes are done by the calling thread for that reason; they never wait.
+//! `/proc/sys/net` shows every reader its own namespace, unlike `/proc/net` and `/sys/class/net`,
+//! which show that of the process or of whoever mounted them. Reads and writes are done by the
+//! calling thread for that reason; they never wait.
 
 use std::{
     io,
@@ -14,10 +15,12 @@ use egressgateway::{Error, model::Family};
 
 /// Where `net.` parameters are.
 const ROOT: &str = "/proc/sys/net";
-/// Where they are in a container whose own are read-only, as they are without privileges: a mount of the host's.
+/// Where they are in a container whose own are read-only, as they are without privileges: a mount
+/// of the host's.
 const MOUNTED: &str = "/host/proc/sys/net";
 
-/// Reads a parameter, such as `["ipv4", "conf", "eth0", "rp_filter"]`; none where the kernel has no such parameter.
+/// Reads a parameter, such as `["ipv4", "conf", "eth0", "rp_filter"]`; none where the kernel has no
+/// such parameter.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -34,7 +37,8 @@ pub fn read(path: &[&str]) -> Result<Option<String>, Error> {
 /// # Errors
 /// When there is no such parameter, or the kernel refuses.
 pub fn write(path: &[&str], value: &str) -> Result<(), Error> {
-    std::fs::write(file(path), value).map_err(|error| Error::from_io(error, format!("set {} to {value}", name(path))))
+    std::fs::write(file(path), value)
+        .map_err(|error| Error::from_io(error, format!("set {} to {value}", name(path))))
 }
 
 /// Whether the kernel has a family at all; IPv6 can be left out when it boots.
@@ -53,8 +57,16 @@ pub fn directory(family: Family) -> &'static str {
 }
 
 fn file(path: &[&str]) -> PathBuf {
-    static CHOSEN: LazyLock<&str> = LazyLock::new(|| if Path::new(MOUNTED).exists() { MOUNTED } else { ROOT });
-    std::iter::once(*CHOSEN).chain(path.iter().copied()).collect()
+    static CHOSEN: LazyLock<&str> = LazyLock::new(|| {
+        if Path::new(MOUNTED).exists() {
+            MOUNTED
+        } else {
+            ROOT
+        }
+    });
+    std::iter::once(*CHOSEN)
+        .chain(path.iter().copied())
+        .collect()
 }
 
 /// As sysctl(8) takes it, which tells separators from dots in device names by the slash.

@@ -13,8 +13,9 @@ use egressgateway_netlink::{ConnectionTable, Netlink};
 use egressgateway_testkit::{netns::in_namespace, pace::patient, shell::run};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// A pod's two addresses on this side of a cable, and servers beyond it. Port 7 is a service that is translated, port 8 has a zone of its own,
-/// ports 9 and 10 have marks. Two servers see other addresses, of which one is not this host's.
+/// A pod's two addresses on this side of a cable, and servers beyond it. Port 7 is a service that
+/// is translated, port 8 has a zone of its own, ports 9 and 10 have marks. Two servers see other
+/// addresses, of which one is not this host's.
 const NETWORK: &str = "
     ip link add pod0 type veth peer name far0
     for end in pod0 far0; do ip link set $end addrgenmode none; done
@@ -38,16 +39,34 @@ END";
 
 fn send(from: &str, to: &str) {
     let (from, to): (IpAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-    UdpSocket::bind((from, 5000)).unwrap().send_to(b"hello", to).unwrap();
+    UdpSocket::bind((from, 5000))
+        .unwrap()
+        .send_to(b"hello", to)
+        .unwrap();
 }
 
-/// What the table tells of, as "SOURCE DESTINATION TRANSLATED MARK", with the address that it leaves with where that is another one.
+/// What the table tells of, as "SOURCE DESTINATION TRANSLATED MARK", with the address that it
+/// leaves with where that is another one.
 async fn told(table: &ConnectionTable) -> BTreeSet<String> {
     let told = Mutex::new(BTreeSet::new());
     let note = |connection: &Connection| {
-        let Connection { source, destination, translated, seen_as, is_own, mark, .. } = connection;
-        let leaves = if seen_as == source { String::new() } else { format!(" as {seen_as}, own: {is_own}") };
-        told.lock().unwrap().insert(format!("{source} {destination} {translated} {mark:x}{leaves}"));
+        let Connection {
+            source,
+            destination,
+            translated,
+            seen_as,
+            is_own,
+            mark,
+            ..
+        } = connection;
+        let leaves = if seen_as == source {
+            String::new()
+        } else {
+            format!(" as {seen_as}, own: {is_own}")
+        };
+        told.lock().unwrap().insert(format!(
+            "{source} {destination} {translated} {mark:x}{leaves}"
+        ));
         None
     };
     assert_eq!(table.forget(&note).await.unwrap(), 0);
@@ -84,20 +103,37 @@ fn exactly_the_stale_connections_are_forgotten() {
             "10.244.0.5 10.6.1.17 10.6.1.17 0 as 10.244.0.6, own: true",
             "fd00:244::5 fd00:6::10 fd00:6::10 0",
         ];
-        assert_eq!(told(&table).await, all.map(str::to_owned).into(), "all but what is for a group");
+        assert_eq!(
+            told(&table).await,
+            all.map(str::to_owned).into(),
+            "all but what is for a group"
+        );
         let kept = ["10.6.1.11", "10.6.1.15"];
-        let stale = |connection: &Connection| (!kept.contains(&connection.destination.to_string().as_str())).then_some(Ending::Breaks);
+        let stale = |connection: &Connection| {
+            (!kept.contains(&connection.destination.to_string().as_str())).then_some(Ending::Breaks)
+        };
         assert_eq!(table.forget(&stale).await.unwrap(), 7);
-        assert_eq!(told(&table).await, [all[1], all[5]].map(str::to_owned).into());
+        assert_eq!(
+            told(&table).await,
+            [all[1], all[5]].map(str::to_owned).into()
+        );
         assert_eq!(table.forget(&stale).await.unwrap(), 0);
     });
 }
 
-/// Sends a packet without IP's header. Connection tracking does not look at checksums of what the host itself sends.
+/// Sends a packet without IP's header. Connection tracking does not look at checksums of what the
+/// host itself sends.
 fn send_raw(protocol: Protocol, to: &str, bytes: &[u8]) {
     let to: IpAddr = to.parse().unwrap();
-    let socket = Socket::new(Domain::for_address((to, 0).into()), Type::RAW, Some(protocol)).unwrap();
-    socket.send_to(bytes, &SocketAddr::new(to, 0).into()).unwrap();
+    let socket = Socket::new(
+        Domain::for_address((to, 0).into()),
+        Type::RAW,
+        Some(protocol),
+    )
+    .unwrap();
+    socket
+        .send_to(bytes, &SocketAddr::new(to, 0).into())
+        .unwrap();
 }
 
 /// A TCP header from port 5000 to port 80.
@@ -116,15 +152,25 @@ fn who_surely_began_a_connection_is_told_from_who_was_heard_first() {
         send("10.244.0.5", "10.6.1.10:53");
         send_raw(Protocol::TCP, "10.6.1.11", &tcp(syn));
         send_raw(Protocol::TCP, "10.6.1.12", &tcp(ack));
-        send_raw(Protocol::ICMPV4, "10.6.1.13", &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+        send_raw(
+            Protocol::ICMPV4,
+            "10.6.1.13",
+            &[8, 0, 0xf7, 0xff, 0, 0, 0, 0],
+        );
         send_raw(Protocol::ICMPV6, "fd00:6::14", &[128, 0, 0, 0, 0, 0, 0, 0]);
         send_raw(Protocol::TCP, "fd00:6::15", &tcp(ack));
         let began = Mutex::new(BTreeSet::new());
         let note = |connection: &Connection| {
-            began.lock().unwrap().insert((connection.destination.to_string(), connection.is_opening_seen));
+            began.lock().unwrap().insert((
+                connection.destination.to_string(),
+                connection.is_opening_seen,
+            ));
             None
         };
-        ConnectionTable::new(Netlink::open().unwrap()).forget(&note).await.unwrap();
+        ConnectionTable::new(Netlink::open().unwrap())
+            .forget(&note)
+            .await
+            .unwrap();
         let all = [
             ("10.6.1.10", false),
             ("10.6.1.11", true),
@@ -133,7 +179,10 @@ fn who_surely_began_a_connection_is_told_from_who_was_heard_first() {
             ("fd00:6::14", true),
             ("fd00:6::15", false),
         ];
-        assert_eq!(began.into_inner().unwrap(), all.map(|(to, seen)| (to.to_owned(), seen)).into());
+        assert_eq!(
+            began.into_inner().unwrap(),
+            all.map(|(to, seen)| (to.to_owned(), seen)).into()
+        );
     });
 }
 
@@ -141,11 +190,16 @@ fn who_surely_began_a_connection_is_told_from_who_was_heard_first() {
 fn what_ends_at_this_host_is_not_asked_about() {
     in_namespace(|| async {
         run(NETWORK);
-        run("ip link add ipvs0 type bridge; ip address add 10.96.0.10/32 dev ipvs0; ip link set lo up");
+        run(
+            "ip link add ipvs0 type bridge; ip address add 10.96.0.10/32 dev ipvs0; ip link set lo up",
+        );
         send("10.244.0.5", "10.96.0.10:53");
         send("10.244.0.5", "10.6.1.10:53");
         let table = ConnectionTable::new(Netlink::open().unwrap());
-        assert_eq!(told(&table).await, BTreeSet::from(["10.244.0.5 10.6.1.10 10.6.1.10 0".to_owned()]));
+        assert_eq!(
+            told(&table).await,
+            BTreeSet::from(["10.244.0.5 10.6.1.10 10.6.1.10 0".to_owned()])
+        );
     });
 }
 
@@ -156,11 +210,16 @@ fn many_connections_take_many_messages() {
         let socket = UdpSocket::bind("10.244.0.5:5000").unwrap();
         for number in 0..2000_u16 {
             let [high, low] = number.to_be_bytes();
-            socket.send_to(b"hello", (IpAddr::from([10, 6, high, low]), 53)).unwrap();
+            socket
+                .send_to(b"hello", (IpAddr::from([10, 6, high, low]), 53))
+                .unwrap();
         }
         let table = ConnectionTable::new(Netlink::open().unwrap());
         assert_eq!(told(&table).await.len(), 2000);
-        assert_eq!(table.forget(&|_| Some(Ending::Resumes)).await.unwrap(), 2000);
+        assert_eq!(
+            table.forget(&|_| Some(Ending::Resumes)).await.unwrap(),
+            2000
+        );
         assert!(told(&table).await.is_empty());
     });
 }
@@ -176,8 +235,15 @@ fn a_connection_that_an_answer_on_its_way_began_is_forgotten_too() {
         let table = ConnectionTable::new(Netlink::open().unwrap());
         assert_eq!(table.forget(&|_| Some(Ending::Resumes)).await.unwrap(), 1);
         run(server);
-        UdpSocket::bind("10.6.1.20:53").unwrap().send_to(b"answer", "10.244.0.5:5000").unwrap();
-        let tracked = || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap().contains("src=10.6.1.20 ");
+        UdpSocket::bind("10.6.1.20:53")
+            .unwrap()
+            .send_to(b"answer", "10.244.0.5:5000")
+            .unwrap();
+        let tracked = || {
+            std::fs::read_to_string("/proc/thread-self/net/nf_conntrack")
+                .unwrap()
+                .contains("src=10.6.1.20 ")
+        };
         assert!(tracked());
         let deadline = Instant::now() + patient(Duration::from_secs(5));
         while tracked() {
@@ -187,6 +253,10 @@ fn a_connection_that_an_answer_on_its_way_began_is_forgotten_too() {
         // What the pod begins itself stays.
         send("10.244.0.5", "10.6.1.20:53");
         tokio::time::sleep(patient(Duration::from_millis(2500))).await;
-        assert!(std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap().contains("src=10.244.0.5 dst=10.6.1.20 "));
+        assert!(
+            std::fs::read_to_string("/proc/thread-self/net/nf_conntrack")
+                .unwrap()
+                .contains("src=10.244.0.5 dst=10.6.1.20 ")
+        );
     });
 }

@@ -21,16 +21,23 @@ const FAR: &str = "
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn through(device: &str, address: &str) -> ProbeAddress {
-    ProbeAddress { device: device.to_owned(), address: address.parse().unwrap() }
+    ProbeAddress {
+        device: device.to_owned(),
+        address: address.parse().unwrap(),
+    }
 }
 
 async fn heard(prober: &EchoProber) -> String {
-    let (from, number) = tokio::time::timeout(PATIENCE, prober.answered()).await.unwrap();
+    let (from, number) = tokio::time::timeout(PATIENCE, prober.answered())
+        .await
+        .unwrap();
     format!("{from} {number}")
 }
 
 async fn silence(prober: &EchoProber) -> bool {
-    tokio::time::timeout(Duration::from_millis(200), prober.answered()).await.is_err()
+    tokio::time::timeout(Duration::from_millis(200), prober.answered())
+        .await
+        .is_err()
 }
 
 #[test]
@@ -41,7 +48,9 @@ fn the_other_kernel_answers_in_both_families_and_with_the_number() {
         stranger.probe(&through("near0", "172.31.0.2"), 1).unwrap();
         assert_eq!(heard(&stranger).await, "172.31.0.2 1");
         for number in [1, 0xffff] {
-            prober.probe(&through("near0", "172.31.0.2"), number).unwrap();
+            prober
+                .probe(&through("near0", "172.31.0.2"), number)
+                .unwrap();
             assert_eq!(heard(&prober).await, format!("172.31.0.2 {number}"));
             prober.probe(&through("near0", "fd31::2"), number).unwrap();
             assert_eq!(heard(&prober).await, format!("fd31::2 {number}"));
@@ -54,11 +63,18 @@ fn the_other_kernel_answers_in_both_families_and_with_the_number() {
 fn a_probe_takes_its_device_or_no_way() {
     in_namespace(|| async {
         run(FAR);
-        run("ip link add other0 type bridge; ip address add 192.0.2.1/24 dev other0; ip link set other0 up");
+        run(
+            "ip link add other0 type bridge; ip address add 192.0.2.1/24 dev other0; ip link set other0 up",
+        );
         let prober = EchoProber::new(77);
         let sent = prober.probe(&through("other0", "172.31.0.2"), 1);
-        assert!(sent.is_err() || silence(&prober).await, "it went another way");
-        prober.probe(&through("gone0", "172.31.0.2"), 1).unwrap_err();
+        assert!(
+            sent.is_err() || silence(&prober).await,
+            "it went another way"
+        );
+        prober
+            .probe(&through("gone0", "172.31.0.2"), 1)
+            .unwrap_err();
     });
 }
 

@@ -10,7 +10,9 @@ use egressgateway::{
     model::{NetworkId, TargetId},
     testing::conformance::{self, Host},
 };
-use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings, SteeringState, SteeringStep};
+use egressgateway_netlink::{
+    Netlink, Route, Steering, SteeringSettings, SteeringState, SteeringStep,
+};
 use egressgateway_testkit::netns::{in_namespace, wait_for_links};
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
@@ -19,28 +21,50 @@ struct Namespace {
 }
 
 /// As on a kernel of today.
-const NAMESPACE: Namespace = Namespace { keeps_connections: true };
+const NAMESPACE: Namespace = Namespace {
+    keeps_connections: true,
+};
 /// As on a kernel without resilient groups.
-const OLD: Namespace = Namespace { keeps_connections: false };
+const OLD: Namespace = Namespace {
+    keeps_connections: false,
+};
 
 #[async_trait]
 impl Host<Steering> for Namespace {
     async fn driver(&self, hook: Arc<dyn WriteHook>) -> Steering {
-        let settings = SteeringSettings { keeps_connections: self.keeps_connections, ..SteeringSettings::default() };
+        let settings = SteeringSettings {
+            keeps_connections: self.keeps_connections,
+            ..SteeringSettings::default()
+        };
         Steering::new(Netlink::open().unwrap(), settings, hook)
     }
 
     async fn foreign(&self) -> String {
-        let lines = ["ip rule show", "ip -6 rule show", "ip -o route show table all", "ip -6 -o route show table all", "ip nexthop show"];
+        let lines = [
+            "ip rule show",
+            "ip -6 rule show",
+            "ip -o route show table all",
+            "ip -6 -o route show table all",
+            "ip nexthop show",
+        ];
         let lines = lines.map(run).concat();
         let ours = |line: &&str| !line.contains("proto 77") || line.contains("0x33/0xff");
-        lines.lines().filter(ours).map(|line| format!("{line}\n")).chain([run("ip -br link")]).collect()
+        lines
+            .lines()
+            .filter(ours)
+            .map(|line| format!("{line}\n"))
+            .chain([run("ip -br link")])
+            .collect()
     }
 }
 
 fn run(command: &str) -> String {
     let output = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -64,7 +88,11 @@ fn world() {
 }
 
 fn hop(device: &str, via: &str) -> NextHop {
-    NextHop { device: device.into(), via: via.parse().unwrap(), encap: None }
+    NextHop {
+        device: device.into(),
+        via: via.parse().unwrap(),
+        encap: None,
+    }
 }
 
 fn target(byte: u8) -> TargetId {
@@ -73,16 +101,32 @@ fn target(byte: u8) -> TargetId {
 
 fn desired(targets: &[(u8, &[NextHop])], direct: &[&str]) -> SteeringDesired {
     SteeringDesired {
-        targets: targets.iter().map(|(byte, hops)| (target(*byte), hops.iter().cloned().collect::<imbl::OrdSet<_>>())).collect(),
-        direct: direct.iter().map(|network| network.parse::<ipnet::IpNet>().unwrap()).collect(),
+        targets: targets
+            .iter()
+            .map(|(byte, hops)| {
+                (
+                    target(*byte),
+                    hops.iter().cloned().collect::<imbl::OrdSet<_>>(),
+                )
+            })
+            .collect(),
+        direct: direct
+            .iter()
+            .map(|network| network.parse::<ipnet::IpNet>().unwrap())
+            .collect(),
         ..SteeringDesired::default()
     }
 }
 
 /// The same with largest packets of targets.
 fn limited(desired: SteeringDesired, limits: &[(u8, u32)]) -> SteeringDesired {
-    let limits = limits.iter().flat_map(|(byte, mtu)| egressgateway::model::Family::ALL.map(|family| ((target(*byte), family), *mtu)));
-    SteeringDesired { mtu: limits.collect(), ..desired }
+    let limits = limits.iter().flat_map(|(byte, mtu)| {
+        egressgateway::model::Family::ALL.map(|family| ((target(*byte), family), *mtu))
+    });
+    SteeringDesired {
+        mtu: limits.collect(),
+        ..desired
+    }
 }
 
 /// Networks of egress addresses: byte, device, router, networks on the device.
@@ -91,32 +135,104 @@ fn leaving(networks: &[(u8, &str, &str, &[&str])]) -> SteeringDesired {
         let network = ExitNetwork {
             device: (*device).to_owned(),
             router: router.parse().unwrap(),
-            link: link.iter().map(|net| net.parse::<ipnet::IpNet>().unwrap()).collect(),
+            link: link
+                .iter()
+                .map(|net| net.parse::<ipnet::IpNet>().unwrap())
+                .collect(),
             addresses: imbl::OrdSet::new(),
         };
         (NetworkId::new(*byte).unwrap(), network)
     };
-    SteeringDesired { networks: networks.iter().map(network).collect(), ..desired(&[], &["10.0.0.0/8", "fd00:1::/32"]) }
+    SteeringDesired {
+        networks: networks.iter().map(network).collect(),
+        ..desired(&[], &["10.0.0.0/8", "fd00:1::/32"])
+    }
 }
 
 /// The same with these targets balanced.
 fn balanced(desired: SteeringDesired, targets: &[u8]) -> SteeringDesired {
-    SteeringDesired { balanced: targets.iter().map(|byte| target(*byte)).collect(), ..desired }
+    SteeringDesired {
+        balanced: targets.iter().map(|byte| target(*byte)).collect(),
+        ..desired
+    }
 }
 
 fn states() -> Vec<SteeringDesired> {
-    let (a4, b4, c4) = (hop("tun4", "172.31.0.11"), hop("tun4", "172.31.0.12"), hop("tun4", "172.31.0.13"));
-    let (a6, b6, c6) = (hop("tun6", "fd31::11"), hop("tun6", "fd31::12"), hop("tun6", "fd31::13"));
+    let (a4, b4, c4) = (
+        hop("tun4", "172.31.0.11"),
+        hop("tun4", "172.31.0.12"),
+        hop("tun4", "172.31.0.13"),
+    );
+    let (a6, b6, c6) = (
+        hop("tun6", "fd31::11"),
+        hop("tun6", "fd31::12"),
+        hop("tun6", "fd31::13"),
+    );
     vec![
-        desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]), (0x13, from_ref(&c4))], &["10.0.0.0/8", "fd00:1::/32"]),
-        desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, &[]), (0x15, from_ref(&c6))], &["10.0.0.0/8", "10.96.0.0/12"]),
-        limited(desired(&[(0x11, &[a4.clone(), a6.clone()]), (0x13, from_ref(&c4))], &[]), &[(0x11, 1400), (0x13, 1300)]),
-        limited(balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()])], &[]), &[0x11]), &[(0x11, 1400)]),
-        limited(desired(&[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()])], &[]), &[(0x11, 1350)]),
-        balanced(desired(&[(0x11, &[a4.clone(), b4.clone(), c4, a6, b6.clone(), c6]), (0x13, from_ref(&b4))], &[]), &[0x11]),
-        balanced(desired(&[(0x11, from_ref(&b4)), (0x13, &[a4, b4.clone(), b6])], &["10.0.0.0/8"]), &[0x11, 0x13]),
-        leaving(&[(1, "tun4", "172.31.0.1", &["172.31.0.0/16", "172.30.0.0/24"]), (7, "tun6", "fd31::1", &["fd31::/64"])]),
-        leaving(&[(1, "tun6", "172.31.0.9", &[]), (15, "tun6", "fe80::1", &["fd31::/64"])]),
+        desired(
+            &[
+                (0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()]),
+                (0x13, from_ref(&c4)),
+            ],
+            &["10.0.0.0/8", "fd00:1::/32"],
+        ),
+        desired(
+            &[
+                (0x11, &[a4.clone(), a6.clone()]),
+                (0x13, &[]),
+                (0x15, from_ref(&c6)),
+            ],
+            &["10.0.0.0/8", "10.96.0.0/12"],
+        ),
+        limited(
+            desired(
+                &[(0x11, &[a4.clone(), a6.clone()]), (0x13, from_ref(&c4))],
+                &[],
+            ),
+            &[(0x11, 1400), (0x13, 1300)],
+        ),
+        limited(
+            balanced(
+                desired(
+                    &[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()])],
+                    &[],
+                ),
+                &[0x11],
+            ),
+            &[(0x11, 1400)],
+        ),
+        limited(
+            desired(
+                &[(0x11, &[a4.clone(), b4.clone(), a6.clone(), b6.clone()])],
+                &[],
+            ),
+            &[(0x11, 1350)],
+        ),
+        balanced(
+            desired(
+                &[
+                    (0x11, &[a4.clone(), b4.clone(), c4, a6, b6.clone(), c6]),
+                    (0x13, from_ref(&b4)),
+                ],
+                &[],
+            ),
+            &[0x11],
+        ),
+        balanced(
+            desired(
+                &[(0x11, from_ref(&b4)), (0x13, &[a4, b4.clone(), b6])],
+                &["10.0.0.0/8"],
+            ),
+            &[0x11, 0x13],
+        ),
+        leaving(&[
+            (1, "tun4", "172.31.0.1", &["172.31.0.0/16", "172.30.0.0/24"]),
+            (7, "tun6", "fd31::1", &["fd31::/64"]),
+        ]),
+        leaving(&[
+            (1, "tun6", "172.31.0.9", &[]),
+            (15, "tun6", "fe80::1", &["fd31::/64"]),
+        ]),
     ]
 }
 
@@ -126,9 +242,16 @@ async fn reach(desired: &SteeringDesired) -> Steering {
 
 async fn reach_on(namespace: &Namespace, desired: &SteeringDesired) -> Steering {
     let driver = namespace.driver(Arc::new(())).await;
-    let change = driver.plan(desired, &driver.observe().await.unwrap()).unwrap();
+    let change = driver
+        .plan(desired, &driver.observe().await.unwrap())
+        .unwrap();
     driver.apply(&change.plan).await.unwrap();
-    assert_eq!(driver.observe().await.unwrap(), change.after, "{}", change.plan);
+    assert_eq!(
+        driver.observe().await.unwrap(),
+        change.after,
+        "{}",
+        change.plan
+    );
     driver
 }
 
@@ -140,14 +263,31 @@ fn steering_keeps_the_promises_of_a_driver() {
     });
 }
 
-/// Any of three targets, each over any of four next hops, and any of three networks inside the cluster.
+/// Any of three targets, each over any of four next hops, and any of three networks inside the
+/// cluster.
 fn generated() -> impl Strategy<Value = SteeringDesired> {
-    let hops = [hop("tun4", "172.31.0.11"), hop("tun4", "172.31.0.12"), hop("tun6", "fd31::11"), hop("tun6", "fd31::12")].to_vec();
-    let targets = prop::collection::vec((prop::sample::select(vec![0x11, 0x13, 0xff]), prop::sample::subsequence(hops, 0..=4)), 0..4);
-    let direct = prop::sample::subsequence(vec!["10.0.0.0/8", "10.96.0.0/12", "fd00:1::/32"], 0..=3);
+    let hops = [
+        hop("tun4", "172.31.0.11"),
+        hop("tun4", "172.31.0.12"),
+        hop("tun6", "fd31::11"),
+        hop("tun6", "fd31::12"),
+    ]
+    .to_vec();
+    let targets = prop::collection::vec(
+        (
+            prop::sample::select(vec![0x11, 0x13, 0xff]),
+            prop::sample::subsequence(hops, 0..=4),
+        ),
+        0..4,
+    );
+    let direct =
+        prop::sample::subsequence(vec!["10.0.0.0/8", "10.96.0.0/12", "fd00:1::/32"], 0..=3);
     let even = prop::sample::subsequence(vec![0x11, 0x13, 0xff], 0..=3);
     (targets, direct, even).prop_map(|(targets, direct, even)| {
-        let targets: Vec<(u8, &[NextHop])> = targets.iter().map(|(byte, hops)| (*byte, hops.as_slice())).collect();
+        let targets: Vec<(u8, &[NextHop])> = targets
+            .iter()
+            .map(|(byte, hops)| (*byte, hops.as_slice()))
+            .collect();
         balanced(desired(&targets, &direct), &even)
     })
 }
@@ -157,7 +297,9 @@ fn any_steering_follows_any_other() {
     in_namespace(|| async {
         world();
         let mut runner = TestRunner::deterministic();
-        let states: Vec<_> = (0..60).map(|_| generated().new_tree(&mut runner).unwrap().current()).collect();
+        let states: Vec<_> = (0..60)
+            .map(|_| generated().new_tree(&mut runner).unwrap().current())
+            .collect();
         conformance::walk(&NAMESPACE, &states).await;
     });
 }
@@ -168,25 +310,69 @@ fn the_kernel_itself_routes_as_the_tracer_says() {
         world();
         let settings = SteeringSettings::default();
         let state = reach(&states()[1]).await.observe().await.unwrap();
-        for mark in [0, 0x1100_0000, 0x1100_4000, 0x1300_0000, 0x1500_0000, 0x7700_0000] {
-            for to in ["1.1.1.1", "10.1.2.3", "10.97.0.1", "2001:db8::1", "fd00:1::5"] {
-                let from = if to.contains(':') { "fd09::1" } else { "10.9.0.1" };
+        for mark in [
+            0,
+            0x1100_0000,
+            0x1100_4000,
+            0x1300_0000,
+            0x1500_0000,
+            0x7700_0000,
+        ] {
+            for to in [
+                "1.1.1.1",
+                "10.1.2.3",
+                "10.97.0.1",
+                "2001:db8::1",
+                "fd00:1::5",
+            ] {
+                let from = if to.contains(':') {
+                    "fd09::1"
+                } else {
+                    "10.9.0.1"
+                };
                 let said = Command::new("ip")
-                    .args(["route", "get", to, "from", from, "mark", &format!("{mark:#x}"), "iif", "tun4"])
+                    .args([
+                        "route",
+                        "get",
+                        to,
+                        "from",
+                        from,
+                        "mark",
+                        &format!("{mark:#x}"),
+                        "iif",
+                        "tun4",
+                    ])
                     .output()
                     .unwrap();
-                let text = String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
+                let text = String::from_utf8_lossy(&said.stdout).into_owned()
+                    + &String::from_utf8_lossy(&said.stderr);
                 let route = state.route(mark, to.parse().unwrap());
                 if let Route::Via(hops) = &route {
-                    assert!(hops.iter().any(|hop| text.contains(&format!("via {}", hop.via))), "{mark:#x} → {to}: {route:?}, but {text}");
+                    assert!(
+                        hops.iter()
+                            .any(|hop| text.contains(&format!("via {}", hop.via))),
+                        "{mark:#x} → {to}: {route:?}, but {text}"
+                    );
                 } else {
-                    assert!(!text.contains("172.31.0.") && !text.contains("fd31::"), "{mark:#x} → {to}: {route:?}, but {text}");
+                    assert!(
+                        !text.contains("172.31.0.") && !text.contains("fd31::"),
+                        "{mark:#x} → {to}: {route:?}, but {text}"
+                    );
                 }
             }
         }
-        assert_eq!(state.route(0x1300_0000, "1.1.1.1".parse().unwrap()), Route::Unreachable);
-        assert_eq!(state.route(0x1300_0000, "10.1.1.1".parse().unwrap()), Route::Direct);
-        assert_eq!(state.route(0x7700_0000, "1.1.1.1".parse().unwrap()), Route::Unmarked);
+        assert_eq!(
+            state.route(0x1300_0000, "1.1.1.1".parse().unwrap()),
+            Route::Unreachable
+        );
+        assert_eq!(
+            state.route(0x1300_0000, "10.1.1.1".parse().unwrap()),
+            Route::Direct
+        );
+        assert_eq!(
+            state.route(0x7700_0000, "1.1.1.1".parse().unwrap()),
+            Route::Unmarked
+        );
         assert_eq!(settings.table(TargetId::FIRST), Some(100));
     });
 }
@@ -206,13 +392,26 @@ fn of_a_balanced_target_only_the_group_changes_when_a_next_hop_goes_or_comes() {
         let driver = reach(&three).await;
         let verbs = |change: &egressgateway::Change<_, SteeringState>| {
             let plan: &egressgateway_netlink::SteeringPlan = &change.plan;
-            plan.steps().iter().map(SteeringStep::verb).collect::<Vec<_>>()
+            plan.steps()
+                .iter()
+                .map(SteeringStep::verb)
+                .collect::<Vec<_>>()
         };
         let loss = driver.plan(&two, &driver.observe().await.unwrap()).unwrap();
-        assert_eq!(verbs(&loss), ["replace next hop", "delete next hop", "delete next hop"], "{}", loss.plan);
+        assert_eq!(
+            verbs(&loss),
+            ["replace next hop", "delete next hop", "delete next hop"],
+            "{}",
+            loss.plan
+        );
         driver.apply(&loss.plan).await.unwrap();
         let return_ = driver.plan(&three, &loss.after).unwrap();
-        assert_eq!(verbs(&return_), ["add next hop", "add next hop", "replace next hop"], "{}", return_.plan);
+        assert_eq!(
+            verbs(&return_),
+            ["add next hop", "add next hop", "replace next hop"],
+            "{}",
+            return_.plan
+        );
         driver.apply(&return_.plan).await.unwrap();
         assert_eq!(driver.observe().await.unwrap(), return_.after);
     });
@@ -225,10 +424,20 @@ fn next_hops_that_somebody_deletes_or_changes_leak_nothing_and_come_back() {
         let (three, _) = three_and_two();
         let driver = reach(&three).await;
         let ids = run("ip nexthop show proto 77 | cut -d ' ' -f 2");
-        let (hops, group): (Vec<&str>, Vec<&str>) = ids.lines().partition(|id| id.starts_with("16"));
-        let [group] = group[..] else { panic!("one group: {ids}") };
-        assert_eq!((hops.len(), group), (6, "1700000174"), "each next hop has two numbers");
-        let all = format!("for id in {}; do ip nexthop del id $id; done", hops.join(" "));
+        let (hops, group): (Vec<&str>, Vec<&str>) =
+            ids.lines().partition(|id| id.starts_with("16"));
+        let [group] = group[..] else {
+            panic!("one group: {ids}")
+        };
+        assert_eq!(
+            (hops.len(), group),
+            (6, "1700000174"),
+            "each next hop has two numbers"
+        );
+        let all = format!(
+            "for id in {}; do ip nexthop del id $id; done",
+            hops.join(" ")
+        );
         let (first, second) = (hops[0], hops[1]);
         for damage in [
             format!("ip nexthop del id {first}"),
@@ -236,17 +445,33 @@ fn next_hops_that_somebody_deletes_or_changes_leak_nothing_and_come_back() {
             all,
             format!("ip nexthop replace id {first} via 172.31.0.99 dev tun4 onlink proto 77"),
             format!("ip nexthop del id {first}; ip nexthop add id {first} blackhole proto 77"),
-            format!("ip nexthop replace id {group} group {first} type resilient buckets 4096 idle_timer 7 proto 77"),
-            format!("ip nexthop del id {group}; ip nexthop add id {group} group {first}/{second} proto 77"),
-            format!("ip nexthop add id 55 via 172.31.0.99 dev tun4 onlink proto 77; ip nexthop add id 56 group 55/{first} proto 77"),
+            format!(
+                "ip nexthop replace id {group} group {first} type resilient buckets 4096 idle_timer 7 proto 77"
+            ),
+            format!(
+                "ip nexthop del id {group}; ip nexthop add id {group} group {first}/{second} proto 77"
+            ),
+            format!(
+                "ip nexthop add id 55 via 172.31.0.99 dev tun4 onlink proto 77; ip nexthop add id 56 group 55/{first} proto 77"
+            ),
         ] {
             run(&damage);
             let hurt = driver.observe().await.unwrap();
-            let there = hurt.routes.iter().any(|(_, action)| matches!(action, egressgateway_netlink::RouteAction::Group(_)));
+            let there = hurt
+                .routes
+                .iter()
+                .any(|(_, action)| matches!(action, egressgateway_netlink::RouteAction::Group(_)));
             let way = hurt.route(0x1100_0000, "1.1.1.1".parse().unwrap());
-            assert!(there || way == Route::Unreachable, "{damage}: closed, not open: {way:?}");
+            assert!(
+                there || way == Route::Unreachable,
+                "{damage}: closed, not open: {way:?}"
+            );
             reach(&three).await;
-            assert_eq!(run("ip nexthop show proto 77 | wc -l").trim(), "7", "{damage}");
+            assert_eq!(
+                run("ip nexthop show proto 77 | wc -l").trim(),
+                "7",
+                "{damage}"
+            );
         }
     });
 }
@@ -258,7 +483,9 @@ fn a_number_that_somebody_else_has_is_a_conflict_and_stays_theirs() {
         run("ip nexthop add id 1700000174 group 7");
         let (three, _) = three_and_two();
         let driver = NAMESPACE.driver(Arc::new(())).await;
-        let change = driver.plan(&three, &driver.observe().await.unwrap()).unwrap();
+        let change = driver
+            .plan(&three, &driver.observe().await.unwrap())
+            .unwrap();
         let error = driver.apply(&change.plan).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Conflict);
         assert!(error.context.contains("1700000174"), "{}", error.chain());
@@ -270,15 +497,26 @@ fn a_number_that_somebody_else_has_is_a_conflict_and_stays_theirs() {
 fn where_the_kernel_has_no_resilient_groups_the_routes_have_the_next_hops() {
     in_namespace(|| async {
         world();
-        assert!(Steering::keeps_connections_on(&Netlink::open().unwrap()).await.unwrap(), "this kernel has them");
+        assert!(
+            Steering::keeps_connections_on(&Netlink::open().unwrap())
+                .await
+                .unwrap(),
+            "this kernel has them"
+        );
         conformance::check(&OLD, &states()[1..3]).await;
         // And after an upgrade of the kernel, or of us.
         let (three, _) = three_and_two();
         for namespace in [&OLD, &NAMESPACE, &OLD] {
             reach_on(namespace, &three).await;
-            assert_eq!(run("ip nexthop show proto 77").is_empty(), !namespace.keeps_connections);
+            assert_eq!(
+                run("ip nexthop show proto 77").is_empty(),
+                !namespace.keeps_connections
+            );
         }
-        assert_eq!(run("cat /proc/sys/net/ipv4/fib_multipath_hash_policy").trim(), "1");
+        assert_eq!(
+            run("cat /proc/sys/net/ipv4/fib_multipath_hash_policy").trim(),
+            "1"
+        );
         reach_on(&OLD, &SteeringDesired::default()).await;
     });
 }
@@ -287,7 +525,9 @@ fn where_the_kernel_has_no_resilient_groups_the_routes_have_the_next_hops() {
 fn what_the_host_sends_itself_with_a_mark_is_not_steered_again() {
     in_namespace(|| async {
         world();
-        run("ip link add up0 type veth peer name far0 && ip addr add 10.6.0.1/24 dev up0 && ip link set up0 up");
+        run(
+            "ip link add up0 type veth peer name far0 && ip addr add 10.6.0.1/24 dev up0 && ip link set up0 up",
+        );
         // Without networks inside the cluster, of which the underlay would be one here.
         reach(&states()[2]).await;
         let outer = run("ip route get 10.6.0.2 mark 0x11000000");
@@ -303,11 +543,21 @@ fn routes_of_a_vanished_device_are_missed_and_come_back() {
         let driver = reach(state).await;
         run("ip link del tun4");
         let observed = driver.observe().await.unwrap();
-        assert_eq!(observed.route(0x1100_0000, "1.1.1.1".parse().unwrap()), Route::Unreachable, "closed, not open");
+        assert_eq!(
+            observed.route(0x1100_0000, "1.1.1.1".parse().unwrap()),
+            Route::Unreachable,
+            "closed, not open"
+        );
         let change = driver.plan(state, &observed).unwrap();
         assert!(!change.plan.is_empty());
-        assert_eq!(driver.apply(&change.plan).await.unwrap_err().kind, ErrorKind::Conflict, "there is no device yet");
-        run("ip link add tun4 type veth peer name far4 && ip link set tun4 up && ip link set far4 up");
+        assert_eq!(
+            driver.apply(&change.plan).await.unwrap_err().kind,
+            ErrorKind::Conflict,
+            "there is no device yet"
+        );
+        run(
+            "ip link add tun4 type veth peer name far4 && ip link set tun4 up && ip link set far4 up",
+        );
         reach(state).await;
     });
 }
@@ -328,8 +578,20 @@ fn what_somebody_deletes_or_adds_under_our_tag_is_put_right() {
         reach(state).await;
         assert_eq!(run("ip route show table 555"), "");
         for family in ["ipv4", "ipv6"] {
-            assert_eq!(run(&format!("cat /proc/sys/net/{family}/fib_multipath_hash_policy")).trim(), "3");
-            assert_eq!(run(&format!("cat /proc/sys/net/{family}/fib_multipath_hash_fields")).trim(), "55");
+            assert_eq!(
+                run(&format!(
+                    "cat /proc/sys/net/{family}/fib_multipath_hash_policy"
+                ))
+                .trim(),
+                "3"
+            );
+            assert_eq!(
+                run(&format!(
+                    "cat /proc/sys/net/{family}/fib_multipath_hash_fields"
+                ))
+                .trim(),
+                "55"
+            );
         }
     });
 }
@@ -341,7 +603,9 @@ fn the_text_of_a_plan_is_a_script_that_does_the_same() {
         let driver = NAMESPACE.driver(Arc::new(())).await;
         let states = states();
         for state in states.iter().chain([&SteeringDesired::default()]) {
-            let change = driver.plan(state, &driver.observe().await.unwrap()).unwrap();
+            let change = driver
+                .plan(state, &driver.observe().await.unwrap())
+                .unwrap();
             let script = change.plan.to_string();
             run(&script);
             assert_eq!(driver.observe().await.unwrap(), change.after, "{script}");
@@ -359,16 +623,32 @@ fn lightweight_tunnels_are_read_back_as_they_were_written() {
             via: via.parse().unwrap(),
             encap: Some(Encap {
                 id: 100,
-                source: if remote.contains(':') { "fd06::1" } else { "10.6.0.1" }.parse().unwrap(),
+                source: if remote.contains(':') {
+                    "fd06::1"
+                } else {
+                    "10.6.0.1"
+                }
+                .parse()
+                .unwrap(),
                 remote: remote.parse().unwrap(),
             }),
         };
-        let (one, two) = (over("172.31.0.11", "10.6.0.2"), over("172.31.0.12", "fd06::3"));
+        let (one, two) = (
+            over("172.31.0.11", "10.6.0.2"),
+            over("172.31.0.12", "fd06::3"),
+        );
         let (three, four) = (over("fd31::11", "10.6.0.2"), over("fd31::12", "fd06::3"));
         let single = desired(&[(0x11, &[one.clone(), four.clone()])], &[]);
         let several = desired(&[(0x11, &[one, two, three, four])], &[]);
         let even = balanced(several.clone(), &[0x11]);
-        for state in [&single, &several, &single, &even, &single, &SteeringDesired::default()] {
+        for state in [
+            &single,
+            &several,
+            &single,
+            &even,
+            &single,
+            &SteeringDesired::default(),
+        ] {
             reach(state).await;
         }
     });
@@ -377,49 +657,95 @@ fn lightweight_tunnels_are_read_back_as_they_were_written() {
 #[test]
 fn plans_are_made_without_a_kernel() {
     let driver = Steering::offline(SteeringSettings::default());
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    assert_eq!(runtime.block_on(driver.observe()).unwrap_err().kind, ErrorKind::Unsupported);
-    let change = driver.plan(&states()[0], &SteeringState::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    assert_eq!(
+        runtime.block_on(driver.observe()).unwrap_err().kind,
+        ErrorKind::Unsupported
+    );
+    let change = driver
+        .plan(&states()[0], &SteeringState::default())
+        .unwrap();
     let text = change.plan.to_string();
-    let place = |line: &str| text.lines().position(|other| other == line).unwrap_or_else(|| panic!("no {line} in {text}"));
+    let place = |line: &str| {
+        text.lines()
+            .position(|other| other == line)
+            .unwrap_or_else(|| panic!("no {line} in {text}"))
+    };
     let unreachable = place("route add unreachable 0.0.0.0/0 table 100 metric 4278198272 proto 77");
     let ways = place(
         "route add 0.0.0.0/0 table 100 metric 1024 proto 77 nexthop via 172.31.0.11 dev tun4 onlink nexthop via 172.31.0.12 dev tun4 onlink",
     );
-    let guard = place("rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77");
+    let guard =
+        place("rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77");
     let steer = place("rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77");
-    assert!(unreachable < ways && ways < guard && guard < steer, "{text}");
+    assert!(
+        unreachable < ways && ways < guard && guard < steer,
+        "{text}"
+    );
     let hop: IpAddr = "172.31.0.13".parse().unwrap();
     assert_eq!(
         change.after.route(0x1300_0001, "8.8.8.8".parse().unwrap()),
-        Route::Via(vec![NextHop { device: "tun4".into(), via: hop, encap: None }])
+        Route::Via(vec![NextHop {
+            device: "tun4".into(),
+            via: hop,
+            encap: None
+        }])
     );
 }
 
 #[test]
 fn impossible_numbers_are_refused() {
-    let plan = |settings, desired: &SteeringDesired| Steering::offline(settings).plan(desired, &SteeringState::default()).map(|_| ());
+    let plan = |settings, desired: &SteeringDesired| {
+        Steering::offline(settings)
+            .plan(desired, &SteeringState::default())
+            .map(|_| ())
+    };
     for rule_priority in [0, 1, 32_766] {
-        let settings = SteeringSettings { rule_priority, ..SteeringSettings::default() };
-        assert_eq!(plan(settings, &states()[0]).unwrap_err().kind, ErrorKind::Invalid);
+        let settings = SteeringSettings {
+            rule_priority,
+            ..SteeringSettings::default()
+        };
+        assert_eq!(
+            plan(settings, &states()[0]).unwrap_err().kind,
+            ErrorKind::Invalid
+        );
     }
-    let last = SteeringSettings { table_base: u32::MAX, ..SteeringSettings::default() };
-    assert_eq!(plan(last, &states()[0]).unwrap_err().kind, ErrorKind::Invalid);
+    let last = SteeringSettings {
+        table_base: u32::MAX,
+        ..SteeringSettings::default()
+    };
+    assert_eq!(
+        plan(last, &states()[0]).unwrap_err().kind,
+        ErrorKind::Invalid
+    );
     let all = desired(&[(0x11, &[])], &["0.0.0.0/0"]);
-    assert_eq!(plan(SteeringSettings::default(), &all).unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(
+        plan(SteeringSettings::default(), &all).unwrap_err().kind,
+        ErrorKind::Invalid
+    );
 }
 
 #[test]
 fn tables_follow_the_order_of_allotment_and_skip_the_kernels_own() {
-    let settings = SteeringSettings { table_base: 250, ..SteeringSettings::default() };
-    let tables: Vec<_> = TargetId::all().take(6).map(|target| settings.table(target).unwrap()).collect();
+    let settings = SteeringSettings {
+        table_base: 250,
+        ..SteeringSettings::default()
+    };
+    let tables: Vec<_> = TargetId::all()
+        .take(6)
+        .map(|target| settings.table(target).unwrap())
+        .collect();
     assert_eq!(tables, [250, 251, 252, 256, 257, 258]);
     assert_eq!(settings.table(target(0x13)), Some(251), "0x12 is no target");
 }
 
 /// What the kernel does with a packet: `ip route get`'s words.
 fn way(to: &str, from: &str, by: &str, mark: u32) -> String {
-    run(&format!("ip route get {to} from {from} iif {by} mark {mark:#x} 2>&1 || true"))
+    run(&format!(
+        "ip route get {to} from {from} iif {by} mark {mark:#x} 2>&1 || true"
+    ))
 }
 
 #[test]
@@ -434,14 +760,28 @@ fn what_has_a_networks_mark_leaves_there_and_answers_pass_a_strict_filter() {
         let leaves = way("198.51.100.7", "10.244.1.10", "pod", 0x0100_0000);
         assert!(leaves.contains("via 172.31.0.1 dev tun4"), "{leaves}");
         let neighbour = way("172.31.0.77", "10.244.1.10", "pod", 0x0100_0000);
-        assert!(neighbour.contains("dev tun4") && !neighbour.contains("via"), "{neighbour}");
+        assert!(
+            neighbour.contains("dev tun4") && !neighbour.contains("via"),
+            "{neighbour}"
+        );
         let inside = way("10.244.1.10", "10.244.1.11", "pod", 0x0100_0000);
         assert!(inside.contains("dev pod"), "{inside}");
         let answer = way("10.244.1.10", "198.51.100.7", "tun4", 0x0100_0000);
-        assert!(answer.contains("dev pod"), "an answer passes the filter and goes to the pod: {answer}");
+        assert!(
+            answer.contains("dev pod"),
+            "an answer passes the filter and goes to the pod: {answer}"
+        );
         let stranger = way("10.244.1.10", "198.51.100.7", "tun4", 0);
-        assert!(!stranger.contains("dev pod"), "the filter is as strict as before: {stranger}");
-        let change = driver.plan(&SteeringDesired::default(), &driver.observe().await.unwrap()).unwrap();
+        assert!(
+            !stranger.contains("dev pod"),
+            "the filter is as strict as before: {stranger}"
+        );
+        let change = driver
+            .plan(
+                &SteeringDesired::default(),
+                &driver.observe().await.unwrap(),
+            )
+            .unwrap();
         driver.apply(&change.plan).await.unwrap();
         let leaves = way("198.51.100.7", "10.244.1.10", "pod", 0x0100_0000);
         assert!(leaves.contains("dev out"), "{leaves}");

@@ -2,16 +2,20 @@
 
 use egressgateway::model::Family;
 
-/// Virtual network identifier. It keeps two installations apart that share a port; who may send is decided by outer addresses.
+/// Virtual network identifier. It keeps two installations apart that share a port; who may send is
+/// decided by outer addresses.
 pub const VNI: u32 = 100;
 
-/// UDP port of the outer packets: not the standard's 6081, where Cilium, OVN and Antrea have a device that no second one can stand beside.
+/// UDP port of the outer packets: not the standard's 6081, where Cilium, OVN and Antrea have a
+/// device that no second one can stand beside.
 pub const PORT: u16 = 7789;
 
-/// Name of the device that carries packets of both families, over either. At most 15 bytes are allowed.
+/// Name of the device that carries packets of both families, over either. At most 15 bytes are
+/// allowed.
 pub const DEVICE: &str = "egress-geneve";
 
-/// Smallest largest packet that IPv6 works with (RFC 8200); the kernel takes IPv6 away from a device below it.
+/// Smallest largest packet that IPv6 works with (RFC 8200); the kernel takes IPv6 away from a
+/// device below it.
 pub const MTU_MIN_V6: u32 = 1280;
 
 /// Smallest largest packet of IPv4 (RFC 791).
@@ -28,6 +32,6 @@ pub const fn overhead(underlay: Family) -> u32 {
 
 /// Parameters under `net.ipv4.conf.<device>` and their values.
 ///
-/// - `rp_filter` 2 (loose): packets come out of the tunnel whose sources the host routes elsewhere; strict filtering would drop
-///   them. Only on our device.
+/// - `rp_filter` 2 (loose): packets come out of the tunnel whose sources the host routes elsewhere;
+///   strict filtering would drop them. Only on our device.
 pub const PARAMETERS: [(&str, &str); 1] = [("rp_filter", "2")];

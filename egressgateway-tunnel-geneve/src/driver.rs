@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use egressgateway::{
-    Change, Driver, Encapsulation, Error, ErrorKind, LocalEnd, NextHop, OverlayLinks, Peer, TunnelDesired, WriteHook, model::Family,
+    Change, Driver, Encapsulation, Error, ErrorKind, LocalEnd, NextHop, OverlayLinks, Peer,
+    TunnelDesired, WriteHook, model::Family,
 };
 use egressgateway_netlink::{Netlink, sysctl};
 
@@ -17,8 +18,9 @@ use crate::{
 
 /// The tunnel driver.
 ///
-/// It owns the device `egress-geneve` if that carries our alias or our link group, with everything on it. A device of that name with neither is
-/// somebody else's: planning a tunnel is a [`Conflict`](ErrorKind::Conflict) then.
+/// It owns the device `egress-geneve` if that carries our alias or our link group, with everything
+/// on it. A device of that name with neither is somebody else's: planning a tunnel is a
+/// [`Conflict`](ErrorKind::Conflict) then.
 #[derive(Clone, Debug)]
 pub struct Geneve {
     netlink: Option<Netlink>,
@@ -30,17 +32,27 @@ impl Geneve {
     /// A driver of the kernel behind `netlink`; `hook` is asked before every write.
     #[must_use]
     pub fn new(netlink: Netlink, settings: GeneveSettings, hook: Arc<dyn WriteHook>) -> Self {
-        Self { netlink: Some(netlink), shape: GeneveShape(settings), hook }
+        Self {
+            netlink: Some(netlink),
+            shape: GeneveShape(settings),
+            hook,
+        }
     }
 
     /// A driver that can only plan.
     #[must_use]
     pub fn offline(settings: GeneveSettings) -> Self {
-        Self { netlink: None, shape: GeneveShape(settings), hook: Arc::new(()) }
+        Self {
+            netlink: None,
+            shape: GeneveShape(settings),
+            hook: Arc::new(()),
+        }
     }
 
     fn netlink(&self) -> Result<&Netlink, Error> {
-        self.netlink.as_ref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this tunnel driver only plans"))
+        self.netlink
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, "this tunnel driver only plans"))
     }
 }
 
@@ -52,12 +64,19 @@ impl Driver for Geneve {
 
     async fn observe(&self) -> Result<GeneveState, Error> {
         let netlink = self.netlink()?;
-        let mut state = GeneveState { without_ipv6: !sysctl::has_family(Family::V6), ..GeneveState::default() };
+        let mut state = GeneveState {
+            without_ipv6: !sysctl::has_family(Family::V6),
+            ..GeneveState::default()
+        };
         let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
         match links.iter().find(|link| link.name == DEVICE) {
             Some(link) if link.is_ours() => {
-                state.device =
-                    Some(Device { geneve: link.geneve.clone(), link: netlink.overlay_device(link, &addresses, &PARAMETERS).await? });
+                state.device = Some(Device {
+                    geneve: link.geneve.clone(),
+                    link: netlink
+                        .overlay_device(link, &addresses, &PARAMETERS)
+                        .await?,
+                });
             }
             Some(_) => state.taken = true,
             None => {}
@@ -65,9 +84,16 @@ impl Driver for Geneve {
         Ok(state)
     }
 
-    fn plan(&self, desired: &TunnelDesired, current: &GeneveState) -> Result<Change<GenevePlan, GeneveState>, Error> {
+    fn plan(
+        &self,
+        desired: &TunnelDesired,
+        current: &GeneveState,
+    ) -> Result<Change<GenevePlan, GeneveState>, Error> {
         let after = GeneveState::of(desired, &self.shape, current)?;
-        Ok(Change { plan: GenevePlan::between(current, &after)?, after })
+        Ok(Change {
+            plan: GenevePlan::between(current, &after)?,
+            after,
+        })
     }
 
     async fn apply(&self, plan: &GenevePlan) -> Result<(), Error> {
@@ -77,12 +103,18 @@ impl Driver for Geneve {
             self.hook.before(step.verb())?;
             match step {
                 GeneveStep::AddLink(mac, mtu, port) => {
-                    netlink.add_geneve(DEVICE, *mac, *mtu, *port).await.map_err(|error| not_added(error, *port))?;
+                    netlink
+                        .add_geneve(DEVICE, *mac, *mtu, *port)
+                        .await
+                        .map_err(|error| not_added(error, *port))?;
                     index = netlink.index(DEVICE).await?;
                 }
                 GeneveStep::DeleteLink => netlink.delete_link(DEVICE).await?,
                 GeneveStep::Device(step) => {
-                    netlink.take(step, DEVICE, index, &PARAMETERS).await.map_err(|error| not_up(error, &self.shape))?;
+                    netlink
+                        .take(step, DEVICE, index, &PARAMETERS)
+                        .await
+                        .map_err(|error| not_up(error, &self.shape))?;
                 }
             }
         }
@@ -110,7 +142,10 @@ fn not_up(error: Error, shape: &GeneveShape) -> Error {
     if error.kind != ErrorKind::Conflict {
         return error;
     }
-    let advice = format!("device {DEVICE} is gone, or UDP port {} belongs to another device: choose another tunnel.port", shape.0.port);
+    let advice = format!(
+        "device {DEVICE} is gone, or UDP port {} belongs to another device: choose another tunnel.port",
+        shape.0.port
+    );
     Error::new(error.kind, advice).with_source(error.chain())
 }
 

@@ -18,15 +18,18 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `egress-geneve` takes the outer addresses of each packet from the route that led it there (*metadata mode*, [RFC 8926] on the wire).
-//! Each peer has a permanent neighbour and a route to each of its overlay addresses; those are for what nodes say to each other over the tunnel. Routes
-//! that steer carry the outer addresses themselves: the kernel does not look for them behind a next hop. An outer header gets a time to live of
-//! its own, because the kernel would write 0, which no router forwards.
+//! `egress-geneve` takes the outer addresses of each packet from the route that led it there
+//! (*metadata mode*, [RFC 8926] on the wire). Each peer has a permanent neighbour and a route to
+//! each of its overlay addresses; those are for what nodes say to each other over the tunnel.
+//! Routes that steer carry the outer addresses themselves: the kernel does not look for them behind
+//! a next hop. An outer header gets a time to live of its own, because the kernel would write 0,
+//! which no router forwards.
 //!
-//! Such a device accepts packets from anybody who knows its port: the policy backends drop what comes from no peer.
+//! Such a device accepts packets from anybody who knows its port: the policy backends drop what
+//! comes from no peer.
 //!
-//! Its largest packet is what the narrowest underlay family of the node leaves room for. It is set, because the kernel's choice would be
-//! 65,465 bytes, and followed when the underlay's changes.
+//! Its largest packet is what the narrowest underlay family of the node leaves room for. It is set,
+//! because the kernel's choice would be 65,465 bytes, and followed when the underlay's changes.
 //!
 //! [RFC 8926]: https://www.rfc-editor.org/rfc/rfc8926
 

@@ -82,7 +82,14 @@ fn create(steps: &mut Vec<GeneveStep>, new: &Device, without_ipv6: bool) {
 
 fn change(steps: &mut Vec<GeneveStep>, old: &Device, new: &Device) {
     let (come, gone) = old.link.peer_steps(&new.link);
-    steps.extend(old.link.link_steps(&new.link).into_iter().chain(come).chain(gone).map(GeneveStep::Device));
+    steps.extend(
+        old.link
+            .link_steps(&new.link)
+            .into_iter()
+            .chain(come)
+            .chain(gone)
+            .map(GeneveStep::Device),
+    );
 }
 
 impl fmt::Display for GenevePlan {
@@ -106,7 +113,10 @@ impl fmt::Display for GeneveStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddLink(mac, mtu, port) => {
-                writeln!(f, "link add {DEVICE} address {mac} mtu {mtu} group {LINK_GROUP} type geneve external dstport {port}")
+                writeln!(
+                    f,
+                    "link add {DEVICE} address {mac} mtu {mtu} group {LINK_GROUP} type geneve external dstport {port}"
+                )
             }
             Self::DeleteLink => writeln!(f, "link del {DEVICE}"),
             Self::Device(step) => write!(f, "{}", step.on(DEVICE, &PARAMETERS)),

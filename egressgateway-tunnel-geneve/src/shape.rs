@@ -17,7 +17,11 @@ pub struct GeneveSettings {
 
 impl Default for GeneveSettings {
     fn default() -> Self {
-        Self { vni: VNI, port: PORT, mtu: None }
+        Self {
+            vni: VNI,
+            port: PORT,
+            mtu: None,
+        }
     }
 }
 
@@ -26,9 +30,14 @@ impl Default for GeneveSettings {
 pub struct GeneveShape(pub GeneveSettings);
 
 impl GeneveShape {
-    /// Largest packet that fits into the underlay's, whichever of the families a peer is reached by; none without an underlay.
+    /// Largest packet that fits into the underlay's, whichever of the families a peer is reached
+    /// by; none without an underlay.
     pub(crate) fn room(local: &LocalEnd) -> Option<u32> {
-        local.underlay.iter().map(|(family, underlay)| underlay.mtu.saturating_sub(overhead(*family))).min()
+        local
+            .underlay
+            .iter()
+            .map(|(family, underlay)| underlay.mtu.saturating_sub(overhead(*family)))
+            .min()
     }
 
     pub(crate) fn mtu(&self, local: &LocalEnd) -> Option<u32> {
@@ -40,7 +49,11 @@ impl GeneveShape {
     pub(crate) fn encap(&self, local: &LocalEnd, peer: &Peer) -> Option<Encap> {
         let over = |family| {
             let source = local.underlay.get(&family)?.address;
-            Some(Encap { id: self.0.vni, source, remote: peer.underlay(family)? })
+            Some(Encap {
+                id: self.0.vni,
+                source,
+                remote: peer.underlay(family)?,
+            })
         };
         Family::ALL.into_iter().find_map(over)
     }
@@ -51,17 +64,32 @@ impl Encapsulation for GeneveShape {
         "geneve"
     }
 
-    /// The encapsulation is part of the route that leads away: the kernel does not look for a peer's.
+    /// The encapsulation is part of the route that leads away: the kernel does not look for a
+    /// peer's.
     fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
-        local.overlay.iter().find(|network| Family::of(network.addr()) == family)?;
-        Some(NextHop { device: DEVICE.to_owned(), via: peer.overlay(family)?, encap: Some(self.encap(local, peer)?) })
+        local
+            .overlay
+            .iter()
+            .find(|network| Family::of(network.addr()) == family)?;
+        Some(NextHop {
+            device: DEVICE.to_owned(),
+            via: peer.overlay(family)?,
+            encap: Some(self.encap(local, peer)?),
+        })
     }
 
     fn links(&self, local: &LocalEnd) -> OverlayLinks {
         let mtu = self.mtu(local);
-        let families = local.overlay.iter().map(|network| Family::of(network.addr()));
+        let families = local
+            .overlay
+            .iter()
+            .map(|network| Family::of(network.addr()));
         OverlayLinks {
-            devices: mtu.into_iter().filter(|_| !local.overlay.is_empty()).map(|_| DEVICE.to_owned()).collect(),
+            devices: mtu
+                .into_iter()
+                .filter(|_| !local.overlay.is_empty())
+                .map(|_| DEVICE.to_owned())
+                .collect(),
             port: self.0.port,
             mtu: families.filter_map(|family| Some((family, mtu?))).collect(),
         }

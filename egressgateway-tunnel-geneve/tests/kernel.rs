@@ -1,4 +1,5 @@
-//! The Geneve driver against the kernel, in namespaces of its own. Not every kernel has Geneve: `make test-kernels` runs this in one that does.
+//! The Geneve driver against the kernel, in namespaces of its own. Not every kernel has Geneve:
+//! `make test-kernels` runs this in one that does.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;

@@ -18,17 +18,19 @@
 //! # Ok(()) }
 //! ```
 //!
-//! One device for each family that the node has both an overlay and an underlay address of: `egress-vxlan-v4` carries IPv4 over IPv4,
-//! `egress-vxlan-v6` IPv6 over IPv6. Nothing is learned or flooded: each peer has one forwarding entry (hardware address to outer address,
-//! with the parent device, so that the outer packet needs no second policy routing) and one permanent neighbour (overlay
-//! address to hardware address).
+//! One device for each family that the node has both an overlay and an underlay address of:
+//! `egress-vxlan-v4` carries IPv4 over IPv4, `egress-vxlan-v6` IPv6 over IPv6. Nothing is learned
+//! or flooded: each peer has one forwarding entry (hardware address to outer address, with the
+//! parent device, so that the outer packet needs no second policy routing) and one permanent
+//! neighbour (overlay address to hardware address).
 //!
-//! The overlay address is a single one, and each peer has a route of its own in the main table: no network's route is made, so that
-//! nothing is taken that the host reaches otherwise. Steered traffic does not need these routes, its next hops are `onlink`;
-//! what nodes say to each other over the tunnel (an echo request to a gateway, and its answer) does.
+//! The overlay address is a single one, and each peer has a route of its own in the main table: no
+//! network's route is made, so that nothing is taken that the host reaches otherwise. Steered
+//! traffic does not need these routes, its next hops are `onlink`; what nodes say to each other
+//! over the tunnel (an echo request to a gateway, and its answer) does.
 //!
-//! Outer UDP checksums are on: RFC 8200 wants them over IPv6, where an outer packet without one is not accepted; over
-//! IPv4 they let network cards coalesce packets.
+//! Outer UDP checksums are on: RFC 8200 wants them over IPv6, where an outer packet without one is
+//! not accepted; over IPv4 they let network cards coalesce packets.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

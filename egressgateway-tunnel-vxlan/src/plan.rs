@@ -45,7 +45,8 @@ impl VxlanStep {
 
 /// Steps in the order in which they are taken: new peers come before old ones go.
 ///
-/// Its text is a shell script that does the same: `ip -batch` for links, addresses, neighbours and routes, `bridge -batch` for forwarding entries.
+/// Its text is a shell script that does the same: `ip -batch` for links, addresses, neighbours and
+/// routes, `bridge -batch` for forwarding entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VxlanPlan {
     pub(crate) steps: Vec<(Family, VxlanStep)>,
@@ -60,13 +61,23 @@ impl VxlanPlan {
         &self.steps
     }
 
-    pub(crate) fn between(current: &VxlanState, after: &VxlanState, parents: OrdMap<u32, String>) -> Result<Self, Error> {
-        let mut plan = Self { steps: Vec::new(), parents };
+    pub(crate) fn between(
+        current: &VxlanState,
+        after: &VxlanState,
+        parents: OrdMap<u32, String>,
+    ) -> Result<Self, Error> {
+        let mut plan = Self {
+            steps: Vec::new(),
+            parents,
+        };
         for family in Family::ALL {
             let mut steps = Vec::new();
             match (current.devices.get(&family), after.devices.get(&family)) {
                 (_, Some(_)) if current.taken.contains(&family) => {
-                    let what = format!("device {} exists and is not ours; it stays as it is", device(family));
+                    let what = format!(
+                        "device {} exists and is not ours; it stays as it is",
+                        device(family)
+                    );
                     return Err(Error::new(ErrorKind::Conflict, what));
                 }
                 (None, None) => {}
@@ -77,7 +88,8 @@ impl VxlanPlan {
                     create(&mut steps, new, after.without_ipv6);
                 }
             }
-            plan.steps.extend(steps.into_iter().map(|step| (family, step)));
+            plan.steps
+                .extend(steps.into_iter().map(|step| (family, step)));
         }
         Ok(plan)
     }
@@ -92,13 +104,22 @@ impl Plan for VxlanPlan {
 fn create(steps: &mut Vec<VxlanStep>, new: &Device, without_ipv6: bool) {
     if let (Some(mac), Some(vxlan)) = (new.link.mac, &new.vxlan) {
         steps.push(VxlanStep::AddLink(mac, new.link.mtu, vxlan.clone()));
-        let created = Device { vxlan: new.vxlan.clone(), link: new.link.created(without_ipv6), fdb: OrdMap::new() };
+        let created = Device {
+            vxlan: new.vxlan.clone(),
+            link: new.link.created(without_ipv6),
+            fdb: OrdMap::new(),
+        };
         change(steps, &created, new);
     }
 }
 
 fn change(steps: &mut Vec<VxlanStep>, old: &Device, new: &Device) {
-    steps.extend(old.link.link_steps(&new.link).into_iter().map(VxlanStep::Device));
+    steps.extend(
+        old.link
+            .link_steps(&new.link)
+            .into_iter()
+            .map(VxlanStep::Device),
+    );
     for (mac, remotes) in &new.fdb {
         set_fdb(steps, *mac, old.fdb.get(mac), remotes);
     }
@@ -108,7 +129,12 @@ fn change(steps: &mut Vec<VxlanStep>, old: &Device, new: &Device) {
     steps.extend(gone.map(|mac| VxlanStep::DeleteFdb(*mac)));
 }
 
-fn set_fdb(steps: &mut Vec<VxlanStep>, mac: MacAddress, old: Option<&OrdSet<Remote>>, new: &OrdSet<Remote>) {
+fn set_fdb(
+    steps: &mut Vec<VxlanStep>,
+    mac: MacAddress,
+    old: Option<&OrdSet<Remote>>,
+    new: &OrdSet<Remote>,
+) {
     if old == Some(new) {
         return;
     }
@@ -152,10 +178,18 @@ fn tool(step: &VxlanStep) -> Option<&'static str> {
 }
 
 impl VxlanPlan {
-    fn write_step(&self, f: &mut fmt::Formatter<'_>, device: &str, step: &VxlanStep) -> fmt::Result {
+    fn write_step(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        device: &str,
+        step: &VxlanStep,
+    ) -> fmt::Result {
         match step {
             VxlanStep::AddLink(mac, mtu, vxlan) => {
-                write!(f, "link add {device} address {mac} mtu {mtu} group {LINK_GROUP} type vxlan")?;
+                write!(
+                    f,
+                    "link add {device} address {mac} mtu {mtu} group {LINK_GROUP} type vxlan"
+                )?;
                 write!(f, " id {} dstport {}", vxlan.vni, vxlan.port)?;
                 if let Some(local) = vxlan.local {
                     write!(f, " local {local}")?;
@@ -174,8 +208,18 @@ impl VxlanPlan {
         }
     }
 
-    fn write_parent(&self, f: &mut fmt::Formatter<'_>, word: &str, index: Option<u32>) -> fmt::Result {
-        match index.map(|index| self.parents.get(&index).cloned().unwrap_or_else(|| format!("if{index}"))) {
+    fn write_parent(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        word: &str,
+        index: Option<u32>,
+    ) -> fmt::Result {
+        match index.map(|index| {
+            self.parents
+                .get(&index)
+                .cloned()
+                .unwrap_or_else(|| format!("if{index}"))
+        }) {
             Some(name) => write!(f, " {word} {name}"),
             None => Ok(()),
         }

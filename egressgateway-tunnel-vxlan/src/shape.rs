@@ -1,6 +1,8 @@
 //! How the tunnel looks from outside; pure.
 
-use egressgateway::{Encapsulation, LocalEnd, NextHop, OverlayLinks, Peer, Underlay, model::Family};
+use egressgateway::{
+    Encapsulation, LocalEnd, NextHop, OverlayLinks, Peer, Underlay, model::Family,
+};
 use ipnet::IpNet;
 
 use crate::constants::{OVERHEAD_V4, OVERHEAD_V6, PORT, VNI, device};
@@ -18,7 +20,11 @@ pub struct VxlanSettings {
 
 impl Default for VxlanSettings {
     fn default() -> Self {
-        Self { vni: VNI, port: PORT, mtu: None }
+        Self {
+            vni: VNI,
+            port: PORT,
+            mtu: None,
+        }
     }
 }
 
@@ -29,7 +35,11 @@ pub struct VxlanShape(pub VxlanSettings);
 impl VxlanShape {
     /// Underlay and overlay address of a family, where the local end has both.
     pub(crate) fn end(local: &LocalEnd, family: Family) -> Option<(&Underlay, IpNet)> {
-        let overlay = local.overlay.iter().copied().find(|network| Family::of(network.addr()) == family)?;
+        let overlay = local
+            .overlay
+            .iter()
+            .copied()
+            .find(|network| Family::of(network.addr()) == family)?;
         Some((local.underlay.get(&family)?, overlay))
     }
 
@@ -55,15 +65,27 @@ impl Encapsulation for VxlanShape {
     fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
         Self::end(local, family)?;
         peer.underlay(family)?;
-        Some(NextHop { device: device(family).to_owned(), via: peer.overlay(family)?, encap: None })
+        Some(NextHop {
+            device: device(family).to_owned(),
+            via: peer.overlay(family)?,
+            encap: None,
+        })
     }
 
     fn links(&self, local: &LocalEnd) -> OverlayLinks {
-        let ends = || Family::ALL.into_iter().filter_map(|family| Some((family, Self::end(local, family)?.0)));
+        let ends = || {
+            Family::ALL
+                .into_iter()
+                .filter_map(|family| Some((family, Self::end(local, family)?.0)))
+        };
         OverlayLinks {
-            devices: ends().map(|(family, _)| device(family).to_owned()).collect(),
+            devices: ends()
+                .map(|(family, _)| device(family).to_owned())
+                .collect(),
             port: self.0.port,
-            mtu: ends().map(|(family, underlay)| (family, self.mtu(underlay, family))).collect(),
+            mtu: ends()
+                .map(|(family, underlay)| (family, self.mtu(underlay, family)))
+                .collect(),
         }
     }
 }

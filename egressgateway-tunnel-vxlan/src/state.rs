@@ -48,9 +48,18 @@ pub struct Remote {
 
 impl VxlanState {
     /// What a kernel must hold.
-    pub(crate) fn of(desired: &TunnelDesired, shape: &VxlanShape, current: &Self) -> Result<Self, Error> {
-        let mut state = Self { devices: OrdMap::new(), ..current.clone() };
-        let Some(local) = &desired.local else { return Ok(state) };
+    pub(crate) fn of(
+        desired: &TunnelDesired,
+        shape: &VxlanShape,
+        current: &Self,
+    ) -> Result<Self, Error> {
+        let mut state = Self {
+            devices: OrdMap::new(),
+            ..current.clone()
+        };
+        let Some(local) = &desired.local else {
+            return Ok(state);
+        };
         for family in Family::ALL {
             if let Some(device) = Device::of(desired, local, shape, family)? {
                 state.devices.insert(family, device);
@@ -61,18 +70,34 @@ impl VxlanState {
 }
 
 impl Device {
-    fn of(desired: &TunnelDesired, local: &LocalEnd, shape: &VxlanShape, family: Family) -> Result<Option<Self>, Error> {
-        let Some((underlay, overlay)) = VxlanShape::end(local, family) else { return Ok(None) };
+    fn of(
+        desired: &TunnelDesired,
+        local: &LocalEnd,
+        shape: &VxlanShape,
+        family: Family,
+    ) -> Result<Option<Self>, Error> {
+        let Some((underlay, overlay)) = VxlanShape::end(local, family) else {
+            return Ok(None);
+        };
         let mtu = shape.mtu(underlay, family);
         check_mtu(mtu, VxlanShape::room(underlay, family), family)?;
         let (mut fdb, mut link) = (OrdMap::new(), OverlayDevice::new(local.mac, mtu));
-        // A whole address: the network's route would take what others have in that network away from the host.
+        // A whole address: the network's route would take what others have in that network away
+        // from the host.
         link.addresses.insert(IpNet::from(overlay.addr()));
         for peer in desired.peers.values().filter(|peer| peer.mac != local.mac) {
-            let Some(outer) = peer.underlay(family) else { continue };
+            let Some(outer) = peer.underlay(family) else {
+                continue;
+            };
             for inner in peer.overlays(family) {
-                // While an address moves from one peer to another both may have it: the first by name, until one of them goes.
-                fdb.entry(peer.mac).or_insert_with(|| OrdSet::unit(Remote { address: outer, via: Some(underlay.index) }));
+                // While an address moves from one peer to another both may have it: the first by
+                // name, until one of them goes.
+                fdb.entry(peer.mac).or_insert_with(|| {
+                    OrdSet::unit(Remote {
+                        address: outer,
+                        via: Some(underlay.index),
+                    })
+                });
                 link.neighbours.entry(inner).or_insert(peer.mac);
                 link.routes.insert(inner, PeerRoute::Plain);
             }
@@ -86,11 +111,15 @@ impl Device {
             learning: false,
             external: false,
         };
-        Ok(Some(Self { vxlan: Some(vxlan), link, fdb }))
+        Ok(Some(Self {
+            vxlan: Some(vxlan),
+            link,
+            fdb,
+        }))
     }
 
-    /// Whether it can become `wanted` without being made anew. Above the smallest size of IPv6 packets the kernel would start IPv6 on
-    /// the device with its own defaults.
+    /// Whether it can become `wanted` without being made anew. Above the smallest size of IPv6
+    /// packets the kernel would start IPv6 on the device with its own defaults.
     pub(crate) fn can_become(&self, wanted: &Self) -> bool {
         self.vxlan == wanted.vxlan && !(self.link.mtu < MTU_MIN_V6 && wanted.link.mtu >= MTU_MIN_V6)
     }
@@ -103,10 +132,16 @@ fn check_mtu(mtu: u32, room: u32, family: Family) -> Result<(), Error> {
     };
     let name = device(family);
     if mtu > room {
-        return Err(Error::new(ErrorKind::Invalid, format!("MTU {mtu} of {name}: the underlay leaves room for {room} bytes")));
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("MTU {mtu} of {name}: the underlay leaves room for {room} bytes"),
+        ));
     }
     if mtu < least {
-        return Err(Error::new(ErrorKind::Invalid, format!("MTU {mtu} of {name}: {family} needs {least} bytes")));
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("MTU {mtu} of {name}: {family} needs {least} bytes"),
+        ));
     }
     Ok(())
 }

@@ -61,29 +61,56 @@ pub struct LowestFree;
 
 impl Allocator for LowestFree {
     fn allocate(&self, request: &AllocationRequest<'_>) -> Result<IpAddr, AllocationError> {
-        let pool = || request.pool.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let pool = || {
+            request
+                .pool
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(",")
+        };
         let inside = |address: IpAddr| request.pool.iter().any(|range| range.contains(address));
         if let Some(address) = request.wanted {
             return match request.held.get(&address) {
-                _ if !inside(address) => Err(AllocationError::OutsidePool { address, pool: pool() }),
-                Some(holder) if holder != request.holder => Err(AllocationError::Taken { address, holder: holder.clone() }),
+                _ if !inside(address) => Err(AllocationError::OutsidePool {
+                    address,
+                    pool: pool(),
+                }),
+                Some(holder) if holder != request.holder => Err(AllocationError::Taken {
+                    address,
+                    holder: holder.clone(),
+                }),
                 _ => Ok(address),
             };
         }
-        let kept = request.held.iter().find(|(address, holder)| *holder == request.holder && inside(**address));
+        let kept = request
+            .held
+            .iter()
+            .find(|(address, holder)| *holder == request.holder && inside(**address));
         if let Some((address, _)) = kept {
             return Ok(*address);
         }
-        request.pool.iter().find_map(|range| lowest_free(*range, request.held)).ok_or_else(|| AllocationError::Exhausted {
-            pool: pool(),
-            held: request.held.keys().filter(|address| inside(**address)).count(),
-        })
+        request
+            .pool
+            .iter()
+            .find_map(|range| lowest_free(*range, request.held))
+            .ok_or_else(|| AllocationError::Exhausted {
+                pool: pool(),
+                held: request
+                    .held
+                    .keys()
+                    .filter(|address| inside(**address))
+                    .count(),
+            })
     }
 }
 
 fn lowest_free(range: IpRange, held: &BTreeMap<IpAddr, String>) -> Option<IpAddr> {
     let mut candidate = range.first();
-    for taken in held.range(range.first()..=range.last()).map(|(address, _)| *address) {
+    for taken in held
+        .range(range.first()..=range.last())
+        .map(|(address, _)| *address)
+    {
         if taken != candidate {
             break;
         }
@@ -96,29 +123,70 @@ fn lowest_free(range: IpRange, held: &BTreeMap<IpAddr, String>) -> Option<IpAddr
 mod tests {
     use super::*;
 
-    fn ask(held: &[(&str, &str)], holder: &str, wanted: Option<&str>) -> Result<String, AllocationError> {
-        let held = held.iter().map(|(address, holder)| (address.parse().unwrap(), (*holder).to_owned())).collect();
-        let pool =
-            [IpRange::new("10.0.0.1".parse().unwrap(), "10.0.0.3".parse().unwrap()).unwrap(), IpRange::single("10.0.0.9".parse().unwrap())];
+    fn ask(
+        held: &[(&str, &str)],
+        holder: &str,
+        wanted: Option<&str>,
+    ) -> Result<String, AllocationError> {
+        let held = held
+            .iter()
+            .map(|(address, holder)| (address.parse().unwrap(), (*holder).to_owned()))
+            .collect();
+        let pool = [
+            IpRange::new("10.0.0.1".parse().unwrap(), "10.0.0.3".parse().unwrap()).unwrap(),
+            IpRange::single("10.0.0.9".parse().unwrap()),
+        ];
         let wanted = wanted.map(|address| address.parse().unwrap());
-        LowestFree.allocate(&AllocationRequest { holder, wanted, pool: &pool, held: &held }).map(|address| address.to_string())
+        LowestFree
+            .allocate(&AllocationRequest {
+                holder,
+                wanted,
+                pool: &pool,
+                held: &held,
+            })
+            .map(|address| address.to_string())
     }
 
     #[test]
     fn keeps_what_is_held_and_else_gives_the_lowest_free_address() {
         assert_eq!(ask(&[], "a", None).unwrap(), "10.0.0.1");
         assert_eq!(ask(&[("10.0.0.2", "a")], "a", None).unwrap(), "10.0.0.2");
-        assert_eq!(ask(&[("10.0.0.1", "a"), ("10.0.0.3", "c")], "b", None).unwrap(), "10.0.0.2");
-        assert_eq!(ask(&[("10.0.0.1", "a"), ("10.0.0.2", "b"), ("10.0.0.3", "c")], "d", None).unwrap(), "10.0.0.9");
+        assert_eq!(
+            ask(&[("10.0.0.1", "a"), ("10.0.0.3", "c")], "b", None).unwrap(),
+            "10.0.0.2"
+        );
+        assert_eq!(
+            ask(
+                &[("10.0.0.1", "a"), ("10.0.0.2", "b"), ("10.0.0.3", "c")],
+                "d",
+                None
+            )
+            .unwrap(),
+            "10.0.0.9"
+        );
         assert_eq!(ask(&[("10.0.0.77", "a")], "a", None).unwrap(), "10.0.0.1");
     }
 
     #[test]
     fn refuses_with_the_reason() {
-        let full = [("10.0.0.1", "a"), ("10.0.0.2", "b"), ("10.0.0.3", "c"), ("10.0.0.9", "d")];
-        assert!(matches!(ask(&full, "e", None), Err(AllocationError::Exhausted { held: 4, .. })));
-        assert!(matches!(ask(&full, "e", Some("10.0.0.2")), Err(AllocationError::Taken { .. })));
-        assert!(matches!(ask(&full, "e", Some("10.0.0.4")), Err(AllocationError::OutsidePool { .. })));
+        let full = [
+            ("10.0.0.1", "a"),
+            ("10.0.0.2", "b"),
+            ("10.0.0.3", "c"),
+            ("10.0.0.9", "d"),
+        ];
+        assert!(matches!(
+            ask(&full, "e", None),
+            Err(AllocationError::Exhausted { held: 4, .. })
+        ));
+        assert!(matches!(
+            ask(&full, "e", Some("10.0.0.2")),
+            Err(AllocationError::Taken { .. })
+        ));
+        assert!(matches!(
+            ask(&full, "e", Some("10.0.0.4")),
+            Err(AllocationError::OutsidePool { .. })
+        ));
         assert_eq!(ask(&full, "b", Some("10.0.0.2")).unwrap(), "10.0.0.2");
     }
 }

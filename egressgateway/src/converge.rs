@@ -19,15 +19,18 @@ pub struct NodeDesired {
     pub tunnel: TunnelDesired,
     /// The nodes that each target's traffic goes to from here: live ones only, this node excluded.
     pub paths: OrdMap<TargetId, OrdSet<NodeName>>,
-    /// The targets whose connections are spread over all their nodes (`forwardMethod: ecmp`), be it one at the moment.
+    /// The targets whose connections are spread over all their nodes (`forwardMethod: ecmp`), be it
+    /// one at the moment.
     pub balanced: OrdSet<TargetId>,
-    /// The targets that stand for one node and the egress addresses that it answers for. Nothing leaves through them with another source.
+    /// The targets that stand for one node and the egress addresses that it answers for. Nothing
+    /// leaves through them with another source.
     pub addressed: OrdSet<TargetId>,
     /// Networks inside the cluster that no mark leads away from.
     pub direct: OrdSet<IpNet>,
     /// The egress addresses that it answers for.
     pub addresses: AddressesDesired,
-    /// Classification and translation; its `overlay` knows peers, hosts and `unknown_may_exit`, the rest comes from the tunnel.
+    /// Classification and translation; its `overlay` knows peers, hosts and `unknown_may_exit`, the
+    /// rest comes from the tunnel.
     pub policy: PolicyDesired,
 }
 
@@ -58,38 +61,84 @@ impl NodeDesired {
             let links = encapsulation.links(local);
             policy.overlay.devices = links.devices;
             policy.overlay.port = links.port;
-            policy.overlay.own.extend(local.underlay.values().map(|underlay| underlay.address));
-            let least =
-                |family: &Family, mtu: &u32| self.paths.values().filter_map(|nodes| self.least_mtu(nodes, *family)).fold(*mtu, u32::min);
-            policy.overlay.mss = links.mtu.iter().map(|(family, mtu)| (*family, mss(*family, least(family, mtu)))).collect();
+            policy
+                .overlay
+                .own
+                .extend(local.underlay.values().map(|underlay| underlay.address));
+            let least = |family: &Family, mtu: &u32| {
+                self.paths
+                    .values()
+                    .filter_map(|nodes| self.least_mtu(nodes, *family))
+                    .fold(*mtu, u32::min)
+            };
+            policy.overlay.mss = links
+                .mtu
+                .iter()
+                .map(|(family, mtu)| (*family, mss(*family, least(family, mtu))))
+                .collect();
         }
         let addresses = self.addresses.clone();
-        DriversDesired { tunnel: self.tunnel.clone(), steering: self.steering(encapsulation), addresses, policy }
+        DriversDesired {
+            tunnel: self.tunnel.clone(),
+            steering: self.steering(encapsulation),
+            addresses,
+            policy,
+        }
     }
 
-    /// The largest packet that all of these nodes take in, as far as they say so. What fits the device here may still be too large for the
-    /// receiver's network, where nobody would say so to its sender.
+    /// The largest packet that all of these nodes take in, as far as they say so. What fits the
+    /// device here may still be too large for the receiver's network, where nobody would say so to
+    /// its sender.
     fn least_mtu(&self, nodes: &OrdSet<NodeName>, family: Family) -> Option<u32> {
-        nodes.iter().filter_map(|node| self.tunnel.peers.get(node)?.mtu.get(&family).copied()).min()
+        nodes
+            .iter()
+            .filter_map(|node| self.tunnel.peers.get(node)?.mtu.get(&family).copied())
+            .min()
     }
 
     fn steering(&self, encapsulation: &dyn Encapsulation) -> SteeringDesired {
         let next_hops = |nodes: &OrdSet<NodeName>| {
-            let ends =
-                self.tunnel.local.iter().flat_map(|local| nodes.iter().filter_map(move |node| Some((local, self.tunnel.peers.get(node)?))));
-            ends.flat_map(|(local, peer)| Family::ALL.into_iter().filter_map(|family| encapsulation.next_hop(local, peer, family)))
-                .collect::<OrdSet<_>>()
+            let ends = self.tunnel.local.iter().flat_map(|local| {
+                nodes
+                    .iter()
+                    .filter_map(move |node| Some((local, self.tunnel.peers.get(node)?)))
+            });
+            ends.flat_map(|(local, peer)| {
+                Family::ALL
+                    .into_iter()
+                    .filter_map(|family| encapsulation.next_hop(local, peer, family))
+            })
+            .collect::<OrdSet<_>>()
         };
-        let targets = self.paths.iter().map(|(target, nodes)| (*target, next_hops(nodes))).collect();
-        let own = self.tunnel.local.as_ref().map(|local| encapsulation.links(local).mtu).unwrap_or_default();
+        let targets = self
+            .paths
+            .iter()
+            .map(|(target, nodes)| (*target, next_hops(nodes)))
+            .collect();
+        let own = self
+            .tunnel
+            .local
+            .as_ref()
+            .map(|local| encapsulation.links(local).mtu)
+            .unwrap_or_default();
         let mut mtu = OrdMap::new();
         for (target, nodes) in &self.paths {
             for (family, own) in &own {
-                mtu.extend(self.least_mtu(nodes, *family).filter(|least| least < own).map(|least| ((*target, *family), least)));
+                mtu.extend(
+                    self.least_mtu(nodes, *family)
+                        .filter(|least| least < own)
+                        .map(|least| ((*target, *family), least)),
+                );
             }
         }
         let networks = self.policy.networks.clone();
-        SteeringDesired { targets, mtu, balanced: self.balanced.clone(), networks, direct: self.direct.clone() }
+        SteeringDesired {
+            targets,
+            mtu,
+            balanced: self.balanced.clone(),
+            networks,
+            direct: self.direct.clone(),
+        }
     }
 }
 
@@ -107,7 +156,8 @@ pub struct Drivers {
     pub tunnel: Box<dyn Reconcile<TunnelDesired>>,
     /// Policy routing.
     pub steering: Box<dyn Reconcile<SteeringDesired>>,
-    /// Egress addresses; [`Unmanaged`](crate::Unmanaged) where somebody else sees to it that they are there.
+    /// Egress addresses; [`Unmanaged`](crate::Unmanaged) where somebody else sees to it that they
+    /// are there.
     pub addresses: Box<dyn Reconcile<AddressesDesired>>,
     /// Classification and translation.
     pub policy: Box<dyn Reconcile<PolicyDesired>>,
@@ -122,18 +172,25 @@ impl std::fmt::Debug for Drivers {
 impl Drivers {
     /// Brings the node from `before` to `next`: make before break.
     ///
-    /// Where nothing is known of what came before, the policy comes first: it drops what would be steered and has no way yet, so
-    /// nothing leaves uncontrolled while the tunnel is built. Later, new ways exist before the policy uses them, and old ways go
-    /// after it no longer does.
+    /// Where nothing is known of what came before, the policy comes first: it drops what would be
+    /// steered and has no way yet, so nothing leaves uncontrolled while the tunnel is built. Later,
+    /// new ways exist before the policy uses them, and old ways go after it no longer does.
     ///
-    /// Egress addresses come before a policy that exits with them. One that another node answers for by now goes at the same moment, before
-    /// the policy has moved on: until then packets leave from here with the right source still, and of two nodes that answer for it
-    /// one is too many. Whether the addresses succeed and whether the rest does is independent: an address that can't be had keeps no
-    /// policy out of force, and a packet filter that fails keeps no address here.
+    /// Egress addresses come before a policy that exits with them. One that another node answers
+    /// for by now goes at the same moment, before the policy has moved on: until then packets leave
+    /// from here with the right source still, and of two nodes that answer for it one is too many.
+    /// Whether the addresses succeed and whether the rest does is independent: an address that
+    /// can't be had keeps no policy out of force, and a packet filter that fails keeps no address
+    /// here.
     ///
     /// # Errors
-    /// The first failing step; earlier steps stay, later ones are not tried. A failure of the addresses comes last.
-    pub async fn converge(&mut self, before: Option<&DriversDesired>, next: &DriversDesired) -> Result<Outcome, Error> {
+    /// The first failing step; earlier steps stay, later ones are not tried. A failure of the
+    /// addresses comes last.
+    pub async fn converge(
+        &mut self,
+        before: Option<&DriversDesired>,
+        next: &DriversDesired,
+    ) -> Result<Outcome, Error> {
         let guard = match before {
             Some(_) => Ok(Outcome::Unchanged),
             None => self.policy.reconcile(&next.policy).await,
@@ -142,18 +199,26 @@ impl Drivers {
         let guard = guard?;
         let steps = match before {
             Some(before) => vec![
-                self.tunnel.reconcile(&before.tunnel.union(&next.tunnel)).await?,
-                self.steering.reconcile(&before.steering.union(&next.steering)).await?,
+                self.tunnel
+                    .reconcile(&before.tunnel.union(&next.tunnel))
+                    .await?,
+                self.steering
+                    .reconcile(&before.steering.union(&next.steering))
+                    .await?,
                 self.policy.reconcile(&next.policy).await?,
                 self.steering.reconcile(&next.steering).await?,
                 self.tunnel.reconcile(&next.tunnel).await?,
             ],
-            None => vec![self.tunnel.reconcile(&next.tunnel).await?, self.steering.reconcile(&next.steering).await?],
+            None => vec![
+                self.tunnel.reconcile(&next.tunnel).await?,
+                self.steering.reconcile(&next.steering).await?,
+            ],
         };
         Ok(together(steps.into_iter().chain([guard, addresses?])))
     }
 
-    /// Removes everything that is ours from the node: first what leads traffic away, then what would carry it.
+    /// Removes everything that is ours from the node: first what leads traffic away, then what
+    /// would carry it.
     ///
     /// # Errors
     /// The first failing step.
@@ -161,7 +226,9 @@ impl Drivers {
         self.invalidate();
         let steps = [
             self.policy.reconcile(&PolicyDesired::default()).await?,
-            self.addresses.reconcile(&AddressesDesired::default()).await?,
+            self.addresses
+                .reconcile(&AddressesDesired::default())
+                .await?,
             self.steering.reconcile(&SteeringDesired::default()).await?,
             self.tunnel.reconcile(&TunnelDesired::default()).await?,
         ];
@@ -193,5 +260,9 @@ impl Drivers {
 
 /// What several steps came to.
 fn together(steps: impl IntoIterator<Item = Outcome>) -> Outcome {
-    if steps.into_iter().any(|step| step == Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged }
+    if steps.into_iter().any(|step| step == Outcome::Applied) {
+        Outcome::Applied
+    } else {
+        Outcome::Unchanged
+    }
 }

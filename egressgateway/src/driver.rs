@@ -1,4 +1,5 @@
-//! Observe, plan, apply: what every driver of a kernel does, and the reconciler that remembers for it.
+//! Observe, plan, apply: what every driver of a kernel does, and the reconciler that remembers for
+//! it.
 
 use std::fmt;
 
@@ -6,7 +7,8 @@ use async_trait::async_trait;
 
 use crate::Error;
 
-/// A change of the kernel as a value; its `Display` is the dry run, in the words of the host's own tools.
+/// A change of the kernel as a value; its `Display` is the dry run, in the words of the host's own
+/// tools.
 pub trait Plan: fmt::Debug + fmt::Display + Send + Sync {
     /// Nothing to do.
     fn is_empty(&self) -> bool;
@@ -23,8 +25,8 @@ pub struct Change<P, S> {
 
 /// Keeps one slice of a host in line with a complete desired state.
 ///
-/// A driver says by which marker it finds its own objects again and touches no others. The conformance suite
-/// (feature `testing`) holds it to the promises below, on the real kernel.
+/// A driver says by which marker it finds its own objects again and touches no others. The
+/// conformance suite (feature `testing`) holds it to the promises below, on the real kernel.
 #[async_trait]
 pub trait Driver: Send + Sync {
     /// What is asked, in the words of the domain. Default asks for nothing: what is ours goes.
@@ -40,25 +42,34 @@ pub trait Driver: Send + Sync {
     /// When the kernel can't be read.
     async fn observe(&self) -> Result<Self::State, Error>;
 
-    /// Compares; pure: no I/O, clock or randomness. Cost grows with the difference, not with the state.
+    /// Compares; pure: no I/O, clock or randomness. Cost grows with the difference, not with the
+    /// state.
     ///
-    /// Planning for `after` again gives an empty plan, and `observe` after a successful `apply` returns `after`.
+    /// Planning for `after` again gives an empty plan, and `observe` after a successful `apply`
+    /// returns `after`.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) or [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
-    fn plan(&self, desired: &Self::Desired, current: &Self::State) -> Result<Change<Self::Plan, Self::State>, Error>;
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) or
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
+    fn plan(
+        &self,
+        desired: &Self::Desired,
+        current: &Self::State,
+    ) -> Result<Change<Self::Plan, Self::State>, Error>;
 
-    /// Executes; atomic where the kernel allows it. After an error the kernel is in some state between the two, and a new
-    /// `observe` and `plan` lead to the desired one.
+    /// Executes; atomic where the kernel allows it. After an error the kernel is in some state
+    /// between the two, and a new `observe` and `plan` lead to the desired one.
     ///
     /// # Errors
     /// The first step that the kernel refused.
     async fn apply(&self, plan: &Self::Plan) -> Result<(), Error>;
 }
 
-/// Asked before every single write to the kernel. Drivers take one at construction; `()` always agrees.
+/// Asked before every single write to the kernel. Drivers take one at construction; `()` always
+/// agrees.
 ///
-/// Tests refuse a chosen write with it, to see that a driver recovers from a failure at each of them.
+/// Tests refuse a chosen write with it, to see that a driver recovers from a failure at each of
+/// them.
 pub trait WriteHook: fmt::Debug + Send + Sync {
     /// Called with the verb that is about to run, such as "add route".
     ///
@@ -73,7 +84,8 @@ impl WriteHook for () {
     }
 }
 
-/// A driver with its memory: the state that the kernel is believed to be in, so that an update costs its difference.
+/// A driver with its memory: the state that the kernel is believed to be in, so that an update
+/// costs its difference.
 #[derive(Debug)]
 pub struct Reconciler<D: Driver> {
     driver: D,
@@ -83,7 +95,10 @@ pub struct Reconciler<D: Driver> {
 impl<D: Driver> Reconciler<D> {
     /// A reconciler that knows nothing yet: its first call reads the kernel.
     pub fn new(driver: D) -> Self {
-        Self { driver, believed: None }
+        Self {
+            driver,
+            believed: None,
+        }
     }
 
     /// The driver.
@@ -111,7 +126,8 @@ pub enum Outcome {
     Applied,
 }
 
-/// Object-safe face of a [`Reconciler`]: daemons choose their drivers at run time. `()` leaves the work to somebody else.
+/// Object-safe face of a [`Reconciler`]: daemons choose their drivers at run time. `()` leaves the
+/// work to somebody else.
 #[async_trait]
 pub trait Reconcile<Desired: Sync>: Send {
     /// Brings the kernel to `desired`.
@@ -130,7 +146,8 @@ pub trait Reconcile<Desired: Sync>: Send {
     fn invalidate(&mut self);
 }
 
-/// A part of a node's state that somebody else manages, or nobody: nothing is read and nothing is written.
+/// A part of a node's state that somebody else manages, or nobody: nothing is read and nothing is
+/// written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unmanaged;
 
@@ -163,7 +180,11 @@ impl<D: Driver> Reconcile<D::Desired> for Reconciler<D> {
 
     async fn dry_run(&mut self, desired: &D::Desired) -> Result<String, Error> {
         let Change { plan, .. } = self.change(desired).await?;
-        Ok(if plan.is_empty() { String::new() } else { plan.to_string() })
+        Ok(if plan.is_empty() {
+            String::new()
+        } else {
+            plan.to_string()
+        })
     }
 
     fn invalidate(&mut self) {

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Stable, low-cardinality category of an [`Error`]: metric label, event reason and retry rule in one.
+/// Stable, low-cardinality category of an [`Error`]: metric label, event reason and retry rule in
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -60,20 +61,27 @@ pub struct Error {
 impl Error {
     /// An error without a further cause.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self {
+            kind,
+            context: context.into(),
+            source: None,
+        }
     }
 
     /// Adds the cause.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
         self.source = Some(source.into());
         self
     }
 
     /// Classifies an operating system error by its number and says what was being done.
     ///
-    /// The numbers are those of errno(3). `ENOENT`, `EEXIST`, `ENODEV`, `ESRCH`, `EBUSY`, `EADDRNOTAVAIL` and their like tell that the kernel
-    /// moved on since it was last read.
+    /// The numbers are those of errno(3). `ENOENT`, `EEXIST`, `ENODEV`, `ESRCH`, `EBUSY`,
+    /// `EADDRNOTAVAIL` and their like tell that the kernel moved on since it was last read.
     #[must_use]
     pub fn from_errno(errno: i32, context: impl Into<String>) -> Self {
         Self::new(errno_kind(errno), context).with_source(std::io::Error::from_raw_os_error(errno))
@@ -82,7 +90,9 @@ impl Error {
     /// Classifies an I/O error; one without a number counts as transient.
     #[must_use]
     pub fn from_io(error: std::io::Error, context: impl Into<String>) -> Self {
-        let kind = error.raw_os_error().map_or(ErrorKind::Transient, errno_kind);
+        let kind = error
+            .raw_os_error()
+            .map_or(ErrorKind::Transient, errno_kind);
         Self::new(kind, context).with_source(error)
     }
 
@@ -103,9 +113,9 @@ impl Error {
 /// errno(3) to category.
 fn errno_kind(errno: i32) -> ErrorKind {
     match errno {
-        1 | 13 => ErrorKind::Permission,                                                            // EPERM EACCES
+        1 | 13 => ErrorKind::Permission, // EPERM EACCES
         2 | 3 | 6 | 16 | 17 | 19 | 39 | 99 => ErrorKind::Conflict, // ENOENT ESRCH ENXIO EBUSY EEXIST ENODEV ENOTEMPTY EADDRNOTAVAIL
-        38 | 92 | 93 | 95 | 97 => ErrorKind::Unsupported,          // ENOSYS ENOPROTOOPT EPROTONOSUPPORT EOPNOTSUPP EAFNOSUPPORT
+        38 | 92 | 93 | 95 | 97 => ErrorKind::Unsupported, // ENOSYS ENOPROTOOPT EPROTONOSUPPORT EOPNOTSUPP EAFNOSUPPORT
         4 | 5 | 11 | 12 | 23 | 24 | 28 | 100..=101 | 104..=105 | 110..=113 => ErrorKind::Transient, // EINTR EIO EAGAIN ENOMEM E*FILE ENOSPC, network
         _ => ErrorKind::Invalid,
     }
@@ -118,10 +128,23 @@ mod tests {
     #[test]
     fn errno_decides_the_kind_and_the_chain_names_the_cause() {
         assert_eq!(Error::from_errno(17, "add route").kind, ErrorKind::Conflict);
-        assert_eq!(Error::from_errno(99, "delete address").kind, ErrorKind::Conflict);
-        assert_eq!(Error::from_errno(1, "add route").kind, ErrorKind::Permission);
-        assert_eq!(Error::from_errno(95, "add route").kind, ErrorKind::Unsupported);
+        assert_eq!(
+            Error::from_errno(99, "delete address").kind,
+            ErrorKind::Conflict
+        );
+        assert_eq!(
+            Error::from_errno(1, "add route").kind,
+            ErrorKind::Permission
+        );
+        assert_eq!(
+            Error::from_errno(95, "add route").kind,
+            ErrorKind::Unsupported
+        );
         assert_eq!(Error::from_errno(22, "add route").kind, ErrorKind::Invalid);
-        assert!(Error::from_errno(17, "add route").chain().starts_with("add route: File exists"));
+        assert!(
+            Error::from_errno(17, "add route")
+                .chain()
+                .starts_with("add route: File exists")
+        );
     }
 }

@@ -16,13 +16,15 @@ use crate::{
 pub struct HostRoute {
     /// The network; a whole address where the host has it.
     pub network: IpNet,
-    /// The device that leads there, or has the address; empty where the host refuses what goes there.
+    /// The device that leads there, or has the address; empty where the host refuses what goes
+    /// there.
     pub device: String,
     /// The next router; none where whoever has an address of the network is on the link.
     pub gateway: Option<IpAddr>,
 }
 
-/// Facts of a host, read from its kernel. The netlink crate has the implementation; a test can have its own.
+/// Facts of a host, read from its kernel. The netlink crate has the implementation; a test can have
+/// its own.
 #[async_trait]
 pub trait Host: Send + Sync {
     /// What outer packets of each family leave by; a family that the host does not have is absent.
@@ -37,7 +39,8 @@ pub trait Host: Send + Sync {
     /// When the kernel can't be read.
     async fn interfaces(&self) -> Result<Vec<Interface>, Error>;
 
-    /// What decides where egress addresses go. By default nothing: they go to the underlay's device.
+    /// What decides where egress addresses go. By default nothing: they go to the underlay's
+    /// device.
     ///
     /// # Errors
     /// When the kernel can't be read.
@@ -45,8 +48,8 @@ pub trait Host: Send + Sync {
         Ok(Attachments::default())
     }
 
-    /// Where the host sends packets, and what it takes in, by other means than ours: the main table's routes but the default ones, and
-    /// all addresses. By default nothing.
+    /// Where the host sends packets, and what it takes in, by other means than ours: the main
+    /// table's routes but the default ones, and all addresses. By default nothing.
     ///
     /// # Errors
     /// When the kernel can't be read.
@@ -54,7 +57,8 @@ pub trait Host: Send + Sync {
         Ok(OrdSet::new())
     }
 
-    /// Waits until links, addresses, routes, rules or neighbours of the host changed since the last call, whoever changed them.
+    /// Waits until links, addresses, routes, rules or neighbours of the host changed since the last
+    /// call, whoever changed them.
     ///
     /// Several changes may be reported as one. Cancelling the wait loses nothing.
     ///

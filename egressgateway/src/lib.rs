@@ -1,4 +1,5 @@
-//! Kubernetes egress gateway as a library: traffic of chosen pods to chosen destinations leaves the cluster through chosen nodes.
+//! Kubernetes egress gateway as a library: traffic of chosen pods to chosen destinations leaves the
+//! cluster through chosen nodes.
 //!
 //! ```
 //! use egressgateway::{
@@ -40,18 +41,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! - [`api`]: the three objects, with their definitions; [`spec`] is what they ask for once it is checked, [`world`] the whole cluster.
-//! - [`controller`] and [`index`]: pure planning, for the cluster and for one node. [`explain`] asks both about a connection, [`admission`]
-//!   the cluster about a change of an object.
-//! - [`Driver`], [`Tunnel`], [`PolicyBackend`] and [`CounterSource`]: what drives a kernel. [`Drivers`] brings a node from one
-//!   [`NodeDesired`] to the next; a [`Reconciler`] makes each step cost its difference. Drivers are crates of their own.
+//! - [`api`]: the three objects, with their definitions; [`spec`] is what they ask for once it is
+//!   checked, [`world`] the whole cluster.
+//! - [`controller`] and [`index`]: pure planning, for the cluster and for one node. [`explain`]
+//!   asks both about a connection, [`admission`] the cluster about a change of an object.
+//! - [`Driver`], [`Tunnel`], [`PolicyBackend`] and [`CounterSource`]: what drives a kernel.
+//!   [`Drivers`] brings a node from one [`NodeDesired`] to the next; a [`Reconciler`] makes each
+//!   step cost its difference. Drivers are crates of their own.
 //! - [`trace`]: what a backend's rules do to a packet, asked without a kernel.
-//! - `kubernetes` (feature, on by default): everything that knows Kubernetes' objects. Without it, the model, the contracts of drivers and the planning of
-//!   ranges stay, and neither `kube` nor `k8s-openapi` is compiled.
-//! - `runtime` (feature, on by default, includes `kubernetes`): the loops of agent and controller over a `kube::Client` that the caller makes.
+//! - `kubernetes` (feature, on by default): everything that knows Kubernetes' objects. Without it,
+//!   the model, the contracts of drivers and the planning of ranges stay, and neither `kube` nor
+//!   `k8s-openapi` is compiled.
+//! - `runtime` (feature, on by default, includes `kubernetes`): the loops of agent and controller
+//!   over a `kube::Client` that the caller makes.
 //! - `testing` (feature): what every driver must promise, and every policy backend mean, as suites.
 //!
-//! The library sets nothing that is global to a process, and chooses no Kubernetes version: enable a `v1_*` feature of `k8s-openapi`.
+//! The library sets nothing that is global to a process, and chooses no Kubernetes version: enable
+//! a `v1_*` feature of `k8s-openapi`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -101,11 +107,15 @@ pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, Unmanaged, WriteHook};
 pub use error::{Error, ErrorKind};
 pub use host::{Host, HostRoute};
-pub use policy::{Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate};
+pub use policy::{
+    Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate,
+};
 pub use prober::{ProbeAddress, Prober};
 pub use remembered::Remembered;
 pub use steering::{Encap, NextHop, SteeringDesired};
 pub use succession::Succession;
 pub use together::Together;
 pub use tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay};
-pub use untracking::{ForeignChains, ForeignRule, PacketMatch, Surroundings, UntrackingRule, UntrackingRules};
+pub use untracking::{
+    ForeignChains, ForeignRule, PacketMatch, Surroundings, UntrackingRule, UntrackingRules,
+};

@@ -1,4 +1,5 @@
-//! Which gateway nodes answer: from probes sent and answered to a set of nodes. Pure; time comes in from outside.
+//! Which gateway nodes answer: from probes sent and answered to a set of nodes. Pure; time comes in
+//! from outside.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -12,14 +13,18 @@ use crate::model::{Family, NodeName};
 pub struct LivenessSettings {
     /// Time between two probes of a node that answers.
     pub interval: Duration,
-    /// A node is silent once nothing was heard for so many intervals, and so many probes found no answer.
+    /// A node is silent once nothing was heard for so many intervals, and so many probes found no
+    /// answer.
     pub multiplier: u32,
 }
 
 impl Default for LivenessSettings {
     /// Three times 150 milliseconds.
     fn default() -> Self {
-        Self { interval: Duration::from_millis(150), multiplier: 3 }
+        Self {
+            interval: Duration::from_millis(150),
+            multiplier: 3,
+        }
     }
 }
 
@@ -53,12 +58,14 @@ pub type End = (NodeName, Family);
 
 /// What is known of every probed node.
 ///
-/// A node that answers is probed once per interval; one that lets a third of an interval pass, three times as often, so that a few lost packets are
-/// no failure. Only probes that were really sent count, and answers count from when their probe was sent: a process that was
-/// stalled, or can't send, declares nobody dead.
+/// A node that answers is probed once per interval; one that lets a third of an interval pass,
+/// three times as often, so that a few lost packets are no failure. Only probes that were really
+/// sent count, and answers count from when their probe was sent: a process that was stalled, or
+/// can't send, declares nobody dead.
 ///
-/// A node is down when it is silent in a family in which another node answers, or in all its families. One that was never heard is
-/// believed to be up as long as no other node answers in that family: somebody's firewall may refuse probes.
+/// A node is down when it is silent in a family in which another node answers, or in all its
+/// families. One that was never heard is believed to be up as long as no other node answers in that
+/// family: somebody's firewall may refuse probes.
 #[derive(Clone, Debug)]
 pub struct Liveness {
     settings: LivenessSettings,
@@ -86,7 +93,11 @@ impl Liveness {
     /// Knows no node yet.
     #[must_use]
     pub fn new(settings: LivenessSettings) -> Self {
-        Self { settings, ends: BTreeMap::new(), number: 0 }
+        Self {
+            settings,
+            ends: BTreeMap::new(),
+            number: 0,
+        }
     }
 
     /// From now on these settings count; what is known stays.
@@ -99,7 +110,9 @@ impl Liveness {
         self.ends.retain(|end, _| ends.contains(end));
         let hold = self.settings.hold();
         for end in ends {
-            self.ends.entry(end.clone()).or_insert_with(|| Watched::new(now, hold));
+            self.ends
+                .entry(end.clone())
+                .or_insert_with(|| Watched::new(now, hold));
         }
     }
 
@@ -107,7 +120,10 @@ impl Liveness {
     pub fn due(&mut self, now: Instant) -> Vec<(End, u16)> {
         let mut due = Vec::new();
         for (end, watched) in &mut self.ends {
-            if watched.next_probe(&self.settings).is_none_or(|at| at <= now) {
+            if watched
+                .next_probe(&self.settings)
+                .is_none_or(|at| at <= now)
+            {
                 watched.tried = Some(now);
                 self.number = self.number.wrapping_add(1);
                 due.push((end.clone(), self.number));
@@ -133,25 +149,35 @@ impl Liveness {
         }
     }
 
-    /// Draws the conclusions at this time; returns whether a node was found silent, or answers again.
+    /// Draws the conclusions at this time; returns whether a node was found silent, or answers
+    /// again.
     pub fn settle(&mut self, now: Instant) -> bool {
         let settings = self.settings;
-        self.ends.values_mut().map(|watched| watched.settle(now, &settings)).fold(false, |any, changed| any | changed)
+        self.ends
+            .values_mut()
+            .map(|watched| watched.settle(now, &settings))
+            .fold(false, |any, changed| any | changed)
     }
 
     /// The nodes that traffic must not be sent to.
     #[must_use]
     pub fn down(&self) -> BTreeSet<NodeName> {
         let answers_in = |family: Family, except: &NodeName| {
-            self.ends.iter().any(|((node, of), watched)| *of == family && node != except && !watched.silent && watched.heard.is_some())
+            self.ends.iter().any(|((node, of), watched)| {
+                *of == family && node != except && !watched.silent && watched.heard.is_some()
+            })
         };
         let nodes: BTreeSet<&NodeName> = self.ends.keys().map(|(node, _)| node).collect();
         let down = nodes.into_iter().filter(|node| {
-            let ends = Family::ALL.into_iter().filter_map(|family| Some((family, self.ends.get(&((*node).clone(), family))?)));
+            let ends = Family::ALL
+                .into_iter()
+                .filter_map(|family| Some((family, self.ends.get(&((*node).clone(), family))?)));
             let ends: Vec<_> = ends.collect();
             let heard_of = |watched: &Watched| watched.heard.is_some();
-            ends.iter().any(|(family, watched)| watched.silent && answers_in(*family, node))
-                || (ends.iter().all(|(_, watched)| watched.silent) && ends.iter().any(|(_, watched)| heard_of(watched)))
+            ends.iter()
+                .any(|(family, watched)| watched.silent && answers_in(*family, node))
+                || (ends.iter().all(|(_, watched)| watched.silent)
+                    && ends.iter().any(|(_, watched)| heard_of(watched)))
         });
         down.cloned().collect()
     }
@@ -159,8 +185,18 @@ impl Liveness {
     /// The nodes that have never answered in any family.
     #[must_use]
     pub fn unheard(&self) -> BTreeSet<NodeName> {
-        let heard: BTreeSet<_> = self.ends.iter().filter(|(_, watched)| watched.heard.is_some()).map(|((node, _), _)| node).collect();
-        self.ends.keys().map(|(node, _)| node).filter(|node| !heard.contains(node)).cloned().collect()
+        let heard: BTreeSet<_> = self
+            .ends
+            .iter()
+            .filter(|(_, watched)| watched.heard.is_some())
+            .map(|((node, _), _)| node)
+            .collect();
+        self.ends
+            .keys()
+            .map(|(node, _)| node)
+            .filter(|node| !heard.contains(node))
+            .cloned()
+            .collect()
     }
 
     /// When there is something to do again: call [`Self::settle`] and [`Self::due`] then.
@@ -168,7 +204,9 @@ impl Liveness {
     pub fn next(&self) -> Option<Instant> {
         let times = self.ends.values().map(|watched| {
             let probe = watched.next_probe(&self.settings).unwrap_or(watched.began);
-            watched.next_verdict(&self.settings).map_or(probe, |verdict| verdict.min(probe))
+            watched
+                .next_verdict(&self.settings)
+                .map_or(probe, |verdict| verdict.min(probe))
         });
         times.min()
     }
@@ -176,28 +214,53 @@ impl Liveness {
 
 impl Watched {
     fn new(now: Instant, hold: Duration) -> Self {
-        Self { began: now, heard: None, unanswered: VecDeque::new(), tried: None, silent: false, answering: None, up_since: now, hold }
+        Self {
+            began: now,
+            heard: None,
+            unanswered: VecDeque::new(),
+            tried: None,
+            silent: false,
+            answering: None,
+            up_since: now,
+            hold,
+        }
     }
 
     /// None: at once.
     fn next_probe(&self, settings: &LivenessSettings) -> Option<Instant> {
         let hurry = !self.silent && !self.unanswered.is_empty();
-        Some(self.tried? + if hurry { settings.grace() } else { settings.interval })
+        Some(
+            self.tried?
+                + if hurry {
+                    settings.grace()
+                } else {
+                    settings.interval
+                },
+        )
     }
 
-    /// When the node is found silent if nothing is heard until then; or, in a silent one, believed again.
+    /// When the node is found silent if nothing is heard until then; or, in a silent one, believed
+    /// again.
     fn next_verdict(&self, settings: &LivenessSettings) -> Option<Instant> {
         if self.silent {
             return Some(self.answering? + self.hold);
         }
-        let enough = usize::try_from(settings.multiplier).unwrap_or(REMEMBERED).clamp(1, REMEMBERED);
+        let enough = usize::try_from(settings.multiplier)
+            .unwrap_or(REMEMBERED)
+            .clamp(1, REMEMBERED);
         let (_, sent) = self.unanswered.get(enough - 1)?;
         Some((self.heard.unwrap_or(self.began) + settings.patience()).max(*sent + settings.grace()))
     }
 
     fn answered(&mut self, number: u16) {
-        let Some(at) = self.unanswered.iter().position(|(sent, _)| *sent == number) else { return };
-        let sent = self.unanswered.drain(..=at).next_back().map(|(_, sent)| sent);
+        let Some(at) = self.unanswered.iter().position(|(sent, _)| *sent == number) else {
+            return;
+        };
+        let sent = self
+            .unanswered
+            .drain(..=at)
+            .next_back()
+            .map(|(_, sent)| sent);
         self.heard = sent;
         if self.silent {
             self.answering = self.answering.or(sent);
@@ -205,7 +268,11 @@ impl Watched {
     }
 
     fn settle(&mut self, now: Instant, settings: &LivenessSettings) -> bool {
-        if self.silent && self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= settings.patience()) {
+        if self.silent
+            && self
+                .heard
+                .is_none_or(|heard| now.saturating_duration_since(heard) >= settings.patience())
+        {
             self.answering = None;
         }
         if self.next_verdict(settings).is_none_or(|at| at > now) {
@@ -216,8 +283,13 @@ impl Watched {
             return true;
         }
         let stood = now.saturating_duration_since(self.up_since);
-        let again = self.heard.is_some() && self.up_since > self.began && stood < self.hold * FORGIVEN;
-        self.hold = if again { (self.hold * 2).min(HOLD_LIMIT) } else { settings.hold() };
+        let again =
+            self.heard.is_some() && self.up_since > self.began && stood < self.hold * FORGIVEN;
+        self.hold = if again {
+            (self.hold * 2).min(HOLD_LIMIT)
+        } else {
+            settings.hold()
+        };
         (self.silent, self.answering) = (true, None);
         true
     }
@@ -243,15 +315,29 @@ mod tests {
     impl World {
         fn new(ends: &[(&str, Family)]) -> Self {
             let began = Instant::now();
-            let ends: BTreeSet<End> = ends.iter().map(|(node, family)| (NodeName::from(*node), *family)).collect();
+            let ends: BTreeSet<End> = ends
+                .iter()
+                .map(|(node, family)| (NodeName::from(*node), *family))
+                .collect();
             let mut liveness = Liveness::new(LivenessSettings::default());
             liveness.watch(&ends, began);
-            Self { liveness, began, now: began, ends, sent: 0 }
+            Self {
+                liveness,
+                began,
+                now: began,
+                ends,
+                sent: 0,
+            }
         }
 
-        /// Lets time pass, a millisecond at a time; `answers` says which probes find an answer, which is there at once. Returns when
-        /// the set of nodes changed, in milliseconds from the beginning, and to what.
-        fn pass(&mut self, time: Duration, mut answers: impl FnMut(&str, Family) -> bool) -> Vec<(u128, String)> {
+        /// Lets time pass, a millisecond at a time; `answers` says which probes find an answer,
+        /// which is there at once. Returns when the set of nodes changed, in milliseconds from the
+        /// beginning, and to what.
+        fn pass(
+            &mut self,
+            time: Duration,
+            mut answers: impl FnMut(&str, Family) -> bool,
+        ) -> Vec<(u128, String)> {
             let (end, mut changes) = (self.now + time, Vec::new());
             let mut before = self.down();
             while self.now < end {
@@ -273,7 +359,12 @@ mod tests {
         }
 
         fn down(&self) -> String {
-            self.liveness.down().iter().map(NodeName::as_str).collect::<Vec<_>>().join("+")
+            self.liveness
+                .down()
+                .iter()
+                .map(NodeName::as_str)
+                .collect::<Vec<_>>()
+                .join("+")
         }
     }
 
@@ -285,7 +376,10 @@ mod tests {
         assert_eq!(world.pass(1000 * MS, |_, _| true), []);
         assert_eq!(world.sent, 2 * 7, "one probe each 150 ms");
         // The last answered probe was sent at 900 ms.
-        assert_eq!(world.pass(2000 * MS, |node, _| node != "a"), [(1350, "a".to_owned())]);
+        assert_eq!(
+            world.pass(2000 * MS, |node, _| node != "a"),
+            [(1350, "a".to_owned())]
+        );
     }
 
     #[test]
@@ -335,7 +429,11 @@ mod tests {
     #[test]
     fn nodes_that_were_never_heard_are_believed_until_another_answers() {
         let mut world = World::new(&TWO);
-        assert_eq!(world.pass(5000 * MS, |_, _| false), [], "a firewall may refuse probes everywhere");
+        assert_eq!(
+            world.pass(5000 * MS, |_, _| false),
+            [],
+            "a firewall may refuse probes everywhere"
+        );
         assert_eq!(world.liveness.unheard().len(), 2);
         world.pass(1000 * MS, |node, _| node == "b");
         world.pass(2000 * MS, |node, _| node == "b");
@@ -344,12 +442,23 @@ mod tests {
 
     #[test]
     fn a_family_that_is_silent_everywhere_says_nothing_about_a_node() {
-        let both = [("a", Family::V4), ("a", Family::V6), ("b", Family::V4), ("b", Family::V6)];
+        let both = [
+            ("a", Family::V4),
+            ("a", Family::V6),
+            ("b", Family::V4),
+            ("b", Family::V6),
+        ];
         let mut world = World::new(&both);
         world.pass(1000 * MS, |_, _| true);
-        assert_eq!(world.pass(5000 * MS, |_, family| family == Family::V4), [], "the underlay of IPv6 is gone");
+        assert_eq!(
+            world.pass(5000 * MS, |_, family| family == Family::V4),
+            [],
+            "the underlay of IPv6 is gone"
+        );
         world.pass(5000 * MS, |_, _| true);
-        world.pass(1000 * MS, |node, family| node == "b" || family == Family::V4);
+        world.pass(1000 * MS, |node, family| {
+            node == "b" || family == Family::V4
+        });
         assert_eq!(world.down(), "a", "the other one answers in IPv6");
         world.pass(1000 * MS, |_, _| false);
         assert_eq!(world.down(), "a+b");
@@ -372,7 +481,12 @@ mod tests {
         let mut world = World::new(&TWO);
         world.pass(1000 * MS, |_, _| true);
         world.pass(1000 * MS, |node, _| node != "a");
-        let rest = world.ends.iter().filter(|(node, _)| node.as_str() == "b").cloned().collect();
+        let rest = world
+            .ends
+            .iter()
+            .filter(|(node, _)| node.as_str() == "b")
+            .cloned()
+            .collect();
         world.liveness.watch(&rest, world.now);
         assert_eq!(world.down(), "");
         assert!(world.liveness.next().is_some());

@@ -14,8 +14,9 @@ use crate::{
 
 /// Complete classification state of one node.
 ///
-/// A connection's first packet, unless its destination is `exempt`, gets the class of its source and then the verdict of its
-/// destination. The verdict is pinned in the connection mark; later packets follow the pin, whatever became of the policy.
+/// A connection's first packet, unless its destination is `exempt`, gets the class of its source
+/// and then the verdict of its destination. The verdict is pinned in the connection mark; later
+/// packets follow the pin, whatever became of the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyDesired {
     /// Who: pod address to class.
@@ -26,19 +27,22 @@ pub struct PolicyDesired {
     pub destinations: OrdMap<(ClassId, IpRange), Verdict>,
     /// Never steered: cluster, service and node addresses.
     pub exempt: OrdSet<IpNet>,
-    /// Targets that have a way out through the tunnel. A connection that is pinned to another one is dropped and counted, and so is a
-    /// new connection that is destined for one, unless it exits here.
+    /// Targets that have a way out through the tunnel. A connection that is pinned to another one
+    /// is dropped and counted, and so is a new connection that is destined for one, unless it exits
+    /// here.
     pub targets: OrdSet<TargetId>,
-    /// Targets that this node's own pods leave through here, at once, whether or not there is a way through the tunnel as well.
+    /// Targets that this node's own pods leave through here, at once, whether or not there is a way
+    /// through the tunnel as well.
     pub exits: OrdSet<TargetId>,
-    /// Targets that other nodes may send here, whether or not this node knows a way for its own pods: sources are translated as
-    /// `destinations` says.
+    /// Targets that other nodes may send here, whether or not this node knows a way for its own
+    /// pods: sources are translated as `destinations` says.
     pub accepts: OrdSet<TargetId>,
-    /// Devices by which this node leaves the cluster. Where the host's firewall drops what is forwarded, what exits here by one of them is let
-    /// pass, and nothing that goes elsewhere.
+    /// Devices by which this node leaves the cluster. Where the host's firewall drops what is
+    /// forwarded, what exits here by one of them is let pass, and nothing that goes elsewhere.
     pub ways_out: OrdSet<String>,
-    /// The node's own address on each device that leads outside: what leaves by that device with the node's address has this one, whatever
-    /// else the device has. On a device that is not in here, the kernel chooses.
+    /// The node's own address on each device that leads outside: what leaves by that device with
+    /// the node's address has this one, whatever else the device has. On a device that is not in
+    /// here, the kernel chooses.
     pub node_addresses: OrdMap<(String, Family), IpAddr>,
     /// The other networks of this node that egress addresses leave by.
     pub networks: OrdMap<NetworkId, ExitNetwork>,
@@ -53,8 +57,9 @@ pub struct PolicyDesired {
 pub struct StartGate {
     /// Address ranges that are surely this node's pods'.
     pub local: OrdSet<IpNet>,
-    /// Address ranges of pods of all nodes, or of everybody where nobody tells pods' networks: a source in them is a pod of this node, unless it
-    /// comes through the overlay or by one of the devices of `outside`.
+    /// Address ranges of pods of all nodes, or of everybody where nobody tells pods' networks: a
+    /// source in them is a pod of this node, unless it comes through the overlay or by one of the
+    /// devices of `outside`.
     pub wide: OrdSet<IpNet>,
     /// Devices by which others than pods of this node come in.
     pub outside: OrdSet<String>,
@@ -71,16 +76,19 @@ pub struct Overlay {
     pub devices: OrdSet<String>,
     /// Outer UDP port; 0 without a tunnel.
     pub port: u16,
-    /// Outer addresses of the other nodes: everybody else's packets to the port on this host are dropped and counted.
-    pub peers: OrdSet<IpAddr>,
-    /// Outer addresses of this node, those that the other nodes know it by: packets to the port by any other address of this host, or to a group, are
+    /// Outer addresses of the other nodes: everybody else's packets to the port on this host are
     /// dropped and counted.
+    pub peers: OrdSet<IpAddr>,
+    /// Outer addresses of this node, those that the other nodes know it by: packets to the port by
+    /// any other address of this host, or to a group, are dropped and counted.
     pub own: OrdSet<IpAddr>,
-    /// All addresses that nodes are known to have, outer ones and others: what pods send to the port there is dropped and counted.
+    /// All addresses that nodes are known to have, outer ones and others: what pods send to the
+    /// port there is dropped and counted.
     pub hosts: OrdSet<IpAddr>,
     /// Largest TCP segment that fits the tunnel, in bytes, for each family that it carries.
     pub mss: OrdMap<Family, u16>,
-    /// Sources without a class may exit with the node's address; otherwise they are dropped and counted.
+    /// Sources without a class may exit with the node's address; otherwise they are dropped and
+    /// counted.
     pub unknown_may_exit: bool,
 }
 
@@ -106,9 +114,10 @@ pub struct Counter {
 
 /// What the packet filter counted since its table was made.
 ///
-/// Names are the same for every backend: `steered` (new connections sent to a gateway), `tunnelled` (those of
-/// them that entered the tunnel; the rest found no way there), `exited` (new connections that left here),
-/// and what was dropped: `drop_no_gateway`, `drop_held`, `drop_unknown_source`, `drop_not_peer`, `drop_start_gate`, `drop_untracked`.
+/// Names are the same for every backend: `steered` (new connections sent to a gateway), `tunnelled`
+/// (those of them that entered the tunnel; the rest found no way there), `exited` (new connections
+/// that left here), and what was dropped: `drop_no_gateway`, `drop_held`, `drop_unknown_source`,
+/// `drop_not_peer`, `drop_start_gate`, `drop_untracked`.
 #[async_trait]
 pub trait CounterSource: Send + Sync {
     /// Reads all counters.

@@ -15,8 +15,8 @@ pub struct ProbeAddress {
     pub address: IpAddr,
 }
 
-/// Sends probes and hears the answers. The netlink crate has one that sends ICMP echo requests, which the other node's kernel answers; a test can
-/// have its own.
+/// Sends probes and hears the answers. The netlink crate has one that sends ICMP echo requests,
+/// which the other node's kernel answers; a test can have its own.
 #[async_trait]
 pub trait Prober: Send + Sync {
     /// Sends one probe, without waiting for anything.
@@ -25,6 +25,7 @@ pub trait Prober: Send + Sync {
     /// When it could not be sent, such as without the device.
     fn probe(&self, to: &ProbeAddress, number: u16) -> Result<(), Error>;
 
-    /// Waits for the next answer: the address that was probed, and the probe's number. Cancelling the wait loses nothing.
+    /// Waits for the next answer: the address that was probed, and the probe's number. Cancelling
+    /// the wait loses nothing.
     async fn answered(&self) -> (IpAddr, u16);
 }

@@ -1,4 +1,5 @@
-//! What a node keeps of the cluster over a boot: enough to hold what policies governed until it knows them again.
+//! What a node keeps of the cluster over a boot: enough to hold what policies governed until it
+//! knows them again.
 
 use std::net::IpAddr;
 
@@ -17,8 +18,8 @@ const VERSION: u32 = 1;
 
 /// What of a policy in force outlives the kernel that it was in.
 ///
-/// After a boot neither the pods nor their policies are known. [`Self::hold`] is the policy for that time: a start gate that knows nobody
-/// yet.
+/// After a boot neither the pods nor their policies are known. [`Self::hold`] is the policy for
+/// that time: a start gate that knows nobody yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
     /// Address ranges of this node's pods.
@@ -55,23 +56,55 @@ struct Header {
 }
 
 impl Remembered {
-    /// What is kept of a policy in force; nothing where the start gate is off, because nothing is to wait then.
+    /// What is kept of a policy in force; nothing where the start gate is off, because nothing is
+    /// to wait then.
     #[must_use]
     pub fn of(policy: &PolicyDesired) -> Self {
-        let Some(gate) = &policy.start_gate else { return Self::default() };
-        let StartGate { local, wide, outside, governed, .. } = gate.clone();
-        Self { local, wide, outside, governed, exempt: policy.exempt.clone() }
+        let Some(gate) = &policy.start_gate else {
+            return Self::default();
+        };
+        let StartGate {
+            local,
+            wide,
+            outside,
+            governed,
+            ..
+        } = gate.clone();
+        Self {
+            local,
+            wide,
+            outside,
+            governed,
+            exempt: policy.exempt.clone(),
+        }
     }
 
-    /// The policy that holds all traffic of this node's pods to the governed destinations; none where there is nothing to hold.
+    /// The policy that holds all traffic of this node's pods to the governed destinations; none
+    /// where there is nothing to hold.
     #[must_use]
     pub fn hold(&self) -> Option<PolicyDesired> {
         if (self.local.is_empty() && self.wide.is_empty()) || self.governed.is_empty() {
             return None;
         }
-        let Self { local, wide, outside, governed, exempt } = self.clone();
-        let gate = StartGate { local, wide, outside, known: OrdSet::new(), governed };
-        Some(PolicyDesired { exempt, start_gate: Some(gate), ..PolicyDesired::default() })
+        let Self {
+            local,
+            wide,
+            outside,
+            governed,
+            exempt,
+        } = self.clone();
+        let gate = StartGate {
+            local,
+            wide,
+            outside,
+            known: OrdSet::new(),
+            governed,
+        };
+        Some(PolicyDesired {
+            exempt,
+            start_gate: Some(gate),
+            ..PolicyDesired::default()
+        })
     }
 
     /// As the file of a node.
@@ -94,21 +127,34 @@ impl Remembered {
     /// # Errors
     /// [`ErrorKind::Invalid`] when it is damaged, of another version, or another node's.
     pub fn parse(text: &[u8], node: &NodeName) -> Result<Self, Error> {
-        let damaged = |error: serde_json::Error| Error::new(ErrorKind::Invalid, "it is damaged").with_source(error);
+        let damaged = |error: serde_json::Error| {
+            Error::new(ErrorKind::Invalid, "it is damaged").with_source(error)
+        };
         let Header { version } = serde_json::from_slice(text).map_err(damaged)?;
         if version != VERSION {
-            return Err(Error::new(ErrorKind::Invalid, format!("version is {version}, and must be {VERSION}")));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("version is {version}, and must be {VERSION}"),
+            ));
         }
         let written: Written = serde_json::from_slice(text).map_err(damaged)?;
         if written.node != node.as_str() {
-            return Err(Error::new(ErrorKind::Invalid, format!("node is {:?}, and must be {node}: it is another node's", written.node)));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "node is {:?}, and must be {node}: it is another node's",
+                    written.node
+                ),
+            ));
         }
         let networks = |nets: Vec<IpNet>| nets.into_iter().map(|net| net.trunc()).collect();
         Ok(Self {
             local: networks(written.local),
             wide: networks(written.wide),
             outside: written.outside.into_iter().collect(),
-            governed: plan::merge(written.governed.into_iter().map(IpRange::from)).into_iter().collect(),
+            governed: plan::merge(written.governed.into_iter().map(IpRange::from))
+                .into_iter()
+                .collect(),
             exempt: networks(written.exempt),
         })
     }
@@ -118,9 +164,18 @@ impl StartGate {
     /// Whether a packet of a source without a class waits here, whatever device it comes by.
     #[must_use]
     pub fn holds(&self, source: IpAddr, destination: IpAddr) -> bool {
-        let bound = IpRange::new(destination, IpRange::everything(IpRange::single(destination).family()).last());
-        let governed = || bound.and_then(|bound| self.governed.get_prev(&bound)).is_some_and(|range| range.contains(destination));
-        !self.known.contains(&source) && self.local.iter().any(|net| net.contains(&source)) && governed()
+        let bound = IpRange::new(
+            destination,
+            IpRange::everything(IpRange::single(destination).family()).last(),
+        );
+        let governed = || {
+            bound
+                .and_then(|bound| self.governed.get_prev(&bound))
+                .is_some_and(|range| range.contains(destination))
+        };
+        !self.known.contains(&source)
+            && self.local.iter().any(|net| net.contains(&source))
+            && governed()
     }
 }
 
@@ -151,15 +206,28 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        assert_eq!(Remembered::parse(remembered().to_json(&node()).as_bytes(), &node()).unwrap(), remembered());
-        let everything = Remembered { governed: OrdSet::unit(IpRange::everything(crate::model::Family::V4)), ..remembered() };
-        assert_eq!(Remembered::parse(everything.to_json(&node()).as_bytes(), &node()).unwrap(), everything);
+        assert_eq!(
+            Remembered::parse(remembered().to_json(&node()).as_bytes(), &node()).unwrap(),
+            remembered()
+        );
+        let everything = Remembered {
+            governed: OrdSet::unit(IpRange::everything(crate::model::Family::V4)),
+            ..remembered()
+        };
+        assert_eq!(
+            Remembered::parse(everything.to_json(&node()).as_bytes(), &node()).unwrap(),
+            everything
+        );
     }
 
     #[test]
     fn what_is_damaged_of_another_version_or_another_nodes_is_refused_with_the_reason() {
         let good = remembered().to_json(&node());
-        let reason = |text: &str| Remembered::parse(text.as_bytes(), &node()).unwrap_err().chain();
+        let reason = |text: &str| {
+            Remembered::parse(text.as_bytes(), &node())
+                .unwrap_err()
+                .chain()
+        };
         assert!(reason(&good[..good.len() / 2]).contains("damaged"));
         assert!(reason("").contains("damaged"));
         assert!(reason(&good.replace("10.6.1.0/30", "10.6.1.0/33")).contains("damaged"));
@@ -172,12 +240,29 @@ mod tests {
     fn the_hold_waits_for_everybody_and_there_is_none_where_nothing_is_governed() {
         let hold = remembered().hold().unwrap();
         let gate = hold.start_gate.as_ref().unwrap();
-        let holds = |source: &str, destination: &str| gate.holds(source.parse().unwrap(), destination.parse().unwrap());
+        let holds = |source: &str, destination: &str| {
+            gate.holds(source.parse().unwrap(), destination.parse().unwrap())
+        };
         assert!(holds("10.244.1.9", "10.6.1.6") && holds("10.244.1.9", "fd00:6::1"));
         assert!(!holds("10.244.1.9", "10.6.1.7") && !holds("10.244.2.9", "10.6.1.6"));
         assert_eq!(Remembered::of(&hold), remembered());
-        assert_eq!(Remembered { governed: OrdSet::new(), ..remembered() }.hold(), None);
-        assert_eq!(Remembered::of(&PolicyDesired { start_gate: None, ..hold }).hold(), None, "the start gate is off");
+        assert_eq!(
+            Remembered {
+                governed: OrdSet::new(),
+                ..remembered()
+            }
+            .hold(),
+            None
+        );
+        assert_eq!(
+            Remembered::of(&PolicyDesired {
+                start_gate: None,
+                ..hold
+            })
+            .hold(),
+            None,
+            "the start gate is off"
+        );
     }
 
     proptest! {

@@ -4,10 +4,11 @@ use async_trait::async_trait;
 
 use crate::{Error, ErrorKind, Outcome, Reconcile};
 
-/// A driver, and those that may have done its work here before, such as the other policy backend of an earlier configuration.
+/// A driver, and those that may have done its work here before, such as the other policy backend of
+/// an earlier configuration.
 ///
-/// What the former ones left is removed once the present one is in force, so that there is no moment with neither; or before, where there is
-/// no room for both.
+/// What the former ones left is removed once the present one is in force, so that there is no
+/// moment with neither; or before, where there is no room for both.
 pub struct Succession<D> {
     present: Box<dyn Reconcile<D>>,
     /// Whether the former ones go first.
@@ -18,7 +19,9 @@ pub struct Succession<D> {
 
 impl<D> std::fmt::Debug for Succession<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Succession").field("former", &self.former.len()).finish_non_exhaustive()
+        f.debug_struct("Succession")
+            .field("former", &self.former.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -26,13 +29,22 @@ impl<D> Succession<D> {
     /// `present` from now on, after any of `former`.
     #[must_use]
     pub fn new(present: Box<dyn Reconcile<D>>, former: Vec<Box<dyn Reconcile<D>>>) -> Self {
-        Self { present, room_for_one: false, former }
+        Self {
+            present,
+            room_for_one: false,
+            former,
+        }
     }
 
-    /// `present` in the place of any of `former`, which use something that `present` needs for itself.
+    /// `present` in the place of any of `former`, which use something that `present` needs for
+    /// itself.
     #[must_use]
     pub fn replacing(present: Box<dyn Reconcile<D>>, former: Vec<Box<dyn Reconcile<D>>>) -> Self {
-        Self { present, room_for_one: true, former }
+        Self {
+            present,
+            room_for_one: true,
+            former,
+        }
     }
 }
 
@@ -57,10 +69,18 @@ impl<D: Default + Send + Sync> Succession<D> {
 #[async_trait]
 impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
     async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
-        let first = if self.room_for_one { self.remove_former().await? } else { Outcome::Unchanged };
+        let first = if self.room_for_one {
+            self.remove_former().await?
+        } else {
+            Outcome::Unchanged
+        };
         let present = self.present.reconcile(desired).await?;
         let last = self.remove_former().await?;
-        Ok(if [first, present, last].contains(&Outcome::Applied) { Outcome::Applied } else { Outcome::Unchanged })
+        Ok(if [first, present, last].contains(&Outcome::Applied) {
+            Outcome::Applied
+        } else {
+            Outcome::Unchanged
+        })
     }
 
     async fn dry_run(&mut self, desired: &D) -> Result<String, Error> {
@@ -73,12 +93,18 @@ impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(if self.room_for_one { removal + &present } else { present + &removal })
+        Ok(if self.room_for_one {
+            removal + &present
+        } else {
+            present + &removal
+        })
     }
 
     fn invalidate(&mut self) {
         self.present.invalidate();
-        self.former.iter_mut().for_each(|former| former.invalidate());
+        self.former
+            .iter_mut()
+            .for_each(|former| former.invalidate());
     }
 }
 
@@ -100,8 +126,14 @@ mod tests {
     #[async_trait]
     impl Reconcile<u8> for Fake {
         async fn reconcile(&mut self, desired: &u8) -> Result<Outcome, Error> {
-            self.journal.lock().unwrap().push(format!("{} {desired}", self.name));
-            self.answers.pop().unwrap_or(Ok(Outcome::Unchanged)).map_err(|kind| Error::new(kind, self.name))
+            self.journal
+                .lock()
+                .unwrap()
+                .push(format!("{} {desired}", self.name));
+            self.answers
+                .pop()
+                .unwrap_or(Ok(Outcome::Unchanged))
+                .map_err(|kind| Error::new(kind, self.name))
         }
 
         async fn dry_run(&mut self, desired: &u8) -> Result<String, Error> {
@@ -111,41 +143,74 @@ mod tests {
         fn invalidate(&mut self) {}
     }
 
-    fn succession(journal: &Journal, present: Vec<Result<Outcome, ErrorKind>>, former: Vec<Result<Outcome, ErrorKind>>) -> Succession<u8> {
-        let fake = |name, answers| Box::new(Fake { name, journal: journal.clone(), answers });
+    fn succession(
+        journal: &Journal,
+        present: Vec<Result<Outcome, ErrorKind>>,
+        former: Vec<Result<Outcome, ErrorKind>>,
+    ) -> Succession<u8> {
+        let fake = |name, answers| {
+            Box::new(Fake {
+                name,
+                journal: journal.clone(),
+                answers,
+            })
+        };
         Succession::new(fake("new", present), vec![fake("old", former)])
     }
 
     #[tokio::test]
     async fn the_former_goes_once_the_present_is_in_force_and_is_not_asked_again() {
         let journal = Journal::default();
-        let mut both = succession(&journal, vec![Err(ErrorKind::Transient)], vec![Ok(Outcome::Applied)]);
+        let mut both = succession(
+            &journal,
+            vec![Err(ErrorKind::Transient)],
+            vec![Ok(Outcome::Applied)],
+        );
         assert_eq!(both.dry_run(&7).await.unwrap(), "new 7\nold 0\n");
         both.reconcile(&7).await.unwrap_err();
         assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Applied);
         assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Unchanged);
-        assert_eq!(*journal.lock().unwrap(), ["new 7", "new 7", "old 0", "new 7"]);
+        assert_eq!(
+            *journal.lock().unwrap(),
+            ["new 7", "new 7", "old 0", "new 7"]
+        );
     }
 
     #[tokio::test]
     async fn the_former_goes_first_where_there_is_room_for_one() {
         let journal = Journal::default();
-        let Succession { present, former, .. } = succession(&journal, Vec::new(), vec![Ok(Outcome::Applied), Err(ErrorKind::Transient)]);
+        let Succession {
+            present, former, ..
+        } = succession(
+            &journal,
+            Vec::new(),
+            vec![Ok(Outcome::Applied), Err(ErrorKind::Transient)],
+        );
         let mut both = Succession::replacing(present, former);
         assert_eq!(both.dry_run(&7).await.unwrap(), "old 0\nnew 7\n");
         both.reconcile(&7).await.unwrap_err();
         assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Applied);
         assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Unchanged);
-        assert_eq!(*journal.lock().unwrap(), ["old 0", "old 0", "new 7", "new 7"]);
+        assert_eq!(
+            *journal.lock().unwrap(),
+            ["old 0", "old 0", "new 7", "new 7"]
+        );
     }
 
     #[tokio::test]
     async fn a_failed_removal_is_tried_again_and_an_impossible_one_is_not() {
         let journal = Journal::default();
-        let mut both = succession(&journal, Vec::new(), vec![Err(ErrorKind::Unsupported), Err(ErrorKind::Transient)]);
+        let mut both = succession(
+            &journal,
+            Vec::new(),
+            vec![Err(ErrorKind::Unsupported), Err(ErrorKind::Transient)],
+        );
         both.reconcile(&7).await.unwrap_err();
         both.reconcile(&7).await.unwrap();
         both.reconcile(&7).await.unwrap();
-        assert_eq!(*journal.lock().unwrap(), ["new 7", "old 0", "new 7", "old 0", "new 7"]);
+        assert_eq!(
+            *journal.lock().unwrap(),
+            ["new 7", "old 0", "new 7", "old 0", "new 7"]
+        );
     }
 }

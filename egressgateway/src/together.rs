@@ -6,7 +6,8 @@ use async_trait::async_trait;
 
 use crate::{Counter, CounterSource, Error, Outcome, PolicyMonitor, Reconcile};
 
-/// Drivers that are given the same desired state, one after the other: a policy backend, and what it needs beside it on some hosts.
+/// Drivers that are given the same desired state, one after the other: a policy backend, and what
+/// it needs beside it on some hosts.
 ///
 /// A failure ends the round: what comes first is in force before the next is asked.
 pub struct Together<D>(Vec<Box<dyn Reconcile<D>>>);
@@ -73,7 +74,9 @@ impl PolicyMonitor for Vec<Arc<dyn PolicyMonitor>> {
         if self.is_empty() {
             return std::future::pending().await;
         }
-        futures::future::select_all(self.iter().map(|monitor| monitor.changed())).await.0
+        futures::future::select_all(self.iter().map(|monitor| monitor.changed()))
+            .await
+            .0
     }
 }
 
@@ -91,7 +94,8 @@ mod tests {
     impl Reconcile<u8> for Fake {
         async fn reconcile(&mut self, desired: &u8) -> Result<Outcome, Error> {
             self.1.lock().unwrap().push(format!("{} {desired}", self.0));
-            self.2.ok_or_else(|| Error::new(ErrorKind::Transient, self.0))
+            self.2
+                .ok_or_else(|| Error::new(ErrorKind::Transient, self.0))
         }
 
         async fn dry_run(&mut self, desired: &u8) -> Result<String, Error> {
@@ -99,21 +103,32 @@ mod tests {
         }
 
         fn invalidate(&mut self) {
-            self.1.lock().unwrap().push(format!("invalidate {}", self.0));
+            self.1
+                .lock()
+                .unwrap()
+                .push(format!("invalidate {}", self.0));
         }
     }
 
     #[tokio::test]
     async fn all_are_asked_in_order_until_one_fails() {
         let journal = Arc::default();
-        let fake = |name, outcome| -> Box<dyn Reconcile<u8>> { Box::new(Fake(name, Arc::clone(&journal), outcome)) };
-        let mut both = Together::new(vec![fake("a", Some(Outcome::Applied)), fake("b", Some(Outcome::Unchanged))]);
+        let fake = |name, outcome| -> Box<dyn Reconcile<u8>> {
+            Box::new(Fake(name, Arc::clone(&journal), outcome))
+        };
+        let mut both = Together::new(vec![
+            fake("a", Some(Outcome::Applied)),
+            fake("b", Some(Outcome::Unchanged)),
+        ]);
         assert_eq!(both.reconcile(&1).await.unwrap(), Outcome::Applied);
         assert_eq!(both.dry_run(&2).await.unwrap(), "a 2\nb 2\n");
         both.invalidate();
         let mut failing = Together::new(vec![fake("c", None), fake("d", Some(Outcome::Applied))]);
         failing.reconcile(&3).await.unwrap_err();
-        assert_eq!(*journal.lock().unwrap(), ["a 1", "b 1", "invalidate a", "invalidate b", "c 3"]);
+        assert_eq!(
+            *journal.lock().unwrap(),
+            ["a 1", "b 1", "invalidate a", "invalidate b", "c 3"]
+        );
     }
 
     struct Told(tokio::sync::Notify);
@@ -128,8 +143,11 @@ mod tests {
 
     #[tokio::test]
     async fn any_monitor_speaks_for_all() {
-        let told: Vec<Arc<Told>> = (0..2).map(|_| Arc::new(Told(tokio::sync::Notify::new()))).collect();
-        let all: Vec<Arc<dyn PolicyMonitor>> = told.iter().map(|told| Arc::clone(told) as _).collect();
+        let told: Vec<Arc<Told>> = (0..2)
+            .map(|_| Arc::new(Told(tokio::sync::Notify::new())))
+            .collect();
+        let all: Vec<Arc<dyn PolicyMonitor>> =
+            told.iter().map(|told| Arc::clone(told) as _).collect();
         for told in &told {
             told.0.notify_one();
             all.changed().await.unwrap();

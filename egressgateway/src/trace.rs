@@ -1,4 +1,5 @@
-//! A packet's way through a backend's rules, without a kernel: what a trace looks at, and what it finds.
+//! A packet's way through a backend's rules, without a kernel: what a trace looks at, and what it
+//! finds.
 
 use std::net::IpAddr;
 
@@ -41,7 +42,8 @@ pub enum DestinationKind {
 }
 
 impl DestinationKind {
-    /// Whether a packet of this kind is of the `asked` one: an address of the device is one of the host as well.
+    /// Whether a packet of this kind is of the `asked` one: an address of the device is one of the
+    /// host as well.
     #[must_use]
     pub fn is(self, asked: Self) -> bool {
         self == asked || (self == Self::Arrival && asked == Self::Local)
@@ -66,7 +68,8 @@ pub enum Beginning {
     /// Only somebody who begins a connection sends this: TCP's SYN.
     #[default]
     Request,
-    /// It may as well belong to a connection that connection tracking has forgotten: TCP in the middle, or a protocol without a beginning.
+    /// It may as well belong to a connection that connection tracking has forgotten: TCP in the
+    /// middle, or a protocol without a beginning.
     Unclear,
 }
 
@@ -123,7 +126,8 @@ impl TracePacket {
         self
     }
 
-    /// The same packet as sent to another address, such as a service's, which is translated to its destination.
+    /// The same packet as sent to another address, such as a service's, which is translated to its
+    /// destination.
     #[must_use]
     pub const fn sent_to(mut self, address: IpAddr) -> Self {
         self.sent_to = Some(address);
@@ -143,9 +147,11 @@ impl TracePacket {
 pub enum TraceVerdict {
     /// Goes on.
     Accept {
-        /// Connection tracking does not look at it: its further way begins as [`ConnectionState::Untracked`].
+        /// Connection tracking does not look at it: its further way begins as
+        /// [`ConnectionState::Untracked`].
         untracked: bool,
-        /// Packet mark, all bits: [`MarkMask::target`](crate::model::MarkMask::target) says whether and where it is steered.
+        /// Packet mark, all bits: [`MarkMask::target`](crate::model::MarkMask::target) says whether
+        /// and where it is steered.
         packet_mark: u32,
         /// Connection mark, all bits: the pin that later packets follow.
         connection_mark: u32,
@@ -179,8 +185,9 @@ pub enum TraceSource {
 
 /// Rules that can be walked: the state that a policy backend plans from or to.
 ///
-/// A packet passes [`trace`](Self::trace), is routed by the mark that it got there, and passes [`trace_forward`](Self::trace_forward) and
-/// [`trace_source`](Self::trace_source) with the marks and the [`ConnectionState`] of the first. Rules of others are not known here.
+/// A packet passes [`trace`](Self::trace), is routed by the mark that it got there, and passes
+/// [`trace_forward`](Self::trace_forward) and [`trace_source`](Self::trace_source) with the marks
+/// and the [`ConnectionState`] of the first. Rules of others are not known here.
 pub trait Trace: Send + Sync {
     /// Prerouting: classification, pin and mark. Its result decides the route.
     #[must_use]

@@ -21,27 +21,48 @@ pub struct TunnelDesired {
 }
 
 impl TunnelDesired {
-    /// What the kernel must hold while traffic moves from `self` to `next`: the next local end, and every peer of either
-    /// (as `next` describes it where both know it, and with the overlay addresses that it had).
+    /// What the kernel must hold while traffic moves from `self` to `next`: the next local end, and
+    /// every peer of either (as `next` describes it where both know it, and with the overlay
+    /// addresses that it had).
     #[must_use]
     pub fn union(&self, next: &Self) -> Self {
         let mut peers = next.peers.clone();
         let differences: Vec<_> = self.peers.diff(&next.peers).collect();
         if !differences.is_empty() {
-            let given: OrdSet<IpAddr> = next.peers.values().flat_map(|peer| peer.overlay.iter().copied()).collect();
+            let given: OrdSet<IpAddr> = next
+                .peers
+                .values()
+                .flat_map(|peer| peer.overlay.iter().copied())
+                .collect();
             let former = |peer: &Peer| peer.overlay.clone().relative_complement(given.clone());
             for difference in differences {
                 let (name, peer) = match difference {
                     DiffItem::Add(..) => continue,
-                    DiffItem::Remove(name, old) => (name, Peer { overlay: former(old), ..old.clone() }),
-                    DiffItem::Update { old: (_, old), new: (name, new) } => {
-                        (name, Peer { overlay: new.overlay.clone().union(former(old)), ..new.clone() })
-                    }
+                    DiffItem::Remove(name, old) => (
+                        name,
+                        Peer {
+                            overlay: former(old),
+                            ..old.clone()
+                        },
+                    ),
+                    DiffItem::Update {
+                        old: (_, old),
+                        new: (name, new),
+                    } => (
+                        name,
+                        Peer {
+                            overlay: new.overlay.clone().union(former(old)),
+                            ..new.clone()
+                        },
+                    ),
                 };
                 peers.insert(name.clone(), peer);
             }
         }
-        Self { local: next.local.clone(), peers }
+        Self {
+            local: next.local.clone(),
+            peers,
+        }
     }
 }
 
@@ -91,13 +112,19 @@ impl Peer {
 
     /// All its overlay addresses of a family.
     pub fn overlays(&self, family: Family) -> impl Iterator<Item = IpAddr> {
-        self.overlay.iter().copied().filter(move |address| Family::of(*address) == family)
+        self.overlay
+            .iter()
+            .copied()
+            .filter(move |address| Family::of(*address) == family)
     }
 
     /// Its outer address of a family.
     #[must_use]
     pub fn underlay(&self, family: Family) -> Option<IpAddr> {
-        self.underlay.iter().copied().find(|address| Family::of(*address) == family)
+        self.underlay
+            .iter()
+            .copied()
+            .find(|address| Family::of(*address) == family)
     }
 }
 
@@ -117,8 +144,8 @@ pub trait Encapsulation: Send + Sync {
     /// "vxlan", "geneve".
     fn kind(&self) -> &'static str;
 
-    /// How a route reaches a peer from a local end with packets of a family; none where the tunnel has no way between the two for that
-    /// family.
+    /// How a route reaches a peer from a local end with packets of a family; none where the tunnel
+    /// has no way between the two for that family.
     fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop>;
 
     /// The devices that this local end has.

@@ -1,4 +1,5 @@
-//! Rules of others that take packets out of connection tracking, and whether these packets could be governed.
+//! Rules of others that take packets out of connection tracking, and whether these packets could be
+//! governed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,8 @@ use ipnet::IpNet;
 
 use crate::Error;
 
-/// Where overlays of others listen, whatever the address: VXLAN by its registered port and by Linux's own, Geneve.
+/// Where overlays of others listen, whatever the address: VXLAN by its registered port and by
+/// Linux's own, Geneve.
 const OVERLAY_PORTS: [u16; 3] = [4789, 8472, 6081];
 /// Chains that lead to chains, at most: more than the kernel follows.
 const DEPTH: usize = 16;
@@ -32,7 +34,8 @@ impl fmt::Display for UntrackingRule {
     }
 }
 
-/// What a rule asks of a packet, as far as that tells whose packet it is. Whatever else it asks is left out, so it may be about fewer packets.
+/// What a rule asks of a packet, as far as that tells whose packet it is. Whatever else it asks is
+/// left out, so it may be about fewer packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PacketMatch {
     /// The device that it comes in by.
@@ -62,7 +65,9 @@ impl PacketMatch {
     /// About packets that this and `other` are about.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
-        let either = |one: &Option<BTreeSet<IpNet>>, other: &Option<BTreeSet<IpNet>>| other.clone().or_else(|| one.clone());
+        let either = |one: &Option<BTreeSet<IpNet>>, other: &Option<BTreeSet<IpNet>>| {
+            other.clone().or_else(|| one.clone())
+        };
         Self {
             device: other.device.clone().or_else(|| self.device.clone()),
             source: either(&self.source, &other.source),
@@ -73,21 +78,34 @@ impl PacketMatch {
         }
     }
 
-    /// Whether what it is about could be a packet of a governed connection, at the pod's node or at the gateway.
+    /// Whether what it is about could be a packet of a governed connection, at the pod's node or at
+    /// the gateway.
     ///
     /// It can't where the rule names one of these:
     /// - the device `lo`;
-    /// - as source or destination only services, and addresses that are never routed (loopback, link-local, groups); as source also nodes;
-    /// - as destination only nodes or this host, with a destination port: answers from outside come to other ports;
+    /// - as source or destination only services, and addresses that are never routed (loopback,
+    ///   link-local, groups); as source also nodes;
+    /// - as destination only nodes or this host, with a destination port: answers from outside come
+    ///   to other ports;
     /// - only ports of overlays;
     /// - a mark: who sets it decides, and the rule does not say about what.
     #[must_use]
     pub fn may_be_governed(&self, known: &Surroundings) -> bool {
-        let all = |nets: &Option<BTreeSet<IpNet>>, is: &dyn Fn(&IpNet) -> bool| nets.as_ref().is_some_and(|nets| nets.iter().all(is));
-        let service = |net: &IpNet| is_never_routed(net) || known.services.iter().any(|services| services.contains(net));
-        let node = |net: &IpNet| net.prefix_len() == net.max_prefix_len() && known.hosts.contains(&net.addr());
-        let overlay = self.ports.as_ref().is_some_and(|ports| ports.iter().all(|port| OVERLAY_PORTS.contains(port)));
-        let served = self.ports.is_some() && (self.to_host || all(&self.destination, &|net| node(net) || service(net)));
+        let all = |nets: &Option<BTreeSet<IpNet>>, is: &dyn Fn(&IpNet) -> bool| {
+            nets.as_ref().is_some_and(|nets| nets.iter().all(is))
+        };
+        let service = |net: &IpNet| {
+            is_never_routed(net) || known.services.iter().any(|services| services.contains(net))
+        };
+        let node = |net: &IpNet| {
+            net.prefix_len() == net.max_prefix_len() && known.hosts.contains(&net.addr())
+        };
+        let overlay = self
+            .ports
+            .as_ref()
+            .is_some_and(|ports| ports.iter().all(|port| OVERLAY_PORTS.contains(port)));
+        let served = self.ports.is_some()
+            && (self.to_host || all(&self.destination, &|net| node(net) || service(net)));
         let others = self.device.as_deref() == Some("lo")
             || all(&self.source, &|net| node(net) || service(net))
             || all(&self.destination, &service)
@@ -99,8 +117,20 @@ impl PacketMatch {
 }
 
 fn is_never_routed(net: &IpNet) -> bool {
-    let within = |texts: &[&str]| texts.iter().filter_map(|text| text.parse::<IpNet>().ok()).any(|never| never.contains(net));
-    within(&["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"])
+    let within = |texts: &[&str]| {
+        texts
+            .iter()
+            .filter_map(|text| text.parse::<IpNet>().ok())
+            .any(|never| never.contains(net))
+    };
+    within(&[
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "::1/128",
+        "fe80::/10",
+        "ff00::/8",
+    ])
 }
 
 /// A rule of somebody else.
@@ -124,8 +154,8 @@ impl ForeignChains {
         self.0.entry(chain.to_owned()).or_default().push(rule);
     }
 
-    /// The rules that take packets out of connection tracking and can be reached from a chain that the kernel enters. What rules before them let
-    /// pass or drop is not looked at.
+    /// The rules that take packets out of connection tracking and can be reached from a chain that
+    /// the kernel enters. What rules before them let pass or drop is not looked at.
     #[must_use]
     pub fn untracking(&self, entry: &str) -> BTreeSet<UntrackingRule> {
         let (mut found, mut seen) = (BTreeSet::new(), BTreeSet::new());
@@ -146,7 +176,10 @@ impl ForeignChains {
         }
         for rule in self.0.get(chain).into_iter().flatten() {
             let packets = before.and(&rule.packets);
-            found.extend(rule.untracks.clone().map(|place| UntrackingRule { place, packets: packets.clone() }));
+            found.extend(rule.untracks.clone().map(|place| UntrackingRule {
+                place,
+                packets: packets.clone(),
+            }));
             for next in &rule.jumps {
                 self.follow(next, &packets, depth + 1, seen, found);
             }
@@ -160,10 +193,12 @@ pub trait UntrackingRules: Send + Sync {
     /// The rules of others that do, before connection tracking sees what comes in.
     ///
     /// # Errors
-    /// When the host's rules can't be read. A host that can't have such rules has none, which is no error.
+    /// When the host's rules can't be read. A host that can't have such rules has none, which is no
+    /// error.
     async fn untracking(&self) -> Result<BTreeSet<UntrackingRule>, Error>;
 
-    /// Waits until they may have changed since the last call. By default nobody says so. Cancelling the wait loses nothing.
+    /// Waits until they may have changed since the last call. By default nobody says so. Cancelling
+    /// the wait loses nothing.
     ///
     /// # Errors
     /// When notifications were lost: read again.
@@ -187,7 +222,9 @@ impl UntrackingRules for Vec<Arc<dyn UntrackingRules>> {
         if self.is_empty() {
             return std::future::pending().await;
         }
-        futures::future::select_all(self.iter().map(|rules| rules.changed())).await.0
+        futures::future::select_all(self.iter().map(|rules| rules.changed()))
+            .await
+            .0
     }
 }
 
@@ -200,7 +237,10 @@ mod tests {
     }
 
     fn known() -> Surroundings {
-        Surroundings { services: vec!["10.96.0.0/12".parse().unwrap()], hosts: ["10.6.0.11".parse().unwrap()].into() }
+        Surroundings {
+            services: vec!["10.96.0.0/12".parse().unwrap()],
+            hosts: ["10.6.0.11".parse().unwrap()].into(),
+        }
     }
 
     #[test]
@@ -208,15 +248,69 @@ mod tests {
         let any = PacketMatch::default;
         for (packets, meaning) in [
             (any(), "everything"),
-            (PacketMatch { source: Some(nets(&["10.244.0.0/16"])), ..any() }, "from pods"),
-            (PacketMatch { destination: Some(nets(&["10.244.0.0/16"])), ..any() }, "answers to pods"),
-            (PacketMatch { destination: Some(nets(&["10.96.0.10/32", "10.6.1.0/24"])), ..any() }, "a service, and outside"),
-            (PacketMatch { destination: Some(nets(&["10.6.0.11/32"])), ..any() }, "answers to a gateway"),
-            (PacketMatch { to_host: true, ..any() }, "answers to a gateway"),
-            (PacketMatch { ports: Some([53].into()), ..any() }, "resolvers anywhere"),
-            (PacketMatch { ports: Some([53, 4789].into()), ..any() }, "resolvers anywhere, and overlays"),
-            (PacketMatch { device: Some("eth0".into()), ..any() }, "what comes by the uplink"),
-            (PacketMatch { source: Some(nets(&["10.0.0.0/8"])), ..any() }, "services among others"),
+            (
+                PacketMatch {
+                    source: Some(nets(&["10.244.0.0/16"])),
+                    ..any()
+                },
+                "from pods",
+            ),
+            (
+                PacketMatch {
+                    destination: Some(nets(&["10.244.0.0/16"])),
+                    ..any()
+                },
+                "answers to pods",
+            ),
+            (
+                PacketMatch {
+                    destination: Some(nets(&["10.96.0.10/32", "10.6.1.0/24"])),
+                    ..any()
+                },
+                "a service, and outside",
+            ),
+            (
+                PacketMatch {
+                    destination: Some(nets(&["10.6.0.11/32"])),
+                    ..any()
+                },
+                "answers to a gateway",
+            ),
+            (
+                PacketMatch {
+                    to_host: true,
+                    ..any()
+                },
+                "answers to a gateway",
+            ),
+            (
+                PacketMatch {
+                    ports: Some([53].into()),
+                    ..any()
+                },
+                "resolvers anywhere",
+            ),
+            (
+                PacketMatch {
+                    ports: Some([53, 4789].into()),
+                    ..any()
+                },
+                "resolvers anywhere, and overlays",
+            ),
+            (
+                PacketMatch {
+                    device: Some("eth0".into()),
+                    ..any()
+                },
+                "what comes by the uplink",
+            ),
+            (
+                PacketMatch {
+                    source: Some(nets(&["10.0.0.0/8"])),
+                    ..any()
+                },
+                "services among others",
+            ),
         ] {
             assert!(packets.may_be_governed(&known()), "{meaning}");
         }
@@ -226,14 +320,66 @@ mod tests {
     fn what_is_the_hosts_own_or_never_leaves_is_none() {
         let any = PacketMatch::default;
         for (packets, meaning) in [
-            (PacketMatch { device: Some("lo".into()), ..any() }, "loopback"),
-            (PacketMatch { destination: Some(nets(&["169.254.20.10/32"])), ports: Some([53].into()), ..any() }, "a cache on the node"),
-            (PacketMatch { destination: Some(nets(&["10.96.0.10/32"])), ports: Some([53].into()), ..any() }, "the cluster's resolver"),
-            (PacketMatch { source: Some(nets(&["169.254.20.10/32", "10.96.0.10/32"])), ..any() }, "answers of the cache"),
-            (PacketMatch { to_host: true, ports: Some([22].into()), ..any() }, "a server on the node"),
-            (PacketMatch { destination: Some(nets(&["10.6.0.11/32"])), ports: Some([6443].into()), ..any() }, "a server on a node"),
-            (PacketMatch { ports: Some([4789].into()), ..any() }, "an overlay"),
-            (PacketMatch { marked: true, ..any() }, "what somebody has marked"),
+            (
+                PacketMatch {
+                    device: Some("lo".into()),
+                    ..any()
+                },
+                "loopback",
+            ),
+            (
+                PacketMatch {
+                    destination: Some(nets(&["169.254.20.10/32"])),
+                    ports: Some([53].into()),
+                    ..any()
+                },
+                "a cache on the node",
+            ),
+            (
+                PacketMatch {
+                    destination: Some(nets(&["10.96.0.10/32"])),
+                    ports: Some([53].into()),
+                    ..any()
+                },
+                "the cluster's resolver",
+            ),
+            (
+                PacketMatch {
+                    source: Some(nets(&["169.254.20.10/32", "10.96.0.10/32"])),
+                    ..any()
+                },
+                "answers of the cache",
+            ),
+            (
+                PacketMatch {
+                    to_host: true,
+                    ports: Some([22].into()),
+                    ..any()
+                },
+                "a server on the node",
+            ),
+            (
+                PacketMatch {
+                    destination: Some(nets(&["10.6.0.11/32"])),
+                    ports: Some([6443].into()),
+                    ..any()
+                },
+                "a server on a node",
+            ),
+            (
+                PacketMatch {
+                    ports: Some([4789].into()),
+                    ..any()
+                },
+                "an overlay",
+            ),
+            (
+                PacketMatch {
+                    marked: true,
+                    ..any()
+                },
+                "what somebody has marked",
+            ),
         ] {
             assert!(!packets.may_be_governed(&known()), "{meaning}");
         }
@@ -242,16 +388,47 @@ mod tests {
     #[test]
     fn chains_are_followed_with_what_leads_to_them_and_not_for_ever() {
         let mut chains = ForeignChains::default();
-        let jump = |to: &str, packets| ForeignRule { packets, untracks: None, jumps: vec![to.to_owned()] };
-        let untracks = |place: &str| ForeignRule { untracks: Some(place.to_owned()), ..ForeignRule::default() };
-        chains.push("PREROUTING", jump("OWN", PacketMatch { device: Some("lo".into()), ..PacketMatch::default() }));
-        chains.push("PREROUTING", jump("PODS", PacketMatch { source: Some(nets(&["10.244.0.0/16"])), ..PacketMatch::default() }));
+        let jump = |to: &str, packets| ForeignRule {
+            packets,
+            untracks: None,
+            jumps: vec![to.to_owned()],
+        };
+        let untracks = |place: &str| ForeignRule {
+            untracks: Some(place.to_owned()),
+            ..ForeignRule::default()
+        };
+        chains.push(
+            "PREROUTING",
+            jump(
+                "OWN",
+                PacketMatch {
+                    device: Some("lo".into()),
+                    ..PacketMatch::default()
+                },
+            ),
+        );
+        chains.push(
+            "PREROUTING",
+            jump(
+                "PODS",
+                PacketMatch {
+                    source: Some(nets(&["10.244.0.0/16"])),
+                    ..PacketMatch::default()
+                },
+            ),
+        );
         chains.push("OWN", untracks("own"));
         chains.push("PODS", jump("PODS", PacketMatch::default()));
         chains.push("PODS", untracks("pods"));
         chains.push("ELSEWHERE", untracks("elsewhere"));
-        let found: Vec<_> =
-            chains.untracking("PREROUTING").into_iter().map(|rule| (rule.packets.may_be_governed(&known()), rule.place)).collect();
-        assert_eq!(found, [(false, "own".to_owned()), (true, "pods".to_owned())]);
+        let found: Vec<_> = chains
+            .untracking("PREROUTING")
+            .into_iter()
+            .map(|rule| (rule.packets.may_be_governed(&known()), rule.place))
+            .collect();
+        assert_eq!(
+            found,
+            [(false, "own".to_owned()), (true, "pods".to_owned())]
+        );
     }
 }

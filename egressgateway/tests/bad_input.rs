@@ -1,4 +1,5 @@
-//! Whatever users write: it is accepted, or refused with the field, the value and the rule; it never stops a daemon.
+//! Whatever users write: it is accepted, or refused with the field, the value and the rule; it
+//! never stops a daemon.
 
 #![allow(clippy::unwrap_used)]
 
@@ -32,7 +33,9 @@ fn cases() -> Vec<Case> {
 fn problems(kind: &str, spec: &Value) -> Vec<Problem> {
     match kind {
         "EgressGateway" => GatewaySpec::parse(&serde_json::from_value(spec.clone()).unwrap()).err(),
-        "EgressGatewayPolicy" => PolicySpec::parse(&serde_json::from_value(spec.clone()).unwrap()).err(),
+        "EgressGatewayPolicy" => {
+            PolicySpec::parse(&serde_json::from_value(spec.clone()).unwrap()).err()
+        }
         _ => None,
     }
     .unwrap_or_default()
@@ -40,10 +43,19 @@ fn problems(kind: &str, spec: &Value) -> Vec<Problem> {
 
 /// What the rules of the CRD say about an object.
 fn rules(object: &Value) -> Vec<String> {
-    let crd = crds().into_iter().find(|crd| crd.spec.names.kind == object["kind"].as_str().unwrap()).unwrap();
+    let crd = crds()
+        .into_iter()
+        .find(|crd| crd.spec.names.kind == object["kind"].as_str().unwrap())
+        .unwrap();
     let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
-    let errors = Validator::new().validate(&schema["openAPIV3Schema"], object, None).err();
-    errors.into_iter().flatten().map(|error| error.to_string()).collect()
+    let errors = Validator::new()
+        .validate(&schema["openAPIV3Schema"], object, None)
+        .err();
+    errors
+        .into_iter()
+        .flatten()
+        .map(|error| error.to_string())
+        .collect()
 }
 
 fn object(kind: &str, name: &str, spec: &Value) -> Value {
@@ -55,10 +67,21 @@ fn every_bad_manifest_is_refused_with_field_value_and_rule() {
     assert!(cases().len() >= 20);
     for case in cases() {
         let problems = problems(&case.kind, &case.spec);
-        let problem = problems.iter().find(|problem| problem.field == case.field && problem.value == case.value);
+        let problem = problems
+            .iter()
+            .find(|problem| problem.field == case.field && problem.value == case.value);
         let problem = problem.unwrap_or_else(|| panic!("{}: {problems:?}", case.name));
-        assert!(problem.rule.contains(&case.rule), "{}: {problem}", case.name);
-        assert_eq!(problems.len(), 1, "{}: one mistake, one problem: {problems:?}", case.name);
+        assert!(
+            problem.rule.contains(&case.rule),
+            "{}: {problem}",
+            case.name
+        );
+        assert_eq!(
+            problems.len(),
+            1,
+            "{}: one mistake, one problem: {problems:?}",
+            case.name
+        );
     }
 }
 
@@ -67,7 +90,11 @@ fn the_rules_of_the_crds_refuse_them_too_where_they_can() {
     for case in cases() {
         let said = rules(&object(&case.kind, "x", &case.spec));
         match case.cel {
-            Some(expected) => assert!(said.iter().any(|message| message.contains(&expected)), "{}: {said:?}", case.name),
+            Some(expected) => assert!(
+                said.iter().any(|message| message.contains(&expected)),
+                "{}: {said:?}",
+                case.name
+            ),
             None => assert!(said.is_empty(), "{}: {said:?}", case.name),
         }
     }
@@ -77,19 +104,27 @@ fn the_rules_of_the_crds_refuse_them_too_where_they_can() {
 fn a_name_that_is_too_long_is_refused_by_rule() {
     let spec = json!({"nodeSelector": {"matchLabels": {"a": "b"}}});
     assert!(rules(&object("EgressGateway", &"x".repeat(63), &spec)).is_empty());
-    assert!(rules(&object("EgressGateway", &"x".repeat(64), &spec))[0].contains("must have at most 63 characters"));
+    assert!(
+        rules(&object("EgressGateway", &"x".repeat(64), &spec))[0]
+            .contains("must have at most 63 characters")
+    );
 }
 
 #[test]
 fn the_proposals_objects_and_every_addition_are_accepted() {
-    for document in serde_yaml::Deserializer::from_str(include_str!("fixtures/manifests/good.yaml")) {
+    for document in serde_yaml::Deserializer::from_str(include_str!("fixtures/manifests/good.yaml"))
+    {
         let mut object = Value::deserialize(document).unwrap();
         if object["spec"].is_null() {
             // As an API server does with a default.
             object["spec"] = json!({});
         }
         assert_eq!(rules(&object), Vec::<String>::new(), "{object}");
-        assert_eq!(problems(object["kind"].as_str().unwrap(), &object["spec"]), [], "{object}");
+        assert_eq!(
+            problems(object["kind"].as_str().unwrap(), &object["spec"]),
+            [],
+            "{object}"
+        );
     }
 }
 
@@ -152,12 +187,17 @@ fn anything() -> impl Strategy<Value = Value> {
         "vxlanIPv4IP",
         "tunnelMac",
     ]);
-    let leaf =
-        prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from), text.prop_map(Value::from)];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        text.prop_map(Value::from)
+    ];
     leaf.prop_recursive(6, 64, 6, move |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            proptest::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..6).prop_map(|map| json!(map)),
+            proptest::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..6)
+                .prop_map(|map| json!(map)),
         ]
     })
 }
@@ -206,7 +246,9 @@ fn core_node(node: &core::Node) -> world::Node {
 
 #[test]
 fn a_huge_object_is_read_in_full() {
-    let networks: Vec<String> = (0..60_000_u32).map(|number| format!("10.{}.{}.0/24", (number >> 8) & 0xff, number & 0xff)).collect();
+    let networks: Vec<String> = (0..60_000_u32)
+        .map(|number| format!("10.{}.{}.0/24", (number >> 8) & 0xff, number & 0xff))
+        .collect();
     let spec = json!({"appliedTo": {"ipv4PodSubnet": "10.0.0.0/8"}, "destCIDR": networks});
     let problems = problems("EgressGatewayPolicy", &spec);
     assert_eq!(problems.len(), 0, "{:?}", problems.first());

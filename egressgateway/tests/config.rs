@@ -48,16 +48,26 @@ struct Expected {
 fn the_documented_configuration_is_the_default() {
     assert_eq!(Config::parse(DOCUMENTED).unwrap(), Config::default());
     assert_eq!(Config::parse("").unwrap(), Config::default());
-    assert_eq!(Config::parse("# nothing\ntunnel:\n").unwrap(), Config::default());
+    assert_eq!(
+        Config::parse("# nothing\ntunnel:\n").unwrap(),
+        Config::default()
+    );
 }
 
 #[test]
 fn what_is_written_reads_back() {
     let text = serde_yaml::to_string(&Config::default()).unwrap();
     assert_eq!(Config::parse(&text).unwrap(), Config::default());
-    assert_eq!(serde_yaml::from_str::<Config>(&text).unwrap(), Config::default());
+    assert_eq!(
+        serde_yaml::from_str::<Config>(&text).unwrap(),
+        Config::default()
+    );
     for field in Config::FIELDS {
-        assert!(text.contains(&format!("{}:", field.path.rsplit('.').next().unwrap())), "{} is missing", field.path);
+        assert!(
+            text.contains(&format!("{}:", field.path.rsplit('.').next().unwrap())),
+            "{} is missing",
+            field.path
+        );
     }
 }
 
@@ -91,24 +101,45 @@ fn every_field_can_be_changed() {
         ("resetConnections", "false"),
         ("replyPath", "tunnel"),
     ];
-    assert_eq!(values.map(|(path, _)| path).to_vec(), Config::FIELDS.iter().map(|field| field.path).collect::<Vec<_>>());
+    assert_eq!(
+        values.map(|(path, _)| path).to_vec(),
+        Config::FIELDS
+            .iter()
+            .map(|field| field.path)
+            .collect::<Vec<_>>()
+    );
     for (path, value) in values {
         let before = config.clone();
         config.set(path, value, path).unwrap();
         assert_ne!(config, before, "{path}");
     }
     assert_eq!(config.failover.interval, Duration::from_millis(1500));
-    assert_eq!((config.forward_method, config.reply_path, config.mark.mask.bits()), (ForwardMethod::Ecmp, ReplyPath::Tunnel, 0xff00));
+    assert_eq!(
+        (
+            config.forward_method,
+            config.reply_path,
+            config.mark.mask.bits()
+        ),
+        (ForwardMethod::Ecmp, ReplyPath::Tunnel, 0xff00)
+    );
     assert_eq!(config.cluster_cidrs.extra.len(), 2);
     assert_eq!(config.problems(), []);
-    assert_eq!(Config::parse(&serde_yaml::to_string(&config).unwrap()).unwrap(), config);
+    assert_eq!(
+        Config::parse(&serde_yaml::to_string(&config).unwrap()).unwrap(),
+        config
+    );
 }
 
 #[test]
 fn flags_and_variables_follow_from_the_path() {
     for field in Config::FIELDS {
-        let flag: String =
-            field.path.replace("CIDRs", "-cidrs").replace("CIDR", "-cidr").replace('.', "-").chars().fold(String::new(), |mut flag, c| {
+        let flag: String = field
+            .path
+            .replace("CIDRs", "-cidrs")
+            .replace("CIDR", "-cidr")
+            .replace('.', "-")
+            .chars()
+            .fold(String::new(), |mut flag, c| {
                 if c.is_ascii_uppercase() {
                     flag.push('-');
                 }
@@ -116,7 +147,10 @@ fn flags_and_variables_follow_from_the_path() {
                 flag
             });
         assert_eq!(field.flag, flag);
-        assert_eq!(field.env, format!("EGRESSGATEWAY_{}", flag.replace('-', "_").to_uppercase()));
+        assert_eq!(
+            field.env,
+            format!("EGRESSGATEWAY_{}", flag.replace('-', "_").to_uppercase())
+        );
         assert!(!field.help.is_empty());
     }
 }
@@ -125,8 +159,13 @@ fn flags_and_variables_follow_from_the_path() {
 fn a_refused_flag_is_named_and_changes_nothing() {
     let mut config = Config::default();
     let problem = config.set("tunnel.vni", "0", "--tunnel-vni").unwrap_err();
-    assert_eq!(problem.to_string(), "tunnel.vni (--tunnel-vni): \"0\": must be a number from 1 to 16777215");
-    let problem = config.set("tunnel.color", "red", "EGRESSGATEWAY_TUNNEL_COLOR").unwrap_err();
+    assert_eq!(
+        problem.to_string(),
+        "tunnel.vni (--tunnel-vni): \"0\": must be a number from 1 to 16777215"
+    );
+    let problem = config
+        .set("tunnel.color", "red", "EGRESSGATEWAY_TUNNEL_COLOR")
+        .unwrap_err();
     assert_eq!(problem.rule, "is not a field of the configuration");
     assert_eq!(config, Config::default());
 }
@@ -137,12 +176,30 @@ fn every_bad_configuration_is_refused_with_field_value_rule_and_line() {
     assert!(cases.len() >= 10);
     for case in cases {
         let problems = Config::parse(&case.config).expect_err(&case.name);
-        assert_eq!(problems.len(), case.problems.len(), "{}: {problems:?}", case.name);
+        assert_eq!(
+            problems.len(),
+            case.problems.len(),
+            "{}: {problems:?}",
+            case.name
+        );
         for (problem, expected) in problems.iter().zip(&case.problems) {
-            assert_eq!((&problem.field, &problem.value), (&expected.field, &expected.value), "{}", case.name);
-            assert!(problem.rule.contains(&expected.rule), "{}: {problem}", case.name);
+            assert_eq!(
+                (&problem.field, &problem.value),
+                (&expected.field, &expected.value),
+                "{}",
+                case.name
+            );
+            assert!(
+                problem.rule.contains(&expected.rule),
+                "{}: {problem}",
+                case.name
+            );
             if let Some(line) = expected.line {
-                assert!(problem.rule.contains(&format!("line {line}")), "{}: {problem}", case.name);
+                assert!(
+                    problem.rule.contains(&format!("line {line}")),
+                    "{}: {problem}",
+                    case.name
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The chart's CustomResourceDefinitions are those of the types. `UPDATE=1 cargo test --test crds` writes them.
+//! The chart's CustomResourceDefinitions are those of the types. `UPDATE=1 cargo test --test crds`
+//! writes them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,8 +8,7 @@ use std::{fs, path::Path};
 use egressgateway::api::crds;
 use serde_json::Value;
 
-const HEADER: &str =
-    "# Generated from the types in egressgateway/src/api: change those, then run UPDATE=1 cargo test -p egressgateway --test crds\n";
+const HEADER: &str = "# Generated from the types in egressgateway/src/api: change those, then run UPDATE=1 cargo test -p egressgateway --test crds\n";
 
 #[test]
 fn the_chart_holds_what_the_types_say() {
@@ -21,19 +21,30 @@ fn the_chart_holds_what_the_types_say() {
             fs::write(&file, &text).unwrap();
         }
         let found = fs::read_to_string(&file).unwrap_or_default();
-        assert!(found == text, "{} is out of date: run UPDATE=1 cargo test -p egressgateway --test crds", file.display());
+        assert!(
+            found == text,
+            "{} is out of date: run UPDATE=1 cargo test -p egressgateway --test crds",
+            file.display()
+        );
     }
 }
 
 #[test]
 fn names_scope_status_and_columns_are_those_of_the_documentation() {
     let crds = crds();
-    let short: Vec<_> = crds.iter().map(|crd| crd.spec.names.short_names.clone().unwrap().join(",")).collect();
+    let short: Vec<_> = crds
+        .iter()
+        .map(|crd| crd.spec.names.short_names.clone().unwrap().join(","))
+        .collect();
     assert_eq!(short, ["egw", "egn", "egp"]);
     for crd in &crds {
         let version = &crd.spec.versions[0];
         assert_eq!(
-            (crd.spec.group.as_str(), crd.spec.scope.as_str(), version.name.as_str()),
+            (
+                crd.spec.group.as_str(),
+                crd.spec.scope.as_str(),
+                version.name.as_str()
+            ),
             ("egressgateway.spidernet.io", "Cluster", "v1")
         );
         assert!(version.subresources.as_ref().unwrap().status.is_some());
@@ -48,7 +59,11 @@ fn marks_above_two_to_the_31_fit() {
     for path in ["mark", "nodeList/items/properties/mark"] {
         let mark = gateway.pointer(&format!("{status}/{path}")).unwrap();
         assert_eq!(
-            (mark["type"].as_str(), mark["format"].as_str(), mark["maximum"].as_f64()),
+            (
+                mark["type"].as_str(),
+                mark["format"].as_str(),
+                mark["maximum"].as_f64()
+            ),
             (Some("integer"), Some("int64"), Some(f64::from(u32::MAX)))
         );
     }
@@ -69,11 +84,17 @@ fn bounded(schema: &Value, path: &str) {
         Some("object") if schema.get("additionalProperties").is_some() => "maxProperties",
         _ => "type",
     };
-    assert!(schema.get(bound).is_some(), "{path} has no {bound}: {schema}");
+    assert!(
+        schema.get(bound).is_some(),
+        "{path} has no {bound}: {schema}"
+    );
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         bounded(property, &format!("{path}.{name}"));
     }
     for below in ["items", "additionalProperties"] {
-        schema.get(below).into_iter().for_each(|schema| bounded(schema, &format!("{path}.{below}")));
+        schema
+            .get(below)
+            .into_iter()
+            .for_each(|schema| bounded(schema, &format!("{path}.{below}")));
     }
 }

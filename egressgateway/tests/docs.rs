@@ -36,12 +36,17 @@ be the same on all nodes. `egressctl plan --config` shows what another value wou
 ";
 
 fn hold(name: &str, text: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs")
+        .join(name);
     if env::var_os("UPDATE").is_some_and(|update| update == "1") {
         fs::write(&path, text).unwrap();
     }
     let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == text, "docs/{name} differs from the code: run UPDATE=1 cargo test -p egressgateway --test docs");
+    assert!(
+        written == text,
+        "docs/{name} differs from the code: run UPDATE=1 cargo test -p egressgateway --test docs"
+    );
 }
 
 #[test]
@@ -50,24 +55,50 @@ fn the_configuration_is_documented_field_by_field() {
     assert_eq!(Config::parse(&defaults).unwrap(), Config::default());
     let mut fields = String::new();
     for field in Config::FIELDS {
-        assert_ne!(Config::default().value(field.path), None::<Value>, "{} has no value", field.path);
+        assert_ne!(
+            Config::default().value(field.path),
+            None::<Value>,
+            "{} has no value",
+            field.path
+        );
         let changes = if field.live { "at once" } else { "at start" };
-        writeln!(fields, "| `{}` | `--{}` | `{}` | {} | {changes} |", field.path, field.flag, field.env, field.help).unwrap();
+        writeln!(
+            fields,
+            "| `{}` | `--{}` | `{}` | {} | {changes} |",
+            field.path, field.flag, field.env, field.help
+        )
+        .unwrap();
     }
-    hold("configuration.md", &CONFIGURATION.replace("{defaults}", &defaults).replace("{fields}", &fields));
+    hold(
+        "configuration.md",
+        &CONFIGURATION
+            .replace("{defaults}", &defaults)
+            .replace("{fields}", &fields),
+    );
 }
 
 #[test]
 fn the_chart_restarts_pods_for_fields_that_change_at_start_only() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../charts/egressgateway/templates/_helpers.tpl");
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../charts/egressgateway/templates/_helpers.tpl");
     let text = fs::read_to_string(path).unwrap();
-    let template = text.lines().find(|line| line.contains("$fixed := omit")).unwrap();
+    let template = text
+        .lines()
+        .find(|line| line.contains("$fixed := omit"))
+        .unwrap();
     let omitted: BTreeSet<&str> = template.split('"').skip(1).step_by(2).collect();
     // Of clusterCIDRs one field is of each kind: the template adds the other one again.
-    let live = Config::FIELDS.iter().filter(|field| field.live).map(|field| field.path.split('.').next().unwrap());
+    let live = Config::FIELDS
+        .iter()
+        .filter(|field| field.live)
+        .map(|field| field.path.split('.').next().unwrap());
     assert_eq!(omitted, live.collect());
     for field in Config::FIELDS.iter().filter(|field| !field.live) {
         let section = field.path.split('.').next().unwrap();
-        assert!(!omitted.contains(section) || field.path == "clusterCIDRs.auto", "{} is left out", field.path);
+        assert!(
+            !omitted.contains(section) || field.path == "clusterCIDRs.auto",
+            "{} is left out",
+            field.path
+        );
     }
 }

@@ -5,7 +5,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use egressgateway::{
     Encapsulation, LocalEnd, NextHop, OverlayLinks, Peer,
-    explain::{Cause, Explanation, Manifests, Offline, OfflineSettings, Statuses, Unexplained, Verdict, explain},
+    explain::{
+        Cause, Explanation, Manifests, Offline, OfflineSettings, Statuses, Unexplained, Verdict,
+        explain,
+    },
     model::{Family, NodeName, PodName},
 };
 
@@ -19,16 +22,29 @@ impl Encapsulation for Tunnel {
 
     fn next_hop(&self, _: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
         peer.underlay(family)?;
-        Some(NextHop { device: "tunnel".to_owned(), via: peer.overlay(family)?, encap: None })
+        Some(NextHop {
+            device: "tunnel".to_owned(),
+            via: peer.overlay(family)?,
+            encap: None,
+        })
     }
 
     fn links(&self, local: &LocalEnd) -> OverlayLinks {
-        let mtu = local.underlay.iter().map(|(family, underlay)| (*family, underlay.mtu - 50)).collect();
-        OverlayLinks { devices: ["tunnel".to_owned()].into_iter().collect(), port: 7789, mtu }
+        let mtu = local
+            .underlay
+            .iter()
+            .map(|(family, underlay)| (*family, underlay.mtu - 50))
+            .collect();
+        OverlayLinks {
+            devices: ["tunnel".to_owned()].into_iter().collect(),
+            port: 7789,
+            mtu,
+        }
     }
 }
 
-/// node1 is a client, node2 and node3 are exits; node3 is not ready. Pod a is selected, pod b is not, pod c runs on the exit.
+/// node1 is a client, node2 and node3 are exits; node3 is not ready. Pod a is selected, pod b is
+/// not, pod c runs on the exit.
 const CLUSTER: &str = r#"
 apiVersion: v1
 kind: List
@@ -52,11 +68,21 @@ fn cluster(statuses: Statuses, text: &str) -> Offline {
     let mut manifests = Manifests::default();
     manifests.read("cluster.yaml", text);
     assert_eq!(manifests.findings(), []);
-    Offline::new(&manifests, OfflineSettings { statuses, ..OfflineSettings::of_tunnel(Arc::new(Tunnel)) })
+    Offline::new(
+        &manifests,
+        OfflineSettings {
+            statuses,
+            ..OfflineSettings::of_tunnel(Arc::new(Tunnel))
+        },
+    )
 }
 
 fn ask(cluster: &Offline, pod: &str, destination: &str) -> Result<Explanation, Unexplained> {
-    explain(cluster, &PodName::new("shop", pod), destination.parse().unwrap())
+    explain(
+        cluster,
+        &PodName::new("shop", pod),
+        destination.parse().unwrap(),
+    )
 }
 
 #[test]
@@ -66,7 +92,12 @@ fn every_answer_has_its_cause() {
     for (pod, destination, verdict, cause) in [
         ("a", "10.6.2.1", Verdict::Egress, Cause::Steered),
         ("a", "10.6.7.1", Verdict::Pass, Cause::Exception),
-        ("a", "192.0.2.1", Verdict::Pass, Cause::NoPolicyForDestination),
+        (
+            "a",
+            "192.0.2.1",
+            Verdict::Pass,
+            Cause::NoPolicyForDestination,
+        ),
         ("a", "10.9.0.1", Verdict::Drop, Cause::NoGateway),
         ("a", "10.6.0.13", Verdict::Pass, Cause::Exempt),
         ("a", "10.244.2.10", Verdict::Pass, Cause::Exempt),
@@ -108,28 +139,57 @@ fn the_exit_and_the_address_outside_are_named() {
 fn without_a_ready_node_it_is_dropped_and_without_a_mark_it_is_held() {
     let dark = CLUSTER.replace("{name: node2, labels: {egress: \"true\"}}", "{name: node2}");
     let answer = ask(&cluster(Statuses::Planned, &dark), "a", "10.6.1.9").unwrap();
-    assert_eq!((answer.verdict, answer.cause), (Verdict::Drop, Cause::NoReadyNode), "{answer}");
+    assert_eq!(
+        (answer.verdict, answer.cause),
+        (Verdict::Drop, Cause::NoReadyNode),
+        "{answer}"
+    );
     let answer = ask(&cluster(Statuses::Given, CLUSTER), "a", "10.6.1.9").unwrap();
-    assert_eq!((answer.verdict, answer.cause), (Verdict::Drop, Cause::Held), "{answer}");
+    assert_eq!(
+        (answer.verdict, answer.cause),
+        (Verdict::Drop, Cause::Held),
+        "{answer}"
+    );
     assert!(answer.reason.contains("no mark"), "{answer}");
 }
 
 #[test]
 fn what_can_not_be_asked_is_refused_with_the_reason() {
     let cluster = cluster(Statuses::Planned, CLUSTER);
-    assert_eq!(ask(&cluster, "none", "10.6.1.1").unwrap_err().to_string(), "there is no Pod shop/none");
-    assert_eq!(ask(&cluster, "new", "10.6.1.1").unwrap_err().to_string(), "Pod shop/new is on no node: spec.nodeName is absent");
-    assert_eq!(ask(&cluster, "b", "fd00::1").unwrap_err().to_string(), "Pod shop/b has no IPv6 address");
-    let elsewhere = CLUSTER.replace("{nodeName: node2, containers", "{nodeName: node9, containers");
+    assert_eq!(
+        ask(&cluster, "none", "10.6.1.1").unwrap_err().to_string(),
+        "there is no Pod shop/none"
+    );
+    assert_eq!(
+        ask(&cluster, "new", "10.6.1.1").unwrap_err().to_string(),
+        "Pod shop/new is on no node: spec.nodeName is absent"
+    );
+    assert_eq!(
+        ask(&cluster, "b", "fd00::1").unwrap_err().to_string(),
+        "Pod shop/b has no IPv6 address"
+    );
+    let elsewhere = CLUSTER.replace(
+        "{nodeName: node2, containers",
+        "{nodeName: node9, containers",
+    );
     let cluster = self::cluster(Statuses::Planned, &elsewhere);
-    assert_eq!(ask(&cluster, "c", "10.6.2.1").unwrap_err().to_string(), "Pod shop/c is on Node node9, which does not exist");
+    assert_eq!(
+        ask(&cluster, "c", "10.6.2.1").unwrap_err().to_string(),
+        "Pod shop/c is on Node node9, which does not exist"
+    );
 }
 
 #[test]
 fn the_nodes_agree_on_marks_and_addresses() {
     let cluster = cluster(Statuses::Planned, CLUSTER);
     let names: Vec<&NodeName> = cluster.nodes().collect();
-    assert_eq!(names, ["node1", "node2", "node3"].map(NodeName::from).iter().collect::<Vec<_>>());
+    assert_eq!(
+        names,
+        ["node1", "node2", "node3"]
+            .map(NodeName::from)
+            .iter()
+            .collect::<Vec<_>>()
+    );
     for node in names {
         let desired = cluster.for_drivers(node).unwrap();
         assert_eq!(desired.tunnel.peers.len(), 2, "{node}");
@@ -147,7 +207,12 @@ fn the_nodes_address_is_named_and_what_it_is_by_another_device() {
     {name: eth0, ipv4: [10.6.0.212/32, 10.6.0.12/16], sourceIPv4: 10.6.0.12},
     {name: eth1, ipv4: [10.7.0.12/16], sourceIPv4: 10.7.0.12}]}}
 ";
-    let answer = ask(&cluster(Statuses::Planned, &format!("{CLUSTER}{exit}")), "a", "10.6.2.1").unwrap();
+    let answer = ask(
+        &cluster(Statuses::Planned, &format!("{CLUSTER}{exit}")),
+        "a",
+        "10.6.2.1",
+    )
+    .unwrap();
     assert_eq!(answer.source, Some([10, 6, 0, 12].into()));
     let says = "Node node2: gives it 10.6.0.12, the address that its EgressNode names, 10.7.0.12 if its routes lead by eth1";
     assert!(answer.to_string().contains(says), "{answer}");

@@ -1,3 +1,4 @@
-//! The project's README, so that what it shows is compiled. The examples themselves are programs next to this crate's manifest.
+//! The project's README, so that what it shows is compiled. The examples themselves are programs
+//! next to this crate's manifest.
 
 #![doc = include_str!("../../README.md")]

@@ -10,8 +10,9 @@ use std::{
 };
 
 use oci_spec::image::{
-    Arch, Config, ConfigBuilder, Descriptor, ImageConfigurationBuilder, ImageIndexBuilder, ImageManifestBuilder, MediaType,
-    OciLayoutBuilder, Os, Platform, PlatformBuilder, RootFsBuilder, Sha256Digest,
+    Arch, Config, ConfigBuilder, Descriptor, ImageConfigurationBuilder, ImageIndexBuilder,
+    ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, Platform, PlatformBuilder,
+    RootFsBuilder, Sha256Digest,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -28,35 +29,73 @@ pub const OCI_NAME: &str = "io.containerd.image.name";
 /// The tag alone, as the layout's specification has it.
 const OCI_TAG: &str = "org.opencontainers.image.ref.name";
 
-pub(crate) fn write(image: &Image, mut layer: Layer, folder: &Path, file: &Path) -> io::Result<Digest> {
+pub(crate) fn write(
+    image: &Image,
+    mut layer: Layer,
+    folder: &Path,
+    file: &Path,
+) -> io::Result<Digest> {
     let platform = platform()?;
-    let mut archive = Archive { builder: Builder::new(tempfile::NamedTempFile::new_in(folder)?), time: image.created };
+    let mut archive = Archive {
+        builder: Builder::new(tempfile::NamedTempFile::new_in(folder)?),
+        time: image.created,
+    };
     archive.folder("blobs/")?;
     archive.folder("blobs/sha256/")?;
     layer.file.seek(SeekFrom::Start(0))?;
     archive.add(&blob(&layer.digest), layer.size, &layer.file)?;
-    let config = archive.document(MediaType::ImageConfig, &configuration(image, &platform, &layer.digest)?)?;
-    let layers = vec![Descriptor::new(MediaType::ImageLayer, layer.size, digest(&layer.digest)?)];
-    let manifest = ImageManifestBuilder::default().schema_version(2_u32).media_type(MediaType::ImageManifest);
-    let manifest = manifest.config(config.clone()).layers(layers).build().map_err(io::Error::other)?;
+    let config = archive.document(
+        MediaType::ImageConfig,
+        &configuration(image, &platform, &layer.digest)?,
+    )?;
+    let layers = vec![Descriptor::new(
+        MediaType::ImageLayer,
+        layer.size,
+        digest(&layer.digest)?,
+    )];
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2_u32)
+        .media_type(MediaType::ImageManifest);
+    let manifest = manifest
+        .config(config.clone())
+        .layers(layers)
+        .build()
+        .map_err(io::Error::other)?;
     let mut manifest = archive.document(MediaType::ImageManifest, &manifest)?;
     let identity = Digest(manifest.digest().digest().to_owned());
     manifest.set_platform(Some(platform));
     let tag = image.name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-    manifest.set_annotations(Some([(OCI_NAME, image.name.as_str()), (OCI_TAG, tag)].map(pair).into()));
-    let index = ImageIndexBuilder::default().schema_version(2_u32).media_type(MediaType::ImageIndex).manifests(vec![manifest]);
+    manifest.set_annotations(Some(
+        [(OCI_NAME, image.name.as_str()), (OCI_TAG, tag)]
+            .map(pair)
+            .into(),
+    ));
+    let index = ImageIndexBuilder::default()
+        .schema_version(2_u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests(vec![manifest]);
     archive.json("index.json", &index.build().map_err(io::Error::other)?)?;
-    archive.json("oci-layout", &OciLayoutBuilder::default().image_layout_version("1.0.0").build().map_err(io::Error::other)?)?;
+    archive.json(
+        "oci-layout",
+        &OciLayoutBuilder::default()
+            .image_layout_version("1.0.0")
+            .build()
+            .map_err(io::Error::other)?,
+    )?;
     let docker = json!([{"Config": blob(config.digest().digest()), "RepoTags": [image.name], "Layers": [blob(&layer.digest)]}]);
     archive.json("manifest.json", &docker)?;
     let done = archive.builder.into_inner()?;
-    done.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    done.as_file()
+        .set_permissions(Permissions::from_mode(0o644))?;
     done.persist(file)?;
     Ok(identity)
 }
 
 fn configuration(image: &Image, platform: &Platform, layer: &str) -> io::Result<Value> {
-    let rootfs = RootFsBuilder::default().typ("layers").diff_ids(vec![format!("sha256:{layer}")]).build();
+    let rootfs = RootFsBuilder::default()
+        .typ("layers")
+        .diff_ids(vec![format!("sha256:{layer}")])
+        .build();
     let configuration = ImageConfigurationBuilder::default()
         .created(rfc3339(image.created))
         .architecture(platform.architecture().clone())
@@ -64,12 +103,17 @@ fn configuration(image: &Image, platform: &Platform, layer: &str) -> io::Result<
         .config(config(image)?)
         .rootfs(rootfs.map_err(io::Error::other)?)
         .build();
-    Ok(serde_json::to_value(configuration.map_err(io::Error::other)?)?)
+    Ok(serde_json::to_value(
+        configuration.map_err(io::Error::other)?,
+    )?)
 }
 
 fn config(image: &Image) -> io::Result<Config> {
     let labels: HashMap<String, String> = image.labels.iter().cloned().collect();
-    let config = ConfigBuilder::default().user(image.user.clone()).env(image.environment.clone()).entrypoint(image.entrypoint.clone());
+    let config = ConfigBuilder::default()
+        .user(image.user.clone())
+        .env(image.environment.clone())
+        .entrypoint(image.entrypoint.clone());
     let config = config.exposed_ports(image.ports.clone()).labels(labels);
     config.build().map_err(io::Error::other)
 }
@@ -80,10 +124,17 @@ fn platform() -> io::Result<Platform> {
         "x86_64" => Arch::Amd64,
         "aarch64" => Arch::ARM64,
         other => {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, format!("no image is made on {other}: only on x86_64 and aarch64")));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("no image is made on {other}: only on x86_64 and aarch64"),
+            ));
         }
     };
-    PlatformBuilder::default().architecture(architecture).os(Os::Linux).build().map_err(io::Error::other)
+    PlatformBuilder::default()
+        .architecture(architecture)
+        .os(Os::Linux)
+        .build()
+        .map_err(io::Error::other)
 }
 
 fn pair((key, value): (&str, &str)) -> (String, String) {
@@ -149,7 +200,8 @@ fn ordered(content: &impl Serialize) -> io::Result<Vec<u8>> {
 /// A time as RFC 3339 writes it, in UTC.
 fn rfc3339(seconds: u64) -> String {
     let (day, second) = (seconds / 86_400, seconds % 86_400);
-    // Days are counted in years that begin in March, so that a leap day is a year's last one; an era is the 400 years after which the calendar repeats.
+    // Days are counted in years that begin in March, so that a leap day is a year's last one; an
+    // era is the 400 years after which the calendar repeats.
     let shifted = day + 719_468;
     let (era, day) = (shifted / 146_097, shifted % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -158,7 +210,12 @@ fn rfc3339(seconds: u64) -> String {
     let day = day - (153 * month + 2) / 5 + 1;
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = era * 400 + year + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3_600, second / 60 % 60, second % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        second / 3_600,
+        second / 60 % 60,
+        second % 60
+    )
 }
 
 #[cfg(test)]

@@ -18,15 +18,29 @@ pub(crate) struct Layer {
     pub(crate) digest: String,
 }
 
-/// Packs everything below `root` in the order of the paths. Owner and time are the same for all: they are the machine's that packs, and say nothing.
+/// Packs everything below `root` in the order of the paths. Owner and time are the same for all:
+/// they are the machine's that packs, and say nothing.
 pub(crate) fn pack(root: &Path, time: u64, file: File) -> io::Result<Layer> {
-    let mut builder = Builder::new(Hashing { file, hash: Sha256::new(), size: 0 });
+    let mut builder = Builder::new(Hashing {
+        file,
+        hash: Sha256::new(),
+        size: 0,
+    });
     for path in paths(root)? {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", root.join(&path).display()));
+        let named = |error: io::Error| {
+            io::Error::new(
+                error.kind(),
+                format!("{}: {error}", root.join(&path).display()),
+            )
+        };
         add(&mut builder, root, &path, time).map_err(named)?;
     }
     let Hashing { file, hash, size } = builder.into_inner()?;
-    Ok(Layer { file, size, digest: hex(&hash.finalize()) })
+    Ok(Layer {
+        file,
+        size,
+        digest: hex(&hash.finalize()),
+    })
 }
 
 /// Everything below `root`, without it. A folder comes before what it holds.
@@ -35,7 +49,9 @@ fn paths(root: &Path) -> io::Result<Vec<PathBuf>> {
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         let whole = root.join(&folder);
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", whole.display()));
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", whole.display()))
+        };
         for entry in fs::read_dir(&whole).map_err(named)? {
             let entry = entry.map_err(named)?;
             let path = folder.join(entry.file_name());
@@ -70,8 +86,15 @@ fn add(builder: &mut Builder<Hashing>, root: &Path, path: &Path, time: u64) -> i
         header.set_size(metadata.len());
         builder.append_data(&mut header, path, File::open(&whole)?)
     } else {
-        let what = if kind.is_socket() { "a socket" } else { "a device or a pipe" };
-        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("is {what}: images have files, folders and links only")))
+        let what = if kind.is_socket() {
+            "a socket"
+        } else {
+            "a device or a pipe"
+        };
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("is {what}: images have files, folders and links only"),
+        ))
     }
 }
 

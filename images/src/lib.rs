@@ -1,8 +1,10 @@
 //! Archives of images: a root file system becomes one file that container engines load.
 //!
-//! The file is an [OCI image layout](https://github.com/opencontainers/image-spec/blob/main/image-layout.md) in a tar archive, with the
-//! `manifest.json` of `docker save` beside it, as Docker itself writes both. `ctr images import`, `docker load`, `podman load` and `kind load
-//! image-archive` take it. The same root gives the same bytes, and with them the same digest.
+//! The file is an [OCI image
+//! layout](https://github.com/opencontainers/image-spec/blob/main/image-layout.md) in a tar
+//! archive, with the `manifest.json` of `docker save` beside it, as Docker itself writes both. `ctr
+//! images import`, `docker load`, `podman load` and `kind load image-archive` take it. The same
+//! root gives the same bytes, and with them the same digest.
 
 mod archive;
 mod layer;
@@ -43,12 +45,17 @@ impl fmt::Display for Digest {
 }
 
 impl Image {
-    /// Writes the archive of the image whose one layer is `root`. All files become root's. `file` is replaced once the new one is whole.
+    /// Writes the archive of the image whose one layer is `root`. All files become root's. `file`
+    /// is replaced once the new one is whole.
     ///
     /// # Errors
-    /// When a file can't be read or written, with its path; for an architecture that images have no word for.
+    /// When a file can't be read or written, with its path; for an architecture that images have no
+    /// word for.
     pub fn write(&self, root: &Path, file: &Path) -> io::Result<Digest> {
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        let folder = file
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or_else(|| Path::new("."));
         let layer = layer::pack(root, self.created, tempfile::tempfile_in(folder)?)?;
         archive::write(self, layer, folder, file)
     }

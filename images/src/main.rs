@@ -1,4 +1,5 @@
-//! Makes the archive of one image from its root file system: see `scripts/images`, which makes both.
+//! Makes the archive of one image from its root file system: see `scripts/images`, which makes
+//! both.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -23,7 +24,13 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { image, root, file, revision, created } = Arguments::parse();
+    let Arguments {
+        image,
+        root,
+        file,
+        revision,
+        created,
+    } = Arguments::parse();
     let Some(image) = product(&image, &revision, created) else {
         eprintln!("images: {image:?} is no image: images/contents names them");
         return ExitCode::FAILURE;

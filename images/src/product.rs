@@ -1,4 +1,5 @@
-//! What the product's images say of themselves: the same as `images/Containerfile`, and a test holds both to that.
+//! What the product's images say of themselves: the same as `images/Containerfile`, and a test
+//! holds both to that.
 
 use crate::Image;
 
@@ -8,10 +9,15 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// A user who may do nothing; the agent needs another one, as the chart says.
 const USER: &str = "65532:65532";
 
-/// An image of `images/contents`, built from this commit, which was made at that time in seconds since 1970. None for a name that is not there.
+/// An image of `images/contents`, built from this commit, which was made at that time in seconds
+/// since 1970. None for a name that is not there.
 #[must_use]
 pub fn product(image: &str, revision: &str, created: u64) -> Option<Image> {
-    let daemons = ("egressgateway", "egressgateway-controller", &["5810/tcp", "5820/tcp", "9443/tcp"][..]);
+    let daemons = (
+        "egressgateway",
+        "egressgateway-controller",
+        &["5810/tcp", "5820/tcp", "9443/tcp"][..],
+    );
     let (title, entrypoint, ports) = match image {
         "full" | "nftables" | "netfilter" => daemons,
         "egressctl" => ("egressctl", "egressctl", &[][..]),
@@ -19,11 +25,19 @@ pub fn product(image: &str, revision: &str, created: u64) -> Option<Image> {
     };
     let description = match title {
         "egressctl" => "Plans and explains the egress gateway offline, and drains its nodes",
-        _ => "Traffic of chosen pods to chosen destinations leaves the cluster through chosen nodes",
+        _ => {
+            "Traffic of chosen pods to chosen destinations leaves the cluster through chosen nodes"
+        }
     };
     // As the chart composes it: what has tools for everything has no suffix.
-    let suffix = if matches!(image, "nftables" | "netfilter") { format!("-{image}") } else { String::new() };
-    let label = |(name, value): (&str, &str)| (format!("org.opencontainers.image.{name}"), value.to_owned());
+    let suffix = if matches!(image, "nftables" | "netfilter") {
+        format!("-{image}")
+    } else {
+        String::new()
+    };
+    let label = |(name, value): (&str, &str)| {
+        (format!("org.opencontainers.image.{name}"), value.to_owned())
+    };
     let labels = [
         ("source", env!("CARGO_PKG_REPOSITORY")),
         ("licenses", env!("CARGO_PKG_LICENSE")),

@@ -1,4 +1,5 @@
-//! A whole cluster in one process tree: the lab's nodes and pods, an API server, and the daemons as real processes.
+//! A whole cluster in one process tree: the lab's nodes and pods, an API server, and the daemons as
+//! real processes.
 //!
 //! Every call blocks; nothing here needs a runtime.
 
@@ -60,7 +61,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts API server, controller (on the first node) and one agent per node, and waits until every node's tunnel is built.
+    /// Starts API server, controller (on the first node) and one agent per node, and waits until
+    /// every node's tunnel is built.
     ///
     /// `config` is the daemons' configuration file.
     ///
@@ -92,8 +94,17 @@ impl Cluster {
     pub fn without_daemons(lab: Lab, config: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let address = SocketAddr::from((MANAGEMENT, API_PORT));
-        let api = lab.root().enter(|| ApiServer::start_at(address)).expect("the lab's root");
-        let cluster = Self { daemons: BTreeMap::new(), agent_arguments: Vec::new(), api, lab, directory };
+        let api = lab
+            .root()
+            .enter(|| ApiServer::start_at(address))
+            .expect("the lab's root");
+        let cluster = Self {
+            daemons: BTreeMap::new(),
+            agent_arguments: Vec::new(),
+            api,
+            lab,
+            directory,
+        };
         std::fs::write(cluster.kubeconfig(), cluster.api.kubeconfig()).expect("the kubeconfig");
         cluster.configure(config);
         cluster.publish();
@@ -114,7 +125,10 @@ impl Cluster {
 
     /// Agents that start from now on have these arguments besides the usual ones.
     pub fn start_agents_with(&mut self, arguments: &[&str]) {
-        self.agent_arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self.agent_arguments = arguments
+            .iter()
+            .map(|argument| (*argument).to_owned())
+            .collect();
     }
 
     /// A kubeconfig that reaches the API server from every node.
@@ -129,7 +143,9 @@ impl Cluster {
     /// When the API server refuses one.
     pub fn publish(&self) {
         for object in self.lab.objects() {
-            self.api.put(object).unwrap_or_else(|error| panic!("{error}"));
+            self.api
+                .put(object)
+                .unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
@@ -138,8 +154,13 @@ impl Cluster {
     /// # Panics
     /// When it can't be made.
     pub fn pod(&self, node: &str, spec: impl Into<PodSpec>) -> Pod {
-        let pod = self.lab.pod(node, spec).unwrap_or_else(|error| panic!("a pod on {node}: {error}"));
-        self.api.put(pod.object()).unwrap_or_else(|error| panic!("{error}"));
+        let pod = self
+            .lab
+            .pod(node, spec)
+            .unwrap_or_else(|error| panic!("a pod on {node}: {error}"));
+        self.api
+            .put(pod.object())
+            .unwrap_or_else(|error| panic!("{error}"));
         pod
     }
 
@@ -148,7 +169,9 @@ impl Cluster {
     /// # Panics
     /// When the API server refuses one.
     pub fn apply(&self, yaml: &str) {
-        self.api.apply_yaml(yaml).unwrap_or_else(|error| panic!("apply: {error}\n{yaml}"));
+        self.api
+            .apply_yaml(yaml)
+            .unwrap_or_else(|error| panic!("apply: {error}\n{yaml}"));
     }
 
     /// Deletes an object without a namespace.
@@ -156,7 +179,9 @@ impl Cluster {
     /// # Panics
     /// When there is none.
     pub fn delete(&self, kind: &str, name: &str) {
-        self.api.delete(kind, "", name).unwrap_or_else(|error| panic!("{error}"));
+        self.api
+            .delete(kind, "", name)
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Sets a label of a node, or removes it.
@@ -165,7 +190,9 @@ impl Cluster {
     /// When there is no such node.
     pub fn label_node(&self, node: &str, key: &str, value: Option<&str>) {
         let patch = json!({"metadata": {"labels": {key: value}}});
-        self.api.merge("Node", "", node, &patch).unwrap_or_else(|error| panic!("{error}"));
+        self.api
+            .merge("Node", "", node, &patch)
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Says that a node is ready, or not, as the node controller would.
@@ -174,7 +201,9 @@ impl Cluster {
     /// When there is no such node.
     pub fn node_ready(&self, node: &str, ready: bool) {
         let patch = json!({"status": self.lab.node_object(node, ready)["status"]});
-        self.api.merge("Node", "", node, &patch).unwrap_or_else(|error| panic!("{error}"));
+        self.api
+            .merge("Node", "", node, &patch)
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Starts the controller, on the first node.
@@ -183,7 +212,12 @@ impl Cluster {
     /// When it can't be started.
     pub fn start_controller(&mut self) {
         let node = self.lab.nodes()[0].name().to_owned();
-        self.start_daemon(CONTROLLER, &node, "egressgateway-controller", &["--identity", CONTROLLER]);
+        self.start_daemon(
+            CONTROLLER,
+            &node,
+            "egressgateway-controller",
+            &["--identity", CONTROLLER],
+        );
     }
 
     /// Starts the agent of every node.
@@ -204,7 +238,10 @@ impl Cluster {
         let state = self.state_file(node).display().to_string();
         let further = self.agent_arguments.clone();
         let usual = ["--node-name", node, "--state-file", &state];
-        let arguments: Vec<&str> = usual.into_iter().chain(further.iter().map(String::as_str)).collect();
+        let arguments: Vec<&str> = usual
+            .into_iter()
+            .chain(further.iter().map(String::as_str))
+            .collect();
         self.start_daemon(&agent(node), node, "egressgateway-agent", &arguments);
     }
 
@@ -216,11 +253,23 @@ impl Cluster {
 
     fn start_daemon(&mut self, name: &str, node: &str, program: &str, arguments: &[&str]) {
         let spec = self.lab.node(node).program(binary(program));
-        let mut spec = spec.arg("--kubeconfig").arg(self.kubeconfig()).arg("--config").arg(self.path("config.yaml")).args(arguments);
+        let mut spec = spec
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--config")
+            .arg(self.path("config.yaml"))
+            .args(arguments);
         if patient(PROBES) > PROBES {
-            // A gateway that is as slow as the rest is not dead, and neither is one whose agent takes a minute to start.
-            spec = spec.env("EGRESSGATEWAY_FAILOVER_INTERVAL", format!("{}ms", patient(PROBES).as_millis()));
-            spec = spec.env("EGRESSGATEWAY_LEASE_DURATION", format!("{}s", patient(LEASE).as_secs()));
+            // A gateway that is as slow as the rest is not dead, and neither is one whose agent
+            // takes a minute to start.
+            spec = spec.env(
+                "EGRESSGATEWAY_FAILOVER_INTERVAL",
+                format!("{}ms", patient(PROBES).as_millis()),
+            );
+            spec = spec.env(
+                "EGRESSGATEWAY_LEASE_DURATION",
+                format!("{}s", patient(LEASE).as_secs()),
+            );
         }
         self.start_as(name, spec);
     }
@@ -230,7 +279,10 @@ impl Cluster {
     /// # Panics
     /// When it can't be started.
     pub fn start_as(&mut self, name: &str, spec: ProcessSpec) {
-        let process = spec.log_to(self.path(&format!("{name}.log"))).start().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let process = spec
+            .log_to(self.path(&format!("{name}.log")))
+            .start()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         self.daemons.insert(name.to_owned(), process);
     }
 
@@ -240,7 +292,9 @@ impl Cluster {
     /// When there is none of that name.
     #[must_use]
     pub fn daemon(&self, name: &str) -> &Process {
-        self.daemons.get(name).unwrap_or_else(|| panic!("no daemon {name}"))
+        self.daemons
+            .get(name)
+            .unwrap_or_else(|| panic!("no daemon {name}"))
     }
 
     /// Ends a daemon with a signal and waits until it is gone.
@@ -248,8 +302,14 @@ impl Cluster {
     /// # Panics
     /// When there is no such daemon, or it does not end.
     pub fn kill(&mut self, daemon: &str, signal: Signal) {
-        let process = self.daemons.remove(daemon).unwrap_or_else(|| panic!("no daemon {daemon}"));
-        process.kill(signal).and_then(|()| process.wait(patient(END))).unwrap_or_else(|error| panic!("{daemon}: {error}"));
+        let process = self
+            .daemons
+            .remove(daemon)
+            .unwrap_or_else(|| panic!("no daemon {daemon}"));
+        process
+            .kill(signal)
+            .and_then(|()| process.wait(patient(END)))
+            .unwrap_or_else(|error| panic!("{daemon}: {error}"));
     }
 
     /// Ends every daemon at once.
@@ -268,9 +328,21 @@ impl Cluster {
     /// # Panics
     /// When that fails.
     pub fn cleanup(&self, node: &str) {
-        let (program, config, state) = (binary("egressgateway-agent"), self.path("config.yaml"), self.state_file(node));
-        let command = format!("{} --config {} --state-file {} cleanup", program.display(), config.display(), state.display());
-        self.lab.node(node).run(&command).unwrap_or_else(|error| panic!("cleanup: {error}"));
+        let (program, config, state) = (
+            binary("egressgateway-agent"),
+            self.path("config.yaml"),
+            self.state_file(node),
+        );
+        let command = format!(
+            "{} --config {} --state-file {} cleanup",
+            program.display(),
+            config.display(),
+            state.display()
+        );
+        self.lab
+            .node(node)
+            .run(&command)
+            .unwrap_or_else(|error| panic!("cleanup: {error}"));
     }
 
     /// What a daemon wrote to its log, over all its lives.
@@ -299,14 +371,18 @@ impl Cluster {
     /// # Errors
     /// When it does not answer.
     pub fn metrics(&self, node: &str, port: u16) -> io::Result<String> {
-        self.lab.node(node).enter(|| get(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "/metrics"))?
+        self.lab
+            .node(node)
+            .enter(|| get(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "/metrics"))?
     }
 
-    /// One value of an agent's metrics, by its name with labels as the text format shows them; none when it is absent.
+    /// One value of an agent's metrics, by its name with labels as the text format shows them; none
+    /// when it is absent.
     #[must_use]
     pub fn metric(&self, node: &str, name: &str) -> Option<f64> {
         let text = self.metrics(node, AGENT_PORT).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
     /// Waits until every node's tunnel is built.
@@ -315,27 +391,53 @@ impl Cluster {
     /// When that takes too long.
     pub fn tunnels_built(&self) {
         self.eventually("every EgressNode is Succeeded", || {
-            let built = |name: &str| self.api.get("EgressNode", "", name).is_some_and(|node| node["status"]["phase"] == "Succeeded");
+            let built = |name: &str| {
+                self.api
+                    .get("EgressNode", "", name)
+                    .is_some_and(|node| node["status"]["phase"] == "Succeeded")
+            };
             self.of_every_node(built)
         });
     }
 
-    /// Waits until every agent of the usual namespace holds its Lease: a gateway that is made then can choose every node.
+    /// Waits until every agent of the usual namespace holds its Lease: a gateway that is made then
+    /// can choose every node.
     fn agents_seen(&self) {
         self.eventually("every agent holds its Lease", || {
-            self.of_every_node(|name| self.api.get("Lease", "kube-system", &format!("egressgateway-agent-{name}")).is_some())
+            self.of_every_node(|name| {
+                self.api
+                    .get(
+                        "Lease",
+                        "kube-system",
+                        &format!("egressgateway-agent-{name}"),
+                    )
+                    .is_some()
+            })
         });
     }
 
     fn of_every_node(&self, is_so: impl Fn(&str) -> bool) -> Result<(), String> {
-        let missing: Vec<String> = self.lab.nodes().iter().map(|node| node.name().to_owned()).filter(|name| !is_so(name)).collect();
-        if missing.is_empty() { Ok(()) } else { Err(format!("not yet: {}", missing.join(", "))) }
+        let missing: Vec<String> = self
+            .lab
+            .nodes()
+            .iter()
+            .map(|node| node.name().to_owned())
+            .filter(|name| !is_so(name))
+            .collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("not yet: {}", missing.join(", ")))
+        }
     }
 
     /// An object's status.
     #[must_use]
     pub fn status(&self, kind: &str, name: &str) -> Value {
-        self.api.get(kind, "", name).map(|mut object| object["status"].take()).unwrap_or_default()
+        self.api
+            .get(kind, "", name)
+            .map(|mut object| object["status"].take())
+            .unwrap_or_default()
     }
 
     /// Waits until `check` says yes.
@@ -347,7 +449,9 @@ impl Cluster {
         loop {
             match check() {
                 Ok(value) => return value,
-                Err(refusal) if start.elapsed() > patient(PATIENCE) => panic!("never: {what}: {refusal}\n{}", self.logs()),
+                Err(refusal) if start.elapsed() > patient(PATIENCE) => {
+                    panic!("never: {what}: {refusal}\n{}", self.logs())
+                }
                 Err(_) => thread::sleep(GLANCE),
             }
         }
@@ -367,17 +471,28 @@ pub fn agent(node: &str) -> String {
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("the path of this program");
-    let mut candidates = own.ancestors().skip(1).take(2).map(|directory: &Path| directory.join(name));
-    candidates.find(|path| path.is_file()).unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace --bins"))
+    let mut candidates = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory: &Path| directory.join(name));
+    candidates
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace --bins"))
 }
 
 /// The body of an HTTP answer.
 fn get(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     connection.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    write!(
+        connection,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no answer"))?;
+    let (_, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| io::Error::other("no answer"))?;
     Ok(body.to_owned())
 }

@@ -1,4 +1,5 @@
-//! Images' root file systems, assembled for tests by `scripts/rootfs` from programs as they were built for tests.
+//! Images' root file systems, assembled for tests by `scripts/rootfs` from programs as they were
+//! built for tests.
 
 use std::{
     collections::BTreeSet,
@@ -32,15 +33,28 @@ pub struct Contents {
 /// When that can't be read.
 #[must_use]
 pub fn all() -> Vec<Contents> {
-    let text = fs::read_to_string(repository().join("images/contents")).unwrap_or_else(|error| panic!("images/contents: {error}"));
-    let words = |column: &str| column.split(',').filter(|word| *word != "-").map(str::to_owned).collect::<Vec<_>>();
+    let text = fs::read_to_string(repository().join("images/contents"))
+        .unwrap_or_else(|error| panic!("images/contents: {error}"));
+    let words = |column: &str| {
+        column
+            .split(',')
+            .filter(|word| *word != "-")
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     let parse = |line: &str| match line.split_whitespace().collect::<Vec<_>>()[..] {
-        [image, programs, features, _packages] => {
-            Contents { image: image.to_owned(), programs: words(programs), features: words(features) }
-        }
+        [image, programs, features, _packages] => Contents {
+            image: image.to_owned(),
+            programs: words(programs),
+            features: words(features),
+        },
         _ => panic!("images/contents: {line}: must have four columns"),
     };
-    text.lines().filter(|line| !line.starts_with('#')).map(parse).filter(|contents| contents.image != "without").collect()
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(parse)
+        .filter(|contents| contents.image != "without")
+        .collect()
 }
 
 fn repository() -> PathBuf {
@@ -62,16 +76,30 @@ impl Root {
     pub fn assemble(image: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         // A folder for one user alone is no root file system for another.
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("a folder for everybody");
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
+            .expect("a folder for everybody");
         let root = Self { directory };
         let programs = root.folder("programs");
-        let contents = all().into_iter().find(|contents| contents.image == image).unwrap_or_else(|| panic!("no image {image}"));
+        let contents = all()
+            .into_iter()
+            .find(|contents| contents.image == image)
+            .unwrap_or_else(|| panic!("no image {image}"));
         for program in contents.programs {
             symlink(built(image, &program), programs.join(program)).expect("a link");
         }
         let mut script = Command::new(repository().join("scripts/rootfs"));
-        let output = script.arg(image).arg(root.path()).arg("--programs").arg(&programs).output().expect("scripts/rootfs");
-        assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = script
+            .arg(image)
+            .arg(root.path())
+            .arg("--programs")
+            .arg(&programs)
+            .output()
+            .expect("scripts/rootfs");
+        assert!(
+            output.status.success(),
+            "{image}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         root
     }
 
@@ -101,7 +129,9 @@ impl Root {
         let mut entries = Vec::new();
         let mut folders = vec![self.path().join(below)];
         while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            for entry in fs::read_dir(&folder)
+                .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+            {
                 let path = entry.expect("an entry").path();
                 if path.is_dir() && !path.is_symlink() {
                     folders.push(path.clone());
@@ -115,13 +145,20 @@ impl Root {
     /// Files (neither links nor folders) below a folder of it.
     #[must_use]
     pub fn files(&self, below: &str) -> Vec<PathBuf> {
-        self.entries(below).into_iter().filter(|path| path.is_file() && !path.is_symlink()).collect()
+        self.entries(below)
+            .into_iter()
+            .filter(|path| path.is_file() && !path.is_symlink())
+            .collect()
     }
 
     /// Names of all programs, without those that are links to others.
     #[must_use]
     pub fn programs(&self) -> BTreeSet<String> {
-        let names = |folder| self.files(folder).into_iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        let names = |folder| {
+            self.files(folder)
+                .into_iter()
+                .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        };
         names("usr/bin").chain(names("usr/sbin")).collect()
     }
 
@@ -131,7 +168,12 @@ impl Root {
     /// When it can't be started.
     #[must_use]
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
-        let output = Command::new("chroot").arg(self.path()).arg(program).args(arguments).output().expect("chroot");
+        let output = Command::new("chroot")
+            .arg(self.path())
+            .arg(program)
+            .args(arguments)
+            .output()
+            .expect("chroot");
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
 }
@@ -143,6 +185,10 @@ fn built(image: &str, program: &str) -> PathBuf {
         return usual;
     }
     let own = usual.with_file_name("images").join(image).join(program);
-    assert!(own.is_file(), "{} is not built: scripts/image-agents && cargo build --workspace --bins", own.display());
+    assert!(
+        own.is_file(),
+        "{} is not built: scripts/image-agents && cargo build --workspace --bins",
+        own.display()
+    );
     own
 }

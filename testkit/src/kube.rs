@@ -1,6 +1,8 @@
-//! A real Kubernetes control plane in a lab: etcd and kube-apiserver, with kubectl and helm to speak to it.
+//! A real Kubernetes control plane in a lab: etcd and kube-apiserver, with kubectl and helm to
+//! speak to it.
 //!
-//! There is no controller manager: nothing collects garbage or makes service accounts, and no kubelet runs pods. A test says what they would.
+//! There is no controller manager: nothing collects garbage or makes service accounts, and no
+//! kubelet runs pods. A test says what they would.
 
 use std::{
     net::SocketAddr,
@@ -39,25 +41,40 @@ const AUDIT: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [Req
 #[must_use]
 pub fn assets() -> Option<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/kube-assets");
-    let output = Command::new(script).stdin(Stdio::null()).output().expect("scripts/kube-assets");
+    let output = Command::new(script)
+        .stdin(Stdio::null())
+        .output()
+        .expect("scripts/kube-assets");
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
-        return Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+        return Some(PathBuf::from(
+            String::from_utf8_lossy(&output.stdout).trim(),
+        ));
     }
     skip(&format!("there is no control plane: {said}"));
     None
 }
 
-/// The same with what nodes run, and other sets of programs that the script knows; an error says why there is none.
+/// The same with what nodes run, and other sets of programs that the script knows; an error says
+/// why there is none.
 ///
 /// # Errors
 /// Where they can't be made.
 pub(crate) fn node_assets(more: &[&str]) -> Result<PathBuf, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/kube-assets");
     let mut command = Command::new(script);
-    let output = command.arg("nodes").args(more).stdin(Stdio::null()).output().map_err(|error| format!("scripts/kube-assets: {error}"))?;
+    let output = command
+        .arg("nodes")
+        .args(more)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("scripts/kube-assets: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() { Ok(PathBuf::from(text(&output.stdout))) } else { Err(text(&output.stderr)) }
+    if output.status.success() {
+        Ok(PathBuf::from(text(&output.stdout)))
+    } else {
+        Err(text(&output.stderr))
+    }
 }
 
 /// A running control plane. It ends with its lab.
@@ -81,22 +98,47 @@ impl Kubernetes {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = |name: &str| directory.path().join(name);
         let key = "openssl genrsa -out sa.key 2048 2>/dev/null && openssl rsa -in sa.key -pubout -out sa.pub 2>/dev/null";
-        let made = Command::new("bash").args(["-c", key]).current_dir(directory.path()).status();
-        assert!(made.is_ok_and(|status| status.success()), "openssl makes a key");
-        std::fs::write(path("tokens.csv"), format!("{ADMIN_TOKEN},admin,admin,system:masters\n")).expect("the tokens");
+        let made = Command::new("bash")
+            .args(["-c", key])
+            .current_dir(directory.path())
+            .status();
+        assert!(
+            made.is_ok_and(|status| status.success()),
+            "openssl makes a key"
+        );
+        std::fs::write(
+            path("tokens.csv"),
+            format!("{ADMIN_TOKEN},admin,admin,system:masters\n"),
+        )
+        .expect("the tokens");
         std::fs::write(path("audit.yaml"), AUDIT).expect("the audit policy");
-        let [clients, peers] = [ETCD_PORT, PEER_PORT].map(|port| format!("http://127.0.0.1:{port}"));
-        let etcd = lab.root().program(assets.join("etcd")).arg("--data-dir").arg(path("etcd")).args([
-            "--unsafe-no-fsync",
-            "--log-level=error",
-            &format!("--listen-client-urls={clients}"),
-            &format!("--advertise-client-urls={clients}"),
-            &format!("--listen-peer-urls={peers}"),
-            &format!("--initial-advertise-peer-urls={peers}"),
-            &format!("--initial-cluster=default={peers}"),
-        ]);
-        let etcd = etcd.log_to(path("etcd.log")).start().unwrap_or_else(|error| panic!("etcd: {error}"));
-        let mut kubernetes = Self { assets, directory, server: None, etcd, lab };
+        let [clients, peers] =
+            [ETCD_PORT, PEER_PORT].map(|port| format!("http://127.0.0.1:{port}"));
+        let etcd = lab
+            .root()
+            .program(assets.join("etcd"))
+            .arg("--data-dir")
+            .arg(path("etcd"))
+            .args([
+                "--unsafe-no-fsync",
+                "--log-level=error",
+                &format!("--listen-client-urls={clients}"),
+                &format!("--advertise-client-urls={clients}"),
+                &format!("--listen-peer-urls={peers}"),
+                &format!("--initial-advertise-peer-urls={peers}"),
+                &format!("--initial-cluster=default={peers}"),
+            ]);
+        let etcd = etcd
+            .log_to(path("etcd.log"))
+            .start()
+            .unwrap_or_else(|error| panic!("etcd: {error}"));
+        let mut kubernetes = Self {
+            assets,
+            directory,
+            server: None,
+            etcd,
+            lab,
+        };
         kubernetes.start_server();
         kubernetes
     }
@@ -126,13 +168,20 @@ impl Kubernetes {
             "--anonymous-auth=false",
             "--allow-privileged=true",
             "--endpoint-reconciler-type=none",
-            // To webhooks by their EndpointSlices: nobody translates the addresses of Services here.
+            // To webhooks by their EndpointSlices: nobody translates the addresses of Services
+            // here.
             "--enable-aggregator-routing=true",
         ]);
-        let server = program.log_to(self.path("server.log")).start().unwrap_or_else(|error| panic!("kube-apiserver: {error}"));
+        let server = program
+            .log_to(self.path("server.log"))
+            .start()
+            .unwrap_or_else(|error| panic!("kube-apiserver: {error}"));
         self.server = Some(server);
-        std::fs::write(self.path("admin"), self.kubeconfig_of(ADMIN_TOKEN)).expect("the administrator's kubeconfig");
-        self.eventually("kube-apiserver is ready", || self.kubectl("get --raw /readyz"));
+        std::fs::write(self.path("admin"), self.kubeconfig_of(ADMIN_TOKEN))
+            .expect("the administrator's kubeconfig");
+        self.eventually("kube-apiserver is ready", || {
+            self.kubectl("get --raw /readyz")
+        });
     }
 
     /// Kills kube-apiserver; etcd keeps everything.
@@ -141,7 +190,10 @@ impl Kubernetes {
     /// When it does not end.
     pub fn kill_server(&mut self) {
         if let Some(server) = self.server.take() {
-            server.kill(Signal::SIGKILL).and_then(|()| server.wait(patient(END))).unwrap_or_else(|error| panic!("kube-apiserver: {error}"));
+            server
+                .kill(Signal::SIGKILL)
+                .and_then(|()| server.wait(patient(END)))
+                .unwrap_or_else(|error| panic!("kube-apiserver: {error}"));
         }
     }
 
@@ -150,7 +202,9 @@ impl Kubernetes {
     /// # Panics
     /// When the lab has ended.
     pub fn pause_etcd(&self) {
-        self.etcd.kill(Signal::SIGSTOP).unwrap_or_else(|error| panic!("etcd: {error}"));
+        self.etcd
+            .kill(Signal::SIGSTOP)
+            .unwrap_or_else(|error| panic!("etcd: {error}"));
     }
 
     /// Lets etcd go on.
@@ -158,22 +212,33 @@ impl Kubernetes {
     /// # Panics
     /// When the lab has ended.
     pub fn resume_etcd(&self) {
-        self.etcd.kill(Signal::SIGCONT).unwrap_or_else(|error| panic!("etcd: {error}"));
+        self.etcd
+            .kill(Signal::SIGCONT)
+            .unwrap_or_else(|error| panic!("etcd: {error}"));
     }
 
-    /// Makes etcd forget everything but the present, as it does every few minutes; no watch can go on from before.
+    /// Makes etcd forget everything but the present, as it does every few minutes; no watch can go
+    /// on from before.
     ///
     /// # Panics
     /// When it refuses.
     pub fn compact(&self) {
         let ask = |path: &str, body: &Value| {
             let answer = self.shell(&format!("curl --silent --show-error --data '{body}' http://127.0.0.1:{ETCD_PORT}/v3/kv/{path}"));
-            let answer = answer.and_then(|text| serde_json::from_str::<Value>(&text).map_err(|error| format!("{error}: {text}")));
-            answer.ok().filter(|answer| answer["header"]["revision"].is_string()).unwrap_or_else(|| panic!("etcd does not answer {path}"))
+            let answer = answer.and_then(|text| {
+                serde_json::from_str::<Value>(&text).map_err(|error| format!("{error}: {text}"))
+            });
+            answer
+                .ok()
+                .filter(|answer| answer["header"]["revision"].is_string())
+                .unwrap_or_else(|| panic!("etcd does not answer {path}"))
         };
         // Any key does: the header tells the revision.
         let revision = ask("range", &json!({"key": "AA=="}))["header"]["revision"].clone();
-        ask("compaction", &json!({"revision": revision, "physical": true}));
+        ask(
+            "compaction",
+            &json!({"revision": revision, "physical": true}),
+        );
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -205,16 +270,25 @@ impl Kubernetes {
     /// # Panics
     /// When it can't be written.
     pub fn write_account(&self, folder: &Path, token: &str, namespace: &str) {
-        let authority = std::fs::read(self.path("certificates/apiserver.crt")).expect("the server's certificate");
-        for (file, content) in [("token", token.as_bytes()), ("ca.crt", &authority), ("namespace", namespace.as_bytes())] {
-            std::fs::write(folder.join(file), content).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let authority = std::fs::read(self.path("certificates/apiserver.crt"))
+            .expect("the server's certificate");
+        for (file, content) in [
+            ("token", token.as_bytes()),
+            ("ca.crt", &authority),
+            ("namespace", namespace.as_bytes()),
+        ] {
+            std::fs::write(folder.join(file), content)
+                .unwrap_or_else(|error| panic!("{file}: {error}"));
         }
     }
 
     /// The variables that tell pods where the API server is.
     #[must_use]
     pub fn services() -> [(&'static str, String); 2] {
-        [("KUBERNETES_SERVICE_HOST", MANAGEMENT.to_string()), ("KUBERNETES_SERVICE_PORT", API_PORT.to_string())]
+        [
+            ("KUBERNETES_SERVICE_HOST", MANAGEMENT.to_string()),
+            ("KUBERNETES_SERVICE_PORT", API_PORT.to_string()),
+        ]
     }
 
     /// The administrator's kubeconfig.
@@ -238,7 +312,10 @@ impl Kubernetes {
     /// # Errors
     /// What it said when it failed.
     pub fn kubectl(&self, words: &str) -> Result<String, String> {
-        self.shell(&format!("kubectl --kubeconfig '{}' {words}", self.path("admin").display()))
+        self.shell(&format!(
+            "kubectl --kubeconfig '{}' {words}",
+            self.path("admin").display()
+        ))
     }
 
     /// Runs `kubectl` with another token.
@@ -247,10 +324,14 @@ impl Kubernetes {
     /// What it said when it failed.
     pub fn kubectl_as(&self, token: &str, words: &str) -> Result<String, String> {
         let config = self.file("somebody", &self.kubeconfig_of(token));
-        self.shell(&format!("kubectl --kubeconfig '{}' {words}", config.display()))
+        self.shell(&format!(
+            "kubectl --kubeconfig '{}' {words}",
+            config.display()
+        ))
     }
 
-    /// Sends one merge patch with a token and nothing before it (kubectl reads an object first), to a path below `/apis/`.
+    /// Sends one merge patch with a token and nothing before it (kubectl reads an object first), to
+    /// a path below `/apis/`.
     ///
     /// # Errors
     /// The server's message when it refuses.
@@ -263,8 +344,13 @@ impl Kubernetes {
             self.path("certificates/apiserver.crt").display(),
             body.display()
         ))?;
-        let answer: Value = serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))?;
-        if answer["kind"] == "Status" { Err(answer["message"].as_str().unwrap_or_default().to_owned()) } else { Ok(()) }
+        let answer: Value =
+            serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))?;
+        if answer["kind"] == "Status" {
+            Err(answer["message"].as_str().unwrap_or_default().to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     /// Runs `helm` as the administrator.
@@ -272,7 +358,10 @@ impl Kubernetes {
     /// # Errors
     /// What it said when it failed.
     pub fn helm(&self, words: &str) -> Result<String, String> {
-        self.shell(&format!("helm --kubeconfig '{}' {words}", self.path("admin").display()))
+        self.shell(&format!(
+            "helm --kubeconfig '{}' {words}",
+            self.path("admin").display()
+        ))
     }
 
     /// Runs lines of a shell that find kubectl and helm first.
@@ -281,8 +370,14 @@ impl Kubernetes {
     /// What they said when they failed.
     pub fn shell(&self, script: &str) -> Result<String, String> {
         let home = self.directory.path().display();
-        let script = format!("export HOME='{home}' PATH='{}':$PATH; {script}", self.assets.display());
-        self.lab.root().run(&script).map_err(|error| error.to_string())
+        let script = format!(
+            "export HOME='{home}' PATH='{}':$PATH; {script}",
+            self.assets.display()
+        );
+        self.lab
+            .root()
+            .run(&script)
+            .map_err(|error| error.to_string())
     }
 
     /// Creates or changes objects as kubelets and others would, status included.
@@ -295,15 +390,24 @@ impl Kubernetes {
                 metadata.remove("uid");
             }
             let status = json!({"status": object["status"].take()});
-            let (file, status_file) = (self.file("object.json", &object.to_string()), self.file("status.json", &status.to_string()));
-            let done = self.kubectl(&format!("apply -f '{}'", file.display())).and_then(|_| match object["kind"].as_str() {
-                Some("Node" | "Pod") if !status["status"].is_null() => {
-                    // Not a server-side apply: it knows one address of each type.
-                    let of = format!("-f '{}' --subresource=status --type=merge", file.display());
-                    self.kubectl(&format!("patch {of} --patch-file '{}'", status_file.display()))
-                }
-                _ => Ok(String::new()),
-            });
+            let (file, status_file) = (
+                self.file("object.json", &object.to_string()),
+                self.file("status.json", &status.to_string()),
+            );
+            let done = self
+                .kubectl(&format!("apply -f '{}'", file.display()))
+                .and_then(|_| match object["kind"].as_str() {
+                    Some("Node" | "Pod") if !status["status"].is_null() => {
+                        // Not a server-side apply: it knows one address of each type.
+                        let of =
+                            format!("-f '{}' --subresource=status --type=merge", file.display());
+                        self.kubectl(&format!(
+                            "patch {of} --patch-file '{}'",
+                            status_file.display()
+                        ))
+                    }
+                    _ => Ok(String::new()),
+                });
             done.unwrap_or_else(|error| panic!("{error}\n{object}"));
         }
     }
@@ -320,7 +424,9 @@ impl Kubernetes {
     /// An object as JSON; null where there is none.
     #[must_use]
     pub fn get(&self, what: &str) -> Value {
-        let text = self.kubectl(&format!("get {what} --ignore-not-found -o json")).unwrap_or_default();
+        let text = self
+            .kubectl(&format!("get {what} --ignore-not-found -o json"))
+            .unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
     }
 
@@ -328,20 +434,32 @@ impl Kubernetes {
     #[must_use]
     pub fn audit(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("audit.log")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
-    /// Those of the log of requests that have `words` in their text, from the parts too that the server has put aside because the log was long.
+    /// Those of the log of requests that have `words` in their text, from the parts too that the
+    /// server has put aside because the log was long.
     #[must_use]
     pub fn audit_with(&self, words: &str) -> Vec<Value> {
-        let parts = std::fs::read_dir(self.directory.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let parts = std::fs::read_dir(self.directory.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
         let parts = parts.filter(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("audit") && name.to_string_lossy().ends_with(".log"))
+            path.file_name().is_some_and(|name| {
+                name.to_string_lossy().starts_with("audit")
+                    && name.to_string_lossy().ends_with(".log")
+            })
         });
         let texts = parts.map(|path| std::fs::read_to_string(path).unwrap_or_default());
         let events = texts.flat_map(|text| {
             let lines = text.lines().filter(|line| line.contains(words));
-            lines.filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>()
+            lines
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect::<Vec<_>>()
         });
         events.collect()
     }
@@ -358,7 +476,10 @@ impl Kubernetes {
                 Err(refusal) if start.elapsed() > patient(PATIENCE) => {
                     let log = std::fs::read_to_string(self.path("server.log")).unwrap_or_default();
                     let lines: Vec<&str> = log.lines().collect();
-                    panic!("never: {what}: {refusal}\n{}", lines[lines.len().saturating_sub(10)..].join("\n"));
+                    panic!(
+                        "never: {what}: {refusal}\n{}",
+                        lines[lines.len().saturating_sub(10)..].join("\n")
+                    );
                 }
                 Err(_) => thread::sleep(GLANCE),
             }

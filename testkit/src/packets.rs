@@ -1,4 +1,5 @@
-//! Packets through the kernel: a node between a pod, a server and the far end of its overlay. One list for every policy backend.
+//! Packets through the kernel: a node between a pod, a server and the far end of its overlay. One
+//! list for every policy backend.
 //!
 //! [`packet_tests!`](crate::packet_tests) makes a test of each check.
 #![allow(clippy::unwrap_used)]
@@ -25,8 +26,9 @@ use crate::{
 };
 
 pub use strays::{
-    a_tunnel_takes_what_peers_send_to_the_address_that_they_know, no_pod_reaches_the_tunnel_of_any_node,
-    what_comes_by_the_overlay_leaves_here_or_ends, what_is_translated_is_governed_by_where_it_leads_or_dropped,
+    a_tunnel_takes_what_peers_send_to_the_address_that_they_know,
+    no_pod_reaches_the_tunnel_of_any_node, what_comes_by_the_overlay_leaves_here_or_ends,
+    what_is_translated_is_governed_by_where_it_leads_or_dropped,
 };
 
 /// What classifies the packets, and what the host's rules are kept with.
@@ -81,10 +83,15 @@ struct Neighbour(Child);
 
 impl Neighbour {
     fn new() -> Self {
-        let mut child =
-            Command::new("unshare").args(["-n", "sh", "-c", "echo ready; exec sleep 600"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("unshare")
+            .args(["-n", "sh", "-c", "echo ready; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert_eq!(line, "ready\n");
         Self(child)
     }
@@ -92,7 +99,8 @@ impl Neighbour {
     /// Runs lines of a shell in it.
     fn run(&self, script: &str) -> String {
         let pid = self.0.id().to_string();
-        command(&["nsenter", "-t", &pid, "-n", "bash", "-e"], script).unwrap_or_else(|error| panic!("{script}: {error}"))
+        command(&["nsenter", "-t", &pid, "-n", "bash", "-e"], script)
+            .unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
     /// Sends one datagram of a new connection.
@@ -102,20 +110,33 @@ impl Neighbour {
 
     /// A connection that sends a datagram per line.
     fn connect(&self, destination: &str) -> Child {
-        let script = format!("exec 3<>/dev/udp/{destination}/9; while read line; do echo $line >&3; done");
+        let script =
+            format!("exec 3<>/dev/udp/{destination}/9; while read line; do echo $line >&3; done");
         let pid = self.0.id().to_string();
-        Command::new("nsenter").args(["-t", &pid, "-n", "bash", "-c", &script]).stdin(Stdio::piped()).spawn().unwrap()
+        Command::new("nsenter")
+            .args(["-t", &pid, "-n", "bash", "-c", &script])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     /// Sends first packets of connections to these, as many as it can.
     fn flood(&self, destinations: &[&str]) -> Flood {
         let pid = self.0.id().to_string();
-        Flood(Command::new("nsenter").args(["-t", &pid, "-n", "bash", "-c", FLOOD, "flood"]).args(destinations).spawn().unwrap())
+        Flood(
+            Command::new("nsenter")
+                .args(["-t", &pid, "-n", "bash", "-c", FLOOD, "flood"])
+                .args(destinations)
+                .spawn()
+                .unwrap(),
+        )
     }
 
     /// What came, by source, as nft lists it.
     fn seen_at_all(&self) -> String {
-        self.run("(nft list set inet seen from4; nft list set inet seen from6) | grep elements || true")
+        self.run(
+            "(nft list set inet seen from4; nft list set inet seen from6) | grep elements || true",
+        )
     }
 
     /// How many datagrams came with this source.
@@ -145,7 +166,8 @@ impl Drop for Flood {
 
 const FLOOD: &str = "while :; do for to; do echo x > /dev/udp/$to/9; done; done";
 
-/// Counts by source what arrives for port 9. Linux 5.10 counts nothing where the set itself says so.
+/// Counts by source what arrives for port 9. Linux 5.10 counts nothing where the set itself says
+/// so.
 const SEEN: &str = "nft -f - <<END
 add table inet seen
 add set inet seen from4 { type ipv4_addr; flags dynamic; size 64; }
@@ -185,7 +207,8 @@ impl<D: Backend> Lab<D> {
              ip rule add pref 99 fwmark 0x11000000/0xff000000 lookup 100\nip -6 rule add pref 99 fwmark 0x11000000/0xff000000 lookup 100\n\
              ip route add default via 172.31.0.2 dev egress-vxlan-v4 table 100\n\
              ip -6 route add default via fd31::2 dev egress-vxlan-v4 table 100\n";
-        // On a slow machine more time than the usual half minute passes between two datagrams of a connection.
+        // On a slow machine more time than the usual half minute passes between two datagrams of a
+        // connection.
         run(&(script
             + host.masquerade
             + "\nsysctl -qw net.netfilter.nf_conntrack_udp_timeout=3600 net.netfilter.nf_conntrack_udp_timeout_stream=3600"));
@@ -203,11 +226,19 @@ impl<D: Backend> Lab<D> {
              ip addr add 10.250.3.4/32 dev lo\n{up}{SEEN}ip route add 10.6.1.92 via 172.31.0.1 src 10.250.3.4\n\
              ip route add 10.6.2.1 via 172.31.0.1 src 10.244.9.9"
         ));
-        Self { pod, server, far, backend: (host.backend)() }
+        Self {
+            pod,
+            server,
+            far,
+            backend: (host.backend)(),
+        }
     }
 
     async fn program(&self, desired: &PolicyDesired) {
-        let change = self.backend.plan(desired, &self.backend.observe().await.unwrap()).unwrap();
+        let change = self
+            .backend
+            .plan(desired, &self.backend.observe().await.unwrap())
+            .unwrap();
         self.backend.apply(&change.plan).await.unwrap();
     }
 
@@ -219,7 +250,10 @@ impl<D: Backend> Lab<D> {
         let flood = from.flood(to);
         let deadline = Instant::now() + patient(Duration::from_secs(10));
         while self.counted().await.values().all(|packets| *packets == 0) {
-            assert!(Instant::now() < deadline, "no packet of the flood was counted");
+            assert!(
+                Instant::now() < deadline,
+                "no packet of the flood was counted"
+            );
             tokio::task::yield_now().await;
         }
         for desired in std::iter::repeat_n(states, fewer(rounds)).flatten() {
@@ -231,14 +265,24 @@ impl<D: Backend> Lab<D> {
     }
 
     async fn counted(&self) -> BTreeMap<String, u64> {
-        self.backend.counters().await.unwrap().into_iter().map(|(name, counter)| (name, counter.packets)).collect()
+        self.backend
+            .counters()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|(name, counter)| (name, counter.packets))
+            .collect()
     }
 
     /// Waits until the counter has this value, so that the packet is where it goes.
     async fn count(&self, counter: &str, expected: u64) {
         let deadline = Instant::now() + patient(Duration::from_secs(10));
         while self.counted().await[counter] != expected {
-            assert!(Instant::now() < deadline, "{counter} should be {expected}: {:?}", self.counted().await);
+            assert!(
+                Instant::now() < deadline,
+                "{counter} should be {expected}: {:?}",
+                self.counted().await
+            );
             tokio::task::yield_now().await;
         }
     }
@@ -248,12 +292,17 @@ impl<D: Backend> Lab<D> {
 async fn arrived(at: &Neighbour, source: &str, expected: u64) {
     let deadline = Instant::now() + patient(Duration::from_secs(10));
     while at.seen(source) != expected {
-        assert!(Instant::now() < deadline, "{source} should have arrived {expected} times, not {}", at.seen(source));
+        assert!(
+            Instant::now() < deadline,
+            "{source} should have arrived {expected} times, not {}",
+            at.seen(source)
+        );
         tokio::task::yield_now().await;
     }
 }
 
-/// Somebody else's rules on the way out: what enters the overlay with a byte of ours, and all that does.
+/// Somebody else's rules on the way out: what enters the overlay with a byte of ours, and all that
+/// does.
 const UNDERLAY: &str = r#"nft 'add table inet underlay; add chain inet underlay out { type filter hook postrouting priority 300; }
     add rule inet underlay out oifname "egress-vxlan-v4" meta l4proto udp meta mark & 0xff000000 != 0 counter
     add rule inet underlay out oifname "egress-vxlan-v4" meta l4proto udp counter'"#;
@@ -262,7 +311,9 @@ const UNDERLAY: &str = r#"nft 'add table inet underlay; add chain inet underlay 
 ///
 /// # Panics
 /// When a packet goes elsewhere.
-pub fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave<D: Backend>(host: Host<D>) {
+pub fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave<D: Backend>(
+    host: Host<D>,
+) {
     in_namespace(move || async move {
         let lab = Lab::new(&host);
         lab.program(&client()).await;
@@ -272,8 +323,16 @@ pub fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave<D
         lab.pod.send("fd00::1:92");
         arrived(&lab.far, "fd10:244:1::10", 1).await;
         let seen = run("nft list chain inet underlay out");
-        let packets: Vec<&str> = seen.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()).collect();
-        assert_eq!(packets, ["0", "2"], "the underlay's rules meet our mark: {seen}");
+        let packets: Vec<&str> = seen
+            .split("packets ")
+            .skip(1)
+            .filter_map(|rest| rest.split(' ').next())
+            .collect();
+        assert_eq!(
+            packets,
+            ["0", "2"],
+            "the underlay's rules meet our mark: {seen}"
+        );
         lab.count("steered", 2).await;
         lab.count("tunnelled", 2).await;
         run("ip rule del pref 99; ip -6 rule del pref 99");
@@ -293,7 +352,9 @@ pub fn a_steered_pod_enters_the_overlay_with_its_own_address_or_does_not_leave<D
 ///
 /// # Panics
 /// When a packet goes elsewhere.
-pub fn a_connection_keeps_its_way_when_the_policy_goes_and_ends_with_its_target<D: Backend>(host: Host<D>) {
+pub fn a_connection_keeps_its_way_when_the_policy_goes_and_ends_with_its_target<D: Backend>(
+    host: Host<D>,
+) {
     in_namespace(move || async move {
         let lab = Lab::new(&host);
         let mut desired = client();
@@ -319,7 +380,10 @@ pub fn a_connection_keeps_its_way_when_the_policy_goes_and_ends_with_its_target<
         lab.count("drop_no_gateway", 2).await;
         lab.pod.send("10.6.1.92");
         arrived(&lab.server, "10.6.1.1", 2).await;
-        assert_eq!((lab.far.seen("10.244.1.10"), lab.server.seen("10.244.1.10")), (2, 0));
+        assert_eq!(
+            (lab.far.seen("10.244.1.10"), lab.server.seen("10.244.1.10")),
+            (2, 0)
+        );
         drop(lines);
         connection.wait().unwrap();
     });
@@ -334,7 +398,10 @@ pub fn what_exits_leaves_as_the_policy_says_and_strangers_do_not<D: Backend>(hos
         let lab = Lab::new(&host);
         let mut desired = gateway();
         desired.destinations.remove(&(class(2), range("0.0.0.0/0")));
-        desired.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Address(ip("10.6.0.201"))));
+        desired.destinations.insert(
+            (class(2), range("10.6.1.0/24")),
+            egress(0x11, SourceNat::Address(ip("10.6.0.201"))),
+        );
         lab.program(&desired).await;
         lab.pod.send("10.6.1.92");
         arrived(&lab.server, "10.6.1.1", 1).await;
@@ -366,7 +433,10 @@ pub fn what_leaves_a_gateway_as_itself_is_not_tracked_and_the_rest_is<D: Backend
         let lab = Lab::new(&host);
         let mut desired = gateway();
         desired.destinations.remove(&(class(2), range("0.0.0.0/0")));
-        desired.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Keep));
+        desired.destinations.insert(
+            (class(2), range("10.6.1.0/24")),
+            egress(0x11, SourceNat::Keep),
+        );
         lab.program(&desired).await;
         lab.far.send("10.6.1.92");
         arrived(&lab.server, "10.250.3.4", 1).await;
@@ -417,11 +487,17 @@ pub fn what_others_do_not_track_does_not_leave<D: Backend>(host: Host<D>) {
         lab.count("drop_untracked", 2).await;
         let mut gateway = gateway();
         gateway.destinations.remove(&(class(2), range("0.0.0.0/0")));
-        gateway.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::NodeAddress));
+        gateway.destinations.insert(
+            (class(2), range("10.6.1.0/24")),
+            egress(0x11, SourceNat::NodeAddress),
+        );
         lab.program(&gateway).await;
         lab.far.send("10.6.1.92");
         lab.count("drop_untracked", 3).await;
-        gateway.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Keep));
+        gateway.destinations.insert(
+            (class(2), range("10.6.1.0/24")),
+            egress(0x11, SourceNat::Keep),
+        );
         lab.program(&gateway).await;
         lab.far.send("10.6.1.92");
         arrived(&lab.server, "10.250.3.4", 1).await;
@@ -429,7 +505,8 @@ pub fn what_others_do_not_track_does_not_leave<D: Backend>(host: Host<D>) {
     });
 }
 
-/// A packet that comes while the rules change meets the old ones or the new ones, or is dropped; never half of each.
+/// A packet that comes while the rules change meets the old ones or the new ones, or is dropped;
+/// never half of each.
 ///
 /// # Panics
 /// When a packet goes elsewhere.
@@ -442,29 +519,68 @@ pub fn a_class_that_comes_changes_and_goes_lets_nothing_out_in_between<D: Backen
         let mut unknown = client();
         for pod in ["10.244.1.10", "fd10:244:1::10"] {
             unknown.pods.remove(&ip(pod));
-            unknown.start_gate.get_or_insert_default().known.remove(&ip(pod));
+            unknown
+                .start_gate
+                .get_or_insert_default()
+                .known
+                .remove(&ip(pod));
         }
-        unknown.destinations = unknown.destinations.into_iter().filter(|((of, _), _)| *of != class(1)).collect();
-        unknown.subnets = unknown.subnets.into_iter().filter(|(_, of)| *of != class(1)).collect();
+        unknown.destinations = unknown
+            .destinations
+            .into_iter()
+            .filter(|((of, _), _)| *of != class(1))
+            .collect();
+        unknown.subnets = unknown
+            .subnets
+            .into_iter()
+            .filter(|(_, of)| *of != class(1))
+            .collect();
         let mut split = client();
         for (whole, parts) in [
-            ("10.6.1.78-10.6.1.255", ["10.6.1.78-10.6.1.99", "10.6.1.100-10.6.1.255"]),
+            (
+                "10.6.1.78-10.6.1.255",
+                ["10.6.1.78-10.6.1.99", "10.6.1.100-10.6.1.255"],
+            ),
             ("fd00::1:0/112", ["fd00::1:0/113", "fd00::1:8000/113"]),
         ] {
             split.destinations.remove(&(class(1), range(whole)));
-            split.destinations.extend(parts.map(|part| ((class(1), range(part)), egress(0x11, SourceNat::NodeAddress))));
+            split.destinations.extend(parts.map(|part| {
+                (
+                    (class(1), range(part)),
+                    egress(0x11, SourceNat::NodeAddress),
+                )
+            }));
         }
         let mut other = unknown.clone();
-        for (pod, net) in [("10.244.1.10", "10.6.0.0/16"), ("fd10:244:1::10", "fd00::/64")] {
+        for (pod, net) in [
+            ("10.244.1.10", "10.6.0.0/16"),
+            ("fd10:244:1::10", "fd00::/64"),
+        ] {
             other.pods.insert(ip(pod), class(7));
-            other.start_gate.get_or_insert_default().known.insert(ip(pod));
-            other.destinations.insert((class(7), range(net)), egress(0x11, SourceNat::NodeAddress));
+            other
+                .start_gate
+                .get_or_insert_default()
+                .known
+                .insert(ip(pod));
+            other
+                .destinations
+                .insert((class(7), range(net)), egress(0x11, SourceNat::NodeAddress));
         }
-        lab.race(&lab.pod, &["10.6.1.92", "fd00::1:92"], ROUNDS, &[unknown, client(), split, other, client()]).await;
+        lab.race(
+            &lab.pod,
+            &["10.6.1.92", "fd00::1:92"],
+            ROUNDS,
+            &[unknown, client(), split, other, client()],
+        )
+        .await;
         let counted = lab.counted().await;
         let [held, tunnelled] = ["drop_start_gate", "tunnelled"].map(|counter| counted[counter]);
         assert!(held > 0 && tunnelled > 0, "{counted:?}");
-        assert_eq!(lab.server.seen_at_all(), "", "of {held} held and {tunnelled} steered");
+        assert_eq!(
+            lab.server.seen_at_all(),
+            "",
+            "of {held} held and {tunnelled} steered"
+        );
     });
 }
 
@@ -478,21 +594,39 @@ pub fn an_exit_that_changes_uses_the_old_source_or_the_new_one<D: Backend>(host:
     in_namespace(move || async move {
         let lab = Lab::new(&host);
         let mut unknown = gateway();
-        unknown.destinations = unknown.destinations.into_iter().filter(|((of, _), _)| *of != class(2)).collect();
-        unknown.subnets = unknown.subnets.into_iter().filter(|(_, of)| *of != class(2)).collect();
+        unknown.destinations = unknown
+            .destinations
+            .into_iter()
+            .filter(|((of, _), _)| *of != class(2))
+            .collect();
+        unknown.subnets = unknown
+            .subnets
+            .into_iter()
+            .filter(|(_, of)| *of != class(2))
+            .collect();
         let [one, other] = ["10.6.0.201", "10.6.0.202"].map(|source| {
             let mut desired = gateway();
             desired.destinations.remove(&(class(2), range("0.0.0.0/0")));
-            desired.destinations.insert((class(2), range("10.6.1.0/24")), egress(0x11, SourceNat::Address(ip(source))));
+            desired.destinations.insert(
+                (class(2), range("10.6.1.0/24")),
+                egress(0x11, SourceNat::Address(ip(source))),
+            );
             desired
         });
-        lab.race(&lab.far, &["10.6.1.92"], ROUNDS, &[unknown, one.clone(), other, one]).await;
+        lab.race(
+            &lab.far,
+            &["10.6.1.92"],
+            ROUNDS,
+            &[unknown, one.clone(), other, one],
+        )
+        .await;
         let counted = lab.counted().await;
         assert!(counted["drop_unknown_source"] > 0, "{counted:?}");
         let seen = ["10.6.0.201", "10.6.0.202"].map(|source| lab.server.seen(source));
         assert!(seen.iter().all(|seen| *seen > 0), "{seen:?}");
         assert_eq!(
-            lab.server.run("nft list set inet seen from4 | grep -o ' counter packets' | wc -l"),
+            lab.server
+                .run("nft list set inet seen from4 | grep -o ' counter packets' | wc -l"),
             "2\n",
             "no other source than these"
         );

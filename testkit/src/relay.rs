@@ -1,4 +1,5 @@
-//! A way to a server that can hold back what clients send and deliver it late, as a congested or broken network does.
+//! A way to a server that can hold back what clients send and deliver it late, as a congested or
+//! broken network does.
 
 use std::{
     io::{self, Read, Write},
@@ -43,24 +44,36 @@ impl Relay {
         let listener = namespace.listen_tcp(at)?;
         listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared::default());
-        let (namespace, relay) = (namespace.clone(), Self { shared: Arc::clone(&shared) });
-        thread::Builder::new().name("relay".into()).spawn(move || namespace.move_in().map(|()| accept(&listener, to, &shared)))?;
+        let (namespace, relay) = (
+            namespace.clone(),
+            Self {
+                shared: Arc::clone(&shared),
+            },
+        );
+        thread::Builder::new()
+            .name("relay".into())
+            .spawn(move || namespace.move_in().map(|()| accept(&listener, to, &shared)))?;
         Ok(relay)
     }
 
     /// Holds back what clients send from now on; what the server sends passes.
     pub fn hold(&self) {
-        *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self
+            .shared
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// How many connections have something of an established session of TLS that waits: clients wait for an answer to each request, so these are requests, also
-    /// of clients that have gone.
+    /// How many connections have something of an established session of TLS that waits: clients
+    /// wait for an answer to each request, so these are requests, also of clients that have gone.
     #[must_use]
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
-    /// How many connections wait for their session of TLS to begin: what they are for has not been sent.
+    /// How many connections wait for their session of TLS to begin: what they are for has not been
+    /// sent.
     #[must_use]
     pub fn handshakes(&self) -> usize {
         self.shared.handshakes.load(Ordering::SeqCst)
@@ -68,7 +81,11 @@ impl Relay {
 
     /// Delivers what was held back, also of clients that have gone.
     pub fn release(&self) {
-        *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        *self
+            .shared
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = false;
         self.shared.released.notify_all();
     }
 }
@@ -93,25 +110,37 @@ fn accept(listener: &TcpListener, to: SocketAddr, shared: &Arc<Shared>) {
 fn pass_on(client: TcpStream, to: SocketAddr, shared: &Arc<Shared>) -> io::Result<()> {
     client.set_nonblocking(false)?;
     let server = TcpStream::connect(to)?;
-    let (from_client, to_server, shared) = (client.try_clone()?, server.try_clone()?, Arc::clone(shared));
-    thread::Builder::new().name("relay-out".into()).spawn(move || {
-        // When the client goes, the server's end stays open: what was sent before still counts.
-        copy(from_client, to_server, |data| shared.wait(data))
-    })?;
-    thread::Builder::new().name("relay-in".into()).spawn(move || {
-        let copied = copy(&server, &client, |_| {});
-        drop(client.shutdown(std::net::Shutdown::Both));
-        copied
-    })?;
+    let (from_client, to_server, shared) =
+        (client.try_clone()?, server.try_clone()?, Arc::clone(shared));
+    thread::Builder::new()
+        .name("relay-out".into())
+        .spawn(move || {
+            // When the client goes, the server's end stays open: what was sent before still counts.
+            copy(from_client, to_server, |data| shared.wait(data))
+        })?;
+    thread::Builder::new()
+        .name("relay-in".into())
+        .spawn(move || {
+            let copied = copy(&server, &client, |_| {});
+            drop(client.shutdown(std::net::Shutdown::Both));
+            copied
+        })?;
     Ok(())
 }
 
 impl Shared {
     fn wait(&self, data: &[u8]) {
-        let waiting = if data.first() == Some(&HANDSHAKE) { &self.handshakes } else { &self.requests };
+        let waiting = if data.first() == Some(&HANDSHAKE) {
+            &self.handshakes
+        } else {
+            &self.requests
+        };
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.fetch_add(1, Ordering::SeqCst);
-        let held = self.released.wait_while(held, |held| *held).unwrap_or_else(PoisonError::into_inner);
+        let held = self
+            .released
+            .wait_while(held, |held| *held)
+            .unwrap_or_else(PoisonError::into_inner);
         waiting.fetch_sub(1, Ordering::SeqCst);
         drop(held);
     }

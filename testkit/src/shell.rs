@@ -10,13 +10,27 @@ use std::{
 /// # Errors
 /// When it can't be started or fails: its words, its status and what it said.
 pub fn command(words: &[&str], input: &str) -> io::Result<String> {
-    let (program, arguments) = words.split_first().ok_or_else(|| io::Error::other("no program"))?;
-    let mut child = Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let written = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+    let (program, arguments) = words
+        .split_first()
+        .ok_or_else(|| io::Error::other("no program"))?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let written = child
+        .stdin
+        .take()
+        .map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     if !output.status.success() {
-        return Err(io::Error::other(format!("{words:?}: {}: {}", output.status, text(&output.stderr))));
+        return Err(io::Error::other(format!(
+            "{words:?}: {}: {}",
+            output.status,
+            text(&output.stderr)
+        )));
     }
     written.transpose()?;
     Ok(text(&output.stdout))

@@ -7,8 +7,14 @@ use std::{collections::BTreeMap, process::Command};
 const ALLOWED: [(&str, &[&str]); 8] = [
     ("egressgateway", &[]),
     ("egressgateway-netlink", &["egressgateway"]),
-    ("egressgateway-tunnel-geneve", &["egressgateway", "egressgateway-netlink"]),
-    ("egressgateway-tunnel-vxlan", &["egressgateway", "egressgateway-netlink"]),
+    (
+        "egressgateway-tunnel-geneve",
+        &["egressgateway", "egressgateway-netlink"],
+    ),
+    (
+        "egressgateway-tunnel-vxlan",
+        &["egressgateway", "egressgateway-netlink"],
+    ),
     ("egressgateway-backend-nftables", &["egressgateway"]),
     ("egressgateway-backend-netfilter", &["egressgateway"]),
     (
@@ -35,7 +41,10 @@ const NO_KUBE: [&str; 5] = [
 ];
 
 fn packages() -> Vec<serde_json::Value> {
-    let output = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--format-version=1"]).output().unwrap();
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .output()
+        .unwrap();
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     metadata["packages"].as_array().unwrap().clone()
 }
@@ -43,17 +52,34 @@ fn packages() -> Vec<serde_json::Value> {
 fn dependencies() -> BTreeMap<String, Vec<String>> {
     let normal = |package: &serde_json::Value| {
         let dependencies = package["dependencies"].as_array().unwrap().iter();
-        dependencies.filter(|d| d["kind"].is_null()).map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+        dependencies
+            .filter(|d| d["kind"].is_null())
+            .map(|d| d["name"].as_str().unwrap().to_owned())
+            .collect()
     };
-    packages().iter().map(|package| (package["name"].as_str().unwrap().to_owned(), normal(package))).collect()
+    packages()
+        .iter()
+        .map(|package| {
+            (
+                package["name"].as_str().unwrap().to_owned(),
+                normal(package),
+            )
+        })
+        .collect()
 }
 
 #[test]
 fn libraries_depend_only_on_what_is_below_them() {
     let dependencies = dependencies();
     for (library, allowed) in ALLOWED {
-        let ours: Vec<&String> = dependencies[library].iter().filter(|name| name.starts_with("egress")).collect();
-        assert!(ours.iter().all(|name| allowed.contains(&name.as_str())), "{library} depends on {ours:?}, allowed are {allowed:?}");
+        let ours: Vec<&String> = dependencies[library]
+            .iter()
+            .filter(|name| name.starts_with("egress"))
+            .collect();
+        assert!(
+            ours.iter().all(|name| allowed.contains(&name.as_str())),
+            "{library} depends on {ours:?}, allowed are {allowed:?}"
+        );
     }
 }
 
@@ -61,12 +87,32 @@ fn libraries_depend_only_on_what_is_below_them() {
 #[test]
 fn drivers_never_reach_kube() {
     for library in NO_KUBE {
-        let tree =
-            Command::new(env!("CARGO")).args(["tree", "--package", library, "--edges", "normal", "--prefix", "none"]).output().unwrap();
-        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        let tree = Command::new(env!("CARGO"))
+            .args([
+                "tree",
+                "--package",
+                library,
+                "--edges",
+                "normal",
+                "--prefix",
+                "none",
+            ])
+            .output()
+            .unwrap();
+        assert!(
+            tree.status.success(),
+            "{}",
+            String::from_utf8_lossy(&tree.stderr)
+        );
         let tree = String::from_utf8(tree.stdout).unwrap();
-        assert!(tree.lines().any(|line| line.starts_with("egressgateway v")), "{library} does not reach the core: {tree}");
-        let reached: Vec<&str> = tree.lines().filter(|line| line.starts_with("kube") || line.starts_with("k8s-openapi")).collect();
+        assert!(
+            tree.lines().any(|line| line.starts_with("egressgateway v")),
+            "{library} does not reach the core: {tree}"
+        );
+        let reached: Vec<&str> = tree
+            .lines()
+            .filter(|line| line.starts_with("kube") || line.starts_with("k8s-openapi"))
+            .collect();
         assert!(reached.is_empty(), "{library} reaches {reached:?}");
     }
 }
@@ -84,7 +130,10 @@ fn every_library_is_in_the_list() {
         "egressgateway-images",
     ];
     for name in dependencies().keys() {
-        assert!(listed.contains(&name.as_str()) || others.contains(&name.as_str()), "{name} needs an entry here");
+        assert!(
+            listed.contains(&name.as_str()) || others.contains(&name.as_str()),
+            "{name} needs an entry here"
+        );
     }
 }
 
@@ -92,9 +141,18 @@ fn every_library_is_in_the_list() {
 fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
     for package in packages() {
         let name = package["name"].as_str().unwrap();
-        let internal =
-            ["egressgateway-testkit", "egressgateway-examples", "egressgateway-benchmarks", "egressgateway-images"].contains(&name);
-        assert_eq!(package["publish"].as_array().is_some_and(Vec::is_empty), internal, "{name}: publish");
+        let internal = [
+            "egressgateway-testkit",
+            "egressgateway-examples",
+            "egressgateway-benchmarks",
+            "egressgateway-images",
+        ]
+        .contains(&name);
+        assert_eq!(
+            package["publish"].as_array().is_some_and(Vec::is_empty),
+            internal,
+            "{name}: publish"
+        );
         let needed = ["description", "license", "repository", "rust_version"];
         for field in needed.into_iter().chain((!internal).then_some("readme")) {
             assert!(package[field].is_string(), "{name} has no {field}");
@@ -104,9 +162,15 @@ fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
 
 /// The lists of `scripts/test`.
 fn test_programs(list: &str) -> Vec<String> {
-    let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/test")).unwrap();
+    let script =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/test")).unwrap();
     let from = script.split_once(&format!("{list}_programs=(")).unwrap().1;
-    from.split_once(')').unwrap().0.split_whitespace().map(str::to_owned).collect()
+    from.split_once(')')
+        .unwrap()
+        .0
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -118,13 +182,27 @@ fn every_test_program_is_in_one_list_of_what_it_needs() {
                 continue;
             }
             let name = target["name"].as_str().unwrap();
-            let found = lists.iter().filter(|list| list.iter().any(|other| other == name)).count();
-            assert_eq!(found, 1, "{name} of {} belongs in one list of scripts/test", package["name"]);
+            let found = lists
+                .iter()
+                .filter(|list| list.iter().any(|other| other == name))
+                .count();
+            assert_eq!(
+                found, 1,
+                "{name} of {} belongs in one list of scripts/test",
+                package["name"]
+            );
             let source = std::fs::read_to_string(target["src_path"].as_str().unwrap()).unwrap();
             // In two pieces each, because this file is looked at too.
-            let words = [concat!("net", "ns::"), concat!("packet", "_tests!"), concat!("tunnel", "_tests!")];
+            let words = [
+                concat!("net", "ns::"),
+                concat!("packet", "_tests!"),
+                concat!("tunnel", "_tests!"),
+            ];
             let touches_a_kernel = words.iter().any(|word| source.contains(word));
-            assert!(!touches_a_kernel || !lists[0].iter().any(|other| other == name), "{name} needs root");
+            assert!(
+                !touches_a_kernel || !lists[0].iter().any(|other| other == name),
+                "{name} needs root"
+            );
         }
     }
 }

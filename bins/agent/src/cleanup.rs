@@ -14,26 +14,39 @@ use crate::{LISTEN, failure, taken};
 const PAUSE: Duration = Duration::from_secs(5);
 
 pub(crate) fn command(dry_run: Arg) -> Command {
-    let stay = Arg::new("stay").long("stay").action(ArgAction::SetTrue).conflicts_with("dry-run");
+    let stay = Arg::new("stay")
+        .long("stay")
+        .action(ArgAction::SetTrue)
+        .conflicts_with("dry-run");
     Command::new("cleanup")
         .about("Removes everything that is the egress gateway's from this node; refuses while an agent runs here")
         .arg(dry_run)
         .arg(stay.help("Keep trying, be ready once everything is removed, and stay until SIGTERM, as the pod of a DaemonSet must"))
 }
 
-pub(crate) async fn run(config: &Config, common: &CommonArguments, arguments: &ArgMatches) -> Result<(), Failure> {
+pub(crate) async fn run(
+    config: &Config,
+    common: &CommonArguments,
+    arguments: &ArgMatches,
+) -> Result<(), Failure> {
     let cleanup = Cleanup::new(config.clone());
     if arguments.get_flag("dry-run") {
         print!("{}", cleanup.plan().await.map_err(failure)?);
         return Ok(());
     }
-    // Whoever has this port is an agent at work: it would make again what is removed here, but for the state file. None may start meanwhile.
+    // Whoever has this port is an agent at work: it would make again what is removed here, but for
+    // the state file. None may start meanwhile.
     let listener = listen(common, LISTEN).await.map_err(taken)?;
     if !arguments.get_flag("stay") {
         return cleanup.run().await.map_err(failure);
     }
     let (shutdown, health) = (shutdown_on_signal()?, Health::default());
-    let served = tokio::spawn(serve(listener, Registry::default(), health.clone(), shutdown.clone()));
+    let served = tokio::spawn(serve(
+        listener,
+        Registry::default(),
+        health.clone(),
+        shutdown.clone(),
+    ));
     tokio::select! {
         () = until_removed(&cleanup) => {
             health.set_ready(true);
@@ -42,7 +55,9 @@ pub(crate) async fn run(config: &Config, common: &CommonArguments, arguments: &A
         }
         () = shutdown.cancelled() => {}
     }
-    served.await.map_err(|error| Error::new(egressgateway::ErrorKind::Invalid, "probes").with_source(error))??;
+    served.await.map_err(|error| {
+        Error::new(egressgateway::ErrorKind::Invalid, "probes").with_source(error)
+    })??;
     Ok(())
 }
 

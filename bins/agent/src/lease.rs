@@ -12,7 +12,8 @@ const RENEWALS: u32 = 4;
 /// How long the Lease of the agent lasts.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LeaseArguments {
-    /// How long the node's Lease lasts without being renewed, in whole seconds: then the controller takes the node out of gateways. It is renewed four times as often.
+    /// How long the node's Lease lasts without being renewed, in whole seconds: then the controller
+    /// takes the node out of gateways. It is renewed four times as often.
     #[arg(long, env = "EGRESSGATEWAY_LEASE_DURATION", value_name = "DURATION", default_value = "40s", value_parser = lease_duration)]
     lease_duration: Duration,
 }
@@ -20,6 +21,10 @@ pub(crate) struct LeaseArguments {
 impl LeaseArguments {
     /// The Lease in this namespace.
     pub(crate) fn settings(&self, namespace: &str) -> LeaseSettings {
-        LeaseSettings { namespace: namespace.to_owned(), duration: self.lease_duration, renew: self.lease_duration / RENEWALS }
+        LeaseSettings {
+            namespace: namespace.to_owned(),
+            duration: self.lease_duration,
+            renew: self.lease_duration / RENEWALS,
+        }
     }
 }

@@ -13,8 +13,8 @@ use std::{
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _};
 use egressgateway::{Error, ErrorKind, model::NodeName};
 use egressgateway_daemon::{
-    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, runtime, serve,
-    shutdown_on_signal,
+    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs,
+    install_tls, listen, runtime, serve, shutdown_on_signal,
 };
 use egressgateway_linux::{Agent, AgentBuilder, BuildError, Config, LeaseSettings, agent_settings};
 use prometheus_client::registry::Registry;
@@ -38,19 +38,33 @@ fn main() -> ExitCode {
 }
 
 fn arguments() -> Command {
-    let dry_run = |help: &'static str| Arg::new("dry-run").long("dry-run").action(ArgAction::SetTrue).help(help);
-    let node = Arg::new("node-name").long("node-name").env("NODE_NAME").value_name("NAME").global(true).help("Name of this node");
+    let dry_run = |help: &'static str| {
+        Arg::new("dry-run")
+            .long("dry-run")
+            .action(ArgAction::SetTrue)
+            .help(help)
+    };
+    let node = Arg::new("node-name")
+        .long("node-name")
+        .env("NODE_NAME")
+        .value_name("NAME")
+        .global(true)
+        .help("Name of this node");
     let agent = Command::new("egressgateway-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Keeps this node's kernel in line with the cluster")
         .arg(node)
         .arg(dry_run("Print what would be done to the kernel, and end"))
         .subcommand(Command::new("plan").about("Prints what would be done to the kernel"))
-        .subcommand(cleanup::command(dry_run("Print what would be removed, and end")));
+        .subcommand(cleanup::command(dry_run(
+            "Print what would be removed, and end",
+        )));
     let agent = command(agent);
     // Deriving would put the words about the arguments where those about the daemon belong.
     let about = agent.get_about().cloned().unwrap_or_default();
-    LeaseArguments::augment_args(agent).about(about).long_about(None)
+    LeaseArguments::augment_args(agent)
+        .about(about)
+        .long_about(None)
 }
 
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
@@ -72,18 +86,31 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
 
 fn node(matches: &ArgMatches) -> Result<NodeName, Failure> {
     let missing = || Failure::Usage(vec!["--node-name or NODE_NAME is required".to_owned()]);
-    matches.get_one::<String>("node-name").map(|name| NodeName::from(name.as_str())).ok_or_else(missing)
+    matches
+        .get_one::<String>("node-name")
+        .map(|name| NodeName::from(name.as_str()))
+        .ok_or_else(missing)
 }
 
-async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
-    let lease = LeaseArguments::from_arg_matches(matches).map_err(|error| Failure::Usage(vec![error.to_string()]))?;
+async fn run(
+    matches: &ArgMatches,
+    config: Config,
+    common: &CommonArguments,
+    node: NodeName,
+) -> Result<(), Failure> {
+    let lease = LeaseArguments::from_arg_matches(matches)
+        .map_err(|error| Failure::Usage(vec![error.to_string()]))?;
     let lease = lease.settings(&common.namespace);
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
     let changes = watch::Sender::new(agent_settings(&config, node.clone()));
-    // First of all: of two agents in one network namespace the second ends here, before it has asked or touched anything.
+    // First of all: of two agents in one network namespace the second ends here, before it has
+    // asked or touched anything.
     let listener = listen(common, LISTEN).await.map_err(taken)?;
-    let agent = agent(&config, common, node.clone(), lease).await?.with_metrics(&mut registry).with_changes(changes.subscribe());
+    let agent = agent(&config, common, node.clone(), lease)
+        .await?
+        .with_metrics(&mut registry)
+        .with_changes(changes.subscribe());
     let health = agent.health();
     let served = tokio::spawn(serve(listener, registry, health, shutdown.clone()));
     let reloads = agent.reloads();
@@ -93,15 +120,19 @@ async fn run(matches: &ArgMatches, config: Config, common: &CommonArguments, nod
         () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
     };
     shutdown.cancel();
-    served.await.map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
+    served
+        .await
+        .map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
     Ok(result?)
 }
 
 /// Whose port it probably is.
 fn taken(error: Error) -> Error {
-    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let cause =
+        std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::AddrInUse) {
-        return Error::new(error.kind, "another agent of this node may be running").with_source(error);
+        return Error::new(error.kind, "another agent of this node may be running")
+            .with_source(error);
     }
     error
 }
@@ -109,14 +140,27 @@ fn taken(error: Error) -> Error {
 async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
     let shutdown: CancellationToken = shutdown_on_signal()?;
     let lease = LeaseSettings::default();
-    let text = agent(config, common, node, lease).await?.dry_run(shutdown).await?;
+    let text = agent(config, common, node, lease)
+        .await?
+        .dry_run(shutdown)
+        .await?;
     print!("{text}");
     Ok(())
 }
 
-async fn agent(config: &Config, common: &CommonArguments, node: NodeName, lease: LeaseSettings) -> Result<Agent, Failure> {
+async fn agent(
+    config: &Config,
+    common: &CommonArguments,
+    node: NodeName,
+    lease: LeaseSettings,
+) -> Result<Agent, Failure> {
     // The host first: what it lacks is said even where there is no API server to be asked.
-    let prepared = AgentBuilder::new(node).config(config.clone()).lease(lease).prepare().await.map_err(failure)?;
+    let prepared = AgentBuilder::new(node)
+        .config(config.clone())
+        .lease(lease)
+        .prepare()
+        .await
+        .map_err(failure)?;
     Ok(prepared.agent(client(common.kubeconfig.as_deref()).await?))
 }
 

@@ -4,7 +4,11 @@ use std::process::{Command, Output};
 
 fn agent(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_egressgateway-agent"));
-    command.args(arguments).env_clear().output().expect("the binary runs")
+    command
+        .args(arguments)
+        .env_clear()
+        .output()
+        .expect("the binary runs")
 }
 
 fn refused(arguments: &[&str], part: &str) {
@@ -27,8 +31,13 @@ fn a_node_name_is_required() {
 #[test]
 fn a_lease_lasts_whole_seconds() {
     for given in ["1500ms", "0s", "2h"] {
-        let refusal = format!("invalid value '{given}' for '--lease-duration <DURATION>': must be whole seconds from 1s to 1h");
+        let refusal = format!(
+            "invalid value '{given}' for '--lease-duration <DURATION>': must be whole seconds from 1s to 1h"
+        );
         refused(&["--node-name=a", "--lease-duration", given], &refusal);
     }
-    refused(&["--node-name=a", "--lease-duration", "soon"], "--lease-duration");
+    refused(
+        &["--node-name=a", "--lease-duration", "soon"],
+        "--lease-duration",
+    );
 }

@@ -12,7 +12,14 @@ use std::{
 use egressgateway_testkit::netns::in_namespace;
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let Output { status, stdout, stderr } = Command::new(program).args(arguments).output().expect("the program runs");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("the program runs");
     let text = String::from_utf8_lossy(&stderr).into_owned();
     assert!(status.success(), "{program} {arguments:?}: {text}");
     String::from_utf8_lossy(&stdout).into_owned()
@@ -20,7 +27,10 @@ fn run(program: &str, arguments: &[&str]) -> String {
 
 fn agent(state: &Path, arguments: &[&str]) -> String {
     let state = format!("--state-file={}", state.display());
-    run(env!("CARGO_BIN_EXE_egressgateway-agent"), &[&[state.as_str()], arguments].concat())
+    run(
+        env!("CARGO_BIN_EXE_egressgateway-agent"),
+        &[&[state.as_str()], arguments].concat(),
+    )
 }
 
 #[test]
@@ -34,23 +44,61 @@ fn cleanup_removes_what_is_ours_and_leaves_what_is_not() {
         }
         // Of an agent that ended while it asked the kernel.
         run("nft", &["add", "table", "netdev", "egressgateway_probe"]);
-        run("ip", &["route", "add", "unreachable", "default", "table", "100", "protocol", "77"]);
-        run("ip", &["route", "add", "unreachable", "default", "table", "4711"]);
+        run(
+            "ip",
+            &[
+                "route",
+                "add",
+                "unreachable",
+                "default",
+                "table",
+                "100",
+                "protocol",
+                "77",
+            ],
+        );
+        run(
+            "ip",
+            &["route", "add", "unreachable", "default", "table", "4711"],
+        );
         for address in [["10.6.0.60/32", "1701279609"], ["10.6.0.61/32", "5"]] {
-            run("ip", &["address", "add", address[0], "dev", "lo", "metric", address[1]]);
+            run(
+                "ip",
+                &[
+                    "address", "add", address[0], "dev", "lo", "metric", address[1],
+                ],
+            );
         }
         let plan = agent(&state, &["cleanup", "--dry-run"]);
-        assert!(plan.contains("table inet egressgateway") && plan.contains("table 100") && plan.contains("state.json"), "{plan}");
-        assert!(run("nft", &["list", "tables"]).contains("inet egressgateway"), "a dry run removes nothing");
+        assert!(
+            plan.contains("table inet egressgateway")
+                && plan.contains("table 100")
+                && plan.contains("state.json"),
+            "{plan}"
+        );
+        assert!(
+            run("nft", &["list", "tables"]).contains("inet egressgateway"),
+            "a dry run removes nothing"
+        );
         assert!(state.exists(), "a dry run removes nothing");
         agent(&state, &["cleanup"]);
         assert!(!state.exists(), "what it governed is forgotten");
         assert_eq!(run("nft", &["list", "tables"]).trim(), "table inet others");
         let routes = run("ip", &["route", "show", "table", "all"]);
-        assert!(!routes.contains("table 100") && routes.contains("table 4711"), "{routes}");
+        assert!(
+            !routes.contains("table 100") && routes.contains("table 4711"),
+            "{routes}"
+        );
         let addresses = run("ip", &["address", "show"]);
-        assert!(!addresses.contains("10.6.0.60") && addresses.contains("10.6.0.61"), "{addresses}");
-        assert_eq!(agent(&state, &["cleanup", "--dry-run"]), "", "nothing is left to remove");
+        assert!(
+            !addresses.contains("10.6.0.60") && addresses.contains("10.6.0.61"),
+            "{addresses}"
+        );
+        assert_eq!(
+            agent(&state, &["cleanup", "--dry-run"]),
+            "",
+            "nothing is left to remove"
+        );
     });
 }
 
@@ -65,13 +113,24 @@ fn beside_a_living_agent_cleanup_refuses_and_touches_nothing() {
         let port = TcpListener::bind(("0.0.0.0", 5810)).expect("a free port");
         for more in [&[][..], &["--stay"]] {
             let mut command = Command::new(env!("CARGO_BIN_EXE_egressgateway-agent"));
-            let refused = command.arg(format!("--state-file={}", state.display())).arg("cleanup").args(more).output().expect("it runs");
+            let refused = command
+                .arg(format!("--state-file={}", state.display()))
+                .arg("cleanup")
+                .args(more)
+                .output()
+                .expect("it runs");
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert_eq!(refused.status.code(), Some(1), "{said}");
-            assert!(said.contains("another agent of this node may be running"), "{said}");
+            assert!(
+                said.contains("another agent of this node may be running"),
+                "{said}"
+            );
         }
         assert!(state.exists() && run("nft", &["list", "tables"]).contains("egressgateway"));
-        assert!(agent(&state, &["cleanup", "--dry-run"]).contains("egressgateway"), "who only looks is no trouble");
+        assert!(
+            agent(&state, &["cleanup", "--dry-run"]).contains("egressgateway"),
+            "who only looks is no trouble"
+        );
         drop(port);
         agent(&state, &["cleanup"]);
         assert!(!state.exists());
@@ -87,8 +146,13 @@ fn one_that_stays_is_ready_once_everything_is_gone_and_ends_when_asked_to() {
             .stderr(Stdio::piped())
             .spawn()
             .expect("it starts");
-        let mut logs = BufReader::new(cleanup.stderr.take().expect("its logs")).lines().map_while(Result::ok);
-        assert!(logs.any(|line| line.contains("everything of the egress gateway is removed")), "it does not end by itself");
+        let mut logs = BufReader::new(cleanup.stderr.take().expect("its logs"))
+            .lines()
+            .map_while(Result::ok);
+        assert!(
+            logs.any(|line| line.contains("everything of the egress gateway is removed")),
+            "it does not end by itself"
+        );
         assert_eq!(run("nft", &["list", "tables"]), "");
         run("kill", &["-TERM", &cleanup.id().to_string()]);
         assert!(cleanup.wait().expect("its end").success());

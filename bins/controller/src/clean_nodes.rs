@@ -1,4 +1,5 @@
-//! Before an uninstallation: the agents' pods are replaced by such that clean up, and every node of them is waited for.
+//! Before an uninstallation: the agents' pods are replaced by such that clean up, and every node of
+//! them is waited for.
 
 use std::time::Duration;
 
@@ -22,9 +23,15 @@ const CLEANUP: [&str; 2] = ["cleanup", "--stay"];
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) fn command() -> Command {
-    let daemon_set = Arg::new("daemon-set").long("daemon-set").value_name("NAME").default_value("egressgateway-agent");
-    let timeout =
-        Arg::new("timeout").long("timeout").value_name("DURATION").default_value("4m").value_parser(value_parser!(humantime::Duration));
+    let daemon_set = Arg::new("daemon-set")
+        .long("daemon-set")
+        .value_name("NAME")
+        .default_value("egressgateway-agent");
+    let timeout = Arg::new("timeout")
+        .long("timeout")
+        .value_name("DURATION")
+        .default_value("4m")
+        .value_parser(value_parser!(humantime::Duration));
     Command::new("clean-nodes")
         .about("Lets the agents' DaemonSet take everything off its nodes, before it is deleted for good, and waits until that is done")
         .arg(daemon_set.help("The agents' DaemonSet, in the namespace of the daemons"))
@@ -32,15 +39,34 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) async fn run(common: &CommonArguments, arguments: &ArgMatches) -> Result<(), Failure> {
-    let name = arguments.get_one::<String>("daemon-set").cloned().unwrap_or_default();
-    let timeout: Duration = arguments.get_one::<humantime::Duration>("timeout").map_or(Duration::ZERO, |timeout| **timeout);
+    let name = arguments
+        .get_one::<String>("daemon-set")
+        .cloned()
+        .unwrap_or_default();
+    let timeout: Duration = arguments
+        .get_one::<humantime::Duration>("timeout")
+        .map_or(Duration::ZERO, |timeout| **timeout);
     let client = client(common.kubeconfig.as_deref()).await?;
     let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &common.namespace);
-    let Some(set) = sets.get_opt(&name).await.map_err(|error| failed(&name, error))? else {
-        println!("there is no DaemonSet {}/{name}: nothing to do", common.namespace);
+    let Some(set) = sets
+        .get_opt(&name)
+        .await
+        .map_err(|error| failed(&name, error))?
+    else {
+        println!(
+            "there is no DaemonSet {}/{name}: nothing to do",
+            common.namespace
+        );
         return Ok(());
     };
-    let set = sets.patch(&name, &PatchParams::default(), &Patch::Strategic(cleaning(&set))).await.map_err(|error| failed(&name, error))?;
+    let set = sets
+        .patch(
+            &name,
+            &PatchParams::default(),
+            &Patch::Strategic(cleaning(&set)),
+        )
+        .await
+        .map_err(|error| failed(&name, error))?;
     let generation = set.metadata.generation;
     let deadline = Instant::now() + timeout;
     loop {
@@ -56,19 +82,31 @@ pub(crate) async fn run(common: &CommonArguments, arguments: &ArgMatches) -> Res
             Err(error) => tracing::warn!(%error, "DaemonSet {name} can't be read"),
         }
         if Instant::now() >= deadline {
-            let left = left(&client, common, &set).await.unwrap_or_else(|error| error.to_string());
-            let text = format!("not every node was cleaned within {}; what is left: {left}", humantime::format_duration(timeout));
+            let left = left(&client, common, &set)
+                .await
+                .unwrap_or_else(|error| error.to_string());
+            let text = format!(
+                "not every node was cleaned within {}; what is left: {left}",
+                humantime::format_duration(timeout)
+            );
             return Err(Error::new(ErrorKind::Transient, text).into());
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// The same DaemonSet whose pods clean up, all at once. What the container was told of the configuration stays.
+/// The same DaemonSet whose pods clean up, all at once. What the container was told of the
+/// configuration stays.
 fn cleaning(set: &DaemonSet) -> serde_json::Value {
     let pod = set.spec.template.spec.as_ref();
-    let agent = pod.and_then(|pod| pod.containers.iter().find(|container| container.name == CONTAINER));
-    let mut arguments = agent.and_then(|agent| agent.args.clone()).unwrap_or_default();
+    let agent = pod.and_then(|pod| {
+        pod.containers
+            .iter()
+            .find(|container| container.name == CONTAINER)
+    });
+    let mut arguments = agent
+        .and_then(|agent| agent.args.clone())
+        .unwrap_or_default();
     if !arguments.ends_with(&CLEANUP.map(str::to_owned)) {
         arguments.extend(CLEANUP.map(str::to_owned));
     }
@@ -89,23 +127,48 @@ fn is_clean(set: &DaemonSet, generation: Option<i64>) -> bool {
 }
 
 /// The nodes whose pods are not ready, or not new, in one line.
-async fn left(client: &Client, common: &CommonArguments, set: &DaemonSet) -> Result<String, kube::Error> {
-    let selector = Selector::try_from(set.spec.selector.clone()).map(|selector| selector.to_string()).unwrap_or_default();
+async fn left(
+    client: &Client,
+    common: &CommonArguments,
+    set: &DaemonSet,
+) -> Result<String, kube::Error> {
+    let selector = Selector::try_from(set.spec.selector.clone())
+        .map(|selector| selector.to_string())
+        .unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &common.namespace);
     let pods = pods.list(&ListParams::default().labels(&selector)).await?;
     let cleaned = |pod: &Pod| {
-        let arguments = pod.spec.iter().flat_map(|pod| &pod.containers).find(|container| container.name == CONTAINER);
-        let cleans =
-            arguments.and_then(|container| container.args.as_ref()).is_some_and(|args| args.ends_with(&CLEANUP.map(str::to_owned)));
-        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        cleans && conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
+        let arguments = pod
+            .spec
+            .iter()
+            .flat_map(|pod| &pod.containers)
+            .find(|container| container.name == CONTAINER);
+        let cleans = arguments
+            .and_then(|container| container.args.as_ref())
+            .is_some_and(|args| args.ends_with(&CLEANUP.map(str::to_owned)));
+        let conditions = pod
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        cleans
+            && conditions
+                .filter(|condition| condition.type_ == "Ready")
+                .any(|condition| condition.status == "True")
     };
-    let nodes = pods.items.iter().filter(|pod| !cleaned(pod)).filter_map(|pod| pod.spec.as_ref()?.node_name.clone());
+    let nodes = pods
+        .items
+        .iter()
+        .filter(|pod| !cleaned(pod))
+        .filter_map(|pod| pod.spec.as_ref()?.node_name.clone());
     Ok(nodes.collect::<Vec<_>>().join(", "))
 }
 
 fn failed(name: &str, error: kube::Error) -> Error {
-    Error::new(ErrorKind::Transient, format!("let DaemonSet {name} clean its nodes")).with_source(error)
+    Error::new(
+        ErrorKind::Transient,
+        format!("let DaemonSet {name} clean its nodes"),
+    )
+    .with_source(error)
 }
 
 #[cfg(test)]
@@ -123,11 +186,17 @@ mod tests {
             set(json!({"spec": {"selector": {}, "template": template}}))
         };
         for (args, wanted) in [
-            (json!(["--tunnel-vni=7"]), json!(["--tunnel-vni=7", "cleanup", "--stay"])),
+            (
+                json!(["--tunnel-vni=7"]),
+                json!(["--tunnel-vni=7", "cleanup", "--stay"]),
+            ),
             (json!(null), json!(["cleanup", "--stay"])),
             (json!(["cleanup", "--stay"]), json!(["cleanup", "--stay"])),
         ] {
-            assert_eq!(cleaning(&with(args))["spec"]["template"]["spec"]["containers"], json!([{"name": "agent", "args": wanted}]));
+            assert_eq!(
+                cleaning(&with(args))["spec"]["template"]["spec"]["containers"],
+                json!([{"name": "agent", "args": wanted}])
+            );
         }
     }
 

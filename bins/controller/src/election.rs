@@ -12,7 +12,8 @@ const LOOKS: u32 = 5;
 /// How long leadership lasts.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ElectionArguments {
-    /// How long leadership lasts without being renewed, in whole seconds; a dead leader is followed after so long. It is renewed five times as often.
+    /// How long leadership lasts without being renewed, in whole seconds; a dead leader is followed
+    /// after so long. It is renewed five times as often.
     #[arg(long, env = "EGRESSGATEWAY_LEADER_LEASE", value_name = "DURATION", default_value = "15s", value_parser = lease_duration)]
     leader_lease: Duration,
 }

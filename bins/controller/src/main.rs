@@ -20,8 +20,8 @@ use egressgateway::{
     runtime::{Controller, ControllerSettings, ElectionSettings},
 };
 use egressgateway_daemon::{
-    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs, install_tls, listen, runtime, serve,
-    shutdown_on_signal,
+    CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs,
+    install_tls, listen, runtime, serve, shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -43,7 +43,11 @@ fn main() -> ExitCode {
 }
 
 fn arguments() -> Command {
-    let identity = Arg::new("identity").long("identity").env("POD_NAME").value_name("NAME").help("Name among candidates for leadership");
+    let identity = Arg::new("identity")
+        .long("identity")
+        .env("POD_NAME")
+        .value_name("NAME")
+        .help("Name among candidates for leadership");
     let controller = Command::new("egressgateway-controller")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Allots addresses and marks, elects gateways, and says so in the objects' statuses")
@@ -55,7 +59,9 @@ fn arguments() -> Command {
 fn own_arguments(command: Command) -> Command {
     // Deriving would put the words about the arguments where those about the daemon belong.
     let about = command.get_about().cloned().unwrap_or_default();
-    WebhookArguments::augment_args(ElectionArguments::augment_args(command)).about(about).long_about(None)
+    WebhookArguments::augment_args(ElectionArguments::augment_args(command))
+        .about(about)
+        .long_about(None)
 }
 
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
@@ -70,7 +76,8 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let webhooks = WebhookArguments::from_arg_matches(matches).map_err(usage)?;
     let election = ElectionArguments::from_arg_matches(matches).map_err(usage)?;
     let identity = matches.get_one::<String>("identity").cloned();
-    let identity = identity.ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
+    let identity = identity
+        .ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
     let election = election.settings(&common.namespace, identity);
     install_logs(&common)?;
     install_tls()?;
@@ -91,13 +98,26 @@ async fn run(
     let settings = ControllerSettings::new(config.controller_settings(), election);
     let client = client(common.kubeconfig.as_deref()).await?;
     let plan = watch::Sender::new(settings.plan.clone());
-    let controller =
-        Controller::new(client.clone(), settings, Arc::new(LowestFree)).with_metrics(&mut registry).with_plan(plan.subscribe());
+    let controller = Controller::new(client.clone(), settings, Arc::new(LowestFree))
+        .with_metrics(&mut registry)
+        .with_plan(plan.subscribe());
     let listener = listen(common, LISTEN).await?;
-    let served = tokio::spawn(serve(listener, registry, controller.health(), shutdown.clone()));
+    let served = tokio::spawn(serve(
+        listener,
+        registry,
+        controller.health(),
+        shutdown.clone(),
+    ));
     let webhooks = match webhook::listen(&webhooks).await? {
         Some(listener) => {
-            let serving = webhook::serve(listener, webhooks, client, common.namespace.clone(), controller.admission(), shutdown.clone());
+            let serving = webhook::serve(
+                listener,
+                webhooks,
+                client,
+                common.namespace.clone(),
+                controller.admission(),
+                shutdown.clone(),
+            );
             Some(tokio::spawn(serving))
         }
         None => None,
@@ -109,9 +129,13 @@ async fn run(
         () = follow_configuration(matches, |name| std::env::var(name).ok(), config, &reloads, take) => Ok(()),
     };
     shutdown.cancel();
-    served.await.map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
+    served
+        .await
+        .map_err(|error| Error::new(ErrorKind::Invalid, "probes").with_source(error))??;
     if let Some(webhooks) = webhooks {
-        webhooks.await.map_err(|error| Error::new(ErrorKind::Invalid, "webhooks").with_source(error))?;
+        webhooks
+            .await
+            .map_err(|error| Error::new(ErrorKind::Invalid, "webhooks").with_source(error))?;
     }
     Ok(result?)
 }

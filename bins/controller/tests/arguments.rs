@@ -4,7 +4,11 @@ use std::process::{Command, Output};
 
 fn controller(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_egressgateway-controller"));
-    command.args(arguments).env_clear().output().expect("the binary runs")
+    command
+        .args(arguments)
+        .env_clear()
+        .output()
+        .expect("the binary runs")
 }
 
 #[test]
@@ -12,7 +16,10 @@ fn a_bad_configuration_is_refused_with_exit_code_2_and_every_problem() {
     let output = controller(&["--identity=a", "--tunnel-vni=many", "--tunnel-port=-1"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(text.contains("--tunnel-vni") && text.contains("--tunnel-port"), "{text}");
+    assert!(
+        text.contains("--tunnel-vni") && text.contains("--tunnel-port"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -29,7 +36,9 @@ fn leadership_lasts_whole_seconds() {
         let output = controller(&["--identity=a", "--leader-lease", given]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{text}");
-        let refusal = format!("invalid value '{given}' for '--leader-lease <DURATION>': must be whole seconds from 1s to 1h");
+        let refusal = format!(
+            "invalid value '{given}' for '--leader-lease <DURATION>': must be whole seconds from 1s to 1h"
+        );
         assert!(text.contains(&refusal), "{text}");
     }
     let output = controller(&["--identity=a", "--leader-lease", "soon"]);

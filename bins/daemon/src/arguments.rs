@@ -19,16 +19,31 @@ pub struct CommonArguments {
     #[arg(long, env = "EGRESSGATEWAY_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Namespace of Leases.
-    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "kube-system")]
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        value_name = "NAME",
+        default_value = "kube-system"
+    )]
     pub namespace: String,
     /// Where /healthz, /readyz and /metrics are served; `[::]` is every address, of both families.
     #[arg(long, env = "EGRESSGATEWAY_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
     /// Form of the logs.
-    #[arg(long, env = "EGRESSGATEWAY_LOG_FORMAT", value_name = "FORMAT", default_value = "json")]
+    #[arg(
+        long,
+        env = "EGRESSGATEWAY_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "json"
+    )]
     pub log_format: LogFormat,
     /// What is logged: a level, or directives such as `info,egressgateway=debug`.
-    #[arg(long, env = "EGRESSGATEWAY_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    #[arg(
+        long,
+        env = "EGRESSGATEWAY_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "info"
+    )]
     pub log_level: String,
 }
 
@@ -58,7 +73,9 @@ impl CommonArguments {
 pub fn lease_duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let whole = duration.subsec_nanos() == 0 && (1..=3600).contains(&duration.as_secs());
-    whole.then_some(duration).ok_or_else(|| "must be whole seconds from 1s to 1h, such as 15s".to_owned())
+    whole
+        .then_some(duration)
+        .ok_or_else(|| "must be whole seconds from 1s to 1h, such as 15s".to_owned())
 }
 
 /// Why a daemon did not run, or ended.
@@ -107,18 +124,30 @@ impl From<Vec<Problem>> for Failure {
 pub fn command(command: Command) -> Command {
     // Deriving would put the words about the arguments where those about the daemon belong.
     let about = command.get_about().cloned().unwrap_or_default();
-    let command = CommonArguments::augment_args(command).about(about).long_about(None);
+    let command = CommonArguments::augment_args(command)
+        .about(about)
+        .long_about(None);
     Config::FIELDS.iter().fold(command, |command, field| {
         let help = format!("{} [env: {}=]", field.help, field.env);
-        command.arg(Arg::new(field.path).long(field.flag).value_name("VALUE").help(help).help_heading("Configuration"))
+        command.arg(
+            Arg::new(field.path)
+                .long(field.flag)
+                .value_name("VALUE")
+                .help(help)
+                .help_heading("Configuration"),
+        )
     })
 }
 
-/// The configuration in force: a flag before its environment variable, that before the file, that before the default.
+/// The configuration in force: a flag before its environment variable, that before the file, that
+/// before the default.
 ///
 /// # Errors
 /// With everything that is wrong with it.
-pub fn configuration(matches: &ArgMatches, environment: impl Fn(&str) -> Option<String>) -> Result<Config, Failure> {
+pub fn configuration(
+    matches: &ArgMatches,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Config, Failure> {
     let file = match matches.get_one::<PathBuf>("config") {
         Some(path) => parse(path, &read(path))?,
         None => Config::default(),
@@ -134,12 +163,22 @@ pub(crate) fn with_arguments(
 ) -> Result<Config, Failure> {
     let mut problems = Vec::new();
     for field in Config::FIELDS {
-        let flag = matches.get_one::<String>(field.path).map(|value| (value.clone(), format!("--{}", field.flag)));
-        let Some((value, origin)) = flag.or_else(|| Some((environment(field.env)?, field.env.to_owned()))) else { continue };
+        let flag = matches
+            .get_one::<String>(field.path)
+            .map(|value| (value.clone(), format!("--{}", field.flag)));
+        let Some((value, origin)) =
+            flag.or_else(|| Some((environment(field.env)?, field.env.to_owned())))
+        else {
+            continue;
+        };
         problems.extend(config.set(field.path, &value, &origin).err());
     }
     problems.extend(config.problems());
-    if problems.is_empty() { Ok(config) } else { Err(problems.into()) }
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(problems.into())
+    }
 }
 
 /// What is in a configuration file, or why it can't be read.
@@ -150,8 +189,11 @@ pub(crate) fn read(path: &Path) -> Result<String, String> {
 /// What [`read`] returned, understood.
 pub(crate) fn parse(path: &Path, content: &Result<String, String>) -> Result<Config, Failure> {
     let problem = |text: &dyn fmt::Display| format!("{}: {text}", path.display());
-    let text = content.as_ref().map_err(|error| Failure::Usage(vec![problem(error)]))?;
-    Config::parse(text).map_err(|problems| Failure::Usage(problems.iter().map(|each| problem(each)).collect()))
+    let text = content
+        .as_ref()
+        .map_err(|error| Failure::Usage(vec![problem(error)]))?;
+    Config::parse(text)
+        .map_err(|problems| Failure::Usage(problems.iter().map(|each| problem(each)).collect()))
 }
 
 #[cfg(test)]
@@ -159,8 +201,15 @@ mod tests {
     use super::*;
 
     fn load(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, Failure> {
-        let matches = command(Command::new("daemon")).try_get_matches_from([&["daemon"], arguments].concat()).unwrap();
-        configuration(&matches, |name| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+        let matches = command(Command::new("daemon"))
+            .try_get_matches_from([&["daemon"], arguments].concat())
+            .unwrap();
+        configuration(&matches, |name| {
+            environment
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        })
     }
 
     fn file(text: &str) -> (tempfile::TempDir, String) {
@@ -174,7 +223,10 @@ mod tests {
     fn a_flag_goes_before_its_variable_that_before_the_file_and_that_before_the_default() {
         let (_folder, config) = file("tunnel: {vni: 200, port: 4000}\n");
         let variable = [("EGRESSGATEWAY_TUNNEL_VNI", "300")];
-        assert_eq!(load(&[], &[]).unwrap().tunnel.vni, Config::default().tunnel.vni);
+        assert_eq!(
+            load(&[], &[]).unwrap().tunnel.vni,
+            Config::default().tunnel.vni
+        );
         assert_eq!(load(&[&config], &[]).unwrap().tunnel.vni, 200);
         assert_eq!(load(&[&config], &variable).unwrap().tunnel.vni, 300);
         let all = load(&[&config, "--tunnel-vni=400"], &variable).unwrap();
@@ -192,16 +244,26 @@ mod tests {
 
     #[test]
     fn every_problem_is_told_with_where_it_comes_from() {
-        let failure = load(&["--tunnel-vni=many"], &[("EGRESSGATEWAY_TUNNEL_PORT", "-1")]).unwrap_err();
+        let failure = load(
+            &["--tunnel-vni=many"],
+            &[("EGRESSGATEWAY_TUNNEL_PORT", "-1")],
+        )
+        .unwrap_err();
         let text = failure.to_string();
-        assert!(text.contains("--tunnel-vni") && text.contains("EGRESSGATEWAY_TUNNEL_PORT"), "{text}");
+        assert!(
+            text.contains("--tunnel-vni") && text.contains("EGRESSGATEWAY_TUNNEL_PORT"),
+            "{text}"
+        );
         let (_folder, config) = file("tunnel:\n  vnii: 200\n");
         let failure = load(&[&config], &[]).unwrap_err();
         assert!(
             matches!(&failure, Failure::Usage(problems) if problems[0].contains("vnii") && problems[0].contains("config.yaml")),
             "{failure}"
         );
-        assert!(matches!(load(&["--config=/nowhere"], &[]), Err(Failure::Usage(_))));
+        assert!(matches!(
+            load(&["--config=/nowhere"], &[]),
+            Err(Failure::Usage(_))
+        ));
     }
 
     #[test]

@@ -15,21 +15,26 @@ use kube::{
 };
 use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
-/// A watch that says nothing for so long has lost its server: watches end on their own after less than five minutes.
+/// A watch that says nothing for so long has lost its server: watches end on their own after less
+/// than five minutes.
 const READ_TIMEOUT: Duration = Duration::from_secs(305);
 /// For a connection to the API server, with TLS: a busy server takes its time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For its TCP alone, which the kernel of a busy server answers too. Two attempts fit into it, and a third one a moment later is a new connection's first: one that had
-/// gone on for long would wait longer and longer between them, also when the way is there again.
+/// For its TCP alone, which the kernel of a busy server answers too. Two attempts fit into it, and
+/// a third one a moment later is a new connection's first: one that had gone on for long would wait
+/// longer and longer between them, also when the way is there again.
 const REACH_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection on which nothing comes is asked for a sign of life after so long, and so often: a watch may have nothing to tell for minutes.
+/// A connection on which nothing comes is asked for a sign of life after so long, and so often: a
+/// watch may have nothing to tell for minutes.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// A connection on which nothing that was sent is acknowledged for so long is given up. Whoever waited for what the server sends again, more and more rarely,
-/// would learn of what happened in an absence after as long as it lasted. (`TCP_USER_TIMEOUT`, tcp(7); it also replaces the number of signs of life that may
-/// be missing.)
+/// A connection on which nothing that was sent is acknowledged for so long is given up. Whoever
+/// waited for what the server sends again, more and more rarely, would learn of what happened in an
+/// absence after as long as it lasted. (`TCP_USER_TIMEOUT`, tcp(7); it also replaces the number of
+/// signs of life that may be missing.)
 const ABSENCE: Duration = Duration::from_secs(10);
 
-/// A client as the arguments say: a kubeconfig file, else the pod's service account or the usual places.
+/// A client as the arguments say: a kubeconfig file, else the pod's service account or the usual
+/// places.
 ///
 /// # Errors
 /// When neither is there, or it can't be used.
@@ -37,7 +42,9 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
     let config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).map_err(failed)?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)?
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(failed)?
         }
         None => Config::infer().await.map_err(failed)?,
     };
@@ -61,7 +68,11 @@ fn connect(mut config: Config) -> Result<Client, kube::Error> {
     connector.set_write_timeout(config.write_timeout);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
+        .option_layer(
+            config
+                .default_retry
+                .then(|| RetryLayer::new(RetryPolicy::server_retry())),
+        )
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
@@ -91,7 +102,9 @@ mod tests {
     /// What the kernel does with these options is its own business; that they reach it is ours.
     #[tokio::test]
     async fn a_connection_notices_within_seconds_that_nobody_answers_any_more() {
-        let server = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let server = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
         let address = format!("https://{}", server.local_addr().unwrap());
         let connection = tcp().call(address.parse().unwrap()).await.unwrap();
         let socket = connection.inner();

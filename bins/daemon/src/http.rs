@@ -20,7 +20,10 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 ///
 /// # Errors
 /// When the address is taken or not this host's.
-pub async fn listen(arguments: &CommonArguments, default: SocketAddr) -> Result<TcpListener, Error> {
+pub async fn listen(
+    arguments: &CommonArguments,
+    default: SocketAddr,
+) -> Result<TcpListener, Error> {
     listen_at(arguments.listen.unwrap_or(default)).await
 }
 
@@ -28,18 +31,38 @@ pub async fn listen(arguments: &CommonArguments, default: SocketAddr) -> Result<
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(listener: TcpListener, registry: Registry, health: Health, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    health: Health,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let (registry, alive) = (Arc::new(registry), health.clone());
     let router = Router::new()
-        .route("/healthz", get(move || std::future::ready(answer(alive.is_alive()))))
-        .route("/readyz", get(move || std::future::ready(answer(health.is_ready()))))
-        .route("/metrics", get(move || std::future::ready(metrics(&registry))));
-    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+        .route(
+            "/healthz",
+            get(move || std::future::ready(answer(alive.is_alive()))),
+        )
+        .route(
+            "/readyz",
+            get(move || std::future::ready(answer(health.is_ready()))),
+        )
+        .route(
+            "/metrics",
+            get(move || std::future::ready(metrics(&registry))),
+        );
+    let served = axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await;
     served.map_err(|error| Error::from_io(error, "serve probes and metrics"))
 }
 
 fn answer(good: bool) -> (StatusCode, &'static str) {
-    if good { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+    if good {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
 }
 
 fn metrics(registry: &Registry) -> Response {
@@ -77,11 +100,19 @@ mod tests {
         let counter: Counter = Counter::default();
         registry.register("seen", "What was seen", counter.clone());
         counter.inc();
-        let served = tokio::spawn(serve(listener, registry, Health::default(), shutdown.clone()));
+        let served = tokio::spawn(serve(
+            listener,
+            registry,
+            Health::default(),
+            shutdown.clone(),
+        ));
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
         let metrics = get(address, "/metrics").await;
-        assert!(metrics.contains("seen_total 1") && metrics.ends_with("# EOF\n"), "{metrics}");
+        assert!(
+            metrics.contains("seen_total 1") && metrics.ends_with("# EOF\n"),
+            "{metrics}"
+        );
         shutdown.cancel();
         served.await.unwrap().unwrap();
     }

@@ -1,4 +1,5 @@
-//! What the daemons share: arguments, logs, the client, probes and shutdown. Everything that is global to a process is set here.
+//! What the daemons share: arguments, logs, the client, probes and shutdown. Everything that is
+//! global to a process is set here.
 //!
 //! ```
 //! use clap::Command;
@@ -13,7 +14,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Then, in this order: [`install_logs`], [`install_tls`], [`runtime`], and in it [`shutdown_on_signal`], [`client`], [`listen`], [`serve`] and [`follow_configuration`].
+//! Then, in this order: [`install_logs`], [`install_tls`], [`runtime`], and in it
+//! [`shutdown_on_signal`], [`client`], [`listen`], [`serve`] and [`follow_configuration`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -16,17 +16,20 @@ use crate::{
     arguments::{parse, read, with_arguments},
 };
 
-/// How often the file is read. The kubelet replaces a mounted ConfigMap within a minute or so, by a link: contents are compared, not times.
+/// How often the file is read. The kubelet replaces a mounted ConfigMap within a minute or so, by a
+/// link: contents are compared, not times.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// How long the content must have stayed the same before it is taken: an editor may not have written all of it yet.
+/// How long the content must have stayed the same before it is taken: an editor may not have
+/// written all of it yet.
 const SETTLED: Duration = Duration::from_secs(1);
 
 type Content = Result<String, String>;
 
-/// Follows the file that the arguments name, and hands over the configuration in force whenever it is another one; never ends.
+/// Follows the file that the arguments name, and hands over the configuration in force whenever it
+/// is another one; never ends.
 ///
-/// Flags and environment variables take precedence as at start. Fields that wait for a restart keep their value and are named in the log; a
-/// file that is refused changes nothing.
+/// Flags and environment variables take precedence as at start. Fields that wait for a restart keep
+/// their value and are named in the log; a file that is refused changes nothing.
 pub async fn follow_configuration(
     matches: &ArgMatches,
     environment: impl Fn(&str) -> Option<String>,
@@ -34,16 +37,22 @@ pub async fn follow_configuration(
     reloads: &Reloads,
     mut take: impl FnMut(&Config),
 ) {
-    let Some(path) = matches.get_one::<PathBuf>("config") else { return std::future::pending().await };
+    let Some(path) = matches.get_one::<PathBuf>("config") else {
+        return std::future::pending().await;
+    };
     let mut seen = None;
     loop {
         let content = settled(path, seen.as_ref()).await;
         if seen.as_ref() != Some(&content) {
-            let next = parse(path, &content).and_then(|file| next(&with_arguments(file, matches, &environment)?, &in_force));
+            let next = parse(path, &content)
+                .and_then(|file| next(&with_arguments(file, matches, &environment)?, &in_force));
             match next {
                 Ok((next, changed)) => {
                     changed.iter().for_each(tell);
-                    reloads.taken(changed.len(), changed.iter().filter(|changed| !changed.live).count());
+                    reloads.taken(
+                        changed.len(),
+                        changed.iter().filter(|changed| !changed.live).count(),
+                    );
                     if next != in_force {
                         take(&next);
                         in_force = next;
@@ -77,24 +86,45 @@ async fn settled(path: &Path, seen: Option<&Content>) -> Content {
 /// A file system may take its time.
 async fn read_aside(path: &Path) -> Content {
     let path = path.to_owned();
-    tokio::task::spawn_blocking(move || read(&path)).await.unwrap_or_else(|error| Err(error.to_string()))
+    tokio::task::spawn_blocking(move || read(&path))
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()))
 }
 
 fn next(wanted: &Config, in_force: &Config) -> Result<(Config, Vec<Changed>), Failure> {
     let (next, changed) = in_force.adopt(wanted);
     // Two good configurations may not go together.
     let problems = next.problems();
-    if problems.is_empty() { Ok((next, changed)) } else { Err(problems.into()) }
+    if problems.is_empty() {
+        Ok((next, changed))
+    } else {
+        Err(problems.into())
+    }
 }
 
 fn tell(changed: &Changed) {
-    let text = |value| serde_yaml::to_string(value).unwrap_or_default().trim_end().to_owned();
-    let Changed { path, old, new, live } = changed;
+    let text = |value| {
+        serde_yaml::to_string(value)
+            .unwrap_or_default()
+            .trim_end()
+            .to_owned()
+    };
+    let Changed {
+        path,
+        old,
+        new,
+        live,
+    } = changed;
     let (old, new) = (text(old), text(new));
     if *live {
         tracing::info!(field = path, old, new, "the configuration changes");
     } else {
-        tracing::warn!(field = path, old, new, "the configuration changed: this field waits for a restart");
+        tracing::warn!(
+            field = path,
+            old,
+            new,
+            "the configuration changed: this field waits for a restart"
+        );
     }
 }
 
@@ -123,18 +153,33 @@ mod tests {
             fs::write(&path, text).unwrap();
             let (reloads, mut registry) = (Reloads::default(), Registry::default());
             reloads.register(&mut registry);
-            Self { _folder: folder, path, reloads, registry, taken: RefCell::default() }
+            Self {
+                _folder: folder,
+                path,
+                reloads,
+                registry,
+                taken: RefCell::default(),
+            }
         }
 
         /// Runs `steps` beside the follower, with the time to see each of them.
         async fn follow(&self, arguments: &[&str], steps: &[&str]) {
-            self.follow_in_steps(arguments, steps, INTERVAL * 2, INTERVAL * 2).await;
+            self.follow_in_steps(arguments, steps, INTERVAL * 2, INTERVAL * 2)
+                .await;
         }
 
         /// Runs `steps` beside the follower, so far from each other.
-        async fn follow_in_steps(&self, arguments: &[&str], steps: &[&str], first: Duration, distance: Duration) {
+        async fn follow_in_steps(
+            &self,
+            arguments: &[&str],
+            steps: &[&str],
+            first: Duration,
+            distance: Duration,
+        ) {
             let config = format!("--config={}", self.path.display());
-            let matches = command(Command::new("daemon")).try_get_matches_from([&["daemon", &config], arguments].concat()).unwrap();
+            let matches = command(Command::new("daemon"))
+                .try_get_matches_from([&["daemon", &config], arguments].concat())
+                .unwrap();
             let in_force = configuration(&matches, |_| None).unwrap();
             let steps = async {
                 tokio::time::sleep(first).await;
@@ -153,19 +198,35 @@ mod tests {
         fn metric(&self, name: &str) -> String {
             let mut text = String::new();
             encode(&mut text, &self.registry).unwrap();
-            text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+            text.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_can_change_changes_and_the_rest_waits_for_a_restart() {
         let world = World::new("startGate: true\n");
-        world.follow(&[], &["startGate: false\ntunnel: {vni: 7}\n", "startGate: false\n"]).await;
+        world
+            .follow(
+                &[],
+                &["startGate: false\ntunnel: {vni: 7}\n", "startGate: false\n"],
+            )
+            .await;
         let taken = world.taken.borrow();
         assert_eq!(taken.len(), 1);
-        assert_eq!((taken[0].start_gate, taken[0].tunnel.vni), (false, Config::default().tunnel.vni));
+        assert_eq!(
+            (taken[0].start_gate, taken[0].tunnel.vni),
+            (false, Config::default().tunnel.vni)
+        );
         assert_eq!(world.metric("config_reloads_total{result=\"ok\"}"), "1");
-        assert_eq!(world.metric("config_fields_waiting"), "0", "the file says again what is in force");
+        assert_eq!(
+            world.metric("config_fields_waiting"),
+            "0",
+            "the file says again what is in force"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -173,33 +234,65 @@ mod tests {
         let world = World::new("startGate: true\nfailover: {interval: 1s}\n");
         // Each part is good YAML, and is seen: the last byte comes when the first ones were read.
         let whole = "startGate: false\nfailover: {interval: 10s}\n";
-        let parts = ["", "startGate: false\n", "startGate: false\nfailover: {interval: 1", whole];
-        world.follow_in_steps(&[], &parts, INTERVAL * 2, SETTLED / 2).await;
+        let parts = [
+            "",
+            "startGate: false\n",
+            "startGate: false\nfailover: {interval: 1",
+            whole,
+        ];
+        world
+            .follow_in_steps(&[], &parts, INTERVAL * 2, SETTLED / 2)
+            .await;
         let taken = world.taken.borrow();
-        assert_eq!(taken.iter().map(|config| config.failover.interval).collect::<Vec<_>>(), [Duration::from_secs(10)]);
-        assert_eq!(world.metric("config_reloads_total{result=\"refused\"}"), "", "a part is no configuration, and nothing to complain of");
+        assert_eq!(
+            taken
+                .iter()
+                .map(|config| config.failover.interval)
+                .collect::<Vec<_>>(),
+            [Duration::from_secs(10)]
+        );
+        assert_eq!(
+            world.metric("config_reloads_total{result=\"refused\"}"),
+            "",
+            "a part is no configuration, and nothing to complain of"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_bad_file_changes_nothing_and_is_counted() {
         let world = World::new("");
-        world.follow(&[], &["startGate: maybe\n", "failover: {interval: 1s}\n"]).await;
-        assert_eq!(world.metric("config_reloads_total{result=\"refused\"}"), "1");
+        world
+            .follow(&[], &["startGate: maybe\n", "failover: {interval: 1s}\n"])
+            .await;
+        assert_eq!(
+            world.metric("config_reloads_total{result=\"refused\"}"),
+            "1"
+        );
         let taken = world.taken.borrow();
-        assert_eq!(taken.iter().map(|config| config.failover.interval).collect::<Vec<_>>(), [Duration::from_secs(1)]);
+        assert_eq!(
+            taken
+                .iter()
+                .map(|config| config.failover.interval)
+                .collect::<Vec<_>>(),
+            [Duration::from_secs(1)]
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flag_still_goes_before_the_file() {
         let world = World::new("");
-        world.follow(&["--start-gate=true"], &["startGate: false\n"]).await;
+        world
+            .follow(&["--start-gate=true"], &["startGate: false\n"])
+            .await;
         assert_eq!(world.taken.borrow().len(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_field_that_waits_is_counted_as_long_as_it_does() {
         let world = World::new("");
-        world.follow(&[], &["tunnel: {vni: 7}\nmark: {mask: 0x00ff0000}\n"]).await;
+        world
+            .follow(&[], &["tunnel: {vni: 7}\nmark: {mask: 0x00ff0000}\n"])
+            .await;
         assert_eq!(world.metric("config_fields_waiting"), "2");
         assert_eq!(world.taken.borrow().len(), 0);
     }

@@ -17,7 +17,8 @@ use crate::{Input, tunnel::Tunnel};
 /// Endings of files that are read from directories.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// The cluster of all files. What the cluster would only complain about in a condition is a warning here.
+/// The cluster of all files. What the cluster would only complain about in a condition is a warning
+/// here.
 pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
     let config = configuration(input.config.as_deref())?;
     let tunnel = Tunnel::of(&config).map_err(|problem| problem.to_string())?;
@@ -25,44 +26,73 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
     for path in &input.file {
         if path.as_os_str() == "-" {
             let mut text = String::new();
-            io::stdin().read_to_string(&mut text).map_err(|error| format!("-: {error}"))?;
+            io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|error| format!("-: {error}"))?;
             manifests.read("-", &text);
             continue;
         }
         for file in files(path)? {
-            let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+            let text = fs::read_to_string(&file)
+                .map_err(|error| format!("{}: {error}", file.display()))?;
             manifests.read(&file.display().to_string(), &text);
         }
     }
-    let (errors, remarks): (Vec<_>, Vec<_>) = manifests.findings().iter().partition(|finding| finding.is_error());
+    let (errors, remarks): (Vec<_>, Vec<_>) = manifests
+        .findings()
+        .iter()
+        .partition(|finding| finding.is_error());
     for remark in remarks {
         eprintln!("note: {remark}");
     }
     if !errors.is_empty() {
-        return Err(errors.iter().map(|error: &&Finding| error.to_string()).collect::<Vec<_>>().join("\n"));
+        return Err(errors
+            .iter()
+            .map(|error: &&Finding| error.to_string())
+            .collect::<Vec<_>>()
+            .join("\n"));
     }
-    let statuses = if input.statuses_as_given { Statuses::Given } else { Statuses::Planned };
+    let statuses = if input.statuses_as_given {
+        Statuses::Given
+    } else {
+        Statuses::Planned
+    };
     let cluster = Offline::new(&manifests, settings(&config, &tunnel, statuses));
     for trouble in cluster.troubles() {
         match trouble {
-            Trouble::Policy(name, problem) => eprintln!("warning: EgressGatewayPolicy {name}: {problem}"),
-            Trouble::Gateway(name, problem) => eprintln!("warning: EgressGateway {name}: {problem}"),
-            Trouble::Unresolved(name, problem) => eprintln!("warning: EgressGatewayPolicy {name} holds what it governs: {problem}"),
+            Trouble::Policy(name, problem) => {
+                eprintln!("warning: EgressGatewayPolicy {name}: {problem}")
+            }
+            Trouble::Gateway(name, problem) => {
+                eprintln!("warning: EgressGateway {name}: {problem}")
+            }
+            Trouble::Unresolved(name, problem) => {
+                eprintln!("warning: EgressGatewayPolicy {name} holds what it governs: {problem}")
+            }
         }
     }
     Ok((cluster, config, tunnel))
 }
 
 fn configuration(path: Option<&Path>) -> Result<Config, String> {
-    let Some(path) = path else { return Ok(Config::default()) };
+    let Some(path) = path else {
+        return Ok(Config::default());
+    };
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let lines = |problems: Vec<Problem>| {
-        let lines: Vec<String> = problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
+        let lines: Vec<String> = problems
+            .iter()
+            .map(|problem| format!("{}: {problem}", path.display()))
+            .collect();
         lines.join("\n")
     };
     let config = Config::parse(&text).map_err(lines)?;
     let problems = config.problems();
-    if problems.is_empty() { Ok(config) } else { Err(lines(problems)) }
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(lines(problems))
+    }
 }
 
 fn settings(config: &Config, tunnel: &Tunnel, statuses: Statuses) -> OfflineSettings {
@@ -70,7 +100,10 @@ fn settings(config: &Config, tunnel: &Tunnel, statuses: Statuses) -> OfflineSett
     OfflineSettings {
         forward_method: config.forward_method,
         default_gateway: config.default_egress_gateway.clone(),
-        overlay: overlay4.into_iter().chain(config.tunnel.ipv6_cidr.map(IpNet::V6)).collect(),
+        overlay: overlay4
+            .into_iter()
+            .chain(config.tunnel.ipv6_cidr.map(IpNet::V6))
+            .collect(),
         cluster_networks: config.cluster_cidrs.extra.clone(),
         auto_cluster_networks: config.cluster_cidrs.auto,
         start_gate: config.start_gate,
@@ -86,9 +119,23 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
     if !fs::metadata(path).map_err(failed)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let entries: Result<Vec<PathBuf>, io::Error> = fs::read_dir(path).map_err(failed)?.map(|entry| Ok(entry?.path())).collect();
+    let entries: Result<Vec<PathBuf>, io::Error> = fs::read_dir(path)
+        .map_err(failed)?
+        .map(|entry| Ok(entry?.path()))
+        .collect();
     let mut files = entries.map_err(failed)?;
-    files.retain(|file| file.extension().and_then(|ending| ending.to_str()).is_some_and(|ending| ENDINGS.contains(&ending)));
+    files.retain(|file| {
+        file.extension()
+            .and_then(|ending| ending.to_str())
+            .is_some_and(|ending| ENDINGS.contains(&ending))
+    });
     files.sort();
-    if files.is_empty() { Err(format!("{}: has no file ending in .yaml, .yml or .json", path.display())) } else { Ok(files) }
+    if files.is_empty() {
+        Err(format!(
+            "{}: has no file ending in .yaml, .yml or .json",
+            path.display()
+        ))
+    } else {
+        Ok(files)
+    }
 }

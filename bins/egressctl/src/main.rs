@@ -1,8 +1,8 @@
-//! `egressctl`: plans and explains the egress gateway offline, from manifests, and drains its nodes and moves its addresses in a
-//! cluster. It speaks to no kernel.
+//! `egressctl`: plans and explains the egress gateway offline, from manifests, and drains its nodes
+//! and moves its addresses in a cluster. It speaks to no kernel.
 //!
-//! Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not get there in time; 2 the command line
-//! is wrong.
+//! Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not
+//! get there in time; 2 the command line is wrong.
 
 mod answer;
 mod drain;
@@ -22,10 +22,11 @@ use online::Online;
 /// Exit code of whatever was not done. The command line's, 2, is clap's own.
 const FAILED: u8 = 1;
 
-/// Plans and explains the egress gateway offline, from manifests, and drains its nodes and moves its addresses in a cluster.
+/// Plans and explains the egress gateway offline, from manifests, and drains its nodes and moves
+/// its addresses in a cluster.
 ///
-/// Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not get there in time; 2 the command line
-/// is wrong.
+/// Exit codes: 0 done; 1 the manifests or the question are wrong, or the cluster refused or did not
+/// get there in time; 2 the command line is wrong.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -71,7 +72,8 @@ enum Command {
         /// The Node.
         node: String,
     },
-    /// Moves an egress address, with those that its policy has besides, to another node of its gateway, and waits until it is there.
+    /// Moves an egress address, with those that its policy has besides, to another node of its
+    /// gateway, and waits until it is there.
     Move {
         #[command(flatten)]
         online: Online,
@@ -120,7 +122,9 @@ enum Backend {
 
 fn pod(text: &str) -> Result<PodName, String> {
     match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(PodName::new(namespace, name)),
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(PodName::new(namespace, name))
+        }
         _ => Err("must be NAMESPACE/NAME".to_owned()),
     }
 }
@@ -128,7 +132,9 @@ fn pod(text: &str) -> Result<PodName, String> {
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(&format!("write the answer: {error}")),
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                failed(&format!("write the answer: {error}"))
+            }
             _ => ExitCode::SUCCESS,
         },
         Err(errors) => failed(&errors),
@@ -144,13 +150,33 @@ fn failed(errors: &str) -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<String, String> {
     match &arguments.command {
-        Command::Plan { input, node, backend } => {
+        Command::Plan {
+            input,
+            node,
+            backend,
+        } => {
             let (cluster, config, tunnel) = input::read(input)?;
-            plan::plan(&cluster, (&config, &tunnel), node.as_deref().map(NodeName::from).as_ref(), *backend, input.output)
+            plan::plan(
+                &cluster,
+                (&config, &tunnel),
+                node.as_deref().map(NodeName::from).as_ref(),
+                *backend,
+                input.output,
+            )
         }
-        Command::Explain { input, from, to } => answer::explain(&input::read(input)?.0, from, *to, input.output),
-        Command::Drain { online, arguments } => online.run(async |cluster| drain::drain(cluster, arguments).await),
-        Command::Undrain { online, node } => online.run(async |cluster| drain::undrain(cluster, node).await),
-        Command::Move { online, address, node } => online.run(async |cluster| relocate::relocate(cluster, *address, node).await),
+        Command::Explain { input, from, to } => {
+            answer::explain(&input::read(input)?.0, from, *to, input.output)
+        }
+        Command::Drain { online, arguments } => {
+            online.run(async |cluster| drain::drain(cluster, arguments).await)
+        }
+        Command::Undrain { online, node } => {
+            online.run(async |cluster| drain::undrain(cluster, node).await)
+        }
+        Command::Move {
+            online,
+            address,
+            node,
+        } => online.run(async |cluster| relocate::relocate(cluster, *address, node).await),
     }
 }

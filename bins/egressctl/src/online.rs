@@ -1,6 +1,9 @@
 //! What the commands that speak to a cluster share.
 
-use std::{collections::BTreeMap, fmt::Debug, future::Future, ops::ControlFlow, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    collections::BTreeMap, fmt::Debug, future::Future, ops::ControlFlow, path::PathBuf, pin::pin,
+    time::Duration,
+};
 
 use clap::Args;
 use egressgateway::{Error, ErrorKind};
@@ -32,17 +35,28 @@ pub(crate) struct Online {
 
 impl Online {
     /// Does something with the cluster.
-    pub(crate) fn run(&self, task: impl AsyncFnOnce(&Cluster) -> Result<String, String>) -> Result<String, String> {
+    pub(crate) fn run(
+        &self,
+        task: impl AsyncFnOnce(&Cluster) -> Result<String, String>,
+    ) -> Result<String, String> {
         let told = |error: Error| error.chain();
         install_tls().map_err(told)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(|error| told(Error::from_io(error, "start the runtime")))?;
         runtime.block_on(async {
             let client = client(self.kubeconfig.as_deref()).await.map_err(told)?;
             // A time that no clock can tell is far enough away without an end.
-            let until =
-                Instant::now().checked_add(self.timeout).ok_or_else(|| format!("--timeout: \"{:?}\": is too long", self.timeout))?;
-            task(&Cluster { client, until, timeout: self.timeout }).await
+            let until = Instant::now()
+                .checked_add(self.timeout)
+                .ok_or_else(|| format!("--timeout: \"{:?}\": is too long", self.timeout))?;
+            task(&Cluster {
+                client,
+                until,
+                timeout: self.timeout,
+            })
+            .await
         })
     }
 }
@@ -65,33 +79,72 @@ impl Cluster {
 
     /// The same cluster with some more time, to leave nothing half-done behind.
     pub(crate) fn with_grace(&self, grace: Duration) -> Self {
-        Self { client: self.client.clone(), until: self.until.max(Instant::now() + grace), timeout: self.timeout }
+        Self {
+            client: self.client.clone(),
+            until: self.until.max(Instant::now() + grace),
+            timeout: self.timeout,
+        }
     }
 
     /// An object, if it is there.
     pub(crate) async fn get<K: Object>(&self, name: &str) -> Result<Option<K>, String> {
-        self.within(&format!("get {} {name}", K::kind(&())), self.api::<K>().get_opt(name)).await
+        self.within(
+            &format!("get {} {name}", K::kind(&())),
+            self.api::<K>().get_opt(name),
+        )
+        .await
     }
 
     /// All objects of a kind.
     pub(crate) async fn list<K: Object>(&self) -> Result<Objects<K>, String> {
         let params = ListParams::default();
-        let list = self.within(&format!("list {}", K::plural(&())), self.api::<K>().list(&params)).await?;
-        Ok(list.into_iter().map(|object| (object.name_any(), object)).collect())
+        let list = self
+            .within(
+                &format!("list {}", K::plural(&())),
+                self.api::<K>().list(&params),
+            )
+            .await?;
+        Ok(list
+            .into_iter()
+            .map(|object| (object.name_any(), object))
+            .collect())
     }
 
     /// Sets an annotation, or removes it.
-    pub(crate) async fn annotate<K: Object>(&self, name: &str, annotation: &str, value: Option<&str>) -> Result<(), String> {
+    pub(crate) async fn annotate<K: Object>(
+        &self,
+        name: &str,
+        annotation: &str,
+        value: Option<&str>,
+    ) -> Result<(), String> {
         let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        self.within(&format!("annotate {} {name}", K::kind(&())), self.api::<K>().patch(name, &params, &patch)).await.map(|_| ())
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        self.within(
+            &format!("annotate {} {name}", K::kind(&())),
+            self.api::<K>().patch(name, &params, &patch),
+        )
+        .await
+        .map(|_| ())
     }
 
     /// Sets an annotation, or removes it, unless the object is not as it was seen; false then.
-    pub(crate) async fn annotate_unchanged<K: Object>(&self, seen: &K, annotation: &str, value: Option<&str>) -> Result<bool, String> {
+    pub(crate) async fn annotate_unchanged<K: Object>(
+        &self,
+        seen: &K,
+        annotation: &str,
+        value: Option<&str>,
+    ) -> Result<bool, String> {
         let name = seen.name_any();
-        let patch = Patch::Merge(json!({"metadata": {"resourceVersion": seen.resource_version(), "annotations": {annotation: value}}}));
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Merge(
+            json!({"metadata": {"resourceVersion": seen.resource_version(), "annotations": {annotation: value}}}),
+        );
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
         let api = self.api::<K>();
         let patched = async {
             match api.patch(&name, &params, &patch).await {
@@ -99,7 +152,8 @@ impl Cluster {
                 patched => patched.map(|_| true),
             }
         };
-        self.within(&format!("annotate {} {name}", K::kind(&())), patched).await
+        self.within(&format!("annotate {} {name}", K::kind(&())), patched)
+            .await
     }
 
     /// Follows the objects of a kind until `look` has seen enough; none where time ran out before.
@@ -121,10 +175,15 @@ impl Cluster {
                         listed = false;
                     }
                     Ok(watcher::Event::InitDone) => listed = true,
-                    Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => _ = objects.insert(object.name_any(), object),
+                    Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+                        _ = objects.insert(object.name_any(), object)
+                    }
                     Ok(watcher::Event::Delete(object)) => _ = objects.remove(&object.name_any()),
                     Err(error) => {
-                        eprintln!("warning: {}", chain(&format!("watch {}", K::plural(&())), error));
+                        eprintln!(
+                            "warning: {}",
+                            chain(&format!("watch {}", K::plural(&())), error)
+                        );
                         continue;
                     }
                 }
@@ -140,11 +199,18 @@ impl Cluster {
         Api::all(self.client.clone())
     }
 
-    async fn within<T>(&self, what: &str, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
+    async fn within<T>(
+        &self,
+        what: &str,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, String> {
         match timeout_at(self.until, request).await {
             Ok(answer) => answer.map_err(|error| match error {
                 // The client's own words for an answer repeat it several times.
-                kube::Error::Api(status) => format!("{what}: {} ({} {})", status.message, status.code, status.reason),
+                kube::Error::Api(status) => format!(
+                    "{what}: {} ({} {})",
+                    status.message, status.code, status.reason
+                ),
                 error => chain(what, error),
             }),
             Err(_) => Err(format!("{what}: no answer within {}", self.timeout())),
@@ -153,13 +219,28 @@ impl Cluster {
 }
 
 fn chain(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> String {
-    Error::new(ErrorKind::Transient, what).with_source(error).chain()
+    Error::new(ErrorKind::Transient, what)
+        .with_source(error)
+        .chain()
 }
 
 /// Kinds that have no namespace.
 pub(crate) trait Object:
-    Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static
+    Resource<DynamicType = (), Scope = ClusterResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + 'static
 {
 }
 
-impl<K> Object for K where K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static {}
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + 'static
+{
+}

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::{Backend, Output, tunnel::Tunnel};
 
-/// What one node would program, driver by driver: shell for tunnel, steering and addresses, a script of the backend's own tool for the policy.
+/// What one node would program, driver by driver: shell for tunnel, steering and addresses, a
+/// script of the backend's own tool for the policy.
 #[derive(Serialize)]
 struct NodePlan {
     node: String,
@@ -37,19 +38,35 @@ pub(crate) fn plan(
     match (only, output) {
         (Some(node), _) if plans.is_empty() => Err(format!("there is no Node {node}")),
         (_, Output::Text) => Ok(plans.iter().map(|plan| text(plan, backend)).collect()),
-        (_, Output::Json) => serde_json::to_string_pretty(&plans).map(|text| text + "\n").map_err(|error| error.to_string()),
+        (_, Output::Json) => serde_json::to_string_pretty(&plans)
+            .map(|text| text + "\n")
+            .map_err(|error| error.to_string()),
     }
 }
 
-fn of_node(cluster: &Offline, (config, tunnel): (&Config, &Tunnel), node: &NodeName, backend: Backend) -> Result<NodePlan, String> {
-    let desired = cluster.for_drivers(node).ok_or_else(|| format!("there is no Node {node}"))?;
+fn of_node(
+    cluster: &Offline,
+    (config, tunnel): (&Config, &Tunnel),
+    node: &NodeName,
+    backend: Backend,
+) -> Result<NodePlan, String> {
+    let desired = cluster
+        .for_drivers(node)
+        .ok_or_else(|| format!("there is no Node {node}"))?;
     let failed = |error: Error| format!("Node {node}: {}", error.chain());
     let mask = config.mark.mask;
     let policy = match backend {
-        Backend::Nftables => from_nothing(&Nftables::offline(NftablesSettings { mask }), &desired.policy),
-        Backend::Netfilter => {
-            from_nothing(&Netfilter::offline(NetfilterSettings { mask, flavour: IptablesFlavour::Auto }), &desired.policy)
-        }
+        Backend::Nftables => from_nothing(
+            &Nftables::offline(NftablesSettings { mask }),
+            &desired.policy,
+        ),
+        Backend::Netfilter => from_nothing(
+            &Netfilter::offline(NetfilterSettings {
+                mask,
+                flavour: IptablesFlavour::Auto,
+            }),
+            &desired.policy,
+        ),
     };
     let routing = &config.routing;
     let steering = SteeringSettings {
@@ -76,10 +93,17 @@ fn from_nothing<D: Driver>(driver: &D, desired: &D::Desired) -> Result<String, E
 /// Gives each part of a plan to the command in its heading, one after the other.
 const EACH_SECTION: &str = "function end() { if (command && close(command)) exit 1 } /^# / { end(); command = substr($0, 3); next } { print | command } END { end() }";
 
-/// A shell script: run on the node as root, it programs what the agent would. The policy comes first, as the agent has it: it drops
-/// what has no way yet.
+/// A shell script: run on the node as root, it programs what the agent would. The policy comes
+/// first, as the agent has it: it drops what has no way yet.
 fn text(plan: &NodePlan, backend: Backend) -> String {
-    let NodePlan { node, unknown, tunnel, steering, addresses, policy } = plan;
+    let NodePlan {
+        node,
+        unknown,
+        tunnel,
+        steering,
+        addresses,
+        policy,
+    } = plan;
     let program = match backend {
         Backend::Nftables => "nft -f -".to_owned(),
         Backend::Netfilter => format!("awk '{EACH_SECTION}'"),
@@ -89,7 +113,10 @@ fn text(plan: &NodePlan, backend: Backend) -> String {
     for unknown in unknown {
         let _ = writeln!(text, "# {node}: {unknown}");
     }
-    let _ = write!(text, "# {node}: policy\n{program} <<END\n{policy}END\n# {node}: tunnel\n{tunnel}# {node}: steering\n{steering}");
+    let _ = write!(
+        text,
+        "# {node}: policy\n{program} <<END\n{policy}END\n# {node}: tunnel\n{tunnel}# {node}: steering\n{steering}"
+    );
     if !addresses.is_empty() {
         let _ = write!(text, "# {node}: addresses\n{addresses}");
     }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use egressgateway::{Change, Driver, Encapsulation, Error, TunnelDesired, config::Config, spec::Problem};
+use egressgateway::{
+    Change, Driver, Encapsulation, Error, TunnelDesired, config::Config, spec::Problem,
+};
 use egressgateway_tunnel_geneve::{Geneve, GeneveSettings, GeneveShape};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings, VxlanShape};
 
@@ -14,9 +16,21 @@ impl Tunnel {
     pub(crate) fn of(config: &Config) -> Result<Self, Problem> {
         let tunnel = &config.tunnel;
         match tunnel.kind.as_str() {
-            "vxlan" => Ok(Self::Vxlan(VxlanSettings { vni: tunnel.vni, port: tunnel.port, mtu: tunnel.mtu })),
-            "geneve" => Ok(Self::Geneve(GeneveSettings { vni: tunnel.vni, port: tunnel.port, mtu: tunnel.mtu })),
-            other => Err(Problem::new("tunnel.kind", other, "must be vxlan or geneve: no other tunnel can be planned here")),
+            "vxlan" => Ok(Self::Vxlan(VxlanSettings {
+                vni: tunnel.vni,
+                port: tunnel.port,
+                mtu: tunnel.mtu,
+            })),
+            "geneve" => Ok(Self::Geneve(GeneveSettings {
+                vni: tunnel.vni,
+                port: tunnel.port,
+                mtu: tunnel.mtu,
+            })),
+            other => Err(Problem::new(
+                "tunnel.kind",
+                other,
+                "must be vxlan or geneve: no other tunnel can be planned here",
+            )),
         }
     }
 
@@ -29,7 +43,10 @@ impl Tunnel {
 
     /// What a node would program, from nothing.
     pub(crate) fn plan(&self, desired: &TunnelDesired) -> Result<String, Error> {
-        fn text<D: Driver<Desired = TunnelDesired>>(driver: &D, desired: &TunnelDesired) -> Result<String, Error> {
+        fn text<D: Driver<Desired = TunnelDesired>>(
+            driver: &D,
+            desired: &TunnelDesired,
+        ) -> Result<String, Error> {
             let Change { plan, .. } = driver.plan(desired, &D::State::default())?;
             Ok(plan.to_string())
         }

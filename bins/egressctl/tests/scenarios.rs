@@ -1,4 +1,5 @@
-//! The scenarios in `scenarios/`: golden plans of every node, checked by the tools that they are written for, and packets.
+//! The scenarios in `scenarios/`: golden plans of every node, checked by the tools that they are
+//! written for, and packets.
 //!
 //! `UPDATE=1` writes the golden plans anew.
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -31,8 +32,16 @@ use support::{Answer, Plans};
 
 /// The backends: name, plan from nothing, and the command that checks it from its standard input.
 const BACKENDS: [Backend; 2] = [
-    Backend { name: "nftables", plan: nftables, check: &["nft", "-c", "-f", "-"] },
-    Backend { name: "netfilter", plan: netfilter, check: &["awk", EACH_SECTION] },
+    Backend {
+        name: "nftables",
+        plan: nftables,
+        check: &["nft", "-c", "-f", "-"],
+    },
+    Backend {
+        name: "netfilter",
+        plan: netfilter,
+        check: &["awk", EACH_SECTION],
+    },
 ];
 
 /// Gives each part of a plan to the command in its heading, one after the other.
@@ -45,15 +54,25 @@ struct Backend {
 }
 
 fn nftables(desired: &DriversDesired) -> String {
-    from_nothing(&Nftables::offline(NftablesSettings::default()), &desired.policy)
+    from_nothing(
+        &Nftables::offline(NftablesSettings::default()),
+        &desired.policy,
+    )
 }
 
 fn netfilter(desired: &DriversDesired) -> String {
-    from_nothing(&Netfilter::offline(NetfilterSettings::default()), &desired.policy)
+    from_nothing(
+        &Netfilter::offline(NetfilterSettings::default()),
+        &desired.policy,
+    )
 }
 
 fn from_nothing<D: Driver>(driver: &D, desired: &D::Desired) -> String {
-    driver.plan(desired, &D::State::default()).unwrap().plan.to_string()
+    driver
+        .plan(desired, &D::State::default())
+        .unwrap()
+        .plan
+        .to_string()
 }
 
 fn folder() -> PathBuf {
@@ -62,9 +81,13 @@ fn folder() -> PathBuf {
 
 /// Names of all scenarios.
 fn scenarios() -> Vec<String> {
-    let names = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> =
-        names.filter(|name| !name.ends_with(".expect.yaml")).filter_map(|name| Some(name.strip_suffix(".yaml")?.to_owned())).collect();
+    let names = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names
+        .filter(|name| !name.ends_with(".expect.yaml"))
+        .filter_map(|name| Some(name.strip_suffix(".yaml")?.to_owned()))
+        .collect();
     names.sort();
     assert!(names.len() >= 6, "{names:?}");
     names
@@ -76,7 +99,10 @@ fn cluster(name: &str) -> Offline {
 
 fn cluster_over(name: &str, tunnel: Arc<dyn Encapsulation>) -> Offline {
     let mut manifests = Manifests::default();
-    manifests.read(name, &fs::read_to_string(folder().join(format!("{name}.yaml"))).unwrap());
+    manifests.read(
+        name,
+        &fs::read_to_string(folder().join(format!("{name}.yaml"))).unwrap(),
+    );
     assert_eq!(manifests.findings(), [], "{name}");
     let cluster = Offline::new(&manifests, OfflineSettings::of_tunnel(tunnel));
     assert!(cluster.is_settled(), "{name}");
@@ -91,7 +117,11 @@ fn golden(path: &Path, text: &str) {
         return;
     }
     let expected = fs::read_to_string(path).unwrap_or_default();
-    assert!(expected == text, "{} differs; UPDATE=1 writes it anew. Now:\n{text}", path.display());
+    assert!(
+        expected == text,
+        "{} differs; UPDATE=1 writes it anew. Now:\n{text}",
+        path.display()
+    );
 }
 
 #[test]
@@ -103,25 +133,47 @@ fn every_node_plans_what_it_always_did() {
         for node in cluster.nodes() {
             let desired = cluster.for_drivers(node).unwrap();
             let mut plans = vec![
-                (format!("{node}.tunnel.sh"), from_nothing(&Vxlan::offline(VxlanSettings::default()), &desired.tunnel)),
-                (format!("{node}.steering.sh"), from_nothing(&Steering::offline(SteeringSettings::default()), &desired.steering)),
+                (
+                    format!("{node}.tunnel.sh"),
+                    from_nothing(&Vxlan::offline(VxlanSettings::default()), &desired.tunnel),
+                ),
+                (
+                    format!("{node}.steering.sh"),
+                    from_nothing(
+                        &Steering::offline(SteeringSettings::default()),
+                        &desired.steering,
+                    ),
+                ),
             ];
             let geneve = over_geneve.for_drivers(node).unwrap();
             let script = from_nothing(&Geneve::offline(GeneveSettings::default()), &geneve.tunnel)
-                + &from_nothing(&Steering::offline(SteeringSettings::default()), &geneve.steering);
+                + &from_nothing(
+                    &Steering::offline(SteeringSettings::default()),
+                    &geneve.steering,
+                );
             plans.push((format!("{node}.geneve.sh"), script));
             let addresses = from_nothing(&EgressAddresses::offline(), &desired.addresses);
             let unknown = cluster.unknown(node).join("\n");
-            plans.extend((!unknown.is_empty()).then(|| (format!("{node}.unknown.txt"), unknown + "\n")));
-            plans.extend((!addresses.is_empty()).then(|| (format!("{node}.addresses.sh"), addresses)));
-            plans.extend(BACKENDS.iter().map(|backend| (format!("{node}.{}", backend.name), (backend.plan)(&desired))));
+            plans.extend(
+                (!unknown.is_empty()).then(|| (format!("{node}.unknown.txt"), unknown + "\n")),
+            );
+            plans.extend(
+                (!addresses.is_empty()).then(|| (format!("{node}.addresses.sh"), addresses)),
+            );
+            plans.extend(
+                BACKENDS
+                    .iter()
+                    .map(|backend| (format!("{node}.{}", backend.name), (backend.plan)(&desired))),
+            );
             for (file, text) in plans {
                 golden(&folder().join("golden").join(&name).join(&file), &text);
                 expected.insert(file);
             }
         }
         let files = fs::read_dir(folder().join("golden").join(&name)).unwrap();
-        let files: BTreeSet<String> = files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let files: BTreeSet<String> = files
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         assert_eq!(files, expected, "{name}: golden files without a node");
     }
 }
@@ -133,10 +185,20 @@ fn the_backends_own_tools_accept_every_plan() {
         for node in cluster.nodes() {
             let desired = cluster.for_drivers(node).unwrap();
             for backend in &BACKENDS {
-                let (plan, what) = ((backend.plan)(&desired), format!("{name}, {node}, {}", backend.name));
+                let (plan, what) = (
+                    (backend.plan)(&desired),
+                    format!("{name}, {node}, {}", backend.name),
+                );
                 netns::in_namespace(move || async move {
-                    let output = run(Command::new(backend.check[0]).args(&backend.check[1..]), &plan);
-                    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+                    let output = run(
+                        Command::new(backend.check[0]).args(&backend.check[1..]),
+                        &plan,
+                    );
+                    assert!(
+                        output.status.success(),
+                        "{what}: {}",
+                        String::from_utf8_lossy(&output.stderr)
+                    );
                 });
             }
         }
@@ -144,8 +206,18 @@ fn the_backends_own_tools_accept_every_plan() {
 }
 
 fn run(command: &mut Command, input: &str) -> Output {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
     child.wait_with_output().unwrap()
 }
 
@@ -173,7 +245,8 @@ fn packets_go_where_the_scenario_says() {
         let expected = fs::read_to_string(folder().join(format!("{name}.expect.yaml"))).unwrap();
         for expected in serde_yaml::from_str::<Vec<Expected>>(&expected).unwrap() {
             let (namespace, pod) = expected.from.split_once('/').unwrap();
-            let answer = explain::explain(&cluster, &PodName::new(namespace, pod), expected.to).unwrap();
+            let answer =
+                explain::explain(&cluster, &PodName::new(namespace, pod), expected.to).unwrap();
             let json = serde_json::to_value(&answer).unwrap();
             let context = format!("{name}: {answer}");
             assert_eq!(json["verdict"], *expected.verdict, "{context}");
@@ -182,15 +255,39 @@ fn packets_go_where_the_scenario_says() {
                 (&expected.policy, &answer.policy),
                 (&expected.gateway, &answer.gateway),
                 (&expected.node, &answer.node),
-                (&expected.source.map(|source| source.to_string()), &answer.source.map(|source| source.to_string())),
+                (
+                    &expected.source.map(|source| source.to_string()),
+                    &answer.source.map(|source| source.to_string()),
+                ),
             ] {
-                assert!(wanted.is_none() || wanted == said, "{wanted:?}, not {said:?}: {context}");
+                assert!(
+                    wanted.is_none() || wanted == said,
+                    "{wanted:?}, not {said:?}: {context}"
+                );
             }
-            let exits: Vec<String> = answer.exits.iter().map(|exit| format!("{}={}", exit.node, exit.source.unwrap())).collect();
-            assert!(expected.exits.as_ref().is_none_or(|wanted| *wanted == exits.join(" ")), "{context}");
+            let exits: Vec<String> = answer
+                .exits
+                .iter()
+                .map(|exit| format!("{}={}", exit.node, exit.source.unwrap()))
+                .collect();
+            assert!(
+                expected
+                    .exits
+                    .as_ref()
+                    .is_none_or(|wanted| *wanted == exits.join(" ")),
+                "{context}"
+            );
             for plans in &plans {
-                let traced = plans.trace(&answer.on.as_deref().unwrap().into(), answer.address.unwrap(), expected.to);
-                assert_eq!(traced, Answer::of(&answer), "the packet's way through the plans, {context}");
+                let traced = plans.trace(
+                    &answer.on.as_deref().unwrap().into(),
+                    answer.address.unwrap(),
+                    expected.to,
+                );
+                assert_eq!(
+                    traced,
+                    Answer::of(&answer),
+                    "the packet's way through the plans, {context}"
+                );
             }
         }
     }

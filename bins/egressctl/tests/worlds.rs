@@ -1,4 +1,5 @@
-//! Random clusters: the explanation, the packet's way through the plans, and the rules read literally say the same.
+//! Random clusters: the explanation, the packet's way through the plans, and the rules read
+//! literally say the same.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod naive;
@@ -22,7 +23,11 @@ fn offline(world: &World) -> Offline {
     let settings = OfflineSettings::of_tunnel(tunnel());
     Offline::new(
         &manifests,
-        OfflineSettings { statuses: Statuses::Given, default_gateway: world.default_gateway.as_deref().map(Into::into), ..settings },
+        OfflineSettings {
+            statuses: Statuses::Given,
+            default_gateway: world.default_gateway.as_deref().map(Into::into),
+            ..settings
+        },
     )
 }
 
@@ -36,17 +41,44 @@ fn try_world(seed: u64, met: &mut [usize; 3]) {
         // Most addresses are nobody's business; what happens to the others is what is wanted here.
         let draw = || {
             let packet = world.packet(&mut dice);
-            (packet, naive::ask(&world, packet.0, packet.1, packet.2) != Answer::Pass)
+            (
+                packet,
+                naive::ask(&world, packet.0, packet.1, packet.2) != Answer::Pass,
+            )
         };
         let drawn: Vec<_> = std::iter::repeat_with(draw).take(8).collect();
-        let (pod, source, destination) = drawn.iter().find(|(_, governed)| *governed).unwrap_or(&drawn[0]).0;
-        let explanation = explain::explain(&offline, &PodName::new(pod.namespace.as_str(), pod.name.as_str()), destination).unwrap();
+        let (pod, source, destination) = drawn
+            .iter()
+            .find(|(_, governed)| *governed)
+            .unwrap_or(&drawn[0])
+            .0;
+        let explanation = explain::explain(
+            &offline,
+            &PodName::new(pod.namespace.as_str(), pod.name.as_str()),
+            destination,
+        )
+        .unwrap();
         let naive = naive::ask(&world, pod, source, destination);
-        let context = || format!("seed {seed}: {source} → {destination}\n{}\n{explanation}", world.manifest());
-        assert_eq!(naive, Answer::of(&explanation), "the rules read literally against the explanation, {}", context());
+        let context = || {
+            format!(
+                "seed {seed}: {source} → {destination}\n{}\n{explanation}",
+                world.manifest()
+            )
+        };
+        assert_eq!(
+            naive,
+            Answer::of(&explanation),
+            "the rules read literally against the explanation, {}",
+            context()
+        );
         for (backend, plans) in &plans {
             let traced = plans.trace(&pod.node.as_str().into(), source, destination);
-            assert_eq!(naive, traced, "the rules read literally against the packet's way with {backend}, {}", context());
+            assert_eq!(
+                naive,
+                traced,
+                "the rules read literally against the packet's way with {backend}, {}",
+                context()
+            );
         }
         met[match naive {
             Answer::Pass => 0,
@@ -58,7 +90,9 @@ fn try_world(seed: u64, met: &mut [usize; 3]) {
 
 #[test]
 fn explanations_plans_and_the_rules_agree_in_random_worlds() {
-    let only = std::env::var("WORLD").ok().map(|seed| seed.parse().unwrap());
+    let only = std::env::var("WORLD")
+        .ok()
+        .map(|seed| seed.parse().unwrap());
     let seeds: Vec<u64> = only.map_or_else(|| (0..WORLDS).collect(), |seed| vec![seed]);
     println!("seeds {}..={}", seeds[0], seeds[seeds.len() - 1]);
     let halves: Vec<&[u64]> = seeds.chunks(seeds.len().div_ceil(2)).collect();
@@ -70,15 +104,23 @@ fn explanations_plans_and_the_rules_agree_in_random_worlds() {
             }
             met
         };
-        let threads: Vec<_> = halves.into_iter().map(|seeds| scope.spawn(move || run(seeds))).collect();
+        let threads: Vec<_> = halves
+            .into_iter()
+            .map(|seeds| scope.spawn(move || run(seeds)))
+            .collect();
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap())
-            .fold([0; 3], |all, met| [all[0] + met[0], all[1] + met[1], all[2] + met[2]])
+            .fold([0; 3], |all, met| {
+                [all[0] + met[0], all[1] + met[1], all[2] + met[2]]
+            })
     });
     println!("passed {}, left {}, dropped {}", met[0], met[1], met[2]);
     if only.is_none() {
         let packets = met.iter().sum::<usize>();
-        assert!(met.iter().all(|count| count * 10 > packets), "worlds that tell nothing: {met:?} of {packets}");
+        assert!(
+            met.iter().all(|count| count * 10 > packets),
+            "worlds that tell nothing: {met:?} of {packets}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Numbers of the kernel's ipset interface: `linux/netfilter/nfnetlink.h`, `linux/netfilter/ipset/ip_set.h`, `linux/netlink.h`.
+//! Numbers of the kernel's ipset interface: `linux/netfilter/nfnetlink.h`,
+//! `linux/netfilter/ipset/ip_set.h`, `linux/netlink.h`.
 
 /// `NFNL_SUBSYS_IPSET`
 pub(super) const SUBSYSTEM: u8 = 6;
@@ -71,7 +72,11 @@ pub(super) const ERRORS: [(i32, i32, &str); 11] = [
     (ERR_BUSY, 16, "the set is in use"),
     (4101, 17, "there is a set of the second name"),
     (4102, 17, "the set is of another type"),
-    (4103, 17, "the entry is there already, or not there any more"),
+    (
+        4103,
+        17,
+        "the entry is there already, or not there any more",
+    ),
     (4104, 22, "the prefix length is not valid"),
     (4106, 22, "the address is of another family"),
     (4109, 16, "the set is referred to"),

@@ -6,9 +6,11 @@ use egressgateway::model::Family;
 use ipnet::IpNet;
 
 use super::constants::{
-    AF_INET, AF_INET6, ATTR_ADT, ATTR_CADT_FLAGS, ATTR_CIDR, ATTR_DATA, ATTR_FAMILY, ATTR_IP, ATTR_IPADDR_IPV4, ATTR_IPADDR_IPV6,
-    ATTR_LINENO, ATTR_MAXELEM, ATTR_PROTOCOL, ATTR_REVISION, ATTR_SETNAME, ATTR_SETNAME2, ATTR_SKBMARK, ATTR_TIMEOUT, ATTR_TYPENAME,
-    FLAG_NOMATCH, FLAG_SKBINFO, NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_REQUEST, PROTOCOL, SUBSYSTEM,
+    AF_INET, AF_INET6, ATTR_ADT, ATTR_CADT_FLAGS, ATTR_CIDR, ATTR_DATA, ATTR_FAMILY, ATTR_IP,
+    ATTR_IPADDR_IPV4, ATTR_IPADDR_IPV6, ATTR_LINENO, ATTR_MAXELEM, ATTR_PROTOCOL, ATTR_REVISION,
+    ATTR_SETNAME, ATTR_SETNAME2, ATTR_SKBMARK, ATTR_TIMEOUT, ATTR_TYPENAME, FLAG_NOMATCH,
+    FLAG_SKBINFO, NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_REQUEST,
+    PROTOCOL, SUBSYSTEM,
 };
 use crate::set::{Entry, Kind, MAX_ELEMENTS, Shape};
 
@@ -23,7 +25,8 @@ pub(super) struct Request(Vec<u8>);
 impl Request {
     pub(super) fn new(command: u8, flags: u16) -> Self {
         let mut bytes = vec![0; HEADER + GENERIC];
-        bytes[4..6].copy_from_slice(&(u16::from(SUBSYSTEM) << 8 | u16::from(command)).to_ne_bytes());
+        bytes[4..6]
+            .copy_from_slice(&(u16::from(SUBSYSTEM) << 8 | u16::from(command)).to_ne_bytes());
         bytes[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
         bytes[HEADER] = AF_INET;
         let mut request = Self(bytes);
@@ -86,15 +89,35 @@ impl Request {
 
     fn kind_of(&mut self, kind: Kind, family: Family) {
         self.text(ATTR_TYPENAME, kind.name());
-        self.put(ATTR_FAMILY, &[if family == Family::V4 { AF_INET } else { AF_INET6 }]);
+        self.put(
+            ATTR_FAMILY,
+            &[if family == Family::V4 {
+                AF_INET
+            } else {
+                AF_INET6
+            }],
+        );
     }
 
-    /// Entries of a set of this kind; the kernel says the number of the one that it refuses, counted from 1.
-    pub(super) fn entries(mut self, kind: Kind, entries: &[(IpNet, Entry)], with_marks: bool) -> Self {
+    /// Entries of a set of this kind; the kernel says the number of the one that it refuses,
+    /// counted from 1.
+    pub(super) fn entries(
+        mut self,
+        kind: Kind,
+        entries: &[(IpNet, Entry)],
+        with_marks: bool,
+    ) -> Self {
         self.number(ATTR_LINENO, 0);
         self.nested(ATTR_ADT, |all| {
             for ((net, entry), line) in entries.iter().zip(1..) {
-                all.nested(ATTR_DATA, |data| data.entry(kind, *net, if with_marks { *entry } else { Entry::In }, line));
+                all.nested(ATTR_DATA, |data| {
+                    data.entry(
+                        kind,
+                        *net,
+                        if with_marks { *entry } else { Entry::In },
+                        line,
+                    )
+                });
             }
         });
         self
@@ -102,8 +125,12 @@ impl Request {
 
     fn entry(&mut self, kind: Kind, net: IpNet, entry: Entry, line: u32) {
         self.nested(ATTR_IP, |ip| match net.addr() {
-            IpAddr::V4(address) => ip.put(ATTR_IPADDR_IPV4 | NLA_F_NET_BYTEORDER, &address.octets()),
-            IpAddr::V6(address) => ip.put(ATTR_IPADDR_IPV6 | NLA_F_NET_BYTEORDER, &address.octets()),
+            IpAddr::V4(address) => {
+                ip.put(ATTR_IPADDR_IPV4 | NLA_F_NET_BYTEORDER, &address.octets())
+            }
+            IpAddr::V6(address) => {
+                ip.put(ATTR_IPADDR_IPV6 | NLA_F_NET_BYTEORDER, &address.octets())
+            }
         });
         if kind == Kind::Networks {
             self.put(ATTR_CIDR, &[net.prefix_len()]);
@@ -142,7 +169,11 @@ pub(super) fn answers(datagram: &[u8]) -> impl Iterator<Item = Answer<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = usize::try_from(u32_at(rest, 0)?).ok()?;
-        let answer = Answer { kind: u16_at(rest, 4)?, sequence: u32_at(rest, 8)?, body: rest.get(HEADER..length)? };
+        let answer = Answer {
+            kind: u16_at(rest, 4)?,
+            sequence: u32_at(rest, 8)?,
+            body: rest.get(HEADER..length)?,
+        };
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(answer)
     })
@@ -154,11 +185,16 @@ impl Answer<'_> {
         u32_at(self.body, 0).map_or(0, |errno| errno.cast_signed().saturating_neg())
     }
 
-    /// The number of the entry that was refused: the kernel writes it into the copy of the request that it sends back.
+    /// The number of the entry that was refused: the kernel writes it into the copy of the request
+    /// that it sends back.
     pub(super) fn refused_entry(&self) -> Option<usize> {
         let request = self.body.get(4 + HEADER + GENERIC..)?;
-        let line = attributes(request).find(|(kind, _)| *kind == ATTR_LINENO)?.1;
-        usize::try_from(u32::from_be_bytes(line.get(..4)?.try_into().ok()?)).ok().filter(|line| *line > 0)
+        let line = attributes(request)
+            .find(|(kind, _)| *kind == ATTR_LINENO)?
+            .1;
+        usize::try_from(u32::from_be_bytes(line.get(..4)?.try_into().ok()?))
+            .ok()
+            .filter(|line| *line > 0)
     }
 }
 
@@ -178,22 +214,48 @@ pub(super) fn listed(body: &[u8]) -> Option<Listed> {
     for (attribute, value) in attributes(body.get(GENERIC..)?) {
         match attribute {
             ATTR_SETNAME => text(value)?.clone_into(&mut listed.name),
-            ATTR_TYPENAME => kind = Kind::ALL.into_iter().find(|kind| text(value) == Some(kind.name())),
-            ATTR_FAMILY => family = value.first().map(|family| if *family == AF_INET { Family::V4 } else { Family::V6 }),
+            ATTR_TYPENAME => {
+                kind = Kind::ALL
+                    .into_iter()
+                    .find(|kind| text(value) == Some(kind.name()))
+            }
+            ATTR_FAMILY => {
+                family = value.first().map(|family| {
+                    if *family == AF_INET {
+                        Family::V4
+                    } else {
+                        Family::V6
+                    }
+                })
+            }
             ATTR_DATA => {
-                let number = |wanted| attributes(value).find(|(kind, _)| *kind == wanted).and_then(|(_, number)| be_u32(number));
-                marked = match (number(ATTR_CADT_FLAGS).unwrap_or(0), number(ATTR_MAXELEM), number(ATTR_TIMEOUT)) {
+                let number = |wanted| {
+                    attributes(value)
+                        .find(|(kind, _)| *kind == wanted)
+                        .and_then(|(_, number)| be_u32(number))
+                };
+                marked = match (
+                    number(ATTR_CADT_FLAGS).unwrap_or(0),
+                    number(ATTR_MAXELEM),
+                    number(ATTR_TIMEOUT),
+                ) {
                     (0, Some(MAX_ELEMENTS), None) => Some(false),
                     (FLAG_SKBINFO, Some(MAX_ELEMENTS), None) => Some(true),
                     _ => None,
                 };
             }
-            ATTR_ADT => listed.entries.extend(attributes(value).filter_map(|(_, entry)| self::entry(entry))),
+            ATTR_ADT => listed
+                .entries
+                .extend(attributes(value).filter_map(|(_, entry)| self::entry(entry))),
             _ => {}
         }
     }
     if let (Some(kind), Some(family), Some(marked)) = (kind, family, marked) {
-        listed.shape = Some(Shape { kind, family, marked });
+        listed.shape = Some(Shape {
+            kind,
+            family,
+            marked,
+        });
     }
     Some(listed)
 }
@@ -202,10 +264,19 @@ fn entry(data: &[u8]) -> Option<(IpNet, Entry)> {
     let (mut address, mut prefix, mut entry) = (None, None, Entry::In);
     for (attribute, value) in attributes(data) {
         match attribute {
-            ATTR_IP => address = attributes(value).next().and_then(|(_, bytes)| self::address(bytes)),
+            ATTR_IP => {
+                address = attributes(value)
+                    .next()
+                    .and_then(|(_, bytes)| self::address(bytes))
+            }
             ATTR_CIDR => prefix = value.first().copied(),
             ATTR_CADT_FLAGS if be_u32(value)? & FLAG_NOMATCH != 0 => entry = Entry::Out,
-            ATTR_SKBMARK => entry = Entry::Mark { value: be_u32(value)?, mask: be_u32(value.get(4..)?)? },
+            ATTR_SKBMARK => {
+                entry = Entry::Mark {
+                    value: be_u32(value)?,
+                    mask: be_u32(value.get(4..)?)?,
+                }
+            }
             _ => {}
         }
     }
@@ -257,10 +328,24 @@ mod tests {
     fn request() -> Vec<u8> {
         let entries = [
             ("10.0.0.0/8".parse().unwrap(), Entry::Out),
-            ("10.1.0.0/16".parse().unwrap(), Entry::Mark { value: 0x1100_0001, mask: 0xff00_ffff }),
+            (
+                "10.1.0.0/16".parse().unwrap(),
+                Entry::Mark {
+                    value: 0x1100_0001,
+                    mask: 0xff00_ffff,
+                },
+            ),
         ];
-        let shape = Shape { kind: Kind::Networks, family: Family::V4, marked: true };
-        Request::new(CMD_CREATE, 0).set("egw-x").shape(shape).entries(Kind::Networks, &entries, true).finish(7)
+        let shape = Shape {
+            kind: Kind::Networks,
+            family: Family::V4,
+            marked: true,
+        };
+        Request::new(CMD_CREATE, 0)
+            .set("egw-x")
+            .shape(shape)
+            .entries(Kind::Networks, &entries, true)
+            .finish(7)
     }
 
     #[test]
@@ -269,8 +354,24 @@ mod tests {
         let answer = answers(&bytes).next().unwrap();
         let listed = listed(answer.body).unwrap();
         assert_eq!((answer.sequence, listed.name.as_str()), (7, "egw-x"));
-        assert_eq!(listed.shape, Some(Shape { kind: Kind::Networks, family: Family::V4, marked: true }));
-        assert_eq!(listed.entries[1], ("10.1.0.0/16".parse().unwrap(), Entry::Mark { value: 0x1100_0001, mask: 0xff00_ffff }));
+        assert_eq!(
+            listed.shape,
+            Some(Shape {
+                kind: Kind::Networks,
+                family: Family::V4,
+                marked: true
+            })
+        );
+        assert_eq!(
+            listed.entries[1],
+            (
+                "10.1.0.0/16".parse().unwrap(),
+                Entry::Mark {
+                    value: 0x1100_0001,
+                    mask: 0xff00_ffff
+                }
+            )
+        );
         assert_eq!(listed.entries[0].1, Entry::Out);
     }
 

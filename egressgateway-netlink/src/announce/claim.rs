@@ -1,12 +1,13 @@
-//! What a frame says about who has an address. Frames come from anybody: nothing in them is believed before it was checked.
+//! What a frame says about who has an address. Frames come from anybody: nothing in them is
+//! believed before it was checked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use egressgateway::model::MacAddress;
 
 use super::frames::{
-    ARP_ETHERNET, ARP_REPLY, ARP_REQUEST, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, HOP_LIMIT, ICMPV6, NEIGHBOUR_ADVERTISEMENT,
-    TARGET_LINK_LAYER, pseudo_header,
+    ARP_ETHERNET, ARP_REPLY, ARP_REQUEST, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, HOP_LIMIT,
+    ICMPV6, NEIGHBOUR_ADVERTISEMENT, TARGET_LINK_LAYER, pseudo_header,
 };
 use crate::echo::checksum;
 
@@ -25,8 +26,8 @@ pub(super) struct Claim {
     pub(super) sender: MacAddress,
 }
 
-/// Reads an Ethernet frame. What says of no address that somebody has it, or is not as it must be, claims nothing: a probe without a
-/// sender's address is a question.
+/// Reads an Ethernet frame. What says of no address that somebody has it, or is not as it must be,
+/// claims nothing: a probe without a sender's address is a question.
 pub(super) fn claim(frame: &[u8]) -> Option<Claim> {
     let (head, packet) = frame.split_at_checked(14)?;
     let sender = MacAddress(head[6..12].try_into().ok()?);
@@ -37,31 +38,46 @@ pub(super) fn claim(frame: &[u8]) -> Option<Claim> {
     };
     // A group, everybody, or nobody is no host's hardware address (RFC 1812, 3.3.2).
     let host = |mac: MacAddress| mac.0[0] & 1 == 0 && mac.0 != [0; 6];
-    (host(mac) && host(sender)).then_some(Claim { address, mac, sender })
+    (host(mac) && host(sender)).then_some(Claim {
+        address,
+        mac,
+        sender,
+    })
 }
 
 /// Whoever sends an ARP packet with an address has it (RFC 5227, 2.4).
 fn arp(packet: &[u8]) -> Option<(IpAddr, MacAddress)> {
     let packet: &[u8; 28] = packet.first_chunk()?;
-    let kind = word(packet, 0)? == ARP_ETHERNET && word(packet, 2)? == ETHERTYPE_IPV4 && packet[4..6] == [6, 4];
+    let kind = word(packet, 0)? == ARP_ETHERNET
+        && word(packet, 2)? == ETHERTYPE_IPV4
+        && packet[4..6] == [6, 4];
     let said = [ARP_REQUEST, ARP_REPLY].contains(&word(packet, 6)?);
     let address = Ipv4Addr::from(*packet[14..].first_chunk::<4>()?);
-    (kind && said && !address.is_unspecified()).then_some((address.into(), MacAddress(*packet[8..].first_chunk()?)))
+    (kind && said && !address.is_unspecified())
+        .then_some((address.into(), MacAddress(*packet[8..].first_chunk()?)))
 }
 
-/// Checked as RFC 4861, 7.1.2 says. In a packet with further headers there is no valid one (RFC 6980).
+/// Checked as RFC 4861, 7.1.2 says. In a packet with further headers there is no valid one (RFC
+/// 6980).
 fn advertisement(packet: &[u8], sender: MacAddress) -> Option<(IpAddr, MacAddress)> {
     let (head, rest) = packet.split_at_checked(40)?;
     let length = word(head, 4)?;
     let message = rest.get(..usize::from(length))?;
-    let [source, destination] = [8, 24].map(|at| head[at..].first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets)));
+    let [source, destination] = [8, 24].map(|at| {
+        head[at..]
+            .first_chunk::<16>()
+            .map(|octets| Ipv6Addr::from(*octets))
+    });
     let (source, destination) = (source?, destination?);
     if head[0] >> 4 != 6 || head[6..8] != [ICMPV6, HOP_LIMIT] || message.len() < ADVERTISEMENT {
         return None;
     }
     let whole = checksum(&[&pseudo_header(source, destination, length), message].concat()) == 0;
     let unasked = message[4] & SOLICITED == 0;
-    if !whole || message[..2] != [NEIGHBOUR_ADVERTISEMENT, 0] || (destination.is_multicast() && !unasked) {
+    if !whole
+        || message[..2] != [NEIGHBOUR_ADVERTISEMENT, 0]
+        || (destination.is_multicast() && !unasked)
+    {
         return None;
     }
     let target = Ipv6Addr::from(*message[8..].first_chunk::<16>()?);
@@ -69,13 +85,16 @@ fn advertisement(packet: &[u8], sender: MacAddress) -> Option<(IpAddr, MacAddres
     (!target.is_multicast() && !target.is_unspecified()).then_some((target.into(), mac))
 }
 
-/// What the option says that the advertisement may have, and without one the sender; none where the options are none.
+/// What the option says that the advertisement may have, and without one the sender; none where the
+/// options are none.
 fn target_link_layer(mut options: &[u8], sender: MacAddress) -> Option<MacAddress> {
     let mut mac = sender;
     while !options.is_empty() {
         // In units of eight bytes; nothing is shorter than its own length.
         let length = usize::from(*options.get(1)?) * 8;
-        let (option, rest) = options.split_at_checked(length).filter(|(option, _)| !option.is_empty())?;
+        let (option, rest) = options
+            .split_at_checked(length)
+            .filter(|(option, _)| !option.is_empty())?;
         if option[..2] == TARGET_LINK_LAYER {
             mac = MacAddress(*option[2..].first_chunk()?);
         }
@@ -85,7 +104,11 @@ fn target_link_layer(mut options: &[u8], sender: MacAddress) -> Option<MacAddres
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .copied()
+        .map(u16::from_be_bytes)
 }
 
 #[cfg(test)]
@@ -105,10 +128,12 @@ mod tests {
         let mut frame = frame.to_vec();
         frame[at..at + bytes.len()].copy_from_slice(bytes);
         if frame[12..14] == ETHERTYPE_IPV6.to_be_bytes() {
-            let [source, destination] = [22, 38].map(|at| Ipv6Addr::from(*frame[at..].first_chunk::<16>().unwrap()));
+            let [source, destination] =
+                [22, 38].map(|at| Ipv6Addr::from(*frame[at..].first_chunk::<16>().unwrap()));
             frame[56..58].fill(0);
             let length = u16::from_be_bytes([frame[18], frame[19]]);
-            let sum = checksum(&[&pseudo_header(source, destination, length), &frame[54..]].concat());
+            let sum =
+                checksum(&[&pseudo_header(source, destination, length), &frame[54..]].concat());
             frame[56..58].copy_from_slice(&sum.to_be_bytes());
         }
         frame
@@ -125,7 +150,11 @@ mod tests {
     #[test]
     fn announcements_are_claims_and_questions_are_none() {
         for text in ["10.6.0.60", "fd00:6::60"] {
-            let said = Some(Claim { address: address(text), mac: MAC, sender: MAC });
+            let said = Some(Claim {
+                address: address(text),
+                mac: MAC,
+                sender: MAC,
+            });
             for frame in frames::announcements(address(text), MAC) {
                 assert_eq!(claim(&frame), said, "{text}");
                 let padded = [frame.as_slice(), &[0; 18]].concat();
@@ -139,7 +168,10 @@ mod tests {
     fn every_packet_that_has_the_address_as_its_sender_is_a_claim() {
         // A request for somebody else's address.
         let asks = with(&arps()[0], 38, &[10, 6, 0, 9]);
-        assert_eq!(claim(&asks).map(|claim| claim.address), Some(address("10.6.0.60")));
+        assert_eq!(
+            claim(&asks).map(|claim| claim.address),
+            Some(address("10.6.0.60"))
+        );
     }
 
     #[test]
@@ -147,7 +179,11 @@ mod tests {
         let other = [2, 0, 0, 0, 0, 0x0c];
         let stated = claim(&with(&advertised(), 80, &other)).unwrap();
         assert_eq!((stated.mac, stated.sender), (MacAddress(other), MAC));
-        assert_eq!(claim(&with(&advertised(), 78, &[1])).unwrap().mac, MAC, "the option is another one");
+        assert_eq!(
+            claim(&with(&advertised(), 78, &[1])).unwrap().mac,
+            MAC,
+            "the option is another one"
+        );
         let bare = with(&advertised()[..78], 18, &[0, 24]);
         assert_eq!(claim(&bare).unwrap().mac, MAC);
     }

@@ -28,8 +28,8 @@ pub(super) const ICMPV6: u8 = 58;
 pub(super) const HOP_LIMIT: u8 = 255;
 /// A neighbour solicitation (RFC 4861, 4.3).
 const NEIGHBOUR_SOLICITATION: u8 = 135;
-/// A neighbour advertisement (RFC 4861, 4.4) that overrides what neighbours know. Not solicited; and no word of a router, because nobody's
-/// route leads to an egress address.
+/// A neighbour advertisement (RFC 4861, 4.4) that overrides what neighbours know. Not solicited;
+/// and no word of a router, because nobody's route leads to an egress address.
 pub(super) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const OVERRIDE: u8 = 0x20;
 /// Option "target link-layer address", in units of eight bytes (RFC 4861, 4.6.1).
@@ -39,12 +39,15 @@ pub(super) const TARGET_LINK_LAYER: [u8; 2] = [2, 1];
 pub(super) fn announcements(address: IpAddr, mac: MacAddress) -> Vec<Vec<u8>> {
     match address {
         // Sender and target are the same address: an announcement (RFC 5227, 1.1).
-        IpAddr::V4(address) => [ARP_REQUEST, ARP_REPLY].map(|operation| arp(operation, mac, address, address)).into(),
+        IpAddr::V4(address) => [ARP_REQUEST, ARP_REPLY]
+            .map(|operation| arp(operation, mac, address, address))
+            .into(),
         IpAddr::V6(address) => vec![advertisement(address, mac)],
     }
 }
 
-/// Asks who else has `address`, and tells nobody that it is at `mac`: the sender has no address yet (RFC 5227, 1.1, and RFC 4862, 5.4.2).
+/// Asks who else has `address`, and tells nobody that it is at `mac`: the sender has no address yet
+/// (RFC 5227, 1.1, and RFC 4862, 5.4.2).
 pub(super) fn question(address: IpAddr, mac: MacAddress) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => arp(ARP_REQUEST, mac, Ipv4Addr::UNSPECIFIED, address),
@@ -54,7 +57,11 @@ pub(super) fn question(address: IpAddr, mac: MacAddress) -> Vec<u8> {
 
 fn arp(operation: u16, mac: MacAddress, sender: Ipv4Addr, address: Ipv4Addr) -> Vec<u8> {
     // Nobody is asked in a request; in an answer the target is whom it is sent to.
-    let target = if operation == ARP_REQUEST { [0; 6] } else { BROADCAST };
+    let target = if operation == ARP_REQUEST {
+        [0; 6]
+    } else {
+        BROADCAST
+    };
     let mut frame = ethernet(BROADCAST, mac, ETHERTYPE_ARP);
     frame.extend(ARP_ETHERNET.to_be_bytes());
     frame.extend(ETHERTYPE_IPV4.to_be_bytes());
@@ -72,7 +79,12 @@ fn advertisement(address: Ipv6Addr, mac: MacAddress) -> Vec<u8> {
     message.extend(address.octets());
     message.extend(TARGET_LINK_LAYER);
     message.extend(mac.0);
-    icmpv6(ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6), address, ALL_NODES, message)
+    icmpv6(
+        ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6),
+        address,
+        ALL_NODES,
+        message,
+    )
 }
 
 /// No option says where the sender is: without an address it must not.
@@ -81,14 +93,39 @@ fn solicitation(address: Ipv6Addr, mac: MacAddress) -> Vec<u8> {
     message.extend(address.octets());
     // The solicited-node group (RFC 4291, 2.7.1), and its Ethernet address (RFC 2464, 7).
     let [.., a, b, c] = address.octets();
-    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
-    icmpv6(ethernet([0x33, 0x33, 0xff, a, b, c], mac, ETHERTYPE_IPV6), Ipv6Addr::UNSPECIFIED, group, message)
+    let group = Ipv6Addr::new(
+        0xff02,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0xff00 | u16::from(a),
+        u16::from_be_bytes([b, c]),
+    );
+    icmpv6(
+        ethernet([0x33, 0x33, 0xff, a, b, c], mac, ETHERTYPE_IPV6),
+        Ipv6Addr::UNSPECIFIED,
+        group,
+        message,
+    )
 }
 
 /// A whole frame from its head and a message whose checksum is not filled in.
-fn icmpv6(mut frame: Vec<u8>, source: Ipv6Addr, destination: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
+fn icmpv6(
+    mut frame: Vec<u8>,
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    mut message: Vec<u8>,
+) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap_or_default();
-    let sum = checksum(&[&pseudo_header(source, destination, length), message.as_slice()].concat());
+    let sum = checksum(
+        &[
+            &pseudo_header(source, destination, length),
+            message.as_slice(),
+        ]
+        .concat(),
+    );
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     frame.extend([0x60, 0, 0, 0]); // Version 6, no class, no flow.
     frame.extend(length.to_be_bytes());
@@ -102,7 +139,12 @@ fn icmpv6(mut frame: Vec<u8>, source: Ipv6Addr, destination: Ipv6Addr, mut messa
 /// What the checksum covers besides the message (RFC 8200, 8.1).
 pub(super) fn pseudo_header(source: Ipv6Addr, destination: Ipv6Addr, length: u16) -> Vec<u8> {
     let [high, low] = length.to_be_bytes();
-    [source.octets().as_slice(), &destination.octets(), &[0, 0, high, low, 0, 0, 0, ICMPV6]].concat()
+    [
+        source.octets().as_slice(),
+        &destination.octets(),
+        &[0, 0, high, low, 0, 0, 0, ICMPV6],
+    ]
+    .concat()
 }
 
 fn ethernet(destination: [u8; 6], source: MacAddress, kind: u16) -> Vec<u8> {
@@ -116,7 +158,9 @@ mod tests {
     const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 0x0b]);
 
     fn bytes(text: &str) -> Vec<u8> {
-        text.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+        text.split_whitespace()
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+            .collect()
     }
 
     #[test]
@@ -125,7 +169,10 @@ mod tests {
         let sender = "02 00 00 00 00 0b 0a 06 00 3c";
         let request = format!("{head} 00 01 {sender} 00 00 00 00 00 00 0a 06 00 3c");
         let answer = format!("{head} 00 02 {sender} ff ff ff ff ff ff 0a 06 00 3c");
-        assert_eq!(announcements([10, 6, 0, 60].into(), MAC), [bytes(&request), bytes(&answer)]);
+        assert_eq!(
+            announcements([10, 6, 0, 60].into(), MAC),
+            [bytes(&request), bytes(&answer)]
+        );
     }
 
     #[test]
@@ -141,7 +188,11 @@ mod tests {
         assert_eq!(frame[..54], expected_head);
         expected[2..4].copy_from_slice(&frame[56..58]);
         assert_eq!(frame[54..], expected);
-        assert_eq!(checksum(&[pseudo_header(address, ALL_NODES, 32), frame[54..].to_vec()].concat()), 0, "the sum of all words");
+        assert_eq!(
+            checksum(&[pseudo_header(address, ALL_NODES, 32), frame[54..].to_vec()].concat()),
+            0,
+            "the sum of all words"
+        );
     }
 
     #[test]
@@ -162,6 +213,15 @@ mod tests {
         assert_eq!(frame[..54], expected_head);
         expected[2..4].copy_from_slice(&frame[56..58]);
         assert_eq!(frame[54..], expected);
-        assert_eq!(checksum(&[pseudo_header(Ipv6Addr::UNSPECIFIED, group, 24), frame[54..].to_vec()].concat()), 0);
+        assert_eq!(
+            checksum(
+                &[
+                    pseudo_header(Ipv6Addr::UNSPECIFIED, group, 24),
+                    frame[54..].to_vec()
+                ]
+                .concat()
+            ),
+            0
+        );
     }
 }

@@ -31,8 +31,9 @@ use super::{
 const QUEUE: usize = 64;
 /// The longest frame that is read whole, and with it the longest that can be valid.
 const FRAME: usize = 1514;
-/// Up to this `sll_pkttype` a frame is for this host, for all, or for a group (`PACKET_HOST`, `PACKET_BROADCAST`, `PACKET_MULTICAST` of
-/// `linux/if_packet.h`); others are somebody else's, or of a VLAN that nobody here is in.
+/// Up to this `sll_pkttype` a frame is for this host, for all, or for a group (`PACKET_HOST`,
+/// `PACKET_BROADCAST`, `PACKET_MULTICAST` of `linux/if_packet.h`); others are somebody else's, or
+/// of a VLAN that nobody here is in.
 const PACKET_MULTICAST: u8 = 2;
 
 // Instructions of the classic packet filter, `linux/filter.h`.
@@ -40,11 +41,14 @@ const LOAD_BYTE: u16 = 0x30;
 const JUMP_UNLESS_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
-/// Asks who else has addresses of this host: by ARP probes (RFC 5227), and by the neighbour solicitations of duplicate address detection (RFC 4862),
-/// which tell nobody anything. It hears what others say of these addresses, asked or unasked, and nothing that a device of this host says.
+/// Asks who else has addresses of this host: by ARP probes (RFC 5227), and by the neighbour
+/// solicitations of duplicate address detection (RFC 4862), which tell nobody anything. It hears
+/// what others say of these addresses, asked or unasked, and nothing that a device of this host
+/// says.
 ///
-/// `CAP_NET_RAW` is needed. It listens in the network namespace of the thread that asks first, before the host's packet filters. On a device
-/// without Ethernet addresses there is nobody to ask. As long as there is nothing to ask, no socket is open.
+/// `CAP_NET_RAW` is needed. It listens in the network namespace of the thread that asks first,
+/// before the host's packet filters. On a device without Ethernet addresses there is nobody to ask.
+/// As long as there is nothing to ask, no socket is open.
 #[derive(Debug)]
 pub struct NeighbourInquirer {
     sockets: Mutex<Sockets>,
@@ -72,14 +76,27 @@ impl NeighbourInquirer {
     #[must_use]
     pub fn new() -> Self {
         let (heard, answers) = mpsc::channel(QUEUE);
-        Self { sockets: Mutex::default(), known: Arc::default(), heard, answers: answers.into() }
+        Self {
+            sockets: Mutex::default(),
+            known: Arc::default(),
+            heard,
+            answers: answers.into(),
+        }
     }
 
     /// Where an address is listened to; none where there is nobody to ask.
-    fn listen(&self, address: IpAddr, name: &str, devices: &Devices, sockets: &mut Sockets) -> Result<Option<Place>, Error> {
+    fn listen(
+        &self,
+        address: IpAddr,
+        name: &str,
+        devices: &Devices,
+        sockets: &mut Sockets,
+    ) -> Result<Option<Place>, Error> {
         let what = || format!("hear who else has {address} on {name}");
         let missing = || Error::new(ErrorKind::Conflict, format!("{}: no such device", what()));
-        let Some((link, _)) = devices.0.get(name).ok_or_else(missing)?.ethernet() else { return Ok(None) };
+        let Some((link, _)) = devices.0.get(name).ok_or_else(missing)?.ethernet() else {
+            return Ok(None);
+        };
         let place = (link.ifindex(), Family::of(address));
         if let Entry::Vacant(none) = sockets.entry(place) {
             let ear = Ear::open(&link, place.1, self.known.clone(), self.heard.clone());
@@ -91,11 +108,15 @@ impl NeighbourInquirer {
 
 fn ask(address: IpAddr, name: &str, devices: &Devices, ear: &Ear) -> Result<(), Error> {
     let what = || format!("ask who else has {address} on {name}");
-    let Some((link, mac)) = devices.0.get(name).and_then(Device::ethernet) else { return Ok(()) };
+    let Some((link, mac)) = devices.0.get(name).and_then(Device::ethernet) else {
+        return Ok(());
+    };
     let frame = frames::question(address, mac);
     match sendto(ear.socket.as_raw_fd(), &frame, &link, MsgFlags::empty()) {
         Ok(_) => Ok(()),
-        Err(Errno::EAGAIN) => Err(Error::new(ErrorKind::Transient, what()).with_source(errno(Errno::EAGAIN))),
+        Err(Errno::EAGAIN) => {
+            Err(Error::new(ErrorKind::Transient, what()).with_source(errno(Errno::EAGAIN)))
+        }
         Err(error) => Err(Error::from_io(errno(error), what())),
     }
 }
@@ -108,7 +129,11 @@ impl Default for NeighbourInquirer {
 
 #[async_trait]
 impl Inquirer for NeighbourInquirer {
-    fn inquire(&self, addresses: &AddressesDesired, questions: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Error)> {
+    fn inquire(
+        &self,
+        addresses: &AddressesDesired,
+        questions: &BTreeSet<IpAddr>,
+    ) -> Vec<(IpAddr, Error)> {
         let mut sockets = lock(&self.sockets);
         if addresses.held.is_empty() {
             *lock(&self.known) = Known::default();
@@ -118,8 +143,14 @@ impl Inquirer for NeighbourInquirer {
         let devices = match Devices::read() {
             Ok(devices) => devices,
             Err(error) => {
-                let failed = |address: &IpAddr| Error::from_io(errno(error), format!("ask who else has {address}"));
-                return addresses.held.keys().map(|address| (*address, failed(address))).collect();
+                let failed = |address: &IpAddr| {
+                    Error::from_io(errno(error), format!("ask who else has {address}"))
+                };
+                return addresses
+                    .held
+                    .keys()
+                    .map(|address| (*address, failed(address)))
+                    .collect();
             }
         };
         let mut places = BTreeMap::new();
@@ -131,11 +162,21 @@ impl Inquirer for NeighbourInquirer {
             }
         }
         // At once: what is said meanwhile of an address that was listened to before is heard.
-        let asked = places.iter().map(|(address, place)| (*address, place.0)).collect();
-        *lock(&self.known) = Known { asked, own: devices.macs() };
-        for (address, place) in places.iter().filter(|(address, _)| questions.contains(*address)) {
+        let asked = places
+            .iter()
+            .map(|(address, place)| (*address, place.0))
+            .collect();
+        *lock(&self.known) = Known {
+            asked,
+            own: devices.macs(),
+        };
+        for (address, place) in places
+            .iter()
+            .filter(|(address, _)| questions.contains(*address))
+        {
             let ear = addresses.held.get(address).zip(sockets.get(place));
-            if let Some(Err(error)) = ear.map(|(device, ear)| ask(*address, device, &devices, ear)) {
+            if let Some(Err(error)) = ear.map(|(device, ear)| ask(*address, device, &devices, ear))
+            {
                 failures.push((*address, error));
             }
         }
@@ -157,7 +198,9 @@ impl Known {
     fn other(&self, frame: &[u8], device: usize) -> Option<(IpAddr, MacAddress)> {
         let claim = claim(frame)?;
         let asked = self.asked.get(&claim.address) == Some(&device);
-        let own = [claim.mac, claim.sender].iter().any(|mac| self.own.contains(mac));
+        let own = [claim.mac, claim.sender]
+            .iter()
+            .any(|mac| self.own.contains(mac));
         (asked && !own).then_some((claim.address, claim.mac))
     }
 }
@@ -176,9 +219,19 @@ impl Drop for Ear {
 }
 
 impl Ear {
-    fn open(link: &LinkAddr, family: Family, known: Arc<Mutex<Known>>, heard: mpsc::Sender<(IpAddr, MacAddress)>) -> io::Result<Self> {
-        let ethertype = if family == Family::V4 { ETHERTYPE_ARP } else { ETHERTYPE_IPV6 };
-        // A packet socket takes its protocol in network byte order. It does not hear what this host sends.
+    fn open(
+        link: &LinkAddr,
+        family: Family,
+        known: Arc<Mutex<Known>>,
+        heard: mpsc::Sender<(IpAddr, MacAddress)>,
+    ) -> io::Result<Self> {
+        let ethertype = if family == Family::V4 {
+            ETHERTYPE_ARP
+        } else {
+            ETHERTYPE_IPV6
+        };
+        // A packet socket takes its protocol in network byte order. It does not hear what this host
+        // sends.
         let protocol = Protocol::from(i32::from(ethertype.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking(), Some(protocol))?;
         if family == Family::V6 {
@@ -192,13 +245,21 @@ impl Ear {
     }
 }
 
-async fn listen(socket: Arc<tokio::net::UdpSocket>, device: usize, known: Arc<Mutex<Known>>, heard: mpsc::Sender<(IpAddr, MacAddress)>) {
+async fn listen(
+    socket: Arc<tokio::net::UdpSocket>,
+    device: usize,
+    known: Arc<Mutex<Known>>,
+    heard: mpsc::Sender<(IpAddr, MacAddress)>,
+) {
     let mut buffer = [0; FRAME];
     loop {
         let receive = || recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer).map_err(errno);
         match socket.async_io(Interest::READABLE, receive).await {
-            // What came in before the socket was bound, or is of a VLAN on this device, came in elsewhere.
-            Ok((length, Some(from))) if from.ifindex() == device && from.pkttype() <= PACKET_MULTICAST => {
+            // What came in before the socket was bound, or is of a VLAN on this device, came in
+            // elsewhere.
+            Ok((length, Some(from)))
+                if from.ifindex() == device && from.pkttype() <= PACKET_MULTICAST =>
+            {
                 if let Some(other) = lock(&known).other(&buffer[..length.min(FRAME)], device) {
                     // Where too many wait, this one is heard the next time.
                     let _ = heard.try_send(other);

@@ -17,10 +17,12 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, sock
 pub(crate) use devices::{Device, Devices};
 pub use inquirer::NeighbourInquirer;
 
-/// Sends gratuitous ARP (a request and an answer, because some listen to one of them only) and unsolicited neighbour advertisements.
+/// Sends gratuitous ARP (a request and an answer, because some listen to one of them only) and
+/// unsolicited neighbour advertisements.
 ///
-/// `CAP_NET_RAW` is needed. It speaks in the network namespace of the calling thread, past the host's packet filters. On a device without
-/// Ethernet addresses nobody asks where an address is, and nothing is sent.
+/// `CAP_NET_RAW` is needed. It speaks in the network namespace of the calling thread, past the
+/// host's packet filters. On a device without Ethernet addresses nobody asks where an address is,
+/// and nothing is sent.
 #[derive(Debug, Default)]
 pub struct NeighbourAnnouncer(());
 
@@ -37,11 +39,18 @@ impl Announcer for NeighbourAnnouncer {
         let round = match Round::begin() {
             Ok(round) => round,
             Err(error) => {
-                let failed = |address: &IpAddr| Error::from_io(errno(error), format!("announce {address}"));
-                return addresses.held.keys().map(|address| (*address, failed(address))).collect();
+                let failed =
+                    |address: &IpAddr| Error::from_io(errno(error), format!("announce {address}"));
+                return addresses
+                    .held
+                    .keys()
+                    .map(|address| (*address, failed(address)))
+                    .collect();
             }
         };
-        let announce = |(address, device): (&IpAddr, &String)| Some((*address, round.announce(*address, device).err()?));
+        let announce = |(address, device): (&IpAddr, &String)| {
+            Some((*address, round.announce(*address, device).err()?))
+        };
         addresses.held.iter().filter_map(announce).collect()
     }
 }
@@ -55,17 +64,37 @@ struct Round {
 impl Round {
     fn begin() -> nix::Result<Self> {
         // With no protocol it hears nothing.
-        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        Ok(Self { socket, devices: Devices::read()? })
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        Ok(Self {
+            socket,
+            devices: Devices::read()?,
+        })
     }
 
     fn announce(&self, address: IpAddr, name: &str) -> Result<(), Error> {
         let what = || format!("announce {address} on {name}");
-        let device = self.devices.0.get(name).filter(|device| device.addresses.contains(&address));
-        let missing = || Error::new(ErrorKind::Conflict, format!("{}: the device does not have it", what()));
-        let Some((link, mac)) = device.ok_or_else(missing)?.ethernet() else { return Ok(()) };
+        let device = self
+            .devices
+            .0
+            .get(name)
+            .filter(|device| device.addresses.contains(&address));
+        let missing = || {
+            Error::new(
+                ErrorKind::Conflict,
+                format!("{}: the device does not have it", what()),
+            )
+        };
+        let Some((link, mac)) = device.ok_or_else(missing)?.ethernet() else {
+            return Ok(());
+        };
         for frame in frames::announcements(address, mac) {
-            sendto(self.socket.as_raw_fd(), &frame, &link, MsgFlags::empty()).map_err(|error| Error::from_io(errno(error), what()))?;
+            sendto(self.socket.as_raw_fd(), &frame, &link, MsgFlags::empty())
+                .map_err(|error| Error::from_io(errno(error), what()))?;
         }
         Ok(())
     }

@@ -36,9 +36,11 @@ impl AddressStep {
     }
 }
 
-/// Steps in the order in which they are taken: what goes comes first, because another node may answer for it by now.
+/// Steps in the order in which they are taken: what goes comes first, because another node may
+/// answer for it by now.
 ///
-/// Its text is a shell script that does the same: the lines between `ip -batch - <<END` and `END` are what `ip -batch` takes.
+/// Its text is a shell script that does the same: the lines between `ip -batch - <<END` and `END`
+/// are what `ip -batch` takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressesPlan {
     /// The steps.
@@ -46,15 +48,27 @@ pub struct AddressesPlan {
 }
 
 impl AddressesPlan {
-    /// From `current` to `after`. An address that is not as it must be goes, and comes back: the kernel puts it behind the others then.
+    /// From `current` to `after`. An address that is not as it must be goes, and comes back: the
+    /// kernel puts it behind the others then.
     pub(super) fn between(current: &AddressesState, after: &AddressesState) -> Self {
         let places = |state: &AddressesState, other: &AddressesState| {
-            let differing = state.held.iter().filter(|(place, sound)| other.held.get(*place) != Some(*sound));
-            differing.map(|(place, _)| place.clone()).collect::<Vec<_>>()
+            let differing = state
+                .held
+                .iter()
+                .filter(|(place, sound)| other.held.get(*place) != Some(*sound));
+            differing
+                .map(|(place, _)| place.clone())
+                .collect::<Vec<_>>()
         };
-        let gone = places(current, after).into_iter().map(|(device, network)| AddressStep::Release(device, network));
-        let new = places(after, current).into_iter().map(|(device, network)| AddressStep::Take(device, network));
-        Self { steps: gone.chain(new).collect() }
+        let gone = places(current, after)
+            .into_iter()
+            .map(|(device, network)| AddressStep::Release(device, network));
+        let new = places(after, current)
+            .into_iter()
+            .map(|(device, network)| AddressStep::Take(device, network));
+        Self {
+            steps: gone.chain(new).collect(),
+        }
     }
 }
 
@@ -75,8 +89,15 @@ impl fmt::Display for AddressesPlan {
             match step {
                 AddressStep::Release(..) => writeln!(f, "address del {network} dev {device}")?,
                 AddressStep::Take(..) => {
-                    let silent = if Family::of(network.addr()) == Family::V6 { " nodad preferred_lft 0" } else { "" };
-                    writeln!(f, "address add {network} dev {device} metric {ADDRESS_METRIC} noprefixroute{silent}")?;
+                    let silent = if Family::of(network.addr()) == Family::V6 {
+                        " nodad preferred_lft 0"
+                    } else {
+                        ""
+                    };
+                    writeln!(
+                        f,
+                        "address add {network} dev {device} metric {ADDRESS_METRIC} noprefixroute{silent}"
+                    )?;
                 }
             }
         }
@@ -92,19 +113,47 @@ mod tests {
     use crate::EgressAddresses;
 
     fn state(held: &[(&str, &str, bool)]) -> AddressesState {
-        let held = held.iter().map(|(device, network, sound)| (((*device).to_owned(), network.parse().unwrap()), *sound));
-        AddressesState { held: held.collect() }
+        let held = held.iter().map(|(device, network, sound)| {
+            (((*device).to_owned(), network.parse().unwrap()), *sound)
+        });
+        AddressesState {
+            held: held.collect(),
+        }
     }
 
     fn plan(held: &[(&str, &str)], current: &AddressesState) -> String {
-        let held = held.iter().map(|(address, device)| (address.parse::<std::net::IpAddr>().unwrap(), (*device).to_owned()));
-        EgressAddresses::offline().plan(&AddressesDesired { held: held.collect() }, current).unwrap().plan.to_string()
+        let held = held.iter().map(|(address, device)| {
+            (
+                address.parse::<std::net::IpAddr>().unwrap(),
+                (*device).to_owned(),
+            )
+        });
+        EgressAddresses::offline()
+            .plan(
+                &AddressesDesired {
+                    held: held.collect(),
+                },
+                current,
+            )
+            .unwrap()
+            .plan
+            .to_string()
     }
 
     #[test]
     fn what_goes_is_released_before_anything_is_taken() {
-        let current = state(&[("eth0", "10.6.0.60/32", true), ("eth0", "fd00:6::60/128", true)]);
-        let text = plan(&[("10.6.0.60", "eth0"), ("10.6.0.61", "eth1"), ("fd00:6::61", "eth0")], &current);
+        let current = state(&[
+            ("eth0", "10.6.0.60/32", true),
+            ("eth0", "fd00:6::60/128", true),
+        ]);
+        let text = plan(
+            &[
+                ("10.6.0.60", "eth0"),
+                ("10.6.0.61", "eth1"),
+                ("fd00:6::61", "eth0"),
+            ],
+            &current,
+        );
         let expected = "ip -batch - <<END
 address del fd00:6::60/128 dev eth0
 address add fd00:6::61/128 dev eth0 metric 1701279609 noprefixroute nodad preferred_lft 0
@@ -112,15 +161,26 @@ address add 10.6.0.61/32 dev eth1 metric 1701279609 noprefixroute
 END
 ";
         assert_eq!(text, expected);
-        assert_eq!(plan(&[("10.6.0.60", "eth0"), ("fd00:6::60", "eth0")], &current), "");
+        assert_eq!(
+            plan(&[("10.6.0.60", "eth0"), ("fd00:6::60", "eth0")], &current),
+            ""
+        );
     }
 
     #[test]
     fn an_address_out_of_place_on_another_device_or_with_another_length_is_put_right() {
-        for wrong in [("eth0", "10.6.0.60/32", false), ("eth1", "10.6.0.60/32", true), ("eth0", "10.6.0.60/16", true)] {
+        for wrong in [
+            ("eth0", "10.6.0.60/32", false),
+            ("eth1", "10.6.0.60/32", true),
+            ("eth0", "10.6.0.60/16", true),
+        ] {
             let text = plan(&[("10.6.0.60", "eth0")], &state(&[wrong]));
             let lines: Vec<_> = text.lines().collect();
-            assert!(lines[1].starts_with("address del 10.6.0.60/") && lines[2].starts_with("address add 10.6.0.60/32 dev eth0"), "{text}");
+            assert!(
+                lines[1].starts_with("address del 10.6.0.60/")
+                    && lines[2].starts_with("address add 10.6.0.60/32 dev eth0"),
+                "{text}"
+            );
         }
     }
 }

@@ -1,11 +1,12 @@
-//! rtnetlink's messages about next hop objects, which the packet crate does not have (`linux/nexthop.h`).
+//! rtnetlink's messages about next hop objects, which the packet crate does not have
+//! (`linux/nexthop.h`).
 
 use std::net::IpAddr;
 
 use egressgateway::model::Family;
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable as _, NLA_F_NESTED, NLA_TYPE_MASK, NetlinkDeserializable, NetlinkHeader, NetlinkPayload,
-    NetlinkSerializable, NlasIterator,
+    DecodeError, DefaultNla, Emitable as _, NLA_F_NESTED, NLA_TYPE_MASK, NetlinkDeserializable,
+    NetlinkHeader, NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
 
 use crate::netlink::{address_family, family_of};
@@ -112,7 +113,8 @@ pub(crate) struct Resilience {
     pub(crate) buckets: u16,
     /// A bucket that was not used for so long may go to another member.
     pub(crate) idle: u32,
-    /// A bucket goes to another member, used or not, when the buckets have been dealt out unevenly for so long; 0: never.
+    /// A bucket goes to another member, used or not, when the buckets have been dealt out unevenly
+    /// for so long; 0: never.
     pub(crate) unbalanced: u32,
 }
 
@@ -130,13 +132,22 @@ impl Parts {
             add(NHA_ID, id.to_ne_bytes().into());
         }
         if !self.group.is_empty() {
-            add(NHA_GROUP, self.group.iter().flat_map(|(id, weight)| member(*id, *weight)).collect());
+            add(
+                NHA_GROUP,
+                self.group
+                    .iter()
+                    .flat_map(|(id, weight)| member(*id, *weight))
+                    .collect(),
+            );
         }
         if let Some(number) = self.group_type {
             add(NHA_GROUP_TYPE, number.to_ne_bytes().into());
         }
         if let Some(resilience) = self.resilience {
-            add(NHA_RES_GROUP | NLA_F_NESTED, nested(&resilience.attributes()));
+            add(
+                NHA_RES_GROUP | NLA_F_NESTED,
+                nested(&resilience.attributes()),
+            );
         }
         if let Some(index) = self.device {
             add(NHA_OIF, index.to_ne_bytes().into());
@@ -160,7 +171,12 @@ impl Parts {
     fn take(&mut self, kind: u16, value: &[u8]) {
         match kind {
             NHA_ID => self.id = u32_of(value),
-            NHA_GROUP => self.group = value.chunks_exact(MEMBER).filter_map(parse_member).collect(),
+            NHA_GROUP => {
+                self.group = value
+                    .chunks_exact(MEMBER)
+                    .filter_map(parse_member)
+                    .collect()
+            }
             NHA_GROUP_TYPE => self.group_type = u16_of(value),
             NHA_RES_GROUP => self.resilience = Some(Resilience::parse(value)),
             NHA_OIF => self.device = u32_of(value),
@@ -177,7 +193,10 @@ impl Resilience {
         [
             DefaultNla::new(NHA_RES_GROUP_BUCKETS, self.buckets.to_ne_bytes().into()),
             DefaultNla::new(NHA_RES_GROUP_IDLE_TIMER, self.idle.to_ne_bytes().into()),
-            DefaultNla::new(NHA_RES_GROUP_UNBALANCED_TIMER, self.unbalanced.to_ne_bytes().into()),
+            DefaultNla::new(
+                NHA_RES_GROUP_UNBALANCED_TIMER,
+                self.unbalanced.to_ne_bytes().into(),
+            ),
         ]
     }
 
@@ -187,7 +206,9 @@ impl Resilience {
             match kind {
                 NHA_RES_GROUP_BUCKETS => parsed.buckets = u16_of(value).unwrap_or_default(),
                 NHA_RES_GROUP_IDLE_TIMER => parsed.idle = u32_of(value).unwrap_or_default(),
-                NHA_RES_GROUP_UNBALANCED_TIMER => parsed.unbalanced = u32_of(value).unwrap_or_default(),
+                NHA_RES_GROUP_UNBALANCED_TIMER => {
+                    parsed.unbalanced = u32_of(value).unwrap_or_default()
+                }
                 _ => {}
             }
         }
@@ -214,7 +235,10 @@ impl NetlinkSerializable for NextHopMessage {
         let (header, rest) = buffer.split_at_mut(HEADER);
         let flags = if self.parts.onlink { ONLINK } else { 0 };
         header.fill(0);
-        header[0] = self.parts.family.map_or(0, |family| u8::from(address_family(family)));
+        header[0] = self
+            .parts
+            .family
+            .map_or(0, |family| u8::from(address_family(family)));
         header[2] = self.parts.protocol;
         header[4..].copy_from_slice(&flags.to_ne_bytes());
         self.parts.attributes().as_slice().emit(rest);
@@ -230,7 +254,9 @@ impl NetlinkDeserializable for NextHopMessage {
         if let Kind::Other(_) = kind {
             return Ok(Self { kind, parts });
         }
-        let (head, rest) = payload.split_at_checked(HEADER).ok_or_else(|| DecodeError::from("a next hop's header is cut off"))?;
+        let (head, rest) = payload
+            .split_at_checked(HEADER)
+            .ok_or_else(|| DecodeError::from("a next hop's header is cut off"))?;
         parts.family = family_of(head[0].into());
         parts.protocol = head[2];
         parts.onlink = u32_of(&head[4..]).is_some_and(|flags| flags & ONLINK != 0);
@@ -243,7 +269,14 @@ impl NetlinkDeserializable for NextHopMessage {
 
 /// Numbers and values of attributes, up to the first that is cut off.
 pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| (attribute.kind() & NLA_TYPE_MASK, value(attribute.into_inner())))
+    NlasIterator::new(bytes)
+        .map_while(Result::ok)
+        .map(|attribute| {
+            (
+                attribute.kind() & NLA_TYPE_MASK,
+                value(attribute.into_inner()),
+            )
+        })
 }
 
 /// What comes after an attribute's own header, without what fills it up.
@@ -282,7 +315,8 @@ fn u16_of(bytes: &[u8]) -> Option<u16> {
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }
 
 #[cfg(test)]
@@ -318,31 +352,52 @@ mod tests {
             id: Some(5),
             group: vec![(1, 1), (2, 256)],
             group_type: Some(1),
-            resilience: Some(Resilience { buckets: 4096, idle: 30_000, unbalanced: 9 }),
+            resilience: Some(Resilience {
+                buckets: 4096,
+                idle: 30_000,
+                unbalanced: 9,
+            }),
             ..Parts::default()
         };
         for parts in [hop, group] {
             let message = NextHopMessage::new(Kind::New, parts);
-            assert_eq!(NextHopMessage::deserialize(&header(Kind::New), &bytes(&message)).unwrap(), message);
+            assert_eq!(
+                NextHopMessage::deserialize(&header(Kind::New), &bytes(&message)).unwrap(),
+                message
+            );
         }
     }
 
     #[test]
     #[cfg(target_endian = "little")]
     fn the_bytes_are_the_kernels() {
-        let parts = Parts { protocol: 77, id: Some(5), group: vec![(1, 1), (2, 3)], group_type: Some(1), ..Parts::default() };
+        let parts = Parts {
+            protocol: 77,
+            id: Some(5),
+            group: vec![(1, 1), (2, 3)],
+            group_type: Some(1),
+            ..Parts::default()
+        };
         let expected = [
-            &[0, 0, 77, 0, 0, 0, 0, 0][..],                                 // struct nhmsg
-            &[8, 0, 1, 0, 5, 0, 0, 0],                                      // NHA_ID
+            &[0, 0, 77, 0, 0, 0, 0, 0][..], // struct nhmsg
+            &[8, 0, 1, 0, 5, 0, 0, 0],      // NHA_ID
             &[20, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0], // NHA_GROUP
-            &[6, 0, 3, 0, 1, 0, 0, 0],                                      // NHA_GROUP_TYPE
+            &[6, 0, 3, 0, 1, 0, 0, 0],      // NHA_GROUP_TYPE
         ];
-        assert_eq!(bytes(&NextHopMessage::new(Kind::New, parts)), expected.concat());
+        assert_eq!(
+            bytes(&NextHopMessage::new(Kind::New, parts)),
+            expected.concat()
+        );
     }
 
     #[test]
     fn what_is_cut_off_or_strange_is_no_panic() {
-        let parts = Parts { id: Some(5), group: vec![(1, 1)], resilience: Some(Resilience::default()), ..Parts::default() };
+        let parts = Parts {
+            id: Some(5),
+            group: vec![(1, 1)],
+            resilience: Some(Resilience::default()),
+            ..Parts::default()
+        };
         let whole = bytes(&NextHopMessage::new(Kind::New, parts));
         for length in 0..whole.len() {
             let read = NextHopMessage::deserialize(&header(Kind::New), &whole[..length]);

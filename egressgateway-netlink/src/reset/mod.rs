@@ -1,8 +1,10 @@
-//! Resets TCP connections in pods whose conntrack entry was deleted. A pod that only reads would wait for its own timeout.
+//! Resets TCP connections in pods whose conntrack entry was deleted. A pod that only reads would
+//! wait for its own timeout.
 //!
-//! A pod's kernel answers a segment that fits nowhere with an acknowledgement (RFC 9293, 3.10.7.4). This answer goes the new way: a
-//! connection that can go on is known there from then on, and of one that can't the answer says the only number that its reset may have (RFC 5961,
-//! 3.2). Both is said on the pod's own device, past the host's packet filters and its connection tracking.
+//! A pod's kernel answers a segment that fits nowhere with an acknowledgement (RFC 9293, 3.10.7.4).
+//! This answer goes the new way: a connection that can go on is known there from then on, and of
+//! one that can't the answer says the only number that its reset may have (RFC 5961, 3.2). Both is
+//! said on the pod's own device, past the host's packet filters and its connection tracking.
 
 mod segment;
 
@@ -34,9 +36,13 @@ use crate::{
 };
 use segment::{ACK, RST, Segment};
 
-/// When pods are asked to speak, counted from the first time: the new way may not be there yet. A kernel answers a connection's stray segments twice
-/// a second at most.
-const ROUNDS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(700), Duration::from_secs(2)];
+/// When pods are asked to speak, counted from the first time: the new way may not be there yet. A
+/// kernel answers a connection's stray segments twice a second at most.
+const ROUNDS: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(700),
+    Duration::from_secs(2),
+];
 /// How long answers to the last round are waited for.
 const AFTERMATH: Duration = Duration::from_millis(300);
 /// Sequence numbers of which at most one can be inside of a window.
@@ -73,8 +79,8 @@ struct Place {
 /// What a pod is to be told of, and where.
 type Told = (Session, Ending, Place);
 
-/// Asks the pods of `sessions` to speak, and resets those whose connections break. Pods of other hosts are left alone, and so are those that can't
-/// be found: they notice when they send.
+/// Asks the pods of `sessions` to speak, and resets those whose connections break. Pods of other
+/// hosts are left alone, and so are those that can't be found: they notice when they send.
 pub(crate) async fn notify(netlink: Netlink, sessions: Vec<(Session, Ending)>) {
     let mut places: BTreeMap<IpAddr, Option<Place>> = BTreeMap::new();
     let devices = match Devices::read() {
@@ -86,17 +92,24 @@ pub(crate) async fn notify(netlink: Netlink, sessions: Vec<(Session, Ending)>) {
         let pod = session.pod.ip();
         let place = match places.get(&pod) {
             Some(known) => *known,
-            None => *places.entry(pod).or_insert(find(&netlink, &devices, pod).await),
+            None => *places
+                .entry(pod)
+                .or_insert(find(&netlink, &devices, pod).await),
         };
         if let Some(place) = place {
-            by_device.entry((place.link.ifindex(), Family::of(pod))).or_default().push((session, ending, place));
+            by_device
+                .entry((place.link.ifindex(), Family::of(pod)))
+                .or_default()
+                .push((session, ending, place));
         }
     }
-    let all = by_device.into_iter().map(|((_, family), sessions)| async move {
-        if let Err(error) = on_device(family, sessions).await {
-            tracing::debug!(%error, "pods are not told that their connections were ended");
-        }
-    });
+    let all = by_device
+        .into_iter()
+        .map(|((_, family), sessions)| async move {
+            if let Err(error) = on_device(family, sessions).await {
+                tracing::debug!(%error, "pods are not told that their connections were ended");
+            }
+        });
     futures::future::join_all(all).await;
 }
 
@@ -104,44 +117,93 @@ pub(crate) async fn notify(netlink: Netlink, sessions: Vec<(Session, Ending)>) {
 async fn find(netlink: &Netlink, devices: &Devices, pod: IpAddr) -> Option<Place> {
     let index = netlink.device_of_neighbour(pod).await?;
     let mac = netlink.mac_of(index, pod).await.ok().flatten()?;
-    let (link, host) = devices.0.values().filter_map(Device::ethernet).find(|(link, _)| u32::try_from(link.ifindex()) == Ok(index))?;
-    Some(Place { link, host, pod: mac })
+    let (link, host) = devices
+        .0
+        .values()
+        .filter_map(Device::ethernet)
+        .find(|(link, _)| u32::try_from(link.ifindex()) == Ok(index))?;
+    Some(Place {
+        link,
+        host,
+        pod: mac,
+    })
 }
 
 async fn on_device(family: Family, sessions: Vec<Told>) -> io::Result<()> {
-    let Some((_, _, Place { link, .. })) = sessions.first().copied() else { return Ok(()) };
+    let Some((_, _, Place { link, .. })) = sessions.first().copied() else {
+        return Ok(());
+    };
     let socket = open(&link, family)?;
     let send = |place: &Place, segment: Segment| {
-        let Some(packet) = segment.packet() else { return };
-        let kind = if family == Family::V4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
-        let frame = [place.pod.0.as_slice(), &place.host.0, &kind.to_be_bytes(), &packet].concat();
+        let Some(packet) = segment.packet() else {
+            return;
+        };
+        let kind = if family == Family::V4 {
+            ETHERTYPE_IPV4
+        } else {
+            ETHERTYPE_IPV6
+        };
+        let frame = [
+            place.pod.0.as_slice(),
+            &place.host.0,
+            &kind.to_be_bytes(),
+            &packet,
+        ]
+        .concat();
         // What does not fit into the queue is asked for again in the next round.
         let _ = sendto(socket.as_raw_fd(), &frame, &link, MsgFlags::empty());
     };
     let mut breaking: BTreeMap<Session, Place> = BTreeMap::new();
     let mut resuming: BTreeMap<Session, Place> = BTreeMap::new();
     for (session, ending, place) in sessions {
-        let list = if ending == Ending::Breaks { &mut breaking } else { &mut resuming };
+        let list = if ending == Ending::Breaks {
+            &mut breaking
+        } else {
+            &mut resuming
+        };
         list.insert(session, place);
     }
     let began = Instant::now();
-    let ends = ROUNDS.into_iter().skip(1).map(|round| began + round).chain([began + ROUNDS[ROUNDS.len() - 1] + AFTERMATH]);
+    let ends = ROUNDS
+        .into_iter()
+        .skip(1)
+        .map(|round| began + round)
+        .chain([began + ROUNDS[ROUNDS.len() - 1] + AFTERMATH]);
     for end in ends {
         for (session, place) in breaking.iter().chain(&resuming) {
             for sequence in STRAY {
                 let (from, to) = (session.server, session.pod);
-                send(place, Segment { from, to, sequence, acknowledges: sequence, flags: ACK });
+                send(
+                    place,
+                    Segment {
+                        from,
+                        to,
+                        sequence,
+                        acknowledges: sequence,
+                        flags: ACK,
+                    },
+                );
             }
         }
         while !breaking.is_empty() {
-            let Ok(answer) = timeout_at(end, hear(&socket, link.ifindex())).await else { break };
+            let Ok(answer) = timeout_at(end, hear(&socket, link.ifindex())).await else {
+                break;
+            };
             let Some(answer) = answer? else { continue };
-            let session = Session { pod: answer.from, server: answer.to };
+            let session = Session {
+                pod: answer.from,
+                server: answer.to,
+            };
             if let Some(place) = breaking.remove(&session) {
                 // Without an acknowledgement there is nothing to reset: the pod has closed it.
                 if answer.flags & ACK != 0 && answer.flags & RST == 0 {
-                    let reset =
-                        Segment { from: session.server, to: session.pod, sequence: answer.acknowledges, acknowledges: 0, flags: RST };
+                    let reset = Segment {
+                        from: session.server,
+                        to: session.pod,
+                        sequence: answer.acknowledges,
+                        acknowledges: 0,
+                        flags: RST,
+                    };
                     send(&place, reset);
                 }
             }
@@ -156,7 +218,11 @@ async fn on_device(family: Family, sessions: Vec<Told>) -> io::Result<()> {
 
 /// Hears the TCP of a family that comes in by a device, and nothing that this host sends.
 fn open(link: &LinkAddr, family: Family) -> io::Result<tokio::net::UdpSocket> {
-    let (ethertype, protocol_at) = if family == Family::V4 { (ETHERTYPE_IPV4, 23) } else { (ETHERTYPE_IPV6, 20) };
+    let (ethertype, protocol_at) = if family == Family::V4 {
+        (ETHERTYPE_IPV4, 23)
+    } else {
+        (ETHERTYPE_IPV6, 20)
+    };
     let protocol = Protocol::from(i32::from(ethertype.to_be()));
     let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking(), Some(protocol))?;
     socket.attach_filter(&[
@@ -176,7 +242,10 @@ async fn hear(socket: &tokio::net::UdpSocket, device: usize) -> io::Result<Optio
     let receive = || recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer).map_err(errno);
     let (length, from) = socket.async_io(Interest::READABLE, receive).await?;
     let here = from.is_some_and(|from| from.ifindex() == device);
-    Ok(buffer.get(ETHERNET..length.min(HEADERS)).filter(|_| here).and_then(Segment::read))
+    Ok(buffer
+        .get(ETHERNET..length.min(HEADERS))
+        .filter(|_| here)
+        .and_then(Segment::read))
 }
 
 fn errno(error: Errno) -> io::Error {

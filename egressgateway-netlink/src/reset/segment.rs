@@ -38,7 +38,11 @@ impl Segment {
         let (mut packet, pseudo) = match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let ends = [from.octets(), to.octets()].concat();
-                let mut header = [&[0x45, 0, 0, 40, 0, 0, 0, 0, TTL, TCP, 0, 0], ends.as_slice()].concat();
+                let mut header = [
+                    &[0x45, 0, 0, 40, 0, 0, 0, 0, TTL, TCP, 0, 0],
+                    ends.as_slice(),
+                ]
+                .concat();
                 let sum = checksum(&header);
                 header[10..12].copy_from_slice(&sum.to_be_bytes());
                 (header, [ends.as_slice(), &[0, TCP, high, low]].concat())
@@ -46,7 +50,10 @@ impl Segment {
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let ends = [from.octets(), to.octets()].concat();
                 let header = [&[0x60, 0, 0, 0, high, low, TCP, TTL], ends.as_slice()].concat();
-                (header, [ends.as_slice(), &[0, 0, high, low, 0, 0, 0, TCP]].concat())
+                (
+                    header,
+                    [ends.as_slice(), &[0, 0, high, low, 0, 0, 0, TCP]].concat(),
+                )
             }
             _ => return None,
         };
@@ -60,25 +67,45 @@ impl Segment {
     pub(super) fn read(packet: &[u8]) -> Option<Self> {
         let (from, to, segment) = match packet.first()? >> 4 {
             4 => {
-                let header =
-                    packet.get(..20).filter(|header| header[9] == TCP && u16::from_be_bytes([header[6], header[7]]) & FRAGMENT == 0)?;
-                let ends = [&header[12..16], &header[16..20]].map(|end| <[u8; 4]>::try_from(end).map(IpAddr::from));
+                let header = packet.get(..20).filter(|header| {
+                    header[9] == TCP && u16::from_be_bytes([header[6], header[7]]) & FRAGMENT == 0
+                })?;
+                let ends = [&header[12..16], &header[16..20]]
+                    .map(|end| <[u8; 4]>::try_from(end).map(IpAddr::from));
                 let [from, to] = ends;
-                (from.ok()?, to.ok()?, packet.get(usize::from(header[0] & 0xf) * 4..)?)
+                (
+                    from.ok()?,
+                    to.ok()?,
+                    packet.get(usize::from(header[0] & 0xf) * 4..)?,
+                )
             }
             6 => {
                 let header = packet.get(..HEADER_V6).filter(|header| header[6] == TCP)?;
-                let ends = [&header[8..24], &header[24..40]].map(|end| <[u8; 16]>::try_from(end).map(IpAddr::from));
+                let ends = [&header[8..24], &header[24..40]]
+                    .map(|end| <[u8; 16]>::try_from(end).map(IpAddr::from));
                 let [from, to] = ends;
                 (from.ok()?, to.ok()?, &packet[HEADER_V6..])
             }
             _ => return None,
         };
         let segment = segment.get(..HEADER)?;
-        let word = |at: usize| u32::from_be_bytes([segment[at], segment[at + 1], segment[at + 2], segment[at + 3]]);
+        let word = |at: usize| {
+            u32::from_be_bytes([
+                segment[at],
+                segment[at + 1],
+                segment[at + 2],
+                segment[at + 3],
+            ])
+        };
         let port = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
         let (from, to) = (SocketAddr::new(from, port(0)), SocketAddr::new(to, port(2)));
-        Some(Self { from, to, sequence: word(4), acknowledges: word(8), flags: segment[13] })
+        Some(Self {
+            from,
+            to,
+            sequence: word(4),
+            acknowledges: word(8),
+            flags: segment[13],
+        })
     }
 }
 
@@ -87,12 +114,21 @@ mod tests {
     use super::*;
 
     fn segment(from: &str, to: &str) -> Segment {
-        Segment { from: from.parse().unwrap(), to: to.parse().unwrap(), sequence: 0x0102_0304, acknowledges: 0xfffe_fdfc, flags: ACK }
+        Segment {
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
+            sequence: 0x0102_0304,
+            acknowledges: 0xfffe_fdfc,
+            flags: ACK,
+        }
     }
 
     #[test]
     fn what_is_written_is_read_and_the_checksums_are_right() {
-        for (from, to, header) in [("10.6.1.10:443", "10.244.0.5:40000", 20), ("[fd00:6:1::10]:443", "[fd00:244::5]:40000", 40)] {
+        for (from, to, header) in [
+            ("10.6.1.10:443", "10.244.0.5:40000", 20),
+            ("[fd00:6:1::10]:443", "[fd00:244::5]:40000", 40),
+        ] {
             let segment = segment(from, to);
             let packet = segment.packet().unwrap();
             assert_eq!(packet.len(), header + 20);
@@ -109,18 +145,27 @@ mod tests {
                 assert_eq!(Segment::read(&packet[..end]), None, "cut at {end}");
             }
         }
-        assert_eq!(segment("10.6.1.10:443", "[fd00:244::5]:40000").packet(), None);
+        assert_eq!(
+            segment("10.6.1.10:443", "[fd00:244::5]:40000").packet(),
+            None
+        );
     }
 
     #[test]
     fn what_is_no_first_piece_of_tcp_is_not_read() {
-        let packet = segment("10.6.1.10:443", "10.244.0.5:40000").packet().unwrap();
+        let packet = segment("10.6.1.10:443", "10.244.0.5:40000")
+            .packet()
+            .unwrap();
         let with = |at: usize, byte: u8| {
             let mut packet = packet.clone();
             packet[at] = byte;
             Segment::read(&packet)
         };
-        assert_eq!([with(9, 17), with(7, 1), with(6, 1), with(0, 0x55)], [None; 4], "UDP, later fragments, another version");
+        assert_eq!(
+            [with(9, 17), with(7, 1), with(6, 1), with(0, 0x55)],
+            [None; 4],
+            "UDP, later fragments, another version"
+        );
         assert!(with(6, 0x40).is_some(), "not to be fragmented");
     }
 }

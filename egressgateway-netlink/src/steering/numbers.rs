@@ -19,11 +19,12 @@ pub(super) fn group(target: TargetId, family: Family) -> u32 {
     GROUP_BASE + 10 * u32::from(target.byte()) + family
 }
 
-/// The two numbers of each next hop, a function of the set alone: the hash of its device and address, or the first free place after it where
-/// two hash alike.
+/// The two numbers of each next hop, a function of the set alone: the hash of its device and
+/// address, or the first free place after it where two hash alike.
 ///
-/// Two, because a group must not have fewer members than that: IPv4 does not look into the buckets of a group of one, so that none of them
-/// counts as used, and half of all connections would move with the second next hop.
+/// Two, because a group must not have fewer members than that: IPv4 does not look into the buckets
+/// of a group of one, so that none of them counts as used, and half of all connections would move
+/// with the second next hop.
 pub(super) fn hops<'a>(hops: impl IntoIterator<Item = &'a NextHop>) -> OrdMap<NextHop, [u32; 2]> {
     deal(hops.into_iter().map(|hop| (preferred(hop), hop)))
 }
@@ -52,7 +53,11 @@ mod tests {
     use super::*;
 
     fn hop(via: &str) -> NextHop {
-        NextHop { device: "tun".into(), via: via.parse().unwrap(), encap: None }
+        NextHop {
+            device: "tun".into(),
+            via: via.parse().unwrap(),
+            encap: None,
+        }
     }
 
     #[test]
@@ -63,7 +68,11 @@ mod tests {
         assert_eq!(hops([&b])[&b], all[&b]);
         let numbers: BTreeSet<u32> = all.values().flatten().copied().collect();
         assert_eq!(numbers.len(), 6, "distinct");
-        assert!(numbers.iter().all(|number| (HOP_BASE..GROUP_BASE).contains(number)));
+        assert!(
+            numbers
+                .iter()
+                .all(|number| (HOP_BASE..GROUP_BASE).contains(number))
+        );
     }
 
     #[test]
@@ -80,8 +89,15 @@ mod tests {
     fn groups_are_told_apart_by_target_and_family() {
         assert_eq!(group(TargetId::FIRST, Family::V4), 1_700_000_174);
         assert_eq!(group(TargetId::FIRST, Family::V6), 1_700_000_176);
-        let all: BTreeSet<u32> = TargetId::all().flat_map(|target| Family::ALL.map(|family| group(target, family))).collect();
+        let all: BTreeSet<u32> = TargetId::all()
+            .flat_map(|target| Family::ALL.map(|family| group(target, family)))
+            .collect();
         assert_eq!(all.len(), 2 * TargetId::all().count());
-        const { assert!(HOP_BASE + 2 * HOP_PLACES <= GROUP_BASE, "the ranges do not overlap") };
+        const {
+            assert!(
+                HOP_BASE + 2 * HOP_PLACES <= GROUP_BASE,
+                "the ranges do not overlap"
+            )
+        };
     }
 }

@@ -63,7 +63,9 @@ impl SteeringStep {
             Self::AddNextHop(..) | Self::ReplaceNextHop(..) | Self::DeleteNextHop(..) => None,
             Self::HashFlows(family) => Some(*family),
             Self::FilterByMark(_) => Some(Family::V4),
-            Self::AddRoute(key, _) | Self::ReplaceRoute(key, _) | Self::DeleteRoute(key, _) => Some(key.family()),
+            Self::AddRoute(key, _) | Self::ReplaceRoute(key, _) | Self::DeleteRoute(key, _) => {
+                Some(key.family())
+            }
             Self::AddRule(rule) | Self::DeleteRule(rule) => Some(rule.family),
         }
     }
@@ -71,9 +73,10 @@ impl SteeringStep {
 
 /// Steps in the order in which they are taken: make before break.
 ///
-/// Its text is a shell script that does the same: the lines between `ip -4 -batch - <<END` and `END`, and those of `ip -6`, are what
-/// `ip -batch` takes (which knows one family per run, and next hops without any). The families do not depend on each other, so one is
-/// written after the other.
+/// Its text is a shell script that does the same: the lines between `ip -4 -batch - <<END` and
+/// `END`, and those of `ip -6`, are what `ip -batch` takes (which knows one family per run, and
+/// next hops without any). The families do not depend on each other, so one is written after the
+/// other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SteeringPlan {
     pub(super) steps: Vec<SteeringStep>,
@@ -88,36 +91,83 @@ impl SteeringPlan {
         &self.steps
     }
 
-    /// Next hops come before their groups, groups before the routes that lead to them, routes before the rules that lead to these, and
-    /// within a table what catches comes before what leads away; everything goes in the opposite order, and the loop guard is the first of
-    /// the rules to come and the last to go.
-    pub(super) fn between(current: &SteeringState, after: &SteeringState, settings: &SteeringSettings) -> Self {
+    /// Next hops come before their groups, groups before the routes that lead to them, routes
+    /// before the rules that lead to these, and within a table what catches comes before what leads
+    /// away; everything goes in the opposite order, and the loop guard is the first of the rules to
+    /// come and the last to go.
+    pub(super) fn between(
+        current: &SteeringState,
+        after: &SteeringState,
+        settings: &SteeringSettings,
+    ) -> Self {
         let mut current = current.clone();
         let mut steps = make_room(&mut current, after);
-        let next_hops = after.next_hops.iter().filter_map(|(id, object)| set_next_hop(*id, object, current.next_hops.get(id)));
+        let next_hops = after
+            .next_hops
+            .iter()
+            .filter_map(|(id, object)| set_next_hop(*id, object, current.next_hops.get(id)));
         let mut next_hops: Vec<_> = next_hops.collect();
         next_hops.sort_by_key(|(is_group, _)| *is_group);
         steps.extend(next_hops.into_iter().map(|(_, step)| step));
-        let hash = after.flow_hash.keys().filter(|family| current.flow_hash.get(*family) != Some(&true));
+        let hash = after
+            .flow_hash
+            .keys()
+            .filter(|family| current.flow_hash.get(*family) != Some(&true));
         steps.extend(hash.map(|family| SteeringStep::HashFlows(*family)));
-        let filters = after.filters.keys().filter(|device| current.filters.get(*device) != Some(&true));
+        let filters = after
+            .filters
+            .keys()
+            .filter(|device| current.filters.get(*device) != Some(&true));
         steps.extend(filters.map(|device| SteeringStep::FilterByMark(device.clone())));
-        let mut routes: Vec<_> = after.routes.iter().filter_map(|(key, action)| set(key, action, current.routes.get(key))).collect();
+        let mut routes: Vec<_> = after
+            .routes
+            .iter()
+            .filter_map(|(key, action)| set(key, action, current.routes.get(key)))
+            .collect();
         routes.sort_by_key(|(urgency, _)| *urgency);
         steps.extend(routes.into_iter().map(|(_, step)| step));
-        let new = after.rules.iter().filter(|rule| !current.rules.contains(*rule));
+        let new = after
+            .rules
+            .iter()
+            .filter(|rule| !current.rules.contains(*rule));
         steps.extend(by_guard_first(new).into_iter().map(SteeringStep::AddRule));
-        let old = current.rules.iter().filter(|rule| !after.rules.contains(*rule));
-        steps.extend(by_guard_first(old).into_iter().rev().map(SteeringStep::DeleteRule));
-        let gone = current.routes.iter().filter(|(key, _)| !after.routes.contains_key(*key));
-        let mut gone: Vec<_> = gone.map(|(key, action)| (urgency(action), key.clone(), action.clone())).collect();
+        let old = current
+            .rules
+            .iter()
+            .filter(|rule| !after.rules.contains(*rule));
+        steps.extend(
+            by_guard_first(old)
+                .into_iter()
+                .rev()
+                .map(SteeringStep::DeleteRule),
+        );
+        let gone = current
+            .routes
+            .iter()
+            .filter(|(key, _)| !after.routes.contains_key(*key));
+        let mut gone: Vec<_> = gone
+            .map(|(key, action)| (urgency(action), key.clone(), action.clone()))
+            .collect();
         gone.sort_by_key(|(urgency, _, _)| std::cmp::Reverse(*urgency));
-        steps.extend(gone.into_iter().map(|(_, key, action)| SteeringStep::DeleteRoute(key, action)));
-        let gone = current.next_hops.iter().filter(|(id, _)| !after.next_hops.contains_key(*id));
+        steps.extend(
+            gone.into_iter()
+                .map(|(_, key, action)| SteeringStep::DeleteRoute(key, action)),
+        );
+        let gone = current
+            .next_hops
+            .iter()
+            .filter(|(id, _)| !after.next_hops.contains_key(*id));
         let mut gone: Vec<_> = gone.map(|(id, object)| (*id, object.clone())).collect();
         gone.sort_by_key(|(_, object)| !is_group(object));
-        steps.extend(gone.into_iter().map(|(id, object)| SteeringStep::DeleteNextHop(id, object)));
-        Self { steps, protocol: settings.protocol, flow_hash: settings.flow_hash() }
+        steps.extend(
+            gone.into_iter()
+                .map(|(id, object)| SteeringStep::DeleteNextHop(id, object)),
+        );
+        Self {
+            steps,
+            protocol: settings.protocol,
+            flow_hash: settings.flow_hash(),
+        }
     }
 }
 
@@ -141,13 +191,19 @@ fn make_room(current: &mut SteeringState, after: &SteeringState) -> Vec<Steering
 
 fn may_become(current: &NextHopObject, wanted: &NextHopObject) -> bool {
     match (current, wanted) {
-        (NextHopObject::Hop(current), NextHopObject::Hop(wanted)) => current.family() == wanted.family(),
+        (NextHopObject::Hop(current), NextHopObject::Hop(wanted)) => {
+            current.family() == wanted.family()
+        }
         (NextHopObject::Group(_), NextHopObject::Group(_)) => true,
         _ => false,
     }
 }
 
-fn set_next_hop(id: u32, object: &NextHopObject, current: Option<&NextHopObject>) -> Option<(bool, SteeringStep)> {
+fn set_next_hop(
+    id: u32,
+    object: &NextHopObject,
+    current: Option<&NextHopObject>,
+) -> Option<(bool, SteeringStep)> {
     let step = match current {
         Some(current) if current == object => return None,
         Some(_) => SteeringStep::ReplaceNextHop(id, object.clone()),
@@ -166,7 +222,11 @@ impl Plan for SteeringPlan {
     }
 }
 
-fn set(key: &RouteKey, action: &RouteAction, current: Option<&RouteAction>) -> Option<(u8, SteeringStep)> {
+fn set(
+    key: &RouteKey,
+    action: &RouteAction,
+    current: Option<&RouteAction>,
+) -> Option<(u8, SteeringStep)> {
     let step = match current {
         Some(current) if current == action => return None,
         Some(_) => SteeringStep::ReplaceRoute(key.clone(), action.clone()),
@@ -175,12 +235,17 @@ fn set(key: &RouteKey, action: &RouteAction, current: Option<&RouteAction>) -> O
     Some((urgency(action), step))
 }
 
-/// What must be there first, and go last: what catches, then what stays in the cluster, then what leads away.
+/// What must be there first, and go last: what catches, then what stays in the cluster, then what
+/// leads away.
 fn urgency(action: &RouteAction) -> u8 {
     match action.way() {
         RouteAction::Unreachable => 0,
         RouteAction::Throw => 1,
-        RouteAction::Link(_) | RouteAction::Via(_) | RouteAction::Group(_) | RouteAction::Limited(..) | RouteAction::Other(_) => 2,
+        RouteAction::Link(_)
+        | RouteAction::Via(_)
+        | RouteAction::Group(_)
+        | RouteAction::Limited(..)
+        | RouteAction::Other(_) => 2,
     }
 }
 
@@ -192,11 +257,18 @@ fn by_guard_first<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<Rule> {
 
 impl fmt::Display for SteeringPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let first = self.steps.iter().take_while(|step| step.family().is_none()).count();
+        let first = self
+            .steps
+            .iter()
+            .take_while(|step| step.family().is_none())
+            .count();
         let (first, rest) = self.steps.split_at(first);
         self.write_batch(f, "ip", first.iter())?;
         for family in Family::ALL {
-            let steps = || rest.iter().filter(move |step| step.family() == Some(family));
+            let steps = || {
+                rest.iter()
+                    .filter(move |step| step.family() == Some(family))
+            };
             if steps().any(|step| matches!(step, SteeringStep::HashFlows(_))) {
                 self.flow_hash.write(family, f)?;
             }
@@ -205,15 +277,33 @@ impl fmt::Display for SteeringPlan {
                     writeln!(f, "sysctl -qw net/ipv4/conf/{device}/{FILTER_BY_MARK}=1")?;
                 }
             }
-            let ip = if family == Family::V4 { "ip -4" } else { "ip -6" };
-            self.write_batch(f, ip, steps().filter(|step| !matches!(step, SteeringStep::HashFlows(_) | SteeringStep::FilterByMark(_))))?;
+            let ip = if family == Family::V4 {
+                "ip -4"
+            } else {
+                "ip -6"
+            };
+            self.write_batch(
+                f,
+                ip,
+                steps().filter(|step| {
+                    !matches!(
+                        step,
+                        SteeringStep::HashFlows(_) | SteeringStep::FilterByMark(_)
+                    )
+                }),
+            )?;
         }
         self.write_batch(f, "ip", rest.iter().filter(|step| step.family().is_none()))
     }
 }
 
 impl SteeringPlan {
-    fn write_batch<'a>(&self, f: &mut fmt::Formatter<'_>, ip: &str, steps: impl Iterator<Item = &'a SteeringStep>) -> fmt::Result {
+    fn write_batch<'a>(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        ip: &str,
+        steps: impl Iterator<Item = &'a SteeringStep>,
+    ) -> fmt::Result {
         let mut steps = steps.peekable();
         if steps.peek().is_none() {
             return Ok(());
@@ -228,12 +318,32 @@ impl SteeringPlan {
     fn write_line(&self, f: &mut fmt::Formatter<'_>, step: &SteeringStep) -> fmt::Result {
         let protocol = self.protocol;
         match step {
-            SteeringStep::AddNextHop(id, object) => writeln!(f, "nexthop add id {id} {object} proto {protocol}"),
-            SteeringStep::ReplaceNextHop(id, object) => writeln!(f, "nexthop replace id {id} {object} proto {protocol}"),
+            SteeringStep::AddNextHop(id, object) => {
+                writeln!(f, "nexthop add id {id} {object} proto {protocol}")
+            }
+            SteeringStep::ReplaceNextHop(id, object) => {
+                writeln!(f, "nexthop replace id {id} {object} proto {protocol}")
+            }
             SteeringStep::DeleteNextHop(id, _) => writeln!(f, "nexthop del id {id}"),
             SteeringStep::HashFlows(_) | SteeringStep::FilterByMark(_) => Ok(()),
-            SteeringStep::AddRoute(key, action) => writeln!(f, "route add {}", Line { key, action, protocol }),
-            SteeringStep::ReplaceRoute(key, action) => writeln!(f, "route replace {}", Line { key, action, protocol }),
+            SteeringStep::AddRoute(key, action) => writeln!(
+                f,
+                "route add {}",
+                Line {
+                    key,
+                    action,
+                    protocol
+                }
+            ),
+            SteeringStep::ReplaceRoute(key, action) => writeln!(
+                f,
+                "route replace {}",
+                Line {
+                    key,
+                    action,
+                    protocol
+                }
+            ),
             SteeringStep::DeleteRoute(key, _) => writeln!(f, "route del {key} proto {protocol}"),
             SteeringStep::AddRule(rule) => writeln!(f, "rule add {rule} protocol {protocol}"),
             SteeringStep::DeleteRule(rule) => writeln!(f, "rule del {rule} protocol {protocol}"),
@@ -250,9 +360,15 @@ struct Line<'a> {
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, action, protocol } = self;
+        let Self {
+            key,
+            action,
+            protocol,
+        } = self;
         match action.way() {
-            RouteAction::Link(_) | RouteAction::Via(_) | RouteAction::Group(_) => write!(f, "{key} proto {protocol} {action}"),
+            RouteAction::Link(_) | RouteAction::Via(_) | RouteAction::Group(_) => {
+                write!(f, "{key} proto {protocol} {action}")
+            }
             _ => write!(f, "{action} {key} proto {protocol}"),
         }
     }

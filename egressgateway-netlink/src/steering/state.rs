@@ -26,9 +26,11 @@ pub struct SteeringState {
     pub routes: OrdMap<RouteKey, RouteAction>,
     /// What the kernel keeps under numbers: next hops and their groups.
     pub next_hops: OrdMap<u32, NextHopObject>,
-    /// For each family with a route over several next hops, or over a group: whether flows are assigned to them by addresses and ports.
+    /// For each family with a route over several next hops, or over a group: whether flows are
+    /// assigned to them by addresses and ports.
     pub flow_hash: OrdMap<Family, bool>,
-    /// For each device by which a network of egress addresses is reached with IPv4: whether its reverse-path filter looks at marks.
+    /// For each device by which a network of egress addresses is reached with IPv4: whether its
+    /// reverse-path filter looks at marks.
     pub filters: OrdMap<String, bool>,
     /// Whether the kernel has no IPv6 at all, so that there is nothing to steer.
     pub without_ipv6: bool,
@@ -52,37 +54,67 @@ impl SteeringState {
     #[must_use]
     pub fn route(&self, mark: u32, destination: IpAddr) -> Route {
         let family = Family::of(destination);
-        let matching =
-            self.rules.iter().filter(|rule| rule.family == family && !rule.local && rule.by.is_none() && mark & rule.mask == rule.mark);
-        let Some(rule) = matching.min_by_key(|rule| rule.priority) else { return Route::Unmarked };
-        let routes = self.routes.iter().filter(|(key, _)| key.table == rule.table && key.destination.contains(&destination));
-        let best = routes.min_by_key(|(key, _)| (std::cmp::Reverse(key.destination.prefix_len()), key.metric));
+        let matching = self.rules.iter().filter(|rule| {
+            rule.family == family
+                && !rule.local
+                && rule.by.is_none()
+                && mark & rule.mask == rule.mark
+        });
+        let Some(rule) = matching.min_by_key(|rule| rule.priority) else {
+            return Route::Unmarked;
+        };
+        let routes = self
+            .routes
+            .iter()
+            .filter(|(key, _)| key.table == rule.table && key.destination.contains(&destination));
+        let best = routes
+            .min_by_key(|(key, _)| (std::cmp::Reverse(key.destination.prefix_len()), key.metric));
         match best.map(|(key, action)| (key, action.way())) {
             None => Route::Unmarked,
             Some((_, RouteAction::Throw)) => Route::Direct,
-            Some((_, RouteAction::Link(device))) => Route::Via(vec![NextHop { device: device.clone(), via: destination, encap: None }]),
+            Some((_, RouteAction::Link(device))) => Route::Via(vec![NextHop {
+                device: device.clone(),
+                via: destination,
+                encap: None,
+            }]),
             Some((_, RouteAction::Via(hops))) => Route::Via(hops.iter().cloned().collect()),
-            Some((_, RouteAction::Group(id))) => Route::Via(self.members(*id).into_iter().collect()),
-            Some((_, RouteAction::Unreachable | RouteAction::Limited(..) | RouteAction::Other(_))) => Route::Unreachable,
+            Some((_, RouteAction::Group(id))) => {
+                Route::Via(self.members(*id).into_iter().collect())
+            }
+            Some((
+                _,
+                RouteAction::Unreachable | RouteAction::Limited(..) | RouteAction::Other(_),
+            )) => Route::Unreachable,
         }
     }
 
     /// The next hops of a group.
     fn members(&self, id: u32) -> OrdSet<NextHop> {
-        let Some(NextHopObject::Group(members)) = self.next_hops.get(&id) else { return OrdSet::new() };
-        let hops = members.iter().filter_map(|member| match self.next_hops.get(member) {
-            Some(NextHopObject::Hop(hop)) => Some(hop.clone()),
-            _ => None,
-        });
+        let Some(NextHopObject::Group(members)) = self.next_hops.get(&id) else {
+            return OrdSet::new();
+        };
+        let hops = members
+            .iter()
+            .filter_map(|member| match self.next_hops.get(member) {
+                Some(NextHopObject::Hop(hop)) => Some(hop.clone()),
+                _ => None,
+            });
         hops.collect()
     }
 
-    /// What else the kernel forgets when it is told to delete an object: its place in groups, the groups that it was the last of, and
-    /// their routes.
+    /// What else the kernel forgets when it is told to delete an object: its place in groups, the
+    /// groups that it was the last of, and their routes.
     pub(super) fn forget(&mut self, id: u32) {
         self.next_hops.remove(&id);
-        self.routes = std::mem::take(&mut self.routes).into_iter().filter(|(_, action)| *action.way() != RouteAction::Group(id)).collect();
-        let groups: Vec<_> = self.next_hops.iter().filter_map(|(group, object)| Some((*group, without(object, id)?))).collect();
+        self.routes = std::mem::take(&mut self.routes)
+            .into_iter()
+            .filter(|(_, action)| *action.way() != RouteAction::Group(id))
+            .collect();
+        let groups: Vec<_> = self
+            .next_hops
+            .iter()
+            .filter_map(|(group, object)| Some((*group, without(object, id)?)))
+            .collect();
         for (group, members) in groups {
             if members.is_empty() {
                 self.forget(group);
@@ -93,15 +125,35 @@ impl SteeringState {
     }
 
     /// What a kernel must hold.
-    pub(super) fn of(desired: &SteeringDesired, settings: &SteeringSettings, without_ipv6: bool) -> Result<Self, Error> {
+    pub(super) fn of(
+        desired: &SteeringDesired,
+        settings: &SteeringSettings,
+        without_ipv6: bool,
+    ) -> Result<Self, Error> {
         if !(RULE_PRIORITY_MIN..=RULE_PRIORITY_MAX).contains(&settings.rule_priority) {
             let range = format!("{RULE_PRIORITY_MIN} to {RULE_PRIORITY_MAX}");
-            return Err(Error::new(ErrorKind::Invalid, format!("rule priority {} is not one of {range}", settings.rule_priority)));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "rule priority {} is not one of {range}",
+                    settings.rule_priority
+                ),
+            ));
         }
-        if let Some(all) = desired.direct.iter().find(|network| network.prefix_len() == 0) {
-            return Err(Error::new(ErrorKind::Invalid, format!("{all} is no network inside the cluster: nothing would be steered")));
+        if let Some(all) = desired
+            .direct
+            .iter()
+            .find(|network| network.prefix_len() == 0)
+        {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{all} is no network inside the cluster: nothing would be steered"),
+            ));
         }
-        let mut state = Self { without_ipv6, ..Self::default() };
+        let mut state = Self {
+            without_ipv6,
+            ..Self::default()
+        };
         for (target, hops) in &desired.targets {
             state.add_target(*target, hops, desired, settings)?;
         }
@@ -111,8 +163,12 @@ impl SteeringState {
         if settings.keeps_connections {
             state.group(desired, settings);
         }
-        state.flow_hash =
-            state.families().into_iter().filter(|family| state.has_several_next_hops(*family)).map(|family| (family, true)).collect();
+        state.flow_hash = state
+            .families()
+            .into_iter()
+            .filter(|family| state.has_several_next_hops(*family))
+            .map(|family| (family, true))
+            .collect();
         Ok(state)
     }
 
@@ -123,28 +179,76 @@ impl SteeringState {
         desired: &SteeringDesired,
         settings: &SteeringSettings,
     ) -> Result<(), Error> {
-        let none_left = || Error::new(ErrorKind::Invalid, format!("no routing table for target {target} from {}", settings.table_base));
+        let none_left = || {
+            Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "no routing table for target {target} from {}",
+                    settings.table_base
+                ),
+            )
+        };
         let table = settings.table(target).ok_or_else(none_left)?;
         for family in self.families() {
-            let SteeringSettings { rule_priority: priority, mask, .. } = *settings;
-            let steer = Rule { family, priority, mark: mask.mark(target), mask: mask.bits(), local: false, by: None, table };
-            self.rules.insert(Rule { priority: settings.guard_priority(), local: true, table: TABLE_MAIN, ..steer.clone() });
+            let SteeringSettings {
+                rule_priority: priority,
+                mask,
+                ..
+            } = *settings;
+            let steer = Rule {
+                family,
+                priority,
+                mark: mask.mark(target),
+                mask: mask.bits(),
+                local: false,
+                by: None,
+                table,
+            };
+            self.rules.insert(Rule {
+                priority: settings.guard_priority(),
+                local: true,
+                table: TABLE_MAIN,
+                ..steer.clone()
+            });
             self.rules.insert(steer);
-            let default = |metric| RouteKey { table, destination: everything(family), metric };
-            self.routes.insert(default(UNREACHABLE_METRIC), RouteAction::Unreachable);
-            for network in desired.direct.iter().filter(|network| Family::of(network.addr()) == family) {
-                self.routes.insert(RouteKey { table, destination: network.trunc(), metric: METRIC }, RouteAction::Throw);
+            let default = |metric| RouteKey {
+                table,
+                destination: everything(family),
+                metric,
+            };
+            self.routes
+                .insert(default(UNREACHABLE_METRIC), RouteAction::Unreachable);
+            for network in desired
+                .direct
+                .iter()
+                .filter(|network| Family::of(network.addr()) == family)
+            {
+                self.routes.insert(
+                    RouteKey {
+                        table,
+                        destination: network.trunc(),
+                        metric: METRIC,
+                    },
+                    RouteAction::Throw,
+                );
             }
-            let hops: OrdSet<_> = hops.iter().filter(|hop| hop.family() == family).cloned().collect();
+            let hops: OrdSet<_> = hops
+                .iter()
+                .filter(|hop| hop.family() == family)
+                .cloned()
+                .collect();
             if !hops.is_empty() {
-                self.routes.insert(default(METRIC), RouteAction::Via(hops).limited(desired.mtu.get(&(target, family)).copied()));
+                self.routes.insert(
+                    default(METRIC),
+                    RouteAction::Via(hops).limited(desired.mtu.get(&(target, family)).copied()),
+                );
             }
         }
         Ok(())
     }
 
-    /// What has the network's mark leaves by it. An answer has the mark too, for the reverse-path filter of the device that it arrives by: it is
-    /// routed as if it had none.
+    /// What has the network's mark leaves by it. An answer has the mark too, for the reverse-path
+    /// filter of the device that it arrives by: it is routed as if it had none.
     fn add_network(
         &mut self,
         id: NetworkId,
@@ -152,26 +256,73 @@ impl SteeringState {
         direct: &OrdSet<IpNet>,
         settings: &SteeringSettings,
     ) -> Result<(), Error> {
-        let none_left = || Error::new(ErrorKind::Invalid, format!("no routing table for network {id} from {}", settings.table_base));
+        let none_left = || {
+            Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "no routing table for network {id} from {}",
+                    settings.table_base
+                ),
+            )
+        };
         let table = settings.network_table(id).ok_or_else(none_left)?;
         let family = Family::of(network.router);
         if !self.families().contains(&family) {
             return Ok(());
         }
-        let SteeringSettings { rule_priority: priority, mask, .. } = *settings;
-        let leave = Rule { family, priority, mark: mask.network_mark(id), mask: mask.bits(), local: false, by: None, table };
-        let back = Rule { priority: settings.guard_priority(), by: Some(network.device.clone()), table: TABLE_MAIN, ..leave.clone() };
+        let SteeringSettings {
+            rule_priority: priority,
+            mask,
+            ..
+        } = *settings;
+        let leave = Rule {
+            family,
+            priority,
+            mark: mask.network_mark(id),
+            mask: mask.bits(),
+            local: false,
+            by: None,
+            table,
+        };
+        let back = Rule {
+            priority: settings.guard_priority(),
+            by: Some(network.device.clone()),
+            table: TABLE_MAIN,
+            ..leave.clone()
+        };
         self.rules.extend([leave, back]);
-        let to = |destination: IpNet, metric| RouteKey { table, destination, metric };
-        self.routes.insert(to(everything(family), UNREACHABLE_METRIC), RouteAction::Unreachable);
-        for net in network.link.iter().filter(|net| Family::of(net.addr()) == family) {
-            self.routes.insert(to(net.trunc(), METRIC), RouteAction::Link(network.device.clone()));
+        let to = |destination: IpNet, metric| RouteKey {
+            table,
+            destination,
+            metric,
+        };
+        self.routes.insert(
+            to(everything(family), UNREACHABLE_METRIC),
+            RouteAction::Unreachable,
+        );
+        for net in network
+            .link
+            .iter()
+            .filter(|net| Family::of(net.addr()) == family)
+        {
+            self.routes.insert(
+                to(net.trunc(), METRIC),
+                RouteAction::Link(network.device.clone()),
+            );
         }
         for net in direct.iter().filter(|net| Family::of(net.addr()) == family) {
-            self.routes.insert(to(net.trunc(), METRIC), RouteAction::Throw);
+            self.routes
+                .insert(to(net.trunc(), METRIC), RouteAction::Throw);
         }
-        let router = NextHop { device: network.device.clone(), via: network.router, encap: None };
-        self.routes.insert(to(everything(family), METRIC), RouteAction::Via([router].into_iter().collect()));
+        let router = NextHop {
+            device: network.device.clone(),
+            via: network.router,
+            encap: None,
+        };
+        self.routes.insert(
+            to(everything(family), METRIC),
+            RouteAction::Via([router].into_iter().collect()),
+        );
         if family == Family::V4 {
             self.filters.insert(network.device.clone(), true);
         }
@@ -180,13 +331,30 @@ impl SteeringState {
 
     /// Puts groups in the place of the balanced targets' next hops.
     fn group(&mut self, desired: &SteeringDesired, settings: &SteeringSettings) {
-        let balanced: Vec<_> = desired.balanced.iter().filter_map(|target| Some((*target, settings.table(*target)?))).collect();
+        let balanced: Vec<_> = desired
+            .balanced
+            .iter()
+            .filter_map(|target| Some((*target, settings.table(*target)?)))
+            .collect();
         let ways = balanced.into_iter().flat_map(|(target, table)| {
-            Family::ALL.map(|family| (numbers::group(target, family), RouteKey { table, destination: everything(family), metric: METRIC }))
+            Family::ALL.map(|family| {
+                (
+                    numbers::group(target, family),
+                    RouteKey {
+                        table,
+                        destination: everything(family),
+                        metric: METRIC,
+                    },
+                )
+            })
         });
         let groups: Vec<(u32, OrdSet<NextHop>)> = ways
             .filter_map(|(id, key)| {
-                match self.routes.get_mut(&key).map(|action| std::mem::replace(action.way_mut(), RouteAction::Group(id))) {
+                match self
+                    .routes
+                    .get_mut(&key)
+                    .map(|action| std::mem::replace(action.way_mut(), RouteAction::Group(id)))
+                {
                     Some(RouteAction::Via(hops)) => Some((id, hops)),
                     _ => None,
                 }
@@ -194,15 +362,22 @@ impl SteeringState {
             .collect();
         let numbers = numbers::hops(groups.iter().flat_map(|(_, hops)| hops));
         for (id, hops) in &groups {
-            self.next_hops.insert(*id, NextHopObject::Group(hops.iter().flat_map(|hop| numbers[hop]).collect()));
+            self.next_hops.insert(
+                *id,
+                NextHopObject::Group(hops.iter().flat_map(|hop| numbers[hop]).collect()),
+            );
         }
         for (hop, pair) in &numbers {
-            self.next_hops.extend(pair.map(|id| (id, NextHopObject::Hop(hop.clone()))));
+            self.next_hops
+                .extend(pair.map(|id| (id, NextHopObject::Hop(hop.clone()))));
         }
     }
 
     pub(super) fn families(&self) -> Vec<Family> {
-        Family::ALL.into_iter().filter(|family| !(self.without_ipv6 && *family == Family::V6)).collect()
+        Family::ALL
+            .into_iter()
+            .filter(|family| !(self.without_ipv6 && *family == Family::V6))
+            .collect()
     }
 
     pub(super) fn has_several_next_hops(&self, family: Family) -> bool {
@@ -211,7 +386,9 @@ impl SteeringState {
             RouteAction::Group(_) => true,
             _ => false,
         };
-        self.routes.iter().any(|(key, action)| key.family() == family && several(action))
+        self.routes
+            .iter()
+            .any(|(key, action)| key.family() == family && several(action))
     }
 }
 

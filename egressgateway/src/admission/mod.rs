@@ -1,8 +1,9 @@
 //! What an admission webhook answers: what one object can't show by itself, but the cluster can.
 //!
-//! [`review`] and [`canonical`] are pure. The cluster that they are asked about may be a moment old, so that two requests at the same time
-//! may both pass where one would not: what the controller plans is right all the same, and says so in the objects' conditions. A refusal
-//! is the earlier word, not the only one.
+//! [`review`] and [`canonical`] are pure. The cluster that they are asked about may be a moment
+//! old, so that two requests at the same time may both pass where one would not: what the
+//! controller plans is right all the same, and says so in the objects' conditions. A refusal is the
+//! earlier word, not the only one.
 
 mod canonical;
 mod gateway;
@@ -49,29 +50,52 @@ pub struct Decision {
 
 /// Judges a request by the cluster.
 ///
-/// An update is held to what it changes: a problem that the old spec has as well, word for word, refuses nothing, so that mistakes can be
-/// mended one by one. Objects may come in any order: what is not there yet refuses nothing.
+/// An update is held to what it changes: a problem that the old spec has as well, word for word,
+/// refuses nothing, so that mistakes can be mended one by one. Objects may come in any order: what
+/// is not there yet refuses nothing.
 #[must_use]
 pub fn review(cluster: &Cluster, settings: &ControllerSettings, request: &Request) -> Decision {
     match request {
         Request::Gateway(asked) => Decision {
             problems: gateway::problems(cluster, settings, asked),
-            warnings: gateway::warning(cluster, settings, asked).into_iter().collect(),
+            warnings: gateway::warning(cluster, settings, asked)
+                .into_iter()
+                .collect(),
         },
         Request::Policy(asked) => Decision {
             problems: policy::problems(cluster, settings, asked),
-            warnings: asked.new.iter().filter_map(|spec| policy::warning(cluster, settings, spec)).collect(),
+            warnings: asked
+                .new
+                .iter()
+                .filter_map(|spec| policy::warning(cluster, settings, spec))
+                .collect(),
         },
     }
 }
 
-/// Problems of the new spec that the old one does not have. Where in a list an entry stands makes no difference.
+/// Problems of the new spec that the old one does not have. Where in a list an entry stands makes
+/// no difference.
 fn new_problems<S>(asked: &Asked<S>, problems: impl Fn(&S) -> Vec<Problem>) -> Vec<Problem> {
     let before = asked.old.as_ref().map(&problems).unwrap_or_default();
-    let list = |problem: &Problem| problem.field.split('[').next().unwrap_or_default().to_owned();
-    let known =
-        |problem: &Problem| before.iter().any(|old| (list(old), &old.value, &old.rule) == (list(problem), &problem.value, &problem.rule));
-    asked.new.iter().flat_map(problems).filter(|problem| !known(problem)).collect()
+    let list = |problem: &Problem| {
+        problem
+            .field
+            .split('[')
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let known = |problem: &Problem| {
+        before.iter().any(|old| {
+            (list(old), &old.value, &old.rule) == (list(problem), &problem.value, &problem.rule)
+        })
+    };
+    asked
+        .new
+        .iter()
+        .flat_map(problems)
+        .filter(|problem| !known(problem))
+        .collect()
 }
 
 #[cfg(test)]

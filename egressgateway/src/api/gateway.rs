@@ -33,7 +33,9 @@ pub struct EgressGatewaySpec {
 }
 
 /// How traffic is spread over the nodes of a gateway.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardMethod {
     /// One node carries everything; the others stand by in order.
@@ -44,7 +46,9 @@ pub enum ForwardMethod {
 }
 
 /// The source address that the network outside sees.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
 pub enum SourceNatMode {
     /// The exit node's own address.
     #[default]
@@ -66,8 +70,8 @@ pub struct EgressIps {
     /// IPv6 addresses, CIDRs and ranges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ipv6: Vec<String>,
-    /// The routers that lead out of the pool's networks, where these are not the networks of the nodes' default route and a node's device has no
-    /// default route of its own.
+    /// The routers that lead out of the pool's networks, where these are not the networks of the
+    /// nodes' default route and a node's device has no default route of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<Routers>,
 }
@@ -94,13 +98,16 @@ pub struct EgressGatewayStatus {
     /// The nodes that the selector matches, in order of preference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub node_list: Vec<GatewayNode>,
-    /// Packet mark of the target "this gateway", the same on every node, kept for the gateway's life.
+    /// Packet mark of the target "this gateway", the same on every node, kept for the gateway's
+    /// life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<u32>,
-    /// Packet mark of connections from before the last drain of an active node; the two change places with each.
+    /// Packet mark of connections from before the last drain of an active node; the two change
+    /// places with each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_mark: Option<u32>,
-    /// The drained node that those connections still go through; absent: they go where all others go.
+    /// The drained node that those connections still go through; absent: they go where all others
+    /// go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining: Option<Draining>,
     /// How much of the pool is used.
@@ -109,7 +116,8 @@ pub struct EgressGatewayStatus {
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, with reasons such as NoNodes, NoReadyNode, AllNodesSilent, PoolExhausted, MarksExhausted.
+    /// `Ready`, with reasons such as NoNodes, NoReadyNode, AllNodesSilent, PoolExhausted,
+    /// MarksExhausted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -130,7 +138,8 @@ pub struct Draining {
 pub struct GatewayNode {
     /// Name of the node.
     pub name: String,
-    /// Only Ready nodes are elected. Where none is left, the active ones stay, unless they were drained, deleted, or lost their tunnel.
+    /// Only Ready nodes are elected. Where none is left, the active ones stay, unless they were
+    /// drained, deleted, or lost their tunnel.
     pub status: GatewayNodeStatus,
     /// Whether traffic goes to this node.
     #[serde(default)]
@@ -147,11 +156,15 @@ pub struct GatewayNode {
 }
 
 /// Whether a node can carry traffic.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
 pub enum GatewayNodeStatus {
-    /// The kubelet does not say that the Node is not ready, the agent's lease is fresh and the tunnel is up. A cordoned node is Ready as well, but others are preferred.
+    /// The kubelet does not say that the Node is not ready, the agent's lease is fresh and the
+    /// tunnel is up. A cordoned node is Ready as well, but others are preferred.
     Ready,
-    /// The kubelet says that the Node is not ready, it is annotated for drain, or its tunnel failed.
+    /// The kubelet says that the Node is not ready, it is annotated for drain, or its tunnel
+    /// failed.
     NotReady,
     /// The agent's lease is stale, and nothing else is known to be wrong.
     #[default]

@@ -6,11 +6,15 @@ mod policy;
 mod schema;
 
 pub use gateway::{
-    Draining, EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage,
-    PoolUsage, Routers, SourceNatMode,
+    Draining, EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod,
+    GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage, Routers, SourceNatMode,
 };
-pub use node::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus, TunnelMtu};
-pub use policy::{AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp};
+pub use node::{
+    AddressConflict, EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus, TunnelMtu,
+};
+pub use policy::{
+    AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp,
+};
 pub use schema::crds;
 
 pub use crate::model::Interface;

@@ -5,8 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Interface;
 
-/// Nothing is asked of an EgressNode: the controller makes one per node, and its status says how the node is reached.
-#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Nothing is asked of an EgressNode: the controller makes one per node, and its status says how
+/// the node is reached.
+#[derive(
+    CustomResource, Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq,
+)]
 #[kube(
     group = "egressgateway.spidernet.io",
     version = "v1",
@@ -20,7 +23,8 @@ use super::Interface;
 #[serde(rename_all = "camelCase")]
 pub struct EgressNodeSpec {}
 
-/// The node's end of the tunnel: addresses from the controller, devices and conditions from the agent.
+/// The node's end of the tunnel: addresses from the controller, devices and conditions from the
+/// agent.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressNodeStatus {
@@ -28,10 +32,18 @@ pub struct EgressNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<EgressNodePhase>,
     /// IPv4 address in the overlay, with the overlay's prefix length.
-    #[serde(default, rename = "vxlanIPv4IP", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "vxlanIPv4IP",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub vxlan_ipv4_ip: Option<String>,
     /// IPv6 address in the overlay, with the overlay's prefix length.
-    #[serde(default, rename = "vxlanIPv6IP", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "vxlanIPv6IP",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub vxlan_ipv6_ip: Option<String>,
     /// Hardware address of the tunnel devices, derived from the node's UID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,31 +52,45 @@ pub struct EgressNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub physical_interface: Option<String>,
     /// IPv4 address of the parent: outer address of the tunnel.
-    #[serde(default, rename = "physicalInterfaceIPv4", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "physicalInterfaceIPv4",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub physical_interface_ipv4: Option<String>,
     /// IPv6 address of the parent: outer address of the tunnel.
-    #[serde(default, rename = "physicalInterfaceIPv6", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "physicalInterfaceIPv6",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub physical_interface_ipv6: Option<String>,
-    /// Largest packets that the tunnel takes in on this node, in bytes. What is sent here through it must not be larger.
+    /// Largest packets that the tunnel takes in on this node, in bytes. What is sent here through
+    /// it must not be larger.
     #[serde(default, rename = "tunnelMTU", skip_serializing_if = "Option::is_none")]
     pub tunnel_mtu: Option<TunnelMtu>,
     /// The node's physical interfaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
-    /// Egress addresses that the node does not take, because somebody else answers for them; asked again now and then.
+    /// Egress addresses that the node does not take, because somebody else answers for them; asked
+    /// again now and then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub address_conflicts: Vec<AddressConflict>,
-    /// Egress addresses that the node shall take over from another one, and that nobody answers for.
+    /// Egress addresses that the node shall take over from another one, and that nobody answers
+    /// for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub silent_addresses: Vec<String>,
-    /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel. `PodsTracked` is False where rules of others take packets of pods out of
-    /// connection tracking, and names them. `NetworkOverlap` and `PodNetworksUnknown` are there only while they are True.
+    /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel. `PodsTracked` is False
+    /// where rules of others take packets of pods out of connection tracking, and names them.
+    /// `NetworkOverlap` and `PodNetworksUnknown` are there only while they are True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
 
 /// Somebody else has an egress address.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressConflict {
     /// The address.
@@ -86,7 +112,9 @@ pub struct TunnelMtu {
 }
 
 /// How far the tunnel of a node has come.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
 pub enum EgressNodePhase {
     /// Waits for an address.
     #[default]

@@ -40,17 +40,26 @@ pub struct EgressGatewayPolicySpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AppliedTo {
-    /// Pods with these labels. Empty: all pods of the namespaces that `namespaceSelector` chooses, which must be given then.
+    /// Pods with these labels. Empty: all pods of the namespaces that `namespaceSelector` chooses,
+    /// which must be given then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
     /// Only in namespaces with these labels. Absent or empty: in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
     /// Pods with addresses in this subnet.
-    #[serde(default, rename = "ipv4PodSubnet", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "ipv4PodSubnet",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub ipv4_pod_subnet: Option<String>,
     /// Pods with addresses in this subnet.
-    #[serde(default, rename = "ipv6PodSubnet", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "ipv6PodSubnet",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub ipv6_pod_subnet: Option<String>,
 }
 
@@ -79,14 +88,16 @@ pub struct EgressGatewayPolicyStatus {
     /// The node that answers for the egress addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The node that takes the egress addresses over once nobody answers for them: the agent of the one that has them is gone.
+    /// The node that takes the egress addresses over once nobody answers for them: the agent of the
+    /// one that has them is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<String>,
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Accepted` (Invalid, GatewayNotFound, AmbiguousGateway, Conflict, …) and `Overlapping`. None says that nodes have programmed it: each
-    /// node's EgressNode has that of all policies together.
+    /// `Accepted` (Invalid, GatewayNotFound, AmbiguousGateway, Conflict, …) and `Overlapping`. None
+    /// says that nodes have programmed it: each node's EgressNode has that of all policies
+    /// together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

@@ -1,6 +1,7 @@
 //! What the derived schemas can't say: bounds, CEL rules, merge keys and printer columns.
 //!
-//! Every text, list and map under a rule has an upper bound, for an API server refuses rules whose cost it can't estimate.
+//! Every text, list and map under a rule has an upper bound, for an API server refuses rules whose
+//! cost it can't estimate.
 //! <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#validation-rules>
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -31,7 +32,12 @@ const SCHEMA: &str = "/spec/versions/0/schema/openAPIV3Schema";
 /// Never for the types of this crate: a test generates all of them.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = [EgressGateway::crd(), EgressNode::crd(), EgressGatewayPolicy::crd()].map(|crd| json!(crd));
+    let mut crds = [
+        EgressGateway::crd(),
+        EgressNode::crd(),
+        EgressGatewayPolicy::crd(),
+    ]
+    .map(|crd| json!(crd));
     for crd in &mut crds {
         integers(crd);
     }
@@ -39,7 +45,12 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     gateway_rules(gateway);
     node_rules(node);
     policy_rules(policy);
-    crds.into_iter().map(|crd| serde_json::from_value(crd).expect("a changed schema is still a CustomResourceDefinition")).collect()
+    crds.into_iter()
+        .map(|crd| {
+            serde_json::from_value(crd)
+                .expect("a changed schema is still a CustomResourceDefinition")
+        })
+        .collect()
 }
 
 fn gateway_rules(crd: &mut Value) {
@@ -52,7 +63,11 @@ fn gateway_rules(crd: &mut Value) {
             "message": "must give a pool where sourceNAT is EgressIP", "reason": "FieldValueRequired"}),
     );
     selector(crd, "/properties/spec/properties/nodeSelector");
-    not_empty(crd, "/properties/spec/properties/nodeSelector", "must not be empty: name the nodes that may be gateways");
+    not_empty(
+        crd,
+        "/properties/spec/properties/nodeSelector",
+        "must not be empty: name the nodes that may be gateways",
+    );
     for (name, family) in [("ipv4", 4), ("ipv6", 6)] {
         let list = format!("/properties/spec/properties/egressIPs/properties/{name}");
         set(crd, &list, "maxItems", json!(MAX_POOL_ENTRIES));
@@ -69,10 +84,15 @@ fn gateway_rules(crd: &mut Value) {
         );
     }
     for (name, family) in [("ipv4", 4), ("ipv6", 6)] {
-        let router = format!("/properties/spec/properties/egressIPs/properties/router/properties/{name}");
+        let router =
+            format!("/properties/spec/properties/egressIPs/properties/router/properties/{name}");
         set(crd, &router, "maxLength", json!(MAX_CIDR));
         let text = format!("isIP(self) && ip(self).family() == {family}");
-        rule(crd, &router, &json!({"rule": text, "message": format!("must be an IPv{family} address")}));
+        rule(
+            crd,
+            &router,
+            &json!({"rule": text, "message": format!("must be an IPv{family} address")}),
+        );
     }
     merge_by(crd, "/properties/status/properties/conditions", "type");
     merge_by(crd, "/properties/status/properties/nodeList", "name");
@@ -80,9 +100,21 @@ fn gateway_rules(crd: &mut Value) {
         crd,
         &[
             ("Method", "string", ".status.forwardMethod"),
-            ("Active", "string", ".status.nodeList[?(@.active==true)].name"),
-            ("Ready", "string", ".status.conditions[?(@.type==\"Ready\")].status"),
-            ("Reason", "string", ".status.conditions[?(@.type==\"Ready\")].reason"),
+            (
+                "Active",
+                "string",
+                ".status.nodeList[?(@.active==true)].name",
+            ),
+            (
+                "Ready",
+                "string",
+                ".status.conditions[?(@.type==\"Ready\")].status",
+            ),
+            (
+                "Reason",
+                "string",
+                ".status.conditions[?(@.type==\"Ready\")].reason",
+            ),
         ],
     );
 }
@@ -112,17 +144,35 @@ fn policy_rules(crd: &mut Value) {
     let gateway = format!("{spec}/egressGatewayName");
     set(crd, &gateway, "minLength", json!(1));
     set(crd, &gateway, "maxLength", json!(MAX_NAME));
-    set(crd, &format!("{spec}/priority"), "maximum", json!(crate::spec::MAX_PRIORITY));
+    set(
+        crd,
+        &format!("{spec}/priority"),
+        "maximum",
+        json!(crate::spec::MAX_PRIORITY),
+    );
     for name in ["destCIDR", "exceptCIDR"] {
-        set(crd, &format!("{spec}/{name}"), "maxItems", json!(MAX_DESTINATIONS));
+        set(
+            crd,
+            &format!("{spec}/{name}"),
+            "maxItems",
+            json!(MAX_DESTINATIONS),
+        );
         cidr(crd, &format!("{spec}/{name}/items"), None);
     }
     for (name, family) in [("ipv4", 4), ("ipv6", 6)] {
         let address = format!("{spec}/egressIP/properties/{name}");
         set(crd, &address, "maxLength", json!(MAX_CIDR));
         let text = format!("isIP(self) && ip(self).family() == {family}");
-        rule(crd, &address, &json!({"rule": text, "message": format!("must be an IPv{family} address")}));
-        cidr(crd, &format!("{spec}/appliedTo/properties/{name}PodSubnet"), Some(family));
+        rule(
+            crd,
+            &address,
+            &json!({"rule": text, "message": format!("must be an IPv{family} address")}),
+        );
+        cidr(
+            crd,
+            &format!("{spec}/appliedTo/properties/{name}PodSubnet"),
+            Some(family),
+        );
     }
     subject_rules(crd, &format!("{spec}/appliedTo"));
     merge_by(crd, "/properties/status/properties/conditions", "type");
@@ -133,7 +183,11 @@ fn policy_rules(crd: &mut Value) {
             ("IPv4", "string", ".status.egressIP.ipv4"),
             ("IPv6", "string", ".status.egressIP.ipv6"),
             ("Node", "string", ".status.node"),
-            ("Accepted", "string", ".status.conditions[?(@.type==\"Accepted\")].status"),
+            (
+                "Accepted",
+                "string",
+                ".status.conditions[?(@.type==\"Accepted\")].status",
+            ),
         ],
     );
 }
@@ -178,12 +232,24 @@ fn subject_rules(crd: &mut Value, applied_to: &str) {
 /// A canonical CIDR, of one family where one is given.
 fn cidr(crd: &mut Value, path: &str, family: Option<u8>) {
     set(crd, path, "maxLength", json!(MAX_CIDR));
-    rule(crd, path, &json!({"rule": "isCIDR(self)", "message": "must be a CIDR, such as 10.6.1.0/24 or fd00:6::/64"}));
+    rule(
+        crd,
+        path,
+        &json!({"rule": "isCIDR(self)", "message": "must be a CIDR, such as 10.6.1.0/24 or fd00:6::/64"}),
+    );
     let canonical = "!isCIDR(self) || cidr(self) == cidr(self).masked()";
-    rule(crd, path, &json!({"rule": canonical, "message": "must have its host bits zero"}));
+    rule(
+        crd,
+        path,
+        &json!({"rule": canonical, "message": "must have its host bits zero"}),
+    );
     if let Some(family) = family {
         let text = format!("!isCIDR(self) || cidr(self).ip().family() == {family}");
-        rule(crd, path, &json!({"rule": text, "message": format!("must be IPv{family}")}));
+        rule(
+            crd,
+            path,
+            &json!({"rule": text, "message": format!("must be IPv{family}")}),
+        );
     }
 }
 
@@ -191,22 +257,55 @@ fn cidr(crd: &mut Value, path: &str, family: Option<u8>) {
 fn selector(crd: &mut Value, path: &str) {
     let labels = format!("{path}/properties/matchLabels");
     set(crd, &labels, "maxProperties", json!(MAX_REQUIREMENTS));
-    set(crd, &format!("{labels}/additionalProperties"), "maxLength", json!(63));
+    set(
+        crd,
+        &format!("{labels}/additionalProperties"),
+        "maxLength",
+        json!(63),
+    );
     let expressions = format!("{path}/properties/matchExpressions");
     set(crd, &expressions, "maxItems", json!(MAX_REQUIREMENTS));
     let expression = format!("{expressions}/items");
-    set(crd, &format!("{expression}/properties/key"), "maxLength", json!(317));
-    set(crd, &format!("{expression}/properties/operator"), "enum", json!(["In", "NotIn", "Exists", "DoesNotExist"]));
-    set(crd, &format!("{expression}/properties/values"), "maxItems", json!(MAX_REQUIREMENTS));
-    set(crd, &format!("{expression}/properties/values/items"), "maxLength", json!(63));
-    let values =
-        "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0";
-    let message = "values must not be empty for In and NotIn, and must be empty for Exists and DoesNotExist";
-    rule(crd, &expression, &json!({"rule": values, "fieldPath": ".values", "message": message}));
+    set(
+        crd,
+        &format!("{expression}/properties/key"),
+        "maxLength",
+        json!(317),
+    );
+    set(
+        crd,
+        &format!("{expression}/properties/operator"),
+        "enum",
+        json!(["In", "NotIn", "Exists", "DoesNotExist"]),
+    );
+    set(
+        crd,
+        &format!("{expression}/properties/values"),
+        "maxItems",
+        json!(MAX_REQUIREMENTS),
+    );
+    set(
+        crd,
+        &format!("{expression}/properties/values/items"),
+        "maxLength",
+        json!(63),
+    );
+    let values = "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0";
+    let message =
+        "values must not be empty for In and NotIn, and must be empty for Exists and DoesNotExist";
+    rule(
+        crd,
+        &expression,
+        &json!({"rule": values, "fieldPath": ".values", "message": message}),
+    );
 }
 
 fn not_empty(crd: &mut Value, path: &str, message: &str) {
-    rule(crd, path, &json!({"rule": filled("self"), "message": message}));
+    rule(
+        crd,
+        path,
+        &json!({"rule": filled("self"), "message": message}),
+    );
 }
 
 /// CEL: a selector names a label.
@@ -221,11 +320,14 @@ fn name_rule(kind: &str) -> Value {
     json!({"rule": format!("size(self.metadata.name) <= {MAX_NAME}"), "message": format!("the name of an {kind} must have at most {MAX_NAME} characters")})
 }
 
-/// Numbers without a sign in Rust are `int64` here: OpenAPI knows no other format that holds a mark.
+/// Numbers without a sign in Rust are `int64` here: OpenAPI knows no other format that holds a
+/// mark.
 fn integers(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            if map.get("type").is_some_and(|kind| kind == "integer") && map.get("format").is_some_and(|format| format == "uint32") {
+            if map.get("type").is_some_and(|kind| kind == "integer")
+                && map.get("format").is_some_and(|format| format == "uint32")
+            {
                 map.insert("format".to_owned(), json!("int64"));
                 map.insert("minimum".to_owned(), json!(0));
                 map.insert("maximum".to_owned(), json!(u32::MAX));
@@ -254,7 +356,10 @@ fn columns(crd: &mut Value, columns: &[(&str, &str, &str)]) {
 
 fn rule(crd: &mut Value, path: &str, rule: &Value) {
     let schema = at(crd, path);
-    match schema.get_mut("x-kubernetes-validations").and_then(Value::as_array_mut) {
+    match schema
+        .get_mut("x-kubernetes-validations")
+        .and_then(Value::as_array_mut)
+    {
         Some(rules) => rules.push(rule.clone()),
         None => schema["x-kubernetes-validations"] = json!([rule]),
     }
@@ -265,5 +370,6 @@ fn set(crd: &mut Value, path: &str, key: &str, value: Value) {
 }
 
 fn at<'a>(crd: &'a mut Value, path: &str) -> &'a mut Value {
-    crd.pointer_mut(&format!("{SCHEMA}{path}")).expect("the path of a field of the derived schema")
+    crd.pointer_mut(&format!("{SCHEMA}{path}"))
+        .expect("the path of a field of the derived schema")
 }

@@ -15,18 +15,42 @@ pub struct Field {
     pub live: bool,
 }
 
-const fn field(path: &'static str, flag: &'static str, env: &'static str, help: &'static str) -> Field {
-    Field { path, flag, env, help, live: false }
+const fn field(
+    path: &'static str,
+    flag: &'static str,
+    env: &'static str,
+    help: &'static str,
+) -> Field {
+    Field {
+        path,
+        flag,
+        env,
+        help,
+        live: false,
+    }
 }
 
-const fn live(path: &'static str, flag: &'static str, env: &'static str, help: &'static str) -> Field {
-    Field { live: true, ..field(path, flag, env, help) }
+const fn live(
+    path: &'static str,
+    flag: &'static str,
+    env: &'static str,
+    help: &'static str,
+) -> Field {
+    Field {
+        live: true,
+        ..field(path, flag, env, help)
+    }
 }
 
 impl Config {
     /// Every field, in the order of the file.
     pub const FIELDS: &[Field] = &[
-        field("tunnel.kind", "tunnel-kind", "EGRESSGATEWAY_TUNNEL_KIND", "name of the tunnel driver"),
+        field(
+            "tunnel.kind",
+            "tunnel-kind",
+            "EGRESSGATEWAY_TUNNEL_KIND",
+            "name of the tunnel driver",
+        ),
         field(
             "tunnel.ipv4CIDR",
             "tunnel-ipv4-cidr",
@@ -39,28 +63,78 @@ impl Config {
             "EGRESSGATEWAY_TUNNEL_IPV6_CIDR",
             "network of the tunnel's IPv6 addresses; empty: none",
         ),
-        field("tunnel.vni", "tunnel-vni", "EGRESSGATEWAY_TUNNEL_VNI", "virtual network identifier, 1 to 16777215"),
-        field("tunnel.port", "tunnel-port", "EGRESSGATEWAY_TUNNEL_PORT", "outer UDP port, 1 to 65535"),
-        field("tunnel.mtu", "tunnel-mtu", "EGRESSGATEWAY_TUNNEL_MTU", "MTU of the tunnel in bytes, 576 to 65535, or auto"),
-        field("tunnel.parent", "tunnel-parent", "EGRESSGATEWAY_TUNNEL_PARENT", "device below the tunnel, or auto"),
-        field("policyBackend", "policy-backend", "EGRESSGATEWAY_POLICY_BACKEND", "name of the policy backend, or auto"),
-        field("iptables", "iptables", "EGRESSGATEWAY_IPTABLES", "whose rules the netfilter backend joins: auto, legacy or nft"),
-        live("forwardMethod", "forward-method", "EGRESSGATEWAY_FORWARD_METHOD", "active-passive or ecmp, for gateways that don't say"),
+        field(
+            "tunnel.vni",
+            "tunnel-vni",
+            "EGRESSGATEWAY_TUNNEL_VNI",
+            "virtual network identifier, 1 to 16777215",
+        ),
+        field(
+            "tunnel.port",
+            "tunnel-port",
+            "EGRESSGATEWAY_TUNNEL_PORT",
+            "outer UDP port, 1 to 65535",
+        ),
+        field(
+            "tunnel.mtu",
+            "tunnel-mtu",
+            "EGRESSGATEWAY_TUNNEL_MTU",
+            "MTU of the tunnel in bytes, 576 to 65535, or auto",
+        ),
+        field(
+            "tunnel.parent",
+            "tunnel-parent",
+            "EGRESSGATEWAY_TUNNEL_PARENT",
+            "device below the tunnel, or auto",
+        ),
+        field(
+            "policyBackend",
+            "policy-backend",
+            "EGRESSGATEWAY_POLICY_BACKEND",
+            "name of the policy backend, or auto",
+        ),
+        field(
+            "iptables",
+            "iptables",
+            "EGRESSGATEWAY_IPTABLES",
+            "whose rules the netfilter backend joins: auto, legacy or nft",
+        ),
+        live(
+            "forwardMethod",
+            "forward-method",
+            "EGRESSGATEWAY_FORWARD_METHOD",
+            "active-passive or ecmp, for gateways that don't say",
+        ),
         live(
             "defaultEgressGateway",
             "default-egress-gateway",
             "EGRESSGATEWAY_DEFAULT_EGRESS_GATEWAY",
             "gateway of policies that name none; empty: the only one there is",
         ),
-        field("clusterCIDRs.auto", "cluster-cidrs-auto", "EGRESSGATEWAY_CLUSTER_CIDRS_AUTO", "learn the cluster's networks: true or false"),
+        field(
+            "clusterCIDRs.auto",
+            "cluster-cidrs-auto",
+            "EGRESSGATEWAY_CLUSTER_CIDRS_AUTO",
+            "learn the cluster's networks: true or false",
+        ),
         live(
             "clusterCIDRs.extra",
             "cluster-cidrs-extra",
             "EGRESSGATEWAY_CLUSTER_CIDRS_EXTRA",
             "more networks that are never steered, separated by commas",
         ),
-        field("mark.mask", "mark-mask", "EGRESSGATEWAY_MARK_MASK", "eight adjacent bits of packet marks, such as 0xff000000"),
-        field("routing.tableBase", "routing-table-base", "EGRESSGATEWAY_ROUTING_TABLE_BASE", "the first routing table"),
+        field(
+            "mark.mask",
+            "mark-mask",
+            "EGRESSGATEWAY_MARK_MASK",
+            "eight adjacent bits of packet marks, such as 0xff000000",
+        ),
+        field(
+            "routing.tableBase",
+            "routing-table-base",
+            "EGRESSGATEWAY_ROUTING_TABLE_BASE",
+            "the first routing table",
+        ),
         field(
             "routing.rulePriority",
             "routing-rule-priority",
@@ -73,7 +147,12 @@ impl Config {
             "EGRESSGATEWAY_ROUTING_PROTOCOL",
             "route protocol number that marks our routes, 5 to 255",
         ),
-        live("failover.interval", "failover-interval", "EGRESSGATEWAY_FAILOVER_INTERVAL", "time between two probes, 10ms to 1m"),
+        live(
+            "failover.interval",
+            "failover-interval",
+            "EGRESSGATEWAY_FAILOVER_INTERVAL",
+            "time between two probes, 10ms to 1m",
+        ),
         live(
             "failover.multiplier",
             "failover-multiplier",
@@ -110,6 +189,11 @@ impl Config {
             "EGRESSGATEWAY_RESET_CONNECTIONS",
             "end connections that began before the policy that governs them: true or false",
         ),
-        field("replyPath", "reply-path", "EGRESSGATEWAY_REPLY_PATH", "how answers return to the pod's node: cni or tunnel"),
+        field(
+            "replyPath",
+            "reply-path",
+            "EGRESSGATEWAY_REPLY_PATH",
+            "how answers return to the pod's node: cni or tunnel",
+        ),
     ];
 }

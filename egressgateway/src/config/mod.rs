@@ -1,7 +1,9 @@
-//! The configuration of the daemons: one YAML file, and each field also a flag and an environment variable.
+//! The configuration of the daemons: one YAML file, and each field also a flag and an environment
+//! variable.
 //!
-//! Every value takes the same way, whatever it came from: [`Config::set`] parses it and names the field, the value and the rule when it
-//! is refused. What only the whole configuration shows is told by [`Config::problems`].
+//! Every value takes the same way, whatever it came from: [`Config::set`] parses it and names the
+//! field, the value and the rule when it is refused. What only the whole configuration shows is
+//! told by [`Config::problems`].
 
 mod field;
 mod reload;
@@ -49,7 +51,8 @@ pub struct Config {
     pub hold_at_boot: bool,
     /// Where the agent keeps what it must know after a boot; none: nowhere.
     pub state_file: Option<PathBuf>,
-    /// End connections that began before the policy which governs them; otherwise they go on with the address that they began with.
+    /// End connections that began before the policy which governs them; otherwise they go on with
+    /// the address that they began with.
     pub reset_connections: bool,
     /// How answers return from a gateway to the pod's node.
     pub reply_path: ReplyPath,
@@ -108,7 +111,8 @@ pub struct FailoverConfig {
     pub interval: Duration,
     /// Unanswered probes in a row after which a gateway counts as dead.
     pub multiplier: u32,
-    /// How long connections through a drained node go on, in whole seconds; 0: they are moved at once.
+    /// How long connections through a drained node go on, in whole seconds; 0: they are moved at
+    /// once.
     pub drain_grace_period: Duration,
 }
 
@@ -142,10 +146,21 @@ impl Default for Config {
             iptables: Iptables::default(),
             forward_method: ForwardMethod::default(),
             default_egress_gateway: Some(GatewayName::from("egressgateway")),
-            cluster_cidrs: ClusterCidrs { auto: true, extra: Vec::new() },
+            cluster_cidrs: ClusterCidrs {
+                auto: true,
+                extra: Vec::new(),
+            },
             mark: MarkConfig::default(),
-            routing: RoutingConfig { table_base: 100, rule_priority: 99, protocol: 77 },
-            failover: FailoverConfig { interval: Duration::from_millis(150), multiplier: 3, drain_grace_period: Duration::from_secs(60) },
+            routing: RoutingConfig {
+                table_base: 100,
+                rule_priority: 99,
+                protocol: 77,
+            },
+            failover: FailoverConfig {
+                interval: Duration::from_millis(150),
+                multiplier: 3,
+                drain_grace_period: Duration::from_secs(60),
+            },
             start_gate: true,
             hold_at_boot: true,
             state_file: Some(PathBuf::from("/var/lib/egressgateway/state.json")),
@@ -170,7 +185,8 @@ impl Default for TunnelConfig {
 }
 
 impl Config {
-    /// Reads a configuration file; what it does not mention has its default. Lists every problem, with its line.
+    /// Reads a configuration file; what it does not mention has its default. Lists every problem,
+    /// with its line.
     ///
     /// # Errors
     /// Syntax errors, unknown fields, refused values, and what [`Self::problems`] finds.
@@ -180,7 +196,11 @@ impl Config {
         if problems.is_empty() {
             problems = config.problems();
         }
-        if problems.is_empty() { Ok(config) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(problems)
+        }
     }
 
     /// What is wrong with the whole that no single field shows.
@@ -189,20 +209,44 @@ impl Config {
         let mut problems = Vec::new();
         let overlay = self.overlay();
         if overlay.is_empty() {
-            problems.push(Problem::new("tunnel.ipv4CIDR", "", "must be given where tunnel.ipv6CIDR is absent: the tunnel needs addresses"));
+            problems.push(Problem::new(
+                "tunnel.ipv4CIDR",
+                "",
+                "must be given where tunnel.ipv6CIDR is absent: the tunnel needs addresses",
+            ));
         }
         for (index, extra) in self.cluster_cidrs.extra.iter().enumerate() {
-            if let Some(net) = overlay.iter().find(|net| net.contains(extra) || extra.contains(*net)) {
+            if let Some(net) = overlay
+                .iter()
+                .find(|net| net.contains(extra) || extra.contains(*net))
+            {
                 let field = format!("clusterCIDRs.extra[{index}]");
-                problems.push(Problem::new(field, extra, format!("must not overlap the tunnel's network {net}")));
+                problems.push(Problem::new(
+                    field,
+                    extra,
+                    format!("must not overlap the tunnel's network {net}"),
+                ));
             }
             if self.cluster_cidrs.extra[..index].contains(extra) {
-                problems.push(Problem::new(format!("clusterCIDRs.extra[{index}]"), extra, "must be listed once"));
+                problems.push(Problem::new(
+                    format!("clusterCIDRs.extra[{index}]"),
+                    extra,
+                    "must be listed once",
+                ));
             }
         }
-        if self.tunnel.ipv6_cidr.is_some() && self.tunnel.mtu.is_some_and(|mtu| mtu < value::MIN_MTU_V6) {
-            let rule = format!("must be at least {} where tunnel.ipv6CIDR is given: IPv6 needs it", value::MIN_MTU_V6);
-            problems.push(Problem::new("tunnel.mtu", self.tunnel.mtu.unwrap_or_default(), rule));
+        if self.tunnel.ipv6_cidr.is_some()
+            && self.tunnel.mtu.is_some_and(|mtu| mtu < value::MIN_MTU_V6)
+        {
+            let rule = format!(
+                "must be at least {} where tunnel.ipv6CIDR is given: IPv6 needs it",
+                value::MIN_MTU_V6
+            );
+            problems.push(Problem::new(
+                "tunnel.mtu",
+                self.tunnel.mtu.unwrap_or_default(),
+                rule,
+            ));
         }
         problems
     }
@@ -210,7 +254,12 @@ impl Config {
     /// Networks of the tunnel's addresses, IPv4 first.
     #[must_use]
     pub fn overlay(&self) -> Vec<IpNet> {
-        self.tunnel.ipv4_cidr.map(IpNet::from).into_iter().chain(self.tunnel.ipv6_cidr.map(IpNet::from)).collect()
+        self.tunnel
+            .ipv4_cidr
+            .map(IpNet::from)
+            .into_iter()
+            .chain(self.tunnel.ipv6_cidr.map(IpNet::from))
+            .collect()
     }
 
     /// What of it the controller's plan depends on.

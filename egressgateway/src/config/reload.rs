@@ -11,20 +11,26 @@ pub struct Changed {
     pub old: Value,
     /// Its value now.
     pub new: Value,
-    /// Whether it takes effect in a running daemon; otherwise the value before stays in force until the daemon starts again.
+    /// Whether it takes effect in a running daemon; otherwise the value before stays in force until
+    /// the daemon starts again.
     pub live: bool,
 }
 
 impl Config {
-    /// The configuration that is in force once a running daemon took what it can of `next`, and every field in which `next` differs.
+    /// The configuration that is in force once a running daemon took what it can of `next`, and
+    /// every field in which `next` differs.
     ///
-    /// Fields that say which objects of the kernel exist, and by which names and numbers they are found again, wait for a start.
+    /// Fields that say which objects of the kernel exist, and by which names and numbers they are
+    /// found again, wait for a start.
     #[must_use]
     pub fn adopt(&self, next: &Self) -> (Self, Vec<Changed>) {
         let in_force = Self {
             forward_method: next.forward_method,
             default_egress_gateway: next.default_egress_gateway.clone(),
-            cluster_cidrs: super::ClusterCidrs { extra: next.cluster_cidrs.extra.clone(), ..self.cluster_cidrs },
+            cluster_cidrs: super::ClusterCidrs {
+                extra: next.cluster_cidrs.extra.clone(),
+                ..self.cluster_cidrs
+            },
             failover: next.failover,
             start_gate: next.start_gate,
             hold_at_boot: next.hold_at_boot,
@@ -34,7 +40,12 @@ impl Config {
         let changed = Self::FIELDS.iter().filter_map(|field| {
             let (old, new) = (self.value(field.path)?, next.value(field.path)?);
             let live = in_force.value(field.path)? == new;
-            (old != new).then_some(Changed { path: field.path, old, new, live })
+            (old != new).then_some(Changed {
+                path: field.path,
+                old,
+                new,
+                live,
+            })
         });
         let changed = changed.collect();
         (in_force, changed)
@@ -78,13 +89,21 @@ mod tests {
     fn every_field_is_taken_now_or_named_as_waiting_as_it_is_documented() {
         let now = Config::default();
         for field in Config::FIELDS {
-            let (_, other) = OTHERS.iter().find(|(path, _)| *path == field.path).unwrap_or_else(|| panic!("{}", field.path));
+            let (_, other) = OTHERS
+                .iter()
+                .find(|(path, _)| *path == field.path)
+                .unwrap_or_else(|| panic!("{}", field.path));
             let mut next = now.clone();
             next.set(field.path, other, field.path).unwrap();
             let (in_force, changed) = now.adopt(&next);
             assert_eq!(changed.len(), 1, "{changed:?}");
             assert_eq!((changed[0].path, changed[0].live), (field.path, field.live));
-            assert_eq!(in_force, if field.live { next } else { now.clone() }, "{}", field.path);
+            assert_eq!(
+                in_force,
+                if field.live { next } else { now.clone() },
+                "{}",
+                field.path
+            );
         }
     }
 

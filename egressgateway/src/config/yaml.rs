@@ -30,7 +30,11 @@ pub(super) fn apply_value(config: &mut Config, value: &Value) -> Vec<Problem> {
         // An empty file, or one of comments only.
         Value::Null => {}
         Value::Mapping(_) => visit(config, "", value, &mut problems),
-        other => problems.push(Problem::new("(file)", text(other), "must be a mapping of fields")),
+        other => problems.push(Problem::new(
+            "(file)",
+            text(other),
+            "must be a mapping of fields",
+        )),
     }
     problems
 }
@@ -40,18 +44,33 @@ fn visit(config: &mut Config, path: &str, value: &Value, problems: &mut Vec<Prob
         return leaf(config, path, value, problems);
     }
     let section = format!("{path}.");
-    let known = path.is_empty() || Config::FIELDS.iter().any(|field| field.path.starts_with(&section));
+    let known = path.is_empty()
+        || Config::FIELDS
+            .iter()
+            .any(|field| field.path.starts_with(&section));
     match value {
-        _ if !known => problems.push(Problem::new(path, text(value), format!("is not a field of the configuration; {}", siblings(path)))),
+        _ if !known => problems.push(Problem::new(
+            path,
+            text(value),
+            format!("is not a field of the configuration; {}", siblings(path)),
+        )),
         Value::Null => {}
         Value::Mapping(mapping) => {
             for (key, value) in mapping {
                 let key = text(key);
-                let path = if path.is_empty() { key } else { format!("{path}.{key}") };
+                let path = if path.is_empty() {
+                    key
+                } else {
+                    format!("{path}.{key}")
+                };
                 visit(config, &path, value, problems);
             }
         }
-        other => problems.push(Problem::new(path, text(other), "must be a mapping of fields")),
+        other => problems.push(Problem::new(
+            path,
+            text(other),
+            "must be a mapping of fields",
+        )),
     }
 }
 
@@ -65,17 +84,31 @@ fn leaf(config: &mut Config, path: &str, value: &Value, problems: &mut Vec<Probl
                 let field = format!("{path}[{index}]");
                 match entry {
                     Value::String(entry) if !entry.contains(',') && !entry.trim().is_empty() => {
-                        problems.extend(one.set(path, entry, path).map_err(|problem| Problem { field, ..problem }).err());
+                        problems.extend(
+                            one.set(path, entry, path)
+                                .map_err(|problem| Problem { field, ..problem })
+                                .err(),
+                        );
                     }
-                    other => problems.push(Problem::new(field, text(other), "must be a CIDR, such as 10.6.1.0/24 or fd00:6::/64")),
+                    other => problems.push(Problem::new(
+                        field,
+                        text(other),
+                        "must be a CIDR, such as 10.6.1.0/24 or fd00:6::/64",
+                    )),
                 }
             }
             if problems.len() > before {
                 return;
             }
-            config.set(path, &entries.iter().map(text).collect::<Vec<_>>().join(","), path)
+            config.set(
+                path,
+                &entries.iter().map(text).collect::<Vec<_>>().join(","),
+                path,
+            )
         }
-        Value::Mapping(_) | Value::Sequence(_) | Value::Tagged(_) => Err(Problem::new(path, text(value), "must be a single value")),
+        Value::Mapping(_) | Value::Sequence(_) | Value::Tagged(_) => {
+            Err(Problem::new(path, text(value), "must be a single value"))
+        }
         _ if is_list => Err(Problem::new(path, text(value), "must be a list of CIDRs")),
         // Written without a value: the default.
         Value::Null => Ok(()),
@@ -85,24 +118,43 @@ fn leaf(config: &mut Config, path: &str, value: &Value, problems: &mut Vec<Probl
 }
 
 fn siblings(path: &str) -> String {
-    let section = path.rsplit_once('.').map(|(section, _)| format!("{section}.")).unwrap_or_default();
-    let mut names: Vec<&str> = Config::FIELDS.iter().filter_map(|field| field.path.strip_prefix(&section)?.split('.').next()).collect();
+    let section = path
+        .rsplit_once('.')
+        .map(|(section, _)| format!("{section}."))
+        .unwrap_or_default();
+    let mut names: Vec<&str> = Config::FIELDS
+        .iter()
+        .filter_map(|field| field.path.strip_prefix(&section)?.split('.').next())
+        .collect();
     names.dedup();
-    if names.is_empty() { "it has no fields below".to_owned() } else { format!("fields here are {}", names.join(", ")) }
+    if names.is_empty() {
+        "it has no fields below".to_owned()
+    } else {
+        format!("fields here are {}", names.join(", "))
+    }
 }
 
 fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
-        other => serde_yaml::to_string(other).unwrap_or_default().trim_end().to_owned(),
+        other => serde_yaml::to_string(other)
+            .unwrap_or_default()
+            .trim_end()
+            .to_owned(),
     }
 }
 
-/// The line of a field: the file is read again up to it, and the error that stops there tells the line.
+/// The line of a field: the file is read again up to it, and the error that stops there tells the
+/// line.
 fn line_of(yaml: &str, field: &str) -> Option<usize> {
-    let steps: Vec<&str> = field.split(['.', '[']).map(|step| step.trim_end_matches(']')).collect();
-    let error = Locate(&steps).deserialize(serde_yaml::Deserializer::from_str(yaml)).err()?;
+    let steps: Vec<&str> = field
+        .split(['.', '['])
+        .map(|step| step.trim_end_matches(']'))
+        .collect();
+    let error = Locate(&steps)
+        .deserialize(serde_yaml::Deserializer::from_str(yaml))
+        .err()?;
     error.location().map(|location| location.line())
 }
 
@@ -124,8 +176,13 @@ impl<'de> Visitor<'de> for Locate<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Some((step, rest)) = self.0.split_first() else { return Err(de::Error::custom("here")) };
-        while let Some(found) = map.next_key_seed(Key { step, last: rest.is_empty() })? {
+        let Some((step, rest)) = self.0.split_first() else {
+            return Err(de::Error::custom("here"));
+        };
+        while let Some(found) = map.next_key_seed(Key {
+            step,
+            last: rest.is_empty(),
+        })? {
             if found {
                 return map.next_value_seed(Locate(rest));
             }
@@ -135,7 +192,11 @@ impl<'de> Visitor<'de> for Locate<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let index = self.0.first().and_then(|step| step.parse().ok()).ok_or_else(|| de::Error::custom("here"))?;
+        let index = self
+            .0
+            .first()
+            .and_then(|step| step.parse().ok())
+            .ok_or_else(|| de::Error::custom("here"))?;
         for _ in 0_usize..index {
             seq.next_element::<IgnoredAny>()?;
         }
@@ -168,6 +229,10 @@ impl Visitor<'_> for Key<'_> {
         if key != self.step {
             return Ok(false);
         }
-        if self.last { Err(E::custom("here")) } else { Ok(true) }
+        if self.last {
+            Err(E::custom("here"))
+        } else {
+            Ok(true)
+        }
     }
 }

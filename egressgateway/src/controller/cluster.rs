@@ -33,7 +33,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One object is now so, or is gone. Kinds that the controller does not decide about are ignored.
+    /// One object is now so, or is gone. Kinds that the controller does not decide about are
+    /// ignored.
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Node(name, node) => put(&mut self.nodes, name, node),
@@ -56,8 +57,17 @@ impl Cluster {
 
     /// The networks that no pool may be in.
     pub(crate) fn networks(&self, settings: &ControllerSettings) -> Vec<ClusterNetwork> {
-        let others = self.cluster_networks.iter().chain(&self.pod_networks).chain(&settings.cluster_networks).copied();
-        plan::cluster_networks(self.nodes.iter().filter(|_| settings.auto_cluster_networks), others, &settings.overlay)
+        let others = self
+            .cluster_networks
+            .iter()
+            .chain(&self.pod_networks)
+            .chain(&settings.cluster_networks)
+            .copied();
+        plan::cluster_networks(
+            self.nodes.iter().filter(|_| settings.auto_cluster_networks),
+            others,
+            &settings.overlay,
+        )
     }
 }
 

@@ -8,8 +8,15 @@ use k8s_openapi::{
 /// What the API server takes at most.
 const MAX_MESSAGE: usize = 1024;
 
-/// A condition about `generation` of its object, where the object has one that matters; the time is the writer's to fill.
-pub(super) fn condition(kind: &str, status: bool, reason: &str, message: &dyn Display, generation: Option<i64>) -> Condition {
+/// A condition about `generation` of its object, where the object has one that matters; the time is
+/// the writer's to fill.
+pub(super) fn condition(
+    kind: &str,
+    status: bool,
+    reason: &str,
+    message: &dyn Display,
+    generation: Option<i64>,
+) -> Condition {
     Condition {
         type_: kind.to_owned(),
         status: if status { "True" } else { "False" }.to_owned(),
@@ -22,7 +29,10 @@ pub(super) fn condition(kind: &str, status: bool, reason: &str, message: &dyn Di
 
 fn shorten(mut message: String) -> String {
     if message.len() > MAX_MESSAGE {
-        let end = (0..=MAX_MESSAGE - '…'.len_utf8()).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        let end = (0..=MAX_MESSAGE - '…'.len_utf8())
+            .rev()
+            .find(|end| message.is_char_boundary(*end))
+            .unwrap_or(0);
         message.truncate(end);
         message.push('…');
     }
@@ -31,5 +41,9 @@ fn shorten(mut message: String) -> String {
 
 /// Things in one line.
 pub(crate) fn join<T: Display>(parts: impl IntoIterator<Item = T>) -> String {
-    parts.into_iter().map(|part| part.to_string()).collect::<Vec<_>>().join("; ")
+    parts
+        .into_iter()
+        .map(|part| part.to_string())
+        .collect::<Vec<_>>()
+        .join("; ")
 }

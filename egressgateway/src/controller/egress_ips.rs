@@ -48,15 +48,25 @@ pub(super) enum Refusal {
 
 impl Given {
     pub(super) fn exhausted(&self) -> bool {
-        self.refusals.iter().any(|(_, refusal)| matches!(refusal, Refusal::Allocation(AllocationError::Exhausted { .. })))
+        self.refusals.iter().any(|(_, refusal)| {
+            matches!(
+                refusal,
+                Refusal::Allocation(AllocationError::Exhausted { .. })
+            )
+        })
     }
 
     /// Why the addresses are not with the node that somebody asked for.
     pub(super) fn unheard(&self, policy: &Policy) -> Option<Problem> {
-        let preferred =
-            policy.preferred_node.as_ref().filter(|preferred| !self.addresses.is_empty() && self.node.as_ref() != Some(preferred))?;
+        let preferred = policy.preferred_node.as_ref().filter(|preferred| {
+            !self.addresses.is_empty() && self.node.as_ref() != Some(preferred)
+        })?;
         let rule = format!("must be a Ready node of EgressGateway {}", self.gateway);
-        Some(Problem::new(format!("metadata.annotations[{}]", Policy::NODE_ANNOTATION), preferred, rule))
+        Some(Problem::new(
+            format!("metadata.annotations[{}]", Policy::NODE_ANNOTATION),
+            preferred,
+            rule,
+        ))
     }
 
     /// Reason and message of the policy's condition, if something was refused.
@@ -67,14 +77,26 @@ impl Given {
             Refusal::Allocation(error) => error,
             Refusal::Reserved(address, holder) => {
                 let rule = format!("must not be in use: {holder}");
-                return Some(("EgressIPInUse", Problem::new(field, address, rule).to_string()));
+                return Some((
+                    "EgressIPInUse",
+                    Problem::new(field, address, rule).to_string(),
+                ));
             }
         };
         Some(match error {
-            AllocationError::Exhausted { .. } => ("EgressIPExhausted", format!("EgressGateway {}: {error}{}", self.gateway, self.in_use)),
+            AllocationError::Exhausted { .. } => (
+                "EgressIPExhausted",
+                format!("EgressGateway {}: {error}{}", self.gateway, self.in_use),
+            ),
             AllocationError::OutsidePool { address, pool } => {
-                let rule = format!("must be in the pool of EgressGateway {}: {pool}", self.gateway);
-                ("EgressIPOutsidePool", Problem::new(field, address, rule).to_string())
+                let rule = format!(
+                    "must be in the pool of EgressGateway {}: {pool}",
+                    self.gateway
+                );
+                (
+                    "EgressIPOutsidePool",
+                    Problem::new(field, address, rule).to_string(),
+                )
             }
             AllocationError::Taken { address, holder } => {
                 let rule = format!("must not be in use: EgressGatewayPolicy {holder} has it");
@@ -104,18 +126,30 @@ impl Asking<'_> {
         let asked = self.spec.egress_ip.iter().find(of_family).copied();
         match self.gateway_spec {
             None => had().filter(|had| asked.is_none_or(|asked| asked == *had)),
-            Some(_) => asked.or_else(|| had().filter(|had| self.allocates(family) && self.pool.iter().any(|range| range.contains(*had)))),
+            Some(_) => asked.or_else(|| {
+                had().filter(|had| {
+                    self.allocates(family) && self.pool.iter().any(|range| range.contains(*had))
+                })
+            }),
         }
     }
 
     fn states(&self, family: Family) -> bool {
-        self.spec.egress_ip.iter().any(|address| Family::of(*address) == family)
+        self.spec
+            .egress_ip
+            .iter()
+            .any(|address| Family::of(*address) == family)
     }
 
     /// Whether the policy is to be given an address that it does not state.
     fn allocates(&self, family: Family) -> bool {
-        let from_pool = self.gateway_spec.is_some_and(|spec| spec.source_nat == SourceNatMode::EgressIp);
-        from_pool && !self.states(family) && governs(self.spec, family) && self.pool.iter().any(|range| range.family() == family)
+        let from_pool = self
+            .gateway_spec
+            .is_some_and(|spec| spec.source_nat == SourceNatMode::EgressIp);
+        from_pool
+            && !self.states(family)
+            && governs(self.spec, family)
+            && self.pool.iter().any(|range| range.family() == family)
     }
 }
 
@@ -129,11 +163,11 @@ pub(super) fn governs(spec: &PolicySpec, family: Family) -> bool {
     subject && (spec.destinations.is_empty() || any(&spec.destinations))
 }
 
-/// Gives addresses to all policies that want some, older policies first; none that somebody else has, or that lies in a network of the
-/// cluster.
+/// Gives addresses to all policies that want some, older policies first; none that somebody else
+/// has, or that lies in a network of the cluster.
 ///
-/// Stated addresses and those that policies hold come first, so that nothing moves for a newcomer; then the others get theirs. An address
-/// belongs to one policy, whatever the pools say.
+/// Stated addresses and those that policies hold come first, so that nothing moves for a newcomer;
+/// then the others get theirs. An address belongs to one policy, whatever the pools say.
 pub(super) fn give(
     cluster: &Cluster,
     allocator: &dyn Allocator,
@@ -144,27 +178,51 @@ pub(super) fn give(
     let asking = |(name, policy)| asking(cluster, judged, networks, name, policy);
     let asking: Vec<Asking> = by_age(&cluster.policies).filter_map(asking).collect();
     let mut ledger = Ledger::new(reserved(cluster, gateways), allocator);
-    let mut given: Vec<Given> = asking.iter().map(|asking| hold(asking, gateways.get(asking.gateway), &mut ledger)).collect();
+    let mut given: Vec<Given> = asking
+        .iter()
+        .map(|asking| hold(asking, gateways.get(asking.gateway), &mut ledger))
+        .collect();
     for (asking, given) in asking.iter().zip(&mut given) {
         allocate(asking, given, &mut ledger);
     }
     owners::settle(cluster, &asking, &mut given, gateways);
-    asking.iter().zip(given).map(|(asking, given)| (asking.name.clone(), given)).collect()
+    asking
+        .iter()
+        .zip(given)
+        .map(|(asking, given)| (asking.name.clone(), given))
+        .collect()
 }
 
 /// The addresses that no policy may have.
-pub(super) fn reserved(cluster: &Cluster, gateways: &BTreeMap<GatewayName, Elected>) -> BTreeMap<IpAddr, Holder> {
+pub(super) fn reserved(
+    cluster: &Cluster,
+    gateways: &BTreeMap<GatewayName, Elected>,
+) -> BTreeMap<IpAddr, Holder> {
     let together = |one: &NodeName, other: &NodeName| {
-        gateways.values().any(|gateway| gateway.member(one).is_some() && gateway.member(other).is_some())
+        gateways
+            .values()
+            .any(|gateway| gateway.member(one).is_some() && gateway.member(other).is_some())
     };
     plan::reserved(&cluster.nodes, &cluster.egress_nodes, together)
 }
 
 /// Who of other people has addresses of a pool; what only a network's plan takes is left out.
 pub(super) fn in_use(reserved: &BTreeMap<IpAddr, Holder>, pool: &[IpRange]) -> Vec<String> {
-    let theirs = |holder: &Holder| matches!(holder, Holder::Node(_) | Holder::Interface(_) | Holder::Neighbour(..));
-    let of = |range: &IpRange| reserved.range(range.first()..=range.last()).filter(|(_, holder)| theirs(holder));
-    pool.iter().flat_map(of).map(|(address, holder)| format!("{address}: {holder}")).collect()
+    let theirs = |holder: &Holder| {
+        matches!(
+            holder,
+            Holder::Node(_) | Holder::Interface(_) | Holder::Neighbour(..)
+        )
+    };
+    let of = |range: &IpRange| {
+        reserved
+            .range(range.first()..=range.last())
+            .filter(|(_, holder)| theirs(holder))
+    };
+    pool.iter()
+        .flat_map(of)
+        .map(|(address, holder)| format!("{address}: {holder}"))
+        .collect()
 }
 
 /// Who has which address.
@@ -177,13 +235,30 @@ struct Ledger<'a> {
 impl<'a> Ledger<'a> {
     fn new(reserved: BTreeMap<IpAddr, Holder>, allocator: &'a dyn Allocator) -> Self {
         // No name of a policy has a space in it.
-        let held = reserved.iter().map(|(address, holder)| (*address, holder.to_string())).collect();
-        Self { allocator, reserved, held }
+        let held = reserved
+            .iter()
+            .map(|(address, holder)| (*address, holder.to_string()))
+            .collect();
+        Self {
+            allocator,
+            reserved,
+            held,
+        }
     }
 
     /// Enters an address of the pool for a policy.
-    fn enter(&mut self, holder: &PolicyName, wanted: Option<IpAddr>, pool: &[IpRange]) -> Result<IpAddr, Refusal> {
-        let request = AllocationRequest { holder: holder.as_str(), wanted, pool, held: &self.held };
+    fn enter(
+        &mut self,
+        holder: &PolicyName,
+        wanted: Option<IpAddr>,
+        pool: &[IpRange],
+    ) -> Result<IpAddr, Refusal> {
+        let request = AllocationRequest {
+            holder: holder.as_str(),
+            wanted,
+            pool,
+            held: &self.held,
+        };
         match self.allocator.allocate(&request) {
             Ok(address) => {
                 self.held.insert(address, holder.to_string());
@@ -207,8 +282,17 @@ fn asking<'a>(
     let gateway = judged.get(name)?.gateway.as_ref()?;
     let spec = policy.spec.as_ref().ok()?;
     let gateway_spec = cluster.gateways.get(gateway)?.spec.as_ref().ok();
-    let pool = gateway_spec.map(|spec| plan::usable(&spec.pool, networks)).unwrap_or_default();
-    let asking = Asking { name, policy, spec, gateway, gateway_spec, pool };
+    let pool = gateway_spec
+        .map(|spec| plan::usable(&spec.pool, networks))
+        .unwrap_or_default();
+    let asking = Asking {
+        name,
+        policy,
+        spec,
+        gateway,
+        gateway_spec,
+        pool,
+    };
     let wants = |family| asking.claim(family).is_some() || asking.allocates(family);
     Family::ALL.into_iter().any(wants).then_some(asking)
 }
@@ -216,7 +300,11 @@ fn asking<'a>(
 /// Takes what the policy states or has.
 fn hold(asking: &Asking, gateway: Option<&Elected>, ledger: &mut Ledger) -> Given {
     let in_use = in_use(&ledger.reserved, &asking.pool);
-    let in_use = if in_use.is_empty() { in_use.concat() } else { format!("; {}", super::list(&in_use)) };
+    let in_use = if in_use.is_empty() {
+        in_use.concat()
+    } else {
+        format!("; {}", super::list(&in_use))
+    };
     let mut given = Given {
         gateway: asking.gateway.clone(),
         addresses: BTreeSet::new(),
@@ -227,7 +315,9 @@ fn hold(asking: &Asking, gateway: Option<&Elected>, ledger: &mut Ledger) -> Give
         refusals: Vec::new(),
     };
     for family in Family::ALL {
-        let Some(address) = asking.claim(family) else { continue };
+        let Some(address) = asking.claim(family) else {
+            continue;
+        };
         let own = [IpRange::single(address)];
         // Somebody put it on a node of the gateway for this.
         let put = matches!(ledger.reserved.get(&address), Some(Holder::Interface(node)) if gateway.is_some_and(|gateway| gateway.member(node).is_some()));
@@ -235,11 +325,16 @@ fn hold(asking: &Asking, gateway: Option<&Elected>, ledger: &mut Ledger) -> Give
             ledger.reserved.remove(&address);
             ledger.held.remove(&address);
         }
-        let pool = if asking.gateway_spec.is_some() { &asking.pool[..] } else { &own };
+        let pool = if asking.gateway_spec.is_some() {
+            &asking.pool[..]
+        } else {
+            &own
+        };
         match ledger.enter(asking.name, Some(address), pool) {
             Ok(address) => _ = given.addresses.insert(address),
             Err(refusal) if asking.states(family) => given.refusals.push((family, refusal)),
-            // It had an address that an older policy states, or that somebody else has by now: it gets another one.
+            // It had an address that an older policy states, or that somebody else has by now: it
+            // gets another one.
             Err(_) => {}
         }
     }
@@ -249,10 +344,20 @@ fn hold(asking: &Asking, gateway: Option<&Elected>, ledger: &mut Ledger) -> Give
 /// Finds addresses for what is still missing.
 fn allocate(asking: &Asking, given: &mut Given, ledger: &mut Ledger) {
     for family in Family::ALL {
-        if !asking.allocates(family) || given.addresses.iter().any(|address| Family::of(*address) == family) {
+        if !asking.allocates(family)
+            || given
+                .addresses
+                .iter()
+                .any(|address| Family::of(*address) == family)
+        {
             continue;
         }
-        let pool: Vec<IpRange> = asking.pool.iter().filter(|range| range.family() == family).copied().collect();
+        let pool: Vec<IpRange> = asking
+            .pool
+            .iter()
+            .filter(|range| range.family() == family)
+            .copied()
+            .collect();
         match ledger.enter(asking.name, None, &pool) {
             Ok(address) => _ = given.addresses.insert(address),
             Err(refusal) => given.refusals.push((family, refusal)),

@@ -13,16 +13,21 @@ use super::{
     list,
 };
 use crate::{
-    api::{self, EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage},
+    api::{
+        self, EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage,
+        PoolUsage,
+    },
     model::{Family, GatewayName, IpRange, NodeName, PolicyName, TargetId},
     plan::{self, ClusterNetwork, Holder},
     spec::GatewaySpec,
     world::{Draining, Gateway, Node},
 };
 
-/// Reason of the condition Ready where traffic goes on through cordoned nodes, because there are no others.
+/// Reason of the condition Ready where traffic goes on through cordoned nodes, because there are no
+/// others.
 pub(super) const ONLY_CORDONED_NODES: &str = "OnlyCordonedNodes";
-/// Reason where no node of a gateway gives a sign of life, and those that carried its traffic last go on.
+/// Reason where no node of a gateway gives a sign of life, and those that carried its traffic last
+/// go on.
 pub(super) const ALL_NODES_SILENT: &str = "AllNodesSilent";
 /// The reason of the condition Ready when somebody has deleted the gateway.
 pub(super) const DELETING: &str = "Deleting";
@@ -70,29 +75,57 @@ impl Elected {
         self.members.iter().find(|member| member.node == *node)
     }
 
-    /// The nodes that new traffic goes to: the Ready ones that are not cordoned or, without any, all Ready ones.
+    /// The nodes that new traffic goes to: the Ready ones that are not cordoned or, without any,
+    /// all Ready ones.
     pub(super) fn preferred(&self) -> impl Iterator<Item = &ElectedMember> {
         let only_cordoned = self.has_only_cordoned();
-        self.members.iter().filter(move |member| member.is_ready() && (only_cordoned || !member.cordoned))
+        self.members
+            .iter()
+            .filter(move |member| member.is_ready() && (only_cordoned || !member.cordoned))
     }
 
     /// Whether all nodes that can carry traffic are cordoned.
     pub(super) fn has_only_cordoned(&self) -> bool {
-        let mut ready = self.members.iter().filter(|member| member.is_ready()).peekable();
+        let mut ready = self
+            .members
+            .iter()
+            .filter(|member| member.is_ready())
+            .peekable();
         ready.peek().is_some() && ready.all(|member| member.cordoned)
     }
 }
 
 /// Members and active nodes of every gateway; without marks and egress addresses.
-pub(super) fn elect(cluster: &Cluster, settings: &ControllerSettings) -> BTreeMap<GatewayName, Elected> {
-    cluster.gateways.iter().map(|(name, gateway)| (name.clone(), elect_one(cluster, gateway, settings))).collect()
+pub(super) fn elect(
+    cluster: &Cluster,
+    settings: &ControllerSettings,
+) -> BTreeMap<GatewayName, Elected> {
+    cluster
+        .gateways
+        .iter()
+        .map(|(name, gateway)| (name.clone(), elect_one(cluster, gateway, settings)))
+        .collect()
 }
 
 fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings) -> Elected {
-    let asked = gateway.spec.as_ref().ok().and_then(|spec| spec.forward_method);
-    let invalid = gateway.spec.is_err().then_some(gateway.state.forward_method).flatten();
+    let asked = gateway
+        .spec
+        .as_ref()
+        .ok()
+        .and_then(|spec| spec.forward_method);
+    let invalid = gateway
+        .spec
+        .is_err()
+        .then_some(gateway.state.forward_method)
+        .flatten();
     let method = asked.or(invalid).unwrap_or(settings.forward_method);
-    let was_active: BTreeSet<&NodeName> = gateway.state.members.iter().filter(|member| member.active).map(|member| &member.node).collect();
+    let was_active: BTreeSet<&NodeName> = gateway
+        .state
+        .members
+        .iter()
+        .filter(|member| member.active)
+        .map(|member| &member.node)
+        .collect();
     let members = members(cluster, gateway)
         .into_iter()
         .map(|node| ElectedMember {
@@ -104,42 +137,104 @@ fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings
             target: None,
         })
         .collect();
-    let mut elected = Elected { method, members, ..Elected::default() };
+    let mut elected = Elected {
+        method,
+        members,
+        ..Elected::default()
+    };
     let mut active: BTreeSet<NodeName> = match method {
-        ForwardMethod::Ecmp => elected.preferred().map(|member| member.node.clone()).collect(),
+        ForwardMethod::Ecmp => elected
+            .preferred()
+            .map(|member| member.node.clone())
+            .collect(),
         ForwardMethod::ActivePassive => {
-            let stays = elected.preferred().find(|member| was_active.contains(&member.node));
-            stays.or_else(|| elected.preferred().next()).map(|member| member.node.clone()).into_iter().collect()
+            let stays = elected
+                .preferred()
+                .find(|member| was_active.contains(&member.node));
+            stays
+                .or_else(|| elected.preferred().next())
+                .map(|member| member.node.clone())
+                .into_iter()
+                .collect()
         }
     };
     if elected.members.iter().all(|member| !member.is_ready()) {
         // Nobody else could carry its traffic. Whether these can, clients find out by themselves.
-        let last = elected.members.iter().filter(|member| was_active.contains(&member.node) && is_silent(cluster, &member.node));
-        let limit = if method == ForwardMethod::Ecmp { usize::MAX } else { 1 };
+        let last = elected
+            .members
+            .iter()
+            .filter(|member| was_active.contains(&member.node) && is_silent(cluster, &member.node));
+        let limit = if method == ForwardMethod::Ecmp {
+            usize::MAX
+        } else {
+            1
+        };
         active = last.take(limit).map(|member| member.node.clone()).collect();
     }
-    elected.members.iter_mut().for_each(|member| member.active = active.contains(&member.node));
-    let draining = gateway.state.draining.clone().filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node));
-    let withdrawn = |node: &NodeName| is_cordoned(cluster, node) || cluster.nodes.get(node).is_some_and(Node::is_drained);
-    let drained = was_active.into_iter().find(|node| withdrawn(node) && !active.contains(*node) && can_carry(cluster, node));
+    elected
+        .members
+        .iter_mut()
+        .for_each(|member| member.active = active.contains(&member.node));
+    let draining = gateway
+        .state
+        .draining
+        .clone()
+        .filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node));
+    let withdrawn = |node: &NodeName| {
+        is_cordoned(cluster, node) || cluster.nodes.get(node).is_some_and(Node::is_drained)
+    };
+    let drained = was_active
+        .into_iter()
+        .find(|node| withdrawn(node) && !active.contains(*node) && can_carry(cluster, node));
     let graceful = draining.is_none() && !active.is_empty();
     let drained = drained
         .filter(|_| graceful && gateway.spec.is_ok() && !settings.drain_grace.is_zero())
-        .map(|node| Draining { node: node.clone(), until: cluster.now.saturating_add_unsigned(settings.drain_grace.as_secs()) });
-    Elected { draining, drained, ..elected }
+        .map(|node| Draining {
+            node: node.clone(),
+            until: cluster
+                .now
+                .saturating_add_unsigned(settings.drain_grace.as_secs()),
+        });
+    Elected {
+        draining,
+        drained,
+        ..elected
+    }
 }
 
-/// Known nodes in their old order, then new ones by name; cordoned ones come last, because a client that loses the active node follows this
-/// order by itself. A gateway that can't be understood keeps the nodes that it has: connections that exist go on.
+/// Known nodes in their old order, then new ones by name; cordoned ones come last, because a client
+/// that loses the active node follows this order by itself. A gateway that can't be understood
+/// keeps the nodes that it has: connections that exist go on.
 fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
     let selected = |name: &NodeName, node: &Node| match &gateway.spec {
         Ok(spec) => spec.nodes.matches(&node.labels),
-        Err(_) => gateway.state.members.iter().any(|member| member.node == *name),
+        Err(_) => gateway
+            .state
+            .members
+            .iter()
+            .any(|member| member.node == *name),
     };
-    let rank: BTreeMap<&NodeName, usize> =
-        gateway.state.members.iter().enumerate().rev().map(|(index, member)| (&member.node, index)).collect();
-    let mut members: Vec<&NodeName> = cluster.nodes.iter().filter(|(name, node)| selected(name, node)).map(|(name, _)| name).collect();
-    members.sort_by_key(|name| (is_cordoned(cluster, name), rank.get(name).copied().unwrap_or(usize::MAX), *name));
+    let rank: BTreeMap<&NodeName, usize> = gateway
+        .state
+        .members
+        .iter()
+        .enumerate()
+        .rev()
+        .map(|(index, member)| (&member.node, index))
+        .collect();
+    let mut members: Vec<&NodeName> = cluster
+        .nodes
+        .iter()
+        .filter(|(name, node)| selected(name, node))
+        .map(|(name, _)| name)
+        .collect();
+    members.sort_by_key(|name| {
+        (
+            is_cordoned(cluster, name),
+            rank.get(name).copied().unwrap_or(usize::MAX),
+            *name,
+        )
+    });
     members
 }
 
@@ -149,7 +244,11 @@ fn is_cordoned(cluster: &Cluster, name: &NodeName) -> bool {
 
 /// Whether a node can carry traffic.
 fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
-    if cluster.nodes.get(name).is_some_and(Node::is_drained) { GatewayNodeStatus::NotReady } else { health_of(cluster, name) }
+    if cluster.nodes.get(name).is_some_and(Node::is_drained) {
+        GatewayNodeStatus::NotReady
+    } else {
+        health_of(cluster, name)
+    }
 }
 
 /// Whether connections can go on through it, drained or not.
@@ -157,16 +256,28 @@ pub(super) fn can_carry(cluster: &Cluster, name: &NodeName) -> bool {
     health_of(cluster, name) == GatewayNodeStatus::Ready
 }
 
-/// Whether only signs of life are missing: nobody took it out, and nothing says that its tunnel is not there.
+/// Whether only signs of life are missing: nobody took it out, and nothing says that its tunnel is
+/// not there.
 fn is_silent(cluster: &Cluster, name: &NodeName) -> bool {
-    let tunnel = cluster.egress_nodes.get(name).and_then(|node| node.tunnel_ready);
-    let stays = cluster.nodes.get(name).is_some_and(|node| !node.is_drained());
+    let tunnel = cluster
+        .egress_nodes
+        .get(name)
+        .and_then(|node| node.tunnel_ready);
+    let stays = cluster
+        .nodes
+        .get(name)
+        .is_some_and(|node| !node.is_drained());
     stays && tunnel == Some(true) && !can_carry(cluster, name)
 }
 
 fn health_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
-    let Some(node) = cluster.nodes.get(name) else { return GatewayNodeStatus::NotReady };
-    let tunnel = cluster.egress_nodes.get(name).and_then(|node| node.tunnel_ready);
+    let Some(node) = cluster.nodes.get(name) else {
+        return GatewayNodeStatus::NotReady;
+    };
+    let tunnel = cluster
+        .egress_nodes
+        .get(name)
+        .and_then(|node| node.tunnel_ready);
     let fresh = cluster.fresh_leases.contains(name);
     match tunnel {
         _ if !node.ready => GatewayNodeStatus::NotReady,
@@ -178,10 +289,19 @@ fn health_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
 }
 
 /// Egress addresses go to the nodes that answer for them.
-pub(super) fn place(gateways: &mut BTreeMap<GatewayName, Elected>, given: &BTreeMap<PolicyName, Given>) {
+pub(super) fn place(
+    gateways: &mut BTreeMap<GatewayName, Elected>,
+    given: &BTreeMap<PolicyName, Given>,
+) {
     for given in given.values() {
-        let members = gateways.get_mut(&given.gateway).map(|gateway| &mut gateway.members);
-        if let Some(member) = members.and_then(|members| members.iter_mut().find(|member| Some(&member.node) == given.node.as_ref())) {
+        let members = gateways
+            .get_mut(&given.gateway)
+            .map(|gateway| &mut gateway.members);
+        if let Some(member) = members.and_then(|members| {
+            members
+                .iter_mut()
+                .find(|member| Some(&member.node) == given.node.as_ref())
+        }) {
             member.egress_ips.extend(&given.addresses);
         }
     }
@@ -207,7 +327,17 @@ pub(super) fn statuses(
     let status = |(name, gateway): (&GatewayName, &Gateway)| {
         let elected = gateways.get(name)?;
         let used = used.remove(name).unwrap_or_default();
-        Some((name.clone(), status(cluster, gateway, elected, used, (networks, &reserved), settings)))
+        Some((
+            name.clone(),
+            status(
+                cluster,
+                gateway,
+                elected,
+                used,
+                (networks, &reserved),
+                settings,
+            ),
+        ))
     };
     cluster.gateways.iter().filter_map(status).collect()
 }
@@ -241,16 +371,35 @@ fn status(
         name: member.node.to_string(),
         status: member.status,
         active: member.active,
-        interfaces: cluster.egress_nodes.get(&member.node).map(|node| node.interfaces.clone()).unwrap_or_default(),
+        interfaces: cluster
+            .egress_nodes
+            .get(&member.node)
+            .map(|node| node.interfaces.clone())
+            .unwrap_or_default(),
         egress_ips: member.egress_ips.iter().map(ToString::to_string).collect(),
         mark: member.target.map(|target| settings.mask.mark(target)),
     };
     let (ready, reason, message) = readiness(gateway, elected, used.exhausted, networks);
-    let pool = gateway.spec.as_ref().ok().map(|spec| &spec.pool).filter(|pool| !pool.is_empty());
+    let pool = gateway
+        .spec
+        .as_ref()
+        .ok()
+        .map(|spec| &spec.pool)
+        .filter(|pool| !pool.is_empty());
     let free = pool.map(|pool| {
         let in_use = in_use(reserved, pool);
-        let reason = if in_use.is_empty() { "Free" } else { ADDRESSES_IN_USE };
-        conditions::condition(ADDRESSES_FREE, in_use.is_empty(), reason, &list(&in_use), Some(gateway.generation))
+        let reason = if in_use.is_empty() {
+            "Free"
+        } else {
+            ADDRESSES_IN_USE
+        };
+        conditions::condition(
+            ADDRESSES_FREE,
+            in_use.is_empty(),
+            reason,
+            &list(&in_use),
+            Some(gateway.generation),
+        )
     });
     EgressGatewayStatus {
         forward_method: Some(elected.method),
@@ -258,24 +407,54 @@ fn status(
         mark: elected.target.map(|target| settings.mask.mark(target)),
         former_mark: elected.former.map(|target| settings.mask.mark(target)),
         draining: elected.draining.as_ref().and_then(written),
-        ip_usage: gateway.spec.as_ref().ok().filter(|spec| !spec.pool.is_empty()).map(|spec| usage(spec, &used)),
+        ip_usage: gateway
+            .spec
+            .as_ref()
+            .ok()
+            .filter(|spec| !spec.pool.is_empty())
+            .map(|spec| usage(spec, &used)),
         observed_generation: Some(gateway.generation),
-        conditions: [conditions::condition("Ready", ready, reason, &message, Some(gateway.generation))].into_iter().chain(free).collect(),
+        conditions: [conditions::condition(
+            "Ready",
+            ready,
+            reason,
+            &message,
+            Some(gateway.generation),
+        )]
+        .into_iter()
+        .chain(free)
+        .collect(),
     }
 }
 
 /// As the status says it.
 fn written(draining: &Draining) -> Option<api::Draining> {
     let until = Time(Timestamp::from_second(draining.until).ok()?);
-    Some(api::Draining { node: draining.node.to_string(), until })
+    Some(api::Draining {
+        node: draining.node.to_string(),
+        until,
+    })
 }
 
 fn usage(spec: &GatewaySpec, used: &Use) -> IpUsage {
     let total = |family| {
-        let sizes = spec.pool.iter().filter(|range| range.family() == family).map(size);
+        let sizes = spec
+            .pool
+            .iter()
+            .filter(|range| range.family() == family)
+            .map(size);
         i64::try_from(sizes.fold(0, u128::saturating_add)).unwrap_or(i64::MAX)
     };
-    IpUsage { ipv4: PoolUsage { total: total(Family::V4), used: used.v4 }, ipv6: PoolUsage { total: total(Family::V6), used: used.v6 } }
+    IpUsage {
+        ipv4: PoolUsage {
+            total: total(Family::V4),
+            used: used.v4,
+        },
+        ipv6: PoolUsage {
+            total: total(Family::V6),
+            used: used.v6,
+        },
+    }
 }
 
 fn size(range: &IpRange) -> u128 {
@@ -286,25 +465,75 @@ fn size(range: &IpRange) -> u128 {
     (bits(range.last()) - bits(range.first())).saturating_add(1)
 }
 
-fn readiness(gateway: &Gateway, elected: &Elected, exhausted: bool, networks: &[ClusterNetwork]) -> (bool, &'static str, String) {
-    let misplaced = gateway.spec.iter().flat_map(|spec| plan::misplaced_pool(spec, networks)).next();
-    let count = |status| elected.members.iter().filter(|member| member.status == status).count();
+fn readiness(
+    gateway: &Gateway,
+    elected: &Elected,
+    exhausted: bool,
+    networks: &[ClusterNetwork],
+) -> (bool, &'static str, String) {
+    let misplaced = gateway
+        .spec
+        .iter()
+        .flat_map(|spec| plan::misplaced_pool(spec, networks))
+        .next();
+    let count = |status| {
+        elected
+            .members
+            .iter()
+            .filter(|member| member.status == status)
+            .count()
+    };
     let ready = count(GatewayNodeStatus::Ready);
-    let tally = || format!("{ready} Ready, {} NotReady, {} Unknown", count(GatewayNodeStatus::NotReady), count(GatewayNodeStatus::Unknown));
+    let tally = || {
+        format!(
+            "{ready} Ready, {} NotReady, {} Unknown",
+            count(GatewayNodeStatus::NotReady),
+            count(GatewayNodeStatus::Unknown)
+        )
+    };
     match &gateway.spec {
         Err(problems) => (false, "Invalid", conditions::join(problems)),
         Ok(_) if gateway.deleting => (false, DELETING, "deletion was asked for".to_owned()),
-        Ok(_) if misplaced.is_some() => (false, "PoolInClusterNetwork", misplaced.map(|problem| problem.to_string()).unwrap_or_default()),
-        Ok(_) if elected.members.is_empty() => (false, "NoNodes", "spec.nodeSelector matches no node".to_owned()),
-        Ok(_) if elected.marks_exhausted => (false, "MarksExhausted", "no mark is left: its traffic is held".to_owned()),
-        Ok(_) if ready == 0 && elected.members.iter().any(|member| member.active) => {
-            (false, ALL_NODES_SILENT, format!("no node gives a sign of life, and those that carried its traffic last go on: {}", tally()))
-        }
-        Ok(_) if ready == 0 => (false, "NoReadyNode", format!("no node can carry traffic: {}", tally())),
-        Ok(_) if exhausted => (false, "PoolExhausted", "spec.egressIPs has no address left for some policies".to_owned()),
-        Ok(_) if elected.has_only_cordoned() => {
-            (true, ONLY_CORDONED_NODES, format!("every node that can carry traffic is cordoned: {}", tally()))
-        }
+        Ok(_) if misplaced.is_some() => (
+            false,
+            "PoolInClusterNetwork",
+            misplaced
+                .map(|problem| problem.to_string())
+                .unwrap_or_default(),
+        ),
+        Ok(_) if elected.members.is_empty() => (
+            false,
+            "NoNodes",
+            "spec.nodeSelector matches no node".to_owned(),
+        ),
+        Ok(_) if elected.marks_exhausted => (
+            false,
+            "MarksExhausted",
+            "no mark is left: its traffic is held".to_owned(),
+        ),
+        Ok(_) if ready == 0 && elected.members.iter().any(|member| member.active) => (
+            false,
+            ALL_NODES_SILENT,
+            format!(
+                "no node gives a sign of life, and those that carried its traffic last go on: {}",
+                tally()
+            ),
+        ),
+        Ok(_) if ready == 0 => (
+            false,
+            "NoReadyNode",
+            format!("no node can carry traffic: {}", tally()),
+        ),
+        Ok(_) if exhausted => (
+            false,
+            "PoolExhausted",
+            "spec.egressIPs has no address left for some policies".to_owned(),
+        ),
+        Ok(_) if elected.has_only_cordoned() => (
+            true,
+            ONLY_CORDONED_NODES,
+            format!("every node that can carry traffic is cordoned: {}", tally()),
+        ),
         Ok(_) => (true, "Ready", tally()),
     }
 }

@@ -1,5 +1,6 @@
-//! What the controller decides, as a function of the cluster: [`plan`] is pure, and what it decided before comes back to it in the
-//! objects' statuses. A new leader continues where the last one stopped.
+//! What the controller decides, as a function of the cluster: [`plan`] is pure, and what it decided
+//! before comes back to it in the objects' statuses. A new leader continues where the last one
+//! stopped.
 
 mod cluster;
 mod conditions;
@@ -66,7 +67,8 @@ impl Default for ControllerSettings {
 
 /// What shall stand in the API server.
 ///
-/// Conditions have no `lastTransitionTime` of their own (1970 stands there): it is the writer's, who knows the clock.
+/// Conditions have no `lastTransitionTime` of their own (1970 stands there): it is the writer's,
+/// who knows the clock.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterPlan {
     /// EgressNodes to make, with the UID of the Node that owns each.
@@ -75,8 +77,8 @@ pub struct ClusterPlan {
     pub delete: BTreeSet<NodeName>,
     /// Agents' leases without a Node: nobody will renew them.
     pub forget: BTreeSet<NodeName>,
-    /// Status of every EgressNode that is or will be: phase (Succeeded only where the agent said so), addresses and hardware address.
-    /// The other fields are the agent's.
+    /// Status of every EgressNode that is or will be: phase (Succeeded only where the agent said
+    /// so), addresses and hardware address. The other fields are the agent's.
     pub egress_nodes: BTreeMap<NodeName, EgressNodeStatus>,
     /// Status of every gateway.
     pub gateways: BTreeMap<GatewayName, EgressGatewayStatus>,
@@ -84,12 +86,22 @@ pub struct ClusterPlan {
     pub policies: BTreeMap<PolicyName, EgressGatewayPolicyStatus>,
 }
 
-/// Decides about the whole cluster. The same cluster has the same plan, and a cluster that holds the plan is planned alike.
+/// Decides about the whole cluster. The same cluster has the same plan, and a cluster that holds
+/// the plan is planned alike.
 #[must_use]
-pub fn plan(cluster: &Cluster, allocator: &dyn Allocator, settings: &ControllerSettings) -> ClusterPlan {
+pub fn plan(
+    cluster: &Cluster,
+    allocator: &dyn Allocator,
+    settings: &ControllerSettings,
+) -> ClusterPlan {
     let mut plan = ClusterPlan::default();
     nodes::plan(cluster, allocator, settings, &mut plan);
-    plan.forget = cluster.stale_leases.iter().filter(|name| !cluster.nodes.contains_key(*name)).cloned().collect();
+    plan.forget = cluster
+        .stale_leases
+        .iter()
+        .filter(|name| !cluster.nodes.contains_key(*name))
+        .cloned()
+        .collect();
     let mut gateways = gateways::elect(cluster, settings);
     let judged = policies::judge(cluster, settings);
     let networks = cluster.networks(settings);

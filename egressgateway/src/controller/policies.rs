@@ -25,7 +25,9 @@ pub(super) struct Judgement {
 }
 
 /// Policies, the oldest first; then by name.
-pub(super) fn by_age(policies: &BTreeMap<PolicyName, Policy>) -> impl Iterator<Item = (&PolicyName, &Policy)> {
+pub(super) fn by_age(
+    policies: &BTreeMap<PolicyName, Policy>,
+) -> impl Iterator<Item = (&PolicyName, &Policy)> {
     let mut sorted: Vec<_> = policies.iter().collect();
     sorted.sort_by_key(|(name, policy)| (policy.created, *name));
     sorted.into_iter()
@@ -33,29 +35,61 @@ pub(super) fn by_age(policies: &BTreeMap<PolicyName, Policy>) -> impl Iterator<I
 
 /// Finds every policy's gateway.
 pub(super) fn judge(cluster: &Cluster, settings: &ControllerSettings) -> Judged {
-    cluster.policies.iter().map(|(name, policy)| (name.clone(), judge_one(cluster, policy, settings))).collect()
+    cluster
+        .policies
+        .iter()
+        .map(|(name, policy)| (name.clone(), judge_one(cluster, policy, settings)))
+        .collect()
 }
 
 fn judge_one(cluster: &Cluster, policy: &Policy, settings: &ControllerSettings) -> Judgement {
     let spec = match &policy.spec {
         Ok(spec) => spec,
-        Err(problems) => return Judgement { gateway: None, refusal: Some(("Invalid", conditions::join(problems))) },
+        Err(problems) => {
+            return Judgement {
+                gateway: None,
+                refusal: Some(("Invalid", conditions::join(problems))),
+            };
+        }
     };
-    let refuse = |reason, value: &str, rule: String| Some((reason, Problem::new("spec.egressGatewayName", value, rule).to_string()));
+    let refuse = |reason, value: &str, rule: String| {
+        Some((
+            reason,
+            Problem::new("spec.egressGatewayName", value, rule).to_string(),
+        ))
+    };
     let named = spec.gateway.as_ref().map_or("", GatewayName::as_str);
-    match resolve(spec.gateway.as_ref(), settings.default_gateway.as_ref(), &cluster.gateways) {
+    match resolve(
+        spec.gateway.as_ref(),
+        settings.default_gateway.as_ref(),
+        &cluster.gateways,
+    ) {
         Ok((name, gateway)) => {
             let invalid = gateway.spec.is_err();
             let rule = || format!("EgressGateway {name} is invalid: see its conditions");
-            let refusal = if invalid { refuse("GatewayInvalid", named, rule()) } else { None };
-            Judgement { gateway: Some(name.clone()), refusal }
+            let refusal = if invalid {
+                refuse("GatewayInvalid", named, rule())
+            } else {
+                None
+            };
+            Judgement {
+                gateway: Some(name.clone()),
+                refusal,
+            }
         }
         Err(problem) => {
             let reason = match problem {
                 GatewayProblem::NotFound(_) => "GatewayNotFound",
                 GatewayProblem::Ambiguous(_) => "AmbiguousGateway",
             };
-            Judgement { gateway: None, refusal: refuse(reason, named, format!("must lead to one EgressGateway: {problem}")) }
+            Judgement {
+                gateway: None,
+                refusal: refuse(
+                    reason,
+                    named,
+                    format!("must lead to one EgressGateway: {problem}"),
+                ),
+            }
         }
     }
 }
@@ -71,9 +105,19 @@ pub(super) fn statuses(
     let status = |(name, policy): (&PolicyName, &Policy)| {
         let judgement = judged.remove(name).unwrap_or_default();
         let spec = policy.spec.as_ref().ok().zip(judgement.gateway.as_ref());
-        let unserved = spec.and_then(|(spec, gateway)| families::unserved(cluster, settings, spec, gateway));
+        let unserved =
+            spec.and_then(|(spec, gateway)| families::unserved(cluster, settings, spec, gateway));
         let no_way = given.get(name).and_then(|given| no_way(cluster, given));
-        (name.clone(), status(policy, judgement, given.get(name), unserved.as_deref(), (overlaps.remove(name), no_way)))
+        (
+            name.clone(),
+            status(
+                policy,
+                judgement,
+                given.get(name),
+                unserved.as_deref(),
+                (overlaps.remove(name), no_way),
+            ),
+        )
     };
     cluster.policies.iter().map(status).collect()
 }
@@ -86,15 +130,38 @@ fn no_way(cluster: &Cluster, given: &Given) -> Option<Finding> {
     let name = given.node.as_ref()?;
     let node = cluster.egress_nodes.get(name)?;
     let device = node.device.as_ref()?;
-    let underlay = |address: &IpAddr| Underlay { device: device.clone(), index: 0, address: *address, mtu: 0 };
-    let underlay = node.underlay.iter().map(|address| (Family::of(*address), underlay(address))).collect();
+    let underlay = |address: &IpAddr| Underlay {
+        device: device.clone(),
+        index: 0,
+        address: *address,
+        mtu: 0,
+    };
+    let underlay = node
+        .underlay
+        .iter()
+        .map(|address| (Family::of(*address), underlay(address)))
+        .collect();
     let host = Attachments::reported(&node.interfaces);
-    let routers = cluster.gateways.get(&given.gateway).and_then(|gateway| gateway.spec.as_ref().ok()).map(|spec| spec.routers.as_slice());
+    let routers = cluster
+        .gateways
+        .get(&given.gateway)
+        .and_then(|gateway| gateway.spec.as_ref().ok())
+        .map(|spec| spec.routers.as_slice());
     let stuck = given.addresses.iter().find(|address| {
-        let router = routers.unwrap_or_default().iter().copied().find(|router| Family::of(*router) == Family::of(**address));
+        let router = routers
+            .unwrap_or_default()
+            .iter()
+            .copied()
+            .find(|router| Family::of(*router) == Family::of(**address));
         plan::way(**address, &host, &underlay, router) == plan::Way::NoRouter
     })?;
-    Some(("NoRouter", format!("nothing leaves with {stuck} from node {name}: {}", plan::Reason::NoRouter)))
+    Some((
+        "NoRouter",
+        format!(
+            "nothing leaves with {stuck} from node {name}: {}",
+            plan::Reason::NoRouter
+        ),
+    ))
 }
 
 fn status(
@@ -109,15 +176,28 @@ fn status(
     let (accepted, reason, message) = match (refusal, &judgement.gateway) {
         (Some((reason, message)), _) => (false, reason, message),
         (None, Some(gateway)) => {
-            let unheard = given.and_then(|given| given.unheard(policy)).map(|problem| format!("; {problem}"));
+            let unheard = given
+                .and_then(|given| given.unheard(policy))
+                .map(|problem| format!("; {problem}"));
             let gone = given.and_then(|given| given.gone.as_deref());
             let reason = match (gone, unserved) {
                 (Some(_), _) => "AgentGone",
                 (None, Some(_)) => "FamilyUnsupported",
                 (None, None) => "Accepted",
             };
-            let notes = [gone, unserved].into_iter().flatten().map(|note| format!("; {note}"));
-            (true, reason, format!("EgressGateway {gateway}{}{}", unheard.unwrap_or_default(), notes.collect::<String>()))
+            let notes = [gone, unserved]
+                .into_iter()
+                .flatten()
+                .map(|note| format!("; {note}"));
+            (
+                true,
+                reason,
+                format!(
+                    "EgressGateway {gateway}{}{}",
+                    unheard.unwrap_or_default(),
+                    notes.collect::<String>()
+                ),
+            )
         }
         (None, None) => (true, "Accepted", String::new()),
     };
@@ -127,18 +207,35 @@ fn status(
     };
     let of = |family: Family| {
         let of_family = |address: &&IpAddr| Family::of(**address) == family;
-        given?.addresses.iter().find(of_family).map(ToString::to_string)
+        given?
+            .addresses
+            .iter()
+            .find(of_family)
+            .map(ToString::to_string)
     };
-    let egress_ip = EgressIp { ipv4: of(Family::V4), ipv6: of(Family::V6) };
+    let egress_ip = EgressIp {
+        ipv4: of(Family::V4),
+        ipv6: of(Family::V6),
+    };
     EgressGatewayPolicyStatus {
         egress_gateway: judgement.gateway.map(|name| name.to_string()),
         egress_ip: (egress_ip != EgressIp::default()).then_some(egress_ip),
-        node: given.and_then(|given| given.node.as_ref()).map(ToString::to_string),
-        candidate: given.and_then(|given| given.candidate.as_ref()).map(ToString::to_string),
+        node: given
+            .and_then(|given| given.node.as_ref())
+            .map(ToString::to_string),
+        candidate: given
+            .and_then(|given| given.candidate.as_ref())
+            .map(ToString::to_string),
         observed_generation: generation,
         conditions: vec![
             conditions::condition("Accepted", accepted, reason, &message, generation),
-            conditions::condition("Overlapping", overlapping, overlap_reason, &overlap_message, generation),
+            conditions::condition(
+                "Overlapping",
+                overlapping,
+                overlap_reason,
+                &overlap_message,
+                generation,
+            ),
         ],
     }
 }

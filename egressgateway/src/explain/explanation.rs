@@ -107,7 +107,11 @@ impl fmt::Display for Explanation {
         if let Some(address) = self.address {
             write!(f, " ({address})")?;
         }
-        writeln!(f, " to {}: {}, because {}", self.to, self.verdict, self.reason)?;
+        writeln!(
+            f,
+            " to {}: {}, because {}",
+            self.to, self.verdict, self.reason
+        )?;
         for Exit { node, source } in &self.exits {
             match source {
                 Some(source) => writeln!(f, "  leaves through {node} as {source}")?,

@@ -37,7 +37,11 @@ pub struct Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: document {}", self.file, self.document)?;
-        if self.object.is_empty() { Ok(()) } else { write!(f, ": {}", self.object) }
+        if self.object.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ": {}", self.object)
+        }
     }
 }
 
@@ -70,7 +74,11 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.remark {
-            Remark::Ignored => write!(f, "{}: says nothing about egress and is left out", self.origin),
+            Remark::Ignored => write!(
+                f,
+                "{}: says nothing about egress and is left out",
+                self.origin
+            ),
             Remark::Wrong(problem) => write!(f, "{}: {problem}", self.origin),
         }
     }
@@ -90,17 +98,30 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// Reads every document of a YAML text; `file` is what findings call it. What can't be read is left out and found.
+    /// Reads every document of a YAML text; `file` is what findings call it. What can't be read is
+    /// left out and found.
     pub fn read(&mut self, file: &str, text: &str) {
         for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
-            let origin = Origin { file: file.to_owned(), document: index + 1, object: String::new() };
-            // Keys are texts in JSON, and values keep the types that YAML gives them, as for an API server.
+            let origin = Origin {
+                file: file.to_owned(),
+                document: index + 1,
+                object: String::new(),
+            };
+            // Keys are texts in JSON, and values keep the types that YAML gives them, as for an API
+            // server.
             let value = serde_yaml::Value::deserialize(document).map_err(|error| error.to_string());
-            match value.and_then(|value| serde_json::to_value(value).map_err(|error| error.to_string())) {
+            match value
+                .and_then(|value| serde_json::to_value(value).map_err(|error| error.to_string()))
+            {
                 Ok(Value::Null) => {}
                 Ok(value) => self.take(&origin, &value),
                 // Nothing behind a syntax error can be trusted to be a document.
-                Err(error) => return self.wrong(&origin, Problem::new("(document)", "", format!("must be YAML: {error}"))),
+                Err(error) => {
+                    return self.wrong(
+                        &origin,
+                        Problem::new("(document)", "", format!("must be YAML: {error}")),
+                    );
+                }
             }
         }
     }
@@ -112,16 +133,32 @@ impl Manifests {
     }
 
     fn wrong(&mut self, origin: &Origin, problem: Problem) {
-        self.findings.push(Finding { origin: origin.clone(), remark: Remark::Wrong(problem) });
+        self.findings.push(Finding {
+            origin: origin.clone(),
+            remark: Remark::Wrong(problem),
+        });
     }
 
     fn take(&mut self, origin: &Origin, value: &Value) {
-        let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |value: &Value, key: &str| {
+            value
+                .get(key)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         let (version, kind) = (text(value, "apiVersion"), text(value, "kind"));
         if kind.is_empty() {
-            return self.wrong(origin, Problem::new("kind", "", "must name the kind of the object"));
+            return self.wrong(
+                origin,
+                Problem::new("kind", "", "must name the kind of the object"),
+            );
         }
-        if let Some(items) = value.get("items").and_then(Value::as_array).filter(|_| kind.ends_with("List")) {
+        if let Some(items) = value
+            .get("items")
+            .and_then(Value::as_array)
+            .filter(|_| kind.ends_with("List"))
+        {
             for item in items {
                 self.take(origin, item);
             }
@@ -129,41 +166,84 @@ impl Manifests {
         }
         let metadata = value.get("metadata").cloned().unwrap_or_default();
         let (namespace, name) = (text(&metadata, "namespace"), text(&metadata, "name"));
-        let full = if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") };
-        let origin = Origin { object: format!("{kind} {full}").trim().to_owned(), ..origin.clone() };
+        let full = if namespace.is_empty() {
+            name.clone()
+        } else {
+            format!("{namespace}/{name}")
+        };
+        let origin = Origin {
+            object: format!("{kind} {full}").trim().to_owned(),
+            ..origin.clone()
+        };
         let known = match version.split_once('/') {
             Some((GROUP, VERSION)) if KINDS.contains(&kind.as_str()) => true,
             Some((GROUP, VERSION)) => {
-                return self.wrong(&origin, Problem::new("kind", kind, format!("must be {} in {GROUP}/{VERSION}", KINDS.join(", "))));
+                return self.wrong(
+                    &origin,
+                    Problem::new(
+                        "kind",
+                        kind,
+                        format!("must be {} in {GROUP}/{VERSION}", KINDS.join(", ")),
+                    ),
+                );
             }
             Some((GROUP, _)) => {
-                let rule = format!("must be {GROUP}/{VERSION}, the only version that is understood: {}", KINDS.join(", "));
+                let rule = format!(
+                    "must be {GROUP}/{VERSION}, the only version that is understood: {}",
+                    KINDS.join(", ")
+                );
                 return self.wrong(&origin, Problem::new("apiVersion", version, rule));
             }
             None => version == "v1" && matches!(kind.as_str(), "Node" | "Pod" | "Namespace"),
             Some(_) => false,
         };
         if !known {
-            return self.findings.push(Finding { origin, remark: Remark::Ignored });
+            return self.findings.push(Finding {
+                origin,
+                remark: Remark::Ignored,
+            });
         }
         if name.is_empty() {
             return self.wrong(&origin, Problem::new("metadata.name", "", "must be given"));
         }
         if !self.seen.insert(origin.object.clone()) {
-            return self.wrong(&origin, Problem::new("metadata.name", full, "must be the only object of that kind and name"));
+            return self.wrong(
+                &origin,
+                Problem::new(
+                    "metadata.name",
+                    full,
+                    "must be the only object of that kind and name",
+                ),
+            );
         }
-        let form = [structure::of_metadata(&kind, value), structure::of_custom_resource(&kind, value)].concat();
+        let form = [
+            structure::of_metadata(&kind, value),
+            structure::of_custom_resource(&kind, value),
+        ]
+        .concat();
         for problem in &form {
             self.wrong(&origin, problem.clone());
         }
         self.keep(&origin, &kind, value, &namespace, &name, &form);
     }
 
-    fn keep(&mut self, origin: &Origin, kind: &str, value: &Value, namespace: &str, name: &str, form: &[Problem]) {
+    fn keep(
+        &mut self,
+        origin: &Origin,
+        kind: &str,
+        value: &Value,
+        namespace: &str,
+        name: &str,
+        form: &[Problem],
+    ) {
         match kind {
             "EgressGateway" => {
                 if let Some(gateway) = self.typed::<api::EgressGateway>(origin, value, form) {
-                    self.refuse(origin, world::Gateway::from_api(&gateway, crate::model::MarkMask::default()).spec, form);
+                    self.refuse(
+                        origin,
+                        world::Gateway::from_api(&gateway, crate::model::MarkMask::default()).spec,
+                        form,
+                    );
                     self.gateways.insert(name.into(), gateway);
                 }
             }
@@ -190,13 +270,18 @@ impl Manifests {
             }
             "Pod" => {
                 if let Some(pod) = self.typed(origin, value, form) {
-                    let namespace = if namespace.is_empty() { "default" } else { namespace };
+                    let namespace = if namespace.is_empty() {
+                        "default"
+                    } else {
+                        namespace
+                    };
                     self.pods.insert(PodName::new(namespace, name), pod);
                 }
             }
             _ => {
                 if let Some(namespace) = self.typed::<core::Namespace>(origin, value, form) {
-                    self.namespaces.insert(name.into(), world::Namespace::from_api(&namespace));
+                    self.namespaces
+                        .insert(name.into(), world::Namespace::from_api(&namespace));
                 }
             }
         }
@@ -204,12 +289,22 @@ impl Manifests {
 
     /// What the words of a spec say against it; what its form says is said once.
     fn refuse<T>(&mut self, origin: &Origin, parsed: Result<T, Vec<Problem>>, form: &[Problem]) {
-        for problem in parsed.err().into_iter().flatten().filter(|problem| form.iter().all(|known| known.field != problem.field)) {
+        for problem in parsed
+            .err()
+            .into_iter()
+            .flatten()
+            .filter(|problem| form.iter().all(|known| known.field != problem.field))
+        {
             self.wrong(origin, problem);
         }
     }
 
-    fn typed<T: DeserializeOwned>(&mut self, origin: &Origin, value: &Value, form: &[Problem]) -> Option<T> {
+    fn typed<T: DeserializeOwned>(
+        &mut self,
+        origin: &Origin,
+        value: &Value,
+        form: &[Problem],
+    ) -> Option<T> {
         let error = match serde_path_to_error::deserialize(value) {
             Ok(object) => return Some(object),
             // What is wrong with its form says so already.
@@ -217,11 +312,22 @@ impl Manifests {
             Err(error) => error,
         };
         let path = error.path().to_string();
-        let steps: Vec<String> = error.path().iter().map(|step| format!("/{}", step.to_string().trim_matches(['[', ']']))).collect();
+        let steps: Vec<String> = error
+            .path()
+            .iter()
+            .map(|step| format!("/{}", step.to_string().trim_matches(['[', ']'])))
+            .collect();
         let pointer = steps.concat();
-        let found = value.pointer(&pointer).map(|found| found.as_str().map_or_else(|| found.to_string(), str::to_owned));
+        let found = value.pointer(&pointer).map(|found| {
+            found
+                .as_str()
+                .map_or_else(|| found.to_string(), str::to_owned)
+        });
         let field = if path == "." { "(object)" } else { &path };
-        self.wrong(origin, Problem::new(field, found.unwrap_or_default(), error.inner().to_string()));
+        self.wrong(
+            origin,
+            Problem::new(field, found.unwrap_or_default(), error.inner().to_string()),
+        );
         None
     }
 }
@@ -233,7 +339,11 @@ mod tests {
     fn found(text: &str) -> Vec<String> {
         let mut manifests = Manifests::default();
         manifests.read("a.yaml", text);
-        manifests.findings().iter().map(ToString::to_string).collect()
+        manifests
+            .findings()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
@@ -255,51 +365,93 @@ mod tests {
         let found = found(&format!(
             "apiVersion: egressgateway.spidernet.io/v1\nkind: EgressGatewayPolicy\nmetadata: {{name: p}}\nspec: {{{spec}}}\n"
         ));
-        found.into_iter().map(|line| line.strip_prefix(head).unwrap_or(&line).to_owned()).collect()
+        found
+            .into_iter()
+            .map(|line| line.strip_prefix(head).unwrap_or(&line).to_owned())
+            .collect()
     }
 
     #[test]
     fn a_value_of_the_wrong_type_is_named_with_its_path() {
         let pods = "appliedTo: {podSelector: {matchLabels: {a: b}}}";
-        assert_eq!(in_policy(&format!("{pods}, priority: high"))[0], "spec.priority: \"high\": must be a whole number, and is text");
-        assert_eq!(in_policy(&format!("{pods}, priority: 1.5")), ["spec.priority: \"1.5\": must be a whole number"]);
-        assert_eq!(in_policy(&format!("{pods}, priority: -1")), ["spec.priority: \"-1\": must be at least 0"]);
-        assert_eq!(in_policy(&format!("{pods}, destCIDR: 10.6.1.0/24")), ["spec.destCIDR: \"10.6.1.0/24\": must be a list, and is text"]);
+        assert_eq!(
+            in_policy(&format!("{pods}, priority: high"))[0],
+            "spec.priority: \"high\": must be a whole number, and is text"
+        );
+        assert_eq!(
+            in_policy(&format!("{pods}, priority: 1.5")),
+            ["spec.priority: \"1.5\": must be a whole number"]
+        );
+        assert_eq!(
+            in_policy(&format!("{pods}, priority: -1")),
+            ["spec.priority: \"-1\": must be at least 0"]
+        );
+        assert_eq!(
+            in_policy(&format!("{pods}, destCIDR: 10.6.1.0/24")),
+            ["spec.destCIDR: \"10.6.1.0/24\": must be a list, and is text"]
+        );
         assert_eq!(
             in_policy("appliedTo: {podSelector: {matchLabels: {egress: true}}}"),
-            ["spec.appliedTo.podSelector.matchLabels.egress: \"true\": must be text, and is true or false: write it in quotes"]
+            [
+                "spec.appliedTo.podSelector.matchLabels.egress: \"true\": must be text, and is true or false: write it in quotes"
+            ]
         );
     }
 
     #[test]
     fn an_unknown_field_is_found_at_any_depth_and_a_missing_one_is_named() {
         assert_eq!(
-            in_policy("appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Exists, valeus: []}]}}"),
-            ["spec.appliedTo.podSelector.matchExpressions[0].valeus: \"\": must be a field that the kind has"]
+            in_policy(
+                "appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Exists, valeus: []}]}}"
+            ),
+            [
+                "spec.appliedTo.podSelector.matchExpressions[0].valeus: \"\": must be a field that the kind has"
+            ]
         );
-        assert_eq!(in_policy("destCIDR: []"), ["spec.appliedTo: \"\": must be given"]);
+        assert_eq!(
+            in_policy("destCIDR: []"),
+            ["spec.appliedTo: \"\": must be given"]
+        );
         assert_eq!(
             in_policy("appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Is}]}}"),
-            ["spec.appliedTo.podSelector.matchExpressions[0].operator: \"Is\": must be In, NotIn, Exists or DoesNotExist"]
+            [
+                "spec.appliedTo.podSelector.matchExpressions[0].operator: \"Is\": must be In, NotIn, Exists or DoesNotExist"
+            ]
         );
     }
 
     #[test]
     fn what_an_api_server_asks_of_names_and_labels_is_asked_of_every_kind() {
         let node = |metadata: &str| {
-            let found = found(&format!("{{apiVersion: v1, kind: Node, metadata: {{{metadata}}}}}"));
-            found.iter().map(|line| line.rsplit_once(" metadata.").map_or(line.clone(), |(_, rest)| rest.to_owned())).collect::<Vec<_>>()
+            let found = found(&format!(
+                "{{apiVersion: v1, kind: Node, metadata: {{{metadata}}}}}"
+            ));
+            found
+                .iter()
+                .map(|line| {
+                    line.rsplit_once(" metadata.")
+                        .map_or(line.clone(), |(_, rest)| rest.to_owned())
+                })
+                .collect::<Vec<_>>()
         };
         assert_eq!(
             node("name: n, labels: {egress: true}"),
             ["labels.egress: \"true\": must be text, and is true or false: write it in quotes"]
         );
-        assert_eq!(node("name: n, labels: {rack: 7}"), ["labels.rack: \"7\": must be text, and is a number: write it in quotes"]);
-        assert!(node("name: n, labels: {a: b c}")[0].starts_with("labels.a: \"b c\": must have at most 63 letters"));
-        assert!(node("name: n, labels: {/a: b}")[0].starts_with("labels./a: \"/a\": must be a name of at most 63 characters"));
+        assert_eq!(
+            node("name: n, labels: {rack: 7}"),
+            ["labels.rack: \"7\": must be text, and is a number: write it in quotes"]
+        );
+        assert!(
+            node("name: n, labels: {a: b c}")[0]
+                .starts_with("labels.a: \"b c\": must have at most 63 letters")
+        );
+        assert!(
+            node("name: n, labels: {/a: b}")[0]
+                .starts_with("labels./a: \"/a\": must be a name of at most 63 characters")
+        );
         assert!(node("name: Node_1")[0].starts_with("name: \"Node_1\": must be small letters"));
-        let good =
-            "name: n-1.example.com, labels: {egress: \"true\", node-role.kubernetes.io/egress: \"\"}, annotations: {a: any text at all}";
+        let good = "name: n-1.example.com, labels: {egress: \"true\", node-role.kubernetes.io/egress: \"\"}, annotations: {a: any text at all}";
         assert_eq!(node(good), [""; 0]);
     }
 
@@ -313,7 +465,9 @@ mod tests {
               the only version that is understood: EgressGateway, EgressGatewayPolicy, EgressNode"
             ]
         );
-        let unknown = found("{apiVersion: egressgateway.spidernet.io/v1, kind: EgressPolicy, metadata: {name: p}}");
+        let unknown = found(
+            "{apiVersion: egressgateway.spidernet.io/v1, kind: EgressPolicy, metadata: {name: p}}",
+        );
         assert!(
             unknown[0].ends_with(
                 "kind: \"EgressPolicy\": must be EgressGateway, EgressGatewayPolicy, EgressNode in egressgateway.spidernet.io/v1"
@@ -324,9 +478,19 @@ mod tests {
     #[test]
     fn lists_are_opened_twins_refused_and_broken_yaml_is_no_panic() {
         let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Node, metadata: {name: n}}\n- {apiVersion: v1, kind: Node, metadata: {name: n}}\n";
-        assert_eq!(found(list), ["a.yaml: document 1: Node n: metadata.name: \"n\": must be the only object of that kind and name"]);
-        assert!(found("a: [")[0].starts_with("a.yaml: document 1: (document): \"\": must be YAML: "));
-        assert_eq!(found("a: 1"), ["a.yaml: document 1: kind: \"\": must name the kind of the object"]);
+        assert_eq!(
+            found(list),
+            [
+                "a.yaml: document 1: Node n: metadata.name: \"n\": must be the only object of that kind and name"
+            ]
+        );
+        assert!(
+            found("a: [")[0].starts_with("a.yaml: document 1: (document): \"\": must be YAML: ")
+        );
+        assert_eq!(
+            found("a: 1"),
+            ["a.yaml: document 1: kind: \"\": must name the kind of the object"]
+        );
         assert!(found("---\n---\n# nothing\n").is_empty());
     }
 }

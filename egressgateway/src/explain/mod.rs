@@ -1,8 +1,10 @@
 //! What a new connection meets and why, from manifests alone: no cluster, no kernel.
 //!
-//! [`Manifests`] are read from YAML, [`Offline`] is the cluster that they describe once the controller has come to rest, and
-//! [`explain`] follows one connection through what its node and its exit would hold. Nothing is decided here: every answer is read from
-//! the [`Index`](crate::index::Index) and from the [`NodeDesired`](crate::NodeDesired) that the drivers are given.
+//! [`Manifests`] are read from YAML, [`Offline`] is the cluster that they describe once the
+//! controller has come to rest, and [`explain`] follows one connection through what its node and
+//! its exit would hold. Nothing is decided here: every answer is read from the
+//! [`Index`](crate::index::Index) and from the [`NodeDesired`](crate::NodeDesired) that the drivers
+//! are given.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -47,5 +49,7 @@ mod way;
 
 pub use explanation::{Cause, Exit, Explanation, Step, Verdict};
 pub use manifest::{Finding, Manifests, Origin, Remark};
-pub use offline::{Offline, OfflineSettings, Statuses, UNDERLAY_DEVICE, UNDERLAY_INDEX, UNDERLAY_MTU};
+pub use offline::{
+    Offline, OfflineSettings, Statuses, UNDERLAY_DEVICE, UNDERLAY_INDEX, UNDERLAY_MTU,
+};
 pub use way::{Unexplained, explain};

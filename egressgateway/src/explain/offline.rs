@@ -30,7 +30,8 @@ const POD_NETWORKS: &str = "the manifests do not say which addresses pods have: 
 /// Where the statuses of an offline cluster come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Statuses {
-    /// The controller continues from those in the manifests, as it does after a restart, until it has nothing more to change.
+    /// The controller continues from those in the manifests, as it does after a restart, until it
+    /// has nothing more to change.
     #[default]
     Planned,
     /// Those in the manifests, as they stand. What has none is as the controller never saw it.
@@ -44,7 +45,8 @@ pub struct OfflineSettings {
     pub forward_method: ForwardMethod,
     /// The gateway of policies that name none.
     pub default_gateway: Option<GatewayName>,
-    /// Networks that tunnel addresses come from, at most one of each family. The addresses of nodes are never steered.
+    /// Networks that tunnel addresses come from, at most one of each family. The addresses of nodes
+    /// are never steered.
     pub overlay: Vec<IpNet>,
     /// Further networks that are never steered, such as those of services.
     pub cluster_networks: Vec<IpNet>,
@@ -63,14 +65,17 @@ pub struct OfflineSettings {
 }
 
 impl OfflineSettings {
-    /// Defaults of the configuration, for a kind of tunnel: overlay 198.19.0.0/16 and fd31::/112, everything else as
-    /// [`IndexSettings::of_node`] has it.
+    /// Defaults of the configuration, for a kind of tunnel: overlay 198.19.0.0/16 and fd31::/112,
+    /// everything else as [`IndexSettings::of_node`] has it.
     #[must_use]
     pub fn of_tunnel(encapsulation: Arc<dyn Encapsulation>) -> Self {
         Self {
             forward_method: ForwardMethod::default(),
             default_gateway: None,
-            overlay: ["198.19.0.0/16", "fd31::/112"].iter().filter_map(|net| net.parse().ok()).collect(),
+            overlay: ["198.19.0.0/16", "fd31::/112"]
+                .iter()
+                .filter_map(|net| net.parse().ok())
+                .collect(),
             cluster_networks: Vec::new(),
             auto_cluster_networks: true,
             start_gate: true,
@@ -95,15 +100,17 @@ impl OfflineSettings {
 
 impl fmt::Debug for OfflineSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OfflineSettings").field("tunnel", &self.encapsulation.kind()).finish_non_exhaustive()
+        f.debug_struct("OfflineSettings")
+            .field("tunnel", &self.encapsulation.kind())
+            .finish_non_exhaustive()
     }
 }
 
 /// A cluster from manifests: no API server, no kernel, no clock.
 ///
-/// What manifests do not say is assumed to be well: every node has an agent with a fresh lease, a Node without condition `Ready` is
-/// ready, and an EgressNode without outer addresses has the Node's first InternalIP of each family, on the device
-/// [`UNDERLAY_DEVICE`], with its tunnel up.
+/// What manifests do not say is assumed to be well: every node has an agent with a fresh lease, a
+/// Node without condition `Ready` is ready, and an EgressNode without outer addresses has the
+/// Node's first InternalIP of each family, on the device [`UNDERLAY_DEVICE`], with its tunnel up.
 #[derive(Debug)]
 pub struct Offline {
     pub(super) settings: OfflineSettings,
@@ -126,10 +133,29 @@ impl Offline {
     #[must_use]
     pub fn new(manifests: &Manifests, settings: OfflineSettings) -> Self {
         let settled = Settled::of(manifests, &settings);
-        let pods: BTreeMap<PodName, Option<Pod>> = manifests.pods.iter().map(|(name, pod)| (name.clone(), Pod::from_api(pod))).collect();
-        let views = settled.nodes.keys().map(|node| (node.clone(), view(node, manifests, &settled, &pods, &settings))).collect();
+        let pods: BTreeMap<PodName, Option<Pod>> = manifests
+            .pods
+            .iter()
+            .map(|(name, pod)| (name.clone(), Pod::from_api(pod)))
+            .collect();
+        let views = settled
+            .nodes
+            .keys()
+            .map(|node| {
+                (
+                    node.clone(),
+                    view(node, manifests, &settled, &pods, &settings),
+                )
+            })
+            .collect();
         let pools = pools(&settled, &settings);
-        Self { settings, views, pods, at_rest: settled.at_rest, pools }
+        Self {
+            settings,
+            views,
+            pods,
+            at_rest: settled.at_rest,
+            pools,
+        }
     }
 
     /// Its nodes, by name.
@@ -146,7 +172,8 @@ impl Offline {
     /// The same in the words of the drivers.
     #[must_use]
     pub fn for_drivers(&self, node: &NodeName) -> Option<DriversDesired> {
-        self.desired(node).map(|desired| desired.for_drivers(self.settings.encapsulation.as_ref()))
+        self.desired(node)
+            .map(|desired| desired.for_drivers(self.settings.encapsulation.as_ref()))
     }
 
     /// What a node knows.
@@ -158,15 +185,28 @@ impl Offline {
     /// What is wrong with the cluster's objects, as their conditions would say.
     #[must_use]
     pub fn troubles(&self) -> Vec<Trouble> {
-        let problems = self.views.values().next().map(|view| view.index.problems()).unwrap_or_default();
-        problems.into_iter().chain(self.pools.iter().cloned()).collect()
+        let problems = self
+            .views
+            .values()
+            .next()
+            .map(|view| view.index.problems())
+            .unwrap_or_default();
+        problems
+            .into_iter()
+            .chain(self.pools.iter().cloned())
+            .collect()
     }
 
     /// What a node does not know and somebody should tell it, in one sentence each.
     #[must_use]
     pub fn unknown(&self, node: &NodeName) -> Vec<String> {
-        let unknown = self.index(node).is_some_and(Index::pod_networks_are_unknown);
-        unknown.then(|| POD_NETWORKS.to_owned()).into_iter().collect()
+        let unknown = self
+            .index(node)
+            .is_some_and(Index::pod_networks_are_unknown);
+        unknown
+            .then(|| POD_NETWORKS.to_owned())
+            .into_iter()
+            .collect()
     }
 
     /// Whether the controller came to rest; it always does unless it has a defect.
@@ -177,14 +217,25 @@ impl Offline {
 }
 
 fn pools(settled: &Settled, settings: &OfflineSettings) -> Vec<Trouble> {
-    let nodes = settled.nodes.iter().filter(|_| settings.auto_cluster_networks);
-    let networks = plan::cluster_networks(nodes, settings.cluster_networks.iter().copied(), &settings.overlay);
-    let gateways = settled.changes(settings.mask).filter_map(|change| match change {
-        Change::Gateway(name, Some(gateway)) => Some((name, gateway.spec.ok()?)),
-        _ => None,
-    });
+    let nodes = settled
+        .nodes
+        .iter()
+        .filter(|_| settings.auto_cluster_networks);
+    let networks = plan::cluster_networks(
+        nodes,
+        settings.cluster_networks.iter().copied(),
+        &settings.overlay,
+    );
+    let gateways = settled
+        .changes(settings.mask)
+        .filter_map(|change| match change {
+            Change::Gateway(name, Some(gateway)) => Some((name, gateway.spec.ok()?)),
+            _ => None,
+        });
     let troubles = |(name, spec): (GatewayName, GatewaySpec)| {
-        plan::misplaced_pool(&spec, &networks).into_iter().map(move |problem| Trouble::Gateway(name.clone(), problem))
+        plan::misplaced_pool(&spec, &networks)
+            .into_iter()
+            .map(move |problem| Trouble::Gateway(name.clone(), problem))
     };
     gateways.flat_map(troubles).collect()
 }
@@ -206,9 +257,21 @@ fn view(
     for (name, pod) in pods {
         index.apply(Change::Pod(name.clone(), pod.clone()));
     }
-    let own = settled.egress_nodes.get(node).map(world::EgressNode::from_api).unwrap_or_default();
+    let own = settled
+        .egress_nodes
+        .get(node)
+        .map(world::EgressNode::from_api)
+        .unwrap_or_default();
     index.set_underlay(
-        own.underlay.iter().map(|address| (Family::of(*address), underlay(*address, own.device.as_deref()))).collect::<OrdMap<_, _>>(),
+        own.underlay
+            .iter()
+            .map(|address| {
+                (
+                    Family::of(*address),
+                    underlay(*address, own.device.as_deref()),
+                )
+            })
+            .collect::<OrdMap<_, _>>(),
     );
     index.set_attachments(Attachments::reported(&own.interfaces));
     let desired = index.desired();
@@ -216,5 +279,10 @@ fn view(
 }
 
 fn underlay(address: IpAddr, device: Option<&str>) -> Underlay {
-    Underlay { device: device.unwrap_or(UNDERLAY_DEVICE).to_owned(), index: UNDERLAY_INDEX, address, mtu: UNDERLAY_MTU }
+    Underlay {
+        device: device.unwrap_or(UNDERLAY_DEVICE).to_owned(),
+        index: UNDERLAY_INDEX,
+        address,
+        mtu: UNDERLAY_MTU,
+    }
 }

@@ -14,7 +14,8 @@ use crate::{
     world::{self, Change},
 };
 
-/// The controller gets this many turns. Three are needed: addresses, then elections and marks, then what refers to those.
+/// The controller gets this many turns. Three are needed: addresses, then elections and marks, then
+/// what refers to those.
 const TURNS: usize = 16;
 
 /// The cluster's objects with statuses that the controller has nothing to add to.
@@ -30,7 +31,11 @@ pub(super) struct Settled {
 impl Settled {
     pub(super) fn of(manifests: &Manifests, settings: &OfflineSettings) -> Self {
         let mut settled = Self {
-            nodes: manifests.nodes.iter().map(|(name, node)| (name.clone(), offline_node(node))).collect(),
+            nodes: manifests
+                .nodes
+                .iter()
+                .map(|(name, node)| (name.clone(), offline_node(node)))
+                .collect(),
             egress_nodes: manifests.egress_nodes.clone(),
             gateways: manifests.gateways.clone(),
             policies: manifests.policies.clone(),
@@ -55,7 +60,11 @@ impl Settled {
         };
         let mut before = ClusterPlan::default();
         for _ in 0..TURNS {
-            let plan = controller::plan(&self.cluster(settings.mask), settings.allocator.as_ref(), &controller);
+            let plan = controller::plan(
+                &self.cluster(settings.mask),
+                settings.allocator.as_ref(),
+                &controller,
+            );
             self.at_rest = plan == before;
             if self.at_rest {
                 return;
@@ -66,7 +75,10 @@ impl Settled {
     }
 
     fn cluster(&self, mask: MarkMask) -> Cluster {
-        let mut cluster = Cluster { fresh_leases: self.nodes.keys().cloned().collect(), ..Cluster::default() };
+        let mut cluster = Cluster {
+            fresh_leases: self.nodes.keys().cloned().collect(),
+            ..Cluster::default()
+        };
         for change in self.changes(mask) {
             cluster.apply(change);
         }
@@ -75,25 +87,38 @@ impl Settled {
 
     /// The objects as a daemon is told of them.
     pub(super) fn changes(&self, mask: MarkMask) -> impl Iterator<Item = Change> {
-        let nodes = self.nodes.iter().map(|(name, node)| Change::Node(name.clone(), Some(node.clone())));
-        let egress_nodes =
-            self.egress_nodes.iter().map(|(name, node)| Change::EgressNode(name.clone(), Some(world::EgressNode::from_api(node))));
-        let gateways =
-            self.gateways.iter().map(move |(name, gateway)| Change::Gateway(name.clone(), Some(world::Gateway::from_api(gateway, mask))));
-        let policies = self.policies.iter().map(|(name, policy)| Change::Policy(name.clone(), Some(world::Policy::from_api(policy))));
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|(name, node)| Change::Node(name.clone(), Some(node.clone())));
+        let egress_nodes = self.egress_nodes.iter().map(|(name, node)| {
+            Change::EgressNode(name.clone(), Some(world::EgressNode::from_api(node)))
+        });
+        let gateways = self.gateways.iter().map(move |(name, gateway)| {
+            Change::Gateway(name.clone(), Some(world::Gateway::from_api(gateway, mask)))
+        });
+        let policies = self.policies.iter().map(|(name, policy)| {
+            Change::Policy(name.clone(), Some(world::Policy::from_api(policy)))
+        });
         nodes.chain(egress_nodes).chain(gateways).chain(policies)
     }
 
-    /// Writes a plan into the objects, as the API server would hold them, and lets every agent answer.
+    /// Writes a plan into the objects, as the API server would hold them, and lets every agent
+    /// answer.
     fn take(&mut self, plan: &ClusterPlan, manifests: &Manifests) {
         for node in &plan.delete {
             self.egress_nodes.remove(node);
         }
         for node in plan.create.keys() {
-            self.egress_nodes.insert(node.clone(), api::EgressNode::new(node.as_str(), api::EgressNodeSpec {}));
+            self.egress_nodes.insert(
+                node.clone(),
+                api::EgressNode::new(node.as_str(), api::EgressNodeSpec {}),
+            );
         }
         for (name, planned) in &plan.egress_nodes {
-            let Some(node) = self.egress_nodes.get_mut(name) else { continue };
+            let Some(node) = self.egress_nodes.get_mut(name) else {
+                continue;
+            };
             let status = node.status.get_or_insert_default();
             status.vxlan_ipv4_ip.clone_from(&planned.vxlan_ipv4_ip);
             status.vxlan_ipv6_ip.clone_from(&planned.vxlan_ipv6_ip);
@@ -118,33 +143,66 @@ impl Settled {
 
 /// The node, which is ready unless the manifest says otherwise.
 fn offline_node(node: &core::Node) -> world::Node {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let says_ready = conditions.clone().any(|condition| condition.type_ == "Ready");
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let says_ready = conditions
+        .clone()
+        .any(|condition| condition.type_ == "Ready");
     let mut offline = world::Node::from_api(node);
     offline.ready |= !says_ready;
     offline
 }
 
-/// What a node's agent would say, where the manifest does not: outer addresses, and that the tunnel is up.
+/// What a node's agent would say, where the manifest does not: outer addresses, and that the tunnel
+/// is up.
 fn answer(status: &mut EgressNodeStatus, node: &core::Node) {
     let addresses: Vec<_> = internal_addresses(node).collect();
-    let first = |family| addresses.iter().find(|address| Family::of(**address) == family).map(ToString::to_string);
+    let first = |family| {
+        addresses
+            .iter()
+            .find(|address| Family::of(**address) == family)
+            .map(ToString::to_string)
+    };
     if status.physical_interface.is_none() {
         status.physical_interface = Some(UNDERLAY_DEVICE.to_owned());
-        status.physical_interface_ipv4 = status.physical_interface_ipv4.take().or_else(|| first(Family::V4));
-        status.physical_interface_ipv6 = status.physical_interface_ipv6.take().or_else(|| first(Family::V6));
+        status.physical_interface_ipv4 = status
+            .physical_interface_ipv4
+            .take()
+            .or_else(|| first(Family::V4));
+        status.physical_interface_ipv6 = status
+            .physical_interface_ipv6
+            .take()
+            .or_else(|| first(Family::V6));
     }
     if status.interfaces.is_empty() {
         let of = |family: Family| {
-            let own = addresses.iter().filter(move |address| Family::of(**address) == family);
-            own.map(|address| format!("{address}/{}", family.bits())).collect()
+            let own = addresses
+                .iter()
+                .filter(move |address| Family::of(**address) == family);
+            own.map(|address| format!("{address}/{}", family.bits()))
+                .collect()
         };
-        let (name, sources) = (UNDERLAY_DEVICE.to_owned(), [first(Family::V4), first(Family::V6)]);
+        let (name, sources) = (
+            UNDERLAY_DEVICE.to_owned(),
+            [first(Family::V4), first(Family::V6)],
+        );
         let [source_ipv4, source_ipv6] = sources;
-        status.interfaces =
-            vec![Interface { name, ipv4: of(Family::V4), ipv6: of(Family::V6), source_ipv4, source_ipv6, ..Interface::default() }];
+        status.interfaces = vec![Interface {
+            name,
+            ipv4: of(Family::V4),
+            ipv6: of(Family::V6),
+            source_ipv4,
+            source_ipv6,
+            ..Interface::default()
+        }];
     }
-    if !status.conditions.iter().any(|condition| condition.type_ == "TunnelReady") {
+    if !status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == "TunnelReady")
+    {
         status.conditions.push(Condition {
             type_: "TunnelReady".to_owned(),
             status: "True".to_owned(),
@@ -160,6 +218,11 @@ fn answer(status: &mut EgressNodeStatus, node: &core::Node) {
 }
 
 fn internal_addresses(node: &core::Node) -> impl Iterator<Item = std::net::IpAddr> {
-    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    addresses.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok())
+    let addresses = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten());
+    addresses
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
 }

@@ -1,5 +1,6 @@
-//! What an API server says about the form of an object before it looks at what it means: types, required and unknown fields, and bounds, by
-//! the kind's own definition; names and labels by the rules that hold for all objects.
+//! What an API server says about the form of an object before it looks at what it means: types,
+//! required and unknown fields, and bounds, by the kind's own definition; names and labels by the
+//! rules that hold for all objects.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -38,14 +39,25 @@ fn check(path: &str, schema: &Value, value: &Value, problems: &mut Vec<Problem>)
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        problems.push(Problem::new(if path.is_empty() { "(object)" } else { path }, found, rule));
+        problems.push(Problem::new(
+            if path.is_empty() { "(object)" } else { path },
+            found,
+            rule,
+        ));
     };
-    let bound = |name: &str| schema[name].as_u64().and_then(|bound| usize::try_from(bound).ok());
+    let bound = |name: &str| {
+        schema[name]
+            .as_u64()
+            .and_then(|bound| usize::try_from(bound).ok())
+    };
     let most = |name: &str| bound(name).unwrap_or(usize::MAX);
     match (schema["type"].as_str().unwrap_or_default(), value) {
         ("object", Value::Object(fields)) => {
             if fields.len() > most("maxProperties") {
-                refuse(format!("must have at most {} entries", most("maxProperties")));
+                refuse(format!(
+                    "must have at most {} entries",
+                    most("maxProperties")
+                ));
             }
             check_fields(path, schema, fields, problems);
         }
@@ -54,24 +66,43 @@ fn check(path: &str, schema: &Value, value: &Value, problems: &mut Vec<Problem>)
                 refuse(format!("must have at most {} entries", most("maxItems")));
             }
             for (index, item) in items.iter().enumerate() {
-                check(&format!("{path}[{index}]"), &schema["items"], item, problems);
+                check(
+                    &format!("{path}[{index}]"),
+                    &schema["items"],
+                    item,
+                    problems,
+                );
             }
         }
         ("string", Value::String(text)) => {
             let length = text.chars().count();
-            let choices: Vec<&str> = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let choices: Vec<&str> = schema["enum"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             if !choices.is_empty() && !choices.contains(&text.as_str()) {
                 let (other, rest) = choices.split_last().unwrap_or((&"", &[]));
-                refuse(if rest.is_empty() { format!("must be {other}") } else { format!("must be {} or {other}", rest.join(", ")) });
+                refuse(if rest.is_empty() {
+                    format!("must be {other}")
+                } else {
+                    format!("must be {} or {other}", rest.join(", "))
+                });
             } else if length > most("maxLength") {
-                refuse(format!("must have at most {} characters", most("maxLength")));
+                refuse(format!(
+                    "must have at most {} characters",
+                    most("maxLength")
+                ));
             } else if text.is_empty() && bound("minLength").is_some_and(|least| least > 0) {
                 refuse("must not be empty".to_owned());
             }
         }
         ("integer", Value::Number(number)) => match number.as_f64() {
             Some(found) if found.fract() == 0.0 => {
-                let outside = |name: &str, beyond: fn(&f64, &f64) -> bool| schema[name].as_f64().filter(|bound| beyond(&found, bound));
+                let outside = |name: &str, beyond: fn(&f64, &f64) -> bool| {
+                    schema[name].as_f64().filter(|bound| beyond(&found, bound))
+                };
                 if let Some(bound) = outside("minimum", f64::lt) {
                     refuse(format!("must be at least {bound}"));
                 } else if let Some(bound) = outside("maximum", f64::gt) {
@@ -81,28 +112,56 @@ fn check(path: &str, schema: &Value, value: &Value, problems: &mut Vec<Problem>)
             _ => refuse("must be a whole number".to_owned()),
         },
         ("boolean", Value::Bool(_)) => {}
-        (kind @ ("object" | "array" | "string" | "integer" | "boolean"), other) => refuse(mismatch(kind, other)),
+        (kind @ ("object" | "array" | "string" | "integer" | "boolean"), other) => {
+            refuse(mismatch(kind, other))
+        }
         _ => {}
     }
 }
 
 /// The fields of an object; null is as good as absent.
-fn check_fields(path: &str, schema: &Value, fields: &Map<String, Value>, problems: &mut Vec<Problem>) {
-    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+fn check_fields(
+    path: &str,
+    schema: &Value,
+    fields: &Map<String, Value>,
+    problems: &mut Vec<Problem>,
+) {
+    let below = |name: &str| {
+        if path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{path}.{name}")
+        }
+    };
+    for name in schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+    {
         if fields.get(name).is_none_or(Value::is_null) {
             problems.push(Problem::new(below(name), "", "must be given"));
         }
     }
-    for (name, value) in fields.iter().filter(|(name, _)| !(path.is_empty() && COMMON.contains(&name.as_str()))) {
+    for (name, value) in fields
+        .iter()
+        .filter(|(name, _)| !(path.is_empty() && COMMON.contains(&name.as_str())))
+    {
         let of_status = path == "status" || path.starts_with("status.");
-        match (schema["properties"].get(name), &schema["additionalProperties"]) {
+        match (
+            schema["properties"].get(name),
+            &schema["additionalProperties"],
+        ) {
             (Some(_), _) if value.is_null() => {}
             (Some(property), _) => check(&below(name), property, value, problems),
             (None, every @ Value::Object(_)) => check(&below(name), every, value, problems),
             // What the cluster writes may be of a later version.
             _ if of_status => {}
-            _ => problems.push(Problem::new(below(name), value_text(value), "must be a field that the kind has")),
+            _ => problems.push(Problem::new(
+                below(name),
+                value_text(value),
+                "must be a field that the kind has",
+            )),
         }
     }
 }
@@ -127,8 +186,16 @@ const fn kind_of(value: &Value) -> &'static str {
 }
 
 fn mismatch(wanted: &str, found: &Value) -> String {
-    let quotes = if wanted == "string" && (found.is_boolean() || found.is_number()) { ": write it in quotes" } else { "" };
-    format!("must be {}, and is {}{quotes}", named(wanted), named(kind_of(found)))
+    let quotes = if wanted == "string" && (found.is_boolean() || found.is_number()) {
+        ": write it in quotes"
+    } else {
+        ""
+    };
+    format!(
+        "must be {}, and is {}{quotes}",
+        named(wanted),
+        named(kind_of(found))
+    )
 }
 
 fn named(kind: &str) -> &str {
@@ -148,7 +215,11 @@ pub(super) fn of_metadata(kind: &str, object: &Value) -> Vec<Problem> {
     let metadata = &object["metadata"];
     let mut problems = Vec::new();
     let name = metadata["name"].as_str().unwrap_or_default();
-    let fits = if kind == "Namespace" { is_dns_label(name) } else { is_dns_subdomain(name) };
+    let fits = if kind == "Namespace" {
+        is_dns_label(name)
+    } else {
+        is_dns_subdomain(name)
+    };
     if !name.is_empty() && !fits {
         let rule = "must be small letters, digits, '-' and '.', and begin and end with a letter or a digit";
         problems.push(Problem::new("metadata.name", name, rule));
@@ -187,23 +258,43 @@ fn is_label_key(key: &str) -> bool {
 }
 
 /// Whether text consists of these characters, and begins and ends with a letter or a digit.
-fn consists(text: &str, most: usize, inside: impl Fn(u8) -> bool, alphanumeric: impl Fn(u8) -> bool) -> bool {
+fn consists(
+    text: &str,
+    most: usize,
+    inside: impl Fn(u8) -> bool,
+    alphanumeric: impl Fn(u8) -> bool,
+) -> bool {
     let bytes = text.as_bytes();
     bytes.len() <= most
         && bytes.first().is_some_and(|first| alphanumeric(*first))
         && bytes.last().is_some_and(|last| alphanumeric(*last))
-        && bytes.iter().all(|byte| alphanumeric(*byte) || inside(*byte))
+        && bytes
+            .iter()
+            .all(|byte| alphanumeric(*byte) || inside(*byte))
 }
 
 fn is_qualified_name(text: &str) -> bool {
-    consists(text, MAX_LABEL, |byte| b"-_.".contains(&byte), |byte| byte.is_ascii_alphanumeric())
+    consists(
+        text,
+        MAX_LABEL,
+        |byte| b"-_.".contains(&byte),
+        |byte| byte.is_ascii_alphanumeric(),
+    )
 }
 
 fn is_dns_label(text: &str) -> bool {
-    consists(text, MAX_LABEL, |byte| byte == b'-', |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    consists(
+        text,
+        MAX_LABEL,
+        |byte| byte == b'-',
+        |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit(),
+    )
 }
 
 fn is_dns_subdomain(text: &str) -> bool {
     let small = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    text.len() <= MAX_NAME && text.split('.').all(|part| consists(part, MAX_NAME, |byte| byte == b'-', small))
+    text.len() <= MAX_NAME
+        && text
+            .split('.')
+            .all(|part| consists(part, MAX_NAME, |byte| byte == b'-', small))
 }

@@ -32,29 +32,68 @@ pub enum Unexplained {
 ///
 /// # Errors
 /// When the pod, its node or its address is unknown.
-pub fn explain(offline: &Offline, source: &PodName, destination: IpAddr) -> Result<Explanation, Unexplained> {
-    let pod = offline.pods.get(source).ok_or_else(|| Unexplained::NoSuchPod(source.clone()))?;
+pub fn explain(
+    offline: &Offline,
+    source: &PodName,
+    destination: IpAddr,
+) -> Result<Explanation, Unexplained> {
+    let pod = offline
+        .pods
+        .get(source)
+        .ok_or_else(|| Unexplained::NoSuchPod(source.clone()))?;
     let mut answer = Answer::new(source, destination);
     let Some(pod) = pod else {
-        answer.say(format!("Pod {source}"), "uses the host's network or has ended");
-        return Ok(answer.pass(Cause::NotGoverned, "pods of the host's network and pods that ended are not governed"));
+        answer.say(
+            format!("Pod {source}"),
+            "uses the host's network or has ended",
+        );
+        return Ok(answer.pass(
+            Cause::NotGoverned,
+            "pods of the host's network and pods that ended are not governed",
+        ));
     };
     let (node, address) = place(source, pod, destination)?;
-    let (desired, index) =
-        offline.desired(node).zip(offline.index(node)).ok_or_else(|| Unexplained::NoSuchNode(source.clone(), node.clone()))?;
+    let (desired, index) = offline
+        .desired(node)
+        .zip(offline.index(node))
+        .ok_or_else(|| Unexplained::NoSuchNode(source.clone(), node.clone()))?;
     answer.explanation.address = Some(address);
     answer.explanation.on = Some(node.to_string());
     answer.say(format!("Pod {source}"), format!("runs on {node}"));
-    offline.unknown(node).into_iter().for_each(|unknown| answer.say(format!("Node {node}"), unknown));
-    let way = Way { offline, node, desired, index, source: address, destination };
+    offline
+        .unknown(node)
+        .into_iter()
+        .for_each(|unknown| answer.say(format!("Node {node}"), unknown));
+    let way = Way {
+        offline,
+        node,
+        desired,
+        index,
+        source: address,
+        destination,
+    };
     Ok(way.explain(answer))
 }
 
-fn place<'a>(name: &PodName, pod: &'a Pod, destination: IpAddr) -> Result<(&'a NodeName, IpAddr), Unexplained> {
-    let node = pod.node.as_ref().ok_or_else(|| Unexplained::NotScheduled(name.clone()))?;
+fn place<'a>(
+    name: &PodName,
+    pod: &'a Pod,
+    destination: IpAddr,
+) -> Result<(&'a NodeName, IpAddr), Unexplained> {
+    let node = pod
+        .node
+        .as_ref()
+        .ok_or_else(|| Unexplained::NotScheduled(name.clone()))?;
     let family = Family::of(destination);
-    let address = pod.addresses.iter().copied().find(|address| Family::of(*address) == family);
-    Ok((node, address.ok_or_else(|| Unexplained::NoAddress(name.clone(), family))?))
+    let address = pod
+        .addresses
+        .iter()
+        .copied()
+        .find(|address| Family::of(*address) == family);
+    Ok((
+        node,
+        address.ok_or_else(|| Unexplained::NoAddress(name.clone(), family))?,
+    ))
 }
 
 /// An explanation in the making.
@@ -84,11 +123,19 @@ impl Answer {
     }
 
     fn say(&mut self, object: impl Into<String>, says: impl Into<String>) {
-        self.explanation.steps.push(Step { object: object.into(), says: says.into() });
+        self.explanation.steps.push(Step {
+            object: object.into(),
+            says: says.into(),
+        });
     }
 
     fn end(self, verdict: Verdict, cause: Cause, reason: impl Into<String>) -> Explanation {
-        Explanation { verdict, cause, reason: reason.into(), ..self.explanation }
+        Explanation {
+            verdict,
+            cause,
+            reason: reason.into(),
+            ..self.explanation
+        }
     }
 
     fn pass(self, cause: Cause, reason: impl Into<String>) -> Explanation {
@@ -112,9 +159,21 @@ struct Way<'a> {
 
 impl Way<'_> {
     fn explain(&self, mut answer: Answer) -> Explanation {
-        if let Some(net) = self.desired.policy.exempt.iter().find(|net| net.contains(&self.destination)) {
-            answer.say(format!("Node {}", self.node), format!("never steers to {net}"));
-            return answer.pass(Cause::Exempt, format!("{net} is inside the cluster or never leaves a link"));
+        if let Some(net) = self
+            .desired
+            .policy
+            .exempt
+            .iter()
+            .find(|net| net.contains(&self.destination))
+        {
+            answer.say(
+                format!("Node {}", self.node),
+                format!("never steers to {net}"),
+            );
+            return answer.pass(
+                Cause::Exempt,
+                format!("{net} is inside the cluster or never leaves a link"),
+            );
         }
         let Some(class) = self.index.policies_of(self.source) else {
             return answer.pass(Cause::NotSelected, "no EgressGatewayPolicy selects the pod");
@@ -134,17 +193,36 @@ impl Way<'_> {
             causes.insert(cause);
         }
         if causes.contains(&Cause::Exception) {
-            return answer.pass(Cause::Exception, "the destination is an exception of the policy");
+            return answer.pass(
+                Cause::Exception,
+                "the destination is an exception of the policy",
+            );
         }
-        answer.pass(Cause::NoPolicyForDestination, "no policy of the pod names this destination")
+        answer.pass(
+            Cause::NoPolicyForDestination,
+            "no policy of the pod names this destination",
+        )
     }
 
     fn declines(&self, policy: &PolicyName) -> (Cause, String) {
-        let spec = self.index.policy(policy).and_then(|policy| policy.spec.as_ref().ok());
-        let exception = spec.and_then(|spec| spec.exceptions.iter().find(|net| net.contains(&self.destination)));
+        let spec = self
+            .index
+            .policy(policy)
+            .and_then(|policy| policy.spec.as_ref().ok());
+        let exception = spec.and_then(|spec| {
+            spec.exceptions
+                .iter()
+                .find(|net| net.contains(&self.destination))
+        });
         match exception {
-            Some(net) => (Cause::Exception, format!("selects the pod and excepts {net}")),
-            None => (Cause::NoPolicyForDestination, "selects the pod and does not name this destination".to_owned()),
+            Some(net) => (
+                Cause::Exception,
+                format!("selects the pod and excepts {net}"),
+            ),
+            None => (
+                Cause::NoPolicyForDestination,
+                "selects the pod and does not name this destination".to_owned(),
+            ),
         }
     }
 
@@ -152,58 +230,105 @@ impl Way<'_> {
     fn claim(&self, name: &PolicyName) -> Option<Claim> {
         let policy = self.index.policy(name)?;
         let claims = plan::claims(name, policy.spec.as_ref().ok()?, policy.created);
-        claims.into_iter().filter(|claim| claim.range.contains(self.destination)).min_by(|a, b| a.rank.cmp(&b.rank))
+        claims
+            .into_iter()
+            .filter(|claim| claim.range.contains(self.destination))
+            .min_by(|a, b| a.rank.cmp(&b.rank))
     }
 
     fn governed(&self, mut answer: Answer, class: &ClassKey, decision: &Decision) -> Explanation {
         let winner = &decision.policy;
         answer.explanation.policy = Some(winner.to_string());
         let resolved = self.index.resolve_gateway(winner);
-        let gateway = resolved.as_ref().and_then(|resolved| resolved.as_ref().ok());
+        let gateway = resolved
+            .as_ref()
+            .and_then(|resolved| resolved.as_ref().ok());
         answer.explanation.gateway = gateway.map(ToString::to_string);
         let claim = self.claim(winner);
-        let names = claim.as_ref().map_or_else(String::new, |claim| format!(" with a /{} prefix", claim.rank.prefix.0));
-        answer.say(object(winner), format!("selects the pod and governs the destination{names}"));
+        let names = claim.as_ref().map_or_else(String::new, |claim| {
+            format!(" with a /{} prefix", claim.rank.prefix.0)
+        });
+        answer.say(
+            object(winner),
+            format!("selects the pod and governs the destination{names}"),
+        );
         for rival in class.policies().iter().filter(|policy| *policy != winner) {
-            let says = claim
-                .as_ref()
-                .zip(self.claim(rival))
-                .map_or_else(|| self.declines(rival).1, |(won, lost)| format!("governs it too and loses: {}", beaten(won, &lost)));
+            let says = claim.as_ref().zip(self.claim(rival)).map_or_else(
+                || self.declines(rival).1,
+                |(won, lost)| format!("governs it too and loses: {}", beaten(won, &lost)),
+            );
             answer.say(object(rival), says);
         }
-        let gateway = gateway.map_or_else(|| "its gateway".to_owned(), |gateway| format!("EgressGateway {gateway}"));
+        let gateway = gateway.map_or_else(
+            || "its gateway".to_owned(),
+            |gateway| format!("EgressGateway {gateway}"),
+        );
         match (decision.verdict, &resolved) {
-            (model::Verdict::Pass, _) => answer.pass(Cause::NoPolicyForDestination, "the policy leaves the destination alone"),
-            (model::Verdict::Hold, Some(Err(problem))) => {
-                answer.dropped(Cause::NoGateway, format!("{} holds it: {problem}", object(winner)))
-            }
+            (model::Verdict::Pass, _) => answer.pass(
+                Cause::NoPolicyForDestination,
+                "the policy leaves the destination alone",
+            ),
+            (model::Verdict::Hold, Some(Err(problem))) => answer.dropped(
+                Cause::NoGateway,
+                format!("{} holds it: {problem}", object(winner)),
+            ),
             (model::Verdict::Hold, _) => {
                 answer.say(&gateway, decision.reason.to_string());
-                answer.dropped(Cause::Held, format!("{} holds it: {}", object(winner), decision.reason))
+                answer.dropped(
+                    Cause::Held,
+                    format!("{} holds it: {}", object(winner), decision.reason),
+                )
             }
-            (model::Verdict::Egress { target, source_nat }, _) => self.steered(answer, &gateway, target, source_nat),
+            (model::Verdict::Egress { target, source_nat }, _) => {
+                self.steered(answer, &gateway, target, source_nat)
+            }
         }
     }
 
-    fn steered(&self, mut answer: Answer, gateway: &str, target: TargetId, source_nat: SourceNat) -> Explanation {
+    fn steered(
+        &self,
+        mut answer: Answer,
+        gateway: &str,
+        target: TargetId,
+        source_nat: SourceNat,
+    ) -> Explanation {
         self.say_members(&mut answer, gateway);
         if self.desired.policy.exits.contains(&target) {
             let source = self.translated(self.node, source_nat);
             answer.say(format!("Node {}", self.node), "is the exit itself");
             self.say_source(&mut answer, self.node, source_nat);
-            answer.explanation.exits.push(Exit { node: self.node.to_string(), source });
+            answer.explanation.exits.push(Exit {
+                node: self.node.to_string(),
+                source,
+            });
             return leaves(answer, gateway);
         }
         let nodes = self.desired.paths.get(&target).cloned().unwrap_or_default();
         if nodes.is_empty() {
-            return answer.dropped(Cause::NoReadyNode, format!("no node of {gateway} that could carry it is Ready, and none is active"));
+            return answer.dropped(
+                Cause::NoReadyNode,
+                format!("no node of {gateway} that could carry it is Ready, and none is active"),
+            );
         }
-        let steering = self.desired.for_drivers(self.offline.settings.encapsulation.as_ref()).steering;
+        let steering = self
+            .desired
+            .for_drivers(self.offline.settings.encapsulation.as_ref())
+            .steering;
         let routes = steering.targets.get(&target).cloned().unwrap_or_default();
-        let reachable: Vec<NodeName> = nodes.iter().filter(|node| self.reaches(node, &routes)).cloned().collect();
+        let reachable: Vec<NodeName> = nodes
+            .iter()
+            .filter(|node| self.reaches(node, &routes))
+            .cloned()
+            .collect();
         if reachable.is_empty() {
             let family = Family::of(self.destination);
-            return answer.dropped(Cause::NoTunnel, format!("the tunnel of {} leads to no exit of {gateway} in {family}", self.node));
+            return answer.dropped(
+                Cause::NoTunnel,
+                format!(
+                    "the tunnel of {} leads to no exit of {gateway} in {family}",
+                    self.node
+                ),
+            );
         }
         let mut refusal = String::new();
         for exit in reachable {
@@ -211,7 +336,10 @@ impl Way<'_> {
                 Ok(source_nat) => {
                     let source = self.translated(&exit, source_nat);
                     self.say_source(&mut answer, &exit, source_nat);
-                    answer.explanation.exits.push(Exit { node: exit.to_string(), source });
+                    answer.explanation.exits.push(Exit {
+                        node: exit.to_string(),
+                        source,
+                    });
                 }
                 Err(why) => {
                     answer.say(format!("Node {exit}"), &why);
@@ -219,43 +347,84 @@ impl Way<'_> {
                 }
             }
         }
-        if answer.explanation.exits.is_empty() { answer.dropped(Cause::RefusedByExit, refusal) } else { leaves(answer, gateway) }
+        if answer.explanation.exits.is_empty() {
+            answer.dropped(Cause::RefusedByExit, refusal)
+        } else {
+            leaves(answer, gateway)
+        }
     }
 
     fn say_members(&self, answer: &mut Answer, gateway: &str) {
-        let name = answer.explanation.gateway.as_deref().map(model::GatewayName::from);
-        let Some(object) = name.and_then(|name| self.index.gateways().get(&name)) else { return };
+        let name = answer
+            .explanation
+            .gateway
+            .as_deref()
+            .map(model::GatewayName::from);
+        let Some(object) = name.and_then(|name| self.index.gateways().get(&name)) else {
+            return;
+        };
         let state = |member: &crate::world::Member| {
-            format!("{} is {:?}{}", member.node, member.status, if member.active { " and active" } else { "" })
+            format!(
+                "{} is {:?}{}",
+                member.node,
+                member.status,
+                if member.active { " and active" } else { "" }
+            )
         };
         let members: Vec<String> = object.state.members.iter().map(state).collect();
-        answer.say(gateway, if members.is_empty() { "has no node".to_owned() } else { members.join(", ") });
+        answer.say(
+            gateway,
+            if members.is_empty() {
+                "has no node".to_owned()
+            } else {
+                members.join(", ")
+            },
+        );
     }
 
     /// Whether the routes of a target lead to a node with packets of this family.
     fn reaches(&self, node: &NodeName, routes: &OrdSet<NextHop>) -> bool {
         let peer = self.desired.tunnel.peers.get(node);
         let ends = self.desired.tunnel.local.as_ref().zip(peer);
-        let hop = ends.and_then(|(local, peer)| self.offline.settings.encapsulation.next_hop(local, peer, Family::of(self.destination)));
+        let hop = ends.and_then(|(local, peer)| {
+            self.offline
+                .settings
+                .encapsulation
+                .next_hop(local, peer, Family::of(self.destination))
+        });
         hop.is_some_and(|hop| routes.contains(&hop))
     }
 
     /// How the exit translates what comes through the tunnel, or why it drops it.
     fn at_exit(&self, exit: &NodeName, target: TargetId) -> Result<SourceNat, String> {
-        let Some(desired) = self.offline.desired(exit) else { return Err("the node does not exist".to_owned()) };
-        let own = self.desired.tunnel.local.as_ref().and_then(|local| local.underlay.get(&Family::of(self.destination)));
+        let Some(desired) = self.offline.desired(exit) else {
+            return Err("the node does not exist".to_owned());
+        };
+        let own = self
+            .desired
+            .tunnel
+            .local
+            .as_ref()
+            .and_then(|local| local.underlay.get(&Family::of(self.destination)));
         if own.is_none_or(|own| !desired.policy.overlay.peers.contains(&own.address)) {
             return Err(format!("it does not know {} as a peer", self.node));
         }
         let known = lookup(&desired.policy, self.source, self.destination);
         match known {
-            Some(model::Verdict::Egress { target: wanted, source_nat }) if desired.policy.accepts.contains(&wanted) => Ok(source_nat),
+            Some(model::Verdict::Egress {
+                target: wanted,
+                source_nat,
+            }) if desired.policy.accepts.contains(&wanted) => Ok(source_nat),
             Some(model::Verdict::Egress { .. }) => Err(format!("it is no exit of target {target}")),
-            Some(model::Verdict::Hold) => {
-                Err(self.held_at(exit).unwrap_or_else(|| "it can't say yet as whom the connection leaves".to_owned()))
+            Some(model::Verdict::Hold) => Err(self
+                .held_at(exit)
+                .unwrap_or_else(|| "it can't say yet as whom the connection leaves".to_owned())),
+            Some(model::Verdict::Pass) | None if desired.policy.overlay.unknown_may_exit => {
+                Ok(SourceNat::NodeAddress)
             }
-            Some(model::Verdict::Pass) | None if desired.policy.overlay.unknown_may_exit => Ok(SourceNat::NodeAddress),
-            Some(model::Verdict::Pass) | None => Err("it does not know whose connection this is".to_owned()),
+            Some(model::Verdict::Pass) | None => {
+                Err("it does not know whose connection this is".to_owned())
+            }
         }
     }
 
@@ -266,24 +435,55 @@ impl Way<'_> {
         (decision.verdict == model::Verdict::Hold).then(|| decision.reason.to_string())
     }
 
-    /// The node's address depends on the device that its routes lead to, which manifests do not know.
+    /// The node's address depends on the device that its routes lead to, which manifests do not
+    /// know.
     fn say_source(&self, answer: &mut Answer, exit: &NodeName, source_nat: SourceNat) {
-        let Some(desired) = self.offline.desired(exit) else { return };
+        let Some(desired) = self.offline.desired(exit) else {
+            return;
+        };
         if let SourceNat::Address(address) = source_nat
-            && let Some(network) = desired.policy.networks.values().find(|network| network.addresses.contains(&address))
+            && let Some(network) = desired
+                .policy
+                .networks
+                .values()
+                .find(|network| network.addresses.contains(&address))
         {
-            answer.say(format!("Node {exit}"), format!("lets it out by {}, through the router {}", network.device, network.router));
+            answer.say(
+                format!("Node {exit}"),
+                format!(
+                    "lets it out by {}, through the router {}",
+                    network.device, network.router
+                ),
+            );
         }
         if source_nat != SourceNat::NodeAddress {
             return;
         }
         let family = Family::of(self.destination);
-        let underlay = desired.tunnel.local.as_ref().and_then(|local| local.underlay.get(&family));
-        let sources = desired.policy.node_addresses.iter().filter(|((_, of), _)| *of == family);
-        let (own, others): (Vec<_>, Vec<_>) = sources.partition(|((_, _), address)| underlay.is_some_and(|own| own.address == **address));
-        let mut says: Vec<String> =
-            own.into_iter().take(1).map(|(_, address)| format!("gives it {address}, the address that its EgressNode names")).collect();
-        says.extend(others.into_iter().map(|((device, _), address)| format!("{address} if its routes lead by {device}")));
+        let underlay = desired
+            .tunnel
+            .local
+            .as_ref()
+            .and_then(|local| local.underlay.get(&family));
+        let sources = desired
+            .policy
+            .node_addresses
+            .iter()
+            .filter(|((_, of), _)| *of == family);
+        let (own, others): (Vec<_>, Vec<_>) = sources
+            .partition(|((_, _), address)| underlay.is_some_and(|own| own.address == **address));
+        let mut says: Vec<String> = own
+            .into_iter()
+            .take(1)
+            .map(|(_, address)| {
+                format!("gives it {address}, the address that its EgressNode names")
+            })
+            .collect();
+        says.extend(
+            others
+                .into_iter()
+                .map(|((device, _), address)| format!("{address} if its routes lead by {device}")),
+        );
         if !says.is_empty() {
             answer.say(format!("Node {exit}"), says.join(", "));
         }
@@ -295,7 +495,10 @@ impl Way<'_> {
             SourceNat::Address(address) => Some(address),
             SourceNat::NodeAddress => {
                 let local = self.offline.desired(exit)?.tunnel.local.as_ref()?;
-                local.underlay.get(&Family::of(self.destination)).map(|underlay| underlay.address)
+                local
+                    .underlay
+                    .get(&Family::of(self.destination))
+                    .map(|underlay| underlay.address)
             }
         }
     }
@@ -310,7 +513,10 @@ fn leaves(mut answer: Answer, gateway: &str) -> Explanation {
     let sources: BTreeSet<Option<IpAddr>> = exits.iter().map(|exit| exit.source).collect();
     let node = (exits.len() == 1).then(|| exits[0].node.clone());
     let source = (sources.len() == 1).then(|| exits[0].source).flatten();
-    let reason = format!("EgressGatewayPolicy {} governs it and {gateway} carries it", answer.explanation.policy.as_deref().unwrap_or("?"));
+    let reason = format!(
+        "EgressGatewayPolicy {} governs it and {gateway} carries it",
+        answer.explanation.policy.as_deref().unwrap_or("?")
+    );
     answer.explanation.node = node;
     answer.explanation.source = source;
     answer.end(Verdict::Egress, Cause::Steered, reason)
@@ -322,7 +528,10 @@ fn beaten(won: &Claim, lost: &Claim) -> String {
     if won.priority != lost.priority {
         format!("priority {} is behind {}", lost.priority, won.priority)
     } else if won.prefix != lost.prefix {
-        format!("a /{} prefix is less specific than /{}", lost.prefix.0, won.prefix.0)
+        format!(
+            "a /{} prefix is less specific than /{}",
+            lost.prefix.0, won.prefix.0
+        )
     } else if won.created != lost.created {
         format!("{} is older", won.policy)
     } else {
@@ -332,8 +541,20 @@ fn beaten(won: &Claim, lost: &Claim) -> String {
 
 /// What a node's packet filter holds for a source and a destination.
 fn lookup(policy: &PolicyDesired, source: IpAddr, destination: IpAddr) -> Option<model::Verdict> {
-    let by_subnet = || policy.subnets.iter().find(|(range, _)| range.contains(source)).map(|(_, class)| *class);
+    let by_subnet = || {
+        policy
+            .subnets
+            .iter()
+            .find(|(range, _)| range.contains(source))
+            .map(|(_, class)| *class)
+    };
     let class = policy.pods.get(&source).copied().or_else(by_subnet)?;
-    let of_class = policy.destinations.iter().filter(|((other, _), _)| *other == class);
-    of_class.into_iter().find(|((_, range), _)| range.contains(destination)).map(|(_, verdict)| *verdict)
+    let of_class = policy
+        .destinations
+        .iter()
+        .filter(|((other, _), _)| *other == class);
+    of_class
+        .into_iter()
+        .find(|((_, range), _)| range.contains(destination))
+        .map(|(_, verdict)| *verdict)
 }

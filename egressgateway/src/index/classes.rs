@@ -11,7 +11,8 @@ use crate::{
     model::{ClassId, ClassIds, ClassKey, IpRange, TargetId, Verdict},
 };
 
-/// The classes that exist in the cluster, and what is published of them in a node's [`PolicyDesired`].
+/// The classes that exist in the cluster, and what is published of them in a node's
+/// [`PolicyDesired`].
 #[derive(Debug, Default)]
 pub(super) struct Classes {
     members: BTreeMap<ClassKey, Class>,
@@ -37,20 +38,37 @@ struct Class {
 
 impl Class {
     fn addresses(&self, remote: bool) -> impl Iterator<Item = &IpAddr> {
-        self.local.iter().chain(self.remote.iter().filter(move |_| remote))
+        self.local
+            .iter()
+            .chain(self.remote.iter().filter(move |_| remote))
     }
 }
 
 impl Classes {
     /// Publishes what changed.
-    pub(super) fn settle(&mut self, who: &mut Who, policies: &mut Policies, desired: &mut PolicyDesired) {
+    pub(super) fn settle(
+        &mut self,
+        who: &mut Who,
+        policies: &mut Policies,
+        desired: &mut PolicyDesired,
+    ) {
         let mut touched = self.move_addresses(who, desired);
         touched.extend(self.take_subnets(policies, desired));
         let changed = std::mem::take(&mut policies.changed_rules);
         let all = self.accepts != desired.accepts;
         if all || !changed.is_empty() {
-            let concerned = |class: &ClassKey| all || class.policies().iter().any(|policy| changed.contains(policy));
-            touched.extend(self.members.keys().filter(|class| concerned(class)).cloned());
+            let concerned = |class: &ClassKey| {
+                all || class
+                    .policies()
+                    .iter()
+                    .any(|policy| changed.contains(policy))
+            };
+            touched.extend(
+                self.members
+                    .keys()
+                    .filter(|class| concerned(class))
+                    .cloned(),
+            );
             self.accepts = desired.accepts.clone();
         }
         let mut renumbered = false;
@@ -62,11 +80,14 @@ impl Classes {
         }
     }
 
-    /// Files every address under the class that it has now; what was published of it under the old one is withdrawn.
+    /// Files every address under the class that it has now; what was published of it under the old
+    /// one is withdrawn.
     fn move_addresses(&mut self, who: &mut Who, desired: &mut PolicyDesired) -> BTreeSet<ClassKey> {
         let mut touched = BTreeSet::new();
         for address in who.take_dirty() {
-            let now = who.class_by_pods(address).map(|class| (class, who.local().contains(&address)));
+            let now = who
+                .class_by_pods(address)
+                .map(|class| (class, who.local().contains(&address)));
             if self.of_address.get(&address) == now.as_ref() {
                 continue;
             }
@@ -88,8 +109,13 @@ impl Classes {
                 } else {
                     members.remote.insert(address)
                 };
-                // A class that is published already stays as it is: one more address is one more entry.
-                match self.ids.id(&class).filter(|_| members.destinations.is_some() && (local || members.with_remote)) {
+                // A class that is published already stays as it is: one more address is one more
+                // entry.
+                match self
+                    .ids
+                    .id(&class)
+                    .filter(|_| members.destinations.is_some() && (local || members.with_remote))
+                {
                     Some(id) => drop(desired.pods.insert(address, id)),
                     None => drop(touched.insert(class.clone())),
                 }
@@ -99,7 +125,11 @@ impl Classes {
         touched
     }
 
-    fn take_subnets(&mut self, policies: &Policies, desired: &mut PolicyDesired) -> BTreeSet<ClassKey> {
+    fn take_subnets(
+        &mut self,
+        policies: &Policies,
+        desired: &mut PolicyDesired,
+    ) -> BTreeSet<ClassKey> {
         if self.subnets == policies.subnets() {
             return BTreeSet::new();
         }
@@ -120,16 +150,27 @@ impl Classes {
     }
 
     /// Brings one class up to date; true when numbers of other classes changed with it.
-    fn publish(&mut self, key: &ClassKey, policies: &Policies, desired: &mut PolicyDesired) -> bool {
-        let Some(class) = self.members.get_mut(key) else { return false };
+    fn publish(
+        &mut self,
+        key: &ClassKey,
+        policies: &Policies,
+        desired: &mut PolicyDesired,
+    ) -> bool {
+        let Some(class) = self.members.get_mut(key) else {
+            return false;
+        };
         let destinations = policies.destinations(key);
-        let leaves_here =
-            |(_, verdict): &(IpRange, Verdict)| matches!(verdict, Verdict::Egress { target, .. } if self.accepts.contains(target));
+        let leaves_here = |(_, verdict): &(IpRange, Verdict)| matches!(verdict, Verdict::Egress { target, .. } if self.accepts.contains(target));
         let with_remote = destinations.iter().any(leaves_here);
         let used = class.subnets > 0 || class.addresses(with_remote).next().is_some();
         let mut renumbered = false;
         if let Some((id, old)) = self.ids.id(key).zip(class.destinations.take()) {
-            withdraw(id, old.iter().map(|(range, _)| *range), class.addresses(true), desired);
+            withdraw(
+                id,
+                old.iter().map(|(range, _)| *range),
+                class.addresses(true),
+                desired,
+            );
         }
         class.with_remote = with_remote;
         if used {
@@ -137,7 +178,10 @@ impl Classes {
             if let Some(id) = self.ids.id(key) {
                 publish(id, &destinations, class.addresses(with_remote), desired);
                 let own = self.subnets.iter().filter(|(_, class)| class == key);
-                desired.subnets.extend(own.filter(|_| class.subnets > 0).map(|(range, _)| (*range, id)));
+                desired.subnets.extend(
+                    own.filter(|_| class.subnets > 0)
+                        .map(|(range, _)| (*range, id)),
+                );
             }
             class.destinations = Some(destinations);
         } else {
@@ -149,21 +193,36 @@ impl Classes {
         renumbered
     }
 
-    /// Two classes hash alike, which almost never happens: numbers may have moved, so everything is written again.
+    /// Two classes hash alike, which almost never happens: numbers may have moved, so everything is
+    /// written again.
     fn publish_all_anew(&self, desired: &mut PolicyDesired) {
         desired.pods.clear();
         desired.destinations.clear();
         desired.subnets.clear();
         for (key, class) in &self.members {
             if let Some((id, destinations)) = self.ids.id(key).zip(class.destinations.as_ref()) {
-                publish(id, destinations, class.addresses(class.with_remote), desired);
+                publish(
+                    id,
+                    destinations,
+                    class.addresses(class.with_remote),
+                    desired,
+                );
             }
         }
-        desired.subnets.extend(self.subnets.iter().filter_map(|(range, class)| Some((*range, self.ids.id(class)?))));
+        desired.subnets.extend(
+            self.subnets
+                .iter()
+                .filter_map(|(range, class)| Some((*range, self.ids.id(class)?))),
+        );
     }
 }
 
-fn publish<'a>(id: ClassId, destinations: &[(IpRange, Verdict)], addresses: impl Iterator<Item = &'a IpAddr>, desired: &mut PolicyDesired) {
+fn publish<'a>(
+    id: ClassId,
+    destinations: &[(IpRange, Verdict)],
+    addresses: impl Iterator<Item = &'a IpAddr>,
+    desired: &mut PolicyDesired,
+) {
     for (range, verdict) in destinations {
         desired.destinations.insert((id, *range), *verdict);
     }

@@ -24,9 +24,13 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate, Surroundings, Underlay,
+    AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate,
+    Surroundings, Underlay,
     api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
-    model::{ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId, Verdict},
+    model::{
+        ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId,
+        Verdict,
+    },
     plan::{self, GatewayProblem, Overlap, OwnPods, PodNetworks, Reason},
     spec::Problem,
     world::{Change, EgressNode, Gateway, Namespace, Node, Pod, Policy},
@@ -46,7 +50,8 @@ pub struct IndexSettings {
     pub forward_method: ForwardMethod,
     /// The gateway of policies that name none.
     pub default_gateway: Option<GatewayName>,
-    /// Networks that are never steered besides those that Nodes and services tell, and besides the overlay's addresses.
+    /// Networks that are never steered besides those that Nodes and services tell, and besides the
+    /// overlay's addresses.
     pub cluster_networks: Vec<IpNet>,
     /// Whether pod networks and addresses of Nodes are never steered.
     pub auto_cluster_networks: bool,
@@ -55,7 +60,8 @@ pub struct IndexSettings {
 }
 
 impl IndexSettings {
-    /// Defaults for a node: active-passive, no default gateway, cluster networks from Nodes, start gate on.
+    /// Defaults for a node: active-passive, no default gateway, cluster networks from Nodes, start
+    /// gate on.
     #[must_use]
     pub fn of_node(node: NodeName) -> Self {
         Self {
@@ -114,7 +120,8 @@ pub struct Index {
     desired: NodeDesired,
     /// Something besides pods changed since `desired` was settled.
     stale: bool,
-    /// Targets of these destinations, so that they are not looked through again where nothing changed.
+    /// Targets of these destinations, so that they are not looked through again where nothing
+    /// changed.
     used: (OrdMap<(ClassId, IpRange), Verdict>, BTreeSet<TargetId>),
 }
 
@@ -146,11 +153,15 @@ impl Index {
         }
     }
 
-    /// Takes note of a change; what follows from it is computed by the next [`Self::desired`]. False: all of it was known.
+    /// Takes note of a change; what follows from it is computed by the next [`Self::desired`].
+    /// False: all of it was known.
     pub fn apply(&mut self, change: Change) -> bool {
         let news = match change {
             Change::Pod(name, pod) => {
-                let touched = [self.who.pod(&name), pod.as_ref()].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied());
+                let touched = [self.who.pod(&name), pod.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|pod| pod.addresses.iter().copied());
                 let touched: BTreeSet<IpAddr> = touched.collect();
                 let news = self.who.set_pod(name, pod);
                 if news {
@@ -196,7 +207,8 @@ impl Index {
         self.attachments = attachments;
     }
 
-    /// What this node's host reaches and has by other means than ours: no overlay address is taken from it.
+    /// What this node's host reaches and has by other means than ours: no overlay address is taken
+    /// from it.
     pub fn set_host_routes(&mut self, routes: imbl::OrdSet<HostRoute>) {
         self.stale |= self.host_routes != routes;
         self.host_routes = routes;
@@ -214,59 +226,119 @@ impl Index {
         self.down = nodes;
     }
 
-    /// The egress addresses that another node was heard to answer for: this one does not, even where it is told to.
+    /// The egress addresses that another node was heard to answer for: this one does not, even
+    /// where it is told to.
     pub fn set_contested(&mut self, addresses: BTreeSet<IpAddr>) {
         self.stale |= self.contested != addresses;
         self.contested = addresses;
     }
 
-    /// The egress addresses that this node may take, because nobody else answers for them; none: it takes all without asking.
+    /// The egress addresses that this node may take, because nobody else answers for them; none: it
+    /// takes all without asking.
     pub fn set_granted(&mut self, addresses: Option<BTreeSet<IpAddr>>) {
         self.stale |= self.granted != addresses;
         self.granted = addresses;
     }
 
-    /// The egress addresses that this node must ask for; without those that its kernel holds already. Call [`Self::desired`] first.
+    /// The egress addresses that this node must ask for; without those that its kernel holds
+    /// already. Call [`Self::desired`] first.
     #[must_use]
     pub fn questions(&self) -> Questions {
-        let own = self.policies.wanted().iter().filter(|address| !self.contested.contains(*address));
+        let own = self
+            .policies
+            .wanted()
+            .iter()
+            .filter(|address| !self.contested.contains(*address));
         let pooled = |address: &&IpAddr| {
-            let member = |gateway: &Gateway| gateway.state.members.iter().any(|member| member.node == self.settings.node);
-            let pools = self.gateways.values().filter(|gateway| member(gateway)).filter_map(|gateway| gateway.spec.as_ref().ok());
-            pools.flat_map(|spec| &spec.pool).any(|range| range.contains(**address))
+            let member = |gateway: &Gateway| {
+                gateway
+                    .state
+                    .members
+                    .iter()
+                    .any(|member| member.node == self.settings.node)
+            };
+            let pools = self
+                .gateways
+                .values()
+                .filter(|gateway| member(gateway))
+                .filter_map(|gateway| gateway.spec.as_ref().ok());
+            pools
+                .flat_map(|spec| &spec.pool)
+                .any(|range| range.contains(**address))
         };
-        let said = self.egress_nodes.get(&self.settings.node).into_iter().flat_map(|node| node.conflicts.keys());
-        let others = self.egress_nodes.iter().filter(|(name, _)| **name != self.settings.node);
+        let said = self
+            .egress_nodes
+            .get(&self.settings.node)
+            .into_iter()
+            .flat_map(|node| node.conflicts.keys());
+        let others = self
+            .egress_nodes
+            .iter()
+            .filter(|(name, _)| **name != self.settings.node);
         Questions {
             own: self.placed(own),
             candidate: self.placed(self.policies.candidates()),
             known: self.placed(said.filter(pooled)),
-            peers: others.flat_map(|(_, node)| node.hardware_addresses()).collect(),
+            peers: others
+                .flat_map(|(_, node)| node.hardware_addresses())
+                .collect(),
             held: BTreeSet::new(),
         }
     }
 
     fn placed<'a>(&self, addresses: impl IntoIterator<Item = &'a IpAddr>) -> AddressesDesired {
-        let place = |address: &IpAddr| Some((*address, plan::place(*address, &self.attachments, &self.underlay)?));
-        AddressesDesired { held: addresses.into_iter().filter_map(place).collect() }
+        let place = |address: &IpAddr| {
+            Some((
+                *address,
+                plan::place(*address, &self.attachments, &self.underlay)?,
+            ))
+        };
+        AddressesDesired {
+            held: addresses.into_iter().filter_map(place).collect(),
+        }
     }
 
-    /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready and the active members of gateways that some pod
-    /// here has a policy for, and drained ones in their grace time. Call [`Self::desired`] first.
+    /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready and
+    /// the active members of gateways that some pod here has a policy for, and drained ones in
+    /// their grace time. Call [`Self::desired`] first.
     pub fn gateway_nodes(&mut self) -> BTreeSet<NodeName> {
         let destinations = &self.desired.policy.destinations;
         if !self.used.0.ptr_eq(destinations) {
-            let target = |verdict: &Verdict| if let Verdict::Egress { target, .. } = verdict { Some(*target) } else { None };
-            self.used = (destinations.clone(), destinations.values().filter_map(target).collect());
+            let target = |verdict: &Verdict| {
+                if let Verdict::Egress { target, .. } = verdict {
+                    Some(*target)
+                } else {
+                    None
+                }
+            };
+            self.used = (
+                destinations.clone(),
+                destinations.values().filter_map(target).collect(),
+            );
         }
-        let used = |target: Option<TargetId>| target.is_some_and(|target| self.used.1.contains(&target));
+        let used =
+            |target: Option<TargetId>| target.is_some_and(|target| self.used.1.contains(&target));
         let ready = self.gateways.values().flat_map(|gateway| {
-            let members = gateway.state.members.iter().filter(|member| member.status == GatewayNodeStatus::Ready || member.active);
-            let members = members.filter(move |member| used(gateway.state.target) || used(member.target)).map(|member| &member.node);
-            let draining = gateway.state.draining.iter().filter(move |_| used(gateway.state.target)).map(|draining| &draining.node);
+            let members = gateway
+                .state
+                .members
+                .iter()
+                .filter(|member| member.status == GatewayNodeStatus::Ready || member.active);
+            let members = members
+                .filter(move |member| used(gateway.state.target) || used(member.target))
+                .map(|member| &member.node);
+            let draining = gateway
+                .state
+                .draining
+                .iter()
+                .filter(move |_| used(gateway.state.target))
+                .map(|draining| &draining.node);
             members.chain(draining)
         });
-        ready.filter(|node| **node != self.settings.node).cloned().collect()
+        ready
+            .filter(|node| **node != self.settings.node)
+            .cloned()
+            .collect()
     }
 
     /// What this node must hold now.
@@ -276,15 +348,16 @@ impl Index {
             self.stale = false;
         }
         self.who.settle(&mut self.policies, &self.settings.node);
-        self.classes.settle(&mut self.who, &mut self.policies, &mut self.desired.policy);
+        self.classes
+            .settle(&mut self.who, &mut self.policies, &mut self.desired.policy);
         if let Some(gate) = &mut self.desired.policy.start_gate {
             gate.known.clone_from(self.who.local());
         }
         self.desired.clone()
     }
 
-    /// Whether this node must recognise pods of other nodes: it is an exit where sources decide about the address, or nothing tells where pods
-    /// are.
+    /// Whether this node must recognise pods of other nodes: it is an exit where sources decide
+    /// about the address, or nothing tells where pods are.
     #[must_use]
     pub fn needs_all_pods(&mut self) -> bool {
         if self.stale {
@@ -295,41 +368,79 @@ impl Index {
     }
 
     fn recognises_all_pods(&self) -> bool {
-        let decides = |(gateway, has_target): (&Gateway, bool)| has_target || needs_sources(gateway);
+        let decides =
+            |(gateway, has_target): (&Gateway, bool)| has_target || needs_sources(gateway);
         self.memberships().any(decides) || self.has_stated_addresses() || self.must_see_pods()
     }
 
-    /// Whether a policy states an egress address of a gateway that this node is a member of, even if it can't be given, such as while the gateway has
-    /// no pool: other nodes may still send what it governs, and it does not leave with this node's address.
+    /// Whether a policy states an egress address of a gateway that this node is a member of, even
+    /// if it can't be given, such as while the gateway has no pool: other nodes may still send what
+    /// it governs, and it does not leave with this node's address.
     fn has_stated_addresses(&self) -> bool {
-        let specs = self.policies.all().filter_map(|(_, policy)| policy.spec.as_ref().ok()).filter(|spec| !spec.egress_ip.is_empty());
+        let specs = self
+            .policies
+            .all()
+            .filter_map(|(_, policy)| policy.spec.as_ref().ok())
+            .filter(|spec| !spec.egress_ip.is_empty());
         let default = self.settings.default_gateway.as_ref();
-        let mut gateways = specs.filter_map(|spec| plan::resolve(spec.gateway.as_ref(), default, &self.gateways).ok());
-        gateways.any(|(_, gateway)| gateway.state.members.iter().any(|member| member.node == self.settings.node))
+        let mut gateways = specs
+            .filter_map(|spec| plan::resolve(spec.gateway.as_ref(), default, &self.gateways).ok());
+        gateways.any(|(_, gateway)| {
+            gateway
+                .state
+                .members
+                .iter()
+                .any(|member| member.node == self.settings.node)
+        })
     }
 
-    /// Whether nothing tells the networks of all pods, so that pods of other nodes must be seen one by one, not to be taken for somebody outside.
+    /// Whether nothing tells the networks of all pods, so that pods of other nodes must be seen one
+    /// by one, not to be taken for somebody outside.
     fn must_see_pods(&self) -> bool {
         let said = !self.pod_networks.is_empty() || !self.settings.cluster_networks.is_empty();
         let missing = || self.nodes.values().any(|node| node.pod_networks.is_empty());
-        self.settings.auto_cluster_networks && self.own_node().is_some() && (self.strays.are_here() || (!said && missing()))
+        self.settings.auto_cluster_networks
+            && self.own_node().is_some()
+            && (self.strays.are_here() || (!said && missing()))
     }
 
     /// Whether this node does not know which addresses its pods have. Call [`Self::desired`] first.
     #[must_use]
     pub fn pod_networks_are_unknown(&self) -> bool {
-        let said = self.pod_networks.iter().chain(&self.settings.cluster_networks).next().is_some();
-        self.own_node().is_some_and(|own| self.strays.are_here() || (!said && own.pod_networks.is_empty()))
+        let said = self
+            .pod_networks
+            .iter()
+            .chain(&self.settings.cluster_networks)
+            .next()
+            .is_some();
+        self.own_node()
+            .is_some_and(|own| self.strays.are_here() || (!said && own.pod_networks.is_empty()))
     }
 
-    /// What is known of addresses that rules of others are about. Call [`Self::desired`] first. What the configuration says besides is of services
-    /// where it says nothing of pods.
+    /// What is known of addresses that rules of others are about. Call [`Self::desired`] first.
+    /// What the configuration says besides is of services where it says nothing of pods.
     #[must_use]
     pub fn surroundings(&self) -> Surroundings {
-        let pods: Vec<&IpNet> = self.nodes.values().flat_map(|node| &node.pod_networks).chain(&self.pod_networks).collect();
-        let elsewhere = |net: &&IpNet| !pods.is_empty() && !pods.iter().any(|pods| pods.contains(*net) || net.contains(*pods));
-        let services = self.networks.iter().chain(self.settings.cluster_networks.iter().filter(elsewhere));
-        Surroundings { services: services.copied().collect(), hosts: self.desired.policy.overlay.hosts.iter().copied().collect() }
+        let pods: Vec<&IpNet> = self
+            .nodes
+            .values()
+            .flat_map(|node| &node.pod_networks)
+            .chain(&self.pod_networks)
+            .collect();
+        let elsewhere = |net: &&IpNet| {
+            !pods.is_empty()
+                && !pods
+                    .iter()
+                    .any(|pods| pods.contains(*net) || net.contains(*pods))
+        };
+        let services = self
+            .networks
+            .iter()
+            .chain(self.settings.cluster_networks.iter().filter(elsewhere));
+        Surroundings {
+            services: services.copied().collect(),
+            hosts: self.desired.policy.overlay.hosts.iter().copied().collect(),
+        }
     }
 
     /// This node, as soon as it is known: before that nothing can be said of its pods.
@@ -340,7 +451,11 @@ impl Index {
     /// The gateways that this node belongs to, and whether it is a target of its own in them.
     fn memberships(&self) -> impl Iterator<Item = (&Gateway, bool)> {
         self.gateways.values().filter_map(|gateway| {
-            let member = gateway.state.members.iter().find(|member| member.node == self.settings.node)?;
+            let member = gateway
+                .state
+                .members
+                .iter()
+                .find(|member| member.node == self.settings.node)?;
             Some((gateway, member.target.is_some()))
         })
     }
@@ -349,38 +464,75 @@ impl Index {
     #[must_use]
     pub fn problems(&self) -> Vec<Trouble> {
         let gateways = self.gateways.iter().flat_map(|(name, gateway)| {
-            gateway.spec.as_ref().err().into_iter().flatten().map(|problem| Trouble::Gateway(name.clone(), problem.clone()))
+            gateway
+                .spec
+                .as_ref()
+                .err()
+                .into_iter()
+                .flatten()
+                .map(|problem| Trouble::Gateway(name.clone(), problem.clone()))
         });
-        let policies = self.policies.all().flat_map(|(name, policy)| match &policy.spec {
-            Err(problems) => problems.iter().map(|problem| Trouble::Policy(name.clone(), problem.clone())).collect(),
-            Ok(spec) => {
-                let unresolved = plan::resolve(spec.gateway.as_ref(), self.settings.default_gateway.as_ref(), &self.gateways).err();
-                unresolved.into_iter().map(|problem| Trouble::Unresolved(name.clone(), problem)).collect::<Vec<_>>()
-            }
-        });
+        let policies = self
+            .policies
+            .all()
+            .flat_map(|(name, policy)| match &policy.spec {
+                Err(problems) => problems
+                    .iter()
+                    .map(|problem| Trouble::Policy(name.clone(), problem.clone()))
+                    .collect(),
+                Ok(spec) => {
+                    let unresolved = plan::resolve(
+                        spec.gateway.as_ref(),
+                        self.settings.default_gateway.as_ref(),
+                        &self.gateways,
+                    )
+                    .err();
+                    unresolved
+                        .into_iter()
+                        .map(|problem| Trouble::Unresolved(name.clone(), problem))
+                        .collect::<Vec<_>>()
+                }
+            });
         gateways.chain(policies).collect()
     }
 
-    /// The policies that govern a source address; none where no policy does. Call [`Self::desired`] first.
+    /// The policies that govern a source address; none where no policy does. Call [`Self::desired`]
+    /// first.
     #[must_use]
     pub fn policies_of(&self, source: IpAddr) -> Option<ClassKey> {
         self.who.class_of(source)
     }
 
-    /// Which of a class's policies decides about a destination; none: no policy wants it. Exempt networks are not considered.
+    /// Which of a class's policies decides about a destination; none: no policy wants it. Exempt
+    /// networks are not considered.
     #[must_use]
     pub fn decision(&self, class: &ClassKey, destination: IpAddr) -> Option<Decision> {
         let stretches = self.policies.cover(class);
-        let stretch = stretches.iter().find(|stretch| stretch.range.contains(destination))?;
-        let (verdict, reason) = self.policies.verdict(&stretch.policy, Family::of(destination))?;
-        Some(Decision { policy: stretch.policy.clone(), verdict, reason })
+        let stretch = stretches
+            .iter()
+            .find(|stretch| stretch.range.contains(destination))?;
+        let (verdict, reason) = self
+            .policies
+            .verdict(&stretch.policy, Family::of(destination))?;
+        Some(Decision {
+            policy: stretch.policy.clone(),
+            verdict,
+            reason,
+        })
     }
 
     /// The gateway of a policy; none when there is no such policy or its specification is invalid.
     #[must_use]
-    pub fn resolve_gateway(&self, policy: &PolicyName) -> Option<Result<GatewayName, GatewayProblem>> {
+    pub fn resolve_gateway(
+        &self,
+        policy: &PolicyName,
+    ) -> Option<Result<GatewayName, GatewayProblem>> {
         let spec = self.policies.get(policy)?.spec.as_ref().ok()?;
-        let resolved = plan::resolve(spec.gateway.as_ref(), self.settings.default_gateway.as_ref(), &self.gateways);
+        let resolved = plan::resolve(
+            spec.gateway.as_ref(),
+            self.settings.default_gateway.as_ref(),
+            &self.gateways,
+        );
         Some(resolved.map(|(name, _)| name.clone()))
     }
 
@@ -408,13 +560,21 @@ impl Index {
         self.who.pod(name)
     }
 
-    /// Everything that does not depend on single pods, from scratch: it grows with nodes and gateways, which are few.
+    /// Everything that does not depend on single pods, from scratch: it grows with nodes and
+    /// gateways, which are few.
     fn settle_frame(&mut self) {
         let default_gateway = self.settings.default_gateway.as_ref();
-        let (contested, granted, attachments, underlay) = (&self.contested, &self.granted, &self.attachments, &self.underlay);
+        let (contested, granted, attachments, underlay) = (
+            &self.contested,
+            &self.granted,
+            &self.attachments,
+            &self.underlay,
+        );
         // What the host has without us, nobody has to take.
         let ungranted = |address: &IpAddr| {
-            let unasked = granted.as_ref().is_some_and(|granted| !granted.contains(address));
+            let unasked = granted
+                .as_ref()
+                .is_some_and(|granted| !granted.contains(address));
             unasked && plan::place(*address, attachments, underlay).is_some()
         };
         let (networks, refused) = plan::exit_networks(self.ways(), &self.attachments);
@@ -424,52 +584,136 @@ impl Index {
             () => refused.get(&address).copied(),
         };
         self.desired.policy.networks = networks;
-        self.policies.settle(default_gateway, &self.gateways, &self.settings.node, withheld);
+        self.policies.settle(
+            default_gateway,
+            &self.gateways,
+            &self.settings.node,
+            withheld,
+        );
         self.settle_networks();
         self.settle_targets();
         self.settle_tunnel();
         self.settle_ways_out();
         self.settle_addresses();
         self.desired.policy.start_gate = self.settings.start_gate.then(|| {
-            let OwnPods { local, wide, outside } = self.own_pods();
-            StartGate { local, wide, outside, known: imbl::OrdSet::new(), governed: self.policies.governed() }
+            let OwnPods {
+                local,
+                wide,
+                outside,
+            } = self.own_pods();
+            StartGate {
+                local,
+                wide,
+                outside,
+                known: imbl::OrdSet::new(),
+                governed: self.policies.governed(),
+            }
         });
     }
 
     fn own_pods(&self) -> OwnPods {
-        let Some(Node { pod_networks: own, .. }) = self.own_node() else { return OwnPods::default() };
-        let cluster: Vec<IpNet> = self.pod_networks.iter().chain(&self.settings.cluster_networks).copied().collect();
-        let uplinks = self.underlay.values().map(|underlay| &underlay.device).chain(self.attachments.networks.values());
+        let Some(Node {
+            pod_networks: own, ..
+        }) = self.own_node()
+        else {
+            return OwnPods::default();
+        };
+        let cluster: Vec<IpNet> = self
+            .pod_networks
+            .iter()
+            .chain(&self.settings.cluster_networks)
+            .copied()
+            .collect();
+        let uplinks = self
+            .underlay
+            .values()
+            .map(|underlay| &underlay.device)
+            .chain(self.attachments.networks.values());
         let (uplinks, strays) = (uplinks.cloned().collect(), self.strays.families());
-        PodNetworks { own, cluster: &cluster, strays: &strays, uplinks: &uplinks }.own_pods()
+        PodNetworks {
+            own,
+            cluster: &cluster,
+            strays: &strays,
+            uplinks: &uplinks,
+        }
+        .own_pods()
     }
 
     /// By what the egress addresses of this node leave.
     fn ways(&self) -> Vec<(IpAddr, plan::Way)> {
         let here = |policy: &&Policy| policy.state.node.as_ref() == Some(&self.settings.node);
-        let addresses = self.policies.all().map(|(_, policy)| policy).filter(here).flat_map(|policy| {
-            let named = policy.spec.as_ref().ok().and_then(|spec| spec.gateway.as_ref());
-            let gateway = plan::resolve(named, self.settings.default_gateway.as_ref(), &self.gateways).ok();
-            let routers =
-                gateway.and_then(|(_, gateway)| gateway.spec.as_ref().ok()).map(|spec| spec.routers.as_slice()).unwrap_or_default();
-            policy.state.egress_ip.iter().map(move |address| (*address, routers))
-        });
+        let addresses = self
+            .policies
+            .all()
+            .map(|(_, policy)| policy)
+            .filter(here)
+            .flat_map(|policy| {
+                let named = policy
+                    .spec
+                    .as_ref()
+                    .ok()
+                    .and_then(|spec| spec.gateway.as_ref());
+                let gateway = plan::resolve(
+                    named,
+                    self.settings.default_gateway.as_ref(),
+                    &self.gateways,
+                )
+                .ok();
+                let routers = gateway
+                    .and_then(|(_, gateway)| gateway.spec.as_ref().ok())
+                    .map(|spec| spec.routers.as_slice())
+                    .unwrap_or_default();
+                policy
+                    .state
+                    .egress_ip
+                    .iter()
+                    .map(move |address| (*address, routers))
+            });
         let way = |(address, routers): (IpAddr, &[IpAddr])| {
-            let named = routers.iter().copied().find(|router| Family::of(*router) == Family::of(address));
-            (address, plan::way(address, &self.attachments, &self.underlay, named))
+            let named = routers
+                .iter()
+                .copied()
+                .find(|router| Family::of(*router) == Family::of(address));
+            (
+                address,
+                plan::way(address, &self.attachments, &self.underlay, named),
+            )
         };
         addresses.map(way).collect()
     }
 
     fn settle_networks(&mut self) {
-        let told = self.networks.iter().chain(&self.pod_networks).chain(&self.settings.cluster_networks).copied();
-        let nodes = || self.nodes.values().filter(|_| self.settings.auto_cluster_networks);
-        let networks: Vec<IpNet> = told.chain(nodes().flat_map(|node| node.pod_networks.iter().copied())).collect();
-        self.strays.settle(&networks, &self.who, &self.settings.node);
-        let overlay = self.egress_nodes.values().flat_map(|node| node.overlay.iter().map(IpNet::addr));
-        let hosts = nodes().flat_map(|node| node.addresses.iter().copied()).chain(overlay);
-        let hosts = hosts.chain(self.strays.addresses().filter(|_| self.settings.auto_cluster_networks && self.own_node().is_some()));
-        self.desired.policy.exempt = plan::exempt(networks.iter().copied(), hosts).into_iter().collect();
+        let told = self
+            .networks
+            .iter()
+            .chain(&self.pod_networks)
+            .chain(&self.settings.cluster_networks)
+            .copied();
+        let nodes = || {
+            self.nodes
+                .values()
+                .filter(|_| self.settings.auto_cluster_networks)
+        };
+        let networks: Vec<IpNet> = told
+            .chain(nodes().flat_map(|node| node.pod_networks.iter().copied()))
+            .collect();
+        self.strays
+            .settle(&networks, &self.who, &self.settings.node);
+        let overlay = self
+            .egress_nodes
+            .values()
+            .flat_map(|node| node.overlay.iter().map(IpNet::addr));
+        let hosts = nodes()
+            .flat_map(|node| node.addresses.iter().copied())
+            .chain(overlay);
+        let hosts = hosts.chain(
+            self.strays
+                .addresses()
+                .filter(|_| self.settings.auto_cluster_networks && self.own_node().is_some()),
+        );
+        self.desired.policy.exempt = plan::exempt(networks.iter().copied(), hosts)
+            .into_iter()
+            .collect();
         self.desired.direct = plan::direct(networks).into_iter().collect();
     }
 
@@ -486,104 +730,201 @@ impl Index {
             if accept {
                 accepts.insert(target);
             }
-            paths.insert(target, nodes.into_iter().filter(|node| node != own).collect());
+            paths.insert(
+                target,
+                nodes.into_iter().filter(|node| node != own).collect(),
+            );
         };
         for gateway in self.gateways.values() {
             if let Some(target) = gateway.state.target {
-                let member = gateway.state.members.iter().any(|member| member.node == *own);
-                let candidates = plan::candidates(gateway, self.settings.forward_method, &self.down);
-                let is_balanced = plan::forward_method(gateway, self.settings.forward_method) == ForwardMethod::Ecmp;
+                let member = gateway
+                    .state
+                    .members
+                    .iter()
+                    .any(|member| member.node == *own);
+                let candidates =
+                    plan::candidates(gateway, self.settings.forward_method, &self.down);
+                let is_balanced = plan::forward_method(gateway, self.settings.forward_method)
+                    == ForwardMethod::Ecmp;
                 if let Some(former) = gateway.state.former {
-                    let draining = gateway.state.draining.as_ref().map(|draining| draining.node.clone());
+                    let draining = gateway
+                        .state
+                        .draining
+                        .as_ref()
+                        .map(|draining| draining.node.clone());
                     let draining = draining.filter(|node| !self.down.contains(node));
-                    // A balanced target's connections through the other nodes have the same mark, and stay as well.
-                    let others = if is_balanced || draining.is_none() { candidates.clone() } else { Vec::new() };
+                    // A balanced target's connections through the other nodes have the same mark,
+                    // and stay as well.
+                    let others = if is_balanced || draining.is_none() {
+                        candidates.clone()
+                    } else {
+                        Vec::new()
+                    };
                     add(former, others.into_iter().chain(draining).collect(), member);
                 }
                 add(target, candidates, member);
-                balanced.extend([Some(target), gateway.state.former].into_iter().flatten().filter(|_| is_balanced));
+                balanced.extend(
+                    [Some(target), gateway.state.former]
+                        .into_iter()
+                        .flatten()
+                        .filter(|_| is_balanced),
+                );
             }
             for member in &gateway.state.members {
                 if let Some(target) = member.target {
                     let live = !self.down.contains(&member.node);
-                    add(target, live.then(|| member.node.clone()).into_iter().collect(), member.node == *own);
+                    add(
+                        target,
+                        live.then(|| member.node.clone()).into_iter().collect(),
+                        member.node == *own,
+                    );
                 }
             }
         }
         let policy = &mut self.desired.policy;
-        policy.targets = paths.iter().filter(|(_, nodes)| !nodes.is_empty()).map(|(target, _)| *target).collect();
+        policy.targets = paths
+            .iter()
+            .filter(|(_, nodes)| !nodes.is_empty())
+            .map(|(target, _)| *target)
+            .collect();
         policy.exits = exits;
         policy.accepts = accepts;
         self.desired.paths = paths;
         self.desired.balanced = balanced;
-        let members = self.gateways.values().flat_map(|gateway| &gateway.state.members);
+        let members = self
+            .gateways
+            .values()
+            .flat_map(|gateway| &gateway.state.members);
         self.desired.addressed = members.filter_map(|member| member.target).collect();
         let is_exit = self.memberships().next().is_some();
         self.desired.policy.overlay.unknown_may_exit = is_exit && !self.recognises_all_pods();
-        self.desired.policy.node_addresses = if is_exit { self.node_addresses() } else { OrdMap::new() };
+        self.desired.policy.node_addresses = if is_exit {
+            self.node_addresses()
+        } else {
+            OrdMap::new()
+        };
     }
 
     /// By the underlay's device what the EgressNode says, by any other what the host says.
     fn node_addresses(&self) -> OrdMap<(String, Family), IpAddr> {
-        let underlay = self.underlay.iter().map(|(family, underlay)| ((underlay.device.clone(), *family), underlay.address));
-        self.attachments.sources.clone().into_iter().chain(underlay).collect()
+        let underlay = self
+            .underlay
+            .iter()
+            .map(|(family, underlay)| ((underlay.device.clone(), *family), underlay.address));
+        self.attachments
+            .sources
+            .clone()
+            .into_iter()
+            .chain(underlay)
+            .collect()
     }
 
     fn settle_tunnel(&mut self) {
         let name = &self.settings.node;
         let own = self.egress_nodes.get(name);
-        let met: Vec<HostRoute> =
-            own.iter().flat_map(|node| &node.overlay).flat_map(|overlay| plan::in_the_way(*overlay, &self.host_routes)).collect();
+        let met: Vec<HostRoute> = own
+            .iter()
+            .flat_map(|node| &node.overlay)
+            .flat_map(|overlay| plan::in_the_way(*overlay, &self.host_routes))
+            .collect();
         let mut overlaps = Vec::new();
         let mut is_free = |node: &NodeName, address: IpAddr| {
             let route = plan::holder(address, &met);
-            overlaps.extend(route.map(|route| Overlap { node: node.clone(), address, route: route.clone() }));
+            overlaps.extend(route.map(|route| Overlap {
+                node: node.clone(),
+                address,
+                route: route.clone(),
+            }));
             route.is_none()
         };
         let local = own.and_then(|node| {
-            let free = node.overlay.iter().filter(|network| is_free(name, network.addr()));
+            let free = node
+                .overlay
+                .iter()
+                .filter(|network| is_free(name, network.addr()));
             Some((node.mac?, free.copied().collect::<imbl::OrdSet<IpNet>>()))
         });
         self.desired.tunnel.local = local
             .filter(|(_, overlay)| !overlay.is_empty() && !self.underlay.is_empty())
-            .map(|(mac, overlay)| LocalEnd { overlay, mac, underlay: self.underlay.clone() });
+            .map(|(mac, overlay)| LocalEnd {
+                overlay,
+                mac,
+                underlay: self.underlay.clone(),
+            });
         let others = self.egress_nodes.iter().filter(|(other, _)| *other != name);
         let mut peer = |name: &NodeName, node: &EgressNode| {
             let peer = node.peer()?;
-            let overlay = peer.overlay.iter().copied().filter(|address| is_free(name, *address)).collect();
+            let overlay = peer
+                .overlay
+                .iter()
+                .copied()
+                .filter(|address| is_free(name, *address))
+                .collect();
             Some((name.clone(), Peer { overlay, ..peer }))
         };
         self.desired.tunnel.peers = others.filter_map(|(name, node)| peer(name, node)).collect();
         self.overlaps = overlaps;
-        let addresses =
-            |node: &EgressNode| node.underlay.iter().copied().chain(node.attached().map(|network| network.addr())).collect::<Vec<_>>();
-        let hosts =
-            self.egress_nodes.values().flat_map(addresses).chain(self.nodes.values().flat_map(|node| node.addresses.iter().copied()));
+        let addresses = |node: &EgressNode| {
+            node.underlay
+                .iter()
+                .copied()
+                .chain(node.attached().map(|network| network.addr()))
+                .collect::<Vec<_>>()
+        };
+        let hosts = self.egress_nodes.values().flat_map(addresses).chain(
+            self.nodes
+                .values()
+                .flat_map(|node| node.addresses.iter().copied()),
+        );
         let overlay = &mut self.desired.policy.overlay;
-        overlay.peers = self.desired.tunnel.peers.values().flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>()).collect();
+        overlay.peers = self
+            .desired
+            .tunnel
+            .peers
+            .values()
+            .flat_map(|peer| peer.underlay.iter().copied().collect::<Vec<_>>())
+            .collect();
         // What the others still know, where the host has another one already.
-        overlay.own = own.map(|node| node.underlay.iter().copied().collect()).unwrap_or_default();
+        overlay.own = own
+            .map(|node| node.underlay.iter().copied().collect())
+            .unwrap_or_default();
         overlay.hosts = hosts.collect();
     }
 
     /// What the underlay and the networks of egress addresses are reached by.
     fn settle_ways_out(&mut self) {
         let underlay = self.underlay.values().map(|underlay| &underlay.device);
-        self.desired.policy.ways_out = underlay.chain(self.attachments.networks.values()).cloned().collect();
+        self.desired.policy.ways_out = underlay
+            .chain(self.attachments.networks.values())
+            .cloned()
+            .collect();
     }
 
     fn settle_addresses(&mut self) {
-        let place = |address| Some((address, plan::place(address, &self.attachments, &self.underlay)?));
-        self.desired.addresses.held = self.policies.addresses_at(&self.settings.node).filter_map(place).collect();
+        let place = |address| {
+            Some((
+                address,
+                plan::place(address, &self.attachments, &self.underlay)?,
+            ))
+        };
+        self.desired.addresses.held = self
+            .policies
+            .addresses_at(&self.settings.node)
+            .filter_map(place)
+            .collect();
     }
 }
 
 /// Whether an exit of this gateway must know whose packet it translates.
 fn needs_sources(gateway: &Gateway) -> bool {
-    gateway.spec.as_ref().map_or(true, |spec| spec.source_nat != SourceNatMode::NodeAddress)
+    gateway
+        .spec
+        .as_ref()
+        .map_or(true, |spec| spec.source_nat != SourceNatMode::NodeAddress)
 }
 
-/// False where it was so before: most of what an API server tells of is heartbeats and others' fields.
+/// False where it was so before: most of what an API server tells of is heartbeats and others'
+/// fields.
 fn set<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
     if map.get(&key) == value.as_ref() {
         return false;

@@ -7,7 +7,10 @@ use imbl::OrdSet;
 
 use super::selectors::Selectors;
 use crate::{
-    model::{ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict, range_predecessor, range_successor},
+    model::{
+        ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict,
+        range_predecessor, range_successor,
+    },
     plan::{self, Claim, Reason, Stretch},
     spec::Subject,
     world::{Gateway, Policy},
@@ -42,10 +45,14 @@ impl Policies {
         let before = self.all.get(&name).and_then(subject);
         let after = policy.as_ref().and_then(subject);
         if before != after {
-            self.changed_subnets |= [&before, &after].into_iter().any(|subject| matches!(subject, Some(Subject::Subnets(_))));
+            self.changed_subnets |= [&before, &after]
+                .into_iter()
+                .any(|subject| matches!(subject, Some(Subject::Subnets(_))));
             self.changed_subjects.insert(name.clone());
             match &after {
-                Some(Subject::Pods { pods, namespaces }) => self.selectors.insert(&name, pods, namespaces.as_ref()),
+                Some(Subject::Pods { pods, namespaces }) => {
+                    self.selectors.insert(&name, pods, namespaces.as_ref())
+                }
                 Some(Subject::Subnets(_)) | None => self.selectors.remove(&name),
             }
         }
@@ -61,7 +68,8 @@ impl Policies {
         self.all.iter()
     }
 
-    /// Finds every policy's gateway and verdicts again, on a node that does not have the addresses for which `withheld` has a reason.
+    /// Finds every policy's gateway and verdicts again, on a node that does not have the addresses
+    /// for which `withheld` has a reason.
     pub(super) fn settle(
         &mut self,
         default: Option<&GatewayName>,
@@ -81,37 +89,61 @@ impl Policies {
             };
             let decided = Family::ALL.map(decide);
             let here = |node: &Option<NodeName>| node.as_ref() == Some(own);
-            for address in decided.iter().filter_map(|(verdict, _)| translated(verdict)) {
+            for address in decided
+                .iter()
+                .filter_map(|(verdict, _)| translated(verdict))
+            {
                 if here(&policy.state.node) {
                     self.wanted.insert(address);
                 } else if here(&policy.state.candidate) {
                     self.candidates.insert(address);
                 }
             }
-            let [v4, v6] = decided.map(|decided| plan::unless_withheld(decided, &policy.state, own, &withheld));
+            let [v4, v6] = decided
+                .map(|decided| plan::unless_withheld(decided, &policy.state, own, &withheld));
             verdicts.insert(name.clone(), [v4, v6]);
         }
         let names = self.verdicts.keys().chain(verdicts.keys());
-        let changed = names.filter(|name| self.verdicts.get(*name) != verdicts.get(*name)).cloned();
+        let changed = names
+            .filter(|name| self.verdicts.get(*name) != verdicts.get(*name))
+            .cloned();
         self.changed_rules.extend(changed.collect::<Vec<_>>());
         self.verdicts = verdicts;
         if self.changed_subnets {
             self.subnets = self.flatten_subnets();
         }
         if !self.changed_rules.is_empty() {
-            let ranges = self.verdicts.keys().flat_map(|name| self.claims(name)).map(|claim| claim.range);
+            let ranges = self
+                .verdicts
+                .keys()
+                .flat_map(|name| self.claims(name))
+                .map(|claim| claim.range);
             self.governed = plan::merge(ranges).into_iter().collect();
         }
     }
 
     fn claims(&self, name: &PolicyName) -> Vec<Claim> {
         let policy = self.verdicts.get(name).and_then(|_| self.all.get(name));
-        policy.and_then(|policy| Some(plan::claims(name, policy.spec.as_ref().ok()?, policy.created))).unwrap_or_default()
+        policy
+            .and_then(|policy| {
+                Some(plan::claims(
+                    name,
+                    policy.spec.as_ref().ok()?,
+                    policy.created,
+                ))
+            })
+            .unwrap_or_default()
     }
 
     /// Who wins where among the policies of a class.
     pub(super) fn cover(&self, class: &ClassKey) -> Vec<Stretch> {
-        plan::cover(&class.policies().iter().flat_map(|name| self.claims(name)).collect::<Vec<_>>())
+        plan::cover(
+            &class
+                .policies()
+                .iter()
+                .flat_map(|name| self.claims(name))
+                .collect::<Vec<_>>(),
+        )
     }
 
     pub(super) fn verdict(&self, name: &PolicyName, family: Family) -> Option<(Verdict, Reason)> {
@@ -123,8 +155,16 @@ impl Policies {
 
     /// The addresses that some policy leaves with at this node.
     pub(super) fn addresses_at(&self, node: &NodeName) -> impl Iterator<Item = IpAddr> {
-        let here = |name| self.all.get(name).is_some_and(|policy: &Policy| policy.state.node.as_ref() == Some(node));
-        let verdicts = self.verdicts.iter().filter(move |(name, _)| here(*name)).flat_map(|(_, verdicts)| verdicts);
+        let here = |name| {
+            self.all
+                .get(name)
+                .is_some_and(|policy: &Policy| policy.state.node.as_ref() == Some(node))
+        };
+        let verdicts = self
+            .verdicts
+            .iter()
+            .filter(move |(name, _)| here(*name))
+            .flat_map(|(_, verdicts)| verdicts);
         verdicts.filter_map(|(verdict, _)| translated(verdict))
     }
 
@@ -138,13 +178,19 @@ impl Policies {
         &self.candidates
     }
 
-    /// Disjoint ranges of a class with their verdicts; neighbours with the same verdict are one range.
+    /// Disjoint ranges of a class with their verdicts; neighbours with the same verdict are one
+    /// range.
     pub(super) fn destinations(&self, class: &ClassKey) -> Vec<(IpRange, Verdict)> {
         let mut ranges: Vec<(IpRange, Verdict)> = Vec::new();
         for Stretch { range, policy } in self.cover(class) {
-            let Some((verdict, _)) = self.verdict(&policy, range.family()) else { continue };
+            let Some((verdict, _)) = self.verdict(&policy, range.family()) else {
+                continue;
+            };
             match ranges.last_mut() {
-                Some((previous, same)) if *same == verdict && range_successor(previous.last()) == Some(range.first()) => {
+                Some((previous, same))
+                    if *same == verdict
+                        && range_successor(previous.last()) == Some(range.first()) =>
+                {
                     if let Some(longer) = IpRange::new(previous.first(), range.last()) {
                         *previous = longer;
                     }
@@ -174,7 +220,11 @@ impl Policies {
         }
         named.sort();
         let mut bounds: BTreeSet<_> = named.iter().map(|(range, _)| range.first()).collect();
-        bounds.extend(named.iter().filter_map(|(range, _)| range_successor(range.last())));
+        bounds.extend(
+            named
+                .iter()
+                .filter_map(|(range, _)| range_successor(range.last())),
+        );
         let bounds: Vec<_> = bounds.into_iter().collect();
         let mut flat: Vec<(IpRange, ClassKey)> = Vec::new();
         let mut active: Vec<(IpRange, &PolicyName)> = Vec::new();
@@ -184,9 +234,15 @@ impl Policies {
             while let Some(next) = upcoming.next_if(|(range, _)| range.first() == *first) {
                 active.push(next);
             }
-            let Some(class) = ClassKey::new(active.iter().map(|(_, name)| (*name).clone())) else { continue };
-            let next = bounds.get(index + 1).filter(|next| Family::of(**next) == Family::of(*first));
-            let last = next.and_then(|next| range_predecessor(*next)).unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
+            let Some(class) = ClassKey::new(active.iter().map(|(_, name)| (*name).clone())) else {
+                continue;
+            };
+            let next = bounds
+                .get(index + 1)
+                .filter(|next| Family::of(**next) == Family::of(*first));
+            let last = next
+                .and_then(|next| range_predecessor(*next))
+                .unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
             flat.extend(IpRange::new(*first, last).map(|range| (range, class)));
         }
         flat
@@ -196,7 +252,10 @@ impl Policies {
 /// The egress address that a verdict leaves with.
 fn translated(verdict: &Verdict) -> Option<IpAddr> {
     match verdict {
-        Verdict::Egress { source_nat: SourceNat::Address(address), .. } => Some(*address),
+        Verdict::Egress {
+            source_nat: SourceNat::Address(address),
+            ..
+        } => Some(*address),
         _ => None,
     }
 }

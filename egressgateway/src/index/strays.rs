@@ -11,7 +11,8 @@ use crate::{
     plan,
 };
 
-/// Addresses of pods outside of all networks that are known: nobody said where pods are, or what was said is not true.
+/// Addresses of pods outside of all networks that are known: nobody said where pods are, or what
+/// was said is not true.
 #[derive(Debug, Default)]
 pub(super) struct Strays {
     /// The networks that are known, ascending and disjoint.
@@ -33,9 +34,17 @@ impl Strays {
     }
 
     /// Pods may have come to these addresses, or left them. Says whether that changed anything.
-    pub(super) fn follow(&mut self, addresses: BTreeSet<IpAddr>, who: &Who, own: &NodeName) -> bool {
+    pub(super) fn follow(
+        &mut self,
+        addresses: BTreeSet<IpAddr>,
+        who: &Who,
+        own: &NodeName,
+    ) -> bool {
         let mut changed = false;
-        for address in addresses.into_iter().filter(|address| !is_in(&self.known, *address)) {
+        for address in addresses
+            .into_iter()
+            .filter(|address| !is_in(&self.known, *address))
+        {
             changed |= match who.is_of(address, own) {
                 Some(is_own) => self.found.insert(address, is_own) != Some(is_own),
                 None => self.found.remove(&address).is_some(),
@@ -56,11 +65,17 @@ impl Strays {
 
     /// The families of those of this node.
     pub(super) fn families(&self) -> BTreeSet<Family> {
-        self.found.iter().filter(|(_, is_own)| **is_own).map(|(address, _)| Family::of(*address)).collect()
+        self.found
+            .iter()
+            .filter(|(_, is_own)| **is_own)
+            .map(|(address, _)| Family::of(*address))
+            .collect()
     }
 }
 
 fn is_in(ranges: &[IpRange], address: IpAddr) -> bool {
     let behind = ranges.partition_point(|range| range.first() <= address);
-    behind.checked_sub(1).is_some_and(|before| ranges[before].contains(address))
+    behind
+        .checked_sub(1)
+        .is_some_and(|before| ranges[before].contains(address))
 }

@@ -11,13 +11,14 @@ use crate::{
     world::{Labels, Namespace, Pod},
 };
 
-/// Up to this many changed policies are tried on every pod one by one; beyond, every pod is matched anew through the inverted index.
+/// Up to this many changed policies are tried on every pod one by one; beyond, every pod is matched
+/// anew through the inverted index.
 const FEW: usize = 16;
 
 /// Which policies each pod address belongs to.
 ///
-/// Where several pods claim one address, as may happen while it passes from one to the next, the address belongs to the policies of all
-/// of them: the stricter reading.
+/// Where several pods claim one address, as may happen while it passes from one to the next, the
+/// address belongs to the policies of all of them: the stricter reading.
 #[derive(Debug, Default)]
 pub(super) struct Who {
     namespaces: Namespaces,
@@ -25,14 +26,15 @@ pub(super) struct Who {
     by_address: BTreeMap<IpAddr, Claimants>,
     subnets: Vec<(IpRange, ClassKey)>,
     local: OrdSet<IpAddr>,
-    /// Pods that may belong to other policies now. A list, and so is the next: a first list brings a hundred thousand, and what is one piece of memory
-    /// is given back when it is done.
+    /// Pods that may belong to other policies now. A list, and so is the next: a first list brings
+    /// a hundred thousand, and what is one piece of memory is given back when it is done.
     unmatched: Vec<PodName>,
     /// Addresses whose class or place may have changed.
     dirty: Vec<IpAddr>,
 }
 
-/// The pods that claim an address: nearly always a single one, and there may be two addresses for each of a hundred thousand pods.
+/// The pods that claim an address: nearly always a single one, and there may be two addresses for
+/// each of a hundred thousand pods.
 #[derive(Debug)]
 enum Claimants {
     One(PodName),
@@ -86,7 +88,11 @@ impl Who {
         if let Some(old) = self.pods.remove(&name) {
             for address in old.pod.addresses.iter().copied() {
                 self.dirty.push(address);
-                if let Some(left) = self.by_address.remove(&address).and_then(|pods| pods.without(&name)) {
+                if let Some(left) = self
+                    .by_address
+                    .remove(&address)
+                    .and_then(|pods| pods.without(&name))
+                {
                     self.by_address.insert(address, left);
                 }
             }
@@ -94,18 +100,38 @@ impl Who {
         let Some(pod) = pod else { return true };
         for address in pod.addresses.iter().copied() {
             self.dirty.push(address);
-            self.by_address.entry(address).and_modify(|pods| pods.insert(&name)).or_insert_with(|| Claimants::One(name.clone()));
+            self.by_address
+                .entry(address)
+                .and_modify(|pods| pods.insert(&name))
+                .or_insert_with(|| Claimants::One(name.clone()));
         }
         self.unmatched.push(name.clone());
-        self.pods.insert(name, Entry { pod, policies: None });
+        self.pods.insert(
+            name,
+            Entry {
+                pod,
+                policies: None,
+            },
+        );
         true
     }
 
-    pub(super) fn set_namespace(&mut self, name: NamespaceName, namespace: Option<Namespace>) -> bool {
-        let labels = |namespace: Option<&Namespace>| namespace.map(|namespace| namespace.labels.clone()).unwrap_or_default();
+    pub(super) fn set_namespace(
+        &mut self,
+        name: NamespaceName,
+        namespace: Option<Namespace>,
+    ) -> bool {
+        let labels = |namespace: Option<&Namespace>| {
+            namespace
+                .map(|namespace| namespace.labels.clone())
+                .unwrap_or_default()
+        };
         if labels(self.namespaces.get(&name)) != labels(namespace.as_ref()) {
             let first = PodName::new(name.clone(), "");
-            let pods = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == name);
+            let pods = self
+                .pods
+                .range(first..)
+                .take_while(|(pod, _)| pod.namespace == name);
             self.unmatched.extend(pods.map(|(pod, _)| pod.clone()));
         }
         super::set(&mut self.namespaces, name, namespace)
@@ -123,7 +149,11 @@ impl Who {
     /// Whether a pod of this node has an address; none where no pod has it.
     pub(super) fn is_of(&self, address: IpAddr, node: &NodeName) -> Option<bool> {
         let pods = self.by_address.get(&address)?;
-        Some(pods.iter().any(|pod| self.pods.get(pod).and_then(|entry| entry.pod.node.as_ref()) == Some(node)))
+        Some(
+            pods.iter().any(|pod| {
+                self.pods.get(pod).and_then(|entry| entry.pod.node.as_ref()) == Some(node)
+            }),
+        )
     }
 
     /// Addresses of this node's pods.
@@ -141,8 +171,14 @@ impl Who {
         self.dirty.sort_unstable();
         self.dirty.dedup();
         for address in &self.dirty {
-            let is_local = |pod: &PodName| self.pods.get(pod).and_then(|entry| entry.pod.node.as_ref()) == Some(node);
-            if self.by_address.get(address).is_some_and(|pods| pods.iter().any(is_local)) {
+            let is_local = |pod: &PodName| {
+                self.pods.get(pod).and_then(|entry| entry.pod.node.as_ref()) == Some(node)
+            };
+            if self
+                .by_address
+                .get(address)
+                .is_some_and(|pods| pods.iter().any(is_local))
+            {
                 self.local.insert(*address);
             } else {
                 self.local.remove(address);
@@ -154,15 +190,27 @@ impl Who {
         let changed = std::mem::take(&mut policies.changed_subjects);
         let no_labels = Labels::default();
         let namespaces = &self.namespaces;
-        let labels_of = |name: &PodName| namespaces.get(&name.namespace).map_or(&no_labels, |namespace| &namespace.labels);
+        let labels_of = |name: &PodName| {
+            namespaces
+                .get(&name.namespace)
+                .map_or(&no_labels, |namespace| &namespace.labels)
+        };
         if changed.len() > FEW {
             self.unmatched.extend(self.pods.keys().cloned());
         } else if !changed.is_empty() {
             let differs = |name: &PodName, entry: &Entry, policy: &PolicyName| {
-                let was = entry.policies.as_ref().is_some_and(|class| class.policies().contains(policy));
-                was != policies.selectors.is_selected(policy, &entry.pod.labels, labels_of(name))
+                let was = entry
+                    .policies
+                    .as_ref()
+                    .is_some_and(|class| class.policies().contains(policy));
+                was != policies
+                    .selectors
+                    .is_selected(policy, &entry.pod.labels, labels_of(name))
             };
-            let moved = self.pods.iter().filter(|(name, entry)| changed.iter().any(|policy| differs(name, entry, policy)));
+            let moved = self
+                .pods
+                .iter()
+                .filter(|(name, entry)| changed.iter().any(|policy| differs(name, entry, policy)));
             self.unmatched.extend(moved.map(|(name, _)| name.clone()));
         }
         // Thousands of pods may have become known together, and most have the class of others.
@@ -171,8 +219,14 @@ impl Who {
         unmatched.sort_unstable();
         unmatched.dedup();
         for name in unmatched {
-            let Some(entry) = self.pods.get_mut(&name) else { continue };
-            let matched = ClassKey::new(policies.selectors.matching(&entry.pod.labels, labels_of(&name)));
+            let Some(entry) = self.pods.get_mut(&name) else {
+                continue;
+            };
+            let matched = ClassKey::new(
+                policies
+                    .selectors
+                    .matching(&entry.pod.labels, labels_of(&name)),
+            );
             if matched != entry.policies {
                 if let Some(class) = &matched {
                     classes.insert(class.clone());
@@ -183,30 +237,44 @@ impl Who {
         }
     }
 
-    /// Addresses whose class or place may have changed since this was asked last, as the last settling found them.
+    /// Addresses whose class or place may have changed since this was asked last, as the last
+    /// settling found them.
     pub(super) fn take_dirty(&mut self) -> Vec<IpAddr> {
         std::mem::take(&mut self.dirty)
     }
 
-    /// The class of an address by the labels of its pods, together with the subnets that cover it; none where no label decides.
+    /// The class of an address by the labels of its pods, together with the subnets that cover it;
+    /// none where no label decides.
     pub(super) fn class_by_pods(&self, address: IpAddr) -> Option<ClassKey> {
-        let mut by_label =
-            self.by_address.get(&address).into_iter().flat_map(Claimants::iter).filter_map(|pod| self.pods.get(pod)?.policies.as_ref());
+        let mut by_label = self
+            .by_address
+            .get(&address)
+            .into_iter()
+            .flat_map(Claimants::iter)
+            .filter_map(|pod| self.pods.get(pod)?.policies.as_ref());
         let first = by_label.next()?;
         let mut others = by_label.chain(self.class_by_subnet(address)).peekable();
         if others.peek().is_none() {
             return Some(first.clone());
         }
-        ClassKey::new([first].into_iter().chain(others).flat_map(|class| class.policies().iter().cloned()))
+        ClassKey::new(
+            [first]
+                .into_iter()
+                .chain(others)
+                .flat_map(|class| class.policies().iter().cloned()),
+        )
     }
 
     fn class_by_subnet(&self, address: IpAddr) -> Option<&ClassKey> {
-        let behind = self.subnets.partition_point(|(range, _)| range.first() <= address);
+        let behind = self
+            .subnets
+            .partition_point(|(range, _)| range.first() <= address);
         let (range, class) = self.subnets.get(behind.checked_sub(1)?)?;
         range.contains(address).then_some(class)
     }
 
     pub(super) fn class_of(&self, address: IpAddr) -> Option<ClassKey> {
-        self.class_by_pods(address).or_else(|| self.class_by_subnet(address).cloned())
+        self.class_by_pods(address)
+            .or_else(|| self.class_by_subnet(address).cloned())
     }
 }

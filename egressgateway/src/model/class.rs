@@ -63,9 +63,9 @@ impl ClassKey {
 
 /// Numbers of the classes that exist now, a function of that set alone.
 ///
-/// A class has the hash of its policies' names. Where two classes hash alike, all numbers are dealt out anew in the order of hash and
-/// key, each taking the first free number from its hash on: the same classes have the same numbers on every node, in whatever order
-/// they came.
+/// A class has the hash of its policies' names. Where two classes hash alike, all numbers are dealt
+/// out anew in the order of hash and key, each taking the first free number from its hash on: the
+/// same classes have the same numbers on every node, in whatever order they came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClassIds {
     by_hash: BTreeMap<u32, BTreeSet<ClassKey>>,
@@ -97,7 +97,9 @@ impl ClassIds {
 
     fn remove_hashed(&mut self, hash: u32, key: &ClassKey) -> bool {
         let was_crowded = self.crowded > 0;
-        let Some(bucket) = self.by_hash.get_mut(&hash) else { return false };
+        let Some(bucket) = self.by_hash.get_mut(&hash) else {
+            return false;
+        };
         if !bucket.remove(key) {
             return false;
         }
@@ -121,7 +123,10 @@ impl ClassIds {
         if self.crowded > 0 {
             return self.dealt.get(key).copied();
         }
-        self.by_hash.get(&hash).filter(|bucket| bucket.contains(key)).and_then(|_| ClassId::new(hash))
+        self.by_hash
+            .get(&hash)
+            .filter(|bucket| bucket.contains(key))
+            .and_then(|_| ClassId::new(hash))
     }
 
     fn deal(&mut self, needed: bool) -> bool {
@@ -142,11 +147,14 @@ impl ClassIds {
     }
 }
 
-/// FNV-1a, 64 bits: small, stable over versions and platforms, which the standard library's hashers do not promise.
+/// FNV-1a, 64 bits: small, stable over versions and platforms, which the standard library's hashers
+/// do not promise.
 /// <https://www.rfc-editor.org/rfc/rfc9923>
 #[must_use]
 pub fn fnv1a64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -177,7 +185,13 @@ mod tests {
 
     #[test]
     fn collisions_are_settled_by_the_present_set_whatever_the_order() {
-        let keys = [(7, key(&["a"])), (7, key(&["b"])), (8, key(&["c"])), (u32::MAX, key(&["d"])), (u32::MAX, key(&["e"]))];
+        let keys = [
+            (7, key(&["a"])),
+            (7, key(&["b"])),
+            (8, key(&["c"])),
+            (u32::MAX, key(&["d"])),
+            (u32::MAX, key(&["e"])),
+        ];
         let mut reference = None;
         for rotation in 0..keys.len() {
             let mut ids = ClassIds::default();
@@ -186,8 +200,15 @@ mod tests {
                 ids.insert_hashed(*hash, key.clone());
             }
             ids.remove_hashed(7, &key(&["gone"]));
-            let numbers: Vec<ClassId> = keys.iter().filter_map(|(hash, key)| ids.id_hashed(*hash, key)).collect();
-            assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), keys.len(), "distinct");
+            let numbers: Vec<ClassId> = keys
+                .iter()
+                .filter_map(|(hash, key)| ids.id_hashed(*hash, key))
+                .collect();
+            assert_eq!(
+                numbers.iter().collect::<BTreeSet<_>>().len(),
+                keys.len(),
+                "distinct"
+            );
             assert_eq!(*reference.get_or_insert(numbers.clone()), numbers);
         }
     }

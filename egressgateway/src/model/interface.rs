@@ -22,9 +22,17 @@ pub struct Interface {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routers: Vec<String>,
     /// IPv4 address of what leaves by this device with the node's address.
-    #[serde(default, rename = "sourceIPv4", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "sourceIPv4",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub source_ipv4: Option<String>,
     /// IPv6 address of what leaves by this device with the node's address.
-    #[serde(default, rename = "sourceIPv6", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "sourceIPv6",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub source_ipv6: Option<String>,
 }

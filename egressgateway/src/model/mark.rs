@@ -1,26 +1,35 @@
 use std::fmt;
 
-/// Where steered traffic goes: the byte that is written into the packet mark under the configured [`MarkMask`].
+/// Where steered traffic goes: the byte that is written into the packet mark under the configured
+/// [`MarkMask`].
 ///
-/// The controller allots it and keeps it in the gateway's status, so that it means the same on every node and after every restart.
+/// The controller allots it and keeps it in the gateway's status, so that it means the same on
+/// every node and after every restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TargetId(u8);
 
 impl TargetId {
     /// The first target that is allotted (mark `0x11000000` under the default mask).
     pub const FIRST: Self = Self(0x11);
-    /// The byte that says "exits on this node" in a connection mark (`0x12000000` under the default mask); never a target.
+    /// The byte that says "exits on this node" in a connection mark (`0x12000000` under the default
+    /// mask); never a target.
     pub const EXIT_BYTE: u8 = 0x12;
-    /// The byte that says "somebody outside began this towards a pod of this node, and what the pod answers is classified" in a connection mark
-    /// (`0x10000000` under the default mask); never a target. In the mark of a packet out of the tunnel it says, for a moment, that we keep that
+    /// The byte that says "somebody outside began this towards a pod of this node, and what the pod
+    /// answers is classified" in a connection mark (`0x10000000` under the default mask); never a
+    /// target. In the mark of a packet out of the tunnel it says, for a moment, that we keep that
     /// packet untracked.
     pub const ANSWER_BYTE: u8 = 0x10;
 
-    /// The target of a mark byte; none for [`Self::EXIT_BYTE`] and for all bytes below [`Self::FIRST`]. Those have a meaning on one node
-    /// alone, so the controller never allots them.
+    /// The target of a mark byte; none for [`Self::EXIT_BYTE`] and for all bytes below
+    /// [`Self::FIRST`]. Those have a meaning on one node alone, so the controller never allots
+    /// them.
     #[must_use]
     pub const fn new(byte: u8) -> Option<Self> {
-        if byte < Self::FIRST.0 || byte == Self::EXIT_BYTE { None } else { Some(Self(byte)) }
+        if byte < Self::FIRST.0 || byte == Self::EXIT_BYTE {
+            None
+        } else {
+            Some(Self(byte))
+        }
     }
 
     /// The mark byte.
@@ -41,7 +50,8 @@ impl fmt::Display for TargetId {
     }
 }
 
-/// A network of one node, other than the underlay's, that egress addresses leave by: the byte of their connections there.
+/// A network of one node, other than the underlay's, that egress addresses leave by: the byte of
+/// their connections there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetworkId(u8);
 
@@ -52,7 +62,11 @@ impl NetworkId {
     /// The network of a mark byte; none for what is no network's.
     #[must_use]
     pub const fn new(byte: u8) -> Option<Self> {
-        if byte >= 1 && byte <= Self::COUNT { Some(Self(byte)) } else { None }
+        if byte >= 1 && byte <= Self::COUNT {
+            Some(Self(byte))
+        } else {
+            None
+        }
     }
 
     /// The mark byte.
@@ -73,7 +87,8 @@ impl fmt::Display for NetworkId {
     }
 }
 
-/// The eight adjacent bits of packet and connection marks that belong to the egress gateway. No other bit ever changes.
+/// The eight adjacent bits of packet and connection marks that belong to the egress gateway. No
+/// other bit ever changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MarkMask(u32);
 
@@ -88,7 +103,11 @@ impl MarkMask {
     /// # Errors
     /// When the bits are not eight adjacent ones.
     pub fn new(bits: u32) -> Result<Self, InvalidMarkMask> {
-        if bits != 0 && bits >> bits.trailing_zeros() == 0xff { Ok(Self(bits)) } else { Err(InvalidMarkMask(bits)) }
+        if bits != 0 && bits >> bits.trailing_zeros() == 0xff {
+            Ok(Self(bits))
+        } else {
+            Err(InvalidMarkMask(bits))
+        }
     }
 
     /// The bits that are ours.
@@ -115,7 +134,8 @@ impl MarkMask {
         (TargetId::EXIT_BYTE as u32) << self.0.trailing_zeros()
     }
 
-    /// The connection mark of what somebody outside began towards a pod, so that the pod's answers are classified.
+    /// The connection mark of what somebody outside began towards a pod, so that the pod's answers
+    /// are classified.
     #[must_use]
     pub const fn answer_mark(self) -> u32 {
         (TargetId::ANSWER_BYTE as u32) << self.0.trailing_zeros()
@@ -171,14 +191,31 @@ mod tests {
                 assert_eq!(mask.target(mask.mark(target)), Some(target));
                 assert_eq!(mask.mark(target) & mask.keep(), 0);
             }
-            assert_eq!([mask.exit_mark(), mask.answer_mark()].map(|mark| mask.target(mark)), [None, None]);
+            assert_eq!(
+                [mask.exit_mark(), mask.answer_mark()].map(|mark| mask.target(mark)),
+                [None, None]
+            );
             for network in NetworkId::all() {
-                assert_eq!((mask.target(mask.network_mark(network)), mask.is_exit(mask.network_mark(network))), (None, true));
+                assert_eq!(
+                    (
+                        mask.target(mask.network_mark(network)),
+                        mask.is_exit(mask.network_mark(network))
+                    ),
+                    (None, true)
+                );
             }
-            assert!(mask.is_exit(mask.exit_mark()) && !mask.is_exit(0) && !mask.is_exit(mask.mark(TargetId::FIRST)));
+            assert!(
+                mask.is_exit(mask.exit_mark())
+                    && !mask.is_exit(0)
+                    && !mask.is_exit(mask.mark(TargetId::FIRST))
+            );
         }
         assert_eq!(TargetId::all().count(), 238);
-        assert_eq!((0..=0x10).chain([0x12]).find_map(TargetId::new), None, "these have a meaning on one node alone");
+        assert_eq!(
+            (0..=0x10).chain([0x12]).find_map(TargetId::new),
+            None,
+            "these have a meaning on one node alone"
+        );
         assert_eq!(MarkMask::default().mark(TargetId::FIRST), 0x1100_0000);
     }
 

@@ -1,4 +1,5 @@
-//! Names, addresses, ranges, classes and targets: the words of the domain, free of Kubernetes and kernel types.
+//! Names, addresses, ranges, classes and targets: the words of the domain, free of Kubernetes and
+//! kernel types.
 
 mod class;
 mod family;

@@ -24,17 +24,25 @@ impl IpRange {
     /// One address.
     #[must_use]
     pub const fn single(address: IpAddr) -> Self {
-        Self { first: address, last: address }
+        Self {
+            first: address,
+            last: address,
+        }
     }
 
     /// Every address of a family.
     #[must_use]
     pub const fn everything(family: Family) -> Self {
         match family {
-            Family::V4 => Self { first: IpAddr::V4(Ipv4Addr::UNSPECIFIED), last: IpAddr::V4(Ipv4Addr::BROADCAST) },
+            Family::V4 => Self {
+                first: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                last: IpAddr::V4(Ipv4Addr::BROADCAST),
+            },
             Family::V6 => Self {
                 first: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-                last: IpAddr::V6(Ipv6Addr::new(0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff)),
+                last: IpAddr::V6(Ipv6Addr::new(
+                    0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff,
+                )),
             },
         }
     }
@@ -73,8 +81,12 @@ impl IpRange {
     #[must_use]
     pub fn prefixes(&self) -> Vec<IpNet> {
         match (self.first, self.last) {
-            (IpAddr::V4(first), IpAddr::V4(last)) => Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect(),
-            (IpAddr::V6(first), IpAddr::V6(last)) => Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect(),
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect()
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -88,29 +100,46 @@ impl IpRange {
             _ => return None,
         };
         let prefix = u8::try_from(u32::from(self.family().bits()) - bits).ok()?;
-        IpNet::new(self.first, prefix).ok().filter(|net| Self::from(*net) == *self)
+        IpNet::new(self.first, prefix)
+            .ok()
+            .filter(|net| Self::from(*net) == *self)
     }
 }
 
 /// The address that follows; none after the last one of the family.
 pub(crate) fn successor(address: IpAddr) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(a) => a.to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
-        IpAddr::V6(a) => a.to_bits().checked_add(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+        IpAddr::V4(a) => a
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(a) => a
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| Ipv6Addr::from_bits(bits).into()),
     }
 }
 
 /// The address before; none before the first one of the family.
 pub(crate) fn predecessor(address: IpAddr) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(a) => a.to_bits().checked_sub(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
-        IpAddr::V6(a) => a.to_bits().checked_sub(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+        IpAddr::V4(a) => a
+            .to_bits()
+            .checked_sub(1)
+            .map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(a) => a
+            .to_bits()
+            .checked_sub(1)
+            .map(|bits| Ipv6Addr::from_bits(bits).into()),
     }
 }
 
 impl From<IpNet> for IpRange {
     fn from(net: IpNet) -> Self {
-        Self { first: net.network(), last: net.broadcast() }
+        Self {
+            first: net.network(),
+            last: net.broadcast(),
+        }
     }
 }
 
@@ -126,7 +155,8 @@ impl From<Ipv6Net> for IpRange {
     }
 }
 
-/// A prefix where the range is one, a single address without its length, else `first-last`: as nftables writes it.
+/// A prefix where the range is one, a single address without its length, else `first-last`: as
+/// nftables writes it.
 impl fmt::Display for IpRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.as_prefix() {
@@ -162,13 +192,26 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_range() {
-        assert_eq!(IpRange::new("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap()), None);
-        assert_eq!(IpRange::new("10.0.0.2".parse().unwrap(), "fd00::".parse().unwrap()), None);
+        assert_eq!(
+            IpRange::new("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap()),
+            None
+        );
+        assert_eq!(
+            IpRange::new("10.0.0.2".parse().unwrap(), "fd00::".parse().unwrap()),
+            None
+        );
     }
 
     #[test]
     fn prefixes_cover_exactly_the_range() {
-        let prefixes: Vec<String> = range("10.0.0.1", "10.0.0.6").prefixes().iter().map(ToString::to_string).collect();
-        assert_eq!(prefixes, ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]);
+        let prefixes: Vec<String> = range("10.0.0.1", "10.0.0.6")
+            .prefixes()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            prefixes,
+            ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]
+        );
     }
 }

@@ -25,6 +25,7 @@ pub enum Verdict {
         /// As whom.
         source_nat: SourceNat,
     },
-    /// Governed, but it can't be said yet where it leaves or as whom: dropped and counted until that is known.
+    /// Governed, but it can't be said yet where it leaves or as whom: dropped and counted until
+    /// that is known.
     Hold,
 }

@@ -8,16 +8,38 @@ use crate::{
     spec::PolicySpec,
 };
 
-/// What a policy claims: its destinations (everything where it names none) without its own exceptions.
+/// What a policy claims: its destinations (everything where it names none) without its own
+/// exceptions.
 #[must_use]
 pub fn claims(policy: &PolicyName, spec: &PolicySpec, created: i64) -> Vec<Claim> {
-    let everything = || Family::ALL.map(|family| (IpRange::everything(family), 0)).to_vec();
-    let named = || spec.destinations.iter().map(|net| (IpRange::from(*net), net.prefix_len())).collect();
-    let destinations: Vec<(IpRange, u8)> = if spec.destinations.is_empty() { everything() } else { named() };
+    let everything = || {
+        Family::ALL
+            .map(|family| (IpRange::everything(family), 0))
+            .to_vec()
+    };
+    let named = || {
+        spec.destinations
+            .iter()
+            .map(|net| (IpRange::from(*net), net.prefix_len()))
+            .collect()
+    };
+    let destinations: Vec<(IpRange, u8)> = if spec.destinations.is_empty() {
+        everything()
+    } else {
+        named()
+    };
     let holes = merge(spec.exceptions.iter().copied().map(IpRange::from));
     let claim = |(range, prefix)| {
-        let rank = Rank { priority: spec.priority, prefix: Reverse(prefix), created, policy: policy.clone() };
-        without(range, &holes).into_iter().map(move |range| Claim { range, rank: rank.clone() })
+        let rank = Rank {
+            priority: spec.priority,
+            prefix: Reverse(prefix),
+            created,
+            policy: policy.clone(),
+        };
+        without(range, &holes).into_iter().map(move |range| Claim {
+            range,
+            rank: rank.clone(),
+        })
     };
     destinations.into_iter().flat_map(claim).collect()
 }
@@ -59,17 +81,28 @@ mod tests {
     }
 
     fn winners(policies: &[(&str, i64, PolicySpec)]) -> Vec<(String, String)> {
-        let all: Vec<Claim> = policies.iter().flat_map(|(name, created, spec)| claims(&PolicyName::from(*name), spec, *created)).collect();
-        cover(&all).into_iter().map(|stretch| (stretch.range.to_string(), stretch.policy.to_string())).collect()
+        let all: Vec<Claim> = policies
+            .iter()
+            .flat_map(|(name, created, spec)| claims(&PolicyName::from(*name), spec, *created))
+            .collect();
+        cover(&all)
+            .into_iter()
+            .map(|stretch| (stretch.range.to_string(), stretch.policy.to_string()))
+            .collect()
     }
 
     fn owned(list: &[(&str, &str)]) -> Vec<(String, String)> {
-        list.iter().map(|(range, policy)| ((*range).to_owned(), (*policy).to_owned())).collect()
+        list.iter()
+            .map(|(range, policy)| ((*range).to_owned(), (*policy).to_owned()))
+            .collect()
     }
 
     #[test]
     fn the_lower_priority_number_wins_over_the_longer_prefix() {
-        let got = winners(&[("a", 1, spec(10, &["10.0.0.0/8"], &[])), ("b", 1, spec(20, &["10.1.0.0/16"], &[]))]);
+        let got = winners(&[
+            ("a", 1, spec(10, &["10.0.0.0/8"], &[])),
+            ("b", 1, spec(20, &["10.1.0.0/16"], &[])),
+        ]);
         assert_eq!(got, owned(&[("10.0.0.0/8", "a")]));
     }
 
@@ -83,14 +116,26 @@ mod tests {
             ("z", 1, spec(10, &["10.0.2.0/32"], &[])),
             ("y", 1, spec(10, &["10.0.2.0/32"], &[])),
         ]);
-        let expected = [("10.0.0.0", "wide"), ("10.0.0.1", "narrow"), ("10.0.0.2/31", "wide"), ("10.0.1.0", "old"), ("10.0.2.0", "y")];
+        let expected = [
+            ("10.0.0.0", "wide"),
+            ("10.0.0.1", "narrow"),
+            ("10.0.0.2/31", "wide"),
+            ("10.0.1.0", "old"),
+            ("10.0.2.0", "y"),
+        ];
         assert_eq!(got, owned(&expected));
     }
 
     #[test]
     fn exceptions_cut_holes_in_their_own_policy_only() {
-        let got = winners(&[("a", 1, spec(10, &["10.0.0.0/30"], &["10.0.0.1/32"])), ("b", 1, spec(20, &["10.0.0.0/31"], &[]))]);
-        assert_eq!(got, owned(&[("10.0.0.0", "a"), ("10.0.0.1", "b"), ("10.0.0.2/31", "a")]));
+        let got = winners(&[
+            ("a", 1, spec(10, &["10.0.0.0/30"], &["10.0.0.1/32"])),
+            ("b", 1, spec(20, &["10.0.0.0/31"], &[])),
+        ]);
+        assert_eq!(
+            got,
+            owned(&[("10.0.0.0", "a"), ("10.0.0.1", "b"), ("10.0.0.2/31", "a")])
+        );
     }
 
     #[test]
@@ -101,16 +146,18 @@ mod tests {
 
     /// Networks of a small world, so that they often touch, at both ends of the address space.
     fn network() -> impl Strategy<Value = ipnet::IpNet> {
-        (any::<bool>(), any::<bool>(), 0..16_u32, 26..=32_u8).prop_map(|(v6, high, host, prefix)| {
-            let top = if high { u32::MAX - 15 } else { 0 };
-            let net = if v6 {
-                let address = u128::from(host) + if high { u128::MAX - 15 } else { 0 };
-                ipnet::IpNet::new(std::net::Ipv6Addr::from_bits(address).into(), prefix + 96)
-            } else {
-                ipnet::IpNet::new(std::net::Ipv4Addr::from_bits(top + host).into(), prefix)
-            };
-            net.unwrap().trunc()
-        })
+        (any::<bool>(), any::<bool>(), 0..16_u32, 26..=32_u8).prop_map(
+            |(v6, high, host, prefix)| {
+                let top = if high { u32::MAX - 15 } else { 0 };
+                let net = if v6 {
+                    let address = u128::from(host) + if high { u128::MAX - 15 } else { 0 };
+                    ipnet::IpNet::new(std::net::Ipv6Addr::from_bits(address).into(), prefix + 96)
+                } else {
+                    ipnet::IpNet::new(std::net::Ipv4Addr::from_bits(top + host).into(), prefix)
+                };
+                net.unwrap().trunc()
+            },
+        )
     }
 
     fn naive(policies: &[(PolicyName, i64, PolicySpec)], address: IpAddr) -> Option<PolicyName> {
@@ -119,8 +166,17 @@ mod tests {
             if spec.exceptions.iter().any(|net| net.contains(&address)) {
                 continue;
             }
-            for net in spec.destinations.iter().filter(|net| net.contains(&address)) {
-                let rank = (spec.priority, Reverse(net.prefix_len()), *created, name.clone());
+            for net in spec
+                .destinations
+                .iter()
+                .filter(|net| net.contains(&address))
+            {
+                let rank = (
+                    spec.priority,
+                    Reverse(net.prefix_len()),
+                    *created,
+                    name.clone(),
+                );
                 if best.as_ref().is_none_or(|best| rank < *best) {
                     best = Some(rank);
                 }

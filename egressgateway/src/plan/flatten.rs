@@ -37,7 +37,8 @@ pub struct Stretch {
     pub policy: PolicyName,
 }
 
-/// The winners of all claims, as ascending disjoint ranges; neighbours with the same winner are one range.
+/// The winners of all claims, as ascending disjoint ranges; neighbours with the same winner are one
+/// range.
 #[must_use]
 pub fn cover(claims: &[Claim]) -> Vec<Stretch> {
     let mut starts: BTreeMap<_, Vec<&Claim>> = BTreeMap::new();
@@ -45,7 +46,8 @@ pub fn cover(claims: &[Claim]) -> Vec<Stretch> {
     for claim in claims {
         starts.entry(claim.range.first()).or_default().push(claim);
         bounds.insert(claim.range.first());
-        // The address behind a claim starts a new stretch; the last address of a family has none behind it.
+        // The address behind a claim starts a new stretch; the last address of a family has none
+        // behind it.
         bounds.extend(range_successor(claim.range.last()));
     }
     let mut active: BTreeSet<(&Rank, IpRange)> = BTreeSet::new();
@@ -56,17 +58,31 @@ pub fn cover(claims: &[Claim]) -> Vec<Stretch> {
         for claim in starts.get(first).into_iter().flatten() {
             active.insert((&claim.rank, claim.range));
         }
-        let Some((winner, _)) = active.first() else { continue };
-        let next = bounds.get(index + 1).filter(|next| Family::of(**next) == Family::of(*first));
-        let last = next.and_then(|next| range_predecessor(*next)).unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
-        let Some(range) = IpRange::new(*first, last) else { continue };
+        let Some((winner, _)) = active.first() else {
+            continue;
+        };
+        let next = bounds
+            .get(index + 1)
+            .filter(|next| Family::of(**next) == Family::of(*first));
+        let last = next
+            .and_then(|next| range_predecessor(*next))
+            .unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
+        let Some(range) = IpRange::new(*first, last) else {
+            continue;
+        };
         match stretches.last_mut() {
-            Some(previous) if previous.policy == winner.policy && range_successor(previous.range.last()) == Some(*first) => {
+            Some(previous)
+                if previous.policy == winner.policy
+                    && range_successor(previous.range.last()) == Some(*first) =>
+            {
                 if let Some(longer) = IpRange::new(previous.range.first(), last) {
                     previous.range = longer;
                 }
             }
-            _ => stretches.push(Stretch { range, policy: winner.policy.clone() }),
+            _ => stretches.push(Stretch {
+                range,
+                policy: winner.policy.clone(),
+            }),
         }
     }
     stretches

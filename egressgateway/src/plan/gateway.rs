@@ -14,18 +14,23 @@ use crate::{
 /// Why a policy has no gateway.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GatewayProblem {
-    /// The gateway that is named, or the configured default, does not exist; none: there is no gateway at all.
+    /// The gateway that is named, or the configured default, does not exist; none: there is no
+    /// gateway at all.
     #[error("{}", match .0 { Some(name) => format!("EgressGateway {name} does not exist"), None => "there is no EgressGateway".to_owned() })]
     NotFound(Option<GatewayName>),
     /// No gateway is named, none is configured as default, and there are several.
-    #[error("egressGatewayName is absent, no default is configured, and there are {0} EgressGateways")]
+    #[error(
+        "egressGatewayName is absent, no default is configured, and there are {0} EgressGateways"
+    )]
     Ambiguous(usize),
 }
 
-/// The gateway of a policy: the one it names, else the configured default, else the only one there is.
+/// The gateway of a policy: the one it names, else the configured default, else the only one there
+/// is.
 ///
-/// A name that leads nowhere is never replaced by another gateway: that one has other addresses. What the policy governs is held then: the
-/// deletion of a gateway must not let its traffic out with other addresses.
+/// A name that leads nowhere is never replaced by another gateway: that one has other addresses.
+/// What the policy governs is held then: the deletion of a gateway must not let its traffic out
+/// with other addresses.
 ///
 /// # Errors
 /// When there is none, or more than one to choose from.
@@ -35,7 +40,9 @@ pub fn resolve<'a>(
     gateways: &'a BTreeMap<GatewayName, Gateway>,
 ) -> Result<(&'a GatewayName, &'a Gateway), GatewayProblem> {
     if let Some(name) = named.or(default) {
-        return gateways.get_key_value(name).ok_or_else(|| GatewayProblem::NotFound(Some(name.clone())));
+        return gateways
+            .get_key_value(name)
+            .ok_or_else(|| GatewayProblem::NotFound(Some(name.clone())));
     }
     let mut all = gateways.iter();
     match (all.next(), gateways.len()) {
@@ -64,9 +71,11 @@ pub enum Reason {
     NoOwner,
     /// This node was to answer for the egress address, and heard another one do so.
     Contested,
-    /// This node is to answer for the egress address, and does not know yet whether somebody else does.
+    /// This node is to answer for the egress address, and does not know yet whether somebody else
+    /// does.
     NotTaken,
-    /// The egress address belongs to another network of its node than that of the default route, and no router is known there.
+    /// The egress address belongs to another network of its node than that of the default route,
+    /// and no router is known there.
     NoRouter,
     /// The node has no byte left for the network of the egress address.
     TooManyNetworks,
@@ -92,20 +101,45 @@ impl fmt::Display for Reason {
 
 /// What happens to connections of a policy whose gateway is `gateway`.
 #[must_use]
-pub fn verdict(spec: &PolicySpec, state: &PolicyState, gateway: &Gateway, family: Family) -> (Verdict, Reason) {
-    let Ok(gateway_spec) = &gateway.spec else { return (Verdict::Hold, Reason::InvalidGateway) };
+pub fn verdict(
+    spec: &PolicySpec,
+    state: &PolicyState,
+    gateway: &Gateway,
+    family: Family,
+) -> (Verdict, Reason) {
+    let Ok(gateway_spec) = &gateway.spec else {
+        return (Verdict::Hold, Reason::InvalidGateway);
+    };
     let of_family = |address: &IpAddr| Family::of(*address) == family;
     let given = state.egress_ip.iter().copied().find(of_family);
     let asked = spec.egress_ip.iter().copied().find(of_family);
     if let Some(address) = given.filter(|given| asked.is_none_or(|asked| asked == *given)) {
-        let owner = state.node.as_ref().and_then(|node| gateway.state.members.iter().find(|member| member.node == *node));
+        let owner = state.node.as_ref().and_then(|node| {
+            gateway
+                .state
+                .members
+                .iter()
+                .find(|member| member.node == *node)
+        });
         return match owner.and_then(|member| member.target) {
-            Some(target) => (Verdict::Egress { target, source_nat: SourceNat::Address(address) }, Reason::Steered),
+            Some(target) => (
+                Verdict::Egress {
+                    target,
+                    source_nat: SourceNat::Address(address),
+                },
+                Reason::Steered,
+            ),
             None => (Verdict::Hold, Reason::NoOwner),
         };
     }
     let source_nat = match gateway_spec.source_nat {
-        SourceNatMode::EgressIp if asked.is_none() && !gateway_spec.pool.iter().any(|range| range.family() == family) => {
+        SourceNatMode::EgressIp
+            if asked.is_none()
+                && !gateway_spec
+                    .pool
+                    .iter()
+                    .any(|range| range.family() == family) =>
+        {
             return (Verdict::Hold, Reason::NoPoolOfFamily);
         }
         SourceNatMode::EgressIp => return (Verdict::Hold, Reason::NoEgressIp),
@@ -119,7 +153,8 @@ pub fn verdict(spec: &PolicySpec, state: &PolicyState, gateway: &Gateway, family
     }
 }
 
-/// The same on the node `own`: what it would translate itself to an address that it may not have is held, for the reason that `withheld` gives.
+/// The same on the node `own`: what it would translate itself to an address that it may not have is
+/// held, for the reason that `withheld` gives.
 #[must_use]
 pub fn unless_withheld(
     decided: (Verdict, Reason),
@@ -128,33 +163,71 @@ pub fn unless_withheld(
     withheld: impl FnOnce(IpAddr) -> Option<Reason>,
 ) -> (Verdict, Reason) {
     match decided.0 {
-        Verdict::Egress { source_nat: SourceNat::Address(address), .. } if state.node.as_ref() == Some(own) => {
+        Verdict::Egress {
+            source_nat: SourceNat::Address(address),
+            ..
+        } if state.node.as_ref() == Some(own) => {
             withheld(address).map_or(decided, |reason| (Verdict::Hold, reason))
         }
         _ => decided,
     }
 }
 
-/// How a gateway forwards: as its status says, or else its specification, or else the configuration.
+/// How a gateway forwards: as its status says, or else its specification, or else the
+/// configuration.
 #[must_use]
 pub fn forward_method(gateway: &Gateway, default_method: ForwardMethod) -> ForwardMethod {
-    let configured = gateway.spec.as_ref().ok().and_then(|spec| spec.forward_method);
-    gateway.state.forward_method.or(configured).unwrap_or(default_method)
+    let configured = gateway
+        .spec
+        .as_ref()
+        .ok()
+        .and_then(|spec| spec.forward_method);
+    gateway
+        .state
+        .forward_method
+        .or(configured)
+        .unwrap_or(default_method)
 }
 
-/// The nodes that a gateway's traffic goes to: the first usable one in order of preference (the active one before the others), or all of
-/// them. Where none is Ready, those that the controller left active are usable: it chose them while they were, and nobody could take their
-/// place.
+/// The nodes that a gateway's traffic goes to: the first usable one in order of preference (the
+/// active one before the others), or all of them. Where none is Ready, those that the controller
+/// left active are usable: it chose them while they were, and nobody could take their place.
 #[must_use]
-pub fn candidates(gateway: &Gateway, default_method: ForwardMethod, down: &BTreeSet<NodeName>) -> Vec<NodeName> {
+pub fn candidates(
+    gateway: &Gateway,
+    default_method: ForwardMethod,
+    down: &BTreeSet<NodeName>,
+) -> Vec<NodeName> {
     let method = forward_method(gateway, default_method);
-    let any_ready = gateway.state.members.iter().any(|member| member.status == GatewayNodeStatus::Ready);
-    let may_carry = move |member: &Member| if any_ready { member.status == GatewayNodeStatus::Ready } else { member.active };
-    let usable = || gateway.state.members.iter().filter(|member| may_carry(member) && !down.contains(&member.node));
+    let any_ready = gateway
+        .state
+        .members
+        .iter()
+        .any(|member| member.status == GatewayNodeStatus::Ready);
+    let may_carry = move |member: &Member| {
+        if any_ready {
+            member.status == GatewayNodeStatus::Ready
+        } else {
+            member.active
+        }
+    };
+    let usable = || {
+        gateway
+            .state
+            .members
+            .iter()
+            .filter(|member| may_carry(member) && !down.contains(&member.node))
+    };
     let active = || usable().filter(|member| member.active);
     match method {
-        ForwardMethod::ActivePassive => active().chain(usable()).take(1).map(|member| member.node.clone()).collect(),
-        ForwardMethod::Ecmp if active().next().is_some() => active().map(|member| member.node.clone()).collect(),
+        ForwardMethod::ActivePassive => active()
+            .chain(usable())
+            .take(1)
+            .map(|member| member.node.clone())
+            .collect(),
+        ForwardMethod::Ecmp if active().next().is_some() => {
+            active().map(|member| member.node.clone()).collect()
+        }
         ForwardMethod::Ecmp => usable().map(|member| member.node.clone()).collect(),
     }
 }

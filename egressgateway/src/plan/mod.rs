@@ -1,4 +1,5 @@
-//! The pure parts of planning: overlaps settled, gateways resolved, verdicts found. Functions of their arguments, nothing else.
+//! The pure parts of planning: overlaps settled, gateways resolved, verdicts found. Functions of
+//! their arguments, nothing else.
 
 #[cfg(feature = "kubernetes")]
 mod claims;
@@ -22,7 +23,9 @@ pub(crate) use claims::without;
 pub use exempt::{direct, exempt};
 pub use flatten::{Claim, Rank, Stretch, cover};
 #[cfg(feature = "kubernetes")]
-pub use gateway::{GatewayProblem, Reason, candidates, forward_method, resolve, unless_withheld, verdict};
+pub use gateway::{
+    GatewayProblem, Reason, candidates, forward_method, resolve, unless_withheld, verdict,
+};
 #[cfg(feature = "kubernetes")]
 pub use network::{Way, exit_networks, way};
 pub use overlap::{Overlap, holder, in_the_way};
@@ -30,4 +33,7 @@ pub use place::place;
 pub use pod_networks::{OwnPods, PodNetworks};
 pub use ranges::merge;
 #[cfg(feature = "kubernetes")]
-pub use reserved::{ClusterNetwork, Holder, cluster_networks, hosts, misplaced, misplaced_pool, owner, reserved, usable};
+pub use reserved::{
+    ClusterNetwork, Holder, cluster_networks, hosts, misplaced, misplaced_pool, owner, reserved,
+    usable,
+};

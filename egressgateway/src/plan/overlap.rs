@@ -18,8 +18,20 @@ pub struct Overlap {
 
 impl fmt::Display for Overlap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { node, address, route: HostRoute { network, device, gateway } } = self;
-        write!(f, "the tunnel address {address} of node {node} lies in {network}, which the host ")?;
+        let Self {
+            node,
+            address,
+            route:
+                HostRoute {
+                    network,
+                    device,
+                    gateway,
+                },
+        } = self;
+        write!(
+            f,
+            "the tunnel address {address} of node {node} lies in {network}, which the host "
+        )?;
         match gateway {
             _ if device.is_empty() => f.write_str("refuses"),
             Some(gateway) => write!(f, "reaches by {gateway} on {device}"),
@@ -30,8 +42,9 @@ impl fmt::Display for Overlap {
 
 /// What of a host an overlay of this network may meet.
 ///
-/// A default route never counts, and neither does a router's route to a network that holds the whole overlay and more: it says where everything
-/// else goes, and a part of that was given to the overlay.
+/// A default route never counts, and neither does a router's route to a network that holds the
+/// whole overlay and more: it says where everything else goes, and a part of that was given to the
+/// overlay.
 #[must_use]
 pub fn in_the_way(overlay: IpNet, routes: &OrdSet<HostRoute>) -> Vec<HostRoute> {
     let meets = |route: &&HostRoute| {
@@ -45,7 +58,10 @@ pub fn in_the_way(overlay: IpNet, routes: &OrdSet<HostRoute>) -> Vec<HostRoute> 
 /// The narrowest of these that holds an address.
 #[must_use]
 pub fn holder(address: IpAddr, routes: &[HostRoute]) -> Option<&HostRoute> {
-    routes.iter().filter(|route| route.network.contains(&address)).max_by_key(|route| route.network.prefix_len())
+    routes
+        .iter()
+        .filter(|route| route.network.contains(&address))
+        .max_by_key(|route| route.network.prefix_len())
 }
 
 #[cfg(test)]
@@ -53,7 +69,11 @@ mod tests {
     use super::*;
 
     fn route(network: &str, device: &str, gateway: Option<&str>) -> HostRoute {
-        HostRoute { network: network.parse().unwrap(), device: device.to_owned(), gateway: gateway.map(|text| text.parse().unwrap()) }
+        HostRoute {
+            network: network.parse().unwrap(),
+            device: device.to_owned(),
+            gateway: gateway.map(|text| text.parse().unwrap()),
+        }
     }
 
     #[test]
@@ -70,16 +90,31 @@ mod tests {
         .into_iter()
         .collect();
         let met = in_the_way("172.31.0.1/16".parse().unwrap(), &routes);
-        let holder = |address: &str| holder(address.parse().unwrap(), &met).map(|route| route.network.to_string());
+        let holder = |address: &str| {
+            holder(address.parse().unwrap(), &met).map(|route| route.network.to_string())
+        };
         assert_eq!(holder("172.31.16.9").as_deref(), Some("172.31.16.9/32"));
         assert_eq!(holder("172.31.16.10").as_deref(), Some("172.31.16.0/20"));
-        assert_eq!(holder("172.31.0.1").as_deref(), Some("172.31.0.0/16"), "the whole, by a router");
-        let met = in_the_way("172.31.0.1/16".parse().unwrap(), &routes.without(&route("172.31.0.0/16", "vpn0", Some("10.9.0.1"))));
+        assert_eq!(
+            holder("172.31.0.1").as_deref(),
+            Some("172.31.0.0/16"),
+            "the whole, by a router"
+        );
+        let met = in_the_way(
+            "172.31.0.1/16".parse().unwrap(),
+            &routes.without(&route("172.31.0.0/16", "vpn0", Some("10.9.0.1"))),
+        );
         assert!(
-            met.iter().all(|route| !route.network.contains(&"172.31.0.1".parse::<IpAddr>().unwrap())),
+            met.iter().all(|route| !route
+                .network
+                .contains(&"172.31.0.1".parse::<IpAddr>().unwrap())),
             "wider, and by a router: {met:?}"
         );
         let met = in_the_way("fd31::1/112".parse().unwrap(), &routes);
-        assert_eq!(met, [route("fd31::/64", "eth0", None)], "on the link, however wide");
+        assert_eq!(
+            met,
+            [route("fd31::/64", "eth0", None)],
+            "on the link, however wide"
+        );
     }
 }

@@ -45,17 +45,31 @@ impl PodNetworks<'_> {
         (self.own.is_empty() && self.cluster.is_empty()) || !self.strays.is_empty()
     }
 
-    /// How the node recognises packets of its own pods. The node's own networks say it by themselves, wherever packets come in. With those of all
-    /// nodes the device decides as well. Where nothing is known, whatever comes by another device than an uplink is taken for a pod's.
+    /// How the node recognises packets of its own pods. The node's own networks say it by
+    /// themselves, wherever packets come in. With those of all nodes the device decides as well.
+    /// Where nothing is known, whatever comes by another device than an uplink is taken for a
+    /// pod's.
     #[must_use]
     pub fn own_pods(&self) -> OwnPods {
         let local: OrdSet<IpNet> = self.own.iter().copied().collect();
         let mut wide: OrdSet<IpNet> = self.cluster.iter().copied().collect();
         let nothing_is_known = local.is_empty() && wide.is_empty();
-        let unknown = if nothing_is_known { Family::ALL.into_iter().collect() } else { self.strays.clone() };
+        let unknown = if nothing_is_known {
+            Family::ALL.into_iter().collect()
+        } else {
+            self.strays.clone()
+        };
         wide.extend(unknown.into_iter().flat_map(everything));
-        let outside = if wide.is_empty() { OrdSet::new() } else { self.uplinks.clone() };
-        OwnPods { local, wide, outside }
+        let outside = if wide.is_empty() {
+            OrdSet::new()
+        } else {
+            self.uplinks.clone()
+        };
+        OwnPods {
+            local,
+            wide,
+            outside,
+        }
     }
 }
 
@@ -67,11 +81,24 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    fn own_pods(own: &[&str], cluster: &[&str], strays: &[Family]) -> (bool, Vec<String>, Vec<String>, usize) {
+    fn own_pods(
+        own: &[&str],
+        cluster: &[&str],
+        strays: &[Family],
+    ) -> (bool, Vec<String>, Vec<String>, usize) {
         let (own, cluster) = (nets(own).into_iter().collect(), nets(cluster));
         let uplinks = OrdSet::unit("eth0".to_owned());
-        let known = PodNetworks { own: &own, cluster: &cluster, strays: &strays.iter().copied().collect(), uplinks: &uplinks };
-        let OwnPods { local, wide, outside } = known.own_pods();
+        let known = PodNetworks {
+            own: &own,
+            cluster: &cluster,
+            strays: &strays.iter().copied().collect(),
+            uplinks: &uplinks,
+        };
+        let OwnPods {
+            local,
+            wide,
+            outside,
+        } = known.own_pods();
         let texts = |networks: OrdSet<IpNet>| networks.iter().map(ToString::to_string).collect();
         (known.is_unknown(), texts(local), texts(wide), outside.len())
     }
@@ -82,24 +109,49 @@ mod tests {
 
     #[test]
     fn the_nodes_own_networks_say_who_its_pods_are() {
-        assert_eq!(own_pods(&["10.244.1.0/24"], &[], &[]), (false, strings(&["10.244.1.0/24"]), Vec::new(), 0));
+        assert_eq!(
+            own_pods(&["10.244.1.0/24"], &[], &[]),
+            (false, strings(&["10.244.1.0/24"]), Vec::new(), 0)
+        );
     }
 
     #[test]
     fn with_networks_of_all_nodes_the_device_decides_as_well() {
-        assert_eq!(own_pods(&[], &["10.244.0.0/16"], &[]), (false, Vec::new(), strings(&["10.244.0.0/16"]), 1));
+        assert_eq!(
+            own_pods(&[], &["10.244.0.0/16"], &[]),
+            (false, Vec::new(), strings(&["10.244.0.0/16"]), 1)
+        );
         let both = own_pods(&["10.1.0.0/24"], &["10.244.0.0/16"], &[]);
-        assert_eq!(both, (false, strings(&["10.1.0.0/24"]), strings(&["10.244.0.0/16"]), 1));
+        assert_eq!(
+            both,
+            (
+                false,
+                strings(&["10.1.0.0/24"]),
+                strings(&["10.244.0.0/16"]),
+                1
+            )
+        );
     }
 
     #[test]
     fn where_nothing_is_known_everybody_behind_the_node_is_a_pod_until_it_is_known() {
-        assert_eq!(own_pods(&[], &[], &[]), (true, Vec::new(), strings(&["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]), 1));
+        assert_eq!(
+            own_pods(&[], &[], &[]),
+            (
+                true,
+                Vec::new(),
+                strings(&["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]),
+                1
+            )
+        );
     }
 
     #[test]
     fn a_pod_outside_of_what_is_known_shows_that_it_is_not_true() {
         let everything = strings(&["0.0.0.0/1", "128.0.0.0/1"]);
-        assert_eq!(own_pods(&["10.244.1.0/24"], &[], &[Family::V4]), (true, strings(&["10.244.1.0/24"]), everything, 1));
+        assert_eq!(
+            own_pods(&["10.244.1.0/24"], &[], &[Family::V4]),
+            (true, strings(&["10.244.1.0/24"]), everything, 1)
+        );
     }
 }

@@ -10,8 +10,13 @@ pub fn merge(ranges: impl IntoIterator<Item = IpRange>) -> Vec<IpRange> {
     let mut merged: Vec<IpRange> = Vec::new();
     for range in sorted {
         match merged.last_mut() {
-            Some(previous) if previous.overlaps(&range) || range_successor(previous.last()) == Some(range.first()) => {
-                if let Some(longer) = IpRange::new(previous.first(), previous.last().max(range.last())) {
+            Some(previous)
+                if previous.overlaps(&range)
+                    || range_successor(previous.last()) == Some(range.first()) =>
+            {
+                if let Some(longer) =
+                    IpRange::new(previous.first(), previous.last().max(range.last()))
+                {
                     *previous = longer;
                 }
             }

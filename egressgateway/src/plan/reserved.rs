@@ -15,7 +15,8 @@ use crate::{
 pub enum Holder {
     /// An address of a Node.
     Node(NodeName),
-    /// A further address of one of a Node's interfaces. A policy may state one that somebody put on a node of its gateway.
+    /// A further address of one of a Node's interfaces. A policy may state one that somebody put on
+    /// a node of its gateway.
     Interface(NodeName),
     /// The router of a Node's default route.
     Router(NodeName),
@@ -30,7 +31,10 @@ impl fmt::Display for Holder {
         match self {
             Self::Node(node) | Self::Interface(node) => write!(f, "Node {node} has it"),
             Self::Router(node) => write!(f, "it is the router of Node {node}"),
-            Self::Edge(network) => write!(f, "it is the first or the last address of network {network}"),
+            Self::Edge(network) => write!(
+                f,
+                "it is the first or the last address of network {network}"
+            ),
             Self::Neighbour(mac, node) => write!(f, "{mac} answers for it, as Node {node} hears"),
         }
     }
@@ -38,7 +42,8 @@ impl fmt::Display for Holder {
 
 /// The addresses that nodes, their networks and their neighbours take.
 ///
-/// What another gateway node answers for is none of them: `may_let_go` says of two nodes whether addresses go from one to the other.
+/// What another gateway node answers for is none of them: `may_let_go` says of two nodes whether
+/// addresses go from one to the other.
 #[must_use]
 pub fn reserved(
     nodes: &BTreeMap<NodeName, Node>,
@@ -57,37 +62,62 @@ pub fn reserved(
     for (name, node) in egress_nodes {
         let networks = node.attached().map(|network| network.trunc());
         // Networks of two addresses and of one have none to spare (RFC 3021, RFC 6164).
-        for network in networks.filter(|network| network.max_prefix_len() - network.prefix_len() > 1) {
+        for network in
+            networks.filter(|network| network.max_prefix_len() - network.prefix_len() > 1)
+        {
             reserved.insert(network.network(), Holder::Edge(network));
             if Family::of(network.addr()) == Family::V4 {
                 reserved.insert(network.broadcast(), Holder::Edge(network));
             }
         }
-        reserved.extend(node.routers().map(|router| (router, Holder::Router(name.clone()))));
+        reserved.extend(
+            node.routers()
+                .map(|router| (router, Holder::Router(name.clone()))),
+        );
     }
-    let interfaces = egress_nodes.iter().flat_map(|(name, node)| node.attached().map(move |network| (name, network.addr())));
+    let interfaces = egress_nodes
+        .iter()
+        .flat_map(|(name, node)| node.attached().map(move |network| (name, network.addr())));
     reserved.extend(interfaces.map(|(name, address)| (address, Holder::Interface(name.clone()))));
-    let known = nodes.iter().flat_map(|(name, node)| node.addresses.iter().map(move |address| (name, *address)));
-    let outer = egress_nodes.iter().flat_map(|(name, node)| node.underlay.iter().map(move |address| (name, *address)));
-    reserved.extend(known.chain(outer).map(|(name, address)| (address, Holder::Node(name.clone()))));
+    let known = nodes
+        .iter()
+        .flat_map(|(name, node)| node.addresses.iter().map(move |address| (name, *address)));
+    let outer = egress_nodes
+        .iter()
+        .flat_map(|(name, node)| node.underlay.iter().map(move |address| (name, *address)));
+    reserved.extend(
+        known
+            .chain(outer)
+            .map(|(name, address)| (address, Holder::Node(name.clone()))),
+    );
     reserved
 }
 
 /// The node that has a hardware address.
 #[must_use]
 pub fn owner(egress_nodes: &BTreeMap<NodeName, EgressNode>, mac: MacAddress) -> Option<&NodeName> {
-    egress_nodes.iter().find(|(_, node)| node.hardware_addresses().any(|own| own == mac)).map(|(name, _)| name)
+    egress_nodes
+        .iter()
+        .find(|(_, node)| node.hardware_addresses().any(|own| own == mac))
+        .map(|(name, _)| name)
 }
 
-/// Addresses of nodes: those that Kubernetes knows, the outer ones of the tunnel, and those of interfaces.
+/// Addresses of nodes: those that Kubernetes knows, the outer ones of the tunnel, and those of
+/// interfaces.
 pub fn hosts<'a>(
     nodes: &'a BTreeMap<NodeName, Node>,
     egress_nodes: &'a BTreeMap<NodeName, EgressNode>,
 ) -> impl Iterator<Item = (&'a NodeName, IpAddr)> {
-    let known = nodes.iter().flat_map(|(name, node)| node.addresses.iter().map(move |address| (name, *address)));
+    let known = nodes
+        .iter()
+        .flat_map(|(name, node)| node.addresses.iter().map(move |address| (name, *address)));
     let told = egress_nodes.iter().flat_map(|(name, node)| {
         let attached = node.attached().map(|network| network.addr());
-        node.underlay.iter().copied().chain(attached).map(move |address| (name, address))
+        node.underlay
+            .iter()
+            .copied()
+            .chain(attached)
+            .map(move |address| (name, address))
     });
     known.chain(told)
 }
@@ -108,28 +138,52 @@ pub fn cluster_networks<'a>(
     others: impl IntoIterator<Item = IpNet>,
     overlay: &[IpNet],
 ) -> Vec<ClusterNetwork> {
-    let of = |network: IpNet, of: String| ClusterNetwork { network: network.trunc(), of };
-    let tunnel = overlay.iter().map(|network| of(*network, "the network of the tunnel".to_owned()));
+    let of = |network: IpNet, of: String| ClusterNetwork {
+        network: network.trunc(),
+        of,
+    };
+    let tunnel = overlay
+        .iter()
+        .map(|network| of(*network, "the network of the tunnel".to_owned()));
     let pods = nodes.into_iter().flat_map(|(name, node)| {
-        node.pod_networks.iter().map(move |network| of(*network, format!("the network of the pods of Node {name}")))
+        node.pod_networks
+            .iter()
+            .map(move |network| of(*network, format!("the network of the pods of Node {name}")))
     });
     // The address of a single Service is as good as a network of one.
-    let others = others.into_iter().map(|network| of(network, "a network of the cluster".to_owned()));
+    let others = others
+        .into_iter()
+        .map(|network| of(network, "a network of the cluster".to_owned()));
     tunnel.chain(pods).chain(others).collect()
 }
 
-/// What is wrong with one entry of a pool: it lies in a network of the cluster, where an egress address would be somebody else's.
+/// What is wrong with one entry of a pool: it lies in a network of the cluster, where an egress
+/// address would be somebody else's.
 #[must_use]
-pub fn misplaced(field: &str, text: &str, range: &IpRange, networks: &[ClusterNetwork]) -> Option<Problem> {
-    let network = networks.iter().find(|network| range.overlaps(&IpRange::from(network.network)))?;
-    Some(Problem::new(field, text, format!("must not overlap {}: {}", network.of, network.network)))
+pub fn misplaced(
+    field: &str,
+    text: &str,
+    range: &IpRange,
+    networks: &[ClusterNetwork],
+) -> Option<Problem> {
+    let network = networks
+        .iter()
+        .find(|network| range.overlaps(&IpRange::from(network.network)))?;
+    Some(Problem::new(
+        field,
+        text,
+        format!("must not overlap {}: {}", network.of, network.network),
+    ))
 }
 
 /// The same of a whole pool.
 #[must_use]
 pub fn misplaced_pool(spec: &GatewaySpec, networks: &[ClusterNetwork]) -> Vec<Problem> {
     let entry = |range: &IpRange| {
-        let field = format!("spec.egressIPs.{}", range.family().to_string().to_lowercase());
+        let field = format!(
+            "spec.egressIPs.{}",
+            range.family().to_string().to_lowercase()
+        );
         misplaced(&field, &range.to_string(), range, networks)
     };
     spec.pool.iter().filter_map(entry).collect()
@@ -139,8 +193,14 @@ pub fn misplaced_pool(spec: &GatewaySpec, networks: &[ClusterNetwork]) -> Vec<Pr
 #[must_use]
 pub fn usable(pool: &[IpRange], networks: &[ClusterNetwork]) -> Vec<IpRange> {
     let mut left: Vec<IpRange> = pool.to_vec();
-    for network in networks.iter().map(|network| IpRange::from(network.network)) {
-        left = left.into_iter().flat_map(|range| without(range, network)).collect();
+    for network in networks
+        .iter()
+        .map(|network| IpRange::from(network.network))
+    {
+        left = left
+            .into_iter()
+            .flat_map(|range| without(range, network))
+            .collect();
     }
     left
 }
@@ -160,14 +220,30 @@ mod tests {
     use crate::api::Interface;
 
     fn interface(address: &str, router: &str) -> EgressNode {
-        let (ipv4, ipv6) = if address.contains(':') { (vec![], vec![address.to_owned()]) } else { (vec![address.to_owned()], vec![]) };
-        let interface = Interface { name: "eth0".to_owned(), ipv4, ipv6, routers: vec![router.to_owned()], ..Interface::default() };
-        EgressNode { interfaces: vec![interface], ..EgressNode::default() }
+        let (ipv4, ipv6) = if address.contains(':') {
+            (vec![], vec![address.to_owned()])
+        } else {
+            (vec![address.to_owned()], vec![])
+        };
+        let interface = Interface {
+            name: "eth0".to_owned(),
+            ipv4,
+            ipv6,
+            routers: vec![router.to_owned()],
+            ..Interface::default()
+        };
+        EgressNode {
+            interfaces: vec![interface],
+            ..EgressNode::default()
+        }
     }
 
     fn said(address: &str, router: &str) -> Vec<String> {
         let nodes = BTreeMap::from([(NodeName::from("a"), interface(address, router))]);
-        reserved(&BTreeMap::new(), &nodes, |_, _| false).iter().map(|(address, holder)| format!("{address}: {holder}")).collect()
+        reserved(&BTreeMap::new(), &nodes, |_, _| false)
+            .iter()
+            .map(|(address, holder)| format!("{address}: {holder}"))
+            .collect()
     }
 
     #[test]
@@ -189,18 +265,46 @@ mod tests {
                 "fe80::1: it is the router of Node a"
             ]
         );
-        assert_eq!(said("10.6.0.13/31", "10.6.0.12"), ["10.6.0.12: it is the router of Node a", "10.6.0.13: Node a has it"]);
-        assert_eq!(said("10.6.0.13/32", "10.0.0.1"), ["10.0.0.1: it is the router of Node a", "10.6.0.13: Node a has it"]);
+        assert_eq!(
+            said("10.6.0.13/31", "10.6.0.12"),
+            [
+                "10.6.0.12: it is the router of Node a",
+                "10.6.0.13: Node a has it"
+            ]
+        );
+        assert_eq!(
+            said("10.6.0.13/32", "10.0.0.1"),
+            [
+                "10.0.0.1: it is the router of Node a",
+                "10.6.0.13: Node a has it"
+            ]
+        );
     }
 
     #[test]
     fn what_lies_in_networks_of_the_cluster_is_cut_out_of_a_pool() {
-        let network = |text: &str| ClusterNetwork { network: text.parse().unwrap(), of: String::new() };
-        let range = |first: &str, last: &str| IpRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap();
+        let network = |text: &str| ClusterNetwork {
+            network: text.parse().unwrap(),
+            of: String::new(),
+        };
+        let range = |first: &str, last: &str| {
+            IpRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap()
+        };
         let pool = [range("10.6.0.0", "10.6.0.255"), range("fd00::", "fd00::f")];
-        let networks = [network("10.6.0.0/30"), network("10.6.0.64/26"), network("10.7.0.0/16")];
+        let networks = [
+            network("10.6.0.0/30"),
+            network("10.6.0.64/26"),
+            network("10.7.0.0/16"),
+        ];
         let left = usable(&pool, &networks);
-        assert_eq!(left, [range("10.6.0.4", "10.6.0.63"), range("10.6.0.128", "10.6.0.255"), range("fd00::", "fd00::f")]);
+        assert_eq!(
+            left,
+            [
+                range("10.6.0.4", "10.6.0.63"),
+                range("10.6.0.128", "10.6.0.255"),
+                range("fd00::", "fd00::f")
+            ]
+        );
         assert_eq!(usable(&pool, &[network("0.0.0.0/0"), network("::/0")]), []);
     }
 }

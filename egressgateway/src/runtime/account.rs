@@ -1,7 +1,10 @@
-//! Whose account a daemon works with: what the daemon makes for itself belongs to that account and goes with it.
+//! Whose account a daemon works with: what the daemon makes for itself belongs to that account and
+//! goes with it.
 //! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#self-subject-review>
 
-use k8s_openapi::{api::authentication::v1::SelfSubjectReview, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::{
+    api::authentication::v1::SelfSubjectReview, apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{Api, Client, api::PostParams};
 
 use super::failure;
@@ -21,10 +24,15 @@ pub(super) struct Account {
 impl Account {
     /// For owning objects in `namespace`: an owner elsewhere would count as gone.
     pub(super) fn new(client: Client, namespace: &str) -> Self {
-        Self { reviews: Api::all(client), namespace: namespace.to_owned(), owners: None }
+        Self {
+            reviews: Api::all(client),
+            namespace: namespace.to_owned(),
+            owners: None,
+        }
     }
 
-    /// The service account as an owner; none where the process has no account in the namespace, or as long as nobody could say.
+    /// The service account as an owner; none where the process has no account in the namespace, or
+    /// as long as nobody could say.
     pub(super) async fn owner(&mut self) -> Option<OwnerReference> {
         if self.owners.is_none() {
             match self.ask().await {
@@ -42,10 +50,21 @@ impl Account {
     }
 
     async fn ask(&self) -> Result<Option<OwnerReference>, Error> {
-        let review = self.reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await;
-        let review = review.map_err(|error| failure::from_api(error, "ask whose account this is"))?;
-        let user = review.status.and_then(|status| status.user_info).unwrap_or_default();
-        Ok(service_account(&user.username.unwrap_or_default(), user.uid.unwrap_or_default(), &self.namespace))
+        let review = self
+            .reviews
+            .create(&PostParams::default(), &SelfSubjectReview::default())
+            .await;
+        let review =
+            review.map_err(|error| failure::from_api(error, "ask whose account this is"))?;
+        let user = review
+            .status
+            .and_then(|status| status.user_info)
+            .unwrap_or_default();
+        Ok(service_account(
+            &user.username.unwrap_or_default(),
+            user.uid.unwrap_or_default(),
+            &self.namespace,
+        ))
     }
 }
 
@@ -66,10 +85,21 @@ mod tests {
 
     #[test]
     fn only_a_service_account_of_the_namespace_is_an_owner() {
-        let owner = |user: &str| service_account(user, "7".to_owned(), "egress").map(|owner| owner.name);
-        assert_eq!(owner("system:serviceaccount:egress:agent"), Some("agent".to_owned()));
+        let owner =
+            |user: &str| service_account(user, "7".to_owned(), "egress").map(|owner| owner.name);
+        assert_eq!(
+            owner("system:serviceaccount:egress:agent"),
+            Some("agent".to_owned())
+        );
         assert_eq!(owner("system:serviceaccount:other:agent"), None);
         assert_eq!(owner("admin"), None);
-        assert_eq!(service_account("system:serviceaccount:egress:agent", String::new(), "egress"), None);
+        assert_eq!(
+            service_account(
+                "system:serviceaccount:egress:agent",
+                String::new(),
+                "egress"
+            ),
+            None
+        );
     }
 }

@@ -22,7 +22,8 @@ pub type Review = AdmissionReview<DynamicObject>;
 /// The HTTP status of a refusal: the object can't be as it is asked for.
 const UNPROCESSABLE: u16 = 422;
 
-/// Answers the reviews of a controller's webhooks, whether it leads or not; clones share what it knows.
+/// Answers the reviews of a controller's webhooks, whether it leads or not; clones share what it
+/// knows.
 #[derive(Clone, Debug)]
 pub struct Admission {
     pub(super) cluster: SharedCluster,
@@ -35,12 +36,14 @@ impl Admission {
     /// Answers a validating webhook.
     ///
     /// # Errors
-    /// When the review holds no request, or not everything was listed yet: an answer would be a guess.
+    /// When the review holds no request, or not everything was listed yet: an answer would be a
+    /// guess.
     pub fn validate(&self, review: Review) -> Result<Review, Error> {
         self.ready()?;
         let request = request(review)?;
         let decision = self.decide(&request);
-        self.metrics.answered("validate", decision.problems.is_empty());
+        self.metrics
+            .answered("validate", decision.problems.is_empty());
         let mut response = AdmissionResponse::from(&request);
         if !decision.problems.is_empty() {
             response = response.deny(in_lines(&decision.problems));
@@ -59,20 +62,32 @@ impl Admission {
         let request = request(review)?;
         let response = AdmissionResponse::from(&request);
         self.metrics.answered("mutate", true);
-        let Some(spec) = request.object.as_ref().map(|object| &object.data["spec"]) else { return Ok(response.into_review()) };
+        let Some(spec) = request.object.as_ref().map(|object| &object.data["spec"]) else {
+            return Ok(response.into_review());
+        };
         let form = canonical(&request.kind.kind, spec);
         let mut response = response;
         response.warnings = warnings(&form.warnings);
         let patch = patch(spec, &form);
         if !patch.0.is_empty() {
-            let failed = |error| Error::new(ErrorKind::Invalid, "write the patch of an admission review").with_source(error);
+            let failed = |error| {
+                Error::new(ErrorKind::Invalid, "write the patch of an admission review")
+                    .with_source(error)
+            };
             response = response.with_patch(patch).map_err(failed)?;
         }
         Ok(response.into_review())
     }
 
     fn ready(&self) -> Result<(), Error> {
-        if self.health.is_ready() { Ok(()) } else { Err(Error::new(ErrorKind::Transient, "not everything was listed yet")) }
+        if self.health.is_ready() {
+            Ok(())
+        } else {
+            Err(Error::new(
+                ErrorKind::Transient,
+                "not everything was listed yet",
+            ))
+        }
     }
 
     fn decide(&self, request: &AdmissionRequest<DynamicObject>) -> Decision {
@@ -84,7 +99,10 @@ impl Admission {
         };
         match asked {
             Ok(asked) => review_now(self, &asked),
-            Err(problem) => Decision { problems: vec![problem], warnings: Vec::new() },
+            Err(problem) => Decision {
+                problems: vec![problem],
+                warnings: Vec::new(),
+            },
         }
     }
 }
@@ -95,19 +113,32 @@ fn review_now(admission: &Admission, asked: &Request) -> Decision {
 }
 
 fn request(review: Review) -> Result<AdmissionRequest<DynamicObject>, Error> {
-    review.try_into().map_err(|error| Error::new(ErrorKind::Invalid, "read an admission review").with_source(error))
+    review.try_into().map_err(|error| {
+        Error::new(ErrorKind::Invalid, "read an admission review").with_source(error)
+    })
 }
 
 /// The specs of a request. An old one that can't be read counts as none: it may be replaced.
-fn asked<S: DeserializeOwned>(request: &AdmissionRequest<DynamicObject>) -> Result<Asked<S>, Problem> {
+fn asked<S: DeserializeOwned>(
+    request: &AdmissionRequest<DynamicObject>,
+) -> Result<Asked<S>, Problem> {
     let spec = |object: &DynamicObject| serde_json::from_value::<S>(object.data["spec"].clone());
     let new = match &request.object {
         Some(object) if request.operation != Operation::Delete => {
-            Some(spec(object).map_err(|error| Problem::new("spec", error, "must be as the resource definition says"))?)
+            Some(spec(object).map_err(|error| {
+                Problem::new("spec", error, "must be as the resource definition says")
+            })?)
         }
         _ => None,
     };
-    Ok(Asked { name: request.name.clone(), old: request.old_object.as_ref().and_then(|object| spec(object).ok()), new })
+    Ok(Asked {
+        name: request.name.clone(),
+        old: request
+            .old_object
+            .as_ref()
+            .and_then(|object| spec(object).ok()),
+        new,
+    })
 }
 
 fn patch(spec: &Value, form: &Canonical) -> json_patch::Patch {
@@ -115,7 +146,11 @@ fn patch(spec: &Value, form: &Canonical) -> json_patch::Patch {
 }
 
 fn in_lines(problems: &[Problem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    problems
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn warnings(problems: &[Problem]) -> Option<Vec<String>> {
@@ -130,7 +165,12 @@ mod tests {
         let health = Health::default();
         health.set_ready(ready);
         let settings = watch::channel(ControllerSettings::default()).1;
-        Admission { cluster: SharedCluster::default(), settings, health, metrics: AdmissionMetrics::default() }
+        Admission {
+            cluster: SharedCluster::default(),
+            settings,
+            health,
+            metrics: AdmissionMetrics::default(),
+        }
     }
 
     fn asks(kind: &str, spec: &Value) -> Review {
@@ -145,38 +185,97 @@ mod tests {
 
     #[test]
     fn a_refusal_is_the_answer_to_its_request_and_says_what_is_wrong() {
-        let answer = admission(true).validate(asks("EgressGateway", &json!({"nodeSelector": {}}))).unwrap().response.unwrap();
-        assert_eq!((answer.uid.as_str(), answer.allowed, answer.result.code), ("u", false, 422));
-        assert_eq!(answer.result.message, "spec.nodeSelector: \"{}\": must not be empty: name the nodes that may be gateways");
-        let unreadable = admission(true).validate(asks("EgressGateway", &json!({"nodeSelector": 7}))).unwrap().response.unwrap();
-        assert!(unreadable.result.message.contains("must be as the resource definition says"), "{:?}", unreadable.result);
+        let answer = admission(true)
+            .validate(asks("EgressGateway", &json!({"nodeSelector": {}})))
+            .unwrap()
+            .response
+            .unwrap();
+        assert_eq!(
+            (answer.uid.as_str(), answer.allowed, answer.result.code),
+            ("u", false, 422)
+        );
+        assert_eq!(
+            answer.result.message,
+            "spec.nodeSelector: \"{}\": must not be empty: name the nodes that may be gateways"
+        );
+        let unreadable = admission(true)
+            .validate(asks("EgressGateway", &json!({"nodeSelector": 7})))
+            .unwrap()
+            .response
+            .unwrap();
+        assert!(
+            unreadable
+                .result
+                .message
+                .contains("must be as the resource definition says"),
+            "{:?}",
+            unreadable.result
+        );
     }
 
     #[test]
     fn what_is_right_is_admitted_with_a_word_about_what_it_waits_for() {
         let spec = json!({"appliedTo": {"podSelector": {"matchLabels": {"a": "b"}}}});
-        let answer = admission(true).validate(asks("EgressGatewayPolicy", &spec)).unwrap().response.unwrap();
+        let answer = admission(true)
+            .validate(asks("EgressGatewayPolicy", &spec))
+            .unwrap()
+            .response
+            .unwrap();
         assert!(answer.allowed);
         assert!(answer.warnings.unwrap()[0].contains("there is no EgressGateway"));
-        assert!(admission(true).validate(asks("Other", &spec)).unwrap().response.unwrap().allowed);
+        assert!(
+            admission(true)
+                .validate(asks("Other", &spec))
+                .unwrap()
+                .response
+                .unwrap()
+                .allowed
+        );
     }
 
     #[test]
     fn a_controller_that_has_not_listed_everything_does_not_guess() {
         let spec = json!({"nodeSelector": {"matchLabels": {"a": "b"}}});
-        assert_eq!(admission(false).validate(asks("EgressGateway", &spec)).unwrap_err().kind, ErrorKind::Transient);
-        let empty = serde_json::from_value(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"})).unwrap();
-        assert_eq!(admission(true).validate(empty).unwrap_err().kind, ErrorKind::Invalid);
+        assert_eq!(
+            admission(false)
+                .validate(asks("EgressGateway", &spec))
+                .unwrap_err()
+                .kind,
+            ErrorKind::Transient
+        );
+        let empty = serde_json::from_value(
+            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}),
+        )
+        .unwrap();
+        assert_eq!(
+            admission(true).validate(empty).unwrap_err().kind,
+            ErrorKind::Invalid
+        );
     }
 
     #[test]
     fn the_canonical_form_comes_as_a_patch_of_what_differs() {
         let spec = json!({"appliedTo": {"ipv4PodSubnet": "10.0.0.0/16"}, "destCIDR": ["10.6.1.9/24"], "priority": 7});
-        let answer = admission(false).complete(asks("EgressGatewayPolicy", &spec)).unwrap().response.unwrap();
+        let answer = admission(false)
+            .complete(asks("EgressGatewayPolicy", &spec))
+            .unwrap()
+            .response
+            .unwrap();
         let patch: Value = serde_json::from_slice(&answer.patch.unwrap()).unwrap();
-        assert_eq!(patch, json!([{"op": "replace", "path": "/spec/destCIDR/0", "value": "10.6.1.0/24"}]));
+        assert_eq!(
+            patch,
+            json!([{"op": "replace", "path": "/spec/destCIDR/0", "value": "10.6.1.0/24"}])
+        );
         assert_eq!(answer.warnings.unwrap().len(), 1);
         let canonical = json!({"appliedTo": {"ipv4PodSubnet": "10.0.0.0/16"}, "priority": 7});
-        assert_eq!(admission(false).complete(asks("EgressGatewayPolicy", &canonical)).unwrap().response.unwrap().patch, None);
+        assert_eq!(
+            admission(false)
+                .complete(asks("EgressGatewayPolicy", &canonical))
+                .unwrap()
+                .response
+                .unwrap()
+                .patch,
+            None
+        );
     }
 }

@@ -15,8 +15,9 @@ use super::{
     state_file::StateFile,
 };
 use crate::{
-    Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host, Inquirer, PolicyMonitor, Prober,
-    UntrackingRules, index::IndexSettings, liveness::LivenessSettings, model::MarkMask,
+    Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host,
+    Inquirer, PolicyMonitor, Prober, UntrackingRules, index::IndexSettings,
+    liveness::LivenessSettings, model::MarkMask,
 };
 
 /// Field manager of what agents write.
@@ -34,21 +35,25 @@ pub struct AgentSettings {
     pub backend: Option<String>,
     /// How fast a silent gateway node is noticed.
     pub liveness: LivenessSettings,
-    /// Whether connections are ended that began before the policy which governs them; see [`Agent::with_connections`].
+    /// Whether connections are ended that began before the policy which governs them; see
+    /// [`Agent::with_connections`].
     pub reset_connections: bool,
-    /// Whether, after a boot, what policies governed before waits until everything was listed; see [`Agent::with_state_file`].
+    /// Whether, after a boot, what policies governed before waits until everything was listed; see
+    /// [`Agent::with_state_file`].
     pub hold_at_boot: bool,
     /// The Lease by which the controller knows that the agent is alive.
     pub lease: LeaseSettings,
     /// How often the kernel is read completely, and what failed for good is tried again.
     pub resync: Duration,
-    /// How long the host must be quiet after a change of links or routes before they are read again.
+    /// How long the host must be quiet after a change of links or routes before they are read
+    /// again.
     pub quiet: Duration,
     /// How far apart such reads are at least, when the host is never quiet.
     pub spacing: Duration,
     /// How often packet counters are read.
     pub counters: Duration,
-    /// How long a change of mere words, such as of a driver's last failure, may wait until it is written into the status.
+    /// How long a change of mere words, such as of a driver's last failure, may wait until it is
+    /// written into the status.
     pub patience: Duration,
     /// How often the networks of services are read.
     pub networks: Duration,
@@ -84,8 +89,9 @@ impl AgentSettings {
 
 /// Keeps one node's kernel in line with the cluster.
 ///
-/// Watches what its node needs, and nothing before everything was listed once changes the kernel. It says how it fares in its
-/// EgressNode's status and that it lives in a Lease. When it ends, the data path stays as it is.
+/// Watches what its node needs, and nothing before everything was listed once changes the kernel.
+/// It says how it fares in its EgressNode's status and that it lives in a Lease. When it ends, the
+/// data path stays as it is.
 pub struct Agent {
     pub(super) client: kube::Client,
     pub(super) settings: AgentSettings,
@@ -107,12 +113,15 @@ pub struct Agent {
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Agent").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Agent")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
 impl Agent {
-    /// An agent over a client and drivers that the caller made. `encapsulation` is the kind of tunnel that `drivers` builds.
+    /// An agent over a client and drivers that the caller made. `encapsulation` is the kind of
+    /// tunnel that `drivers` builds.
     #[must_use]
     pub fn new(
         client: kube::Client,
@@ -143,9 +152,10 @@ impl Agent {
         }
     }
 
-    /// Settings that may change while the agent runs: of [`AgentSettings::index`] all but the node and whether networks are learnt, further
-    /// [`AgentSettings::liveness`], [`AgentSettings::reset_connections`] and [`AgentSettings::hold_at_boot`]. The others stay as they were at
-    /// the start.
+    /// Settings that may change while the agent runs: of [`AgentSettings::index`] all but the node
+    /// and whether networks are learnt, further [`AgentSettings::liveness`],
+    /// [`AgentSettings::reset_connections`] and [`AgentSettings::hold_at_boot`]. The others stay as
+    /// they were at the start.
     #[must_use]
     pub fn with_changes(mut self, changes: watch::Receiver<AgentSettings>) -> Self {
         self.changes = changes;
@@ -165,55 +175,65 @@ impl Agent {
         self
     }
 
-    /// How the agent notices that somebody else changed the packet filter; without it, the next complete read does.
+    /// How the agent notices that somebody else changed the packet filter; without it, the next
+    /// complete read does.
     #[must_use]
     pub fn with_monitor(mut self, monitor: Arc<dyn PolicyMonitor>) -> Self {
         self.monitor = Some(monitor);
         self
     }
 
-    /// Probes the gateway nodes that this node may send to, and goes on to the next one of a gateway when one is silent. Without it, only the
-    /// controller's choice counts.
+    /// Probes the gateway nodes that this node may send to, and goes on to the next one of a
+    /// gateway when one is silent. Without it, only the controller's choice counts.
     #[must_use]
     pub fn with_prober(mut self, prober: Arc<dyn Prober>) -> Self {
         self.prober = Some(prober);
         self
     }
 
-    /// Tells the neighbours which egress addresses came here. Without it, they find out when what they know of the former node is too old.
+    /// Tells the neighbours which egress addresses came here. Without it, they find out when what
+    /// they know of the former node is too old.
     #[must_use]
     pub fn with_announcer(mut self, announcer: Arc<dyn Announcer>) -> Self {
         self.announcer = Some(announcer);
         self
     }
 
-    /// Once its Lease may be old, asks the neighbours who else has the egress addresses of this node, and lets go of what another node
-    /// has, until it has heard from the API server. Without it, two nodes answer for an address until then.
+    /// Once its Lease may be old, asks the neighbours who else has the egress addresses of this
+    /// node, and lets go of what another node has, until it has heard from the API server. Without
+    /// it, two nodes answer for an address until then.
     #[must_use]
     pub fn with_inquirer(mut self, inquirer: Arc<dyn Inquirer>) -> Self {
         self.inquirer = Some(inquirer);
         self
     }
 
-    /// Ends connections of pods that began before the policy which now governs them, such as a database session from before: without
-    /// it they go on with the source address that they began with. And ends those whose way or egress address is gone: without it they
-    /// hang as long as somebody sends. `view` is the policy backend's.
+    /// Ends connections of pods that began before the policy which now governs them, such as a
+    /// database session from before: without it they go on with the source address that they began
+    /// with. And ends those whose way or egress address is gone: without it they hang as long as
+    /// somebody sends. `view` is the policy backend's.
     #[must_use]
-    pub fn with_connections(mut self, connections: Arc<dyn Connections>, view: DestinationView) -> Self {
+    pub fn with_connections(
+        mut self,
+        connections: Arc<dyn Connections>,
+        view: DestinationView,
+    ) -> Self {
         self.connections = Some((connections, view));
         self
     }
 
-    /// Where the node keeps what it governs over a boot. With it, an agent that finds a kernel without any policy of ours holds traffic of its
-    /// pods to what was governed before, until everything was listed: without it, that traffic leaves with the node's address until then.
+    /// Where the node keeps what it governs over a boot. With it, an agent that finds a kernel
+    /// without any policy of ours holds traffic of its pods to what was governed before, until
+    /// everything was listed: without it, that traffic leaves with the node's address until then.
     #[must_use]
     pub fn with_state_file(mut self, file: StateFile) -> Self {
         self.state = Some(Arc::new(file));
         self
     }
 
-    /// Looks for rules of others that take packets of pods out of connection tracking, and says so in the log and in the node's condition
-    /// `PodsTracked`. Without it, only the counter of what is dropped for that reason shows it.
+    /// Looks for rules of others that take packets of pods out of connection tracking, and says so
+    /// in the log and in the node's condition `PodsTracked`. Without it, only the counter of what
+    /// is dropped for that reason shows it.
     #[must_use]
     pub fn with_untracking_rules(mut self, rules: Arc<dyn UntrackingRules>) -> Self {
         self.untracking = Some(rules);
@@ -227,7 +247,8 @@ impl Agent {
         self
     }
 
-    /// What probes ask; ready once everything was listed and as long as the last converge succeeded.
+    /// What probes ask; ready once everything was listed and as long as the last converge
+    /// succeeded.
     #[must_use]
     pub fn health(&self) -> Health {
         self.health.clone()
@@ -236,7 +257,8 @@ impl Agent {
     /// Works until shutdown.
     ///
     /// # Errors
-    /// When one of its parts ended on its own, which is a defect. Failures of the kernel or the API server are no reason to end.
+    /// When one of its parts ended on its own, which is a defect. Failures of the kernel or the API
+    /// server are no reason to end.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let health = self.health.clone();
         let result = Session::start(self, &shutdown).run(shutdown).await;
@@ -245,7 +267,8 @@ impl Agent {
         result
     }
 
-    /// Lists everything once and says what [`Self::run`] would do to the kernel then; nothing is written anywhere.
+    /// Lists everything once and says what [`Self::run`] would do to the kernel then; nothing is
+    /// written anywhere.
     ///
     /// # Errors
     /// When the kernel can't be read, or shutdown comes first.

@@ -35,8 +35,8 @@ use super::{
     watch::{Message, Scope},
 };
 use crate::{
-    AddressesDesired, CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, PolicyMonitor,
-    ProbeAddress, Questions,
+    AddressesDesired, CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome,
+    PolicyDesired, PolicyMonitor, ProbeAddress, Questions,
     api::{EgressNodeStatus, Interface},
     index::{Index, IndexSettings},
     liveness::LivenessSettings,
@@ -77,16 +77,24 @@ pub(super) struct Session {
     encapsulation: Arc<dyn Encapsulation>,
     /// The gateway nodes that are probed, and those of them that are down.
     probed: watch::Sender<Ends>,
-    down: (watch::Sender<BTreeSet<NodeName>>, watch::Receiver<BTreeSet<NodeName>>),
+    down: (
+        watch::Sender<BTreeSet<NodeName>>,
+        watch::Receiver<BTreeSet<NodeName>>,
+    ),
     /// The egress addresses that others were heard to answer for.
-    contested: (watch::Sender<BTreeSet<IpAddr>>, watch::Receiver<BTreeSet<IpAddr>>),
+    contested: (
+        watch::Sender<BTreeSet<IpAddr>>,
+        watch::Receiver<BTreeSet<IpAddr>>,
+    ),
     /// The egress addresses that are asked for before they are taken, and what that came to.
     questions: watch::Sender<Option<Questions>>,
     findings: (watch::Sender<Findings>, watch::Receiver<Findings>),
-    /// Those that the kernel held when the agent started; none before the host was read. Only where they are asked for.
+    /// Those that the kernel held when the agent started; none before the host was read. Only where
+    /// they are asked for.
     inherited: Inherited,
     state: Option<Arc<StateFile>>,
-    /// What waits until everything was listed; none where nothing does, and once something was listed.
+    /// What waits until everything was listed; none where nothing does, and once something was
+    /// listed.
     hold: Option<PolicyDesired>,
     /// Settings as they are now, and those of them that others follow.
     changes: watch::Receiver<AgentSettings>,
@@ -123,7 +131,8 @@ struct Due {
     policy: Option<Instant>,
     /// It was read for such a reason last.
     policy_read: Option<Instant>,
-    /// Before everything was listed: the kernel may lack what waits, or have what does not wait any more. Not before then.
+    /// Before everything was listed: the kernel may lack what waits, or have what does not wait any
+    /// more. Not before then.
     hold: Option<Instant>,
     /// Everything is read again then.
     resync: Instant,
@@ -134,7 +143,11 @@ impl Session {
     pub(super) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
         let client = agent.client.clone();
         let (counters, connections) = (agent.counters.clone(), agent.connections.clone());
-        let (prober, announcer, inquirer) = (agent.prober.clone(), agent.announcer.clone(), agent.inquirer.clone());
+        let (prober, announcer, inquirer) = (
+            agent.prober.clone(),
+            agent.announcer.clone(),
+            agent.inquirer.clone(),
+        );
         let untracking = agent.untracking.clone();
         let mut session = Self::start_reading(agent);
         let settings = session.settings.clone();
@@ -146,12 +159,19 @@ impl Session {
             patience: settings.patience,
             metrics: session.metrics.write.clone(),
         };
-        session.tasks.spawn(writer.run(session.reports.subscribe(), session.own.subscribe()));
+        session
+            .tasks
+            .spawn(writer.run(session.reports.subscribe(), session.own.subscribe()));
         let renewals = watch::Sender::new(None);
         if let Some(inquirer) = inquirer {
             session.inherited = Inherited::Unknown;
             session.index.set_granted(Some(BTreeSet::new()));
-            let claims = Claims::new(inquirer, settings.lease.duration, session.channels(&renewals), session.metrics.clone());
+            let claims = Claims::new(
+                inquirer,
+                settings.lease.duration,
+                session.channels(&renewals),
+                session.metrics.clone(),
+            );
             session.tasks.spawn(claims.run());
         }
         let presence = Presence {
@@ -165,12 +185,23 @@ impl Session {
         };
         session.tasks.spawn(presence.run(shutdown.clone()));
         if let Some(prober) = prober {
-            let gateways = GatewayProbes::new(prober, session.liveness.subscribe(), session.metrics.clone());
-            session.tasks.spawn(gateways.run(session.probed.subscribe(), session.down.0.clone()));
+            let gateways = GatewayProbes::new(
+                prober,
+                session.liveness.subscribe(),
+                session.metrics.clone(),
+            );
+            session
+                .tasks
+                .spawn(gateways.run(session.probed.subscribe(), session.down.0.clone()));
         }
         if let Some(announcer) = announcer {
-            let announcements = Announcements { announcer, metrics: session.metrics.clone() };
-            session.tasks.spawn(announcements.run(session.held.subscribe()));
+            let announcements = Announcements {
+                announcer,
+                metrics: session.metrics.clone(),
+            };
+            session
+                .tasks
+                .spawn(announcements.run(session.held.subscribe()));
         }
         if let Some((connections, view)) = connections {
             let stale = StaleConnections {
@@ -186,14 +217,29 @@ impl Session {
             session.tasks.spawn(stale.run(session.in_force.subscribe()));
         }
         if let Some(file) = session.state.clone() {
-            let remembering = Remembering { file, backoff: settings.kernel_backoff.clone(), metrics: session.metrics.clone() };
-            session.tasks.spawn(remembering.run(session.in_force.subscribe()));
+            let remembering = Remembering {
+                file,
+                backoff: settings.kernel_backoff.clone(),
+                metrics: session.metrics.clone(),
+            };
+            session
+                .tasks
+                .spawn(remembering.run(session.in_force.subscribe()));
         }
         if let Some(rules) = untracking {
-            session.tasks.spawn(session.untracked.reader(rules, settings.spacing, settings.resync).run());
+            session.tasks.spawn(
+                session
+                    .untracked
+                    .reader(rules, settings.spacing, settings.resync)
+                    .run(),
+            );
         }
         if let Some(counters) = counters {
-            session.tasks.spawn(read_counters(counters, settings.counters, session.metrics.clone()));
+            session.tasks.spawn(read_counters(
+                counters,
+                settings.counters,
+                session.metrics.clone(),
+            ));
         }
         session
     }
@@ -212,14 +258,32 @@ impl Session {
 
     /// Starts watching, and nothing that writes.
     pub(super) fn start_reading(agent: Agent) -> Self {
-        let Agent { client, settings, changes, drivers, encapsulation, host, monitor, state, metrics, health, .. } = agent;
+        let Agent {
+            client,
+            settings,
+            changes,
+            drivers,
+            encapsulation,
+            host,
+            monitor,
+            state,
+            metrics,
+            health,
+            ..
+        } = agent;
         let (out, inbox) = mpsc::channel(INBOX);
         let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
         let (policies, policy_scope) = watch::channel(Scope::default());
         let recorders = Recorders::default();
         let drivers = recorded::record(drivers, &recorders, &metrics);
         let mut tasks = JoinSet::new();
-        let feeds = Feeds { client, out, backoff: settings.api_backoff.clone(), metrics: metrics.watch.clone(), shared: Shared::default() };
+        let feeds = Feeds {
+            client,
+            out,
+            backoff: settings.api_backoff.clone(),
+            metrics: metrics.watch.clone(),
+            shared: Shared::default(),
+        };
         let kinds = spawn_watches(&feeds, &settings, (pod_scope, policy_scope), &mut tasks);
         let now = Instant::now();
         Self {
@@ -293,14 +357,29 @@ impl Session {
             }
             self.wait(&shutdown).await?;
         }
-        Err(Error::new(ErrorKind::Transient, format!("ended before these were listed: {}", self.gate.missing().join(", "))))
+        Err(Error::new(
+            ErrorKind::Transient,
+            format!(
+                "ended before these were listed: {}",
+                self.gate.missing().join(", ")
+            ),
+        ))
     }
 
     /// Waits until there may be something to do, and takes in everything that waits.
     async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         let retry = self.due.retry.filter(|_| self.due.converge);
         let hold = self.due.hold.filter(|_| self.hold.is_some());
-        let wake = [retry, self.due.host, self.due.policy, hold, Some(self.due.resync)].into_iter().flatten().min();
+        let wake = [
+            retry,
+            self.due.host,
+            self.due.policy,
+            hold,
+            Some(self.due.resync),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         let mut batch = Vec::new();
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -361,7 +440,11 @@ impl Session {
         let changed = self.changes.borrow_and_update().clone();
         let fixed = &self.settings.index;
         let (node, auto_cluster_networks) = (fixed.node.clone(), fixed.auto_cluster_networks);
-        self.settings.index = IndexSettings { node, auto_cluster_networks, ..changed.index };
+        self.settings.index = IndexSettings {
+            node,
+            auto_cluster_networks,
+            ..changed.index
+        };
         self.index.configure(self.settings.index.clone());
         self.due.converge = true;
         self.liveness.send_replace(changed.liveness);
@@ -375,29 +458,41 @@ impl Session {
         self.due.converge = true;
     }
 
-    /// Of two nodes that answer for an address one is too many: nothing that failed before keeps it here.
+    /// Of two nodes that answer for an address one is too many: nothing that failed before keeps it
+    /// here.
     fn contests_changed(&mut self) {
-        self.index.set_contested(self.contested.1.borrow_and_update().clone());
+        self.index
+            .set_contested(self.contested.1.borrow_and_update().clone());
         self.due.converge = true;
         self.due.retry = None;
     }
 
     /// What nobody else has may be taken, and what somebody has is told.
     fn findings_changed(&mut self) {
-        self.index.set_granted(Some(self.findings.1.borrow_and_update().granted.clone()));
+        self.index
+            .set_granted(Some(self.findings.1.borrow_and_update().granted.clone()));
         self.due.converge = true;
     }
 
     /// Asks for the egress addresses that the node is to take, once everything was listed.
     fn follow_questions(&mut self) {
-        let Inherited::Known(held) = &mut self.inherited else { return };
+        let Inherited::Known(held) = &mut self.inherited else {
+            return;
+        };
         let questions = self.index.questions();
         if self.questions.borrow().is_none() {
-            // What the kernel holds and the node shall not have goes now, and is asked for if it comes back.
+            // What the kernel holds and the node shall not have goes now, and is asked for if it
+            // comes back.
             held.retain(|address| questions.own.held.contains_key(address));
             self.index.set_granted(Some(held.clone()));
         }
-        tell(&self.questions, &Some(Questions { held: held.clone(), ..questions }));
+        tell(
+            &self.questions,
+            &Some(Questions {
+                held: held.clone(),
+                ..questions
+            }),
+        );
     }
 
     /// Probes what this node may send to, once there is a way there.
@@ -406,10 +501,18 @@ impl Session {
         let mut ends = Ends::new();
         if let Some(local) = &desired.tunnel.local {
             for node in nodes {
-                let Some(peer) = desired.tunnel.peers.get(&node) else { continue };
+                let Some(peer) = desired.tunnel.peers.get(&node) else {
+                    continue;
+                };
                 for family in Family::ALL {
                     if let Some(hop) = self.encapsulation.next_hop(local, peer, family) {
-                        ends.insert((node.clone(), family), ProbeAddress { device: hop.device, address: hop.via });
+                        ends.insert(
+                            (node.clone(), family),
+                            ProbeAddress {
+                                device: hop.device,
+                                address: hop.via,
+                            },
+                        );
                     }
                 }
             }
@@ -418,7 +521,11 @@ impl Session {
     }
 
     fn needed_pods(&mut self) -> Scope {
-        if self.index.needs_all_pods() { Scope::default() } else { own_pods(&self.settings.index.node) }
+        if self.index.needs_all_pods() {
+            Scope::default()
+        } else {
+            own_pods(&self.settings.index.node)
+        }
     }
 
     fn follow_needed_pods(&mut self) {
@@ -426,31 +533,51 @@ impl Session {
         self.pods.send_if_modified(|scope| {
             let other = *scope != needed;
             if other {
-                tracing::info!(all = needed.fields.is_none(), "the pods that are followed change");
+                tracing::info!(
+                    all = needed.fields.is_none(),
+                    "the pods that are followed change"
+                );
                 *scope = needed;
             }
             other
         });
     }
 
-    /// Several changes of the host become one read soon after the first, and reads keep `spacing` apart.
+    /// Several changes of the host become one read soon after the first, and reads keep `spacing`
+    /// apart.
     fn host_changed(&mut self, changed: &Result<(), Error>) {
         if let Err(error) = changed {
-            tracing::warn!(error = error.chain(), "changes of the host may have been missed");
+            tracing::warn!(
+                error = error.chain(),
+                "changes of the host may have been missed"
+            );
         }
         let soon = Instant::now() + self.settings.quiet;
-        self.due.host = Some(self.due.host_read.map_or(soon, |read| soon.max(read + self.settings.spacing)));
+        self.due.host = Some(
+            self.due
+                .host_read
+                .map_or(soon, |read| soon.max(read + self.settings.spacing)),
+        );
     }
 
-    /// The first change is answered at once: until then governed traffic may be without its rules. More of them keep `spacing` apart.
+    /// The first change is answered at once: until then governed traffic may be without its rules.
+    /// More of them keep `spacing` apart.
     fn policy_changed(&mut self, changed: &Result<(), Error>) {
         match changed {
-            // Or the backend itself: what was written and what is there are compared before anything is said.
+            // Or the backend itself: what was written and what is there are compared before
+            // anything is said.
             Ok(()) => tracing::debug!("the packet filter may have changed; it is read again"),
-            Err(error) => tracing::warn!(error = error.chain(), "changes of the packet filter may have been missed"),
+            Err(error) => tracing::warn!(
+                error = error.chain(),
+                "changes of the packet filter may have been missed"
+            ),
         }
         let now = Instant::now();
-        self.due.policy = Some(self.due.policy_read.map_or(now, |read| now.max(read + self.settings.spacing)));
+        self.due.policy = Some(
+            self.due
+                .policy_read
+                .map_or(now, |read| now.max(read + self.settings.spacing)),
+        );
     }
 
     fn may_write(&mut self) -> bool {
@@ -480,12 +607,19 @@ impl Session {
         }
     }
 
-    /// Whatever else is due, what was in force is there again first: only so is it known who changed it.
+    /// Whatever else is due, what was in force is there again first: only so is it known who
+    /// changed it.
     async fn restore_policy(&mut self) {
         match self.convergence.restore_policy().await {
-            Ok(Outcome::Applied) => tracing::warn!("somebody else changed the packet filter; what was in force is there again"),
+            Ok(Outcome::Applied) => tracing::warn!(
+                "somebody else changed the packet filter; what was in force is there again"
+            ),
             Ok(Outcome::Unchanged) => {}
-            Err(error) => tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "the packet filter was not restored"),
+            Err(error) => tracing::warn!(
+                kind = error.kind.as_str(),
+                error = error.chain(),
+                "the packet filter was not restored"
+            ),
         }
     }
 
@@ -500,24 +634,50 @@ impl Session {
         self.keep_hold().await;
     }
 
-    /// Sees to it that what was governed before a boot waits as long as nothing else may be written.
+    /// Sees to it that what was governed before a boot waits as long as nothing else may be
+    /// written.
     async fn keep_hold(&mut self) {
-        let Some(hold) = self.hold.as_ref().filter(|_| self.due.hold.is_some_and(|at| at <= Instant::now())) else { return };
-        match self.convergence.hold(hold, self.settings.hold_at_boot).await {
+        let Some(hold) = self
+            .hold
+            .as_ref()
+            .filter(|_| self.due.hold.is_some_and(|at| at <= Instant::now()))
+        else {
+            return;
+        };
+        match self
+            .convergence
+            .hold(hold, self.settings.hold_at_boot)
+            .await
+        {
             Ok(holding) => {
                 self.due.hold = None;
                 self.metrics.holding(holding);
-                let known =
-                    self.in_force.send_replace(holding.then(|| NodeDesired { policy: hold.clone(), ..NodeDesired::default() })).is_some();
+                let known = self
+                    .in_force
+                    .send_replace(holding.then(|| NodeDesired {
+                        policy: hold.clone(),
+                        ..NodeDesired::default()
+                    }))
+                    .is_some();
                 if holding && !known {
-                    let governed = hold.start_gate.as_ref().map_or(0, |gate| gate.governed.len());
-                    tracing::warn!(governed, "traffic of pods to what was governed before the boot waits until everything was listed");
+                    let governed = hold
+                        .start_gate
+                        .as_ref()
+                        .map_or(0, |gate| gate.governed.len());
+                    tracing::warn!(
+                        governed,
+                        "traffic of pods to what was governed before the boot waits until everything was listed"
+                    );
                 }
                 self.settings.kernel_backoff.succeeded();
             }
             Err(error) => {
                 self.due.hold = Some(Instant::now() + self.settings.kernel_backoff.delay());
-                tracing::error!(kind = error.kind.as_str(), error = error.chain(), "what was governed before the boot can't be held");
+                tracing::error!(
+                    kind = error.kind.as_str(),
+                    error = error.chain(),
+                    "what was governed before the boot can't be held"
+                );
             }
         }
     }
@@ -526,8 +686,14 @@ impl Session {
         self.due.host_read = Some(Instant::now());
         self.due.host = None;
         let host = &self.host;
-        let read =
-            async { Ok::<_, Error>((host.underlay().await?, host.interfaces().await?, host.attachments().await?, host.routes().await?)) };
+        let read = async {
+            Ok::<_, Error>((
+                host.underlay().await?,
+                host.interfaces().await?,
+                host.attachments().await?,
+                host.routes().await?,
+            ))
+        };
         match bounded("read of the host", bounded::LIMIT, read).await {
             Ok((underlay, interfaces, mut attachments, routes)) => {
                 let egress = std::mem::take(&mut attachments.egress);
@@ -545,8 +711,13 @@ impl Session {
                 self.interfaces = Some(interfaces);
             }
             Err(error) => {
-                tracing::error!(kind = error.kind.as_str(), error = error.chain(), "the host can't be read");
-                self.due.host = Some(Instant::now() + self.settings.spacing.max(self.settings.quiet));
+                tracing::error!(
+                    kind = error.kind.as_str(),
+                    error = error.chain(),
+                    "the host can't be read"
+                );
+                self.due.host =
+                    Some(Instant::now() + self.settings.spacing.max(self.settings.quiet));
             }
         }
     }
@@ -554,7 +725,10 @@ impl Session {
     /// Once for each.
     fn tell_overlaps(&mut self) {
         let overlaps = self.index.overlaps();
-        for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
+        for overlap in overlaps
+            .iter()
+            .filter(|overlap| !self.overlaps.contains(overlap))
+        {
             tracing::warn!(
                 "{overlap}: it is not used, and nothing is taken from the host; choose another tunnel.ipv4CIDR or tunnel.ipv6CIDR"
             );
@@ -597,7 +771,8 @@ impl Session {
             self.metrics.holding(false);
             self.follow_gateways(&desired);
         }
-        // After a failure too: of an address that could not be had the announcer says so, and the others are here.
+        // After a failure too: of an address that could not be had the announcer says so, and the
+        // others are here.
         tell(&self.held, &desired.addresses);
         self.health.set_ready(result.is_ok());
         self.tell_overlaps();
@@ -606,7 +781,12 @@ impl Session {
             underlay: self.underlay.clone(),
             interfaces: self.interfaces.clone().unwrap_or_default(),
             addressed: desired.tunnel.local.is_some(),
-            tunnel_mtu: desired.tunnel.local.as_ref().map(|local| self.encapsulation.links(local).mtu).unwrap_or_default(),
+            tunnel_mtu: desired
+                .tunnel
+                .local
+                .as_ref()
+                .map(|local| self.encapsulation.links(local).mtu)
+                .unwrap_or_default(),
             overlaps: self.index.overlaps().to_vec(),
             conflicts: self.findings.1.borrow().conflicts.clone(),
             silent: self.findings.1.borrow().silent.clone(),
@@ -640,7 +820,11 @@ async fn policy_changed(monitor: Option<&dyn PolicyMonitor>) -> Result<(), Error
     }
 }
 
-async fn read_counters(source: Arc<dyn CounterSource>, interval: std::time::Duration, metrics: AgentMetrics) {
+async fn read_counters(
+    source: Arc<dyn CounterSource>,
+    interval: std::time::Duration,
+    metrics: AgentMetrics,
+) {
     loop {
         match source.counters().await {
             Ok(counters) => metrics.packets(counters),

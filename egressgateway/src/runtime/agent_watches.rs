@@ -40,7 +40,10 @@ impl From<Change> for Seen {
 
 /// The pods of a node.
 pub(super) fn own_pods(node: &NodeName) -> Scope {
-    Scope { fields: Some(format!("spec.nodeName={node}")), ..Scope::default() }
+    Scope {
+        fields: Some(format!("spec.nodeName={node}")),
+        ..Scope::default()
+    }
 }
 
 /// Starts the watches of an agent; returns what must be listed before anything is written.
@@ -51,13 +54,39 @@ pub(super) fn spawn_watches(
     tasks: &mut JoinSet<()>,
 ) -> BTreeSet<&'static str> {
     let everything = || watch::channel(Scope::default()).1;
-    let (mask, own, shared) = (settings.mask, settings.index.node.clone(), feeds.shared.clone());
-    let world = |change: Option<Change>| change.map(Seen::from);
-    tasks.spawn(feeds.all::<Slim<core::Pod>>(kind::PODS, pods, Box::new(move |key, sight| world(feeds::pod(&shared, key, sight)))).run());
-    tasks.spawn(
-        feeds.all::<core::Namespace>(kind::NAMESPACES, everything(), Box::new(move |key, sight| world(feeds::namespace(key, sight)))).run(),
+    let (mask, own, shared) = (
+        settings.mask,
+        settings.index.node.clone(),
+        feeds.shared.clone(),
     );
-    tasks.spawn(feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(move |key, sight| world(feeds::node(key, sight)))).run());
+    let world = |change: Option<Change>| change.map(Seen::from);
+    tasks.spawn(
+        feeds
+            .all::<Slim<core::Pod>>(
+                kind::PODS,
+                pods,
+                Box::new(move |key, sight| world(feeds::pod(&shared, key, sight))),
+            )
+            .run(),
+    );
+    tasks.spawn(
+        feeds
+            .all::<core::Namespace>(
+                kind::NAMESPACES,
+                everything(),
+                Box::new(move |key, sight| world(feeds::namespace(key, sight))),
+            )
+            .run(),
+    );
+    tasks.spawn(
+        feeds
+            .all::<Slim<core::Node>>(
+                kind::NODES,
+                everything(),
+                Box::new(move |key, sight| world(feeds::node(key, sight))),
+            )
+            .run(),
+    );
     let egress_nodes = feeds.all::<api::EgressNode>(
         kind::EGRESS_NODES,
         everything(),
@@ -67,7 +96,8 @@ pub(super) fn spawn_watches(
                 return Some(change.into());
             }
             let node = feeds::known(sight).ok()?;
-            let observed = node.map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
+            let observed = node
+                .map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
             Some(Seen::Own(Box::new(change), observed))
         }),
     );
@@ -83,10 +113,21 @@ pub(super) fn spawn_watches(
     );
     tasks.spawn(
         feeds
-            .all::<api::EgressGatewayPolicy>(kind::POLICIES, policies, Box::new(move |key, sight| Some(feeds::policy(key, sight).into())))
+            .all::<api::EgressGatewayPolicy>(
+                kind::POLICIES,
+                policies,
+                Box::new(move |key, sight| Some(feeds::policy(key, sight).into())),
+            )
             .run(),
     );
-    let mut kinds = BTreeSet::from([kind::PODS, kind::NAMESPACES, kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES]);
+    let mut kinds = BTreeSet::from([
+        kind::PODS,
+        kind::NAMESPACES,
+        kind::NODES,
+        kind::EGRESS_NODES,
+        kind::GATEWAYS,
+        kind::POLICIES,
+    ]);
     if settings.index.auto_cluster_networks {
         let networks = ClusterNetworks {
             client: feeds.client.clone(),

@@ -7,12 +7,13 @@ use tokio::{sync::watch, time::Instant};
 use super::{metrics::AgentMetrics, node_status::wait_until};
 use crate::{AddressesDesired, Announcer};
 
-/// How often an address is announced. RFC 4861 (7.2.6) allows an IPv6 node three unsolicited advertisements
-/// (`MAX_NEIGHBOR_ADVERTISEMENT`), RFC 5227 (2.3) asks an IPv4 host for two announcements (`ANNOUNCE_NUM`). Each may be lost.
+/// How often an address is announced. RFC 4861 (7.2.6) allows an IPv6 node three unsolicited
+/// advertisements (`MAX_NEIGHBOR_ADVERTISEMENT`), RFC 5227 (2.3) asks an IPv4 host for two
+/// announcements (`ANNOUNCE_NUM`). Each may be lost.
 const TIMES: u32 = 3;
 
-/// Time between two of them: `RetransTimer` of RFC 4861 at its default. The third is as far behind the first as the second of RFC 5227
-/// (`ANNOUNCE_INTERVAL`, two seconds).
+/// Time between two of them: `RetransTimer` of RFC 4861 at its default. The third is as far behind
+/// the first as the second of RFC 5227 (`ANNOUNCE_INTERVAL`, two seconds).
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is still to be announced. Pure: time comes in.
@@ -29,32 +30,57 @@ struct Turn {
 }
 
 impl Schedule {
-    /// These addresses are the node's: new ones, and those that moved to another device, are due at once.
+    /// These addresses are the node's: new ones, and those that moved to another device, are due at
+    /// once.
     fn follow(&mut self, desired: &AddressesDesired, now: Instant) {
-        self.0.retain(|address, turn| desired.held.get(address) == Some(&turn.device));
+        self.0
+            .retain(|address, turn| desired.held.get(address) == Some(&turn.device));
         for (address, device) in &desired.held {
-            self.0.entry(*address).or_insert_with(|| Turn { device: device.clone(), left: TIMES, at: now, failed: false });
+            self.0.entry(*address).or_insert_with(|| Turn {
+                device: device.clone(),
+                left: TIMES,
+                at: now,
+                failed: false,
+            });
         }
     }
 
     fn due(&self, now: Instant) -> AddressesDesired {
-        let due = self.0.iter().filter(|(_, turn)| turn.left > 0 && turn.at <= now);
-        AddressesDesired { held: due.map(|(address, turn)| (*address, turn.device.clone())).collect() }
+        let due = self
+            .0
+            .iter()
+            .filter(|(_, turn)| turn.left > 0 && turn.at <= now);
+        AddressesDesired {
+            held: due
+                .map(|(address, turn)| (*address, turn.device.clone()))
+                .collect(),
+        }
     }
 
     fn next(&self) -> Option<Instant> {
-        self.0.values().filter(|turn| turn.left > 0).map(|turn| turn.at).min()
+        self.0
+            .values()
+            .filter(|turn| turn.left > 0)
+            .map(|turn| turn.at)
+            .min()
     }
 
     fn announced(&mut self, address: IpAddr, now: Instant) {
         if let Some(turn) = self.0.get_mut(&address) {
-            *turn = Turn { left: turn.left.saturating_sub(1), at: now + INTERVAL, failed: false, device: std::mem::take(&mut turn.device) };
+            *turn = Turn {
+                left: turn.left.saturating_sub(1),
+                at: now + INTERVAL,
+                failed: false,
+                device: std::mem::take(&mut turn.device),
+            };
         }
     }
 
     /// It is tried again, until it succeeds or the address goes; whether this is news.
     fn failed(&mut self, address: IpAddr, now: Instant) -> bool {
-        let Some(turn) = self.0.get_mut(&address) else { return false };
+        let Some(turn) = self.0.get_mut(&address) else {
+            return false;
+        };
         turn.at = now + INTERVAL;
         !std::mem::replace(&mut turn.failed, true)
     }
@@ -67,7 +93,8 @@ pub(super) struct Announcements {
 }
 
 impl Announcements {
-    /// Until nobody says any more which addresses the node holds. After a start all are announced: nobody knows whether they were before.
+    /// Until nobody says any more which addresses the node holds. After a start all are announced:
+    /// nobody knows whether they were before.
     pub(super) async fn run(self, mut held: watch::Receiver<AddressesDesired>) {
         let mut schedule = Schedule::default();
         loop {
@@ -128,23 +155,39 @@ mod tests {
             let mut failures = self.failures.lock().unwrap();
             if *failures > 0 {
                 *failures -= 1;
-                return addresses.held.keys().map(|address| (*address, Error::new(ErrorKind::Transient, "no"))).collect();
+                return addresses
+                    .held
+                    .keys()
+                    .map(|address| (*address, Error::new(ErrorKind::Transient, "no")))
+                    .collect();
             }
-            let heard = addresses.held.iter().map(|(address, device)| (began.elapsed().as_secs(), format!("{address} {device}")));
+            let heard = addresses.held.iter().map(|(address, device)| {
+                (began.elapsed().as_secs(), format!("{address} {device}"))
+            });
             self.heard.lock().unwrap().extend(heard);
             Vec::new()
         }
     }
 
     fn held(addresses: &[(&str, &str)]) -> AddressesDesired {
-        let parse = |(address, device): &(&str, &str)| (address.parse::<IpAddr>().unwrap(), (*device).to_owned());
-        AddressesDesired { held: addresses.iter().map(parse).collect() }
+        let parse = |(address, device): &(&str, &str)| {
+            (address.parse::<IpAddr>().unwrap(), (*device).to_owned())
+        };
+        AddressesDesired {
+            held: addresses.iter().map(parse).collect(),
+        }
     }
 
     fn started(journal: &Arc<Journal>) -> (watch::Sender<AddressesDesired>, AgentMetrics) {
         let (sender, receiver) = watch::channel(AddressesDesired::default());
         let metrics = AgentMetrics::default();
-        tokio::spawn(Announcements { announcer: journal.clone(), metrics: metrics.clone() }.run(receiver));
+        tokio::spawn(
+            Announcements {
+                announcer: journal.clone(),
+                metrics: metrics.clone(),
+            }
+            .run(receiver),
+        );
         (sender, metrics)
     }
 
@@ -162,7 +205,12 @@ mod tests {
         assert_eq!(heard(&journal), [first(0), first(1), first(2)]);
         sender.send_replace(held(&[("10.6.0.60", "eth0"), ("fd00:6::60", "eth0")]));
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert!(heard(&journal).iter().all(|(_, text)| text == "fd00:6::60 eth0"), "what is known is not announced again");
+        assert!(
+            heard(&journal)
+                .iter()
+                .all(|(_, text)| text == "fd00:6::60 eth0"),
+            "what is known is not announced again"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -189,7 +237,13 @@ mod tests {
         let (sender, metrics) = started(&journal);
         sender.send_replace(held(&[("10.6.0.60", "eth0")]));
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(heard(&journal).iter().map(|(second, _)| *second).collect::<Vec<_>>(), [5, 6, 7]);
+        assert_eq!(
+            heard(&journal)
+                .iter()
+                .map(|(second, _)| *second)
+                .collect::<Vec<_>>(),
+            [5, 6, 7]
+        );
         assert_eq!(metrics.announcements(), (3, 5));
     }
 }

@@ -7,11 +7,12 @@ use futures::{Stream, StreamExt, stream};
 use kube::runtime::watcher::{self, Event};
 use tokio::time::{Instant, sleep};
 
-/// Where nobody answers: asking again costs the server nothing, and who was away should soon know what happened.
+/// Where nobody answers: asking again costs the server nothing, and who was away should soon know
+/// what happened.
 const UNREACHABLE: Duration = Duration::from_secs(5);
 
-/// Delays that double up to a limit, each shortened at random by up to a half, so that daemons which failed together do not
-/// come back together.
+/// Delays that double up to a limit, each shortened at random by up to a half, so that daemons
+/// which failed together do not come back together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -23,7 +24,11 @@ impl Backoff {
     /// Delays from `first` up to `limit`.
     #[must_use]
     pub fn new(first: Duration, limit: Duration) -> Self {
-        Self { first, limit, next: first }
+        Self {
+            first,
+            limit,
+            next: first,
+        }
     }
 
     /// The next delay.
@@ -47,18 +52,28 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// A watch that waits after each failure, at most five seconds where nobody answered. It starts over once an object or the end of a list came, or nothing failed for
-    /// longer than the limit.
+    /// A watch that waits after each failure, at most five seconds where nobody answered. It starts
+    /// over once an object or the end of a list came, or nothing failed for longer than the limit.
     ///
-    /// [`Event::Init`] means only that a list is about to be asked for. `StreamBackoff` of kube-runtime (5.0) takes it for success, and a list that is
-    /// refused is asked for again several times a second, for ever.
-    pub fn pace<K>(self, watch: impl Stream<Item = watcher::Result<Event<K>>>) -> impl Stream<Item = watcher::Result<Event<K>>> {
-        let start = Paced { watch: Box::pin(watch), backoff: self, wait: Duration::ZERO };
+    /// [`Event::Init`] means only that a list is about to be asked for. `StreamBackoff` of
+    /// kube-runtime (5.0) takes it for success, and a list that is refused is asked for again
+    /// several times a second, for ever.
+    pub fn pace<K>(
+        self,
+        watch: impl Stream<Item = watcher::Result<Event<K>>>,
+    ) -> impl Stream<Item = watcher::Result<Event<K>>> {
+        let start = Paced {
+            watch: Box::pin(watch),
+            backoff: self,
+            wait: Duration::ZERO,
+        };
         stream::unfold(start, |mut paced| async move {
             sleep(paced.wait).await;
             let asked = Instant::now();
             let event = paced.watch.next().await?;
-            if matches!(&event, Ok(event) if !matches!(event, Event::Init)) || asked.elapsed() > paced.backoff.limit {
+            if matches!(&event, Ok(event) if !matches!(event, Event::Init))
+                || asked.elapsed() > paced.backoff.limit
+            {
                 paced.backoff.succeeded();
             }
             paced.wait = match &event {
@@ -81,14 +96,17 @@ struct Paced<S> {
 /// Whether a server said no, and not the way to it.
 fn was_answered(error: &watcher::Error) -> bool {
     match error {
-        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => {
             matches!(error, kube::Error::Api(_) | kube::Error::SerdeError(_))
         }
         watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
     }
 }
 
-/// Between a half and the whole of a duration. Hash keys are the only randomness that the standard library has, and enough here.
+/// Between a half and the whole of a duration. Hash keys are the only randomness that the standard
+/// library has, and enough here.
 pub(super) fn shortened(full: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish();
     let part = u32::try_from(random % 1024).unwrap_or_default();
@@ -102,7 +120,9 @@ mod tests {
     #[test]
     fn delays_double_up_to_the_limit_and_start_over_after_success() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(400));
-        let within = |delay: Duration, full: u64| delay <= Duration::from_millis(full) && delay >= Duration::from_millis(full / 2);
+        let within = |delay: Duration, full: u64| {
+            delay <= Duration::from_millis(full) && delay >= Duration::from_millis(full / 2)
+        };
         assert!(within(backoff.delay(), 100));
         assert!(within(backoff.delay(), 200));
         assert!(within(backoff.delay(), 400));
@@ -113,7 +133,10 @@ mod tests {
 
     /// When each of these was seen, in milliseconds.
     async fn seen(events: Vec<fn() -> watcher::Result<Event<()>>>) -> Vec<u128> {
-        let (start, backoff) = (Instant::now(), Backoff::new(Duration::from_secs(1), Duration::from_secs(60)));
+        let (start, backoff) = (
+            Instant::now(),
+            Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+        );
         let events = backoff.pace(stream::iter(events).map(|event| event()));
         events.map(|_| start.elapsed().as_millis()).collect().await
     }
@@ -123,15 +146,24 @@ mod tests {
     }
 
     fn unreachable() -> watcher::Result<Event<()>> {
-        Err(watcher::Error::WatchFailed(kube::Error::LinesCodecMaxLineLengthExceeded))
+        Err(watcher::Error::WatchFailed(
+            kube::Error::LinesCodecMaxLineLengthExceeded,
+        ))
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_list_that_is_refused_again_and_again_is_asked_for_more_and_more_rarely() {
         let list = || Ok(Event::Init);
-        let seen = seen(vec![list, refused, list, refused, list, refused, list, refused, list]).await;
+        let seen = seen(vec![
+            list, refused, list, refused, list, refused, list, refused, list,
+        ])
+        .await;
         assert!(seen[1] == 0 && (500..=1000).contains(&seen[3]), "{seen:?}");
-        assert!((1000..=2000).contains(&(seen[5] - seen[3])) && (2000..=4000).contains(&(seen[7] - seen[5])), "{seen:?}");
+        assert!(
+            (1000..=2000).contains(&(seen[5] - seen[3]))
+                && (2000..=4000).contains(&(seen[7] - seen[5])),
+            "{seen:?}"
+        );
         assert!((4000..=8000).contains(&(seen[8] - seen[7])), "{seen:?}");
     }
 
@@ -149,7 +181,8 @@ mod tests {
 
     #[test]
     fn delays_differ_from_each_other() {
-        let delays: std::collections::BTreeSet<_> = (0..32).map(|_| shortened(Duration::from_secs(1))).collect();
+        let delays: std::collections::BTreeSet<_> =
+            (0..32).map(|_| shortened(Duration::from_secs(1))).collect();
         assert!(delays.len() > 8, "{delays:?}");
     }
 }

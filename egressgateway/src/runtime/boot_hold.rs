@@ -1,16 +1,19 @@
 //! From a boot until the cluster is known again, what policies governed before waits.
 //!
-//! A [`StateFile`] outlives the kernel's tables. What is in it is read once, at the start, and programmed where the kernel has nothing of ours;
-//! what came into force is written into it.
+//! A [`StateFile`] outlives the kernel's tables. What is in it is read once, at the start, and
+//! programmed where the kernel has nothing of ours; what came into force is written into it.
 
 use std::sync::Arc;
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{backoff::Backoff, metrics::AgentMetrics, node_status::wait_until, state_file::StateFile};
+use super::{
+    backoff::Backoff, metrics::AgentMetrics, node_status::wait_until, state_file::StateFile,
+};
 use crate::{Error, ErrorKind, NodeDesired, PolicyDesired, Remembered};
 
-/// The policy that holds what was governed before the boot; none where nothing is known of that, which a log says unless it is the first start.
+/// The policy that holds what was governed before the boot; none where nothing is known of that,
+/// which a log says unless it is the first start.
 pub(super) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Option<PolicyDesired> {
     let path = file.path().display().to_string();
     match blocking(move || file.read()).await {
@@ -45,7 +48,13 @@ impl Remembering {
                 },
                 () = wait_until(retry) => {}
             }
-            let Some(now) = in_force.borrow_and_update().as_ref().map(|desired| Remembered::of(&desired.policy)) else { continue };
+            let Some(now) = in_force
+                .borrow_and_update()
+                .as_ref()
+                .map(|desired| Remembered::of(&desired.policy))
+            else {
+                continue;
+            };
             if written.as_ref() == Some(&now) {
                 continue;
             }
@@ -75,7 +84,9 @@ impl Remembering {
 }
 
 /// Disks may take their time.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     let ended = |error| Error::new(ErrorKind::Transient, "work with a file").with_source(error);
     tokio::task::spawn_blocking(work).await.map_err(ended)?
 }

@@ -1,5 +1,5 @@
-//! Asks the neighbours who has egress addresses: before the node takes one, and once the controller may have given its own to others, when
-//! it lets go of what another node has.
+//! Asks the neighbours who has egress addresses: before the node takes one, and once the controller
+//! may have given its own to others, when it lets go of what another node has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +62,12 @@ pub(super) struct Claims {
 
 impl Claims {
     /// With a Lease that counts as held for `duration`.
-    pub(super) fn new(inquirer: Arc<dyn Inquirer>, duration: Duration, channels: Channels, metrics: AgentMetrics) -> Self {
+    pub(super) fn new(
+        inquirer: Arc<dyn Inquirer>,
+        duration: Duration,
+        channels: Channels,
+        metrics: AgentMetrics,
+    ) -> Self {
         let doubt = Doubt::new(duration, Instant::now());
         Self {
             inquirer,
@@ -82,7 +87,8 @@ impl Claims {
     pub(super) async fn run(mut self) {
         loop {
             let again = self.asked.as_ref().map(|(_, at)| *at + INTERVAL);
-            let expiry = Some(self.doubt.expiry()).filter(|_| !self.doubt.asks() || self.doubt.wants_list().is_some());
+            let expiry = Some(self.doubt.expiry())
+                .filter(|_| !self.doubt.asks() || self.doubt.wants_list().is_some());
             tokio::select! {
                 (address, other) = self.inquirer.answered() => self.hear(address, other),
                 changed = self.channels.held.changed() => if changed.is_err() {
@@ -110,7 +116,8 @@ impl Claims {
         }
         let (doubted, contested) = (self.doubt.asks(), self.doubt.contested());
         self.doubt.settle(Instant::now());
-        if let (listed, (wanted, Some(sent))) = (*self.channels.listed.borrow_and_update(), self.list)
+        if let (listed, (wanted, Some(sent))) =
+            (*self.channels.listed.borrow_and_update(), self.list)
             && listed == wanted
         {
             self.doubt.listed(sent);
@@ -120,7 +127,9 @@ impl Claims {
             tracing::info!(addresses = ?contested, "heard from the API server again: what it says of these egress addresses counts");
         }
         let now = self.doubt.contested();
-        self.channels.contested.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
+        self.channels
+            .contested
+            .send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
     }
 
     fn follow(&mut self) {
@@ -133,7 +142,11 @@ impl Claims {
     fn tell(&self) {
         let findings = self.taking.findings();
         self.channels.findings.send_if_modified(|before| {
-            for address in before.conflicts.keys().filter(|address| !findings.conflicts.contains_key(*address)) {
+            for address in before
+                .conflicts
+                .keys()
+                .filter(|address| !findings.conflicts.contains_key(*address))
+            {
                 tracing::info!(%address, "nobody else answers for the egress address any more");
             }
             std::mem::replace(before, findings.clone()) != findings
@@ -156,13 +169,19 @@ impl Claims {
         }
     }
 
-    /// Asks once a second who else has what the node holds, and at once when that is something else; and for what it is to take, when that is
-    /// due. It listens to nothing while there is nothing to ask for.
+    /// Asks once a second who else has what the node holds, and at once when that is something
+    /// else; and for what it is to take, when that is due. It listens to nothing while there is
+    /// nothing to ask for.
     fn ask(&mut self) {
         let held = self.channels.held.borrow().clone();
         let contested = self.doubt.contested();
-        let doubted = held.held.into_iter().filter(|(address, _)| self.doubt.asks() && !contested.contains(address));
-        let doubted = AddressesDesired { held: doubted.collect() };
+        let doubted = held
+            .held
+            .into_iter()
+            .filter(|(address, _)| self.doubt.asks() && !contested.contains(address));
+        let doubted = AddressesDesired {
+            held: doubted.collect(),
+        };
         let now = Instant::now();
         let again = match &self.asked {
             None => !doubted.held.is_empty(),
@@ -174,17 +193,33 @@ impl Claims {
             return;
         }
         self.listened = AddressesDesired { held: listened };
-        let asked = doubted.held.keys().filter(|_| again).chain(&due).copied().collect();
-        let failures: BTreeMap<IpAddr, _> = self.inquirer.inquire(&self.listened, &asked).into_iter().collect();
+        let asked = doubted
+            .held
+            .keys()
+            .filter(|_| again)
+            .chain(&due)
+            .copied()
+            .collect();
+        let failures: BTreeMap<IpAddr, _> = self
+            .inquirer
+            .inquire(&self.listened, &asked)
+            .into_iter()
+            .collect();
         for (address, error) in &failures {
             self.metrics.not_inquired(error.kind);
-            self.taking.failed(*address, matches!(error.kind, ErrorKind::Transient | ErrorKind::Conflict));
+            self.taking.failed(
+                *address,
+                matches!(error.kind, ErrorKind::Transient | ErrorKind::Conflict),
+            );
             if self.mute.insert(*address) {
                 let (kind, error) = (error.kind.as_str(), error.chain());
                 tracing::warn!(%address, kind, error, "nobody can be asked who else has the egress address");
             }
         }
-        for address in asked.iter().filter(|address| !failures.contains_key(*address)) {
+        for address in asked
+            .iter()
+            .filter(|address| !failures.contains_key(*address))
+        {
             self.mute.remove(address);
             if doubted.held.contains_key(address) {
                 self.metrics.inquired();
@@ -195,16 +230,21 @@ impl Claims {
         }
     }
 
-    /// A list that does not come is asked for again, by another request: the way of this one may be as dead as those before it.
+    /// A list that does not come is asked for again, by another request: the way of this one may be
+    /// as dead as those before it.
     fn want_list(&mut self) {
-        let Some(since) = self.doubt.wants_list() else { return };
+        let Some(since) = self.doubt.wants_list() else {
+            return;
+        };
         let (round, sent) = self.list;
         let now = Instant::now();
         if sent.is_some_and(|sent| sent >= since && now < sent + self.duration) {
             return;
         }
         self.list = (round + 1, Some(now));
-        self.channels.policies.send_modify(|scope| scope.round = round + 1);
+        self.channels
+            .policies
+            .send_modify(|scope| scope.round = round + 1);
     }
 }
 
@@ -245,14 +285,25 @@ mod tests {
 
     #[async_trait]
     impl Inquirer for Network {
-        fn inquire(&self, addresses: &AddressesDesired, ask: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Error)> {
+        fn inquire(
+            &self,
+            addresses: &AddressesDesired,
+            ask: &BTreeSet<IpAddr>,
+        ) -> Vec<(IpAddr, Error)> {
             let second = self.began.lock().unwrap().unwrap().elapsed().as_secs();
-            self.asked.lock().unwrap().push((second, ask.iter().map(ToString::to_string).collect()));
+            self.asked
+                .lock()
+                .unwrap()
+                .push((second, ask.iter().map(ToString::to_string).collect()));
             if *self.mute.lock().unwrap() {
-                let refused = |address: &IpAddr| (*address, Error::new(ErrorKind::Permission, "no"));
+                let refused =
+                    |address: &IpAddr| (*address, Error::new(ErrorKind::Permission, "no"));
                 return addresses.held.keys().map(refused).collect();
             }
-            for address in ask.iter().filter(|address| self.others.lock().unwrap().contains(*address)) {
+            for address in ask
+                .iter()
+                .filter(|address| self.others.lock().unwrap().contains(*address))
+            {
                 self.say(*address);
             }
             Vec::new()
@@ -283,10 +334,23 @@ mod tests {
 
     impl Agent {
         fn start() -> Self {
-            let network = Arc::new(Network { began: Mutex::new(Some(Instant::now())), ..Network::default() });
-            let (held, renewals, listed) = (watch::Sender::new(addresses(&["10.6.0.60"])), watch::Sender::new(None), watch::Sender::new(0));
-            let ((policies, scope), (contested, said)) = (watch::channel(Scope::default()), watch::channel(BTreeSet::new()));
-            let (questions, (told, findings)) = (watch::Sender::new(None), watch::channel(Findings::default()));
+            let network = Arc::new(Network {
+                began: Mutex::new(Some(Instant::now())),
+                ..Network::default()
+            });
+            let (held, renewals, listed) = (
+                watch::Sender::new(addresses(&["10.6.0.60"])),
+                watch::Sender::new(None),
+                watch::Sender::new(0),
+            );
+            let ((policies, scope), (contested, said)) = (
+                watch::channel(Scope::default()),
+                watch::channel(BTreeSet::new()),
+            );
+            let (questions, (told, findings)) = (
+                watch::Sender::new(None),
+                watch::channel(Findings::default()),
+            );
             let channels = Channels {
                 held: held.subscribe(),
                 renewals: renewals.subscribe(),
@@ -298,26 +362,55 @@ mod tests {
             };
             let metrics = AgentMetrics::default();
             tokio::spawn(Claims::new(network.clone(), LEASE, channels, metrics.clone()).run());
-            Self { network, held, renewals, policies: scope, listed, contested: said, questions, findings, metrics }
+            Self {
+                network,
+                held,
+                renewals,
+                policies: scope,
+                listed,
+                contested: said,
+                questions,
+                findings,
+                metrics,
+            }
         }
 
         fn renew(&self) {
-            self.renewals.send_replace(Some(Renewal { sent: Instant::now(), answered: Instant::now() }));
+            self.renewals.send_replace(Some(Renewal {
+                sent: Instant::now(),
+                answered: Instant::now(),
+            }));
         }
 
         fn contested(&self) -> Vec<String> {
-            self.contested.borrow().iter().map(ToString::to_string).collect()
+            self.contested
+                .borrow()
+                .iter()
+                .map(ToString::to_string)
+                .collect()
         }
 
         /// As the agent does it when it hears what is contested.
         fn let_go(&self) {
             let contested = self.contested.borrow().clone();
-            self.held.send_modify(|held| held.held = held.held.clone().into_iter().filter(|(held, _)| !contested.contains(held)).collect());
+            self.held.send_modify(|held| {
+                held.held = held
+                    .held
+                    .clone()
+                    .into_iter()
+                    .filter(|(held, _)| !contested.contains(held))
+                    .collect()
+            });
         }
     }
 
     fn addresses(texts: &[&str]) -> AddressesDesired {
-        AddressesDesired { held: texts.iter().map(|text| (text.parse::<IpAddr>().unwrap(), "eth0".to_owned())).collect() }
+        AddressesDesired {
+            held: texts
+                .iter()
+                .map(|text| (text.parse::<IpAddr>().unwrap(), "eth0".to_owned()))
+                .collect(),
+        }
     }
 
     async fn seconds(seconds: u64) {
@@ -333,9 +426,15 @@ mod tests {
         seconds(4).await;
         let ask = |second| (second, vec!["10.6.0.60".to_owned()]);
         assert_eq!(agent.network.asked(), [ask(40), ask(41), ask(42), ask(43)]);
-        agent.held.send_replace(addresses(&["10.6.0.60", "fd00:6::60"]));
+        agent
+            .held
+            .send_replace(addresses(&["10.6.0.60", "fd00:6::60"]));
         seconds(0).await;
-        assert_eq!(agent.network.asked(), [(43, vec!["10.6.0.60".to_owned(), "fd00:6::60".to_owned()])], "a new one at once");
+        assert_eq!(
+            agent.network.asked(),
+            [(43, vec!["10.6.0.60".to_owned(), "fd00:6::60".to_owned()])],
+            "a new one at once"
+        );
         seconds(3600).await;
         assert_eq!(agent.contested(), [""; 0]);
     }
@@ -343,7 +442,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_the_lease_is_renewed_nothing_is_asked_and_what_is_said_counts_for_nothing() {
         let agent = Agent::start();
-        agent.network.others.lock().unwrap().insert("10.6.0.60".parse().unwrap());
+        agent
+            .network
+            .others
+            .lock()
+            .unwrap()
+            .insert("10.6.0.60".parse().unwrap());
         for _ in 0..100 {
             agent.renew();
             agent.network.say("10.6.0.60".parse().unwrap());
@@ -355,19 +459,34 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_another_has_is_contested_until_all_policies_were_listed_after_a_renewal() {
         let agent = Agent::start();
-        agent.network.others.lock().unwrap().insert("10.6.0.60".parse().unwrap());
+        agent
+            .network
+            .others
+            .lock()
+            .unwrap()
+            .insert("10.6.0.60".parse().unwrap());
         seconds(40).await;
         assert_eq!(agent.contested(), ["10.6.0.60"]);
         agent.let_go();
         seconds(5).await;
-        assert_eq!(agent.network.asked().last(), Some(&(40, vec![])), "nothing is left to be asked");
+        assert_eq!(
+            agent.network.asked().last(),
+            Some(&(40, vec![])),
+            "nothing is left to be asked"
+        );
         assert_eq!(agent.policies.borrow().round, 0);
         agent.renew();
         seconds(0).await;
-        assert_eq!((agent.contested(), agent.policies.borrow().round), (vec!["10.6.0.60".to_owned()], 1));
+        assert_eq!(
+            (agent.contested(), agent.policies.borrow().round),
+            (vec!["10.6.0.60".to_owned()], 1)
+        );
         agent.listed.send_replace(1);
         seconds(0).await;
-        assert_eq!((agent.contested(), agent.policies.borrow().round), (vec![], 1));
+        assert_eq!(
+            (agent.contested(), agent.policies.borrow().round),
+            (vec![], 1)
+        );
         assert_eq!(agent.metrics.claims(), (1, 1, 0));
     }
 
@@ -392,16 +511,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_is_to_be_taken_is_asked_for_at_once_and_granted_within_half_a_second_if_nobody_has_it() {
+    async fn an_address_that_is_to_be_taken_is_asked_for_at_once_and_granted_within_half_a_second_if_nobody_has_it()
+     {
         let agent = Agent::start();
         let own = addresses(&["10.6.0.61", "fd00:6::61"]);
-        agent.network.others.lock().unwrap().insert("fd00:6::61".parse().unwrap());
-        agent.questions.send_replace(Some(Questions { own, ..Questions::default() }));
+        agent
+            .network
+            .others
+            .lock()
+            .unwrap()
+            .insert("fd00:6::61".parse().unwrap());
+        agent.questions.send_replace(Some(Questions {
+            own,
+            ..Questions::default()
+        }));
         tokio::time::sleep(Duration::from_millis(300)).await;
         let findings = agent.findings.borrow().clone();
         assert_eq!(findings.granted, ["10.6.0.61".parse().unwrap()].into());
-        assert_eq!(findings.conflicts, [("fd00:6::61".parse().unwrap(), OTHER)].into());
-        assert_eq!(agent.metrics.claims(), (0, 0, 0), "that is no doubt of its own addresses");
+        assert_eq!(
+            findings.conflicts,
+            [("fd00:6::61".parse().unwrap(), OTHER)].into()
+        );
+        assert_eq!(
+            agent.metrics.claims(),
+            (0, 0, 0),
+            "that is no doubt of its own addresses"
+        );
         agent.questions.send_replace(Some(Questions::default()));
         seconds(0).await;
         assert!(agent.findings.borrow().granted.is_empty());
@@ -411,7 +546,10 @@ mod tests {
     async fn an_agent_that_may_not_ask_takes_its_addresses() {
         let agent = Agent::start();
         *agent.network.mute.lock().unwrap() = true;
-        agent.questions.send_replace(Some(Questions { own: addresses(&["10.6.0.61"]), ..Questions::default() }));
+        agent.questions.send_replace(Some(Questions {
+            own: addresses(&["10.6.0.61"]),
+            ..Questions::default()
+        }));
         seconds(1).await;
         assert!(!agent.findings.borrow().granted.is_empty());
     }
@@ -420,7 +558,12 @@ mod tests {
     async fn an_agent_that_can_not_ask_keeps_its_addresses() {
         let agent = Agent::start();
         *agent.network.mute.lock().unwrap() = true;
-        agent.network.others.lock().unwrap().insert("10.6.0.60".parse().unwrap());
+        agent
+            .network
+            .others
+            .lock()
+            .unwrap()
+            .insert("10.6.0.60".parse().unwrap());
         seconds(44).await;
         assert_eq!(agent.contested(), [""; 0]);
         assert_eq!(agent.metrics.claims(), (0, 0, 5));

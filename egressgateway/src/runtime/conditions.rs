@@ -3,11 +3,15 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-/// Fills in when each condition took its status: kept from `existing` where the status is the same, else `now`.
+/// Fills in when each condition took its status: kept from `existing` where the status is the same,
+/// else `now`.
 pub(super) fn stamp(conditions: &mut [Condition], existing: &[Condition], now: Timestamp) {
     for condition in conditions {
-        let before = existing.iter().find(|before| before.type_ == condition.type_ && before.status == condition.status);
-        condition.last_transition_time = before.map_or(Time(now), |before| before.last_transition_time.clone());
+        let before = existing
+            .iter()
+            .find(|before| before.type_ == condition.type_ && before.status == condition.status);
+        condition.last_transition_time =
+            before.map_or(Time(now), |before| before.last_transition_time.clone());
     }
 }
 
@@ -28,10 +32,20 @@ mod tests {
 
     #[test]
     fn the_time_of_transition_is_kept_as_long_as_the_status_is() {
-        let existing = [condition("Ready", "True", 10), condition("Other", "True", 20)];
-        let mut next = [condition("Ready", "True", 0), condition("Other", "False", 0), condition("New", "True", 0)];
+        let existing = [
+            condition("Ready", "True", 10),
+            condition("Other", "True", 20),
+        ];
+        let mut next = [
+            condition("Ready", "True", 0),
+            condition("Other", "False", 0),
+            condition("New", "True", 0),
+        ];
         stamp(&mut next, &existing, Timestamp::from_second(99).unwrap());
-        let times: Vec<i64> = next.iter().map(|condition| condition.last_transition_time.0.as_second()).collect();
+        let times: Vec<i64> = next
+            .iter()
+            .map(|condition| condition.last_transition_time.0.as_second())
+            .collect();
         assert_eq!(times, [10, 99, 99]);
     }
 }

@@ -14,12 +14,18 @@ pub(super) struct Contact {
 }
 
 impl Contact {
-    /// The API server has answered now. A pause that is longer than `patience` begins a new contact: a request has failed by then, or this
-    /// process stood still.
+    /// The API server has answered now. A pause that is longer than `patience` begins a new
+    /// contact: a request has failed by then, or this process stood still.
     pub(super) fn heard(contact: &watch::Sender<Option<Self>>, now: Instant, patience: Duration) {
         contact.send_modify(|contact| {
-            let since = contact.filter(|contact| now <= contact.until).map_or(now, |contact| contact.since);
-            *contact = Some(Self { since, last: now, until: now + patience });
+            let since = contact
+                .filter(|contact| now <= contact.until)
+                .map_or(now, |contact| contact.since);
+            *contact = Some(Self {
+                since,
+                last: now,
+                until: now + patience,
+            });
         });
     }
 }
@@ -37,8 +43,29 @@ mod tests {
             Contact::heard(&sender, at(seconds), Duration::from_secs(7));
             sender.borrow().unwrap()
         };
-        assert_eq!(heard(0), Contact { since: at(0), last: at(0), until: at(7) });
-        assert_eq!(heard(7), Contact { since: at(0), last: at(7), until: at(14) });
-        assert_eq!(heard(15), Contact { since: at(15), last: at(15), until: at(22) });
+        assert_eq!(
+            heard(0),
+            Contact {
+                since: at(0),
+                last: at(0),
+                until: at(7)
+            }
+        );
+        assert_eq!(
+            heard(7),
+            Contact {
+                since: at(0),
+                last: at(7),
+                until: at(14)
+            }
+        );
+        assert_eq!(
+            heard(15),
+            Contact {
+                since: at(15),
+                last: at(15),
+                until: at(22)
+            }
+        );
     }
 }

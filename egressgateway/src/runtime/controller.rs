@@ -1,4 +1,5 @@
-//! The cluster's one planner: watches, plans wholesale, and writes what differs, as long as it leads.
+//! The cluster's one planner: watches, plans wholesale, and writes what differs, as long as it
+//! leads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,10 +57,11 @@ impl ControllerSettings {
     }
 }
 
-/// Makes EgressNodes, allots addresses and marks, elects gateways, and writes the statuses that say so.
+/// Makes EgressNodes, allots addresses and marks, elects gateways, and writes the statuses that say
+/// so.
 ///
-/// All of it follows from [`controller::plan`], so a new leader goes on where the last one stopped. Controllers that do not lead
-/// watch as well, and write nothing.
+/// All of it follows from [`controller::plan`], so a new leader goes on where the last one stopped.
+/// Controllers that do not lead watch as well, and write nothing.
 pub struct Controller {
     pub(super) client: kube::Client,
     pub(super) settings: ControllerSettings,
@@ -73,20 +75,39 @@ pub struct Controller {
 
 impl std::fmt::Debug for Controller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Controller").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Controller")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
 impl Controller {
     /// A controller over a client that the caller made.
     #[must_use]
-    pub fn new(client: kube::Client, settings: ControllerSettings, allocator: Arc<dyn Allocator>) -> Self {
+    pub fn new(
+        client: kube::Client,
+        settings: ControllerSettings,
+        allocator: Arc<dyn Allocator>,
+    ) -> Self {
         let plan = watch::channel(settings.plan.clone()).1;
-        let (cluster, metrics, health) = (SharedCluster::default(), ControllerMetrics::default(), Health::default());
-        Self { client, settings, allocator, plan, cluster, metrics, health }
+        let (cluster, metrics, health) = (
+            SharedCluster::default(),
+            ControllerMetrics::default(),
+            Health::default(),
+        );
+        Self {
+            client,
+            settings,
+            allocator,
+            plan,
+            cluster,
+            metrics,
+            health,
+        }
     }
 
-    /// What plans depend on may change while the controller runs; the mask and the networks of the tunnel must stay.
+    /// What plans depend on may change while the controller runs; the mask and the networks of the
+    /// tunnel must stay.
     #[must_use]
     pub fn with_plan(mut self, plan: watch::Receiver<controller::ControllerSettings>) -> Self {
         self.plan = plan;
@@ -106,7 +127,8 @@ impl Controller {
         self
     }
 
-    /// Answers the reviews of admission webhooks from what this controller sees; it works as long as the controller runs.
+    /// Answers the reviews of admission webhooks from what this controller sees; it works as long
+    /// as the controller runs.
     #[must_use]
     pub fn admission(&self) -> Admission {
         Admission {

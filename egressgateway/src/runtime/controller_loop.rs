@@ -81,7 +81,15 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn start(controller: Controller, shutdown: &CancellationToken) -> Self {
-        let Controller { client, settings, allocator, plan: plan_settings, cluster, metrics, health } = controller;
+        let Controller {
+            client,
+            settings,
+            allocator,
+            plan: plan_settings,
+            cluster,
+            metrics,
+            health,
+        } = controller;
         let (out, inbox) = mpsc::channel(INBOX);
         let (leader, leading) = watch::channel(None);
         let (answers, contact) = watch::channel(None);
@@ -95,14 +103,33 @@ impl Session {
         };
         spawn_watches(&feeds, &settings, &mut watches);
         if plan_settings.borrow().auto_cluster_networks {
-            let networks: ClusterNetworks<Seen> =
-                ClusterNetworks { client: feeds.client, interval: settings.networks, backoff: feeds.backoff, out: feeds.out };
+            let networks: ClusterNetworks<Seen> = ClusterNetworks {
+                client: feeds.client,
+                interval: settings.networks,
+                backoff: feeds.backoff,
+                out: feeds.out,
+            };
             watches.spawn(networks.run());
         }
-        let candidate = Election::new(client.clone(), settings.election.clone(), metrics.lease.clone(), answers);
+        let candidate = Election::new(
+            client.clone(),
+            settings.election.clone(),
+            metrics.lease.clone(),
+            answers,
+        );
         election.spawn(candidate.run(leader, shutdown.clone()));
-        let gate = Gate::new([kind::NODES, kind::EGRESS_NODES, kind::GATEWAYS, kind::POLICIES, kind::LEASES]);
-        let events = EventWriter::new(client.clone(), &settings.election.identity, metrics.write.clone());
+        let gate = Gate::new([
+            kind::NODES,
+            kind::EGRESS_NODES,
+            kind::GATEWAYS,
+            kind::POLICIES,
+            kind::LEASES,
+        ]);
+        let events = EventWriter::new(
+            client.clone(),
+            &settings.election.identity,
+            metrics.write.clone(),
+        );
         let looked = Instant::now();
         let resync = looked + settings.resync;
         Self {
@@ -110,7 +137,10 @@ impl Session {
             settings,
             allocator,
             plan_settings,
-            mirror: Mirror { cluster, ..Mirror::default() },
+            mirror: Mirror {
+                cluster,
+                ..Mirror::default()
+            },
             gate,
             inbox,
             leading,
@@ -131,7 +161,8 @@ impl Session {
         loop {
             self.wait(&shutdown).await?;
             tokio::select! {
-                // What a silent API server does not answer keeps nobody from ending: it names a version, and the next leader plans again.
+                // What a silent API server does not answer keeps nobody from ending: it names a
+                // version, and the next leader plans again.
                 () = shutdown.cancelled() => break,
                 () = self.work() => {}
             }
@@ -147,7 +178,10 @@ impl Session {
         let open = self.gate.is_open(&Scope::default());
         let term = self.leading.borrow().filter(|until| *until > now);
         let plan = self.plan.filter(|_| open && term.is_some());
-        let wake = [plan, expiry, term, self.grace, Some(self.resync)].into_iter().flatten().min();
+        let wake = [plan, expiry, term, self.grace, Some(self.resync)]
+            .into_iter()
+            .flatten()
+            .min();
         let mut batch = Vec::new();
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -173,7 +207,9 @@ impl Session {
 
     /// A Lease that went stale since the last look changes the plan.
     fn look_at_leases(&mut self, expiry: Option<Instant>) {
-        self.mirror.freshness.heard(*self.contact.borrow_and_update());
+        self.mirror
+            .freshness
+            .heard(*self.contact.borrow_and_update());
         self.looked = self.mirror.freshness.clock(Instant::now());
         if expiry.is_some_and(|at| at <= self.looked) {
             self.plan_soon();
@@ -191,7 +227,9 @@ impl Session {
     }
 
     fn leads(&self) -> bool {
-        self.leading.borrow().is_some_and(|until| Instant::now() < until)
+        self.leading
+            .borrow()
+            .is_some_and(|until| Instant::now() < until)
     }
 
     fn plan_soon(&mut self) {
@@ -236,14 +274,21 @@ impl Session {
     /// Tells what agents have found. Who does not lead leaves it to the one who does.
     async fn tell_news(&mut self) {
         let news = self.mirror.news();
-        let term = self.leading.borrow().filter(|until| Instant::now() < *until);
+        let term = self
+            .leading
+            .borrow()
+            .filter(|until| Instant::now() < *until);
         if let Some(until) = term.filter(|_| self.gate.is_open(&Scope::default())) {
             let writer = self.events.clone();
             let tell = |(regarding, event): (Regarding, Event)| {
                 let writer = writer.clone();
                 async move { writer.write(&regarding, &event, until).await }
             };
-            futures::stream::iter(news).map(tell).buffer_unordered(CONCURRENCY).collect::<()>().await;
+            futures::stream::iter(news)
+                .map(tell)
+                .buffer_unordered(CONCURRENCY)
+                .collect::<()>()
+                .await;
         }
     }
 
@@ -272,14 +317,23 @@ impl Session {
         let clock = Timestamp::now();
         {
             let mut cluster = self.mirror.cluster.write();
-            for node in self.mirror.freshness.unproven().filter(|node| is_unknown(&cluster, node)) {
+            for node in self
+                .mirror
+                .freshness
+                .unproven()
+                .filter(|node| is_unknown(&cluster, node))
+            {
                 fresh.remove(node);
             }
             cluster.fresh_leases = fresh;
             cluster.stale_leases = self.mirror.freshness.stale(began);
             cluster.now = clock.as_second();
         }
-        let plan = controller::plan(&self.mirror.cluster.read(), &*self.allocator, &self.plan_settings.borrow_and_update());
+        let plan = controller::plan(
+            &self.mirror.cluster.read(),
+            &*self.allocator,
+            &self.plan_settings.borrow_and_update(),
+        );
         let agents = self.mirror.cluster.read().fresh_leases.len();
         self.grace = grace_end(&plan, clock, began);
         self.metrics.planned_for(&plan);
@@ -290,9 +344,13 @@ impl Session {
             return;
         }
         tracing::info!(writes = writes.len(), "the cluster is not as planned");
-        let writes: Vec<_> = writes.into_iter().map(|write| (write.events(&self.mirror), write)).collect();
+        let writes: Vec<_> = writes
+            .into_iter()
+            .map(|write| (write.events(&self.mirror), write))
+            .collect();
         let this = &*self;
-        let performed = futures::stream::iter(writes).map(|(news, write)| this.perform(write, news));
+        let performed =
+            futures::stream::iter(writes).map(|(news, write)| this.perform(write, news));
         let results: Vec<_> = performed.buffer_unordered(CONCURRENCY).collect().await;
         let (mut failed, mut again) = (false, false);
         for result in results {
@@ -312,23 +370,50 @@ impl Session {
         }
     }
 
-    /// Sends one request, unless leadership ended, and tells the news in it; returns what it made of the object.
+    /// Sends one request, unless leadership ended, and tells the news in it; returns what it made
+    /// of the object.
     ///
-    /// Its answer is awaited no longer than leadership is sure to last. The request may still arrive after that: it names a version.
-    async fn perform(&self, write: Write, news: Option<(Regarding, Vec<Event>)>) -> Result<Option<Seen>, Error> {
-        let Some(until) = self.leading.borrow().filter(|until| Instant::now() < *until) else { return Ok(None) };
+    /// Its answer is awaited no longer than leadership is sure to last. The request may still
+    /// arrive after that: it names a version.
+    async fn perform(
+        &self,
+        write: Write,
+        news: Option<(Regarding, Vec<Event>)>,
+    ) -> Result<Option<Seen>, Error> {
+        let Some(until) = self
+            .leading
+            .borrow()
+            .filter(|until| Instant::now() < *until)
+        else {
+            return Ok(None);
+        };
         let (kind, object, description) = (write.kind(), write.object(), write.describe());
         let result = match tokio::time::timeout_at(until, self.send(write)).await {
             Ok(result) => result.map_err(|error| failure::from_api(error, description.clone())),
-            Err(_) => Err(Error::new(ErrorKind::Transient, format!("{description}: no answer before leadership had to be renewed"))),
+            Err(_) => Err(Error::new(
+                ErrorKind::Transient,
+                format!("{description}: no answer before leadership had to be renewed"),
+            )),
         };
-        self.metrics.write.wrote(kind, result.as_ref().map(|_| ()).map_err(|error| error.kind));
+        self.metrics.write.wrote(
+            kind,
+            result.as_ref().map(|_| ()).map_err(|error| error.kind),
+        );
         match &result {
             Ok(_) => tracing::debug!(object, "{description}"),
             Err(error) if error.kind == ErrorKind::Conflict => {
-                tracing::debug!(object, error = error.chain(), "the object changed meanwhile");
+                tracing::debug!(
+                    object,
+                    error = error.chain(),
+                    "the object changed meanwhile"
+                );
             }
-            Err(error) => tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "write failed"),
+            Err(error) => tracing::warn!(
+                object,
+                kind = error.kind.as_str(),
+                error = error.chain(),
+                "write failed"
+            ),
         }
         if let (Ok(_), Some((regarding, events))) = (&result, news) {
             for event in &events {
@@ -346,57 +431,110 @@ impl Session {
         Ok(match write {
             Write::Create(name, uid) => {
                 let nodes: Api<EgressNode> = Api::all(self.client.clone());
-                let node = nodes.create(&PostParams::default(), &new_egress_node(name.as_str(), uid)).await?;
+                let node = nodes
+                    .create(&PostParams::default(), &new_egress_node(name.as_str(), uid))
+                    .await?;
                 egress_node(&key(&node), Some(&Ok(node)))
             }
             Write::Delete(name, uid, resource_version) => {
                 let nodes: Api<EgressNode> = Api::all(self.client.clone());
-                let preconditions = Preconditions { uid: Some(uid), resource_version };
-                nodes.delete(name.as_str(), &DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }).await?;
+                let preconditions = Preconditions {
+                    uid: Some(uid),
+                    resource_version,
+                };
+                nodes
+                    .delete(
+                        name.as_str(),
+                        &DeleteParams {
+                            preconditions: Some(preconditions),
+                            ..DeleteParams::default()
+                        },
+                    )
+                    .await?;
                 None
             }
             Write::Forget(node, uid, resource_version) => {
-                let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.settings.agents);
-                let preconditions = Preconditions { uid: Some(uid), resource_version };
-                let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-                leases.delete(&presence::lease_of(&node), &parameters).await?;
+                let leases: Api<Lease> =
+                    Api::namespaced(self.client.clone(), &self.settings.agents);
+                let preconditions = Preconditions {
+                    uid: Some(uid),
+                    resource_version,
+                };
+                let parameters = DeleteParams {
+                    preconditions: Some(preconditions),
+                    ..DeleteParams::default()
+                };
+                leases
+                    .delete(&presence::lease_of(&node), &parameters)
+                    .await?;
                 None
             }
             Write::EgressNode(name, status, version) => {
-                let node = self.apply_status::<EgressNode>(name.as_str(), version, &status).await?;
+                let node = self
+                    .apply_status::<EgressNode>(name.as_str(), version, &status)
+                    .await?;
                 egress_node(&key(&node), Some(&Ok(node)))
             }
             Write::Gateway(name, status, version) => {
-                let object = self.apply_status::<EgressGateway>(name.as_str(), version, &status).await?;
+                let object = self
+                    .apply_status::<EgressGateway>(name.as_str(), version, &status)
+                    .await?;
                 gateway(&key(&object), Some(&Ok(object)), mask)
             }
             Write::Policy(name, status, version) => {
-                let object = self.apply_status::<EgressGatewayPolicy>(name.as_str(), version, &status).await?;
+                let object = self
+                    .apply_status::<EgressGatewayPolicy>(name.as_str(), version, &status)
+                    .await?;
                 policy(&key(&object), Some(&Ok(object)))
             }
         })
     }
 
-    async fn apply_status<K>(&self, name: &str, version: Version, status: &impl Serialize) -> Result<K, kube::Error>
+    async fn apply_status<K>(
+        &self,
+        name: &str,
+        version: Version,
+        status: &impl Serialize,
+    ) -> Result<K, kube::Error>
     where
-        K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
     {
-        let metadata = ObjectMeta { name: Some(name.to_owned()), resource_version: version, ..ObjectMeta::default() };
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            resource_version: version,
+            ..ObjectMeta::default()
+        };
         let body = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": metadata, "status": status});
         let objects: Api<K> = Api::all(self.client.clone());
-        objects.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)).await
+        objects
+            .patch_status(
+                name,
+                &PatchParams::apply(MANAGER).force(),
+                &Patch::Apply(&body),
+            )
+            .await
     }
 }
 
 /// Whether a gateway's status says that the agent of this node did not renew its Lease in time.
 fn is_unknown(cluster: &controller::Cluster, node: &NodeName) -> bool {
-    let mut members = cluster.gateways.values().flat_map(|gateway| &gateway.state.members);
+    let mut members = cluster
+        .gateways
+        .values()
+        .flat_map(|gateway| &gateway.state.members);
     members.any(|member| member.node == *node && member.status == GatewayNodeStatus::Unknown)
 }
 
 /// When the first of the grace times ends.
 fn grace_end(plan: &controller::ClusterPlan, clock: Timestamp, now: Instant) -> Option<Instant> {
-    let ends = plan.gateways.values().filter_map(|status| Some(status.draining.as_ref()?.until.0)).min()?;
+    let ends = plan
+        .gateways
+        .values()
+        .filter_map(|status| Some(status.draining.as_ref()?.until.0))
+        .min()?;
     Some(now + Duration::try_from(ends.duration_since(clock)).unwrap_or_default())
 }
 
@@ -409,22 +547,57 @@ fn new_egress_node(name: &str, uid: String) -> EgressNode {
         controller: Some(true),
         ..OwnerReference::default()
     };
-    let metadata = ObjectMeta { name: Some(name.to_owned()), owner_references: Some(vec![owner]), ..ObjectMeta::default() };
-    EgressNode { metadata, ..EgressNode::default() }
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    };
+    EgressNode {
+        metadata,
+        ..EgressNode::default()
+    }
 }
 
 fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut JoinSet<()>) {
     let everything = || watch::channel(Scope::default()).1;
-    let agents = Scope { labels: Some(format!("{}={}", presence::LABEL, presence::LABEL_VALUE)), ..Scope::default() };
+    let agents = Scope {
+        labels: Some(format!("{}={}", presence::LABEL, presence::LABEL_VALUE)),
+        ..Scope::default()
+    };
     let mask = settings.plan.mask;
-    let nodes = feeds.all::<Slim<core::Node>>(kind::NODES, everything(), Box::new(|key, sight| feeds::node(key, sight).map(Seen::World)));
+    let nodes = feeds.all::<Slim<core::Node>>(
+        kind::NODES,
+        everything(),
+        Box::new(|key, sight| feeds::node(key, sight).map(Seen::World)),
+    );
     tasks.spawn(nodes.run());
-    tasks.spawn(feeds.all::<EgressNode>(kind::EGRESS_NODES, everything(), Box::new(egress_node)).run());
-    let gateways = feeds.all::<EgressGateway>(kind::GATEWAYS, everything(), Box::new(move |key, sight| gateway(key, sight, mask)));
+    tasks.spawn(
+        feeds
+            .all::<EgressNode>(kind::EGRESS_NODES, everything(), Box::new(egress_node))
+            .run(),
+    );
+    let gateways = feeds.all::<EgressGateway>(
+        kind::GATEWAYS,
+        everything(),
+        Box::new(move |key, sight| gateway(key, sight, mask)),
+    );
     tasks.spawn(gateways.run());
-    tasks.spawn(feeds.all::<EgressGatewayPolicy>(kind::POLICIES, everything(), Box::new(policy)).run());
+    tasks.spawn(
+        feeds
+            .all::<EgressGatewayPolicy>(kind::POLICIES, everything(), Box::new(policy))
+            .run(),
+    );
     let leases = Api::namespaced(feeds.client.clone(), &settings.agents);
-    tasks.spawn(feeds.of::<Lease>(kind::LEASES, leases, watch::channel(agents).1, Box::new(lease)).run());
+    tasks.spawn(
+        feeds
+            .of::<Lease>(
+                kind::LEASES,
+                leases,
+                watch::channel(agents).1,
+                Box::new(lease),
+            )
+            .run(),
+    );
 }
 
 fn egress_node(key: &Key, sight: Option<&Sight<EgressNode>>) -> Option<Seen> {
@@ -437,18 +610,31 @@ fn egress_node(key: &Key, sight: Option<&Sight<EgressNode>>) -> Option<Seen> {
 /// A gateway that can't be read keeps what is known of it: marks must outlive a mistake.
 fn gateway(key: &Key, sight: Option<&Sight<EgressGateway>>, mask: MarkMask) -> Option<Seen> {
     let gateway = feeds::known(sight).ok()?;
-    let observed = gateway.map(|gateway| Observed::new(gateway, gateway.status.clone().unwrap_or_default()));
-    Some(Seen::Gateway((&*key.name).into(), feeds::gateway(key, sight, mask), observed))
+    let observed =
+        gateway.map(|gateway| Observed::new(gateway, gateway.status.clone().unwrap_or_default()));
+    Some(Seen::Gateway(
+        (&*key.name).into(),
+        feeds::gateway(key, sight, mask),
+        observed,
+    ))
 }
 
 fn policy(key: &Key, sight: Option<&Sight<EgressGatewayPolicy>>) -> Option<Seen> {
     let policy = feeds::known(sight).ok()?;
-    let observed = policy.map(|policy| Observed::new(policy, policy.status.clone().unwrap_or_default()));
-    Some(Seen::Policy((&*key.name).into(), feeds::policy(key, sight), observed))
+    let observed =
+        policy.map(|policy| Observed::new(policy, policy.status.clone().unwrap_or_default()));
+    Some(Seen::Policy(
+        (&*key.name).into(),
+        feeds::policy(key, sight),
+        observed,
+    ))
 }
 
 fn lease(key: &Key, sight: Option<&Sight<Lease>>) -> Option<Seen> {
     let node = presence::node_of(&key.name)?;
     let lease = feeds::known(sight).ok()?;
-    Some(Seen::Lease(node, lease.map(|lease| Observed::new(lease, lease.spec.clone().unwrap_or_default()))))
+    Some(Seen::Lease(
+        node,
+        lease.map(|lease| Observed::new(lease, lease.spec.clone().unwrap_or_default())),
+    ))
 }

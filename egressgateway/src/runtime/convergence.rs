@@ -4,9 +4,12 @@ use std::{
 };
 
 use super::metrics::AgentMetrics;
-use crate::{Drivers, DriversDesired, Encapsulation, Error, ErrorKind, NodeDesired, Outcome, PolicyDesired};
+use crate::{
+    Drivers, DriversDesired, Encapsulation, Error, ErrorKind, NodeDesired, Outcome, PolicyDesired,
+};
 
-/// How often a conflict is answered at once by reading the kernel again; what conflicts longer waits like any other failure.
+/// How often a conflict is answered at once by reading the kernel again; what conflicts longer
+/// waits like any other failure.
 const ATTEMPTS: u32 = 3;
 
 /// Brings the node to one desired state after another.
@@ -14,7 +17,8 @@ pub(super) struct Convergence {
     drivers: Drivers,
     encapsulation: Arc<dyn Encapsulation>,
     metrics: AgentMetrics,
-    /// Everything that the kernel may hold of ours: what was reached last, and what was tried since then.
+    /// Everything that the kernel may hold of ours: what was reached last, and what was tried since
+    /// then.
     before: Option<DriversDesired>,
     /// The last attempt succeeded: the kernel holds exactly that.
     reached: bool,
@@ -22,24 +26,38 @@ pub(super) struct Convergence {
 }
 
 impl Convergence {
-    pub(super) fn new(drivers: Drivers, encapsulation: Arc<dyn Encapsulation>, metrics: AgentMetrics) -> Self {
-        Self { drivers, encapsulation, metrics, before: None, reached: false, number: 0 }
+    pub(super) fn new(
+        drivers: Drivers,
+        encapsulation: Arc<dyn Encapsulation>,
+        metrics: AgentMetrics,
+    ) -> Self {
+        Self {
+            drivers,
+            encapsulation,
+            metrics,
+            before: None,
+            reached: false,
+            number: 0,
+        }
     }
 
-    /// The next read of the kernel is complete: devices, routes and rules, and the packet filter's tables.
+    /// The next read of the kernel is complete: devices, routes and rules, and the packet filter's
+    /// tables.
     pub(super) fn forget_all(&mut self) {
         self.drivers.invalidate();
     }
 
-    /// Devices, addresses, routes and rules are read again; the packet filter, whose state is large, is not.
+    /// Devices, addresses, routes and rules are read again; the packet filter, whose state is
+    /// large, is not.
     pub(super) fn forget_links_and_routes(&mut self) {
         self.drivers.tunnel.invalidate();
         self.drivers.steering.invalidate();
         self.drivers.addresses.invalidate();
     }
 
-    /// The packet filter is read again, and what was in force is put back where it is not there. `Applied`: somebody else had changed it.
-    /// Where the last attempt failed, nobody knows what is in force, and the next one finds out.
+    /// The packet filter is read again, and what was in force is put back where it is not there.
+    /// `Applied`: somebody else had changed it. Where the last attempt failed, nobody knows what is
+    /// in force, and the next one finds out.
     pub(super) async fn restore_policy(&mut self) -> Result<Outcome, Error> {
         self.drivers.policy.invalidate();
         match self.before.as_ref().filter(|_| self.reached) {
@@ -58,7 +76,11 @@ impl Convergence {
         for _ in 1..ATTEMPTS {
             match &result {
                 Err(error) if error.kind == ErrorKind::Conflict => {
-                    tracing::debug!(number = self.number, error = error.chain(), "the kernel is not as last seen; reading it again");
+                    tracing::debug!(
+                        number = self.number,
+                        error = error.chain(),
+                        "the kernel is not as last seen; reading it again"
+                    );
                     self.drivers.invalidate();
                     self.before = self.before.take().map(|before| union(&before, &next));
                     result = self.drivers.converge(self.before.as_ref(), &next).await;
@@ -75,9 +97,10 @@ impl Convergence {
         result
     }
 
-    /// Before anything may be written because of the cluster: programs `hold` where the kernel has no policy of ours, if that is wanted, and
-    /// takes it away again if it is not any more. What an earlier process left, with the cluster in view, stays as it is. Says whether the
-    /// node holds now.
+    /// Before anything may be written because of the cluster: programs `hold` where the kernel has
+    /// no policy of ours, if that is wanted, and takes it away again if it is not any more. What an
+    /// earlier process left, with the cluster in view, stays as it is. Says whether the node holds
+    /// now.
     pub(super) async fn hold(&mut self, hold: &PolicyDesired, wanted: bool) -> Result<bool, Error> {
         let (policy, nothing) = (&mut self.drivers.policy, PolicyDesired::default());
         let bare = policy.dry_run(&nothing).await?.is_empty();
@@ -92,10 +115,18 @@ impl Convergence {
 
     /// What a converge would do, as text.
     pub(super) async fn dry_run(&mut self, desired: &NodeDesired) -> Result<String, Error> {
-        self.drivers.dry_run(&desired.for_drivers(&*self.encapsulation)).await
+        self.drivers
+            .dry_run(&desired.for_drivers(&*self.encapsulation))
+            .await
     }
 
-    fn tell(&self, first: bool, policy: &PolicyDesired, took: Duration, result: &Result<Outcome, Error>) {
+    fn tell(
+        &self,
+        first: bool,
+        policy: &PolicyDesired,
+        took: Duration,
+        result: &Result<Outcome, Error>,
+    ) {
         let outcome = match result {
             Ok(Outcome::Unchanged) => "unchanged",
             Ok(Outcome::Applied) => "applied",
@@ -104,12 +135,42 @@ impl Convergence {
         self.metrics.converged(first, outcome);
         self.metrics.entries(entries(policy));
         let (number, took) = (self.number, took.as_secs_f64());
-        let (pods, destinations, targets) = (policy.pods.len(), policy.destinations.len(), policy.targets.len());
+        let (pods, destinations, targets) = (
+            policy.pods.len(),
+            policy.destinations.len(),
+            policy.targets.len(),
+        );
         match result {
-            Ok(Outcome::Unchanged) if !first => tracing::debug!(number, first, outcome, took, pods, destinations, targets, "converged"),
-            Ok(_) => tracing::info!(number, first, outcome, took, pods, destinations, targets, "converged"),
+            Ok(Outcome::Unchanged) if !first => tracing::debug!(
+                number,
+                first,
+                outcome,
+                took,
+                pods,
+                destinations,
+                targets,
+                "converged"
+            ),
+            Ok(_) => tracing::info!(
+                number,
+                first,
+                outcome,
+                took,
+                pods,
+                destinations,
+                targets,
+                "converged"
+            ),
             Err(error) => {
-                tracing::error!(number, first, outcome, took, kind = error.kind.as_str(), error = error.chain(), "converge failed");
+                tracing::error!(
+                    number,
+                    first,
+                    outcome,
+                    took,
+                    kind = error.kind.as_str(),
+                    error = error.chain(),
+                    "converge failed"
+                );
             }
         }
     }
@@ -138,7 +199,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        AddressesDesired, LocalEnd, NextHop, OverlayLinks, Peer, Reconcile, SteeringDesired, TunnelDesired, model::Family, model::NodeName,
+        AddressesDesired, LocalEnd, NextHop, OverlayLinks, Peer, Reconcile, SteeringDesired,
+        TunnelDesired, model::Family, model::NodeName,
     };
 
     struct Shapeless;
@@ -153,7 +215,11 @@ mod tests {
         }
 
         fn links(&self, _local: &LocalEnd) -> OverlayLinks {
-            OverlayLinks { devices: imbl::OrdSet::new(), port: 0, mtu: imbl::OrdMap::new() }
+            OverlayLinks {
+                devices: imbl::OrdSet::new(),
+                port: 0,
+                mtu: imbl::OrdMap::new(),
+            }
         }
     }
 
@@ -170,7 +236,10 @@ mod tests {
         }
 
         fn fail(&self, driver: &'static str, kind: ErrorKind, times: usize) {
-            self.failures.lock().unwrap().extend(std::iter::repeat_n((driver, kind), times));
+            self.failures
+                .lock()
+                .unwrap()
+                .extend(std::iter::repeat_n((driver, kind), times));
         }
 
         fn call(&self, driver: &'static str, call: String) -> Result<Outcome, Error> {
@@ -188,7 +257,8 @@ mod tests {
     #[async_trait]
     impl<D: Sync> Reconcile<D> for Fake<D> {
         async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
-            self.1.call(self.0, format!("{} {}", self.0, (self.2)(desired)))
+            self.1
+                .call(self.0, format!("{} {}", self.0, (self.2)(desired)))
         }
 
         async fn dry_run(&mut self, _desired: &D) -> Result<String, Error> {
@@ -202,14 +272,36 @@ mod tests {
 
     fn convergence(journal: &Journal) -> Convergence {
         let drivers = Drivers {
-            tunnel: Box::new(Fake("tunnel", journal.clone(), |desired: &TunnelDesired| {
-                desired.peers.keys().map(NodeName::as_str).collect::<Vec<_>>().join("+")
+            tunnel: Box::new(Fake(
+                "tunnel",
+                journal.clone(),
+                |desired: &TunnelDesired| {
+                    desired
+                        .peers
+                        .keys()
+                        .map(NodeName::as_str)
+                        .collect::<Vec<_>>()
+                        .join("+")
+                },
+            )),
+            steering: Box::new(Fake("steering", journal.clone(), |_: &SteeringDesired| {
+                String::new()
             })),
-            steering: Box::new(Fake("steering", journal.clone(), |_: &SteeringDesired| String::new())),
-            addresses: Box::new(Fake("addresses", journal.clone(), |desired: &AddressesDesired| {
-                desired.held.keys().map(ToString::to_string).collect::<Vec<_>>().join("+")
+            addresses: Box::new(Fake(
+                "addresses",
+                journal.clone(),
+                |desired: &AddressesDesired| {
+                    desired
+                        .held
+                        .keys()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join("+")
+                },
+            )),
+            policy: Box::new(Fake("policy", journal.clone(), |_: &PolicyDesired| {
+                String::new()
             })),
-            policy: Box::new(Fake("policy", journal.clone(), |_: &PolicyDesired| String::new())),
         };
         Convergence::new(drivers, Arc::new(Shapeless), AgentMetrics::default())
     }
@@ -221,8 +313,14 @@ mod tests {
             mac: "66:00:00:00:00:01".parse().unwrap(),
             mtu: imbl::OrdMap::new(),
         };
-        let tunnel = TunnelDesired { local: None, peers: imbl::OrdMap::unit(NodeName::from(name), peer) };
-        NodeDesired { tunnel, ..NodeDesired::default() }
+        let tunnel = TunnelDesired {
+            local: None,
+            peers: imbl::OrdMap::unit(NodeName::from(name), peer),
+        };
+        NodeDesired {
+            tunnel,
+            ..NodeDesired::default()
+        }
     }
 
     #[tokio::test]
@@ -230,13 +328,35 @@ mod tests {
         let journal = Journal::default();
         let mut convergence = convergence(&journal);
         journal.fail("policy", ErrorKind::Conflict, 1);
-        assert_eq!(convergence.converge(&with_peer("a")).await.unwrap(), Outcome::Applied);
-        let reads = ["tunnel reads", "steering reads", "addresses reads", "policy reads"];
+        assert_eq!(
+            convergence.converge(&with_peer("a")).await.unwrap(),
+            Outcome::Applied
+        );
+        let reads = [
+            "tunnel reads",
+            "steering reads",
+            "addresses reads",
+            "policy reads",
+        ];
         let once = ["policy ", "addresses ", "tunnel a", "steering "];
         assert_eq!(journal.take(), [&once[..2], &reads, &once].concat());
         journal.fail("policy", ErrorKind::Conflict, 99);
-        assert_eq!(convergence.converge(&with_peer("a")).await.unwrap_err().kind, ErrorKind::Conflict);
-        assert_eq!(journal.take().iter().filter(|call| *call == "policy ").count(), 3);
+        assert_eq!(
+            convergence
+                .converge(&with_peer("a"))
+                .await
+                .unwrap_err()
+                .kind,
+            ErrorKind::Conflict
+        );
+        assert_eq!(
+            journal
+                .take()
+                .iter()
+                .filter(|call| *call == "policy ")
+                .count(),
+            3
+        );
     }
 
     #[tokio::test]
@@ -244,7 +364,14 @@ mod tests {
         let journal = Journal::default();
         let mut convergence = convergence(&journal);
         journal.fail("policy", ErrorKind::Transient, 1);
-        assert_eq!(convergence.converge(&with_peer("a")).await.unwrap_err().kind, ErrorKind::Transient);
+        assert_eq!(
+            convergence
+                .converge(&with_peer("a"))
+                .await
+                .unwrap_err()
+                .kind,
+            ErrorKind::Transient
+        );
         assert_eq!(journal.take(), ["policy ", "addresses "]);
     }
 
@@ -252,30 +379,48 @@ mod tests {
     async fn what_is_in_force_is_put_back_and_nothing_else_is() {
         let journal = Journal::default();
         let mut convergence = convergence(&journal);
-        assert_eq!(convergence.restore_policy().await.unwrap(), Outcome::Unchanged);
+        assert_eq!(
+            convergence.restore_policy().await.unwrap(),
+            Outcome::Unchanged
+        );
         assert_eq!(journal.take(), ["policy reads"], "nothing is in force yet");
         convergence.converge(&with_peer("a")).await.unwrap();
         journal.take();
-        assert_eq!(convergence.restore_policy().await.unwrap(), Outcome::Applied, "somebody else changed it");
+        assert_eq!(
+            convergence.restore_policy().await.unwrap(),
+            Outcome::Applied,
+            "somebody else changed it"
+        );
         assert_eq!(journal.take(), ["policy reads", "policy "]);
         journal.fail("policy", ErrorKind::Transient, 1);
         convergence.converge(&with_peer("b")).await.unwrap_err();
         journal.take();
-        assert_eq!(convergence.restore_policy().await.unwrap(), Outcome::Unchanged, "nobody knows what is in force");
+        assert_eq!(
+            convergence.restore_policy().await.unwrap(),
+            Outcome::Unchanged,
+            "nobody knows what is in force"
+        );
         assert_eq!(journal.take(), ["policy reads"]);
     }
 
     fn with_address(address: &str) -> NodeDesired {
         let held = imbl::OrdMap::unit(address.parse().unwrap(), "eth0".to_owned());
-        NodeDesired { addresses: AddressesDesired { held }, ..NodeDesired::default() }
+        NodeDesired {
+            addresses: AddressesDesired { held },
+            ..NodeDesired::default()
+        }
     }
 
     #[tokio::test]
-    async fn an_address_is_here_before_the_policy_exits_with_it_and_one_that_another_node_has_goes_first() {
+    async fn an_address_is_here_before_the_policy_exits_with_it_and_one_that_another_node_has_goes_first()
+     {
         let journal = Journal::default();
         let mut convergence = convergence(&journal);
         convergence.converge(&NodeDesired::default()).await.unwrap();
-        for (next, expected) in [(with_address("10.6.0.60"), "addresses 10.6.0.60"), (NodeDesired::default(), "addresses ")] {
+        for (next, expected) in [
+            (with_address("10.6.0.60"), "addresses 10.6.0.60"),
+            (NodeDesired::default(), "addresses "),
+        ] {
             journal.take();
             convergence.converge(&next).await.unwrap();
             let calls = journal.take();
@@ -290,10 +435,25 @@ mod tests {
         let mut convergence = convergence(&journal);
         for first in [true, false] {
             journal.fail("addresses", ErrorKind::Permission, 1);
-            assert_eq!(convergence.converge(&with_address("10.6.0.60")).await.unwrap_err().kind, ErrorKind::Permission);
+            assert_eq!(
+                convergence
+                    .converge(&with_address("10.6.0.60"))
+                    .await
+                    .unwrap_err()
+                    .kind,
+                ErrorKind::Permission
+            );
             let calls = journal.take();
-            assert!(["policy ", "tunnel ", "steering "].iter().all(|call| calls.iter().any(|made| made == call)), "{first}: {calls:?}");
-            convergence.converge(&with_address("10.6.0.60")).await.unwrap();
+            assert!(
+                ["policy ", "tunnel ", "steering "]
+                    .iter()
+                    .all(|call| calls.iter().any(|made| made == call)),
+                "{first}: {calls:?}"
+            );
+            convergence
+                .converge(&with_address("10.6.0.60"))
+                .await
+                .unwrap();
             journal.take();
         }
     }
@@ -303,10 +463,16 @@ mod tests {
         let journal = Journal::default();
         let mut convergence = convergence(&journal);
         for _ in 0..2 {
-            convergence.converge(&with_address("10.6.0.60")).await.unwrap();
+            convergence
+                .converge(&with_address("10.6.0.60"))
+                .await
+                .unwrap();
             journal.fail("policy", ErrorKind::Unsupported, 1);
             journal.take();
-            convergence.converge(&NodeDesired::default()).await.unwrap_err();
+            convergence
+                .converge(&NodeDesired::default())
+                .await
+                .unwrap_err();
             assert!(journal.take().contains(&"addresses ".to_owned()));
             convergence.before = None;
         }
@@ -321,7 +487,11 @@ mod tests {
         convergence.converge(&with_peer("b")).await.unwrap_err();
         journal.take();
         convergence.converge(&with_peer("c")).await.unwrap();
-        let tunnel: Vec<_> = journal.take().into_iter().filter(|call| call.starts_with("tunnel")).collect();
+        let tunnel: Vec<_> = journal
+            .take()
+            .into_iter()
+            .filter(|call| call.starts_with("tunnel"))
+            .collect();
         assert_eq!(tunnel, ["tunnel a+b+c", "tunnel c"]);
     }
 }

@@ -1,4 +1,5 @@
-//! Whether the controller may have given the node's egress addresses to others, and who is heard to have them then. Pure; time comes in.
+//! Whether the controller may have given the node's egress addresses to others, and who is heard to
+//! have them then. Pure; time comes in.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,10 +14,12 @@ use crate::{AddressesDesired, model::MacAddress};
 
 /// What an agent knows of its right to the addresses that it holds.
 ///
-/// The controller counts a Lease from when it saw the renewal; the agent from before it asked for it, with a monotonic clock of its own. So
-/// as long as the agent is certain, the controller has not missed a renewal, and nothing that anybody says on the wire counts. Once a
-/// renewal is overdue, the controller may have decided otherwise without the agent knowing. The next renewal does not end
-/// that: what was decided before it may still be on its way. A list of all policies that was begun after it does.
+/// The controller counts a Lease from when it saw the renewal; the agent from before it asked for
+/// it, with a monotonic clock of its own. So as long as the agent is certain, the controller has
+/// not missed a renewal, and nothing that anybody says on the wire counts. Once a renewal is
+/// overdue, the controller may have decided otherwise without the agent knowing. The next renewal
+/// does not end that: what was decided before it may still be on its way. A list of all policies
+/// that was begun after it does.
 #[derive(Debug)]
 pub(super) struct Doubt {
     /// How long a Lease that is not renewed counts as held.
@@ -38,9 +41,15 @@ enum State {
 }
 
 impl Doubt {
-    /// An agent that starts has heard from the API server whatever it comes to hold, so its start counts as a renewal.
+    /// An agent that starts has heard from the API server whatever it comes to hold, so its start
+    /// counts as a renewal.
     pub(super) fn new(duration: Duration, now: Instant) -> Self {
-        Self { duration, renewed: now, state: State::Certain, contested: BTreeMap::new() }
+        Self {
+            duration,
+            renewed: now,
+            state: State::Certain,
+            contested: BTreeMap::new(),
+        }
     }
 
     pub(super) fn renewed(&mut self, renewal: Renewal) {
@@ -61,15 +70,19 @@ impl Doubt {
         }
     }
 
-    /// What the node holds, now that it is so late. Where it neither holds an address nor has let go of one, there is nothing to be wrong about
-    /// once the Lease is renewed.
+    /// What the node holds, now that it is so late. Where it neither holds an address nor has let
+    /// go of one, there is nothing to be wrong about once the Lease is renewed.
     pub(super) fn follow(&mut self, held: &AddressesDesired) {
-        if matches!(self.state, State::Renewed(_)) && held.held.is_empty() && self.contested.is_empty() {
+        if matches!(self.state, State::Renewed(_))
+            && held.held.is_empty()
+            && self.contested.is_empty()
+        {
             self.state = State::Certain;
         }
     }
 
-    /// All policies were listed by a request that was sent at `sent`, and what they say was taken over: from now on that is true.
+    /// All policies were listed by a request that was sent at `sent`, and what they say was taken
+    /// over: from now on that is true.
     pub(super) fn listed(&mut self, sent: Instant) {
         if self.wants_list().is_some_and(|since| sent >= since) {
             self.state = State::Certain;
@@ -77,8 +90,14 @@ impl Doubt {
         }
     }
 
-    /// Somebody else says that an address of the node is its own. True: that is news, and the address is contested from now on.
-    pub(super) fn heard(&mut self, address: IpAddr, other: MacAddress, held: &AddressesDesired) -> bool {
+    /// Somebody else says that an address of the node is its own. True: that is news, and the
+    /// address is contested from now on.
+    pub(super) fn heard(
+        &mut self,
+        address: IpAddr,
+        other: MacAddress,
+        held: &AddressesDesired,
+    ) -> bool {
         let counts = self.asks() && held.held.contains_key(&address);
         counts && self.contested.insert(address, other).is_none()
     }
@@ -90,7 +109,11 @@ impl Doubt {
 
     /// Since when a list of all policies would end the doubt; none: it would not, or there is none.
     pub(super) fn wants_list(&self) -> Option<Instant> {
-        if let State::Renewed(at) = self.state { Some(at) } else { None }
+        if let State::Renewed(at) = self.state {
+            Some(at)
+        } else {
+            None
+        }
     }
 
     pub(super) fn contested(&self) -> BTreeSet<IpAddr> {
@@ -120,8 +143,16 @@ mod tests {
         fn new() -> Self {
             let start = Instant::now();
             let address = |text: &str| (text.parse::<IpAddr>().unwrap(), "eth0".to_owned());
-            let held = AddressesDesired { held: [address("10.6.0.60"), address("fd00:6::60")].into_iter().collect() };
-            Self { start, doubt: Doubt::new(Duration::from_secs(40), start), held }
+            let held = AddressesDesired {
+                held: [address("10.6.0.60"), address("fd00:6::60")]
+                    .into_iter()
+                    .collect(),
+            };
+            Self {
+                start,
+                doubt: Doubt::new(Duration::from_secs(40), start),
+                held,
+            }
         }
 
         fn at(&self, second: u64) -> Instant {
@@ -129,7 +160,10 @@ mod tests {
         }
 
         fn renewed(&mut self, sent: u64, answered: u64) {
-            self.doubt.renewed(Renewal { sent: self.at(sent), answered: self.at(answered) });
+            self.doubt.renewed(Renewal {
+                sent: self.at(sent),
+                answered: self.at(answered),
+            });
         }
 
         fn asks(&mut self, second: u64) -> bool {
@@ -139,7 +173,8 @@ mod tests {
         }
 
         fn hears(&mut self, address: &str) -> bool {
-            self.doubt.heard(address.parse().unwrap(), OTHER, &self.held)
+            self.doubt
+                .heard(address.parse().unwrap(), OTHER, &self.held)
         }
     }
 
@@ -164,10 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_that_is_answered_when_the_lease_was_old_ends_no_doubt_and_one_that_is_old_itself_counts_for_nothing() {
+    fn a_renewal_that_is_answered_when_the_lease_was_old_ends_no_doubt_and_one_that_is_old_itself_counts_for_nothing()
+     {
         let mut case = Case::new();
         case.renewed(35, 41);
-        assert!(case.asks(41), "nobody knows whether it came before the controller's decision");
+        assert!(
+            case.asks(41),
+            "nobody knows whether it came before the controller's decision"
+        );
         let mut case = Case::new();
         case.renewed(35, 90);
         assert!(case.asks(90));
@@ -188,7 +227,10 @@ mod tests {
         assert!(case.hears("10.6.0.60"));
         assert!(!case.hears("10.6.0.60"), "that is no news");
         assert!(!case.hears("10.6.0.61"));
-        assert_eq!(case.doubt.contested(), BTreeSet::from(["10.6.0.60".parse().unwrap()]));
+        assert_eq!(
+            case.doubt.contested(),
+            BTreeSet::from(["10.6.0.60".parse().unwrap()])
+        );
     }
 
     #[test]
@@ -199,17 +241,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_contested_stays_so_until_the_lease_is_renewed_and_all_policies_were_listed_after_it() {
+    fn what_is_contested_stays_so_until_the_lease_is_renewed_and_all_policies_were_listed_after_it()
+    {
         let mut case = Case::new();
         assert!(case.asks(40));
         case.hears("fd00:6::60");
         case.doubt.listed(case.at(50));
-        assert!(case.asks(50), "without a Lease the controller may decide otherwise at any time");
+        assert!(
+            case.asks(50),
+            "without a Lease the controller may decide otherwise at any time"
+        );
         case.renewed(60, 61);
         assert!(case.asks(61));
-        assert!(case.hears("10.6.0.60"), "what was decided before may still be on its way");
+        assert!(
+            case.hears("10.6.0.60"),
+            "what was decided before may still be on its way"
+        );
         case.doubt.listed(case.at(60));
-        assert_eq!((case.asks(62), case.doubt.contested().len()), (true, 2), "that list was sent before the renewal");
+        assert_eq!(
+            (case.asks(62), case.doubt.contested().len()),
+            (true, 2),
+            "that list was sent before the renewal"
+        );
         case.doubt.listed(case.at(61));
         assert_eq!((case.asks(62), case.doubt.contested().len()), (false, 0));
         assert!(!case.hears("10.6.0.60"));
@@ -229,7 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_an_address_is_certain_with_its_renewal_so_that_a_new_address_is_not_taken_from_it() {
+    fn a_node_without_an_address_is_certain_with_its_renewal_so_that_a_new_address_is_not_taken_from_it()
+     {
         let mut case = Case::new();
         case.held = AddressesDesired::default();
         assert!(case.asks(40));

@@ -1,4 +1,5 @@
-//! Events of `events.k8s.io`, one object for each: they tell transitions, so there is nothing to aggregate.
+//! Events of `events.k8s.io`, one object for each: they tell transitions, so there is nothing to
+//! aggregate.
 //! <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/>
 
 use std::fmt;
@@ -45,7 +46,12 @@ impl Regarding {
 impl fmt::Display for Regarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |text: &'_ Option<String>| text.clone().unwrap_or_default();
-        write!(f, "{}/{}", text(&self.reference.kind), text(&self.reference.name))
+        write!(
+            f,
+            "{}/{}",
+            text(&self.reference.kind),
+            text(&self.reference.name)
+        )
     }
 }
 
@@ -60,32 +66,70 @@ pub(super) struct EventWriter {
 impl EventWriter {
     pub(super) fn new(client: Client, identity: &str, metrics: WriteMetrics) -> Self {
         let instance = identity.chars().take(MAX_INSTANCE).collect();
-        Self { events: Api::namespaced(client, NAMESPACE), instance, metrics }
+        Self {
+            events: Api::namespaced(client, NAMESPACE),
+            instance,
+            metrics,
+        }
     }
 
-    /// Writes an Event. Its answer is awaited until a moment at most: a silent API server must not keep the cluster from being planned.
+    /// Writes an Event. Its answer is awaited until a moment at most: a silent API server must not
+    /// keep the cluster from being planned.
     pub(super) async fn write(&self, regarding: &Regarding, event: &Event, until: Instant) {
         const WHAT: &str = "write an Event";
         let object = self.object(regarding, event, Timestamp::now());
-        let result = match tokio::time::timeout_at(until, self.events.create(&PostParams::default(), &object)).await {
+        let result = match tokio::time::timeout_at(
+            until,
+            self.events.create(&PostParams::default(), &object),
+        )
+        .await
+        {
             Ok(result) => result.map_err(|error| failure::from_api(error, WHAT)),
-            Err(_) => Err(Error::new(ErrorKind::Transient, format!("{WHAT}: no answer in time"))),
+            Err(_) => Err(Error::new(
+                ErrorKind::Transient,
+                format!("{WHAT}: no answer in time"),
+            )),
         };
-        self.metrics.wrote("Event", result.as_ref().map(|_| ()).map_err(|error| error.kind));
+        self.metrics.wrote(
+            "Event",
+            result.as_ref().map(|_| ()).map_err(|error| error.kind),
+        );
         if let Err(error) = result {
             let object = regarding.to_string();
-            tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), reason = &*event.reason, "an event is lost");
+            tracing::warn!(
+                object,
+                kind = error.kind.as_str(),
+                error = error.chain(),
+                reason = &*event.reason,
+                "an event is lost"
+            );
         }
     }
 
     fn object(&self, regarding: &Regarding, event: &Event, now: Timestamp) -> events::Event {
-        let name: String = regarding.reference.name.iter().flat_map(|name| name.chars()).take(MAX_PREFIX).collect();
-        let note = event.note.char_indices().take_while(|(at, char)| at + char.len_utf8() <= MAX_NOTE).map(|(_, char)| char).collect();
+        let name: String = regarding
+            .reference
+            .name
+            .iter()
+            .flat_map(|name| name.chars())
+            .take(MAX_PREFIX)
+            .collect();
+        let note = event
+            .note
+            .char_indices()
+            .take_while(|(at, char)| at + char.len_utf8() <= MAX_NOTE)
+            .map(|(_, char)| char)
+            .collect();
         events::Event {
             metadata: ObjectMeta {
                 namespace: Some(NAMESPACE.to_owned()),
-                // Unique as long as no two events about an object happen in one nanosecond; then one of them is lost.
-                name: Some(format!("{}.{:x}", name.trim_end_matches(['.', '-']), now.as_nanosecond())),
+                // Unique as long as no two events about an object happen in one nanosecond; then
+                // one of them is lost.
+                name: Some(format!(
+                    "{}.{:x}",
+                    name.trim_end_matches(['.', '-']),
+                    now.as_nanosecond()
+                )),
                 ..ObjectMeta::default()
             },
             action: Some("Plan".to_owned()),

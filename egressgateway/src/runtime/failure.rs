@@ -2,12 +2,16 @@ use crate::{Error, ErrorKind};
 
 /// Classifies a failed request to the API server and says what was being done.
 ///
-/// An object that is gone (404) counts as a conflict, as one that changed (409) does: what was last seen of it is not so any more.
+/// An object that is gone (404) counts as a conflict, as one that changed (409) does: what was last
+/// seen of it is not so any more.
 pub(super) fn from_api(error: kube::Error, context: impl Into<String>) -> Error {
     let failure = Error::new(kind(&error), context);
     match error {
         // The client's own words for an answer repeat it several times.
-        kube::Error::Api(status) => failure.with_source(format!("{} ({} {})", status.message, status.code, status.reason)),
+        kube::Error::Api(status) => failure.with_source(format!(
+            "{} ({} {})",
+            status.message, status.code, status.reason
+        )),
         error => failure.with_source(error),
     }
 }
@@ -38,7 +42,10 @@ mod tests {
     use super::*;
 
     fn answered(code: u16) -> ErrorKind {
-        let status = kube::core::Status { code, ..kube::core::Status::success() };
+        let status = kube::core::Status {
+            code,
+            ..kube::core::Status::success()
+        };
         from_api(kube::Error::Api(Box::new(status)), "write the status").kind
     }
 

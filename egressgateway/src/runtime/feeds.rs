@@ -45,7 +45,12 @@ pub(super) struct Feeds<M> {
 
 impl<M: Send + 'static> Feeds<M> {
     /// Follows a kind in all namespaces, as far as `scope` goes.
-    pub(super) fn all<K>(&self, kind: &'static str, scope: tokio::sync::watch::Receiver<Scope>, trim: Trim<K, M>) -> Watch<K, M>
+    pub(super) fn all<K>(
+        &self,
+        kind: &'static str,
+        scope: tokio::sync::watch::Receiver<Scope>,
+        trim: Trim<K, M>,
+    ) -> Watch<K, M>
     where
         K: Resource<DynamicType = ()>,
     {
@@ -73,33 +78,61 @@ impl<M: Send + 'static> Feeds<M> {
     }
 }
 
-pub(super) fn pod(shared: &Shared, key: &Key, sight: Option<&Sight<Slim<core::Pod>>>) -> Option<Change> {
+pub(super) fn pod(
+    shared: &Shared,
+    key: &Key,
+    sight: Option<&Sight<Slim<core::Pod>>>,
+) -> Option<Change> {
     let pod = known(sight).ok()?;
-    Some(Change::Pod(key.clone(), pod.and_then(|pod| world::Pod::from_api(&pod.0)).map(|pod| shared.pod(pod))))
+    Some(Change::Pod(
+        key.clone(),
+        pod.and_then(|pod| world::Pod::from_api(&pod.0))
+            .map(|pod| shared.pod(pod)),
+    ))
 }
 
 pub(super) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Option<Change> {
     let namespace = known(sight).ok()?;
-    Some(Change::Namespace(key.name.clone(), namespace.map(world::Namespace::from_api)))
+    Some(Change::Namespace(
+        key.name.clone(),
+        namespace.map(world::Namespace::from_api),
+    ))
 }
 
 pub(super) fn node(key: &Key, sight: Option<&Sight<Slim<core::Node>>>) -> Option<Change> {
     let node = known(sight).ok()?;
-    Some(Change::Node(NodeName::from(&*key.name), node.map(|node| world::Node::from_api(&node.0))))
+    Some(Change::Node(
+        NodeName::from(&*key.name),
+        node.map(|node| world::Node::from_api(&node.0)),
+    ))
 }
 
 pub(super) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> Option<Change> {
     let node = known(sight).ok()?;
-    Some(Change::EgressNode(NodeName::from(&*key.name), node.map(world::EgressNode::from_api)))
+    Some(Change::EgressNode(
+        NodeName::from(&*key.name),
+        node.map(world::EgressNode::from_api),
+    ))
 }
 
-/// A gateway that can't be read is a gateway with a problem: its traffic is held, it does not leave uncontrolled.
-pub(super) fn gateway(key: &Key, sight: Option<&Sight<api::EgressGateway>>, mask: MarkMask) -> Change {
+/// A gateway that can't be read is a gateway with a problem: its traffic is held, it does not leave
+/// uncontrolled.
+pub(super) fn gateway(
+    key: &Key,
+    sight: Option<&Sight<api::EgressGateway>>,
+    mask: MarkMask,
+) -> Change {
     let gateway = sight.map(|sight| match sight {
         Ok(gateway) => world::Gateway::from_api(gateway, mask),
         Err(invalid) => {
-            let bare = api::EgressGateway { metadata: invalid.metadata.clone(), ..api::EgressGateway::default() };
-            world::Gateway { spec: Err(unreadable(&invalid.error)), ..world::Gateway::from_api(&bare, mask) }
+            let bare = api::EgressGateway {
+                metadata: invalid.metadata.clone(),
+                ..api::EgressGateway::default()
+            };
+            world::Gateway {
+                spec: Err(unreadable(&invalid.error)),
+                ..world::Gateway::from_api(&bare, mask)
+            }
         }
     });
     Change::Gateway(GatewayName::from(&*key.name), gateway)
@@ -109,15 +142,25 @@ pub(super) fn policy(key: &Key, sight: Option<&Sight<api::EgressGatewayPolicy>>)
     let policy = sight.map(|sight| match sight {
         Ok(policy) => world::Policy::from_api(policy),
         Err(invalid) => {
-            let bare = api::EgressGatewayPolicy { metadata: invalid.metadata.clone(), ..api::EgressGatewayPolicy::default() };
-            world::Policy { spec: Err(unreadable(&invalid.error)), ..world::Policy::from_api(&bare) }
+            let bare = api::EgressGatewayPolicy {
+                metadata: invalid.metadata.clone(),
+                ..api::EgressGatewayPolicy::default()
+            };
+            world::Policy {
+                spec: Err(unreadable(&invalid.error)),
+                ..world::Policy::from_api(&bare)
+            }
         }
     });
     Change::Policy(PolicyName::from(&*key.name), policy)
 }
 
 fn unreadable(error: &str) -> Vec<Problem> {
-    vec![Problem::new("spec", error, "must be as the resource definition says")]
+    vec![Problem::new(
+        "spec",
+        error,
+        "must be as the resource definition says",
+    )]
 }
 
 /// An object that is there or gone; an error where it can't be read: what is known of it stays.

@@ -9,12 +9,14 @@ use tokio::time::Instant;
 use super::contact::Contact;
 use crate::model::NodeName;
 
-/// Which agents are alive, by when this process saw their Leases renewed: no two clocks are compared.
+/// Which agents are alive, by when this process saw their Leases renewed: no two clocks are
+/// compared.
 ///
-/// A Lease ages only while its renewal could have been seen. Without an answer of the API server, time stands still. After that, and whenever the
-/// watch of the Leases fails, those that were fresh before have their time again, **twice**: agents may hear of the API server's return later
-/// than this process, by the time that their node's proxy of Services needs for it. The same holds for the Leases that a new process finds: it
-/// waits before it believes an agent dead.
+/// A Lease ages only while its renewal could have been seen. Without an answer of the API server,
+/// time stands still. After that, and whenever the watch of the Leases fails, those that were fresh
+/// before have their time again, **twice**: agents may hear of the API server's return later than
+/// this process, by the time that their node's proxy of Services needs for it. The same holds for
+/// the Leases that a new process finds: it waits before it believes an agent dead.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Freshness {
     seen: BTreeMap<NodeName, Seen>,
@@ -40,7 +42,12 @@ impl Seen {
 
 impl Freshness {
     /// A node's Lease is so now, or is gone; true when that changes who is alive.
-    pub(super) fn observe(&mut self, node: &NodeName, lease: Option<&LeaseSpec>, now: Instant) -> bool {
+    pub(super) fn observe(
+        &mut self,
+        node: &NodeName,
+        lease: Option<&LeaseSpec>,
+        now: Instant,
+    ) -> bool {
         let before = self.life(node, now);
         self.note(node, lease, now);
         before != self.life(node, now)
@@ -48,7 +55,10 @@ impl Freshness {
 
     /// Whether it is fresh, and proven to be.
     fn life(&self, node: &NodeName, now: Instant) -> Option<bool> {
-        self.seen.get(node).filter(|seen| self.clock(now) < seen.until).map(|seen| seen.proven)
+        self.seen
+            .get(node)
+            .filter(|seen| self.clock(now) < seen.until)
+            .map(|seen| seen.proven)
     }
 
     fn note(&mut self, node: &NodeName, lease: Option<&LeaseSpec>, now: Instant) {
@@ -57,14 +67,35 @@ impl Freshness {
             return;
         };
         let renewed = lease.renew_time.as_ref().map(|time| time.0);
-        let seconds = lease.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or_default();
+        let seconds = lease
+            .lease_duration_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .unwrap_or_default();
         let lasts = Duration::from_secs(seconds);
         match self.seen.get(node) {
             Some(seen) if seen.renewed == renewed => {}
-            Some(_) => _ = self.seen.insert(node.clone(), Seen { renewed, lasts, until: now + lasts, proven: true }),
+            Some(_) => {
+                _ = self.seen.insert(
+                    node.clone(),
+                    Seen {
+                        renewed,
+                        lasts,
+                        until: now + lasts,
+                        proven: true,
+                    },
+                )
+            }
             None => {
                 let until = now + if self.listed { lasts } else { lasts * 2 };
-                self.seen.insert(node.clone(), Seen { renewed, lasts, until, proven: self.listed });
+                self.seen.insert(
+                    node.clone(),
+                    Seen {
+                        renewed,
+                        lasts,
+                        until,
+                        proven: self.listed,
+                    },
+                );
             }
         }
     }
@@ -89,7 +120,10 @@ impl Freshness {
     }
 
     fn again(&mut self, before: Instant, now: Instant) {
-        self.seen.values_mut().filter(|seen| before < seen.until).for_each(|seen| seen.again(now));
+        self.seen
+            .values_mut()
+            .filter(|seen| before < seen.until)
+            .for_each(|seen| seen.again(now));
     }
 
     /// The time by which Leases age: it stands still where the API server does not answer.
@@ -100,24 +134,42 @@ impl Freshness {
     /// The nodes whose agents are alive.
     pub(super) fn fresh(&self, now: Instant) -> BTreeSet<NodeName> {
         let now = self.clock(now);
-        self.seen.iter().filter(|(_, seen)| now < seen.until).map(|(node, _)| node.clone()).collect()
+        self.seen
+            .iter()
+            .filter(|(_, seen)| now < seen.until)
+            .map(|(node, _)| node.clone())
+            .collect()
     }
 
     /// Those of [`Self::fresh`] whose Lease is as this process found it: only time will tell.
     pub(super) fn unproven(&self) -> impl Iterator<Item = &NodeName> {
-        self.seen.iter().filter(|(_, seen)| !seen.proven).map(|(node, _)| node)
+        self.seen
+            .iter()
+            .filter(|(_, seen)| !seen.proven)
+            .map(|(node, _)| node)
     }
 
     /// The nodes whose agents did not renew their Lease in time.
     pub(super) fn stale(&self, now: Instant) -> BTreeSet<NodeName> {
         let now = self.clock(now);
-        self.seen.iter().filter(|(_, seen)| now >= seen.until).map(|(node, _)| node.clone()).collect()
+        self.seen
+            .iter()
+            .filter(|(_, seen)| now >= seen.until)
+            .map(|(node, _)| node.clone())
+            .collect()
     }
 
-    /// When the next Lease goes stale unless it is renewed, after this time of [`Self::clock`]. None: not before the API server answers again.
+    /// When the next Lease goes stale unless it is renewed, after this time of [`Self::clock`].
+    /// None: not before the API server answers again.
     pub(super) fn next_expiry(&self, clock: Instant) -> Option<Instant> {
-        let reached = |until: &Instant| *until > clock && self.contact.is_none_or(|contact| *until <= contact.until);
-        self.seen.values().map(|seen| seen.until).filter(reached).min()
+        let reached = |until: &Instant| {
+            *until > clock && self.contact.is_none_or(|contact| *until <= contact.until)
+        };
+        self.seen
+            .values()
+            .map(|seen| seen.until)
+            .filter(reached)
+            .min()
     }
 }
 
@@ -144,7 +196,11 @@ mod tests {
         }
 
         fn contact(&self, since: u64, last: u64) -> Contact {
-            Contact { since: self.at(since), last: self.at(last), until: self.at(last + 7) }
+            Contact {
+                since: self.at(since),
+                last: self.at(last),
+                until: self.at(last + 7),
+            }
         }
     }
 
@@ -155,7 +211,14 @@ mod tests {
     /// Two agents of which the first was renewed at second 10 and the second is silent since long.
     fn one_of_two(clock: &Clock) -> Freshness {
         let mut freshness = Freshness::default();
-        freshness.observe(&"silent".into(), Some(&LeaseSpec { lease_duration_seconds: Some(1), ..lease(1) }), clock.at(0));
+        freshness.observe(
+            &"silent".into(),
+            Some(&LeaseSpec {
+                lease_duration_seconds: Some(1),
+                ..lease(1)
+            }),
+            clock.at(0),
+        );
         freshness.observe(&"a".into(), Some(&lease(1)), clock.at(0));
         freshness.observe(&"a".into(), Some(&lease(2)), clock.at(10));
         freshness.heard(Some(clock.contact(0, 10)));
@@ -163,7 +226,11 @@ mod tests {
     }
 
     fn fresh(freshness: &Freshness, now: Instant) -> Vec<String> {
-        freshness.fresh(now).iter().map(ToString::to_string).collect()
+        freshness
+            .fresh(now)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
@@ -172,19 +239,34 @@ mod tests {
         let at = |seconds| clock.at(seconds);
         let mut freshness = Freshness::default();
         assert!(freshness.observe(&node, Some(&lease(4)), at(0)));
-        assert!(freshness.observe(&node, Some(&lease(5)), at(0)), "proven now");
+        assert!(
+            freshness.observe(&node, Some(&lease(5)), at(0)),
+            "proven now"
+        );
         assert!(freshness.fresh(at(39)).contains(&node));
         assert_eq!(freshness.next_expiry(at(39)), Some(at(40)));
         assert!(!freshness.observe(&node, Some(&lease(5)), at(39)));
         assert!(freshness.stale(at(39)).is_empty());
         assert!(freshness.stale(at(40)).contains(&node));
-        assert!(freshness.fresh(at(40)).is_empty(), "the same renewal seen again prolongs nothing");
+        assert!(
+            freshness.fresh(at(40)).is_empty(),
+            "the same renewal seen again prolongs nothing"
+        );
         assert_eq!(freshness.next_expiry(at(40)), None);
         assert!(freshness.observe(&node, Some(&lease(4)), at(50)));
-        assert!(freshness.fresh(at(89)).contains(&node), "a clock that was set back still renews");
+        assert!(
+            freshness.fresh(at(89)).contains(&node),
+            "a clock that was set back still renews"
+        );
         assert!(freshness.observe(&node, None, at(60)));
-        assert!(freshness.stale(at(99)).is_empty(), "a lease that is gone is not stale");
-        assert!(freshness.fresh(at(60)).is_empty(), "a lease that is gone is not held");
+        assert!(
+            freshness.stale(at(99)).is_empty(),
+            "a lease that is gone is not stale"
+        );
+        assert!(
+            freshness.fresh(at(60)).is_empty(),
+            "a lease that is gone is not held"
+        );
     }
 
     #[test]
@@ -197,27 +279,47 @@ mod tests {
         assert!(freshness.stale(clock.at(80)).contains(&node));
         freshness.observe(&node, Some(&lease(2)), clock.at(10));
         assert_eq!(freshness.unproven().count(), 0);
-        assert!(freshness.stale(clock.at(50)).contains(&node), "from its renewal on it is a Lease like any other");
+        assert!(
+            freshness.stale(clock.at(50)).contains(&node),
+            "from its renewal on it is a Lease like any other"
+        );
         freshness.listed();
         let new = NodeName::from("new");
         freshness.observe(&new, Some(&lease(1)), clock.at(50));
-        assert_eq!(freshness.unproven().count(), 0, "what comes after the list was made by a living agent");
+        assert_eq!(
+            freshness.unproven().count(),
+            0,
+            "what comes after the list was made by a living agent"
+        );
         assert!(freshness.stale(clock.at(90)).contains(&new));
     }
 
     #[test]
-    fn without_the_api_server_no_lease_ages_and_after_its_return_each_that_was_fresh_has_its_time_twice() {
+    fn without_the_api_server_no_lease_ages_and_after_its_return_each_that_was_fresh_has_its_time_twice()
+     {
         let clock = clock();
         let mut freshness = one_of_two(&clock);
         for absence in [20, 60, 180, 3600] {
-            assert_eq!(fresh(&freshness, clock.at(10 + absence)), ["a"], "after {absence} seconds");
-            assert_eq!(freshness.next_expiry(freshness.clock(clock.at(10 + absence))), None, "there is nothing to wait for");
+            assert_eq!(
+                fresh(&freshness, clock.at(10 + absence)),
+                ["a"],
+                "after {absence} seconds"
+            );
+            assert_eq!(
+                freshness.next_expiry(freshness.clock(clock.at(10 + absence))),
+                None,
+                "there is nothing to wait for"
+            );
         }
         freshness.heard(Some(clock.contact(190, 190)));
         freshness.heard(Some(clock.contact(190, 300)));
         assert_eq!(fresh(&freshness, clock.at(269)), ["a"]);
         assert_eq!(freshness.next_expiry(clock.at(269)), Some(clock.at(270)));
-        assert_eq!(fresh(&freshness, clock.at(270)), [""; 0], "it did not come back");
+        assert_eq!(
+            fresh(&freshness, clock.at(270)),
+            [""; 0],
+            "it did not come back"
+        );
     }
 
     #[test]
@@ -226,7 +328,11 @@ mod tests {
         let mut freshness = one_of_two(&clock);
         // This process stood still for a minute, and first of all it asked the API server.
         freshness.heard(Some(clock.contact(70, 70)));
-        assert_eq!(fresh(&freshness, clock.at(71)), ["a"], "what it could not hear counts against nobody");
+        assert_eq!(
+            fresh(&freshness, clock.at(71)),
+            ["a"],
+            "what it could not hear counts against nobody"
+        );
     }
 
     #[test]
@@ -239,7 +345,11 @@ mod tests {
         assert_eq!(fresh(&freshness, clock.at(179)), ["a"]);
         assert_eq!(fresh(&freshness, clock.at(180)), [""; 0]);
         freshness.interrupted(clock.at(181));
-        assert_eq!(fresh(&freshness, clock.at(181)), [""; 0], "who was silent while it could be heard stays so");
+        assert_eq!(
+            fresh(&freshness, clock.at(181)),
+            [""; 0],
+            "who was silent while it could be heard stays so"
+        );
     }
 
     #[test]

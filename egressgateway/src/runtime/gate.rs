@@ -2,7 +2,8 @@ use std::collections::BTreeSet;
 
 use super::watch::Scope;
 
-/// Nothing is written or removed before everything was listed once: what was not seen yet must not look deleted.
+/// Nothing is written or removed before everything was listed once: what was not seen yet must not
+/// look deleted.
 #[derive(Clone, Debug)]
 pub(super) struct Gate {
     missing: BTreeSet<&'static str>,
@@ -13,7 +14,11 @@ pub(super) struct Gate {
 impl Gate {
     /// Closed until each of these was listed.
     pub(super) fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
-        Self { missing: kinds.into_iter().collect(), pods: None, open: false }
+        Self {
+            missing: kinds.into_iter().collect(),
+            pods: None,
+            open: false,
+        }
     }
 
     /// One kind was listed.
@@ -24,9 +29,11 @@ impl Gate {
         }
     }
 
-    /// Whether writing is allowed, given the scope of pods that is needed by what was seen so far. Once open it stays open.
+    /// Whether writing is allowed, given the scope of pods that is needed by what was seen so far.
+    /// Once open it stays open.
     pub(super) fn is_open(&mut self, pods: &Scope) -> bool {
-        self.open |= self.missing.is_empty() && self.pods.as_ref().is_none_or(|scope| scope == pods);
+        self.open |=
+            self.missing.is_empty() && self.pods.as_ref().is_none_or(|scope| scope == pods);
         self.open
     }
 
@@ -42,14 +49,20 @@ mod tests {
 
     #[test]
     fn opens_once_everything_was_listed_in_the_scope_that_is_needed_and_stays_open() {
-        let own = Scope { fields: Some("spec.nodeName=a".to_owned()), ..Scope::default() };
+        let own = Scope {
+            fields: Some("spec.nodeName=a".to_owned()),
+            ..Scope::default()
+        };
         let all = Scope::default();
         let mut gate = Gate::new(["pods", "nodes"]);
         gate.synced("pods", own.clone());
         assert!(!gate.is_open(&own));
         assert_eq!(gate.missing(), ["nodes"]);
         gate.synced("nodes", Scope::default());
-        assert!(!gate.is_open(&all), "all pods are needed, and only the own ones were listed");
+        assert!(
+            !gate.is_open(&all),
+            "all pods are needed, and only the own ones were listed"
+        );
         gate.synced("pods", all.clone());
         assert!(gate.is_open(&all));
         assert!(gate.is_open(&own), "a later change of scope closes nothing");

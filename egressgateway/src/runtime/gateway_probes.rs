@@ -30,16 +30,32 @@ pub(super) struct GatewayProbes {
 }
 
 impl GatewayProbes {
-    pub(super) fn new(prober: Arc<dyn Prober>, settings: watch::Receiver<LivenessSettings>, metrics: AgentMetrics) -> Self {
+    pub(super) fn new(
+        prober: Arc<dyn Prober>,
+        settings: watch::Receiver<LivenessSettings>,
+        metrics: AgentMetrics,
+    ) -> Self {
         let liveness = Liveness::new(*settings.borrow());
-        Self { prober, liveness, settings, ends: Ends::new(), metrics, mute: false }
+        Self {
+            prober,
+            liveness,
+            settings,
+            ends: Ends::new(),
+            metrics,
+            mute: false,
+        }
     }
 
     /// Works until the sender of `ends` is gone.
-    pub(super) async fn run(mut self, mut ends: watch::Receiver<Ends>, down: watch::Sender<BTreeSet<NodeName>>) {
+    pub(super) async fn run(
+        mut self,
+        mut ends: watch::Receiver<Ends>,
+        down: watch::Sender<BTreeSet<NodeName>>,
+    ) {
         loop {
             let next = self.liveness.next().map(Instant::from_std);
-            // Answers first: one that waited while this process did not run must not count as missing.
+            // Answers first: one that waited while this process did not run must not count as
+            // missing.
             tokio::select! {
                 biased;
                 answer = self.prober.answered() => self.hear(answer),
@@ -72,7 +88,9 @@ impl GatewayProbes {
 
     fn send(&mut self) {
         for (end, number) in self.liveness.due(now()) {
-            let Some(to) = self.ends.get(&end) else { continue };
+            let Some(to) = self.ends.get(&end) else {
+                continue;
+            };
             match self.prober.probe(to, number) {
                 Ok(()) => {
                     self.mute = false;
@@ -121,7 +139,8 @@ mod tests {
     use super::*;
     use crate::{Error, ErrorKind, model::Family};
 
-    /// Everybody answers at once but those who are dead; probes through a device of the name "gone" fail.
+    /// Everybody answers at once but those who are dead; probes through a device of the name "gone"
+    /// fail.
     #[derive(Default)]
     struct Network {
         dead: Mutex<BTreeSet<IpAddr>>,
@@ -154,7 +173,13 @@ mod tests {
 
     fn ends(device: &str) -> Ends {
         let end = |name: &str, last: u8| {
-            ((NodeName::from(name), Family::V4), ProbeAddress { device: device.to_owned(), address: [172, 31, 0, last].into() })
+            (
+                (NodeName::from(name), Family::V4),
+                ProbeAddress {
+                    device: device.to_owned(),
+                    address: [172, 31, 0, last].into(),
+                },
+            )
         };
         Ends::from([end("a", 1), end("b", 2)])
     }
@@ -165,8 +190,12 @@ mod tests {
         let (wanted, received) = watch::channel(Ends::new());
         let (sender, mut down) = watch::channel(BTreeSet::new());
         tokio::spawn(
-            GatewayProbes::new(network.clone(), watch::channel(LivenessSettings::default()).1, AgentMetrics::default())
-                .run(received, sender),
+            GatewayProbes::new(
+                network.clone(),
+                watch::channel(LivenessSettings::default()).1,
+                AgentMetrics::default(),
+            )
+            .run(received, sender),
         );
         wanted.send_replace(ends("egress-vxlan-v4"));
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -175,8 +204,15 @@ mod tests {
         network.dead.lock().unwrap().insert([172, 31, 0, 1].into());
         let died = Instant::now();
         down.changed().await.unwrap();
-        assert_eq!(*down.borrow_and_update(), BTreeSet::from([NodeName::from("a")]));
-        assert!(died.elapsed() <= Duration::from_millis(452), "{:?}", died.elapsed());
+        assert_eq!(
+            *down.borrow_and_update(),
+            BTreeSet::from([NodeName::from("a")])
+        );
+        assert!(
+            died.elapsed() <= Duration::from_millis(452),
+            "{:?}",
+            died.elapsed()
+        );
 
         network.dead.lock().unwrap().clear();
         down.changed().await.unwrap();
@@ -186,17 +222,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn another_interval_counts_at_once() {
         let network = Arc::new(Network::default());
-        let (settings, changes) = watch::channel(LivenessSettings { interval: Duration::from_secs(60), multiplier: 3 });
+        let (settings, changes) = watch::channel(LivenessSettings {
+            interval: Duration::from_secs(60),
+            multiplier: 3,
+        });
         let (wanted, received) = watch::channel(ends("egress-vxlan-v4"));
         let (sender, mut down) = watch::channel(BTreeSet::new());
-        tokio::spawn(GatewayProbes::new(network.clone(), changes, AgentMetrics::default()).run(received, sender));
+        tokio::spawn(
+            GatewayProbes::new(network.clone(), changes, AgentMetrics::default())
+                .run(received, sender),
+        );
         wanted.send_replace(ends("egress-vxlan-v4"));
         tokio::time::sleep(Duration::from_secs(5)).await;
         network.dead.lock().unwrap().insert([172, 31, 0, 1].into());
         settings.send_replace(LivenessSettings::default());
         let died = Instant::now();
         down.changed().await.unwrap();
-        assert!(died.elapsed() < Duration::from_secs(1), "{:?}", died.elapsed());
+        assert!(
+            died.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            died.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -205,8 +251,12 @@ mod tests {
         let (wanted, received) = watch::channel(ends("egress-vxlan-v4"));
         let (sender, down) = watch::channel(BTreeSet::new());
         tokio::spawn(
-            GatewayProbes::new(network.clone(), watch::channel(LivenessSettings::default()).1, AgentMetrics::default())
-                .run(received, sender),
+            GatewayProbes::new(
+                network.clone(),
+                watch::channel(LivenessSettings::default()).1,
+                AgentMetrics::default(),
+            )
+            .run(received, sender),
         );
         wanted.send_replace(ends("egress-vxlan-v4"));
         tokio::time::sleep(Duration::from_secs(5)).await;

@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use tokio::time::Instant;
 
-use super::{events::Regarding, freshness::Freshness, observed::Observed, shared_cluster::SharedCluster};
+use super::{
+    events::Regarding, freshness::Freshness, observed::Observed, shared_cluster::SharedCluster,
+};
 use crate::{
     api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodeStatus},
     controller::{Event, events},
@@ -17,7 +19,11 @@ pub(super) enum Seen {
     World(Change),
     EgressNode(NodeName, Change, Option<Observed<EgressNodeStatus>>),
     Gateway(GatewayName, Change, Option<Observed<EgressGatewayStatus>>),
-    Policy(PolicyName, Change, Option<Observed<EgressGatewayPolicyStatus>>),
+    Policy(
+        PolicyName,
+        Change,
+        Option<Observed<EgressGatewayPolicyStatus>>,
+    ),
     Lease(NodeName, Option<Observed<LeaseSpec>>),
 }
 
@@ -46,18 +52,29 @@ impl Mirror {
         std::mem::take(&mut self.news)
     }
 
-    /// Takes in what was seen; true where a plan may come out differently. Echoes from before the last write are ignored.
+    /// Takes in what was seen; true where a plan may come out differently. Echoes from before the
+    /// last write are ignored.
     pub(super) fn take(&mut self, seen: Seen, now: Instant) -> bool {
         let (change, held) = match seen {
             Seen::World(change) => (change, Held::Same),
             Seen::EgressNode(name, change, observed) => {
-                self.news.extend(found(&name, self.egress_nodes.get(&name), observed.as_ref()));
+                self.news.extend(found(
+                    &name,
+                    self.egress_nodes.get(&name),
+                    observed.as_ref(),
+                ));
                 (change, hold(&mut self.egress_nodes, name, observed))
             }
-            Seen::Gateway(name, change, observed) => (change, hold(&mut self.gateways, name, observed)),
-            Seen::Policy(name, change, observed) => (change, hold(&mut self.policies, name, observed)),
+            Seen::Gateway(name, change, observed) => {
+                (change, hold(&mut self.gateways, name, observed))
+            }
+            Seen::Policy(name, change, observed) => {
+                (change, hold(&mut self.policies, name, observed))
+            }
             Seen::Lease(node, lease) => {
-                let news = self.freshness.observe(&node, lease.as_ref().map(|lease| &lease.status), now);
+                let news =
+                    self.freshness
+                        .observe(&node, lease.as_ref().map(|lease| &lease.status), now);
                 hold(&mut self.leases, node, lease);
                 return news;
             }
@@ -66,15 +83,30 @@ impl Mirror {
     }
 }
 
-/// What an agent says of its node, compared with what it said before. Of a node that is seen for the first time the former leader has told, unless
-/// it is new: then it begins with a status that says nothing.
-fn found(name: &NodeName, held: Option<&Observed<EgressNodeStatus>>, seen: Option<&Observed<EgressNodeStatus>>) -> Vec<(Regarding, Event)> {
-    let (Some(held), Some(seen)) = (held, seen) else { return Vec::new() };
+/// What an agent says of its node, compared with what it said before. Of a node that is seen for
+/// the first time the former leader has told, unless it is new: then it begins with a status that
+/// says nothing.
+fn found(
+    name: &NodeName,
+    held: Option<&Observed<EgressNodeStatus>>,
+    seen: Option<&Observed<EgressNodeStatus>>,
+) -> Vec<(Regarding, Event)> {
+    let (Some(held), Some(seen)) = (held, seen) else {
+        return Vec::new();
+    };
     if seen.is_outdated_by(held) || seen.uid != held.uid {
         return Vec::new();
     }
     let events = events::of_agent(&held.status, &seen.status);
-    events.into_iter().map(|event| (Regarding::new::<EgressNode>(name.as_str(), &seen.uid), event)).collect()
+    events
+        .into_iter()
+        .map(|event| {
+            (
+                Regarding::new::<EgressNode>(name.as_str(), &seen.uid),
+                event,
+            )
+        })
+        .collect()
 }
 
 /// How what was held of an object compares with what was seen of it.
@@ -88,9 +120,15 @@ enum Held {
     Other,
 }
 
-fn hold<N: Ord, S: PartialEq>(held: &mut BTreeMap<N, Observed<S>>, name: N, observed: Option<Observed<S>>) -> Held {
+fn hold<N: Ord, S: PartialEq>(
+    held: &mut BTreeMap<N, Observed<S>>,
+    name: N,
+    observed: Option<Observed<S>>,
+) -> Held {
     let before = held.get(&name);
-    let same = |before: &Observed<S>, observed: &Observed<S>| before.uid == observed.uid && before.status == observed.status;
+    let same = |before: &Observed<S>, observed: &Observed<S>| {
+        before.uid == observed.uid && before.status == observed.status
+    };
     let found = match (before, &observed) {
         (Some(before), Some(observed)) if observed.is_outdated_by(before) => return Held::Newer,
         (Some(before), Some(observed)) if same(before, observed) => Held::Same,
@@ -114,23 +152,57 @@ mod tests {
     };
 
     fn gateway(version: u64, usage: Option<IpUsage>) -> Seen {
-        let status = EgressGatewayStatus { ip_usage: usage, ..EgressGatewayStatus::default() };
-        let gateway = EgressGateway { status: Some(status.clone()), ..EgressGateway::default() };
-        let change = Change::Gateway("exit".into(), Some(Gateway::from_api(&gateway, MarkMask::default())));
-        Seen::Gateway("exit".into(), change, Some(Observed { status, uid: "u".to_owned(), version: Some(version.to_string()) }))
+        let status = EgressGatewayStatus {
+            ip_usage: usage,
+            ..EgressGatewayStatus::default()
+        };
+        let gateway = EgressGateway {
+            status: Some(status.clone()),
+            ..EgressGateway::default()
+        };
+        let change = Change::Gateway(
+            "exit".into(),
+            Some(Gateway::from_api(&gateway, MarkMask::default())),
+        );
+        Seen::Gateway(
+            "exit".into(),
+            change,
+            Some(Observed {
+                status,
+                uid: "u".to_owned(),
+                version: Some(version.to_string()),
+            }),
+        )
     }
 
     #[test]
     fn a_heartbeat_is_no_reason_to_plan_and_whatever_somebody_else_wrote_into_a_status_is() {
         let (mut mirror, now) = (Mirror::default(), Instant::now());
-        let node = |ready| Seen::World(Change::Node("a".into(), Some(Node { ready, ..Node::default() })));
+        let node = |ready| {
+            Seen::World(Change::Node(
+                "a".into(),
+                Some(Node {
+                    ready,
+                    ..Node::default()
+                }),
+            ))
+        };
         assert!(mirror.take(node(true), now));
-        assert!(!mirror.take(node(true), now), "nothing that a plan depends on has changed");
+        assert!(
+            !mirror.take(node(true), now),
+            "nothing that a plan depends on has changed"
+        );
         assert!(mirror.take(node(false), now));
         assert!(mirror.take(gateway(5, None), now));
         assert!(!mirror.take(gateway(6, None), now));
-        assert!(mirror.take(gateway(7, Some(IpUsage::default())), now), "a part of the status that only the next write corrects");
+        assert!(
+            mirror.take(gateway(7, Some(IpUsage::default())), now),
+            "a part of the status that only the next write corrects"
+        );
         assert!(!mirror.take(gateway(6, None), now), "an echo from before");
-        assert_eq!(mirror.gateways[&GatewayName::from("exit")].version, Some("7".to_owned()));
+        assert_eq!(
+            mirror.gateways[&GatewayName::from("exit")].version,
+            Some("7".to_owned())
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Watch loops, leases and status writing over a `kube::Client` that the caller makes. Nothing here sets a global.
+//! Watch loops, leases and status writing over a `kube::Client` that the caller makes. Nothing here
+//! sets a global.
 
 mod account;
 mod admission;

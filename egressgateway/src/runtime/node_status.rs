@@ -19,7 +19,8 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed, recorded::Record, untracked::Tracking,
+    backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed,
+    recorded::Record, untracked::Tracking,
 };
 use crate::{
     Error, ErrorKind, Underlay,
@@ -33,18 +34,22 @@ pub(super) const TUNNEL_READY: &str = "TunnelReady";
 /// Condition: classification and translation are in the kernel.
 pub(super) const POLICY_PROGRAMMED: &str = "PolicyProgrammed";
 
-/// Condition: the host has or reaches some of the tunnel's addresses by other means; they are not used. Absent where none are.
+/// Condition: the host has or reaches some of the tunnel's addresses by other means; they are not
+/// used. Absent where none are.
 pub(super) const NETWORK_OVERLAP: &str = "NetworkOverlap";
 
-/// Condition: nothing says which addresses pods have, or pods have others. Absent where they are known.
+/// Condition: nothing says which addresses pods have, or pods have others. Absent where they are
+/// known.
 pub(super) const POD_NETWORKS_UNKNOWN: &str = "PodNetworksUnknown";
 
-/// What is done about it, and what can be. Names no pod: each message that changes is a write, and an event for every other agent.
+/// What is done about it, and what can be. Names no pod: each message that changes is a write, and
+/// an event for every other agent.
 pub(super) const POD_NETWORKS_ADVICE: &str = "neither Node.spec.podCIDRs nor an object of the CNI says which addresses pods have, or pods have \
      others; until a pod is seen, what comes by other devices than the node's uplinks waits before it reaches a governed destination, and pods of \
      other nodes are recognised one by one; set clusterCIDRs.extra to the networks of pods and services";
 
-/// Condition: no rule of others takes packets of pods out of connection tracking. Absent where nobody looks.
+/// Condition: no rule of others takes packets of pods out of connection tracking. Absent where
+/// nobody looks.
 pub(super) const PODS_TRACKED: &str = "PodsTracked";
 
 /// What follows, and what can be done about it.
@@ -89,14 +94,31 @@ impl Report {
     pub(super) fn status(&self) -> EgressNodeStatus {
         let mut conditions = vec![self.policy_programmed(), self.tunnel_ready()];
         if !self.overlaps.is_empty() {
-            conditions.push(condition(NETWORK_OVERLAP, "True", "NetworkOverlap", self.overlapping()));
+            conditions.push(condition(
+                NETWORK_OVERLAP,
+                "True",
+                "NetworkOverlap",
+                self.overlapping(),
+            ));
         }
         if self.pod_networks_unknown {
-            conditions.push(condition(POD_NETWORKS_UNKNOWN, "True", "NotTold", POD_NETWORKS_ADVICE.to_owned()));
+            conditions.push(condition(
+                POD_NETWORKS_UNKNOWN,
+                "True",
+                "NotTold",
+                POD_NETWORKS_ADVICE.to_owned(),
+            ));
         }
         conditions.extend(self.pods_tracked());
-        let address = |family| self.underlay.get(&family).map(|underlay| underlay.address.to_string());
-        let parent = self.underlay.get(&Family::V4).or_else(|| self.underlay.get(&Family::V6));
+        let address = |family| {
+            self.underlay
+                .get(&family)
+                .map(|underlay| underlay.address.to_string())
+        };
+        let parent = self
+            .underlay
+            .get(&Family::V4)
+            .or_else(|| self.underlay.get(&Family::V6));
         EgressNodeStatus {
             phase: self.is_tunnel_ready().then_some(EgressNodePhase::Succeeded),
             physical_interface: parent.map(|underlay| underlay.device.clone()),
@@ -107,7 +129,10 @@ impl Report {
             address_conflicts: self
                 .conflicts
                 .iter()
-                .map(|(address, other)| AddressConflict { address: address.to_string(), hardware_address: other.to_string() })
+                .map(|(address, other)| AddressConflict {
+                    address: address.to_string(),
+                    hardware_address: other.to_string(),
+                })
                 .collect(),
             silent_addresses: self.silent.iter().map(ToString::to_string).collect(),
             conditions,
@@ -117,33 +142,62 @@ impl Report {
 
     fn tunnel_mtu(&self) -> Option<TunnelMtu> {
         let of = |family| self.tunnel_mtu.get(&family).copied();
-        (!self.tunnel_mtu.is_empty()).then(|| TunnelMtu { ipv4: of(Family::V4), ipv6: of(Family::V6) })
+        (!self.tunnel_mtu.is_empty()).then(|| TunnelMtu {
+            ipv4: of(Family::V4),
+            ipv6: of(Family::V6),
+        })
     }
 
     fn tunnel_ready(&self) -> Condition {
-        match [&self.tunnel, &self.steering].into_iter().find(|record| **record != Record::Good) {
+        match [&self.tunnel, &self.steering]
+            .into_iter()
+            .find(|record| **record != Record::Good)
+        {
             Some(record) => unfinished(TUNNEL_READY, record),
-            None if !self.addressed && !self.overlaps.is_empty() => condition(TUNNEL_READY, "False", "NetworkOverlap", self.overlapping()),
-            None if !self.addressed => {
-                condition(TUNNEL_READY, "False", "NoAddress", "the node has no address in the overlay yet".to_owned())
+            None if !self.addressed && !self.overlaps.is_empty() => {
+                condition(TUNNEL_READY, "False", "NetworkOverlap", self.overlapping())
             }
-            None => condition(TUNNEL_READY, "True", "Built", "tunnel and routes are built".to_owned()),
+            None if !self.addressed => condition(
+                TUNNEL_READY,
+                "False",
+                "NoAddress",
+                "the node has no address in the overlay yet".to_owned(),
+            ),
+            None => condition(
+                TUNNEL_READY,
+                "True",
+                "Built",
+                "tunnel and routes are built".to_owned(),
+            ),
         }
     }
 
     /// The first ones: with a thousand nodes there may be as many.
     fn overlapping(&self) -> String {
-        format!("{}; choose another tunnel.ipv4CIDR or tunnel.ipv6CIDR", first(self.overlaps.iter()))
+        format!(
+            "{}; choose another tunnel.ipv4CIDR or tunnel.ipv6CIDR",
+            first(self.overlaps.iter())
+        )
     }
 
     fn pods_tracked(&self) -> Option<Condition> {
         let (status, reason, message) = match &self.tracking {
             Tracking::NotAsked => return None,
-            Tracking::NotRead => ("Unknown", "NotRead", "others' rules were not read yet".to_owned()),
-            Tracking::Read(rules) if rules.is_empty() => {
-                ("True", "Tracked", "no rule of others takes packets of pods out of connection tracking".to_owned())
-            }
-            Tracking::Read(rules) => ("False", "UntrackedByOthers", format!("{}; {UNTRACKED_ADVICE}", first(rules.iter()))),
+            Tracking::NotRead => (
+                "Unknown",
+                "NotRead",
+                "others' rules were not read yet".to_owned(),
+            ),
+            Tracking::Read(rules) if rules.is_empty() => (
+                "True",
+                "Tracked",
+                "no rule of others takes packets of pods out of connection tracking".to_owned(),
+            ),
+            Tracking::Read(rules) => (
+                "False",
+                "UntrackedByOthers",
+                format!("{}; {UNTRACKED_ADVICE}", first(rules.iter())),
+            ),
         };
         Some(condition(PODS_TRACKED, status, reason, message))
     }
@@ -151,8 +205,13 @@ impl Report {
     fn policy_programmed(&self) -> Condition {
         match &self.policy {
             Record::Good => {
-                // No number of entries: every new pod would be a write, and an event for every other agent. The metrics have it.
-                let backend = self.backend.as_deref().map(|backend| format!("in {backend}")).unwrap_or_default();
+                // No number of entries: every new pod would be a write, and an event for every
+                // other agent. The metrics have it.
+                let backend = self
+                    .backend
+                    .as_deref()
+                    .map(|backend| format!("in {backend}"))
+                    .unwrap_or_default();
                 condition(POLICY_PROGRAMMED, "True", "Programmed", backend)
             }
             record => unfinished(POLICY_PROGRAMMED, record),
@@ -162,15 +221,23 @@ impl Report {
 
 /// The first few, and how many more there are.
 fn first<T: ToString>(all: impl ExactSizeIterator<Item = T>) -> String {
-    let more = all.len().checked_sub(SAID).filter(|more| *more > 0).map(|more| format!("; and {more} more"));
+    let more = all
+        .len()
+        .checked_sub(SAID)
+        .filter(|more| *more > 0)
+        .map(|more| format!("; and {more} more"));
     let said: Vec<_> = all.take(SAID).map(|one| one.to_string()).collect();
     format!("{}{}", said.join("; "), more.unwrap_or_default())
 }
 
 fn unfinished(name: &str, record: &Record) -> Condition {
     match record {
-        Record::Failed { kind, message } => condition(name, "False", reason(*kind), message.clone()),
-        Record::Good | Record::Unknown => condition(name, "Unknown", "NotTried", "not tried yet".to_owned()),
+        Record::Failed { kind, message } => {
+            condition(name, "False", reason(*kind), message.clone())
+        }
+        Record::Good | Record::Unknown => {
+            condition(name, "Unknown", "NotTried", "not tried yet".to_owned())
+        }
     }
 }
 
@@ -224,16 +291,33 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
             .conditions
             .iter()
             .map(|condition| {
-                // Why something fails may be told in ever other words; what is in force is told in other words when it is another.
-                let good = condition.message.chars().filter(|c| !c.is_ascii_digit() && condition.status == "True").collect();
-                let message = if words { condition.message.clone() } else { good };
-                (condition.type_.clone(), condition.status.clone(), condition.reason.clone(), message)
+                // Why something fails may be told in ever other words; what is in force is told in
+                // other words when it is another.
+                let good = condition
+                    .message
+                    .chars()
+                    .filter(|c| !c.is_ascii_digit() && condition.status == "True")
+                    .collect();
+                let message = if words {
+                    condition.message.clone()
+                } else {
+                    good
+                };
+                (
+                    condition.type_.clone(),
+                    condition.status.clone(),
+                    condition.reason.clone(),
+                    message,
+                )
             })
             .collect();
         conditions.sort();
         conditions
     };
-    if succeeded(next) != succeeded(existing) || facts(next) != facts(existing) || conditions(next, false) != conditions(existing, false) {
+    if succeeded(next) != succeeded(existing)
+        || facts(next) != facts(existing)
+        || conditions(next, false) != conditions(existing, false)
+    {
         Difference::Substance
     } else if conditions(next, true) != conditions(existing, true) {
         Difference::Messages
@@ -242,7 +326,8 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
     }
 }
 
-/// Writes the node's status whenever it differs from what is there; a slow API server keeps nothing else waiting.
+/// Writes the node's status whenever it differs from what is there; a slow API server keeps nothing
+/// else waiting.
 pub(super) struct StatusWriter {
     pub(super) nodes: Api<EgressNode>,
     pub(super) node: NodeName,
@@ -271,8 +356,13 @@ impl StatusWriter {
             let again = match (&report, &held) {
                 (Some(report), Some(existing)) => {
                     let mut next = report.status();
-                    stamp(&mut next.conditions, &existing.status.conditions, Timestamp::now());
-                    let patient_until = Some(written + self.patience).filter(|until| *until > Instant::now());
+                    stamp(
+                        &mut next.conditions,
+                        &existing.status.conditions,
+                        Timestamp::now(),
+                    );
+                    let patient_until =
+                        Some(written + self.patience).filter(|until| *until > Instant::now());
                     match (difference(&next, &existing.status), patient_until) {
                         (Difference::None, _) => None,
                         (Difference::Messages, Some(until)) => Some(until),
@@ -285,7 +375,12 @@ impl StatusWriter {
                             }
                             Err(error) => {
                                 let object = format!("EgressNode/{}", self.node);
-                                tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "status was not written");
+                                tracing::warn!(
+                                    object,
+                                    kind = error.kind.as_str(),
+                                    error = error.chain(),
+                                    "status was not written"
+                                );
                                 Some(Instant::now() + self.backoff.delay())
                             }
                         },
@@ -312,9 +407,17 @@ impl StatusWriter {
             "status": status,
         });
         let parameters = PatchParams::apply(self.manager).force();
-        let result = self.nodes.patch_status(self.node.as_str(), &parameters, &Patch::Apply(&body)).await;
-        let result = result.map_err(|error| failure::from_api(error, format!("write status of EgressNode {}", self.node)));
-        self.metrics.wrote("EgressNode", result.as_ref().map(|_| ()).map_err(|error| error.kind));
+        let result = self
+            .nodes
+            .patch_status(self.node.as_str(), &parameters, &Patch::Apply(&body))
+            .await;
+        let result = result.map_err(|error| {
+            failure::from_api(error, format!("write status of EgressNode {}", self.node))
+        });
+        self.metrics.wrote(
+            "EgressNode",
+            result.as_ref().map(|_| ()).map_err(|error| error.kind),
+        );
         result.map(|node| Observed::new(&node, node.status.clone().unwrap_or_default()))
     }
 }
@@ -334,15 +437,30 @@ mod tests {
 
     fn report() -> Report {
         let good = || Record::Good;
-        Report { addressed: true, tunnel: good(), steering: good(), policy: good(), ..Report::default() }
+        Report {
+            addressed: true,
+            tunnel: good(),
+            steering: good(),
+            policy: good(),
+            ..Report::default()
+        }
     }
 
     #[test]
     fn a_built_tunnel_is_ready_and_one_without_an_address_is_not() {
         let status = report().status();
         assert_eq!(status.phase, Some(EgressNodePhase::Succeeded));
-        assert!(status.conditions.iter().all(|condition| condition.status == "True"));
-        let status = Report { addressed: false, ..report() }.status();
+        assert!(
+            status
+                .conditions
+                .iter()
+                .all(|condition| condition.status == "True")
+        );
+        let status = Report {
+            addressed: false,
+            ..report()
+        }
+        .status();
         assert_eq!(status.phase, None);
         assert_eq!(status.conditions[1].reason, "NoAddress");
     }
@@ -350,57 +468,147 @@ mod tests {
     #[test]
     fn an_address_that_the_host_has_otherwise_is_named_with_what_has_it() {
         let overlap = |node: &str, address: &str| {
-            let route = HostRoute { network: "172.31.16.0/20".parse().unwrap(), device: "eth0".to_owned(), gateway: None };
-            Overlap { node: node.into(), address: address.parse().unwrap(), route }
+            let route = HostRoute {
+                network: "172.31.16.0/20".parse().unwrap(),
+                device: "eth0".to_owned(),
+                gateway: None,
+            };
+            Overlap {
+                node: node.into(),
+                address: address.parse().unwrap(),
+                route,
+            }
         };
-        let status = Report { overlaps: vec![overlap("other", "172.31.16.4")], ..report() }.status();
-        assert_eq!(status.phase, Some(EgressNodePhase::Succeeded), "the others are reached");
-        let said = status.conditions.iter().find(|condition| condition.type_ == NETWORK_OVERLAP).unwrap();
+        let status = Report {
+            overlaps: vec![overlap("other", "172.31.16.4")],
+            ..report()
+        }
+        .status();
+        assert_eq!(
+            status.phase,
+            Some(EgressNodePhase::Succeeded),
+            "the others are reached"
+        );
+        let said = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == NETWORK_OVERLAP)
+            .unwrap();
         assert!(
             said.message.starts_with("the tunnel address 172.31.16.4 of node other lies in 172.31.16.0/20, which the host has on eth0; "),
             "{said:?}"
         );
-        let status = Report { addressed: false, overlaps: vec![overlap("own", "172.31.16.4"); 5], ..report() }.status();
-        assert_eq!((status.phase, status.conditions[1].reason.as_str()), (None, "NetworkOverlap"));
-        assert!(status.conditions[1].message.contains("; and 2 more; choose another tunnel.ipv4CIDR"), "{status:?}");
+        let status = Report {
+            addressed: false,
+            overlaps: vec![overlap("own", "172.31.16.4"); 5],
+            ..report()
+        }
+        .status();
+        assert_eq!(
+            (status.phase, status.conditions[1].reason.as_str()),
+            (None, "NetworkOverlap")
+        );
+        assert!(
+            status.conditions[1]
+                .message
+                .contains("; and 2 more; choose another tunnel.ipv4CIDR"),
+            "{status:?}"
+        );
     }
 
     #[test]
     fn what_others_take_out_of_connection_tracking_is_named() {
         let said = |tracking| {
-            let status = Report { tracking, ..report() }.status();
-            let condition = status.conditions.into_iter().find(|condition| condition.type_ == PODS_TRACKED);
+            let status = Report {
+                tracking,
+                ..report()
+            }
+            .status();
+            let condition = status
+                .conditions
+                .into_iter()
+                .find(|condition| condition.type_ == PODS_TRACKED);
             condition.map(|condition| (condition.status, condition.reason, condition.message))
         };
         assert_eq!(said(Tracking::NotAsked), None);
         assert_eq!(said(Tracking::NotRead).unwrap().0, "Unknown");
         assert_eq!(said(Tracking::Read(BTreeSet::new())).unwrap().0, "True");
-        let rules = (1..=5).map(|number| format!("nftables table inet hardening, chain pre, handle {number}"));
+        let rules = (1..=5)
+            .map(|number| format!("nftables table inet hardening, chain pre, handle {number}"));
         let (status, reason, message) = said(Tracking::Read(rules.collect())).unwrap();
-        assert_eq!((status.as_str(), reason.as_str()), ("False", "UntrackedByOthers"));
-        assert!(message.starts_with("nftables table inet hardening, chain pre, handle 1; nftables"), "{message}");
-        assert!(message.contains("handle 3; and 2 more; what policies govern"), "{message}");
+        assert_eq!(
+            (status.as_str(), reason.as_str()),
+            ("False", "UntrackedByOthers")
+        );
+        assert!(
+            message.starts_with("nftables table inet hardening, chain pre, handle 1; nftables"),
+            "{message}"
+        );
+        assert!(
+            message.contains("handle 3; and 2 more; what policies govern"),
+            "{message}"
+        );
     }
 
     #[test]
     fn a_failed_driver_is_told_with_its_reason() {
-        let failed = Record::Failed { kind: ErrorKind::Unsupported, message: "no nf_tables".to_owned() };
-        let status = Report { policy: failed.clone(), ..report() }.status();
-        assert_eq!((status.conditions[0].status.as_str(), status.conditions[0].reason.as_str()), ("False", "Unsupported"));
+        let failed = Record::Failed {
+            kind: ErrorKind::Unsupported,
+            message: "no nf_tables".to_owned(),
+        };
+        let status = Report {
+            policy: failed.clone(),
+            ..report()
+        }
+        .status();
+        assert_eq!(
+            (
+                status.conditions[0].status.as_str(),
+                status.conditions[0].reason.as_str()
+            ),
+            ("False", "Unsupported")
+        );
         assert_eq!(status.phase, Some(EgressNodePhase::Succeeded));
-        let status = Report { steering: failed, ..report() }.status();
-        assert_eq!((status.phase, status.conditions[1].message.as_str()), (None, "no nf_tables"));
+        let status = Report {
+            steering: failed,
+            ..report()
+        }
+        .status();
+        assert_eq!(
+            (status.phase, status.conditions[1].message.as_str()),
+            (None, "no nf_tables")
+        );
     }
 
     #[test]
     fn the_words_of_a_failure_are_not_urgent_and_the_time_of_transition_is_no_difference() {
-        let failed = |message: &str| Record::Failed { kind: ErrorKind::Transient, message: message.to_owned() };
-        let status = Report { policy: failed("busy"), ..report() }.status();
-        let mut existing = EgressNodeStatus { tunnel_mac: Some("66:00:00:00:00:01".to_owned()), ..status.clone() };
+        let failed = |message: &str| Record::Failed {
+            kind: ErrorKind::Transient,
+            message: message.to_owned(),
+        };
+        let status = Report {
+            policy: failed("busy"),
+            ..report()
+        }
+        .status();
+        let mut existing = EgressNodeStatus {
+            tunnel_mac: Some("66:00:00:00:00:01".to_owned()),
+            ..status.clone()
+        };
         existing.conditions[0].last_transition_time = Time(Timestamp::from_second(7).unwrap());
         existing.conditions.reverse();
         assert_eq!(difference(&status, &existing), Difference::None);
-        assert_eq!(difference(&Report { policy: failed("busy again"), ..report() }.status(), &existing), Difference::Messages);
+        assert_eq!(
+            difference(
+                &Report {
+                    policy: failed("busy again"),
+                    ..report()
+                }
+                .status(),
+                &existing
+            ),
+            Difference::Messages
+        );
         existing.phase = Some(EgressNodePhase::Init);
         assert_eq!(difference(&status, &existing), Difference::Substance);
     }

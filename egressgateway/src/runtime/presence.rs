@@ -31,7 +31,10 @@ const PREFIX: &str = "egressgateway-agent-";
 
 /// The node whose agent holds a Lease of this name; none for others' Leases.
 pub(super) fn node_of(lease: &str) -> Option<NodeName> {
-    lease.strip_prefix(PREFIX).filter(|node| !node.is_empty()).map(NodeName::from)
+    lease
+        .strip_prefix(PREFIX)
+        .filter(|node| !node.is_empty())
+        .map(NodeName::from)
 }
 
 /// Name of the Lease that a node's agent holds.
@@ -53,7 +56,11 @@ pub struct LeaseSettings {
 impl Default for LeaseSettings {
     /// Namespace `kube-system`, 40 seconds, renewed every 10, as the kubelet does it.
     fn default() -> Self {
-        Self { namespace: "kube-system".to_owned(), duration: Duration::from_secs(40), renew: Duration::from_secs(10) }
+        Self {
+            namespace: "kube-system".to_owned(),
+            duration: Duration::from_secs(40),
+            renew: Duration::from_secs(10),
+        }
     }
 }
 
@@ -79,24 +86,35 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Renews until shutdown. The Lease stays: a restarting agent leaves the data path as it is. It goes with the agents' account, and the
-    /// controller deletes that of a node which is gone.
+    /// Renews until shutdown. The Lease stays: a restarting agent leaves the data path as it is. It
+    /// goes with the agents' account, and the controller deletes that of a node which is gone.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         let mut account = Account::new(self.client.clone(), &self.settings.namespace);
         loop {
-            let owner = tokio::time::timeout(self.settings.renew, account.owner()).await.unwrap_or_default();
+            let owner = tokio::time::timeout(self.settings.renew, account.owner())
+                .await
+                .unwrap_or_default();
             let sent = Instant::now();
             let wait = match self.renew(owner).await {
                 Ok(()) => {
-                    self.renewals.send_replace(Some(Renewal { sent, answered: Instant::now() }));
+                    self.renewals.send_replace(Some(Renewal {
+                        sent,
+                        answered: Instant::now(),
+                    }));
                     self.metrics.renewed();
                     self.backoff.succeeded();
-                    // A little longer, by chance: what began at the same moment does not stay together.
+                    // A little longer, by chance: what began at the same moment does not stay
+                    // together.
                     self.settings.renew + shortened(self.settings.renew) / 16
                 }
                 Err(error) => {
                     let object = format!("Lease/{}/{PREFIX}{}", self.settings.namespace, self.node);
-                    tracing::warn!(object, kind = error.kind.as_str(), error = error.chain(), "lease was not renewed");
+                    tracing::warn!(
+                        object,
+                        kind = error.kind.as_str(),
+                        error = error.chain(),
+                        "lease was not renewed"
+                    );
                     self.metrics.failed(error.kind);
                     self.backoff.delay().min(self.settings.renew)
                 }
@@ -114,10 +132,18 @@ impl Presence {
         let name = lease.metadata.name.clone().unwrap_or_default();
         let parameters = PatchParams::apply(self.manager).force();
         let patch = Patch::Apply(&lease);
-        match tokio::time::timeout(self.settings.duration / 2, leases.patch(&name, &parameters, &patch)).await {
+        match tokio::time::timeout(
+            self.settings.duration / 2,
+            leases.patch(&name, &parameters, &patch),
+        )
+        .await
+        {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(failure::from_api(error, format!("renew Lease {name}"))),
-            Err(_) => Err(Error::new(crate::ErrorKind::Transient, format!("renew Lease {name}: no answer in time"))),
+            Err(_) => Err(Error::new(
+                crate::ErrorKind::Transient,
+                format!("renew Lease {name}: no answer in time"),
+            )),
         }
     }
 
@@ -142,7 +168,9 @@ impl Presence {
 
 /// A duration in the whole seconds of a Lease, at least one.
 pub(super) fn seconds(duration: Duration) -> i32 {
-    i32::try_from(duration.as_nanos().div_ceil(1_000_000_000)).unwrap_or(i32::MAX).max(1)
+    i32::try_from(duration.as_nanos().div_ceil(1_000_000_000))
+        .unwrap_or(i32::MAX)
+        .max(1)
 }
 
 #[cfg(test)]
@@ -151,7 +179,10 @@ mod tests {
 
     #[test]
     fn a_lease_tells_its_node_by_name() {
-        assert_eq!(node_of(&lease_of(&NodeName::from("node1"))), Some(NodeName::from("node1")));
+        assert_eq!(
+            node_of(&lease_of(&NodeName::from("node1"))),
+            Some(NodeName::from("node1"))
+        );
         assert_eq!(node_of("egressgateway-agent-"), None);
         assert_eq!(node_of("kube-scheduler"), None);
     }

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{Drivers, Error, ErrorKind, Outcome, Reconcile};
 
-/// How often a driver may fail in passing before it is said to have failed: the first repair is not news.
+/// How often a driver may fail in passing before it is said to have failed: the first repair is not
+/// news.
 const PASSING_FAILURES: u32 = 3;
 
 /// What a driver's last calls came to.
@@ -40,7 +41,11 @@ pub(super) struct Recorder(Arc<Mutex<(Record, u32)>>);
 
 impl Recorder {
     pub(super) fn read(&self) -> Record {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
     }
 
     fn note(&self, result: &Result<Outcome, Error>) {
@@ -49,9 +54,14 @@ impl Recorder {
             Ok(_) => *held = (Record::Good, 0),
             Err(error) => {
                 held.1 += 1;
-                let passing = error.kind.is_retryable() && held.1 < PASSING_FAILURES && held.0 == Record::Good;
+                let passing = error.kind.is_retryable()
+                    && held.1 < PASSING_FAILURES
+                    && held.0 == Record::Good;
                 if !passing {
-                    held.0 = Record::Failed { kind: error.kind, message: error.chain() };
+                    held.0 = Record::Failed {
+                        kind: error.kind,
+                        message: error.chain(),
+                    };
                 }
             }
         }
@@ -67,13 +77,34 @@ pub(super) struct Recorders {
     pub(super) policy: Recorder,
 }
 
-/// The same drivers, with what becomes of their calls noted and measured. A call that does not end is given up.
+/// The same drivers, with what becomes of their calls noted and measured. A call that does not end
+/// is given up.
 pub(super) fn record(drivers: Drivers, recorders: &Recorders, metrics: &AgentMetrics) -> Drivers {
     Drivers {
-        tunnel: Box::new(Recorded::new("tunnel", drivers.tunnel, recorders.tunnel.clone(), metrics)),
-        steering: Box::new(Recorded::new("steering", drivers.steering, recorders.steering.clone(), metrics)),
-        addresses: Box::new(Recorded::new("addresses", drivers.addresses, recorders.addresses.clone(), metrics)),
-        policy: Box::new(Recorded::new("policy", drivers.policy, recorders.policy.clone(), metrics)),
+        tunnel: Box::new(Recorded::new(
+            "tunnel",
+            drivers.tunnel,
+            recorders.tunnel.clone(),
+            metrics,
+        )),
+        steering: Box::new(Recorded::new(
+            "steering",
+            drivers.steering,
+            recorders.steering.clone(),
+            metrics,
+        )),
+        addresses: Box::new(Recorded::new(
+            "addresses",
+            drivers.addresses,
+            recorders.addresses.clone(),
+            metrics,
+        )),
+        policy: Box::new(Recorded::new(
+            "policy",
+            drivers.policy,
+            recorders.policy.clone(),
+            metrics,
+        )),
     }
 }
 
@@ -82,13 +113,25 @@ struct Recorded<D> {
     driver: Box<dyn Reconcile<D>>,
     recorder: Recorder,
     metrics: AgentMetrics,
-    /// How long a call may take. Longer each time that one was given up: a host may be slower than anybody thought.
+    /// How long a call may take. Longer each time that one was given up: a host may be slower than
+    /// anybody thought.
     limit: Duration,
 }
 
 impl<D> Recorded<D> {
-    fn new(name: &'static str, driver: Box<dyn Reconcile<D>>, recorder: Recorder, metrics: &AgentMetrics) -> Self {
-        Self { name, driver, recorder, metrics: metrics.clone(), limit: LIMIT }
+    fn new(
+        name: &'static str,
+        driver: Box<dyn Reconcile<D>>,
+        recorder: Recorder,
+        metrics: &AgentMetrics,
+    ) -> Self {
+        Self {
+            name,
+            driver,
+            recorder,
+            metrics: metrics.clone(),
+            limit: LIMIT,
+        }
     }
 }
 
@@ -103,7 +146,11 @@ impl<D: Sync> Reconcile<D> for Recorded<D> {
         } else if result.is_ok() {
             self.limit = LIMIT;
         }
-        self.metrics.reconciled(self.name, began.elapsed(), result.as_ref().err().map(|error| error.kind));
+        self.metrics.reconciled(
+            self.name,
+            began.elapsed(),
+            result.as_ref().err().map(|error| error.kind),
+        );
         self.recorder.note(&result);
         result
     }
@@ -128,7 +175,11 @@ mod tests {
     #[async_trait]
     impl Reconcile<()> for Stuck {
         async fn reconcile(&mut self, (): &()) -> Result<Outcome, Error> {
-            if self.0 { Ok(Outcome::Applied) } else { std::future::pending().await }
+            if self.0 {
+                Ok(Outcome::Applied)
+            } else {
+                std::future::pending().await
+            }
         }
 
         async fn dry_run(&mut self, (): &()) -> Result<String, Error> {
@@ -143,9 +194,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_driver_that_is_stuck_is_given_up_and_reads_the_kernel_again() {
         let recorder = Recorder::default();
-        let mut driver = Recorded::new("steering", Box::new(Stuck::default()), recorder.clone(), &AgentMetrics::default());
+        let mut driver = Recorded::new(
+            "steering",
+            Box::new(Stuck::default()),
+            recorder.clone(),
+            &AgentMetrics::default(),
+        );
         let error = driver.reconcile(&()).await.unwrap_err();
-        assert_eq!((error.kind, driver.limit), (ErrorKind::Transient, 2 * LIMIT));
+        assert_eq!(
+            (error.kind, driver.limit),
+            (ErrorKind::Transient, 2 * LIMIT)
+        );
         assert_eq!(driver.reconcile(&()).await.unwrap(), Outcome::Applied);
         assert_eq!((recorder.read(), driver.limit), (Record::Good, LIMIT));
     }
@@ -159,10 +218,22 @@ mod tests {
         recorder.note(&passing());
         assert_eq!(recorder.read(), Record::Good);
         recorder.note(&passing());
-        assert_eq!(recorder.read(), Record::Failed { kind: ErrorKind::Transient, message: "busy".to_owned() });
+        assert_eq!(
+            recorder.read(),
+            Record::Failed {
+                kind: ErrorKind::Transient,
+                message: "busy".to_owned()
+            }
+        );
         recorder.note(&Ok(Outcome::Unchanged));
         assert_eq!(recorder.read(), Record::Good);
         recorder.note(&Err(Error::new(ErrorKind::Unsupported, "no vxlan")));
-        assert_eq!(recorder.read(), Record::Failed { kind: ErrorKind::Unsupported, message: "no vxlan".to_owned() });
+        assert_eq!(
+            recorder.read(),
+            Record::Failed {
+                kind: ErrorKind::Unsupported,
+                message: "no vxlan".to_owned()
+            }
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! Texts and labels that many objects have, kept once.
 //!
-//! An agent may follow a hundred thousand pods. Names of namespaces and nodes are the same for hundreds of them, and labels for all pods of a
-//! Deployment, while each object that is read brings a copy of its own.
+//! An agent may follow a hundred thousand pods. Names of namespaces and nodes are the same for
+//! hundreds of them, and labels for all pods of a Deployment, while each object that is read brings
+//! a copy of its own.
 
 use std::{
     collections::HashSet,
@@ -13,7 +14,8 @@ use crate::{
     world::{Labels, Pod},
 };
 
-/// What nobody uses any more is thrown out when this much is held, or twice as much as was in use the last time.
+/// What nobody uses any more is thrown out when this much is held, or twice as much as was in use
+/// the last time.
 const SWEEP: usize = 1024;
 
 /// What was seen already; clones share it.
@@ -37,8 +39,16 @@ impl Shared {
     /// The same pod, with what others have too.
     pub(super) fn pod(&self, pod: Pod) -> Pod {
         let mut held = self.locked();
-        let Pod { labels, node, addresses } = pod;
-        Pod { labels: held.labels(&labels), node: node.map(|node| NodeName::from(held.text(node.as_str()))), addresses }
+        let Pod {
+            labels,
+            node,
+            addresses,
+        } = pod;
+        Pod {
+            labels: held.labels(&labels),
+            node: node.map(|node| NodeName::from(held.text(node.as_str()))),
+            addresses,
+        }
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -85,7 +95,11 @@ mod tests {
     use super::*;
 
     fn pod(app: &str, node: &str) -> Pod {
-        Pod { labels: [("app", app), ("tier", "web")].into_iter().collect(), node: Some(node.into()), ..Pod::default() }
+        Pod {
+            labels: [("app", app), ("tier", "web")].into_iter().collect(),
+            node: Some(node.into()),
+            ..Pod::default()
+        }
     }
 
     fn is_same(one: &str, other: &str) -> bool {
@@ -95,11 +109,21 @@ mod tests {
     #[test]
     fn equal_pods_share_what_they_have_in_common() {
         let shared = Shared::default();
-        let [a, b, c] = [("a", "n"), ("a", "n"), ("c", "n")].map(|(app, node)| shared.pod(pod(app, node)));
+        let [a, b, c] =
+            [("a", "n"), ("a", "n"), ("c", "n")].map(|(app, node)| shared.pod(pod(app, node)));
         assert_eq!((&a, &c), (&pod("a", "n"), &pod("c", "n")));
-        assert!(is_same(a.labels.get("app").unwrap(), b.labels.get("app").unwrap()));
-        assert!(is_same(a.labels.get("tier").unwrap(), c.labels.get("tier").unwrap()), "a text of other labels");
-        assert!(is_same(a.node.as_ref().unwrap().as_str(), c.node.as_ref().unwrap().as_str()));
+        assert!(is_same(
+            a.labels.get("app").unwrap(),
+            b.labels.get("app").unwrap()
+        ));
+        assert!(
+            is_same(a.labels.get("tier").unwrap(), c.labels.get("tier").unwrap()),
+            "a text of other labels"
+        );
+        assert!(is_same(
+            a.node.as_ref().unwrap().as_str(),
+            c.node.as_ref().unwrap().as_str()
+        ));
         let [first, second] = ["x", "y"].map(|name| shared.key("team", name));
         assert!(is_same(&first.namespace, &second.namespace));
     }
@@ -112,8 +136,16 @@ mod tests {
             shared.pod(pod(&format!("app-{number}"), &format!("node-{number}")));
         }
         let held = shared.locked();
-        assert!(held.texts.len() + held.labels.len() <= SWEEP, "{} and {}", held.texts.len(), held.labels.len());
+        assert!(
+            held.texts.len() + held.labels.len() <= SWEEP,
+            "{} and {}",
+            held.texts.len(),
+            held.labels.len()
+        );
         drop(held);
-        assert!(is_same(stays.labels.get("app").unwrap(), shared.pod(pod("stays", "n")).labels.get("app").unwrap()));
+        assert!(is_same(
+            stays.labels.get("app").unwrap(),
+            shared.pod(pod("stays", "n")).labels.get("app").unwrap()
+        ));
     }
 }

@@ -2,7 +2,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::controller::Cluster;
 
-/// The cluster as it was last seen, for who plans and who answers admission reviews; clones share it. It is never held across an await.
+/// The cluster as it was last seen, for who plans and who answers admission reviews; clones share
+/// it. It is never held across an await.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SharedCluster(Arc<RwLock<Cluster>>);
 

@@ -1,7 +1,8 @@
-//! Pods and Nodes as they are read from an API server: without the fields that nobody here asks for, which are nearly all.
+//! Pods and Nodes as they are read from an API server: without the fields that nobody here asks
+//! for, which are nearly all.
 //!
-//! A list brings some hundred objects at once. Read whole, a Pod takes some fifty times the memory of what egress needs of it, and an allocator does not
-//! give all of that back.
+//! A list brings some hundred objects at once. Read whole, a Pod takes some fifty times the memory
+//! of what egress needs of it, and an allocator does not give all of that back.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -29,8 +30,23 @@ struct Metadata {
 
 impl From<Metadata> for ObjectMeta {
     fn from(metadata: Metadata) -> Self {
-        let Metadata { name, namespace, uid, resource_version, labels, annotations } = metadata;
-        Self { name, namespace, uid, resource_version, labels, annotations, ..Self::default() }
+        let Metadata {
+            name,
+            namespace,
+            uid,
+            resource_version,
+            labels,
+            annotations,
+        } = metadata;
+        Self {
+            name,
+            namespace,
+            uid,
+            resource_version,
+            labels,
+            annotations,
+            ..Self::default()
+        }
     }
 }
 
@@ -60,12 +76,31 @@ struct PodStatusFields {
 
 impl<'de> Deserialize<'de> for Slim<Pod> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let PodFields { metadata, spec, status } = PodFields::deserialize(deserializer)?;
-        let metadata = ObjectMeta { annotations: None, ..metadata.into() };
-        let spec = spec.map(|spec| PodSpec { node_name: spec.node_name, host_network: spec.host_network, ..PodSpec::default() });
-        let status =
-            status.map(|status| PodStatus { phase: status.phase, pod_ip: status.pod_ip, pod_ips: status.pod_ips, ..PodStatus::default() });
-        Ok(Self(Pod { metadata, spec, status }))
+        let PodFields {
+            metadata,
+            spec,
+            status,
+        } = PodFields::deserialize(deserializer)?;
+        let metadata = ObjectMeta {
+            annotations: None,
+            ..metadata.into()
+        };
+        let spec = spec.map(|spec| PodSpec {
+            node_name: spec.node_name,
+            host_network: spec.host_network,
+            ..PodSpec::default()
+        });
+        let status = status.map(|status| PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            pod_ips: status.pod_ips,
+            ..PodStatus::default()
+        });
+        Ok(Self(Pod {
+            metadata,
+            spec,
+            status,
+        }))
     }
 }
 
@@ -94,16 +129,27 @@ struct NodeStatusFields {
 
 impl<'de> Deserialize<'de> for Slim<Node> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let NodeFields { metadata, spec, status } = NodeFields::deserialize(deserializer)?;
+        let NodeFields {
+            metadata,
+            spec,
+            status,
+        } = NodeFields::deserialize(deserializer)?;
         let spec = spec.map(|spec| NodeSpec {
             pod_cidr: spec.pod_cidr,
             pod_cidrs: spec.pod_cidrs,
             unschedulable: spec.unschedulable,
             ..NodeSpec::default()
         });
-        let status =
-            status.map(|status| NodeStatus { addresses: status.addresses, conditions: status.conditions, ..NodeStatus::default() });
-        Ok(Self(Node { metadata: metadata.into(), spec, status }))
+        let status = status.map(|status| NodeStatus {
+            addresses: status.addresses,
+            conditions: status.conditions,
+            ..NodeStatus::default()
+        });
+        Ok(Self(Node {
+            metadata: metadata.into(),
+            spec,
+            status,
+        }))
     }
 }
 
@@ -177,26 +223,48 @@ mod tests {
 
     #[test]
     fn nothing_that_egress_needs_of_pods_and_nodes_is_left_out() {
-        let (whole, slim): (Pod, Slim<Pod>) = (serde_json::from_value(pod()).unwrap(), serde_json::from_value(pod()).unwrap());
+        let (whole, slim): (Pod, Slim<Pod>) = (
+            serde_json::from_value(pod()).unwrap(),
+            serde_json::from_value(pod()).unwrap(),
+        );
         assert_eq!(world::Pod::from_api(&slim.0), world::Pod::from_api(&whole));
         assert_eq!(
-            (&slim.0.metadata.namespace, &slim.0.metadata.resource_version),
+            (
+                &slim.0.metadata.namespace,
+                &slim.0.metadata.resource_version
+            ),
             (&whole.metadata.namespace, &whole.metadata.resource_version)
         );
-        for (path, value) in [("/spec/hostNetwork", json!(true)), ("/status/phase", json!("Succeeded"))] {
+        for (path, value) in [
+            ("/spec/hostNetwork", json!(true)),
+            ("/status/phase", json!("Succeeded")),
+        ] {
             let mut ended = pod();
             *ended.pointer_mut(path).unwrap() = value;
-            assert_eq!(world::Pod::from_api(&serde_json::from_value::<Slim<Pod>>(ended).unwrap().0), None, "{path}");
+            assert_eq!(
+                world::Pod::from_api(&serde_json::from_value::<Slim<Pod>>(ended).unwrap().0),
+                None,
+                "{path}"
+            );
         }
-        let (whole, slim): (Node, Slim<Node>) = (serde_json::from_value(node()).unwrap(), serde_json::from_value(node()).unwrap());
-        assert_eq!(world::Node::from_api(&slim.0), world::Node::from_api(&whole));
+        let (whole, slim): (Node, Slim<Node>) = (
+            serde_json::from_value(node()).unwrap(),
+            serde_json::from_value(node()).unwrap(),
+        );
+        assert_eq!(
+            world::Node::from_api(&slim.0),
+            world::Node::from_api(&whole)
+        );
         assert!(world::Node::from_api(&slim.0).is_drained());
     }
 
     #[test]
     fn the_rest_of_a_pod_and_of_a_node_is_not_kept() {
         let pod: Slim<Pod> = serde_json::from_value(pod()).unwrap();
-        assert_eq!((pod.0.metadata.managed_fields, pod.0.metadata.annotations), (None, None));
+        assert_eq!(
+            (pod.0.metadata.managed_fields, pod.0.metadata.annotations),
+            (None, None)
+        );
         assert_eq!(pod.0.spec.unwrap().containers, []);
         assert_eq!(pod.0.status.unwrap().container_statuses, None);
         let node: Slim<Node> = serde_json::from_value(node()).unwrap();

@@ -1,4 +1,5 @@
-//! Ends connections that can't go on as they began: their policy came after them, or their way is gone.
+//! Ends connections that can't go on as they began: their policy came after them, or their way is
+//! gone.
 
 use std::{
     sync::{
@@ -11,14 +12,20 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{backoff::Backoff, metrics::AgentMetrics, node_status::wait_until};
-use crate::{Connection, Connections, DestinationView, NodeDesired, PolicyDesired, Staleness, model::MarkMask};
+use crate::{
+    Connection, Connections, DestinationView, NodeDesired, PolicyDesired, Staleness,
+    model::MarkMask,
+};
 
-/// How long after a look the next one comes without a new policy: the first packet of a connection may have been classified before the
-/// policy was in force, and be written into the kernel's table after the look.
+/// How long after a look the next one comes without a new policy: the first packet of a connection
+/// may have been classified before the policy was in force, and be written into the kernel's table
+/// after the look.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
-/// How many times longer than a look the pause after it is, at least: a large table does not keep the processor busy.
+/// How many times longer than a look the pause after it is, at least: a large table does not keep
+/// the processor busy.
 const PAUSES: u32 = 10;
-/// What a look takes for each connection, at most: what takes longer waits for others, and is no reason to wait even longer.
+/// What a look takes for each connection, at most: what takes longer waits for others, and is no
+/// reason to wait even longer.
 const COST: Duration = Duration::from_micros(5);
 
 /// Looks through the kernel's connections whenever a policy or a way has come into force.
@@ -26,9 +33,11 @@ pub(super) struct StaleConnections {
     pub(super) connections: Arc<dyn Connections>,
     pub(super) view: DestinationView,
     pub(super) mask: MarkMask,
-    /// Whether connections are to be ended that began before their policy. Those whose way is gone always are.
+    /// Whether connections are to be ended that began before their policy. Those whose way is gone
+    /// always are.
     pub(super) wanted: watch::Receiver<bool>,
-    /// Whether the table may hold connections that were governed: the last look found some, or some may have come since.
+    /// Whether the table may hold connections that were governed: the last look found some, or some
+    /// may have come since.
     pub(super) may_hold_governed: bool,
     /// How often everything is looked through without a reason.
     pub(super) resync: Duration,
@@ -61,17 +70,33 @@ impl StaleConnections {
                 former = None;
             }
             free = Instant::now() + began.elapsed().min(COST * seen) * PAUSES;
-            next = Some(Instant::now() + if ended { if news { SECOND_LOOK } else { self.resync } } else { self.backoff.delay() });
+            next = Some(
+                Instant::now()
+                    + if ended {
+                        if news { SECOND_LOOK } else { self.resync }
+                    } else {
+                        self.backoff.delay()
+                    },
+            );
         }
     }
 
     /// Whether it went well, and how many connections it saw. What was in force before is `former`.
-    async fn look(&mut self, desired: Option<&NodeDesired>, former: Option<&NodeDesired>) -> (bool, u32) {
+    async fn look(
+        &mut self,
+        desired: Option<&NodeDesired>,
+        former: Option<&NodeDesired>,
+    ) -> (bool, u32) {
         let wanted = *self.wanted.borrow_and_update();
         let needed = |desired: &&NodeDesired| self.may_hold_governed || governs(&desired.policy);
-        let Some(desired) = desired.filter(needed) else { return (true, 0) };
+        let Some(desired) = desired.filter(needed) else {
+            return (true, 0);
+        };
         let seen = AtomicU32::new(0);
-        let (staleness, governed) = (desired.staleness(self.view, self.mask), AtomicBool::new(false));
+        let (staleness, governed) = (
+            desired.staleness(self.view, self.mask),
+            AtomicBool::new(false),
+        );
         let staleness = former.into_iter().fold(staleness, Staleness::since);
         let judge = |connection: &Connection| {
             seen.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +118,11 @@ impl StaleConnections {
             }
             Err(error) => {
                 self.metrics.not_forgotten(error.kind);
-                tracing::warn!(kind = error.kind.as_str(), error = error.chain(), "connections that can't go on as they began may go on");
+                tracing::warn!(
+                    kind = error.kind.as_str(),
+                    error = error.chain(),
+                    "connections that can't go on as they began may go on"
+                );
                 false
             }
         };
@@ -102,7 +131,11 @@ impl StaleConnections {
 }
 
 fn governs(policy: &PolicyDesired) -> bool {
-    !policy.destinations.is_empty() || policy.start_gate.as_ref().is_some_and(|gate| !gate.governed.is_empty())
+    !policy.destinations.is_empty()
+        || policy
+            .start_gate
+            .as_ref()
+            .is_some_and(|gate| !gate.governed.is_empty())
 }
 
 #[cfg(test)]
@@ -140,19 +173,40 @@ mod tests {
                 mark: 0,
                 is_opening_seen: true,
             };
-            Arc::new(Self { connection, connections: 1, failures: failures.into(), takes, looks: Mutex::default(), began: Instant::now() })
+            Arc::new(Self {
+                connection,
+                connections: 1,
+                failures: failures.into(),
+                takes,
+                looks: Mutex::default(),
+                began: Instant::now(),
+            })
         }
 
         fn looks(&self) -> Vec<(u128, bool)> {
-            self.looks.lock().unwrap().iter().map(|(at, stale)| (at.as_millis(), *stale)).collect()
+            self.looks
+                .lock()
+                .unwrap()
+                .iter()
+                .map(|(at, stale)| (at.as_millis(), *stale))
+                .collect()
         }
     }
 
     #[async_trait]
     impl Connections for Table {
-        async fn forget(&self, stale: &(dyn for<'a> Fn(&'a Connection) -> Option<Ending> + Send + Sync)) -> Result<u64, Error> {
-            let stale = (0..self.connections).filter(|_| stale(&self.connection).is_some()).count() > 0;
-            self.looks.lock().unwrap().push((self.began.elapsed(), stale));
+        async fn forget(
+            &self,
+            stale: &(dyn for<'a> Fn(&'a Connection) -> Option<Ending> + Send + Sync),
+        ) -> Result<u64, Error> {
+            let stale = (0..self.connections)
+                .filter(|_| stale(&self.connection).is_some())
+                .count()
+                > 0;
+            self.looks
+                .lock()
+                .unwrap()
+                .push((self.began.elapsed(), stale));
             tokio::time::sleep(self.takes).await;
             let mut failures = self.failures.lock().unwrap();
             if *failures > 0 {
@@ -167,17 +221,26 @@ mod tests {
         let class = ClassId::new(1).unwrap();
         let policy = PolicyDesired {
             pods: OrdMap::unit(source.into(), class),
-            destinations: OrdMap::unit((class, IpRange::single([10, 6, 1, 10].into())), Verdict::Hold),
+            destinations: OrdMap::unit(
+                (class, IpRange::single([10, 6, 1, 10].into())),
+                Verdict::Hold,
+            ),
             ..PolicyDesired::default()
         };
-        NodeDesired { policy, ..NodeDesired::default() }
+        NodeDesired {
+            policy,
+            ..NodeDesired::default()
+        }
     }
 
     fn start(table: &Arc<Table>) -> watch::Sender<Option<NodeDesired>> {
         start_where(table, watch::channel(true).1)
     }
 
-    fn start_where(table: &Arc<Table>, wanted: watch::Receiver<bool>) -> watch::Sender<Option<NodeDesired>> {
+    fn start_where(
+        table: &Arc<Table>,
+        wanted: watch::Receiver<bool>,
+    ) -> watch::Sender<Option<NodeDesired>> {
         let (sender, receiver) = watch::channel(None);
         let task = StaleConnections {
             connections: table.clone(),
@@ -205,14 +268,22 @@ mod tests {
         assert_eq!(table.looks(), [], "nothing is governed");
         policies.send_replace(Some(policy([10, 244, 0, 5])));
         pass(Duration::from_secs(150)).await;
-        assert_eq!(table.looks(), [(10_000, true), (11_000, true), (111_000, true)]);
+        assert_eq!(
+            table.looks(),
+            [(10_000, true), (11_000, true), (111_000, true)]
+        );
         policies.send_replace(Some(policy([10, 244, 0, 6])));
         pass(Duration::from_millis(1)).await;
-        assert_eq!(table.looks().last(), Some(&(160_000, false)), "another pod's policy");
+        assert_eq!(
+            table.looks().last(),
+            Some(&(160_000, false)),
+            "another pod's policy"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_began_before_its_policy_is_ended_only_if_that_is_wanted_and_at_once_when_it_becomes_so() {
+    async fn what_began_before_its_policy_is_ended_only_if_that_is_wanted_and_at_once_when_it_becomes_so()
+     {
         let table = Table::new(Duration::ZERO, 0);
         let (wanted, received) = watch::channel(false);
         let policies = start_where(&table, received);
@@ -230,16 +301,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connections_of_a_policy_that_is_gone_are_looked_after_as_long_as_there_are_any() {
         let mut pinned = Table::new(Duration::ZERO, 0);
-        Arc::get_mut(&mut pinned).unwrap().connection.mark = MarkMask::default().mark(TargetId::FIRST);
+        Arc::get_mut(&mut pinned).unwrap().connection.mark =
+            MarkMask::default().mark(TargetId::FIRST);
         let without_way = start_where(&pinned, watch::channel(false).1);
         without_way.send_replace(Some(NodeDesired::default()));
         pass(Duration::from_secs(2)).await;
-        assert_eq!(pinned.looks(), [(0, true), (1_000, true)], "its target leads nowhere, wanted or not");
+        assert_eq!(
+            pinned.looks(),
+            [(0, true), (1_000, true)],
+            "its target leads nowhere, wanted or not"
+        );
         let none = Table::new(Duration::ZERO, 0);
         let without_policy = start(&none);
         without_policy.send_replace(Some(NodeDesired::default()));
         pass(Duration::from_secs(200)).await;
-        assert_eq!(none.looks(), [(0, false)], "an agent that has just started can't know; then there is nothing to look after");
+        assert_eq!(
+            none.looks(),
+            [(0, false)],
+            "an agent that has just started can't know; then there is nothing to look after"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -268,6 +348,10 @@ mod tests {
         let policies = start(&table);
         policies.send_replace(Some(policy([10, 244, 0, 5])));
         pass(Duration::from_millis(450)).await;
-        assert_eq!(table.looks().len(), 4, "three failures, each with a delay of at most a tenth of a second");
+        assert_eq!(
+            table.looks().len(),
+            4,
+            "three failures, each with a delay of at most a tenth of a second"
+        );
     }
 }

@@ -22,7 +22,10 @@ impl StateFile {
     /// The file of a node; its folder is made when it is written.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, node: NodeName) -> Self {
-        Self { path: path.into(), node }
+        Self {
+            path: path.into(),
+            node,
+        }
     }
 
     /// Where it is.
@@ -37,20 +40,36 @@ impl StateFile {
     /// When it can't be read, is damaged, or is not this node's.
     pub fn read(&self) -> Result<Option<Remembered>, Error> {
         let mut text = Vec::new();
-        match File::open(&self.path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut text)) {
+        match File::open(&self.path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut text))
+        {
             Ok(_) if u64::try_from(text.len()).is_ok_and(|length| length > LARGEST) => {
-                Err(Error::new(ErrorKind::Invalid, format!("read {}: it is larger than {LARGEST} bytes", self.path.display())))
+                Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!(
+                        "read {}: it is larger than {LARGEST} bytes",
+                        self.path.display()
+                    ),
+                ))
             }
             Ok(_) => {
-                let named = |error: Error| Error::new(error.kind, format!("read {}", self.path.display())).with_source(error);
-                Remembered::parse(&text, &self.node).map(Some).map_err(named)
+                let named = |error: Error| {
+                    Error::new(error.kind, format!("read {}", self.path.display()))
+                        .with_source(error)
+                };
+                Remembered::parse(&text, &self.node)
+                    .map(Some)
+                    .map_err(named)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::from_io(error, format!("read {}", self.path.display()))),
+            Err(error) => Err(Error::from_io(
+                error,
+                format!("read {}", self.path.display()),
+            )),
         }
     }
 
-    /// Replaces it, in one moment and for good: whenever the power fails, the old or the new one is there. Blocks.
+    /// Replaces it, in one moment and for good: whenever the power fails, the old or the new one is
+    /// there. Blocks.
     ///
     /// # Errors
     /// When it can't be written; the old one stays.
@@ -60,9 +79,17 @@ impl StateFile {
     }
 
     fn replace(&self, text: &[u8]) -> io::Result<()> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = self
+            .path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
-        let mut name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let mut name = self
+            .path
+            .file_name()
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .to_owned();
         name.push(".new");
         let new = folder.join(name);
         let mut file = File::create(&new)?;
@@ -104,14 +131,22 @@ mod tests {
     #[test]
     fn a_file_is_replaced_as_a_whole_and_nothing_else_is_left() {
         let folder = tempfile::tempdir().unwrap();
-        let file = StateFile::new(folder.path().join("deep/er/state.json"), NodeName::from("a"));
+        let file = StateFile::new(
+            folder.path().join("deep/er/state.json"),
+            NodeName::from("a"),
+        );
         assert_eq!(file.read().unwrap(), None);
         for governed in ["10.6.1.0/24", "10.6.2.0/24"] {
             file.write(&remembered(governed)).unwrap();
             assert_eq!(file.read().unwrap(), Some(remembered(governed)));
         }
-        assert_eq!(fs::read_dir(file.path().parent().unwrap()).unwrap().count(), 1);
-        assert!(StateFile::remove(file.path()).unwrap() && !StateFile::remove(file.path()).unwrap());
+        assert_eq!(
+            fs::read_dir(file.path().parent().unwrap()).unwrap().count(),
+            1
+        );
+        assert!(
+            StateFile::remove(file.path()).unwrap() && !StateFile::remove(file.path()).unwrap()
+        );
         assert_eq!(file.read().unwrap(), None);
     }
 
@@ -119,7 +154,11 @@ mod tests {
     fn what_an_interrupted_write_left_is_no_file_and_does_not_stand_in_the_way() {
         let folder = tempfile::tempdir().unwrap();
         let file = StateFile::new(folder.path().join("state.json"), NodeName::from("a"));
-        fs::write(folder.path().join("state.json.new"), "{\"version\": 1, \"no").unwrap();
+        fs::write(
+            folder.path().join("state.json.new"),
+            "{\"version\": 1, \"no",
+        )
+        .unwrap();
         assert_eq!(file.read().unwrap(), None);
         file.write(&remembered("10.6.1.0/24")).unwrap();
         assert_eq!(file.read().unwrap(), Some(remembered("10.6.1.0/24")));
@@ -132,6 +171,12 @@ mod tests {
         fs::write(file.path(), "?").unwrap();
         assert!(file.read().unwrap_err().chain().contains("state.json"));
         let in_a_file = StateFile::new(file.path().join("state.json"), NodeName::from("a"));
-        assert!(in_a_file.write(&remembered("10.6.1.0/24")).unwrap_err().chain().contains("state.json/state.json"));
+        assert!(
+            in_a_file
+                .write(&remembered("10.6.1.0/24"))
+                .unwrap_err()
+                .chain()
+                .contains("state.json/state.json")
+        );
     }
 }

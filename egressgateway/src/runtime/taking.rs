@@ -1,4 +1,5 @@
-//! Which egress addresses the node may take: it asks the network first (RFC 5227, RFC 4862). Pure; time comes in.
+//! Which egress addresses the node may take: it asks the network first (RFC 5227, RFC 4862). Pure;
+//! time comes in.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +13,8 @@ use crate::{AddressesDesired, Questions, model::MacAddress};
 
 /// So many questions without an answer, and nobody has the address.
 const PROBES: u32 = 3;
-/// Time between two of them, and after the last. Three of them are short enough for a move on purpose; a neighbour answers within a
-/// millisecond, and a busy one within one of these times.
+/// Time between two of them, and after the last. Three of them are short enough for a move on
+/// purpose; a neighbour answers within a millisecond, and a busy one within one of these times.
 const SPACING: Duration = Duration::from_millis(80);
 /// When a node that is about to let go is asked again.
 const AGAIN: Duration = Duration::from_millis(30);
@@ -77,14 +78,24 @@ pub(super) struct Taking {
 }
 
 impl Taking {
-    /// These are asked for from now on. What the kernel holds at the first time is not: the node had it before its agent started.
+    /// These are asked for from now on. What the kernel holds at the first time is not: the node
+    /// had it before its agent started.
     pub(super) fn follow(&mut self, questions: &Questions, now: Instant) {
         self.peers.clone_from(&questions.peers);
         let held = |address: &IpAddr| !self.began && questions.held.contains(address);
-        let roles = [(Role::Known, &questions.known), (Role::Candidate, &questions.candidate), (Role::Own, &questions.own)];
+        let roles = [
+            (Role::Known, &questions.known),
+            (Role::Candidate, &questions.candidate),
+            (Role::Own, &questions.own),
+        ];
         let wanted: BTreeMap<IpAddr, (Role, &String)> = roles
             .into_iter()
-            .flat_map(|(role, addresses)| addresses.held.iter().map(move |(address, device)| (*address, (role, device))))
+            .flat_map(|(role, addresses)| {
+                addresses
+                    .held
+                    .iter()
+                    .map(move |(address, device)| (*address, (role, device)))
+            })
             .collect();
         for (address, (role, device)) in &wanted {
             let silent = *role == Role::Own && held(address);
@@ -107,40 +118,83 @@ impl Taking {
             inquiry.until = now + MEMORY;
         }
         self.began = true;
-        self.inquiries.retain(|address, inquiry| wanted.contains_key(address) || (inquiry.other.is_some() && now < inquiry.until));
+        self.inquiries.retain(|address, inquiry| {
+            wanted.contains_key(address) || (inquiry.other.is_some() && now < inquiry.until)
+        });
     }
 
     /// All that is listened to.
     pub(super) fn listened(&self) -> AddressesDesired {
-        let open = self.inquiries.iter().filter(|(_, inquiry)| !inquiry.is_granted());
-        AddressesDesired { held: open.map(|(address, inquiry)| (*address, inquiry.device.clone())).collect() }
+        let open = self
+            .inquiries
+            .iter()
+            .filter(|(_, inquiry)| !inquiry.is_granted());
+        AddressesDesired {
+            held: open
+                .map(|(address, inquiry)| (*address, inquiry.device.clone()))
+                .collect(),
+        }
     }
 
     /// What is to be asked for now; time has passed for the rest. `jitter` shortens pauses.
-    pub(super) fn due(&mut self, now: Instant, jitter: impl Fn(Duration) -> Duration) -> BTreeSet<IpAddr> {
+    pub(super) fn due(
+        &mut self,
+        now: Instant,
+        jitter: impl Fn(Duration) -> Duration,
+    ) -> BTreeSet<IpAddr> {
         let mut due = BTreeSet::new();
-        for (address, inquiry) in self.inquiries.iter_mut().filter(|(_, inquiry)| !inquiry.is_granted() && inquiry.at <= now) {
+        for (address, inquiry) in self
+            .inquiries
+            .iter_mut()
+            .filter(|(_, inquiry)| !inquiry.is_granted() && inquiry.at <= now)
+        {
             if inquiry.asked >= PROBES && !inquiry.silent {
-                (inquiry.silent, inquiry.other, inquiry.letting_go, inquiry.pause) = (true, None, None, FIRST_PAUSE);
+                (
+                    inquiry.silent,
+                    inquiry.other,
+                    inquiry.letting_go,
+                    inquiry.pause,
+                ) = (true, None, None, FIRST_PAUSE);
                 inquiry.at = now + CONFIRM;
                 continue;
             }
             due.insert(*address);
             inquiry.asked += 1;
-            inquiry.at = now + if inquiry.silent { jitter(CONFIRM) } else { SPACING };
+            inquiry.at = now
+                + if inquiry.silent {
+                    jitter(CONFIRM)
+                } else {
+                    SPACING
+                };
         }
         due
     }
 
     /// When something is due; none: nothing is asked for.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.inquiries.values().filter(|inquiry| !inquiry.is_granted()).map(|inquiry| inquiry.at).min()
+        self.inquiries
+            .values()
+            .filter(|inquiry| !inquiry.is_granted())
+            .map(|inquiry| inquiry.at)
+            .min()
     }
 
     /// Somebody else says that it has an address. True: that is news.
-    pub(super) fn heard(&mut self, address: IpAddr, other: MacAddress, now: Instant, jitter: impl Fn(Duration) -> Duration) -> bool {
+    pub(super) fn heard(
+        &mut self,
+        address: IpAddr,
+        other: MacAddress,
+        now: Instant,
+        jitter: impl Fn(Duration) -> Duration,
+    ) -> bool {
         let peer = self.peers.contains(&other);
-        let Some(inquiry) = self.inquiries.get_mut(&address).filter(|inquiry| !inquiry.is_granted()) else { return false };
+        let Some(inquiry) = self
+            .inquiries
+            .get_mut(&address)
+            .filter(|inquiry| !inquiry.is_granted())
+        else {
+            return false;
+        };
         inquiry.asked = 0;
         inquiry.silent = false;
         let since = *inquiry.letting_go.get_or_insert(now);
@@ -148,7 +202,11 @@ impl Taking {
             inquiry.at = now + AGAIN;
             return false;
         }
-        let longest = if peer { LONGEST_PAUSE_OF_A_NODE } else { LONGEST_PAUSE };
+        let longest = if peer {
+            LONGEST_PAUSE_OF_A_NODE
+        } else {
+            LONGEST_PAUSE
+        };
         inquiry.at = now + jitter(inquiry.pause);
         inquiry.pause = inquiry.pause.saturating_mul(2).min(longest);
         inquiry.other.replace(other) != Some(other)
@@ -194,12 +252,26 @@ mod tests {
     }
 
     fn one() -> AddressesDesired {
-        AddressesDesired { held: [(address(), "eth0".to_owned())].into_iter().collect() }
+        AddressesDesired {
+            held: [(address(), "eth0".to_owned())].into_iter().collect(),
+        }
     }
 
     fn questions(own: bool, candidate: bool, known: bool) -> Questions {
-        let of = |wanted| if wanted { one() } else { AddressesDesired::default() };
-        Questions { own: of(own), candidate: of(candidate), known: of(known), peers: [NODE].into(), held: BTreeSet::new() }
+        let of = |wanted| {
+            if wanted {
+                one()
+            } else {
+                AddressesDesired::default()
+            }
+        };
+        Questions {
+            own: of(own),
+            candidate: of(candidate),
+            known: of(known),
+            peers: [NODE].into(),
+            held: BTreeSet::new(),
+        }
     }
 
     /// A node that asks, and a clock.
@@ -214,7 +286,11 @@ mod tests {
             let start = Instant::now();
             let mut taking = Taking::default();
             taking.follow(questions, start);
-            Self { taking, start, now: start }
+            Self {
+                taking,
+                start,
+                now: start,
+            }
         }
 
         fn follow(&mut self, questions: &Questions) {
@@ -251,16 +327,32 @@ mod tests {
         let mut case = Case::new(&questions(true, false, false));
         assert_eq!((case.until(239, None), case.granted()), (3, false));
         assert_eq!((case.until(240, None), case.granted()), (0, true));
-        assert_eq!(case.until(3_600_000, None), 0, "nobody is asked for what the node has");
-        assert!(!case.taking.heard(address(), STRANGER, case.now, |pause| pause) && case.granted());
+        assert_eq!(
+            case.until(3_600_000, None),
+            0,
+            "nobody is asked for what the node has"
+        );
+        assert!(
+            !case
+                .taking
+                .heard(address(), STRANGER, case.now, |pause| pause)
+                && case.granted()
+        );
     }
 
     #[test]
-    fn what_the_kernel_holds_when_the_agent_starts_is_not_asked_for_and_what_is_given_again_later_is() {
-        let held = Questions { held: [address()].into(), ..questions(true, false, false) };
+    fn what_the_kernel_holds_when_the_agent_starts_is_not_asked_for_and_what_is_given_again_later_is()
+     {
+        let held = Questions {
+            held: [address()].into(),
+            ..questions(true, false, false)
+        };
         let mut case = Case::new(&held);
         assert_eq!((case.until(1000, None), case.granted()), (0, true));
-        case.follow(&Questions { held: [address()].into(), ..Questions::default() });
+        case.follow(&Questions {
+            held: [address()].into(),
+            ..Questions::default()
+        });
         assert!(!case.granted());
         case.follow(&held);
         assert!(!case.granted(), "another node may have had it meanwhile");
@@ -286,7 +378,10 @@ mod tests {
         case.until(200, Some(NODE));
         assert_eq!((case.conflict(), case.granted()), (None, false));
         case.until(500, None);
-        assert!(case.granted(), "300 milliseconds after the other one let go");
+        assert!(
+            case.granted(),
+            "300 milliseconds after the other one let go"
+        );
         let mut case = Case::new(&questions(true, false, false));
         case.until(1600, Some(NODE));
         assert_eq!(case.conflict(), Some(NODE));
@@ -296,15 +391,27 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_says_who_answers_and_when_nobody_does_and_has_the_address_at_once_when_it_is_given() {
+    fn a_candidate_says_who_answers_and_when_nobody_does_and_has_the_address_at_once_when_it_is_given()
+     {
         let mut case = Case::new(&questions(false, true, false));
         case.until(10, Some(NODE));
-        assert_eq!(case.conflict(), Some(NODE), "its agent is gone: there is nothing to wait for");
+        assert_eq!(
+            case.conflict(),
+            Some(NODE),
+            "its agent is gone: there is nothing to wait for"
+        );
         case.until(10_000, Some(NODE));
         case.until(12_300, None);
-        assert_eq!((case.conflict(), case.taking.findings().silent), (None, [address()].into()));
+        assert_eq!(
+            (case.conflict(), case.taking.findings().silent),
+            (None, [address()].into())
+        );
         case.until(13_600, Some(NODE));
-        assert_eq!(case.conflict(), Some(NODE), "it makes sure, as long as nobody decides");
+        assert_eq!(
+            case.conflict(),
+            Some(NODE),
+            "it makes sure, as long as nobody decides"
+        );
         case.until(17_000, None);
         case.follow(&questions(true, false, false));
         assert!(case.granted());
@@ -315,7 +422,11 @@ mod tests {
         let mut case = Case::new(&questions(true, false, false));
         case.until(0, Some(STRANGER));
         case.follow(&Questions::default());
-        assert_eq!(case.conflict(), Some(STRANGER), "the API server does not know yet");
+        assert_eq!(
+            case.conflict(),
+            Some(STRANGER),
+            "the API server does not know yet"
+        );
         case.follow(&questions(false, false, true));
         case.until(50_000, Some(STRANGER));
         assert_eq!(case.conflict(), Some(STRANGER));

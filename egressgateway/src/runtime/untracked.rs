@@ -1,4 +1,5 @@
-//! What others take out of connection tracking: read at the start, when it changes, and now and then.
+//! What others take out of connection tracking: read at the start, when it changes, and now and
+//! then.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -32,15 +33,30 @@ pub(super) struct Untracked {
 
 impl Default for Untracked {
     fn default() -> Self {
-        Self { is_asked: false, rules: watch::channel(None), told: BTreeSet::new() }
+        Self {
+            is_asked: false,
+            rules: watch::channel(None),
+            told: BTreeSet::new(),
+        }
     }
 }
 
 impl Untracked {
-    /// Who reads them: at once, when they change but not more often than every `spacing`, and after `resync`.
-    pub(super) fn reader(&mut self, source: Arc<dyn UntrackingRules>, spacing: Duration, resync: Duration) -> Reader {
+    /// Who reads them: at once, when they change but not more often than every `spacing`, and after
+    /// `resync`.
+    pub(super) fn reader(
+        &mut self,
+        source: Arc<dyn UntrackingRules>,
+        spacing: Duration,
+        resync: Duration,
+    ) -> Reader {
         self.is_asked = true;
-        Reader { source, spacing, resync, rules: self.rules.0.clone() }
+        Reader {
+            source,
+            spacing,
+            resync,
+            rules: self.rules.0.clone(),
+        }
     }
 
     /// Waits until other rules were read than before.
@@ -56,14 +72,24 @@ impl Untracked {
         if !self.is_asked {
             return Tracking::NotAsked;
         }
-        let Some(rules) = &*self.rules.1.borrow() else { return Tracking::NotRead };
-        let alarms = rules.iter().filter(|rule| rule.packets.may_be_governed(known));
+        let Some(rules) = &*self.rules.1.borrow() else {
+            return Tracking::NotRead;
+        };
+        let alarms = rules
+            .iter()
+            .filter(|rule| rule.packets.may_be_governed(known));
         let alarms: BTreeSet<String> = alarms.map(ToString::to_string).collect();
         for rule in alarms.difference(&self.told) {
-            tracing::warn!(rule, "somebody takes packets out of connection tracking: what policies govern of them is dropped");
+            tracing::warn!(
+                rule,
+                "somebody takes packets out of connection tracking: what policies govern of them is dropped"
+            );
         }
         for rule in self.told.difference(&alarms) {
-            tracing::info!(rule, "the rule that took packets out of connection tracking is gone");
+            tracing::info!(
+                rule,
+                "the rule that took packets out of connection tracking is gone"
+            );
         }
         self.told.clone_from(&alarms);
         Tracking::Read(alarms)
@@ -94,7 +120,11 @@ impl Reader {
                 }
                 Err(error) => {
                     let kind = error.kind.as_str();
-                    tracing::warn!(kind, error = error.chain(), "what others take out of connection tracking can't be read");
+                    tracing::warn!(
+                        kind,
+                        error = error.chain(),
+                        "what others take out of connection tracking can't be read"
+                    );
                 }
             }
             tokio::time::sleep(self.spacing).await;
@@ -119,12 +149,24 @@ mod tests {
         assert_eq!(untracked.tell(&Surroundings::default()), Tracking::NotAsked);
         untracked.is_asked = true;
         assert_eq!(untracked.tell(&Surroundings::default()), Tracking::NotRead);
-        let rule = |place: &str, packets| UntrackingRule { place: place.to_owned(), packets };
-        let own = PacketMatch { device: Some("lo".to_owned()), ..PacketMatch::default() };
+        let rule = |place: &str, packets| UntrackingRule {
+            place: place.to_owned(),
+            packets,
+        };
+        let own = PacketMatch {
+            device: Some("lo".to_owned()),
+            ..PacketMatch::default()
+        };
         let rules = [rule("everything", PacketMatch::default()), rule("own", own)];
         untracked.rules.0.send_replace(Some(rules.into()));
-        assert_eq!(untracked.tell(&Surroundings::default()), Tracking::Read(["everything".to_owned()].into()));
+        assert_eq!(
+            untracked.tell(&Surroundings::default()),
+            Tracking::Read(["everything".to_owned()].into())
+        );
         untracked.rules.0.send_replace(Some(BTreeSet::new()));
-        assert_eq!(untracked.tell(&Surroundings::default()), Tracking::Read(BTreeSet::new()));
+        assert_eq!(
+            untracked.tell(&Surroundings::default()),
+            Tracking::Read(BTreeSet::new())
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! One kind of object, followed: every list replaces what was known, so that a deletion which happened unseen is found by difference.
+//! One kind of object, followed: every list replaces what was known, so that a deletion which
+//! happened unseen is found by difference.
 
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
@@ -18,9 +19,11 @@ use super::{
 };
 use crate::model::PodName;
 
-/// A watch begins anew, from where it was, after less than five minutes: by then a client thinks a server dead that says nothing.
+/// A watch begins anew, from where it was, after less than five minutes: by then a client thinks a
+/// server dead that says nothing.
 const SHORTEST: Duration = Duration::from_secs(190);
-/// How much longer it lasts, at least and at most twice: agents that were started at the same moment don't begin anew at the same moment.
+/// How much longer it lasts, at least and at most twice: agents that were started at the same
+/// moment don't begin anew at the same moment.
 const SPREAD: Duration = Duration::from_secs(50);
 
 /// Namespace and name; the namespace of cluster-scoped objects is empty.
@@ -62,7 +65,8 @@ pub(super) enum Message<M> {
 /// An object as an API server handed it out: it may not be what its type says.
 pub(super) type Sight<K> = Result<K, InvalidObject>;
 
-/// Makes an object small at once; none: the sight says nothing, what is known stays. An object that is gone comes as none.
+/// Makes an object small at once; none: the sight says nothing, what is known stays. An object that
+/// is gone comes as none.
 pub(super) type Trim<K, M> = Box<dyn Fn(&Key, Option<&Sight<K>>) -> Option<M> + Send + Sync>;
 
 /// A followed kind of object.
@@ -115,7 +119,8 @@ where
                     if wanted.round == current.scope.round {
                         next = (wanted != current.scope).then(|| self.feed());
                     } else {
-                        // What the watch told is older than the new list; nothing of it may come after that.
+                        // What the watch told is older than the new list; nothing of it may come
+                        // after that.
                         (current, next) = (self.feed(), None);
                     }
                     Ok(())
@@ -144,13 +149,23 @@ where
     fn feed(&mut self) -> Feed<K, M> {
         let scope = self.scope.borrow_and_update().clone();
         let told = self.metrics.events(self.kind);
-        let stream = self.backoff.clone().pace(watcher::watcher(self.api.clone(), scope.config()));
+        let stream = self
+            .backoff
+            .clone()
+            .pace(watcher::watcher(self.api.clone(), scope.config()));
         let stream = stream.inspect_ok(move |event| {
-            if matches!(event, Event::InitApply(_) | Event::Apply(_) | Event::Delete(_)) {
+            if matches!(
+                event,
+                Event::InitApply(_) | Event::Apply(_) | Event::Delete(_)
+            ) {
                 told.inc();
             }
         });
-        Feed { scope, stream: stream.boxed(), listed: <_>::default() }
+        Feed {
+            scope,
+            stream: stream.boxed(),
+            listed: <_>::default(),
+        }
     }
 
     /// One event of the scope in force.
@@ -169,14 +184,16 @@ where
             Some(Ok(Event::Delete(object))) => {
                 let key = self.key(&object);
                 known.remove(&key);
-                self.tell((self.trim)(&key, None).into_iter().collect()).await?;
+                self.tell((self.trim)(&key, None).into_iter().collect())
+                    .await?;
             }
             other => return self.take_next(feed, other, known).await,
         }
         Ok(false)
     }
 
-    /// One event of a scope that is being listed; true once it was listed and is in force. Until then it says nothing.
+    /// One event of a scope that is being listed; true once it was listed and is in force. Until
+    /// then it says nothing.
     async fn take_next(
         &self,
         feed: &mut Feed<K, M>,
@@ -192,10 +209,15 @@ where
             }
             Some(Ok(Event::InitDone)) => {
                 let (now, mut seen) = std::mem::take(&mut feed.listed);
-                seen.extend(known.difference(&now).filter_map(|key| (self.trim)(key, None)));
+                seen.extend(
+                    known
+                        .difference(&now)
+                        .filter_map(|key| (self.trim)(key, None)),
+                );
                 *known = now;
                 self.tell(seen).await?;
-                self.send(Message::Synced(self.kind, feed.scope.clone())).await?;
+                self.send(Message::Synced(self.kind, feed.scope.clone()))
+                    .await?;
                 return Ok(true);
             }
             Some(Ok(Event::Apply(_) | Event::Delete(_))) | None => {}
@@ -215,11 +237,18 @@ where
 
     fn key(&self, object: &DeserializeGuard<K>) -> Key {
         let meta = object.meta();
-        self.shared.key(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+        self.shared.key(
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default(),
+        )
     }
 
     async fn tell(&self, seen: Vec<M>) -> Result<(), Closed> {
-        if seen.is_empty() { Ok(()) } else { self.send(Message::Seen(seen)).await }
+        if seen.is_empty() {
+            Ok(())
+        } else {
+            self.send(Message::Seen(seen)).await
+        }
     }
 
     async fn send(&self, message: Message<M>) -> Result<(), Closed> {
@@ -228,7 +257,9 @@ where
 }
 
 /// The next event of a feed that may not be; never without one.
-async fn step<K, M>(feed: Option<&mut Feed<K, M>>) -> Option<watcher::Result<Event<DeserializeGuard<K>>>> {
+async fn step<K, M>(
+    feed: Option<&mut Feed<K, M>>,
+) -> Option<watcher::Result<Event<DeserializeGuard<K>>>> {
     match feed {
         Some(feed) => feed.stream.next().await,
         None => std::future::pending().await,
@@ -237,5 +268,8 @@ async fn step<K, M>(feed: Option<&mut Feed<K, M>>) -> Option<watcher::Result<Eve
 
 pub(super) fn key<K: Resource>(object: &K) -> Key {
     let meta = object.meta();
-    Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+    Key::new(
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
 }

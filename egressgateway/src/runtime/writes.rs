@@ -1,14 +1,16 @@
-//! From a plan of the whole cluster to the requests that are needed: what is so already is not written.
+//! From a plan of the whole cluster to the requests that are needed: what is so already is not
+//! written.
 //!
-//! Each change of an object names the version that it was planned on. So a request that reaches the API server late, when another
-//! controller leads and has changed the object, is refused by it.
+//! Each change of an object names the version that it was planned on. So a request that reaches the
+//! API server late, when another controller leads and has changed the object, is refused by it.
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::{conditions::stamp, events::Regarding, mirror::Mirror, observed::Observed};
 use crate::{
     api::{
-        EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodePhase, EgressNodeStatus,
+        EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus,
+        EgressNode, EgressNodePhase, EgressNodeStatus,
     },
     controller::{ClusterPlan, Event, events},
     model::{GatewayName, NodeName, PolicyName},
@@ -48,7 +50,10 @@ impl Write {
     /// The object, as kubectl names it.
     pub(super) fn object(&self) -> String {
         let name: &dyn std::fmt::Display = match self {
-            Self::Create(name, _) | Self::Delete(name, ..) | Self::Forget(name, ..) | Self::EgressNode(name, ..) => name,
+            Self::Create(name, _)
+            | Self::Delete(name, ..)
+            | Self::Forget(name, ..)
+            | Self::EgressNode(name, ..) => name,
             Self::Gateway(name, ..) => name,
             Self::Policy(name, ..) => name,
         };
@@ -73,44 +78,77 @@ impl Write {
             Self::Create(..) | Self::Delete(..) | Self::Forget(..) => return None,
             Self::EgressNode(name, next, _) => {
                 let held = mirror.egress_nodes.get(name)?;
-                (Regarding::new::<EgressNode>(name.as_str(), &held.uid), events::of_node(&held.status, next))
+                (
+                    Regarding::new::<EgressNode>(name.as_str(), &held.uid),
+                    events::of_node(&held.status, next),
+                )
             }
             Self::Gateway(name, next, _) => {
                 let held = mirror.gateways.get(name)?;
-                (Regarding::new::<EgressGateway>(name.as_str(), &held.uid), events::of_gateway(&held.status, next))
+                (
+                    Regarding::new::<EgressGateway>(name.as_str(), &held.uid),
+                    events::of_gateway(&held.status, next),
+                )
             }
             Self::Policy(name, next, _) => {
                 let held = mirror.policies.get(name)?;
-                (Regarding::new::<EgressGatewayPolicy>(name.as_str(), &held.uid), events::of_policy(&held.status, next))
+                (
+                    Regarding::new::<EgressGatewayPolicy>(name.as_str(), &held.uid),
+                    events::of_policy(&held.status, next),
+                )
             }
         };
         (!events.is_empty()).then_some((regarding, events))
     }
 }
 
-/// The requests that lead from what is there to the plan. Addresses come first, then what depends on them.
+/// The requests that lead from what is there to the plan. Addresses come first, then what depends
+/// on them.
 pub(super) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<Write> {
     let mut writes = Vec::new();
     let absent = |name: &NodeName| !mirror.egress_nodes.contains_key(name);
-    writes.extend(plan.create.into_iter().filter(|(name, _)| absent(name)).map(|(name, uid)| Write::Create(name, uid)));
-    let uid = |name: NodeName| mirror.egress_nodes.get(&name).map(|held| Write::Delete(name, held.uid.clone(), held.version.clone()));
+    writes.extend(
+        plan.create
+            .into_iter()
+            .filter(|(name, _)| absent(name))
+            .map(|(name, uid)| Write::Create(name, uid)),
+    );
+    let uid = |name: NodeName| {
+        mirror
+            .egress_nodes
+            .get(&name)
+            .map(|held| Write::Delete(name, held.uid.clone(), held.version.clone()))
+    };
     writes.extend(plan.delete.into_iter().filter_map(uid));
-    let lease = |name: NodeName| mirror.leases.get(&name).map(|held| Write::Forget(name, held.uid.clone(), held.version.clone()));
+    let lease = |name: NodeName| {
+        mirror
+            .leases
+            .get(&name)
+            .map(|held| Write::Forget(name, held.uid.clone(), held.version.clone()))
+    };
     writes.extend(plan.forget.into_iter().filter_map(lease));
     for (name, next) in plan.egress_nodes {
-        if let Some(held) = mirror.egress_nodes.get(&name).filter(|held| !says(&held.status, &next)) {
+        if let Some(held) = mirror
+            .egress_nodes
+            .get(&name)
+            .filter(|held| !says(&held.status, &next))
+        {
             writes.push(Write::EgressNode(name, next, held.version.clone()));
         }
     }
     for (name, mut next) in plan.gateways {
-        let Some(held) = mirror.gateways.get(&name) else { continue };
+        let Some(held) = mirror.gateways.get(&name) else {
+            continue;
+        };
         stamp(&mut next.conditions, &held.status.conditions, now);
         if differs(held, &next) {
             writes.push(Write::Gateway(name, next, held.version.clone()));
         }
     }
     for (name, mut next) in plan.policies {
-        let Some(held) = mirror.policies.get(&name) else { continue };
+        let Some(held) = mirror.policies.get(&name) else {
+            continue;
+        };
         stamp(&mut next.conditions, &held.status.conditions, now);
         if differs(held, &next) {
             writes.push(Write::Policy(name, next, held.version.clone()));
@@ -123,10 +161,19 @@ fn differs<S: PartialEq>(held: &Observed<S>, next: &S) -> bool {
     held.status != *next
 }
 
-/// Whether an EgressNode's status says what the controller wants said. That the tunnel is built is the agent's to say.
+/// Whether an EgressNode's status says what the controller wants said. That the tunnel is built is
+/// the agent's to say.
 fn says(held: &EgressNodeStatus, next: &EgressNodeStatus) -> bool {
-    let phase = held.phase == next.phase || (held.phase, next.phase) == (Some(EgressNodePhase::Succeeded), Some(EgressNodePhase::Init));
-    phase && held.vxlan_ipv4_ip == next.vxlan_ipv4_ip && held.vxlan_ipv6_ip == next.vxlan_ipv6_ip && held.tunnel_mac == next.tunnel_mac
+    let phase = held.phase == next.phase
+        || (held.phase, next.phase)
+            == (
+                Some(EgressNodePhase::Succeeded),
+                Some(EgressNodePhase::Init),
+            );
+    phase
+        && held.vxlan_ipv4_ip == next.vxlan_ipv4_ip
+        && held.vxlan_ipv6_ip == next.vxlan_ipv6_ip
+        && held.tunnel_mac == next.tunnel_mac
 }
 
 #[cfg(test)]
@@ -147,14 +194,28 @@ mod tests {
     }
 
     fn gateway(second: i64, status: &str) -> EgressGatewayStatus {
-        EgressGatewayStatus { mark: Some(0x1100_0000), conditions: ready(second, status), ..EgressGatewayStatus::default() }
+        EgressGatewayStatus {
+            mark: Some(0x1100_0000),
+            conditions: ready(second, status),
+            ..EgressGatewayStatus::default()
+        }
     }
 
     fn planned(status: EgressGatewayStatus, held: EgressGatewayStatus) -> Vec<Write> {
         let name = GatewayName::from("a");
         let mut mirror = Mirror::default();
-        mirror.gateways.insert(name.clone(), Observed { status: held, version: Some("7".to_owned()), ..Observed::default() });
-        let plan = ClusterPlan { gateways: [(name, status)].into(), ..ClusterPlan::default() };
+        mirror.gateways.insert(
+            name.clone(),
+            Observed {
+                status: held,
+                version: Some("7".to_owned()),
+                ..Observed::default()
+            },
+        );
+        let plan = ClusterPlan {
+            gateways: [(name, status)].into(),
+            ..ClusterPlan::default()
+        };
         writes(plan, &mirror, Timestamp::from_second(99).unwrap())
     }
 
@@ -164,18 +225,31 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_differs_is_written_with_the_time_of_its_transition_to_the_version_that_was_seen() {
+    fn a_status_that_differs_is_written_with_the_time_of_its_transition_to_the_version_that_was_seen()
+     {
         let write = Write::Gateway("a".into(), gateway(99, "False"), Some("7".to_owned()));
         assert_eq!(planned(gateway(0, "False"), gateway(7, "True")), [write]);
     }
 
     #[test]
     fn a_tunnel_that_the_agent_built_is_not_taken_back() {
-        let address =
-            |phase| EgressNodeStatus { phase: Some(phase), vxlan_ipv4_ip: Some("172.31.0.1/16".to_owned()), ..EgressNodeStatus::default() };
-        assert!(says(&address(EgressNodePhase::Succeeded), &address(EgressNodePhase::Init)));
-        assert!(!says(&address(EgressNodePhase::Succeeded), &address(EgressNodePhase::Failed)));
-        let moved = EgressNodeStatus { vxlan_ipv4_ip: Some("172.31.0.2/16".to_owned()), ..address(EgressNodePhase::Init) };
+        let address = |phase| EgressNodeStatus {
+            phase: Some(phase),
+            vxlan_ipv4_ip: Some("172.31.0.1/16".to_owned()),
+            ..EgressNodeStatus::default()
+        };
+        assert!(says(
+            &address(EgressNodePhase::Succeeded),
+            &address(EgressNodePhase::Init)
+        ));
+        assert!(!says(
+            &address(EgressNodePhase::Succeeded),
+            &address(EgressNodePhase::Failed)
+        ));
+        let moved = EgressNodeStatus {
+            vxlan_ipv4_ip: Some("172.31.0.2/16".to_owned()),
+            ..address(EgressNodePhase::Init)
+        };
         assert!(!says(&address(EgressNodePhase::Succeeded), &moved));
     }
 }

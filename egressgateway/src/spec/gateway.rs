@@ -28,16 +28,24 @@ impl GatewaySpec {
     /// Everything that is wrong with it.
     pub fn parse(spec: &EgressGatewaySpec) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
-        let nodes = Selector::parse("spec.nodeSelector", &spec.node_selector).unwrap_or_else(|found| {
-            problems.extend(found);
-            Selector::default()
-        });
+        let nodes =
+            Selector::parse("spec.nodeSelector", &spec.node_selector).unwrap_or_else(|found| {
+                problems.extend(found);
+                Selector::default()
+            });
         if nodes.is_empty() && problems.is_empty() {
-            problems.push(Problem::new("spec.nodeSelector", "{}", "must not be empty: name the nodes that may be gateways"));
+            problems.push(Problem::new(
+                "spec.nodeSelector",
+                "{}",
+                "must not be empty: name the nodes that may be gateways",
+            ));
         }
         let mut pool = Vec::new();
         let ips = spec.egress_ips.clone().unwrap_or_default();
-        for (name, entries, family) in [("ipv4", &ips.ipv4, Family::V4), ("ipv6", &ips.ipv6, Family::V6)] {
+        for (name, entries, family) in [
+            ("ipv4", &ips.ipv4, Family::V4),
+            ("ipv6", &ips.ipv6, Family::V6),
+        ] {
             for (index, entry) in entries.iter().enumerate() {
                 match parse_pool_entry(&format!("spec.egressIPs.{name}[{index}]"), entry, family) {
                     Ok(range) => pool.push((range, index, name, entry)),
@@ -49,22 +57,47 @@ impl GatewaySpec {
         for pair in pool.windows(2) {
             if pair[0].0.overlaps(&pair[1].0) {
                 let (_, index, name, entry) = pair[1];
-                problems.push(Problem::new(format!("spec.egressIPs.{name}[{index}]"), entry, format!("must not overlap {}", pair[0].3)));
+                problems.push(Problem::new(
+                    format!("spec.egressIPs.{name}[{index}]"),
+                    entry,
+                    format!("must not overlap {}", pair[0].3),
+                ));
             }
         }
         let mut routers = Vec::new();
         let named = ips.router.clone().unwrap_or_default();
-        for (name, text, family) in [("ipv4", &named.ipv4, Family::V4), ("ipv6", &named.ipv6, Family::V6)] {
+        for (name, text, family) in [
+            ("ipv4", &named.ipv4, Family::V4),
+            ("ipv6", &named.ipv6, Family::V6),
+        ] {
             let Some(text) = text else { continue };
-            match text.parse::<IpAddr>().ok().filter(|address| Family::of(*address) == family) {
-                Some(router) if !pool.iter().any(|(range, ..)| range.contains(router)) => routers.push(router),
-                Some(_) => problems.push(Problem::new(format!("spec.egressIPs.router.{name}"), text, "must not be an address of the pool")),
-                None => problems.push(Problem::new(format!("spec.egressIPs.router.{name}"), text, format!("must be an {family} address"))),
+            match text
+                .parse::<IpAddr>()
+                .ok()
+                .filter(|address| Family::of(*address) == family)
+            {
+                Some(router) if !pool.iter().any(|(range, ..)| range.contains(router)) => {
+                    routers.push(router)
+                }
+                Some(_) => problems.push(Problem::new(
+                    format!("spec.egressIPs.router.{name}"),
+                    text,
+                    "must not be an address of the pool",
+                )),
+                None => problems.push(Problem::new(
+                    format!("spec.egressIPs.router.{name}"),
+                    text,
+                    format!("must be an {family} address"),
+                )),
             }
         }
         let source_nat = spec.source_nat.unwrap_or_default();
         if source_nat == SourceNatMode::EgressIp && spec.egress_ips.is_none() {
-            problems.push(Problem::new("spec.egressIPs", "", "must give a pool where sourceNAT is EgressIP"));
+            problems.push(Problem::new(
+                "spec.egressIPs",
+                "",
+                "must give a pool where sourceNAT is EgressIP",
+            ));
         }
         if !problems.is_empty() {
             return Err(problems);

@@ -1,7 +1,7 @@
 //! Objects as their users wrote them, parsed into the words of the model: parse, don't validate.
 //!
-//! What can't be parsed is a [`Problem`] that names the field, the value and the rule. It goes into a condition and an event; it never
-//! stops a daemon.
+//! What can't be parsed is a [`Problem`] that names the field, the value and the rule. It goes into
+//! a condition and an event; it never stops a daemon.
 
 mod gateway;
 mod name;

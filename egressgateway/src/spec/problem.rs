@@ -13,8 +13,16 @@ pub struct Problem {
 
 impl Problem {
     /// A problem with one field.
-    pub fn new(field: impl Into<String>, value: impl fmt::Display, rule: impl Into<String>) -> Self {
-        Self { field: field.into(), value: value.to_string(), rule: rule.into() }
+    pub fn new(
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        rule: impl Into<String>,
+    ) -> Self {
+        Self {
+            field: field.into(),
+            value: value.to_string(),
+            rule: rule.into(),
+        }
     }
 }
 

@@ -45,7 +45,9 @@ impl Requirement {
     fn matches(&self, labels: &Labels) -> bool {
         match self {
             Self::In { key, values } => labels.get(key).is_some_and(|value| values.contains(value)),
-            Self::NotIn { key, values } => labels.get(key).is_none_or(|value| !values.contains(value)),
+            Self::NotIn { key, values } => {
+                labels.get(key).is_none_or(|value| !values.contains(value))
+            }
             Self::Exists { key } => labels.contains_key(key),
             Self::DoesNotExist { key } => !labels.contains_key(key),
         }
@@ -61,7 +63,10 @@ impl Selector {
         let mut requirements = Vec::new();
         let mut problems = Vec::new();
         for (key, value) in selector.match_labels.iter().flatten() {
-            requirements.push(Requirement::In { key: key.clone(), values: BTreeSet::from([value.clone()]) });
+            requirements.push(Requirement::In {
+                key: key.clone(),
+                values: BTreeSet::from([value.clone()]),
+            });
         }
         for (index, expression) in selector.match_expressions.iter().flatten().enumerate() {
             let field = format!("{field}.matchExpressions[{index}]");
@@ -85,12 +90,20 @@ impl Selector {
                 }
                 "Exists" => requirements.push(Requirement::Exists { key }),
                 "DoesNotExist" => requirements.push(Requirement::DoesNotExist { key }),
-                other => problems.push(Problem::new(format!("{field}.operator"), other, "must be In, NotIn, Exists or DoesNotExist")),
+                other => problems.push(Problem::new(
+                    format!("{field}.operator"),
+                    other,
+                    "must be In, NotIn, Exists or DoesNotExist",
+                )),
             }
         }
         requirements.sort();
         requirements.dedup();
-        if problems.is_empty() { Ok(Self { requirements }) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(Self { requirements })
+        } else {
+            Err(problems)
+        }
     }
 
     /// Its requirements, sorted.
@@ -108,7 +121,9 @@ impl Selector {
     /// Whether these labels satisfy it.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.requirements.iter().all(|requirement| requirement.matches(labels))
+        self.requirements
+            .iter()
+            .all(|requirement| requirement.matches(labels))
     }
 }
 
@@ -126,7 +141,12 @@ mod tests {
             "{matchLabels: {app: a}, matchExpressions: [{key: tier, operator: NotIn, values: [db]}, {key: beta, operator: DoesNotExist}]}",
         )
         .unwrap();
-        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let labels = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
         assert!(selector.matches(&labels(&[("app", "a")])));
         assert!(selector.matches(&labels(&[("app", "a"), ("tier", "web")])));
         assert!(!selector.matches(&labels(&[("app", "a"), ("tier", "db")])));
@@ -140,7 +160,10 @@ mod tests {
             parse("{matchExpressions: [{key: a, operator: Is}, {key: a, operator: In}, {key: a, operator: Exists, values: [x]}]}")
                 .unwrap_err();
         let text: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        assert_eq!(text[0], "spec.x.matchExpressions[0].operator: \"Is\": must be In, NotIn, Exists or DoesNotExist");
+        assert_eq!(
+            text[0],
+            "spec.x.matchExpressions[0].operator: \"Is\": must be In, NotIn, Exists or DoesNotExist"
+        );
         assert_eq!(text.len(), 3);
     }
 }

@@ -70,7 +70,11 @@ impl Gateway {
             node: NodeName::from(node.name),
             status: node.status,
             active: node.active,
-            egress_ips: node.egress_ips.iter().filter_map(|text| text.parse().ok()).collect(),
+            egress_ips: node
+                .egress_ips
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
             target: target(node.mark),
         });
         Self {
@@ -79,9 +83,10 @@ impl Gateway {
                 target: target(status.mark),
                 forward_method: status.forward_method,
                 former: target(status.former_mark),
-                draining: status
-                    .draining
-                    .map(|draining| Draining { node: NodeName::from(draining.node), until: draining.until.0.as_second() }),
+                draining: status.draining.map(|draining| Draining {
+                    node: NodeName::from(draining.node),
+                    until: draining.until.0.as_second(),
+                }),
                 members: members.collect(),
             },
             generation: gateway.metadata.generation.unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! The cluster as the gateway sees it: Kubernetes objects trimmed to what egress needs.
 //!
-//! Whatever an API server can hand out is accepted here: parts that can't be parsed are left out or kept as
-//! [`Problem`](crate::spec::Problem)s, never a reason to stop.
+//! Whatever an API server can hand out is accepted here: parts that can't be parsed are left out or
+//! kept as [`Problem`](crate::spec::Problem)s, never a reason to stop.
 
 mod gateway;
 mod node;

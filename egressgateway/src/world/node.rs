@@ -24,7 +24,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Networks of its pods.
     pub pod_networks: BTreeSet<IpNet>,
-    /// What its kubelet said last of the condition Ready, or nothing any more (Unknown): whether the node lives then, its agent's Lease tells.
+    /// What its kubelet said last of the condition Ready, or nothing any more (Unknown): whether
+    /// the node lives then, its agent's Lease tells.
     pub ready: bool,
     /// Cordoned: no new pods (`spec.unschedulable`).
     pub cordoned: bool,
@@ -35,7 +36,8 @@ pub struct Node {
 impl Node {
     /// Prefix of the annotations that speak to the egress gateway.
     pub const ANNOTATION_PREFIX: &str = "egressgateway.spidernet.io/";
-    /// The annotation, without its prefix, that takes a node out of all gateways when it says "true".
+    /// The annotation, without its prefix, that takes a node out of all gateways when it says
+    /// "true".
     pub const DRAIN: &str = "drain";
 
     /// From the Kubernetes object.
@@ -43,27 +45,46 @@ impl Node {
     pub fn from_api(node: &core::Node) -> Self {
         let spec = node.spec.as_ref();
         let status = node.status.as_ref();
-        let addresses = status.iter().flat_map(|status| status.addresses.iter().flatten());
-        let conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let cidrs = spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
+        let addresses = status
+            .iter()
+            .flat_map(|status| status.addresses.iter().flatten());
+        let conditions = status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        let cidrs = spec
+            .iter()
+            .flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
         let annotations = node.metadata.annotations.iter().flatten();
         Self {
             uid: node.metadata.uid.clone().unwrap_or_default(),
-            labels: node.metadata.labels.as_ref().map(Labels::from).unwrap_or_default(),
+            labels: node
+                .metadata
+                .labels
+                .as_ref()
+                .map(Labels::from)
+                .unwrap_or_default(),
             addresses: addresses
                 .filter(|address| matches!(address.type_.as_str(), "InternalIP" | "ExternalIP"))
                 .filter_map(|address| address.address.parse().ok())
                 .collect(),
-            pod_networks: cidrs.filter_map(|cidr| cidr.parse::<IpNet>().ok()).map(|net| net.trunc()).collect(),
-            ready: conditions.clone().any(|condition| condition.type_ == "Ready" && matches!(&*condition.status, "True" | "Unknown")),
+            pod_networks: cidrs
+                .filter_map(|cidr| cidr.parse::<IpNet>().ok())
+                .map(|net| net.trunc())
+                .collect(),
+            ready: conditions.clone().any(|condition| {
+                condition.type_ == "Ready" && matches!(&*condition.status, "True" | "Unknown")
+            }),
             cordoned: spec.and_then(|spec| spec.unschedulable) == Some(true),
             annotations: annotations
-                .filter_map(|(key, value)| Some((key.strip_prefix(Self::ANNOTATION_PREFIX)?, value.as_str())))
+                .filter_map(|(key, value)| {
+                    Some((key.strip_prefix(Self::ANNOTATION_PREFIX)?, value.as_str()))
+                })
                 .collect(),
         }
     }
 
-    /// Somebody took it out of all gateways, by the annotation. A cordon alone does not: gateways then prefer other nodes.
+    /// Somebody took it out of all gateways, by the annotation. A cordon alone does not: gateways
+    /// then prefer other nodes.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.annotations.get(Self::DRAIN) == Some("true")
@@ -101,18 +122,38 @@ impl EgressNode {
     pub fn from_api(node: &api::EgressNode) -> Self {
         let status = node.status.clone().unwrap_or_default();
         let of = |family: Family| move |address: &IpAddr| Family::of(*address) == family;
-        let overlay = [(&status.vxlan_ipv4_ip, Family::V4), (&status.vxlan_ipv6_ip, Family::V6)];
-        let underlay = [(&status.physical_interface_ipv4, Family::V4), (&status.physical_interface_ipv6, Family::V6)];
+        let overlay = [
+            (&status.vxlan_ipv4_ip, Family::V4),
+            (&status.vxlan_ipv6_ip, Family::V6),
+        ];
+        let underlay = [
+            (&status.physical_interface_ipv4, Family::V4),
+            (&status.physical_interface_ipv6, Family::V6),
+        ];
         let mtu = status.tunnel_mtu;
-        let ready = status.conditions.iter().find(|condition| condition.type_ == "TunnelReady");
+        let ready = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "TunnelReady");
         Self {
             phase: status.phase.unwrap_or_default(),
             overlay: overlay
                 .iter()
-                .filter_map(|(text, family)| text.as_ref()?.parse::<IpNet>().ok().filter(|net| of(*family)(&net.addr())))
+                .filter_map(|(text, family)| {
+                    text.as_ref()?
+                        .parse::<IpNet>()
+                        .ok()
+                        .filter(|net| of(*family)(&net.addr()))
+                })
                 .collect(),
-            mac: status.tunnel_mac.as_ref().and_then(|text| text.parse().ok()),
-            underlay: underlay.iter().filter_map(|(text, family)| text.as_ref()?.parse().ok().filter(of(*family))).collect(),
+            mac: status
+                .tunnel_mac
+                .as_ref()
+                .and_then(|text| text.parse().ok()),
+            underlay: underlay
+                .iter()
+                .filter_map(|(text, family)| text.as_ref()?.parse().ok().filter(of(*family)))
+                .collect(),
             mtu: mtu
                 .into_iter()
                 .flat_map(|mtu| [(Family::V4, mtu.ipv4), (Family::V6, mtu.ipv6)])
@@ -124,32 +165,51 @@ impl EgressNode {
             conflicts: status
                 .address_conflicts
                 .iter()
-                .filter_map(|conflict| Some((conflict.address.parse().ok()?, conflict.hardware_address.parse().ok()?)))
+                .filter_map(|conflict| {
+                    Some((
+                        conflict.address.parse().ok()?,
+                        conflict.hardware_address.parse().ok()?,
+                    ))
+                })
                 .collect(),
-            silent: status.silent_addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+            silent: status
+                .silent_addresses
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
         }
     }
 
     /// Addresses of its interfaces, each with its prefix length.
     pub fn attached(&self) -> impl Iterator<Item = IpNet> {
-        let texts = self.interfaces.iter().flat_map(|interface| interface.ipv4.iter().chain(&interface.ipv6));
+        let texts = self
+            .interfaces
+            .iter()
+            .flat_map(|interface| interface.ipv4.iter().chain(&interface.ipv6));
         texts.filter_map(|text| text.parse::<IpNet>().ok())
     }
 
     /// Whether it is connected to a network that holds the address.
     #[must_use]
     pub fn reaches(&self, address: IpAddr) -> bool {
-        self.attached().any(|network| network.prefix_len() < network.max_prefix_len() && network.contains(&address))
+        self.attached().any(|network| {
+            network.prefix_len() < network.max_prefix_len() && network.contains(&address)
+        })
     }
 
     /// The next routers of its default routes.
     pub fn routers(&self) -> impl Iterator<Item = IpAddr> {
-        self.interfaces.iter().flat_map(|interface| &interface.routers).filter_map(|text| text.parse().ok())
+        self.interfaces
+            .iter()
+            .flat_map(|interface| &interface.routers)
+            .filter_map(|text| text.parse().ok())
     }
 
     /// Hardware addresses of its interfaces.
     pub fn hardware_addresses(&self) -> impl Iterator<Item = MacAddress> {
-        self.interfaces.iter().filter_map(|interface| interface.hardware_address.as_ref()?.parse().ok())
+        self.interfaces
+            .iter()
+            .filter_map(|interface| interface.hardware_address.as_ref()?.parse().ok())
     }
 
     /// The remote end that it is for others; none as long as addresses are missing.
@@ -178,7 +238,13 @@ mod tests {
             let node = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
             Node::from_api(&serde_json::from_value(node).unwrap()).ready
         };
-        assert_eq!([ready("True"), ready("Unknown"), ready("False")], [true, true, false]);
-        assert!(!Node::from_api(&core::Node::default()).ready, "its kubelet never said so");
+        assert_eq!(
+            [ready("True"), ready("Unknown"), ready("False")],
+            [true, true, false]
+        );
+        assert!(
+            !Node::from_api(&core::Node::default()).ready,
+            "its kubelet never said so"
+        );
     }
 }

@@ -17,19 +17,39 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// From the Kubernetes object; none for pods of the host's network and for those that ended (Succeeded, Failed).
+    /// From the Kubernetes object; none for pods of the host's network and for those that ended
+    /// (Succeeded, Failed).
     #[must_use]
     pub fn from_api(pod: &core::Pod) -> Option<Self> {
         let spec = pod.spec.as_ref();
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        if spec.and_then(|spec| spec.host_network) == Some(true) || matches!(phase, Some("Succeeded" | "Failed")) {
+        let phase = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        if spec.and_then(|spec| spec.host_network) == Some(true)
+            || matches!(phase, Some("Succeeded" | "Failed"))
+        {
             return None;
         }
-        let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).map(|ip| ip.ip.as_str());
-        let ip = pod.status.iter().filter_map(|status| status.pod_ip.as_deref());
+        let ips = pod
+            .status
+            .iter()
+            .flat_map(|status| status.pod_ips.iter().flatten())
+            .map(|ip| ip.ip.as_str());
+        let ip = pod
+            .status
+            .iter()
+            .filter_map(|status| status.pod_ip.as_deref());
         Some(Self {
-            labels: pod.metadata.labels.as_ref().map(Labels::from).unwrap_or_default(),
-            node: spec.and_then(|spec| spec.node_name.as_deref()).map(NodeName::from),
+            labels: pod
+                .metadata
+                .labels
+                .as_ref()
+                .map(Labels::from)
+                .unwrap_or_default(),
+            node: spec
+                .and_then(|spec| spec.node_name.as_deref())
+                .map(NodeName::from),
             addresses: ips.chain(ip).filter_map(|ip| ip.parse().ok()).collect(),
         })
     }
@@ -82,6 +102,13 @@ impl Namespace {
     /// From the Kubernetes object.
     #[must_use]
     pub fn from_api(namespace: &core::Namespace) -> Self {
-        Self { labels: namespace.metadata.labels.as_ref().map(Labels::from).unwrap_or_default() }
+        Self {
+            labels: namespace
+                .metadata
+                .labels
+                .as_ref()
+                .map(Labels::from)
+                .unwrap_or_default(),
+        }
     }
 }

@@ -13,7 +13,8 @@ use crate::{
 pub struct Policy {
     /// What is asked, or what is wrong with it.
     pub spec: Result<PolicySpec, Vec<Problem>>,
-    /// The node that its egress addresses shall be with whenever that one is Ready ([`Policy::NODE_ANNOTATION`]).
+    /// The node that its egress addresses shall be with whenever that one is Ready
+    /// ([`Policy::NODE_ANNOTATION`]).
     pub preferred_node: Option<NodeName>,
     /// What the controller decided.
     pub state: PolicyState,
@@ -46,13 +47,19 @@ impl Policy {
         let status = policy.status.clone().unwrap_or_default();
         let ips = status.egress_ip.unwrap_or_default();
         let annotations = policy.metadata.annotations.as_ref();
-        let preferred = annotations.and_then(|annotations| annotations.get(Self::NODE_ANNOTATION)).filter(|node| !node.is_empty());
+        let preferred = annotations
+            .and_then(|annotations| annotations.get(Self::NODE_ANNOTATION))
+            .filter(|node| !node.is_empty());
         Self {
             spec: PolicySpec::parse(&policy.spec),
             preferred_node: preferred.map(|node| NodeName::from(node.as_str())),
             state: PolicyState {
                 gateway: status.egress_gateway.map(GatewayName::from),
-                egress_ip: [ips.ipv4, ips.ipv6].into_iter().flatten().filter_map(|text| text.parse().ok()).collect(),
+                egress_ip: [ips.ipv4, ips.ipv6]
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|text| text.parse().ok())
+                    .collect(),
                 node: status.node.map(NodeName::from),
                 candidate: status.candidate.map(NodeName::from),
             },
@@ -64,5 +71,8 @@ impl Policy {
 
 /// Seconds since 1970 of an object's creation; 0 where it has none.
 pub(super) fn created(metadata: &ObjectMeta) -> i64 {
-    metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+    metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or(0, |time| time.0.as_second())
 }

@@ -21,7 +21,11 @@ fn three() -> Api {
 }
 
 fn order(api: &Api) -> Vec<&str> {
-    api.gateway_status("gw").node_list.iter().map(|node| node.name.as_str()).collect()
+    api.gateway_status("gw")
+        .node_list
+        .iter()
+        .map(|node| node.name.as_str())
+        .collect()
 }
 
 fn ready(api: &Api) -> String {
@@ -31,13 +35,20 @@ fn ready(api: &Api) -> String {
 #[test]
 fn the_first_ready_node_is_elected_and_stays_elected() {
     let mut api = three();
-    assert_eq!((order(&api), api.active("gw")), (vec!["b", "c", "d"], vec!["b"]));
+    assert_eq!(
+        (order(&api), api.active("gw")),
+        (vec!["b", "c", "d"], vec!["b"])
+    );
     api.nodes.get_mut("b").unwrap().ready = false;
     api.settle();
     assert_eq!(api.active("gw"), ["c"]);
     api.nodes.get_mut("b").unwrap().ready = true;
     api.settle();
-    assert_eq!((order(&api), api.active("gw")), (vec!["b", "c", "d"], vec!["c"]), "a returning node does not take over");
+    assert_eq!(
+        (order(&api), api.active("gw")),
+        (vec!["b", "c", "d"], vec!["c"]),
+        "a returning node does not take over"
+    );
 }
 
 #[test]
@@ -45,7 +56,10 @@ fn a_new_node_is_appended_whatever_its_name() {
     let mut api = three();
     api.node("a", EGRESS);
     api.settle();
-    assert_eq!((order(&api), api.active("gw")), (vec!["b", "c", "d", "a"], vec!["b"]));
+    assert_eq!(
+        (order(&api), api.active("gw")),
+        (vec!["b", "c", "d", "a"], vec!["b"])
+    );
     api.nodes.get_mut("c").unwrap().labels = Labels::default();
     api.settle();
     assert_eq!(order(&api), ["b", "d", "a"]);
@@ -60,13 +74,25 @@ fn a_nodes_status_tells_why_it_is_not_elected() {
     };
     assert_eq!(status(&mut api), GatewayNodeStatus::Ready);
     api.fresh.remove("b");
-    assert_eq!(status(&mut api), GatewayNodeStatus::Unknown, "its agent is silent");
+    assert_eq!(
+        status(&mut api),
+        GatewayNodeStatus::Unknown,
+        "its agent is silent"
+    );
     api.nodes.get_mut("b").unwrap().ready = false;
-    assert_eq!(status(&mut api), GatewayNodeStatus::NotReady, "the Node says so itself");
+    assert_eq!(
+        status(&mut api),
+        GatewayNodeStatus::NotReady,
+        "the Node says so itself"
+    );
     api.nodes.get_mut("b").unwrap().ready = true;
     api.fresh.insert("b".to_owned());
     api.nodes.get_mut("b").unwrap().cordoned = true;
-    assert_eq!(status(&mut api), GatewayNodeStatus::Ready, "cordoned, but healthy: it comes last now");
+    assert_eq!(
+        status(&mut api),
+        GatewayNodeStatus::Ready,
+        "cordoned, but healthy: it comes last now"
+    );
     assert_eq!(order(&api), ["c", "d", "b"]);
     let mut api = three();
     api.nodes.get_mut("b").unwrap().cordoned = false;
@@ -91,13 +117,26 @@ fn where_all_nodes_fall_silent_those_that_carried_the_traffic_last_stay() {
         api.fresh.clear();
         api.settle();
         assert_eq!(api.active("gw"), last, "{method}");
-        let statuses: Vec<_> = api.gateway_status("gw").node_list.iter().map(|node| node.status).collect();
-        let told = [GatewayNodeStatus::NotReady, GatewayNodeStatus::NotReady, GatewayNodeStatus::Unknown];
+        let statuses: Vec<_> = api
+            .gateway_status("gw")
+            .node_list
+            .iter()
+            .map(|node| node.status)
+            .collect();
+        let told = [
+            GatewayNodeStatus::NotReady,
+            GatewayNodeStatus::NotReady,
+            GatewayNodeStatus::Unknown,
+        ];
         assert_eq!(statuses, told, "each member's status says what is known");
         api.fresh.insert("c".to_owned());
         api.nodes.get_mut("c").unwrap().ready = true;
         api.settle();
-        assert_eq!(api.active("gw"), ["c"], "{method}: one that lives takes over from those that nobody hears of");
+        assert_eq!(
+            api.active("gw"),
+            ["c"],
+            "{method}: one that lives takes over from those that nobody hears of"
+        );
     }
 }
 
@@ -143,10 +182,17 @@ fn cordon(api: &mut Api, node: &str, cordoned: bool) {
 }
 
 #[test]
-fn other_nodes_are_preferred_to_cordoned_ones_and_the_last_that_is_left_goes_on_whatever_is_cordoned() {
+fn other_nodes_are_preferred_to_cordoned_ones_and_the_last_that_is_left_goes_on_whatever_is_cordoned()
+ {
     let mut api = three();
     cordon(&mut api, "b", true);
-    assert_eq!((api.active("gw"), ready(&api)), (vec!["c"], "True Ready: 3 Ready, 0 NotReady, 0 Unknown".to_owned()));
+    assert_eq!(
+        (api.active("gw"), ready(&api)),
+        (
+            vec!["c"],
+            "True Ready: 3 Ready, 0 NotReady, 0 Unknown".to_owned()
+        )
+    );
     cordon(&mut api, "c", true);
     assert_eq!(api.active("gw"), ["d"]);
     cordon(&mut api, "d", true);
@@ -155,20 +201,41 @@ fn other_nodes_are_preferred_to_cordoned_ones_and_the_last_that_is_left_goes_on_
     assert_eq!(ready(&api), only);
     api.fresh.remove("d");
     api.settle();
-    assert_eq!(api.active("gw"), ["c"], "a cordoned node carries traffic where the last other one is lost");
+    assert_eq!(
+        api.active("gw"),
+        ["c"],
+        "a cordoned node carries traffic where the last other one is lost"
+    );
     cordon(&mut api, "b", false);
-    assert_eq!((api.active("gw"), ready(&api)), (vec!["b"], "True Ready: 2 Ready, 0 NotReady, 1 Unknown".to_owned()));
+    assert_eq!(
+        (api.active("gw"), ready(&api)),
+        (
+            vec!["b"],
+            "True Ready: 2 Ready, 0 NotReady, 1 Unknown".to_owned()
+        )
+    );
     drain(&mut api, "c");
     drain(&mut api, "b");
     api.settle();
-    assert_eq!(api.active("gw"), [""; 0], "the annotation takes the last one out as well");
+    assert_eq!(
+        api.active("gw"),
+        [""; 0],
+        "the annotation takes the last one out as well"
+    );
 }
 
 #[test]
 fn egress_addresses_leave_cordoned_nodes_for_others_and_stay_where_all_are_cordoned() {
     let mut api = three();
-    api.gateway("gw", &format!("{{{SELECTS}, sourceNAT: EgressIP, egressIPs: {{ipv4: ['10.6.1.60']}}}}"));
-    api.policy("p", 1, "{appliedTo: {podSelector: {matchLabels: {app: a}}}, egressGatewayName: gw}");
+    api.gateway(
+        "gw",
+        &format!("{{{SELECTS}, sourceNAT: EgressIP, egressIPs: {{ipv4: ['10.6.1.60']}}}}"),
+    );
+    api.policy(
+        "p",
+        1,
+        "{appliedTo: {podSelector: {matchLabels: {app: a}}}, egressGatewayName: gw}",
+    );
     api.settle();
     let owner = |api: &Api| api.egress_ip("p").unwrap().1.unwrap().to_owned();
     assert_eq!(owner(&api), "b");
@@ -179,7 +246,10 @@ fn egress_addresses_leave_cordoned_nodes_for_others_and_stay_where_all_are_cordo
     assert_eq!(owner(&api), "c", "nobody is better");
     cordon(&mut api, "d", false);
     assert_eq!(owner(&api), "d");
-    let wish = std::collections::BTreeMap::from([("egressgateway.spidernet.io/node".to_owned(), "b".to_owned())]);
+    let wish = std::collections::BTreeMap::from([(
+        "egressgateway.spidernet.io/node".to_owned(),
+        "b".to_owned(),
+    )]);
     api.policies.get_mut("p").unwrap().metadata.annotations = Some(wish);
     api.settle();
     assert_eq!(owner(&api), "b", "who asks for a cordoned node gets it");
@@ -203,7 +273,10 @@ fn with_ecmp_every_ready_node_is_active() {
     api.fresh.remove("c");
     api.settle();
     assert_eq!(api.active("gw"), ["b", "d"]);
-    assert_eq!(api.gateway_status("gw").forward_method, Some(ForwardMethod::Ecmp));
+    assert_eq!(
+        api.gateway_status("gw").forward_method,
+        Some(ForwardMethod::Ecmp)
+    );
 }
 
 #[test]
@@ -211,14 +284,30 @@ fn the_configured_method_is_in_force_where_the_gateway_says_none() {
     let mut api = three();
     api.settings.forward_method = ForwardMethod::Ecmp;
     api.settle();
-    assert_eq!((api.gateway_status("gw").forward_method, api.active("gw").len()), (Some(ForwardMethod::Ecmp), 3));
+    assert_eq!(
+        (
+            api.gateway_status("gw").forward_method,
+            api.active("gw").len()
+        ),
+        (Some(ForwardMethod::Ecmp), 3)
+    );
 }
 
 #[test]
 fn interfaces_are_those_that_the_agent_told() {
     let mut api = three();
-    let eth0 = Interface { name: "eth0".to_owned(), ipv4: vec!["10.6.0.10/16".to_owned()], ..Interface::default() };
-    api.egress_nodes.get_mut("b").unwrap().status.as_mut().unwrap().interfaces = vec![eth0.clone()];
+    let eth0 = Interface {
+        name: "eth0".to_owned(),
+        ipv4: vec!["10.6.0.10/16".to_owned()],
+        ..Interface::default()
+    };
+    api.egress_nodes
+        .get_mut("b")
+        .unwrap()
+        .status
+        .as_mut()
+        .unwrap()
+        .interfaces = vec![eth0.clone()];
     api.settle();
     assert_eq!(api.gateway_status("gw").node_list[0].interfaces, [eth0]);
 }
@@ -230,19 +319,36 @@ fn the_condition_tells_what_a_gateway_lacks() {
     api.fresh.clear();
     api.settle();
     let silent = "no node gives a sign of life, and those that carried its traffic last go on";
-    assert_eq!(ready(&api), format!("False AllNodesSilent: {silent}: 0 Ready, 0 NotReady, 3 Unknown"));
+    assert_eq!(
+        ready(&api),
+        format!("False AllNodesSilent: {silent}: 0 Ready, 0 NotReady, 3 Unknown")
+    );
     api.tunnel("b", false);
     api.settle();
-    assert_eq!(ready(&api), "False NoReadyNode: no node can carry traffic: 0 Ready, 1 NotReady, 2 Unknown");
+    assert_eq!(
+        ready(&api),
+        "False NoReadyNode: no node can carry traffic: 0 Ready, 1 NotReady, 2 Unknown"
+    );
     api.gateway("gw", "{nodeSelector: {matchLabels: {no: such}}}");
     api.settle();
-    assert_eq!(ready(&api), "False NoNodes: spec.nodeSelector matches no node");
+    assert_eq!(
+        ready(&api),
+        "False NoNodes: spec.nodeSelector matches no node"
+    );
     api.gateway("gw", "{nodeSelector: {}}");
     api.settle();
-    assert_eq!(ready(&api), "False Invalid: spec.nodeSelector: \"{}\": must not be empty: name the nodes that may be gateways");
+    assert_eq!(
+        ready(&api),
+        "False Invalid: spec.nodeSelector: \"{}\": must not be empty: name the nodes that may be gateways"
+    );
     api.gateway("gw", &format!("{{{SELECTS}}}"));
-    api.gateways.get_mut("gw").unwrap().metadata.deletion_timestamp =
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+    api.gateways
+        .get_mut("gw")
+        .unwrap()
+        .metadata
+        .deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+        k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+    ));
     api.settle();
     assert_eq!(ready(&api), "False Deleting: deletion was asked for");
 }
@@ -253,7 +359,10 @@ fn a_gateway_that_becomes_invalid_keeps_what_existing_connections_need() {
     let (mark, active) = (api.gateway_status("gw").mark, api.active("gw").len());
     api.gateway("gw", "{nodeSelector: {}}");
     api.settle();
-    assert_eq!((api.gateway_status("gw").mark, api.active("gw").len()), (mark, active));
+    assert_eq!(
+        (api.gateway_status("gw").mark, api.active("gw").len()),
+        (mark, active)
+    );
     assert_eq!(order(&api), ["b", "c", "d"]);
 }
 
@@ -263,12 +372,23 @@ fn marks_are_the_lowest_free_without_the_exit_mark_and_stay() {
     api.gateway("z", &format!("{{{SELECTS}}}"));
     api.gateway("a", &format!("{{{SELECTS}}}"));
     api.settle();
-    let marks = |api: &Api, names: &[&str]| names.iter().map(|name| api.gateway_status(name).mark.unwrap()).collect::<Vec<_>>();
-    assert_eq!(marks(&api, &["gw", "a", "z"]), [0x1100_0000, 0x1300_0000, 0x1400_0000]);
+    let marks = |api: &Api, names: &[&str]| {
+        names
+            .iter()
+            .map(|name| api.gateway_status(name).mark.unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        marks(&api, &["gw", "a", "z"]),
+        [0x1100_0000, 0x1300_0000, 0x1400_0000]
+    );
     api.gateways.remove("a");
     api.gateway("n", &format!("{{{SELECTS}}}"));
     api.settle();
-    assert_eq!(marks(&api, &["gw", "n", "z"]), [0x1100_0000, 0x1300_0000, 0x1400_0000]);
+    assert_eq!(
+        marks(&api, &["gw", "n", "z"]),
+        [0x1100_0000, 0x1300_0000, 0x1400_0000]
+    );
 }
 
 #[test]
@@ -279,10 +399,17 @@ fn without_a_mark_left_a_gateway_says_so_and_the_others_keep_theirs() {
         api.gateway(&format!("gw{number:03}"), &format!("{{{SELECTS}}}"));
     }
     api.settle();
-    let marks: std::collections::BTreeSet<_> = api.gateways.values().filter_map(|gateway| gateway.status.as_ref()?.mark).collect();
+    let marks: std::collections::BTreeSet<_> = api
+        .gateways
+        .values()
+        .filter_map(|gateway| gateway.status.as_ref()?.mark)
+        .collect();
     assert_eq!(marks.len(), 238);
     assert!(!marks.contains(&0x1200_0000) && !marks.contains(&0));
-    assert_eq!(told(&api.gateway_status("gw255").conditions, "Ready"), "False MarksExhausted: no mark is left: its traffic is held");
+    assert_eq!(
+        told(&api.gateway_status("gw255").conditions, "Ready"),
+        "False MarksExhausted: no mark is left: its traffic is held"
+    );
     let freed = api.gateways.remove("gw000").unwrap().status.unwrap().mark;
     api.settle();
     assert_eq!(api.gateway_status("gw238").mark, freed);
@@ -293,13 +420,33 @@ fn of_two_gateways_that_say_the_same_mark_the_older_keeps_it() {
     let mut api = three();
     api.gateway("a", &format!("{{{SELECTS}}}"));
     api.settle();
-    let at =
-        |second| Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap()));
-    api.gateways.get_mut("a").unwrap().metadata.creation_timestamp = at(9);
-    api.gateways.get_mut("gw").unwrap().metadata.creation_timestamp = at(1);
-    api.gateways.get_mut("a").unwrap().status.as_mut().unwrap().mark = Some(0x1100_0000);
+    let at = |second| {
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            k8s_openapi::jiff::Timestamp::from_second(second).unwrap(),
+        ))
+    };
+    api.gateways
+        .get_mut("a")
+        .unwrap()
+        .metadata
+        .creation_timestamp = at(9);
+    api.gateways
+        .get_mut("gw")
+        .unwrap()
+        .metadata
+        .creation_timestamp = at(1);
+    api.gateways
+        .get_mut("a")
+        .unwrap()
+        .status
+        .as_mut()
+        .unwrap()
+        .mark = Some(0x1100_0000);
     api.settle();
-    assert_eq!((api.gateway_status("gw").mark, api.gateway_status("a").mark), (Some(0x1100_0000), Some(0x1300_0000)));
+    assert_eq!(
+        (api.gateway_status("gw").mark, api.gateway_status("a").mark),
+        (Some(0x1100_0000), Some(0x1300_0000))
+    );
 }
 
 /// Three nodes, of which b is active, and a grace time of a minute.
@@ -315,14 +462,23 @@ fn drain(api: &mut Api, node: &str) {
     api.nodes.get_mut(node).unwrap().annotations = Labels::from([("drain".into(), "true".into())]);
 }
 
-/// The active node, the marks of new and old connections, and the node of the latter with the end of its time.
+/// The active node, the marks of new and old connections, and the node of the latter with the end
+/// of its time.
 type Ways = (Vec<String>, Option<u32>, Option<u32>, Option<(String, i64)>);
 
 fn ways(api: &mut Api) -> Ways {
     api.settle();
     let status = api.gateway_status("gw");
-    let draining = status.draining.as_ref().map(|draining| (draining.node.clone(), draining.until.0.as_second()));
-    let active = status.node_list.iter().filter(|node| node.active).map(|node| node.name.clone()).collect();
+    let draining = status
+        .draining
+        .as_ref()
+        .map(|draining| (draining.node.clone(), draining.until.0.as_second()));
+    let active = status
+        .node_list
+        .iter()
+        .filter(|node| node.active)
+        .map(|node| node.name.clone())
+        .collect();
     (active, status.mark, status.former_mark, draining)
 }
 
@@ -335,17 +491,33 @@ fn connections_through_a_drained_node_keep_their_mark_and_their_way_for_the_grac
     drain(&mut api, &before[0]);
     let (active, mark, former, draining) = ways(&mut api);
     assert_ne!(active, before);
-    assert_eq!((mark, former), (second, first), "new connections get the other mark");
+    assert_eq!(
+        (mark, former),
+        (second, first),
+        "new connections get the other mark"
+    );
     assert_eq!(draining, Some((before[0].clone(), 1060)));
     api.now = 1059;
     api.nodes.get_mut(&before[0]).unwrap().annotations = Labels::default();
-    assert_eq!(ways(&mut api), (active.clone(), second, first, draining), "it stands by, and its connections go on");
+    assert_eq!(
+        ways(&mut api),
+        (active.clone(), second, first, draining),
+        "it stands by, and its connections go on"
+    );
     api.now = 1060;
-    assert_eq!(ways(&mut api), (active.clone(), second, first, None), "they go where all others go, with their mark");
+    assert_eq!(
+        ways(&mut api),
+        (active.clone(), second, first, None),
+        "they go where all others go, with their mark"
+    );
     drain(&mut api, &active[0]);
     let (last, mark, former, draining) = ways(&mut api);
     assert_ne!(last, active);
-    assert_eq!((mark, former, draining), (first, second, Some((active[0].clone(), 1120))), "the marks change places again");
+    assert_eq!(
+        (mark, former, draining),
+        (first, second, Some((active[0].clone(), 1120))),
+        "the marks change places again"
+    );
 }
 
 #[test]
@@ -355,7 +527,10 @@ fn connections_through_a_cordoned_node_have_the_grace_time_too_unless_it_stays_t
     let before = ways(&mut api).0.remove(0);
     cordon(&mut api, &before, true);
     let (active, mark, former, draining) = ways(&mut api);
-    assert_eq!((mark, former, draining), (second, first, Some((before, 1060))));
+    assert_eq!(
+        (mark, former, draining),
+        (second, first, Some((before, 1060)))
+    );
     api.now = 1060;
     for node in ["b", "c", "d"] {
         cordon(&mut api, node, true);
@@ -364,7 +539,11 @@ fn connections_through_a_cordoned_node_have_the_grace_time_too_unless_it_stays_t
     api.now = 1120;
     let settled = ways(&mut api);
     cordon(&mut api, &active[0], true);
-    assert_eq!(ways(&mut api), settled, "nothing moves while all are cordoned");
+    assert_eq!(
+        ways(&mut api),
+        settled,
+        "nothing moves while all are cordoned"
+    );
 }
 
 #[test]
@@ -375,16 +554,24 @@ fn of_nodes_that_share_connections_the_drained_one_keeps_its_own_for_the_grace_t
     drain(&mut api, "c");
     let (first, second) = (Some(0x1100_0000), Some(0x1300_0000));
     let of_two = vec!["b".to_owned(), "d".to_owned()];
-    assert_eq!(ways(&mut api), (of_two.clone(), second, first, Some(("c".to_owned(), 1060))));
+    assert_eq!(
+        ways(&mut api),
+        (of_two.clone(), second, first, Some(("c".to_owned(), 1060)))
+    );
     api.now = 1060;
     assert_eq!(ways(&mut api), (of_two, second, first, None));
 }
 
 #[test]
-fn there_is_no_grace_for_who_can_not_carry_or_has_no_successor_or_where_it_is_zero_or_another_has_it() {
+fn there_is_no_grace_for_who_can_not_carry_or_has_no_successor_or_where_it_is_zero_or_another_has_it()
+ {
     let nothing = |api: &mut Api, why: &str| {
         let (_, mark, former, draining) = ways(api);
-        assert_eq!((mark, former, draining), (Some(0x1100_0000), None, None), "{why}");
+        assert_eq!(
+            (mark, former, draining),
+            (Some(0x1100_0000), None, None),
+            "{why}"
+        );
     };
     let active = ways(&mut graceful()).0.remove(0);
     let mut api = graceful();
@@ -407,7 +594,15 @@ fn there_is_no_grace_for_who_can_not_carry_or_has_no_successor_or_where_it_is_ze
     drain(&mut api, &next[0]);
     let after = ways(&mut api);
     assert_ne!(after.0, next);
-    assert_eq!((after.1, after.2, after.3.clone()), (mark, former, draining), "one at a time");
+    assert_eq!(
+        (after.1, after.2, after.3.clone()),
+        (mark, former, draining),
+        "one at a time"
+    );
     api.nodes.get_mut(&active).unwrap().ready = false;
-    assert_eq!(ways(&mut api), (after.0, mark, former, None), "a drained node that dies has no connections any more");
+    assert_eq!(
+        ways(&mut api),
+        (after.0, mark, former, None),
+        "a drained node that dies has no connections any more"
+    );
 }

@@ -57,7 +57,9 @@ fn happen(api: &mut Api, event: &Event) {
         }
         Event::Gone(number) => _ = api.nodes.remove(&node(number)),
         Event::Ready(number, ready) => {
-            api.nodes.entry(node(number)).and_modify(|node| node.ready = *ready);
+            api.nodes
+                .entry(node(number))
+                .and_modify(|node| node.ready = *ready);
         }
         Event::Lease(number, true) => _ = api.fresh.insert(node(number)),
         Event::Lease(number, false) => _ = api.fresh.remove(&node(number)),
@@ -67,52 +69,85 @@ fn happen(api: &mut Api, event: &Event) {
             }
         }
         Event::Gateway(number, mode, ecmp) => {
-            let selector = if *mode == 3 { "{}" } else { "{matchLabels: {egress: 'true'}}" };
-            let source_nat = ["NodeAddress", "EgressIP", "EgressIP", "EgressIP"][usize::from(*mode)];
+            let selector = if *mode == 3 {
+                "{}"
+            } else {
+                "{matchLabels: {egress: 'true'}}"
+            };
+            let source_nat =
+                ["NodeAddress", "EgressIP", "EgressIP", "EgressIP"][usize::from(*mode)];
             let method = if *ecmp { "ecmp" } else { "active-passive" };
             // Pools of neighbours overlap.
-            let pool = format!("{{ipv4: ['10.6.1.{number}-10.6.1.{}'], ipv6: ['fd00:6::{number}-fd00:6::{}']}}", number + 2, number + 1);
-            let spec = format!("{{nodeSelector: {selector}, sourceNAT: {source_nat}, forwardMethod: {method}, egressIPs: {pool}}}");
+            let pool = format!(
+                "{{ipv4: ['10.6.1.{number}-10.6.1.{}'], ipv6: ['fd00:6::{number}-fd00:6::{}']}}",
+                number + 2,
+                number + 1
+            );
+            let spec = format!(
+                "{{nodeSelector: {selector}, sourceNAT: {source_nat}, forwardMethod: {method}, egressIPs: {pool}}}"
+            );
             api.gateway(&format!("gw{number}"), &spec);
         }
         Event::NoGateway(number) => _ = api.gateways.remove(&format!("gw{number}")),
         Event::Policy(number, gateway, asked, created) => {
-            let asked = asked.map(|last| format!(", egressIP: {{ipv4: 10.6.1.{last}}}")).unwrap_or_default();
-            let spec = format!("{{appliedTo: {{podSelector: {{matchLabels: {{app: a}}}}}}, egressGatewayName: gw{gateway}{asked}}}");
+            let asked = asked
+                .map(|last| format!(", egressIP: {{ipv4: 10.6.1.{last}}}"))
+                .unwrap_or_default();
+            let spec = format!(
+                "{{appliedTo: {{podSelector: {{matchLabels: {{app: a}}}}}}, egressGatewayName: gw{gateway}{asked}}}"
+            );
             api.policy(&format!("p{number}"), u32::from(*created), &spec);
         }
         Event::NoPolicy(number) => _ = api.policies.remove(&format!("p{number}")),
         Event::Wish(number, wanted) => {
             if let Some(policy) = api.policies.get_mut(&format!("p{number}")) {
-                let wish = wanted.as_ref().map(|wanted| ("egressgateway.spidernet.io/node".to_owned(), node(wanted)));
+                let wish = wanted
+                    .as_ref()
+                    .map(|wanted| ("egressgateway.spidernet.io/node".to_owned(), node(wanted)));
                 policy.metadata.annotations = wish.map(|wish| BTreeMap::from([wish]));
             }
         }
         Event::Drain(number, drained) => {
             let annotation = drained.then(|| ("drain".to_owned(), "true".to_owned()));
-            api.nodes.entry(node(number)).and_modify(|node| node.annotations = annotation.into_iter().collect());
+            api.nodes
+                .entry(node(number))
+                .and_modify(|node| node.annotations = annotation.into_iter().collect());
         }
         Event::Cordon(number, cordoned) => {
-            api.nodes.entry(node(number)).and_modify(|node| node.cordoned = *cordoned);
+            api.nodes
+                .entry(node(number))
+                .and_modify(|node| node.cordoned = *cordoned);
         }
-        Event::Meddled(number, policy, byte) => meddle(api, &node(number), &format!("p{policy}"), *byte),
+        Event::Meddled(number, policy, byte) => {
+            meddle(api, &node(number), &format!("p{policy}"), *byte)
+        }
     }
 }
 
 fn meddle(api: &mut Api, node: &str, policy: &str, byte: u8) {
     let mark = Some(u32::from(byte) << 24);
-    if let Some(status) = api.egress_nodes.get_mut(node).and_then(|node| node.status.as_mut()) {
+    if let Some(status) = api
+        .egress_nodes
+        .get_mut(node)
+        .and_then(|node| node.status.as_mut())
+    {
         status.vxlan_ipv4_ip = Some("172.31.0.2/16".to_owned());
     }
     for gateway in api.gateways.values_mut() {
         let status = gateway.status.get_or_insert_default();
         status.mark = mark;
-        status.node_list.iter_mut().for_each(|member| member.mark = mark);
+        status
+            .node_list
+            .iter_mut()
+            .for_each(|member| member.mark = mark);
         status.node_list.extend(status.node_list.clone());
     }
     if let Some(policy) = api.policies.get_mut(policy) {
         let status = policy.status.get_or_insert_default();
-        status.egress_ip = Some(EgressIp { ipv4: Some("10.6.1.2".to_owned()), ipv6: Some("fd00:6::9".to_owned()) });
+        status.egress_ip = Some(EgressIp {
+            ipv4: Some("10.6.1.2".to_owned()),
+            ipv6: Some("fd00:6::9".to_owned()),
+        });
         status.node = Some(node.to_owned());
     }
 }
@@ -127,37 +162,97 @@ fn unique<T: Ord + std::fmt::Debug>(values: impl IntoIterator<Item = T>) {
 
 /// Nothing that must be one's own is given to two.
 fn no_duplicates(api: &Api) {
-    let statuses = || api.egress_nodes.values().filter_map(|node| node.status.as_ref());
+    let statuses = || {
+        api.egress_nodes
+            .values()
+            .filter_map(|node| node.status.as_ref())
+    };
     unique(statuses().filter_map(|status| status.vxlan_ipv4_ip.as_ref()));
     unique(statuses().filter_map(|status| status.tunnel_mac.as_ref()));
-    let gateways = || api.gateways.values().filter_map(|gateway| gateway.status.as_ref());
-    unique(gateways().flat_map(|status| status.mark.into_iter().chain(status.node_list.iter().filter_map(|node| node.mark))));
-    unique(gateways().flat_map(|status| status.node_list.iter().flat_map(|node| node.egress_ips.iter())));
-    let ips = api.policies.values().filter_map(|policy| policy.status.as_ref()?.egress_ip.clone());
+    let gateways = || {
+        api.gateways
+            .values()
+            .filter_map(|gateway| gateway.status.as_ref())
+    };
+    unique(gateways().flat_map(|status| {
+        status
+            .mark
+            .into_iter()
+            .chain(status.node_list.iter().filter_map(|node| node.mark))
+    }));
+    unique(gateways().flat_map(|status| {
+        status
+            .node_list
+            .iter()
+            .flat_map(|node| node.egress_ips.iter())
+    }));
+    let ips = api
+        .policies
+        .values()
+        .filter_map(|policy| policy.status.as_ref()?.egress_ip.clone());
     unique(ips.flat_map(|ips| [ips.ipv4, ips.ipv6]).flatten());
 }
 
-/// A wish that can be fulfilled is, or is about to be: while the agent of the node that has the addresses is gone, the wanted node asks for them.
+/// A wish that can be fulfilled is, or is about to be: while the agent of the node that has the
+/// addresses is gone, the wanted node asks for them.
 fn wishes_are_heard(api: &Api) {
     for policy in api.policies.values() {
-        let Some(status) = policy.status.as_ref().filter(|status| status.egress_ip.is_some()) else { continue };
-        let Some(wanted) = policy.metadata.annotations.as_ref().and_then(|all| all.get("egressgateway.spidernet.io/node")) else {
+        let Some(status) = policy
+            .status
+            .as_ref()
+            .filter(|status| status.egress_ip.is_some())
+        else {
+            continue;
+        };
+        let Some(wanted) = policy
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get("egressgateway.spidernet.io/node"))
+        else {
             continue;
         };
         let gateway = api.gateway_status(status.egress_gateway.as_ref().unwrap());
-        let can = gateway.node_list.iter().any(|member| member.name == *wanted && member.status == GatewayNodeStatus::Ready);
-        let heard = [&status.node, &status.candidate].into_iter().flatten().any(|node| node == wanted);
-        assert!(!can || heard, "{wanted} is Ready, and the addresses are with {:?}", status.node);
+        let can = gateway
+            .node_list
+            .iter()
+            .any(|member| member.name == *wanted && member.status == GatewayNodeStatus::Ready);
+        let heard = [&status.node, &status.candidate]
+            .into_iter()
+            .flatten()
+            .any(|node| node == wanted);
+        assert!(
+            !can || heard,
+            "{wanted} is Ready, and the addresses are with {:?}",
+            status.node
+        );
     }
 }
 
 /// Whoever can carry traffic does, cordoned or not.
 fn healthy_nodes_are_used(api: &Api) {
-    for status in api.gateways.values().filter_map(|gateway| gateway.status.as_ref()) {
+    for status in api
+        .gateways
+        .values()
+        .filter_map(|gateway| gateway.status.as_ref())
+    {
         let is_ready = |status| status == GatewayNodeStatus::Ready;
-        if status.node_list.iter().any(|member| is_ready(member.status)) {
-            assert!(status.node_list.iter().any(|member| member.active), "{status:?}");
-            assert!(status.node_list.iter().all(|member| is_ready(member.status) || !member.active), "{status:?}");
+        if status
+            .node_list
+            .iter()
+            .any(|member| is_ready(member.status))
+        {
+            assert!(
+                status.node_list.iter().any(|member| member.active),
+                "{status:?}"
+            );
+            assert!(
+                status
+                    .node_list
+                    .iter()
+                    .all(|member| is_ready(member.status) || !member.active),
+                "{status:?}"
+            );
         }
     }
 }
@@ -165,12 +260,27 @@ fn healthy_nodes_are_used(api: &Api) {
 /// Every address of a policy is with the node that its status names, and that node has a mark.
 fn policies_and_gateways_agree(api: &Api) {
     for policy in api.policies.values() {
-        let Some((status, ips)) = policy.status.as_ref().and_then(|status| Some((status, status.egress_ip.as_ref()?))) else { continue };
+        let Some((status, ips)) = policy
+            .status
+            .as_ref()
+            .and_then(|status| Some((status, status.egress_ip.as_ref()?)))
+        else {
+            continue;
+        };
         let Some(node) = &status.node else { continue };
         let gateway = api.gateway_status(status.egress_gateway.as_ref().unwrap());
-        let member = gateway.node_list.iter().find(|member| member.name == *node).unwrap();
+        let member = gateway
+            .node_list
+            .iter()
+            .find(|member| member.name == *node)
+            .unwrap();
         assert!(member.mark.is_some());
-        assert!([&ips.ipv4, &ips.ipv6].into_iter().flatten().all(|ip| member.egress_ips.contains(ip)));
+        assert!(
+            [&ips.ipv4, &ips.ipv6]
+                .into_iter()
+                .flatten()
+                .all(|ip| member.egress_ips.contains(ip))
+        );
     }
 }
 

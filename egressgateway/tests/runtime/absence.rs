@@ -1,10 +1,13 @@
-//! An API server that is away for longer than a Lease lasts: what nobody could see counts against no gateway node.
+//! An API server that is away for longer than a Lease lasts: what nobody could see counts against
+//! no gateway node.
 
 use std::time::Duration;
 
 use egressgateway::api::{EgressGateway, GatewayNodeStatus};
 use egressgateway_testkit::apiserver::ApiServer;
-use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::{
+    api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp,
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -28,8 +31,15 @@ impl Agent {
         let leases = Api::<Lease>::namespaced(client, "kube-system");
         Self(tokio::spawn(async move {
             loop {
-                let renewed = Patch::Merge(json!({"spec": {"renewTime": MicroTime(Timestamp::now())}}));
-                let renewal = leases.patch(&format!("egressgateway-agent-{name}"), &PatchParams::default(), &renewed).await;
+                let renewed =
+                    Patch::Merge(json!({"spec": {"renewTime": MicroTime(Timestamp::now())}}));
+                let renewal = leases
+                    .patch(
+                        &format!("egressgateway-agent-{name}"),
+                        &PatchParams::default(),
+                        &renewed,
+                    )
+                    .await;
                 drop(renewal);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -60,17 +70,30 @@ async fn all_ready(client: &Client) {
         addressed(client, name).await;
         tunnel_built(client, name).await;
     }
-    until(Api::all(client.clone()), "exit", "two ready nodes", |gateway: &EgressGateway| {
-        let nodes = gateway.status.iter().flat_map(|status| &status.node_list);
-        nodes.filter(|node| node.status == GatewayNodeStatus::Ready).count() == 2
-    })
+    until(
+        Api::all(client.clone()),
+        "exit",
+        "two ready nodes",
+        |gateway: &EgressGateway| {
+            let nodes = gateway.status.iter().flat_map(|status| &status.node_list);
+            nodes
+                .filter(|node| node.status == GatewayNodeStatus::Ready)
+                .count()
+                == 2
+        },
+    )
     .await;
 }
 
-/// Waits until the leader and the agents have renewed their Leases often enough for any of them to go stale meanwhile.
+/// Waits until the leader and the agents have renewed their Leases often enough for any of them to
+/// go stale meanwhile.
 async fn long_enough(server: &ApiServer) {
-    server.requested("update", "leases", server.count("update", "leases") + 15).await;
-    server.requested("patch", "leases", server.count("patch", "leases") + 40).await;
+    server
+        .requested("update", "leases", server.count("update", "leases") + 15)
+        .await;
+    server
+        .requested("patch", "leases", server.count("patch", "leases") + 40)
+        .await;
 }
 
 /// How the API server is away, and who leads when it is back.
@@ -111,10 +134,20 @@ impl Absence {
         }
 
         long_enough(&server).await;
-        assert_eq!(server.writes("egressgateways"), written, "nothing was written about the gateway");
+        assert_eq!(
+            server.writes("egressgateways"),
+            written,
+            "nothing was written about the gateway"
+        );
         // Who really is gone is noticed as before.
         drop(agents);
-        until(Api::all(client.clone()), "exit", "silent nodes", is(GatewayNodeStatus::Unknown)).await;
+        until(
+            Api::all(client.clone()),
+            "exit",
+            "silent nodes",
+            is(GatewayNodeStatus::Unknown),
+        )
+        .await;
         for controller in running {
             controller.stop().await;
         }
@@ -123,22 +156,42 @@ impl Absence {
 
 #[tokio::test]
 async fn an_api_server_that_was_gone_for_longer_than_a_lease_changes_no_gateway() {
-    Absence { hangs: false, another_leader: false }.changes_no_gateway().await;
+    Absence {
+        hangs: false,
+        another_leader: false,
+    }
+    .changes_no_gateway()
+    .await;
 }
 
 #[tokio::test]
 async fn nor_does_one_that_was_gone_together_with_the_leader() {
-    Absence { hangs: false, another_leader: true }.changes_no_gateway().await;
+    Absence {
+        hangs: false,
+        another_leader: true,
+    }
+    .changes_no_gateway()
+    .await;
 }
 
 #[tokio::test]
 async fn nor_does_one_that_stood_still() {
-    Absence { hangs: true, another_leader: false }.changes_no_gateway().await;
+    Absence {
+        hangs: true,
+        another_leader: false,
+    }
+    .changes_no_gateway()
+    .await;
 }
 
 #[tokio::test]
 async fn nor_does_one_that_stood_still_while_the_leader_died() {
-    Absence { hangs: true, another_leader: true }.changes_no_gateway().await;
+    Absence {
+        hangs: true,
+        another_leader: true,
+    }
+    .changes_no_gateway()
+    .await;
 }
 
 #[tokio::test]
@@ -152,7 +205,10 @@ async fn a_new_controller_does_not_believe_an_agent_alive_that_was_silent_before
     let gateways = Api::<EgressGateway>::all(client.clone());
     let second_is_unknown = |gateway: &EgressGateway| {
         let nodes = gateway.status.iter().flat_map(|status| &status.node_list);
-        nodes.filter(|node| node.status == GatewayNodeStatus::Unknown).map(|node| node.name.as_str()).eq(["node2"])
+        nodes
+            .filter(|node| node.status == GatewayNodeStatus::Unknown)
+            .map(|node| node.name.as_str())
+            .eq(["node2"])
     };
     until(gateways.clone(), "exit", "a silent node", second_is_unknown).await;
     first.stop().await;
@@ -160,7 +216,11 @@ async fn a_new_controller_does_not_believe_an_agent_alive_that_was_silent_before
     let second = Running::start(&client, "b");
     leader(&client, "b").await;
     long_enough(&server).await;
-    assert_eq!(server.writes("egressgateways"), written, "a Lease that nobody renews proves nothing");
+    assert_eq!(
+        server.writes("egressgateways"),
+        written,
+        "a Lease that nobody renews proves nothing"
+    );
     agents.push(Agent::start(client.clone(), "node2"));
     all_ready(&client).await;
     second.stop().await;

@@ -27,13 +27,24 @@ async fn cluster() -> (ApiServer, Kernel) {
 }
 
 async fn programmed(kernel: &Kernel) {
-    kernel.until("the governed pod", |held| held.policy.pods.len() == 1 && held.policy.destinations.len() == 1).await;
+    kernel
+        .until("the governed pod", |held| {
+            held.policy.pods.len() == 1 && held.policy.destinations.len() == 1
+        })
+        .await;
 }
 
 async fn built(server: &ApiServer) {
-    until(Api::<EgressNode>::all(server.client()), NODE, "a built tunnel", |node| {
-        node.status.as_ref().is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
-    })
+    until(
+        Api::<EgressNode>::all(server.client()),
+        NODE,
+        "a built tunnel",
+        |node| {
+            node.status
+                .as_ref()
+                .is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
+        },
+    )
     .await;
 }
 
@@ -43,33 +54,77 @@ async fn programs_the_node_once_everything_was_listed_and_says_so() {
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
     let held = kernel.held();
-    assert_eq!(held.pods.iter().find(|pods| **pods > 0), Some(&1), "the first policy has everything");
+    assert_eq!(
+        held.pods.iter().find(|pods| **pods > 0),
+        Some(&1),
+        "the first policy has everything"
+    );
     assert_eq!(held.tunnel.peers.len(), 1);
     assert_eq!(held.steering.targets.len(), 1);
-    let node = until(Api::<EgressNode>::all(server.client()), NODE, "a built tunnel", |node| {
-        node.status.as_ref().is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
-    })
+    let node = until(
+        Api::<EgressNode>::all(server.client()),
+        NODE,
+        "a built tunnel",
+        |node| {
+            node.status
+                .as_ref()
+                .is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
+        },
+    )
     .await;
     let status = node.status.unwrap();
     assert_eq!(status.physical_interface.as_deref(), Some("eth0"));
-    assert_eq!(status.vxlan_ipv4_ip.as_deref(), Some("172.31.0.1/16"), "what the controller wrote stays");
-    assert!(status.conditions.iter().all(|condition| condition.status == "True"), "{:?}", status.conditions);
+    assert_eq!(
+        status.vxlan_ipv4_ip.as_deref(),
+        Some("172.31.0.1/16"),
+        "what the controller wrote stays"
+    );
+    assert!(
+        status
+            .conditions
+            .iter()
+            .all(|condition| condition.status == "True"),
+        "{:?}",
+        status.conditions
+    );
     assert!(agent.health.is_ready());
     assert_eq!(agent.metric("egressgateway_agent_tunnel_ready"), Some(1.0));
-    assert_eq!(agent.metric("egressgateway_agent_packets_total{rule=\"steered\"}"), Some(7.0));
+    assert_eq!(
+        agent.metric("egressgateway_agent_packets_total{rule=\"steered\"}"),
+        Some(7.0)
+    );
     agent.stop().await;
 }
 
 #[tokio::test]
 async fn writes_nothing_before_every_watch_was_listed() {
-    for held_back in ["namespaces", "nodes", "egressnodes", "egressgateways", "egressgatewaypolicies", "pods"] {
+    for held_back in [
+        "namespaces",
+        "nodes",
+        "egressnodes",
+        "egressgateways",
+        "egressgatewaypolicies",
+        "pods",
+    ] {
         let (server, kernel) = cluster().await;
-        kernel.tamper(|held| held.policy.targets.insert(egressgateway::model::TargetId::FIRST).map_or((), |_| ()));
+        kernel.tamper(|held| {
+            held.policy
+                .targets
+                .insert(egressgateway::model::TargetId::FIRST)
+                .map_or((), |_| ())
+        });
         server.fault(Fault::new("list", held_back, usize::MAX, Effect::Hang));
         let written = server.writes("egressnodes");
         let agent = Running::start(&server.client(), &kernel, settings());
         server.requested("list", held_back, 1).await;
-        for other in ["namespaces", "nodes", "egressnodes", "egressgateways", "egressgatewaypolicies", "pods"] {
+        for other in [
+            "namespaces",
+            "nodes",
+            "egressnodes",
+            "egressgateways",
+            "egressgatewaypolicies",
+            "pods",
+        ] {
             if other != held_back {
                 server.requested("watch", other, 1).await;
             }
@@ -88,19 +143,35 @@ async fn a_restarted_agent_finds_everything_as_it_must_be() {
     let (server, kernel) = cluster().await;
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
-    until(Api::<EgressNode>::all(server.client()), NODE, "a built tunnel", |node| {
-        node.status.as_ref().is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
-    })
+    until(
+        Api::<EgressNode>::all(server.client()),
+        NODE,
+        "a built tunnel",
+        |node| {
+            node.status
+                .as_ref()
+                .is_some_and(|status| status.phase == Some(EgressNodePhase::Succeeded))
+        },
+    )
     .await;
     agent.stop().await;
     let (applied, written) = (kernel.held().applied, server.writes("egressnodes"));
     let agent = Running::start(&server.client(), &kernel, settings());
     agent.until_ready().await;
-    assert_eq!(agent.metric("egressgateway_agent_converges_total{first=\"true\",outcome=\"unchanged\"}"), Some(1.0));
+    assert_eq!(
+        agent.metric("egressgateway_agent_converges_total{first=\"true\",outcome=\"unchanged\"}"),
+        Some(1.0)
+    );
     assert_eq!(kernel.held().applied, applied);
     pod(&server.client(), "pod2", NODE, "10.0.1.2").await;
-    kernel.until("the new pod", |held| held.policy.pods.len() == 2).await;
-    assert_eq!(server.writes("egressnodes"), written, "an unchanged status, or one more pod, is not written");
+    kernel
+        .until("the new pod", |held| held.policy.pods.len() == 2)
+        .await;
+    assert_eq!(
+        server.writes("egressnodes"),
+        written,
+        "an unchanged status, or one more pod, is not written"
+    );
     agent.stop().await;
 }
 
@@ -110,14 +181,28 @@ async fn survives_expired_and_broken_watches_and_finds_what_was_deleted_meanwhil
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
     policy(&server.client(), "more", "10.20.0.0/16").await;
-    kernel.until("another policy", |held| held.policy.destinations.len() == 2).await;
-    for (fault, name) in [(ApiServer::compact as fn(&ApiServer), "more"), (ApiServer::drop_watches, "more")] {
+    kernel
+        .until("another policy", |held| held.policy.destinations.len() == 2)
+        .await;
+    for (fault, name) in [
+        (ApiServer::compact as fn(&ApiServer), "more"),
+        (ApiServer::drop_watches, "more"),
+    ] {
         fault(&server);
         let policies = Api::<EgressGatewayPolicy>::all(server.client());
-        policies.delete(name, &DeleteParams::default()).await.unwrap();
-        kernel.until("no deleted policy", |held| held.policy.destinations.len() == 1).await;
+        policies
+            .delete(name, &DeleteParams::default())
+            .await
+            .unwrap();
+        kernel
+            .until("no deleted policy", |held| {
+                held.policy.destinations.len() == 1
+            })
+            .await;
         policy(&server.client(), "more", "10.20.0.0/16").await;
-        kernel.until("a new policy", |held| held.policy.destinations.len() == 2).await;
+        kernel
+            .until("a new policy", |held| held.policy.destinations.len() == 2)
+            .await;
     }
     agent.stop().await;
 }
@@ -125,7 +210,13 @@ async fn survives_expired_and_broken_watches_and_finds_what_was_deleted_meanwhil
 #[tokio::test]
 async fn survives_an_api_server_that_answers_with_errors() {
     let (server, kernel) = cluster().await;
-    server.fault(Fault { verb: None, resource: None, query: None, times: 10, effect: Effect::Status(500) });
+    server.fault(Fault {
+        verb: None,
+        resource: None,
+        query: None,
+        times: 10,
+        effect: Effect::Status(500),
+    });
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
     agent.stop().await;
@@ -135,10 +226,18 @@ async fn survives_an_api_server_that_answers_with_errors() {
 async fn many_changes_become_few_converges() {
     let (server, kernel) = cluster().await;
     for number in 2..=100 {
-        pod(&server.client(), &format!("pod{number}"), NODE, &format!("10.0.1.{number}")).await;
+        pod(
+            &server.client(),
+            &format!("pod{number}"),
+            NODE,
+            &format!("10.0.1.{number}"),
+        )
+        .await;
     }
     let agent = Running::start(&server.client(), &kernel, settings());
-    let held = kernel.until("all pods", |held| held.policy.pods.len() == 100).await;
+    let held = kernel
+        .until("all pods", |held| held.policy.pods.len() == 100)
+        .await;
     assert!(held.applied <= 6, "{} writes for one list", held.applied);
     agent.stop().await;
 }
@@ -153,19 +252,35 @@ async fn pods_come_and_go_without_a_write_because_each_would_be_an_event_for_eve
     built(&server).await;
     let written = server.writes("egressnodes");
     for number in 2..=5 {
-        pod(&server.client(), &format!("pod{number}"), NODE, &format!("10.0.1.{number}")).await;
+        pod(
+            &server.client(),
+            &format!("pod{number}"),
+            NODE,
+            &format!("10.0.1.{number}"),
+        )
+        .await;
     }
     policy(&server.client(), "more", "10.20.0.0/16").await;
-    kernel.until("all of it", |held| held.policy.pods.len() == 5 && held.policy.destinations.len() == 2).await;
+    kernel
+        .until("all of it", |held| {
+            held.policy.pods.len() == 5 && held.policy.destinations.len() == 2
+        })
+        .await;
     // Far longer than words may wait.
-    let renewals = || agent.metric("egressgateway_agent_lease_renewals_total").unwrap_or_default();
+    let renewals = || {
+        agent
+            .metric("egressgateway_agent_lease_renewals_total")
+            .unwrap_or_default()
+    };
     let enough = renewals() + 10.0;
     let renewed = async {
         while renewals() < enough {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, renewed).await.expect("the Lease is renewed");
+    tokio::time::timeout(PATIENCE, renewed)
+        .await
+        .expect("the Lease is renewed");
     assert_eq!(server.writes("egressnodes"), written);
     agent.stop().await;
 }
@@ -175,23 +290,40 @@ async fn heartbeats_of_nodes_are_no_reason_to_converge() {
     let (server, kernel) = cluster().await;
     let agent = Running::start(&server.client(), &kernel, settings());
     built(&server).await;
-    let events = || agent.metric("egressgateway_agent_watch_events_total{watch=\"nodes\"}").unwrap_or_default();
-    let converges = || agent.metric("egressgateway_agent_converges_total{first=\"false\",outcome=\"unchanged\"}").unwrap_or_default();
+    let events = || {
+        agent
+            .metric("egressgateway_agent_watch_events_total{watch=\"nodes\"}")
+            .unwrap_or_default()
+    };
+    let converges = || {
+        agent
+            .metric("egressgateway_agent_converges_total{first=\"false\",outcome=\"unchanged\"}")
+            .unwrap_or_default()
+    };
     let (before, enough) = (converges(), events() + 20.0);
     let nodes = Api::<Node>::all(server.client());
     for beat in 10..30 {
         let ready = json!({"type": "Ready", "status": "True", "lastHeartbeatTime": format!("2026-01-01T00:00:{beat}Z")});
         let status = Patch::Merge(json!({"status": {"conditions": [ready]}}));
-        nodes.patch_status("node2", &PatchParams::default(), &status).await.unwrap();
+        nodes
+            .patch_status("node2", &PatchParams::default(), &status)
+            .await
+            .unwrap();
     }
     let told = async {
         while events() < enough {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, told).await.expect("the agent is told of each heartbeat");
+    tokio::time::timeout(PATIENCE, told)
+        .await
+        .expect("the agent is told of each heartbeat");
     // What came before may still be on its way.
-    assert!(converges() <= before + 3.0, "{} converges for 20 heartbeats", converges() - before);
+    assert!(
+        converges() <= before + 3.0,
+        "{} converges for 20 heartbeats",
+        converges() - before
+    );
     agent.stop().await;
 }
 
@@ -202,12 +334,25 @@ async fn what_somebody_else_removed_is_repaired_and_repairing_ends() {
     programmed(&kernel).await;
     agent.until_ready().await;
     kernel.tamper(|held| held.tunnel.peers = imbl::OrdMap::new());
-    kernel.until("its peer again", |held| held.tunnel.peers.len() == 1).await;
+    kernel
+        .until("its peer again", |held| held.tunnel.peers.len() == 1)
+        .await;
     let reads = kernel.held().read;
-    // The repair itself is heard of, and looked at once more: tunnel and steering. Then nothing more is heard.
-    kernel.until("one more look", |held| held.read >= reads + 2).await;
-    let more = tokio::time::timeout(Duration::from_millis(500), kernel.until("a further look", |held| held.read > reads + 4)).await;
-    assert!(more.is_err(), "looking goes on for ever: {} reads", kernel.held().read);
+    // The repair itself is heard of, and looked at once more: tunnel and steering. Then nothing
+    // more is heard.
+    kernel
+        .until("one more look", |held| held.read >= reads + 2)
+        .await;
+    let more = tokio::time::timeout(
+        Duration::from_millis(500),
+        kernel.until("a further look", |held| held.read > reads + 4),
+    )
+    .await;
+    assert!(
+        more.is_err(),
+        "looking goes on for ever: {} reads",
+        kernel.held().read
+    );
     agent.stop().await;
 }
 
@@ -220,16 +365,29 @@ async fn a_failing_kernel_is_tried_again_and_told() {
     assert_eq!(kernel.failures_left(), 0);
     kernel.fail(ErrorKind::Permission, 100);
     pod(&server.client(), "pod2", NODE, "10.0.1.2").await;
-    until(Api::<EgressNode>::all(server.client()), NODE, "its failure", |node| {
-        node.status.iter().flat_map(|status| &status.conditions).any(|condition| condition.reason == "Permission")
-    })
+    until(
+        Api::<EgressNode>::all(server.client()),
+        NODE,
+        "its failure",
+        |node| {
+            node.status
+                .iter()
+                .flat_map(|status| &status.conditions)
+                .any(|condition| condition.reason == "Permission")
+        },
+    )
     .await;
     assert!(!agent.health.is_ready());
     assert_eq!(kernel.held().policy.pods.len(), 1);
-    assert!(kernel.failures_left() > 90, "what can't succeed waits until something changes");
+    assert!(
+        kernel.failures_left() > 90,
+        "what can't succeed waits until something changes"
+    );
     kernel.heal();
     pod(&server.client(), "pod3", NODE, "10.0.1.3").await;
-    kernel.until("both pods", |held| held.policy.pods.len() == 3).await;
+    kernel
+        .until("both pods", |held| held.policy.pods.len() == 3)
+        .await;
     agent.stop().await;
 }
 
@@ -244,32 +402,64 @@ async fn follows_all_pods_while_it_must_recognise_them_and_loses_none_on_the_way
     let exit_here = json!({
         "spec": {"sourceNAT": "EgressIP", "egressIPs": {"ipv4": ["10.6.1.1"]}},
     });
-    gateways.patch("exit", &PatchParams::default(), &Patch::Merge(&exit_here)).await.unwrap();
+    gateways
+        .patch("exit", &PatchParams::default(), &Patch::Merge(&exit_here))
+        .await
+        .unwrap();
     let status = json!({"status": {"nodeList": [
         {"name": NODE, "status": "Ready", "active": true, "egressIPs": ["10.6.1.1"], "mark": 0x1300_0000},
     ]}});
-    gateways.patch_status("exit", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    gateways
+        .patch_status("exit", &PatchParams::default(), &Patch::Merge(&status))
+        .await
+        .unwrap();
     let policies = Api::<EgressGatewayPolicy>::all(client.clone());
     let address = json!({"status": {"egressGateway": "exit", "egressIP": {"ipv4": "10.6.1.1"}, "node": NODE}});
-    policies.patch_status("shop", &PatchParams::default(), &Patch::Merge(&address)).await.unwrap();
-    let held = kernel.until("the remote pod", |held| held.policy.pods.len() == 2).await;
+    policies
+        .patch_status("shop", &PatchParams::default(), &Patch::Merge(&address))
+        .await
+        .unwrap();
+    let held = kernel
+        .until("the remote pod", |held| held.policy.pods.len() == 2)
+        .await;
     let first = held.pods.iter().position(|pods| *pods > 0).unwrap();
-    assert!(held.pods[first..].iter().all(|pods| *pods >= 1), "the own pod was always there: {:?}", held.pods);
+    assert!(
+        held.pods[first..].iter().all(|pods| *pods >= 1),
+        "the own pod was always there: {:?}",
+        held.pods
+    );
     agent.stop().await;
     let of_all_nodes = |query: &str| !query.contains("fieldSelector");
-    server.fault(Fault { query: Some(of_all_nodes), ..Fault::new("list", "pods", usize::MAX, Effect::Hang) });
+    server.fault(Fault {
+        query: Some(of_all_nodes),
+        ..Fault::new("list", "pods", usize::MAX, Effect::Hang)
+    });
     let listed = server.count("list", "pods");
     let agent = Running::start(&client, &kernel, settings());
     server.requested("list", "pods", listed + 2).await;
-    let early = tokio::time::timeout(Duration::from_millis(200), kernel.until("a write", |now| now.applied > held.applied)).await;
+    let early = tokio::time::timeout(
+        Duration::from_millis(200),
+        kernel.until("a write", |now| now.applied > held.applied),
+    )
+    .await;
     assert!(early.is_err(), "the remote pods are not known yet");
     server.heal();
     agent.until_ready().await;
     let after = kernel.held();
-    assert!(after.pods[held.pods.len()..].iter().all(|pods| *pods == 2), "a restart forgets no remote pod: {:?}", after.pods);
-    let back = json!({"status": {"nodeList": [{"name": "node2", "status": "Ready", "active": true}]}});
-    gateways.patch_status("exit", &PatchParams::default(), &Patch::Merge(&back)).await.unwrap();
-    kernel.until("the own pod only", |held| held.policy.pods.len() == 1).await;
+    assert!(
+        after.pods[held.pods.len()..].iter().all(|pods| *pods == 2),
+        "a restart forgets no remote pod: {:?}",
+        after.pods
+    );
+    let back =
+        json!({"status": {"nodeList": [{"name": "node2", "status": "Ready", "active": true}]}});
+    gateways
+        .patch_status("exit", &PatchParams::default(), &Patch::Merge(&back))
+        .await
+        .unwrap();
+    kernel
+        .until("the own pod only", |held| held.policy.pods.len() == 1)
+        .await;
     agent.stop().await;
 }
 
@@ -282,9 +472,18 @@ async fn holds_a_lease_and_renews_it() {
     let leases = Api::<Lease>::namespaced(server.client(), "kube-system");
     let name = format!("egressgateway-agent-{NODE}");
     let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
-    let first = until(leases.clone(), &name, "a holder", |lease| renewed(lease).is_some()).await;
-    assert_eq!(first.spec.as_ref().unwrap().holder_identity.as_deref(), Some(NODE));
-    until(leases, &name, "a renewal", |lease| renewed(lease) > renewed(&first)).await;
+    let first = until(leases.clone(), &name, "a holder", |lease| {
+        renewed(lease).is_some()
+    })
+    .await;
+    assert_eq!(
+        first.spec.as_ref().unwrap().holder_identity.as_deref(),
+        Some(NODE)
+    );
+    until(leases, &name, "a renewal", |lease| {
+        renewed(lease) > renewed(&first)
+    })
+    .await;
     agent.stop().await;
 }
 
@@ -292,22 +491,31 @@ async fn holds_a_lease_and_renews_it() {
 async fn odd_objects_stop_nothing() {
     let (server, kernel) = cluster().await;
     let stored = |name: &str, spec: serde_json::Value| {
-        let object =
-            json!({"apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressGatewayPolicy", "metadata": {"name": name}, "spec": spec});
+        let object = json!({"apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressGatewayPolicy", "metadata": {"name": name}, "spec": spec});
         server.put_unchecked(object).unwrap();
     };
     stored("odd", json!({"appliedTo": "everything"}));
-    let huge: Vec<String> = (0..20_000).map(|number| format!("10.{}.{}.0/24", number / 250, number % 250)).collect();
-    stored("huge", json!({"egressGatewayName": "none", "appliedTo": {"podSelector": {"matchLabels": {"app": "none"}}}, "destCIDR": huge}));
+    let huge: Vec<String> = (0..20_000)
+        .map(|number| format!("10.{}.{}.0/24", number / 250, number % 250))
+        .collect();
+    stored(
+        "huge",
+        json!({"egressGatewayName": "none", "appliedTo": {"podSelector": {"matchLabels": {"app": "none"}}}, "destCIDR": huge}),
+    );
     let pods = Api::<Pod>::namespaced(server.client(), "default");
-    crate::support::put(&pods, json!({"metadata": {"name": "bare", "namespace": "default"}, "spec": {"containers": []}})).await;
+    crate::support::put(
+        &pods,
+        json!({"metadata": {"name": "bare", "namespace": "default"}, "spec": {"containers": []}}),
+    )
+    .await;
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
     agent.stop().await;
 }
 
 #[tokio::test]
-async fn a_packet_filter_that_somebody_else_changed_is_repaired_long_before_the_next_complete_read() {
+async fn a_packet_filter_that_somebody_else_changed_is_repaired_long_before_the_next_complete_read()
+{
     let (server, kernel) = cluster().await;
     let agent = Running::start(&server.client(), &kernel, settings());
     programmed(&kernel).await;
@@ -319,25 +527,44 @@ async fn a_packet_filter_that_somebody_else_changed_is_repaired_long_before_the_
 }
 
 #[tokio::test]
-async fn who_takes_pods_out_of_connection_tracking_is_named_and_services_of_the_cluster_are_not_meant() {
+async fn who_takes_pods_out_of_connection_tracking_is_named_and_services_of_the_cluster_are_not_meant()
+ {
     let (server, kernel) = cluster().await;
     let others = kernel.others.clone();
     let mut settings = settings();
     settings.index.cluster_networks = vec!["10.96.0.0/12".parse().unwrap()];
-    let agent = Running::start_with(&server.client(), &kernel, settings, |agent| agent.with_untracking_rules(others.clone()));
+    let agent = Running::start_with(&server.client(), &kernel, settings, |agent| {
+        agent.with_untracking_rules(others.clone())
+    });
     let says = |status: &'static str, words: &'static str| {
         let so = move |node: &EgressNode| {
             let mut conditions = node.status.iter().flat_map(|status| &status.conditions);
-            conditions.any(|condition| condition.type_ == "PodsTracked" && condition.status == status && condition.message.contains(words))
+            conditions.any(|condition| {
+                condition.type_ == "PodsTracked"
+                    && condition.status == status
+                    && condition.message.contains(words)
+            })
         };
         until(Api::<EgressNode>::all(server.client()), NODE, words, so)
     };
     says("True", "no rule").await;
     let rule = |place: &str, destination: &str| {
-        let packets = PacketMatch { destination: Some([destination.parse().unwrap()].into()), ..PacketMatch::default() };
-        UntrackingRule { place: place.to_owned(), packets }
+        let packets = PacketMatch {
+            destination: Some([destination.parse().unwrap()].into()),
+            ..PacketMatch::default()
+        };
+        UntrackingRule {
+            place: place.to_owned(),
+            packets,
+        }
     };
-    others.have(Some([rule("the services'", "10.96.0.10/32"), rule("the pods'", "10.0.0.0/16")].into()));
+    others.have(Some(
+        [
+            rule("the services'", "10.96.0.10/32"),
+            rule("the pods'", "10.0.0.0/16"),
+        ]
+        .into(),
+    ));
     says("False", "the pods'; what policies govern").await;
     others.have(None);
     says("False", "the pods'").await;
@@ -350,7 +577,14 @@ async fn who_takes_pods_out_of_connection_tracking_is_named_and_services_of_the_
 async fn where_nodes_do_not_tell_their_networks_the_objects_of_the_cni_do() {
     let (server, kernel) = cluster().await;
     for node in ["node1", "node2"] {
-        server.merge("Node", "", node, &json!({"spec": {"podCIDR": null, "podCIDRs": null}})).unwrap();
+        server
+            .merge(
+                "Node",
+                "",
+                node,
+                &json!({"spec": {"podCIDR": null, "podCIDRs": null}}),
+            )
+            .unwrap();
     }
     let mut settings = settings();
     settings.networks = Duration::from_millis(50);
@@ -362,10 +596,28 @@ async fn where_nodes_do_not_tell_their_networks_the_objects_of_the_cni_do() {
             .filter(|condition| condition.type_ == "PodNetworksUnknown")
             .any(|condition| condition.message.contains("clusterCIDRs.extra"))
     };
-    until(Api::<EgressNode>::all(server.client()), NODE, "that nothing is known", unknown).await;
+    until(
+        Api::<EgressNode>::all(server.client()),
+        NODE,
+        "that nothing is known",
+        unknown,
+    )
+    .await;
     for (group, version, kind, plural, spec) in [
-        ("crd.projectcalico.org", "v1", "IPPool", "ippools", json!({"cidr": "10.0.0.0/15"})),
-        ("cilium.io", "v2", "CiliumNode", "ciliumnodes", json!({"ipam": {"podCIDRs": ["10.2.0.0/24", "nonsense"]}})),
+        (
+            "crd.projectcalico.org",
+            "v1",
+            "IPPool",
+            "ippools",
+            json!({"cidr": "10.0.0.0/15"}),
+        ),
+        (
+            "cilium.io",
+            "v2",
+            "CiliumNode",
+            "ciliumnodes",
+            json!({"ipam": {"podCIDRs": ["10.2.0.0/24", "nonsense"]}}),
+        ),
         (
             "cilium.io",
             "v2alpha1",
@@ -375,21 +627,40 @@ async fn where_nodes_do_not_tell_their_networks_the_objects_of_the_cni_do() {
         ),
     ] {
         let names = json!({"kind": kind, "plural": plural});
-        let spec_of =
-            json!({"group": group, "names": names, "scope": "Cluster", "versions": [{"name": version, "served": true, "storage": true}]});
+        let spec_of = json!({"group": group, "names": names, "scope": "Cluster", "versions": [{"name": version, "served": true, "storage": true}]});
         let name = format!("{plural}.{group}");
         let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": name}, "spec": spec_of});
         server.put(definition).unwrap();
         server.put(json!({"apiVersion": format!("{group}/{version}"), "kind": kind, "metadata": {"name": "first"}, "spec": spec})).unwrap();
     }
-    let expected = ["10.0.0.0/15", "10.2.0.0/24", "10.3.0.0/16", "fd03::/104"].map(|text| text.parse::<ipnet::IpNet>().unwrap());
+    let expected = ["10.0.0.0/15", "10.2.0.0/24", "10.3.0.0/16", "fd03::/104"]
+        .map(|text| text.parse::<ipnet::IpNet>().unwrap());
     kernel
         .until("the networks of all pods", |held| {
-            let wide = held.policy.start_gate.as_ref().map(|gate| gate.wide.clone()).unwrap_or_default();
-            let exempt = |network: &ipnet::IpNet| held.policy.exempt.iter().any(|other| other.contains(network));
-            expected.iter().all(|network| wide.contains(network) && exempt(network)) && wide.len() == expected.len()
+            let wide = held
+                .policy
+                .start_gate
+                .as_ref()
+                .map(|gate| gate.wide.clone())
+                .unwrap_or_default();
+            let exempt = |network: &ipnet::IpNet| {
+                held.policy
+                    .exempt
+                    .iter()
+                    .any(|other| other.contains(network))
+            };
+            expected
+                .iter()
+                .all(|network| wide.contains(network) && exempt(network))
+                && wide.len() == expected.len()
         })
         .await;
-    until(Api::<EgressNode>::all(server.client()), NODE, "that it is known", |node| !unknown(node)).await;
+    until(
+        Api::<EgressNode>::all(server.client()),
+        NODE,
+        "that it is known",
+        |node| !unknown(node),
+    )
+    .await;
     agent.stop().await;
 }

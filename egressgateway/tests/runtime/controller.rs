@@ -2,7 +2,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use egressgateway::{
     allocator::LowestFree,
-    api::{EgressGateway, EgressGatewayPolicy, EgressGatewayStatus, EgressNode, EgressNodePhase, ForwardMethod, GatewayNodeStatus},
+    api::{
+        EgressGateway, EgressGatewayPolicy, EgressGatewayStatus, EgressNode, EgressNodePhase,
+        ForwardMethod, GatewayNodeStatus,
+    },
     controller,
     model::MarkMask,
     runtime::{Backoff, Controller, ControllerSettings, ElectionSettings, Health},
@@ -56,13 +59,21 @@ impl Running {
     pub(crate) fn start(client: &Client, identity: &str) -> Self {
         let controller = Controller::new(client.clone(), settings(identity), Arc::new(LowestFree));
         let (health, shutdown) = (controller.health(), CancellationToken::new());
-        Self { health, task: tokio::spawn(controller.run(shutdown.clone())), shutdown }
+        Self {
+            health,
+            task: tokio::spawn(controller.run(shutdown.clone())),
+            shutdown,
+        }
     }
 
     /// As SIGTERM does it.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the controller ends when asked to").unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the controller ends when asked to")
+            .unwrap()
+            .unwrap();
     }
 
     /// As SIGKILL does it.
@@ -76,7 +87,13 @@ pub(crate) async fn agent_lease(client: &Client, name: &str, seconds: i32) {
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(format!("egressgateway-agent-{name}")),
-            labels: Some([("app.kubernetes.io/component".to_owned(), "egressgateway-agent".to_owned())].into()),
+            labels: Some(
+                [(
+                    "app.kubernetes.io/component".to_owned(),
+                    "egressgateway-agent".to_owned(),
+                )]
+                .into(),
+            ),
             ..ObjectMeta::default()
         },
         spec: Some(LeaseSpec {
@@ -87,7 +104,10 @@ pub(crate) async fn agent_lease(client: &Client, name: &str, seconds: i32) {
         }),
     };
     let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
-    leases.create(&kube::api::PostParams::default(), &lease).await.unwrap();
+    leases
+        .create(&kube::api::PostParams::default(), &lease)
+        .await
+        .unwrap();
 }
 
 pub(crate) async fn tunnel_built(client: &Client, name: &str) {
@@ -95,7 +115,10 @@ pub(crate) async fn tunnel_built(client: &Client, name: &str) {
         "type": "TunnelReady", "status": "True", "reason": "Built", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
     }]}});
     let nodes = Api::<EgressNode>::all(client.clone());
-    nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    nodes
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(&status))
+        .await
+        .unwrap();
 }
 
 pub(crate) async fn gateway(client: &Client) {
@@ -104,20 +127,37 @@ pub(crate) async fn gateway(client: &Client) {
 }
 
 pub(crate) async fn addressed(client: &Client, name: &str) -> EgressNode {
-    until(Api::<EgressNode>::all(client.clone()), name, "an address", |node| {
-        node.status.as_ref().is_some_and(|status| status.vxlan_ipv4_ip.is_some())
-    })
+    until(
+        Api::<EgressNode>::all(client.clone()),
+        name,
+        "an address",
+        |node| {
+            node.status
+                .as_ref()
+                .is_some_and(|status| status.vxlan_ipv4_ip.is_some())
+        },
+    )
     .await
 }
 
 pub(crate) fn is(status: GatewayNodeStatus) -> impl Fn(&EgressGateway) -> bool {
-    move |gateway| gateway.status.iter().flat_map(|status| &status.node_list).any(|node| node.status == status)
+    move |gateway| {
+        gateway
+            .status
+            .iter()
+            .flat_map(|status| &status.node_list)
+            .any(|node| node.status == status)
+    }
 }
 
 pub(crate) async fn leader(client: &Client, identity: &str) {
     let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
     until(leases, "egressgateway-controller", identity, |lease| {
-        lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(identity)
+        lease
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.holder_identity.as_deref())
+            == Some(identity)
     })
     .await;
 }
@@ -136,28 +176,65 @@ async fn makes_an_egress_node_for_each_node_and_elects_gateways() {
     for name in ["node1", "node2"] {
         let egress_node = addressed(&client, name).await;
         let owner = &egress_node.owner_references()[0];
-        let uid = Api::<Node>::all(client.clone()).get(name).await.unwrap().uid();
-        assert_eq!((owner.kind.as_str(), Some(&owner.uid)), ("Node", uid.as_ref()));
+        let uid = Api::<Node>::all(client.clone())
+            .get(name)
+            .await
+            .unwrap()
+            .uid();
+        assert_eq!(
+            (owner.kind.as_str(), Some(&owner.uid)),
+            ("Node", uid.as_ref())
+        );
         addresses.insert(egress_node.status.unwrap().vxlan_ipv4_ip);
     }
     assert_eq!(addresses.len(), 2);
     tunnel_built(&client, "node1").await;
-    let gateway = until(Api::<EgressGateway>::all(client.clone()), "exit", "an active node", |gateway| {
-        gateway.status.iter().flat_map(|status| &status.node_list).any(|node| node.active)
-    })
+    let gateway = until(
+        Api::<EgressGateway>::all(client.clone()),
+        "exit",
+        "an active node",
+        |gateway| {
+            gateway
+                .status
+                .iter()
+                .flat_map(|status| &status.node_list)
+                .any(|node| node.active)
+        },
+    )
     .await;
     assert!(gateway.status.as_ref().unwrap().mark.is_some());
-    let built = Api::<EgressNode>::all(client.clone()).get("node1").await.unwrap();
-    assert_eq!(built.status.unwrap().phase, Some(EgressNodePhase::Succeeded), "what the agent said stays");
-    until(Api::<EgressGatewayPolicy>::all(client.clone()), "shop", "its gateway", |policy| {
-        policy.status.as_ref().is_some_and(|status| status.egress_gateway.as_deref() == Some("exit"))
-    })
+    let built = Api::<EgressNode>::all(client.clone())
+        .get("node1")
+        .await
+        .unwrap();
+    assert_eq!(
+        built.status.unwrap().phase,
+        Some(EgressNodePhase::Succeeded),
+        "what the agent said stays"
+    );
+    until(
+        Api::<EgressGatewayPolicy>::all(client.clone()),
+        "shop",
+        "its gateway",
+        |policy| {
+            policy
+                .status
+                .as_ref()
+                .is_some_and(|status| status.egress_gateway.as_deref() == Some("exit"))
+        },
+    )
     .await;
     let egress_nodes = Api::<EgressNode>::all(client.clone());
     let uid = egress_nodes.get("node2").await.unwrap().uid().unwrap();
-    Api::<Node>::all(client.clone()).delete("node2", &DeleteParams::default()).await.unwrap();
+    Api::<Node>::all(client.clone())
+        .delete("node2", &DeleteParams::default())
+        .await
+        .unwrap();
     let gone = await_condition(egress_nodes, "node2", conditions::is_deleted(&uid));
-    tokio::time::timeout(PATIENCE, gone).await.expect("it goes with its node").unwrap();
+    tokio::time::timeout(PATIENCE, gone)
+        .await
+        .expect("it goes with its node")
+        .unwrap();
     controller.stop().await;
 }
 
@@ -170,10 +247,24 @@ async fn a_new_leader_finds_everything_as_planned_and_writes_nothing() {
     policy(&client, "shop", "10.9.0.0/16").await;
     let first = Running::start(&client, "a");
     addressed(&client, "node1").await;
-    until(Api::<EgressGatewayPolicy>::all(client.clone()), "shop", "a status", |policy| policy.status.is_some()).await;
-    until(Api::<EgressGateway>::all(client.clone()), "exit", "a mark", |gateway| {
-        gateway.status.as_ref().is_some_and(|status| status.mark.is_some())
-    })
+    until(
+        Api::<EgressGatewayPolicy>::all(client.clone()),
+        "shop",
+        "a status",
+        |policy| policy.status.is_some(),
+    )
+    .await;
+    until(
+        Api::<EgressGateway>::all(client.clone()),
+        "exit",
+        "a mark",
+        |gateway| {
+            gateway
+                .status
+                .as_ref()
+                .is_some_and(|status| status.mark.is_some())
+        },
+    )
     .await;
     first.stop().await;
     let kinds = ["egressnodes", "egressgateways", "egressgatewaypolicies"];
@@ -182,8 +273,15 @@ async fn a_new_leader_finds_everything_as_planned_and_writes_nothing() {
     leader(&client, "b").await;
     node(&client, "node2", 2).await;
     addressed(&client, "node2").await;
-    assert_eq!(server.writes("egressgatewaypolicies"), written[2], "the policy's status is as it was");
-    let nodes = Api::<EgressNode>::all(client.clone()).list(&ListParams::default()).await.unwrap();
+    assert_eq!(
+        server.writes("egressgatewaypolicies"),
+        written[2],
+        "the policy's status is as it was"
+    );
+    let nodes = Api::<EgressNode>::all(client.clone())
+        .list(&ListParams::default())
+        .await
+        .unwrap();
     assert_eq!(nodes.items.len(), 2);
     second.stop().await;
 }
@@ -203,7 +301,10 @@ async fn only_the_leader_writes_and_the_next_takes_over_at_once_when_it_hands_ov
     let before = tokio::time::Instant::now();
     first.stop().await;
     leader(&client, "b").await;
-    assert!(before.elapsed() < Duration::from_millis(900), "no expiry was waited for");
+    assert!(
+        before.elapsed() < Duration::from_millis(900),
+        "no expiry was waited for"
+    );
     node(&client, "node2", 2).await;
     addressed(&client, "node2").await;
     second.stop().await;
@@ -219,7 +320,10 @@ async fn a_leader_that_died_is_followed_after_its_lease_expired() {
     first.kill().await;
     let died = tokio::time::Instant::now();
     leader(&client, "b").await;
-    assert!(died.elapsed() >= Duration::from_millis(500), "a lease that may still be held is not taken");
+    assert!(
+        died.elapsed() >= Duration::from_millis(500),
+        "a lease that may still be held is not taken"
+    );
     node(&client, "node1", 1).await;
     addressed(&client, "node1").await;
     second.stop().await;
@@ -236,10 +340,16 @@ async fn who_does_not_lead_is_told_of_renewals_and_does_not_ask() {
     // The agents' Leases, and the leader's.
     server.requested("watch", "leases", watches + 2).await;
     // The leader asks once before each renewal.
-    let (asked, renewed) = (server.count("get", "leases"), server.count("update", "leases"));
+    let (asked, renewed) = (
+        server.count("get", "leases"),
+        server.count("update", "leases"),
+    );
     // Twice as long as a Lease lasts.
     server.requested("update", "leases", renewed + 20).await;
-    let (asked, renewed) = (server.count("get", "leases") - asked, server.count("update", "leases") - renewed);
+    let (asked, renewed) = (
+        server.count("get", "leases") - asked,
+        server.count("update", "leases") - renewed,
+    );
     assert!(asked.abs_diff(renewed) <= 1, "{asked} {renewed}");
     first.stop().await;
     leader(&client, "b").await;
@@ -257,11 +367,31 @@ async fn an_agent_whose_lease_is_not_renewed_is_unknown() {
     addressed(&client, "node1").await;
     tunnel_built(&client, "node1").await;
     let gateways = Api::<EgressGateway>::all(client.clone());
-    until(gateways.clone(), "exit", "an unknown node", is(GatewayNodeStatus::Unknown)).await;
-    let renewed = json!({"spec": {"renewTime": MicroTime(Timestamp::now()), "leaseDurationSeconds": 3600}});
+    until(
+        gateways.clone(),
+        "exit",
+        "an unknown node",
+        is(GatewayNodeStatus::Unknown),
+    )
+    .await;
+    let renewed =
+        json!({"spec": {"renewTime": MicroTime(Timestamp::now()), "leaseDurationSeconds": 3600}});
     let leases = Api::<Lease>::namespaced(client.clone(), "kube-system");
-    leases.patch("egressgateway-agent-node1", &PatchParams::default(), &Patch::Merge(&renewed)).await.unwrap();
-    until(gateways, "exit", "a ready node", is(GatewayNodeStatus::Ready)).await;
+    leases
+        .patch(
+            "egressgateway-agent-node1",
+            &PatchParams::default(),
+            &Patch::Merge(&renewed),
+        )
+        .await
+        .unwrap();
+    until(
+        gateways,
+        "exit",
+        "a ready node",
+        is(GatewayNodeStatus::Ready),
+    )
+    .await;
     controller.stop().await;
 }
 
@@ -274,12 +404,30 @@ async fn the_lease_of_a_node_that_is_gone_is_deleted_once_nobody_renews_it() {
     for (name, seconds) in [("node1", 1), ("gone", 1), ("unregistered", 3600)] {
         agent_lease(&client, name, seconds).await;
     }
-    let uid = leases.get("egressgateway-agent-gone").await.unwrap().uid().unwrap();
+    let uid = leases
+        .get("egressgateway-agent-gone")
+        .await
+        .unwrap()
+        .uid()
+        .unwrap();
     let controller = Running::start(&client, "a");
-    let deleted = await_condition(leases.clone(), "egressgateway-agent-gone", conditions::is_deleted(&uid));
-    tokio::time::timeout(PATIENCE, deleted).await.expect("nobody renews it").unwrap();
+    let deleted = await_condition(
+        leases.clone(),
+        "egressgateway-agent-gone",
+        conditions::is_deleted(&uid),
+    );
+    tokio::time::timeout(PATIENCE, deleted)
+        .await
+        .expect("nobody renews it")
+        .unwrap();
     for name in ["node1", "unregistered"] {
-        assert!(leases.get(&format!("egressgateway-agent-{name}")).await.is_ok(), "{name}");
+        assert!(
+            leases
+                .get(&format!("egressgateway-agent-{name}"))
+                .await
+                .is_ok(),
+            "{name}"
+        );
     }
     controller.stop().await;
 }
@@ -291,8 +439,18 @@ async fn writes_that_fail_are_tried_again() {
     let controller = Running::start(&client, "a");
     leader(&client, "a").await;
     server.fault(Fault::new("create", "egressnodes", 2, Effect::Status(500)));
-    server.fault(Fault::new("patch", "egressnodes/status", 2, Effect::Status(409)));
-    server.fault(Fault::new("patch", "egressnodes/status", 1, Effect::Status(500)));
+    server.fault(Fault::new(
+        "patch",
+        "egressnodes/status",
+        2,
+        Effect::Status(409),
+    ));
+    server.fault(Fault::new(
+        "patch",
+        "egressnodes/status",
+        1,
+        Effect::Status(500),
+    ));
     node(&client, "node1", 1).await;
     addressed(&client, "node1").await;
     controller.stop().await;
@@ -302,11 +460,20 @@ async fn writes_that_fail_are_tried_again() {
 async fn told(client: &Client, reason: &str) {
     let events = Api::<Event>::namespaced(client.clone(), "default");
     let so = async {
-        while !events.list(&ListParams::default()).await.unwrap().items.iter().any(|event| event.reason.as_deref() == Some(reason)) {
+        while !events
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .iter()
+            .any(|event| event.reason.as_deref() == Some(reason))
+        {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, so).await.unwrap_or_else(|_| panic!("{reason} was never told"));
+    tokio::time::timeout(PATIENCE, so)
+        .await
+        .unwrap_or_else(|_| panic!("{reason} was never told"));
 }
 
 #[tokio::test]
@@ -321,24 +488,50 @@ async fn what_somebody_should_know_is_told_once_and_only_by_the_leader() {
     addressed(&client, "node1").await;
     gateway(&client).await;
     let gateways = Api::<EgressGateway>::all(client.clone());
-    until(gateways.clone(), "exit", "a node that is not ready", is(GatewayNodeStatus::NotReady)).await;
+    until(
+        gateways.clone(),
+        "exit",
+        "a node that is not ready",
+        is(GatewayNodeStatus::NotReady),
+    )
+    .await;
     tunnel_built(&client, "node1").await;
-    until(gateways.clone(), "exit", "a ready node", is(GatewayNodeStatus::Ready)).await;
+    until(
+        gateways.clone(),
+        "exit",
+        "a ready node",
+        is(GatewayNodeStatus::Ready),
+    )
+    .await;
     policy(&client, "shop", "10.9.0.0/16").await;
     let policies = Api::<EgressGatewayPolicy>::all(client.clone());
     until(policies, "shop", "its gateway", |policy| {
-        policy.status.as_ref().is_some_and(|status| status.egress_gateway.as_deref() == Some("exit"))
+        policy
+            .status
+            .as_ref()
+            .is_some_and(|status| status.egress_gateway.as_deref() == Some("exit"))
     })
     .await;
     // What an agent finds, and has no right to tell itself.
     let finds = async |status: &str, reason: &str| {
-        let condition =
-            json!({"type": "PodsTracked", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let condition = json!({"type": "PodsTracked", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let nodes = Api::<EgressNode>::all(client.clone());
-        let mut conditions = serde_json::to_value(nodes.get("node1").await.unwrap().status.unwrap().conditions).unwrap();
-        conditions.as_array_mut().unwrap().retain(|condition| condition["type"] != "PodsTracked");
+        let mut conditions =
+            serde_json::to_value(nodes.get("node1").await.unwrap().status.unwrap().conditions)
+                .unwrap();
+        conditions
+            .as_array_mut()
+            .unwrap()
+            .retain(|condition| condition["type"] != "PodsTracked");
         conditions.as_array_mut().unwrap().push(condition);
-        nodes.patch_status("node1", &PatchParams::default(), &Patch::Merge(&json!({"status": {"conditions": conditions}}))).await.unwrap();
+        nodes
+            .patch_status(
+                "node1",
+                &PatchParams::default(),
+                &Patch::Merge(&json!({"status": {"conditions": conditions}})),
+            )
+            .await
+            .unwrap();
     };
     finds("False", "UntrackedByOthers").await;
     told(&client, "UntrackedByOthers").await;
@@ -348,13 +541,24 @@ async fn what_somebody_should_know_is_told_once_and_only_by_the_leader() {
     node(&client, "node2", 2).await;
     addressed(&client, "node2").await;
     second.stop().await;
-    let events = Api::<Event>::namespaced(client, "default").list(&ListParams::default()).await.unwrap();
+    let events = Api::<Event>::namespaced(client, "default")
+        .list(&ListParams::default())
+        .await
+        .unwrap();
     let told = |event: &Event| {
         let regarding = event.regarding.clone().unwrap_or_default();
-        let (kind, name, uid) = (regarding.kind.unwrap_or_default(), regarding.name.unwrap_or_default(), regarding.uid.unwrap_or_default());
+        let (kind, name, uid) = (
+            regarding.kind.unwrap_or_default(),
+            regarding.name.unwrap_or_default(),
+            regarding.uid.unwrap_or_default(),
+        );
         assert!(!uid.is_empty());
         assert_eq!(event.reporting_instance.as_deref(), Some("a"));
-        format!("{} {kind} {name} {}", event.type_.clone().unwrap_or_default(), event.reason.clone().unwrap_or_default())
+        format!(
+            "{} {kind} {name} {}",
+            event.type_.clone().unwrap_or_default(),
+            event.reason.clone().unwrap_or_default()
+        )
     };
     let told: BTreeSet<String> = events.items.iter().map(told).collect();
     assert_eq!(events.items.len(), told.len(), "{told:?}");
@@ -381,38 +585,85 @@ async fn the_grace_time_of_a_drained_node_ends_by_itself() {
     }
     let status_is = async |what: &str, so: fn(&EgressGatewayStatus) -> bool| {
         let gateways = Api::<EgressGateway>::all(client.clone());
-        until(gateways, "exit", what, move |gateway| gateway.status.as_ref().is_some_and(so)).await.status.unwrap()
+        until(gateways, "exit", what, move |gateway| {
+            gateway.status.as_ref().is_some_and(so)
+        })
+        .await
+        .status
+        .unwrap()
     };
-    let before =
-        status_is("two nodes", |status| status.node_list.iter().filter(|node| node.status == GatewayNodeStatus::Ready).count() == 2).await;
-    let active = before.node_list.iter().find(|node| node.active).unwrap().name.clone();
-    let drain = Patch::Merge(json!({"metadata": {"annotations": {"egressgateway.spidernet.io/drain": "true"}}}));
-    Api::<Node>::all(client.clone()).patch(&active, &PatchParams::default(), &drain).await.unwrap();
-    let draining = status_is("a drained node in its grace time", |status| status.draining.is_some()).await;
-    assert_eq!((draining.draining.unwrap().node, draining.former_mark), (active, before.mark));
-    let after = status_is("no grace time", |status| status.former_mark.is_some() && status.draining.is_none()).await;
-    assert_eq!((after.mark, after.former_mark), (draining.mark, draining.former_mark));
+    let before = status_is("two nodes", |status| {
+        status
+            .node_list
+            .iter()
+            .filter(|node| node.status == GatewayNodeStatus::Ready)
+            .count()
+            == 2
+    })
+    .await;
+    let active = before
+        .node_list
+        .iter()
+        .find(|node| node.active)
+        .unwrap()
+        .name
+        .clone();
+    let drain = Patch::Merge(
+        json!({"metadata": {"annotations": {"egressgateway.spidernet.io/drain": "true"}}}),
+    );
+    Api::<Node>::all(client.clone())
+        .patch(&active, &PatchParams::default(), &drain)
+        .await
+        .unwrap();
+    let draining = status_is("a drained node in its grace time", |status| {
+        status.draining.is_some()
+    })
+    .await;
+    assert_eq!(
+        (draining.draining.unwrap().node, draining.former_mark),
+        (active, before.mark)
+    );
+    let after = status_is("no grace time", |status| {
+        status.former_mark.is_some() && status.draining.is_none()
+    })
+    .await;
+    assert_eq!(
+        (after.mark, after.former_mark),
+        (draining.mark, draining.former_mark)
+    );
     controller.stop().await;
 }
 
-/// A controller that leads for ten minutes without a renewal: what waits for the end of its leadership waits longer than any test.
+/// A controller that leads for ten minutes without a renewal: what waits for the end of its
+/// leadership waits longer than any test.
 fn patient_leader(client: &Client) -> Running {
     let mut settings = settings("a");
     settings.election.duration = Duration::from_secs(600);
     let controller = Controller::new(client.clone(), settings, Arc::new(LowestFree));
     let (health, shutdown) = (controller.health(), CancellationToken::new());
-    Running { health, task: tokio::spawn(controller.run(shutdown.clone())), shutdown }
+    Running {
+        health,
+        task: tokio::spawn(controller.run(shutdown.clone())),
+        shutdown,
+    }
 }
 
 #[tokio::test]
 async fn a_controller_ends_when_asked_to_while_the_api_server_owes_it_an_answer() {
     let server = ApiServer::start();
     let client = server.client();
-    server.fault(Fault::new("create", "egressnodes", usize::MAX, Effect::Hang));
+    server.fault(Fault::new(
+        "create",
+        "egressnodes",
+        usize::MAX,
+        Effect::Hang,
+    ));
     let controller = patient_leader(&client);
     leader(&client, "a").await;
     node(&client, "node1", 1).await;
-    tokio::time::timeout(PATIENCE, server.requested("create", "egressnodes", 1)).await.expect("it asks for an EgressNode");
+    tokio::time::timeout(PATIENCE, server.requested("create", "egressnodes", 1))
+        .await
+        .expect("it asks for an EgressNode");
     controller.stop().await;
 }
 
@@ -428,7 +679,9 @@ async fn events_that_nobody_answers_stop_no_plan() {
     let controller = Running::start(&client, "a");
     addressed(&client, "node1").await;
     tunnel_built(&client, "node1").await;
-    tokio::time::timeout(PATIENCE, server.requested("create", "events", 1)).await.expect("it tells of the active node");
+    tokio::time::timeout(PATIENCE, server.requested("create", "events", 1))
+        .await
+        .expect("it tells of the active node");
     node(&client, "node2", 2).await;
     addressed(&client, "node2").await;
     controller.stop().await;

@@ -1,4 +1,5 @@
-//! A kernel that only remembers: real reconcilers over drivers whose state is what was asked, shared between one agent and the next.
+//! A kernel that only remembers: real reconcilers over drivers whose state is what was asked,
+//! shared between one agent and the next.
 
 use std::{
     collections::BTreeSet,
@@ -8,9 +9,10 @@ use std::{
 
 use async_trait::async_trait;
 use egressgateway::{
-    AddressesDesired, Change, Counter, CounterSource, Driver, Drivers, Encapsulation, Error, ErrorKind, Host, LocalEnd, NextHop,
-    OverlayLinks, Peer, Plan, PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay, UntrackingRule,
-    UntrackingRules, api::Interface, model::Family,
+    AddressesDesired, Change, Counter, CounterSource, Driver, Drivers, Encapsulation, Error,
+    ErrorKind, Host, LocalEnd, NextHop, OverlayLinks, Peer, Plan, PolicyDesired, PolicyMonitor,
+    Reconciler, SteeringDesired, TunnelDesired, Underlay, UntrackingRule, UntrackingRules,
+    api::Interface, model::Family,
 };
 use imbl::{OrdMap, OrdSet};
 use tokio::sync::{Notify, watch};
@@ -54,10 +56,22 @@ impl Kernel {
 
     pub(crate) fn drivers(&self) -> Drivers {
         Drivers {
-            tunnel: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.tunnel })),
-            steering: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.steering })),
-            addresses: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.addresses })),
-            policy: Box::new(Reconciler::new(Slice { kernel: self.clone(), of: |held: &mut Held| &mut held.policy })),
+            tunnel: Box::new(Reconciler::new(Slice {
+                kernel: self.clone(),
+                of: |held: &mut Held| &mut held.tunnel,
+            })),
+            steering: Box::new(Reconciler::new(Slice {
+                kernel: self.clone(),
+                of: |held: &mut Held| &mut held.steering,
+            })),
+            addresses: Box::new(Reconciler::new(Slice {
+                kernel: self.clone(),
+                of: |held: &mut Held| &mut held.addresses,
+            })),
+            policy: Box::new(Reconciler::new(Slice {
+                kernel: self.clone(),
+                of: |held: &mut Held| &mut held.policy,
+            })),
         }
     }
 
@@ -69,7 +83,9 @@ impl Kernel {
     pub(crate) async fn until(&self, what: &str, so: impl FnMut(&Held) -> bool) -> Held {
         let mut held = self.held.subscribe();
         let waited = tokio::time::timeout(PATIENCE, held.wait_for(so)).await;
-        let Ok(held) = waited else { panic!("the kernel never had {what}: {:#?}", self.held()) };
+        let Ok(held) = waited else {
+            panic!("the kernel never had {what}: {:#?}", self.held())
+        };
         held.unwrap().clone()
     }
 
@@ -87,7 +103,10 @@ impl Kernel {
 
     /// The next writes fail.
     pub(crate) fn fail(&self, kind: ErrorKind, times: usize) {
-        self.failures.lock().unwrap().extend(std::iter::repeat_n(kind, times));
+        self.failures
+            .lock()
+            .unwrap()
+            .extend(std::iter::repeat_n(kind, times));
     }
 
     /// Writes succeed again.
@@ -140,7 +159,10 @@ where
 
     fn plan(&self, desired: &D, current: &D) -> Result<Change<Set<D>, D>, Error> {
         let plan = Set((desired != current).then(|| desired.clone()));
-        Ok(Change { plan, after: desired.clone() })
+        Ok(Change {
+            plan,
+            after: desired.clone(),
+        })
     }
 
     async fn apply(&self, plan: &Set<D>) -> Result<(), Error> {
@@ -180,19 +202,30 @@ pub(crate) struct FakeHost {
 
 impl FakeHost {
     fn new() -> Self {
-        Self { changed: Notify::new() }
+        Self {
+            changed: Notify::new(),
+        }
     }
 }
 
 #[async_trait]
 impl Host for FakeHost {
     async fn underlay(&self) -> Result<OrdMap<Family, Underlay>, Error> {
-        let underlay = Underlay { device: "eth0".to_owned(), index: 2, address: [10, 6, 0, 1].into(), mtu: 1500 };
+        let underlay = Underlay {
+            device: "eth0".to_owned(),
+            index: 2,
+            address: [10, 6, 0, 1].into(),
+            mtu: 1500,
+        };
         Ok(OrdMap::unit(Family::V4, underlay))
     }
 
     async fn interfaces(&self) -> Result<Vec<Interface>, Error> {
-        Ok(vec![Interface { name: "eth0".to_owned(), ipv4: vec!["10.6.0.1/16".to_owned()], ..Interface::default() }])
+        Ok(vec![Interface {
+            name: "eth0".to_owned(),
+            ipv4: vec!["10.6.0.1/16".to_owned()],
+            ..Interface::default()
+        }])
     }
 
     async fn changed(&self) -> Result<(), Error> {
@@ -211,11 +244,19 @@ impl Encapsulation for FakeTunnel {
     }
 
     fn next_hop(&self, _: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
-        Some(NextHop { device: "tunnel".to_owned(), via: peer.overlay(family)?, encap: None })
+        Some(NextHop {
+            device: "tunnel".to_owned(),
+            via: peer.overlay(family)?,
+            encap: None,
+        })
     }
 
     fn links(&self, _local: &LocalEnd) -> OverlayLinks {
-        OverlayLinks { devices: OrdSet::unit("tunnel".to_owned()), port: 7789, mtu: OrdMap::unit(Family::V4, 1450) }
+        OverlayLinks {
+            devices: OrdSet::unit("tunnel".to_owned()),
+            port: 7789,
+            mtu: OrdMap::unit(Family::V4, 1450),
+        }
     }
 }
 
@@ -225,7 +266,14 @@ pub(crate) struct Seven;
 #[async_trait]
 impl CounterSource for Seven {
     async fn counters(&self) -> Result<std::collections::BTreeMap<String, Counter>, Error> {
-        Ok([("steered".to_owned(), Counter { packets: 7, bytes: 700 })].into())
+        Ok([(
+            "steered".to_owned(),
+            Counter {
+                packets: 7,
+                bytes: 700,
+            },
+        )]
+        .into())
     }
 }
 
@@ -238,7 +286,10 @@ pub(crate) struct FakeOthers {
 
 impl Default for FakeOthers {
     fn default() -> Self {
-        Self { rules: watch::Sender::new(Some(BTreeSet::new())), changed: Notify::default() }
+        Self {
+            rules: watch::Sender::new(Some(BTreeSet::new())),
+            changed: Notify::default(),
+        }
     }
 }
 
@@ -253,7 +304,10 @@ impl FakeOthers {
 #[async_trait]
 impl UntrackingRules for FakeOthers {
     async fn untracking(&self) -> Result<BTreeSet<UntrackingRule>, Error> {
-        self.rules.borrow().clone().ok_or_else(|| Error::new(ErrorKind::Transient, "busy"))
+        self.rules
+            .borrow()
+            .clone()
+            .ok_or_else(|| Error::new(ErrorKind::Transient, "busy"))
     }
 
     async fn changed(&self) -> Result<(), Error> {

@@ -35,10 +35,17 @@ where
 {
     let name = object["metadata"]["name"].as_str().unwrap().to_owned();
     let status = object.get("status").cloned();
-    api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+    api.create(
+        &PostParams::default(),
+        &serde_json::from_value(object).unwrap(),
+    )
+    .await
+    .unwrap();
     if let Some(status) = status {
         let patch = Patch::Merge(json!({"status": status}));
-        api.patch_status(&name, &PatchParams::default(), &patch).await.unwrap();
+        api.patch_status(&name, &PatchParams::default(), &patch)
+            .await
+            .unwrap();
     }
 }
 
@@ -47,7 +54,9 @@ pub(crate) async fn until<K>(api: Api<K>, name: &str, what: &str, so: impl Fn(&K
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let condition = await_condition(api.clone(), name, |object: Option<&K>| object.is_some_and(&so));
+    let condition = await_condition(api.clone(), name, |object: Option<&K>| {
+        object.is_some_and(&so)
+    });
     let Ok(object) = tokio::time::timeout(PATIENCE, condition).await else {
         panic!("{name} never had {what}: {:#?}", api.get_opt(name).await)
     };
@@ -172,16 +181,32 @@ impl Running {
     }
 
     /// The same with an agent that has something more.
-    pub(crate) fn start_with(client: &Client, kernel: &Kernel, settings: AgentSettings, more: impl FnOnce(Agent) -> Agent) -> Self {
+    pub(crate) fn start_with(
+        client: &Client,
+        kernel: &Kernel,
+        settings: AgentSettings,
+        more: impl FnOnce(Agent) -> Agent,
+    ) -> Self {
         let mut registry = Registry::default();
-        let agent = Agent::new(client.clone(), settings, kernel.drivers(), std::sync::Arc::new(FakeTunnel), kernel.host.clone())
-            .with_counters(std::sync::Arc::new(Seven))
-            .with_monitor(kernel.filter.clone())
-            .with_metrics(&mut registry);
+        let agent = Agent::new(
+            client.clone(),
+            settings,
+            kernel.drivers(),
+            std::sync::Arc::new(FakeTunnel),
+            kernel.host.clone(),
+        )
+        .with_counters(std::sync::Arc::new(Seven))
+        .with_monitor(kernel.filter.clone())
+        .with_metrics(&mut registry);
         let agent = more(agent);
         let (health, shutdown) = (agent.health(), CancellationToken::new());
         let task = tokio::spawn(agent.run(shutdown.clone()));
-        Self { health, registry, shutdown, task }
+        Self {
+            health,
+            registry,
+            shutdown,
+            task,
+        }
     }
 
     /// Waits until everything was listed and the last converge succeeded.
@@ -191,7 +216,9 @@ impl Running {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, ready).await.expect("the agent never was ready");
+        tokio::time::timeout(PATIENCE, ready)
+            .await
+            .expect("the agent never was ready");
     }
 
     /// Waits until a metric has a value.
@@ -201,12 +228,18 @@ impl Running {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, so).await.unwrap_or_else(|_| panic!("{name} is {:?}, never {value}", self.metric(name)));
+        tokio::time::timeout(PATIENCE, so)
+            .await
+            .unwrap_or_else(|_| panic!("{name} is {:?}, never {value}", self.metric(name)));
     }
 
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the agent ends when asked to").unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the agent ends when asked to")
+            .unwrap()
+            .unwrap();
         assert!(!self.health.is_alive());
     }
 
@@ -214,6 +247,7 @@ impl Running {
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let mut text = String::new();
         encode(&mut text, &self.registry).unwrap();
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 }

@@ -31,7 +31,9 @@ status: {phase: Succeeded, vxlanIPv4IP: 172.31.0.2/16, tunnelMac: '66:a1:5e:00:0
 /// A cluster of two nodes, as a controller leaves it.
 pub(crate) fn decided_cluster() -> ApiServer {
     let server = ApiServer::start();
-    server.apply_yaml(&fs::read_to_string(file("cluster.yaml")).unwrap()).unwrap();
+    server
+        .apply_yaml(&fs::read_to_string(file("cluster.yaml")).unwrap())
+        .unwrap();
     server.apply_yaml(DECIDED).unwrap();
     server
 }
@@ -48,11 +50,22 @@ fn an_operator_keeps_its_node_with_the_agent_inside() {
         let pods = run("nft", &["list", "map", "inet", "egressgateway", "pods4"]);
         assert!(pods.contains("10.244.1.10"), "{pods}");
         let routes = run("ip", &["route", "show", "table", "100"]);
-        assert!(routes.contains("default via 172.31.0.2 dev egress-vxlan-v4"), "{routes}");
+        assert!(
+            routes.contains("default via 172.31.0.2 dev egress-vxlan-v4"),
+            "{routes}"
+        );
 
         let metrics = operator.stop();
-        let converged = r#"operator_egressgateway_agent_converges_total{first="true",outcome="applied"} 1"#;
-        assert!(metrics.contains(converged), "the operator's own registry counts: {metrics}");
-        assert_eq!(run("nft", &["list", "map", "inet", "egressgateway", "pods4"]), pods, "the data path stays");
+        let converged =
+            r#"operator_egressgateway_agent_converges_total{first="true",outcome="applied"} 1"#;
+        assert!(
+            metrics.contains(converged),
+            "the operator's own registry counts: {metrics}"
+        );
+        assert_eq!(
+            run("nft", &["list", "map", "inet", "egressgateway", "pods4"]),
+            pods,
+            "the data path stays"
+        );
     });
 }

@@ -9,7 +9,9 @@ use crate::{
 fn served() -> ApiServer {
     let server = ApiServer::start();
     let definition = example("embed_in_operator").arg("crd").output().unwrap();
-    server.apply_yaml(&String::from_utf8(definition.stdout).unwrap()).unwrap();
+    server
+        .apply_yaml(&String::from_utf8(definition.stdout).unwrap())
+        .unwrap();
     server
 }
 
@@ -38,24 +40,53 @@ fn a_node_sends_what_the_objects_say_through_the_tunnel_and_follows_them() {
         let mut operator = start("node-1", &server);
         operator.says("1 objects: Applied");
         assert!(map("nets4").contains("10.244.1.0/24"), "{}", map("nets4"));
-        assert!(map("where4").contains("10.6.1.0/24 : goto to_13"), "{}", map("where4"));
+        assert!(
+            map("where4").contains("10.6.1.0/24 : goto to_13"),
+            "{}",
+            map("where4")
+        );
         let routes = run("ip", &["route", "show", "table", "101"]);
-        assert!(routes.contains("default via 172.31.0.2 dev egress-vxlan-v4"), "{routes}");
+        assert!(
+            routes.contains("default via 172.31.0.2 dev egress-vxlan-v4"),
+            "{routes}"
+        );
         let rules = run("ip", &["rule"]);
-        assert!(rules.contains("fwmark 0x13000000/0xff000000 lookup 101"), "{rules}");
+        assert!(
+            rules.contains("fwmark 0x13000000/0xff000000 lookup 101"),
+            "{rules}"
+        );
 
         egress(&server, "library", "10.244.3.0/24", "192.0.2.0/24");
         operator.says("2 objects: Applied");
         assert!(map("where4").contains("192.0.2.0/24"), "{}", map("where4"));
-        run("ip", &["rule", "del", "pref", "99", "fwmark", "0x13000000/0xff000000"]);
+        run(
+            "ip",
+            &[
+                "rule",
+                "del",
+                "pref",
+                "99",
+                "fwmark",
+                "0x13000000/0xff000000",
+            ],
+        );
         operator.says("2 objects: Applied");
-        assert!(run("ip", &["rule"]).contains("fwmark 0x13000000/0xff000000 lookup 101"), "what somebody took is back");
+        assert!(
+            run("ip", &["rule"]).contains("fwmark 0x13000000/0xff000000 lookup 101"),
+            "what somebody took is back"
+        );
         run("nft", &["delete", "table", "inet", "egressgateway"]);
         operator.says("2 objects: Applied");
-        assert!(map("where4").contains("192.0.2.0/24"), "and so is the packet filter");
+        assert!(
+            map("where4").contains("192.0.2.0/24"),
+            "and so is the packet filter"
+        );
 
         operator.stop();
-        assert!(map("where4").contains("192.0.2.0/24"), "the data path stays");
+        assert!(
+            map("where4").contains("192.0.2.0/24"),
+            "the data path stays"
+        );
         let mut again = start("node-1", &server);
         again.says("2 objects: Unchanged");
         again.stop();
@@ -70,9 +101,16 @@ fn the_exit_lets_it_out_with_its_own_address() {
         egress(&server, "shop", "10.244.1.0/24", "10.6.1.0/24");
         let mut operator = start("node-2", &server);
         operator.says("1 objects: Applied");
-        assert!(map("exit4").contains("10.6.1.0/24 : goto as_node"), "{}", map("exit4"));
+        assert!(
+            map("exit4").contains("10.6.1.0/24 : goto as_node"),
+            "{}",
+            map("exit4")
+        );
         let routes = run("ip", &["route", "show", "table", "all"]);
-        let away: Vec<_> = routes.lines().filter(|line| line.contains("dev egress-vxlan-v4") && line.contains("via")).collect();
+        let away: Vec<_> = routes
+            .lines()
+            .filter(|line| line.contains("dev egress-vxlan-v4") && line.contains("via"))
+            .collect();
         assert!(
             matches!(away.as_slice(), [line] if line.contains("via 172.31.0.1") && line.contains("table 100")),
             "only to node-1: {away:#?}"

@@ -1,4 +1,5 @@
-//! A node to run examples on: a network namespace with an underlay, an API server, and the example's process.
+//! A node to run examples on: a network namespace with an underlay, an API server, and the
+//! example's process.
 
 use std::{
     fs,
@@ -16,14 +17,23 @@ use tempfile::TempDir;
 /// What a program printed.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Makes this namespace a node with one address on its underlay.
 pub(crate) fn underlay(address: &str) {
     run("ip", &["link", "set", "lo", "up"]);
-    run("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "cable"]);
+    run(
+        "ip",
+        &[
+            "link", "add", "eth0", "type", "veth", "peer", "name", "cable",
+        ],
+    );
     run("ip", &["address", "add", address, "dev", "eth0"]);
     for device in ["cable", "eth0"] {
         run("ip", &["link", "set", device, "up"]);
@@ -43,9 +53,18 @@ impl Running {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kubeconfig");
         fs::write(&path, server.kubeconfig()).unwrap();
-        let mut child = example.env("KUBECONFIG", path).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = example
+            .env("KUBECONFIG", path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines, _kubeconfig: folder }
+        Self {
+            child,
+            lines,
+            _kubeconfig: folder,
+        }
     }
 
     /// Waits until it prints this line.
@@ -58,13 +77,22 @@ impl Running {
             before.push(line);
         }
         let mut errors = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut errors)
+            .unwrap();
         panic!("it ended without {expected:?}, after {before:#?}: {errors}");
     }
 
     /// Ctrl-C. Returns what it printed until its good end.
     pub(crate) fn stop(mut self) -> String {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGINT).unwrap();
+        kill(
+            Pid::from_raw(i32::try_from(self.child.id()).unwrap()),
+            Signal::SIGINT,
+        )
+        .unwrap();
         let rest: Vec<String> = self.lines.by_ref().map_while(Result::ok).collect();
         assert!(self.child.wait().unwrap().success(), "{rest:#?}");
         rest.join("\n")

@@ -5,7 +5,11 @@ pub(crate) fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
     let program = profile.join("examples").join(name);
-    assert!(program.is_file(), "{} is not built: run cargo test without naming one target, or cargo build --examples", program.display());
+    assert!(
+        program.is_file(),
+        "{} is not built: run cargo test without naming one target, or cargo build --examples",
+        program.display()
+    );
     Command::new(program)
 }
 

@@ -1,4 +1,5 @@
-//! What an API server does to an object of a defined kind before it stores it: defaults, pruning, the schema and its CEL rules.
+//! What an API server does to an object of a defined kind before it stores it: defaults, pruning,
+//! the schema and its CEL rules.
 
 use std::sync::LazyLock;
 
@@ -34,21 +35,48 @@ static SCHEMAS: LazyLock<Vec<Schema>> = LazyLock::new(|| {
 pub(super) fn admit(resource: &Resource, mut object: Value) -> Result<Value, Refusal> {
     let kind = object["kind"].as_str().unwrap_or(&resource.kind);
     if kind != resource.kind {
-        return Err(Refusal::new(400, "BadRequest", format!("{kind} in the body does not match the expected kind {}", resource.kind)));
+        return Err(Refusal::new(
+            400,
+            "BadRequest",
+            format!(
+                "{kind} in the body does not match the expected kind {}",
+                resource.kind
+            ),
+        ));
     }
-    let Some(schema) = SCHEMAS.iter().find(|schema| schema.kind == resource.kind && !resource.built_in()) else { return Ok(object) };
+    let Some(schema) = SCHEMAS
+        .iter()
+        .find(|schema| schema.kind == resource.kind && !resource.built_in())
+    else {
+        return Ok(object);
+    };
     complete(&schema.text, &mut object, true);
-    let structure = schema.structure.iter_errors(&object).map(|error| format!("{}: Invalid value: {error}", error.instance_path()));
+    let structure = schema
+        .structure
+        .iter_errors(&object)
+        .map(|error| format!("{}: Invalid value: {error}", error.instance_path()));
     let mut problems: Vec<String> = structure.collect();
     if problems.is_empty() {
-        let rules = cel::Validator::new().validate(&schema.text, &object, None).err().into_iter().flatten();
+        let rules = cel::Validator::new()
+            .validate(&schema.text, &object, None)
+            .err()
+            .into_iter()
+            .flatten();
         problems = rules.map(|error| error.to_string()).collect();
     }
     if problems.is_empty() {
         return Ok(object);
     }
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    Err(Refusal::new(422, "Invalid", format!("{} \"{name}\" is invalid: {}", resource.kind, problems.join(", "))))
+    Err(Refusal::new(
+        422,
+        "Invalid",
+        format!(
+            "{} \"{name}\" is invalid: {}",
+            resource.kind,
+            problems.join(", ")
+        ),
+    ))
 }
 
 /// Drops null and unknown fields and fills in defaults.
@@ -58,7 +86,9 @@ fn complete(schema: &Value, value: &mut Value, top: bool) {
             let Some(properties) = schema["properties"].as_object() else {
                 let items = &schema["additionalProperties"];
                 if items.is_object() {
-                    fields.values_mut().for_each(|field| complete(items, field, false));
+                    fields
+                        .values_mut()
+                        .for_each(|field| complete(items, field, false));
                 }
                 return;
             };
@@ -67,12 +97,17 @@ fn complete(schema: &Value, value: &mut Value, top: bool) {
                 if !fields.contains_key(name) && !property["default"].is_null() {
                     fields.insert(name.clone(), property["default"].clone());
                 }
-                if let Some(field) = fields.get_mut(name).filter(|_| !(top && name == "metadata")) {
+                if let Some(field) = fields
+                    .get_mut(name)
+                    .filter(|_| !(top && name == "metadata"))
+                {
                     complete(property, field, false);
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| complete(&schema["items"], item, false)),
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|item| complete(&schema["items"], item, false)),
         _ => {}
     }
 }
@@ -80,7 +115,9 @@ fn complete(schema: &Value, value: &mut Value, top: bool) {
 fn prune(fields: &mut Map<String, Value>, properties: &Map<String, Value>, top: bool) {
     let system = |name: &str| top && ["apiVersion", "kind", "metadata"].contains(&name);
     fields.retain(|name, value| {
-        let nullable = properties.get(name).is_some_and(|property| property["nullable"] == true);
+        let nullable = properties
+            .get(name)
+            .is_some_and(|property| property["nullable"] == true);
         system(name) || properties.contains_key(name) && (nullable || !value.is_null())
     });
 }
@@ -95,19 +132,27 @@ mod tests {
 
     fn gateways() -> Resource {
         super::super::resource::Resources::default()
-            .find(&api::EgressGateway::group(&()), &api::EgressGateway::crd().spec.names.plural)
+            .find(
+                &api::EgressGateway::group(&()),
+                &api::EgressGateway::crd().spec.names.plural,
+            )
             .unwrap()
     }
 
     #[test]
     fn what_the_schema_does_not_know_is_dropped_and_what_it_forbids_is_refused() {
         let spec = json!({"nodeSelector": {"matchLabels": {"a": "b"}}});
-        let mut wrong = json!({"kind": "EgressGateway", "metadata": {"name": "x"}, "spec": spec, "unknown": 1});
+        let mut wrong =
+            json!({"kind": "EgressGateway", "metadata": {"name": "x"}, "spec": spec, "unknown": 1});
         let stored = admit(&gateways(), wrong.clone()).unwrap();
         assert!(stored.get("unknown").is_none());
         wrong["spec"]["nodeSelector"]["matchLabels"]["a"] = json!(5);
         let refusal = admit(&gateways(), wrong).unwrap_err();
         assert_eq!(refusal.code, 422);
-        assert!(refusal.message.contains("matchLabels"), "{}", refusal.message);
+        assert!(
+            refusal.message.contains("matchLabels"),
+            "{}",
+            refusal.message
+        );
     }
 }

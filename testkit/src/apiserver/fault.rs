@@ -30,7 +30,13 @@ impl Fault {
     /// These requests, `times` of them.
     #[must_use]
     pub fn new(verb: &'static str, resource: &'static str, times: usize, effect: Effect) -> Self {
-        Self { verb: Some(verb), resource: Some(resource), query: None, times, effect }
+        Self {
+            verb: Some(verb),
+            resource: Some(resource),
+            query: None,
+            times,
+            effect,
+        }
     }
 
     pub(super) fn meets(&self, verb: &str, resource: &str, query: &str) -> bool {

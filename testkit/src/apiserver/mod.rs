@@ -1,7 +1,8 @@
-//! A Kubernetes API server in this process, for the ordinary `kube` client: enough of the real one's rules to test controllers against,
-//! and faults on demand.
+//! A Kubernetes API server in this process, for the ordinary `kube` client: enough of the real
+//! one's rules to test controllers against, and faults on demand.
 //!
-//! It runs on a thread of its own, in the network namespace of whoever started it, so a test that blocks does not block it.
+//! It runs on a thread of its own, in the network namespace of whoever started it, so a test that
+//! blocks does not block it.
 
 mod admission;
 mod apply;
@@ -68,23 +69,38 @@ impl Shared {
     }
 
     fn resources(&self) -> MutexGuard<'_, Resources> {
-        self.resources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn list(&self, kind: &str) -> Vec<Value> {
-        let Some(resource) = self.resources().of_kind(kind) else { return Vec::new() };
-        let objects = self.store().list(&resource, "", &Selection::default(), None);
-        objects.into_iter().map(|(_, object)| (*object).clone()).collect()
+        let Some(resource) = self.resources().of_kind(kind) else {
+            return Vec::new();
+        };
+        let objects = self
+            .store()
+            .list(&resource, "", &Selection::default(), None);
+        objects
+            .into_iter()
+            .map(|(_, object)| (*object).clone())
+            .collect()
     }
 
     fn count(&self, verb: &str, resource: &str) {
-        self.requests.send_modify(|requests| *requests.entry((verb.to_owned(), resource.to_owned())).or_default() += 1);
+        self.requests.send_modify(|requests| {
+            *requests
+                .entry((verb.to_owned(), resource.to_owned()))
+                .or_default() += 1
+        });
     }
 
     /// Uses up a fault that a request meets.
     fn meet_fault(&self, verb: &str, resource: &str, query: &str) -> Option<Effect> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = faults.iter_mut().find(|fault| fault.meets(verb, resource, query))?;
+        let fault = faults
+            .iter_mut()
+            .find(|fault| fault.meets(verb, resource, query))?;
         fault.times -= 1;
         Some(fault.effect)
     }
@@ -135,7 +151,11 @@ impl ApiServer {
             released: channel::Sender::new(0),
             paused: channel::Sender::new(false),
         });
-        let mut server = Self { shared, address, listener: None };
+        let mut server = Self {
+            shared,
+            address,
+            listener: None,
+        };
         server.resume_listening();
         server
     }
@@ -148,16 +168,26 @@ impl ApiServer {
         let stop = Arc::new(Notify::new());
         let (bound, address) = std::sync::mpsc::channel();
         let (shared, wanted, until) = (self.shared.clone(), self.address, stop.clone());
-        let thread = std::thread::Builder::new().name("apiserver".into()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::bind(wanted).await.expect("the API server's address");
-                let _ = bound.send(listener.local_addr().expect("a bound address"));
-                http::serve(listener, shared, until).await;
+        let thread = std::thread::Builder::new()
+            .name("apiserver".into())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a runtime");
+                runtime.block_on(async {
+                    let listener = tokio::net::TcpListener::bind(wanted)
+                        .await
+                        .expect("the API server's address");
+                    let _ = bound.send(listener.local_addr().expect("a bound address"));
+                    http::serve(listener, shared, until).await;
+                });
             });
-        });
         self.address = address.recv().expect("the API server starts");
-        self.listener = Some(Listener { stop, thread: thread.expect("a thread") });
+        self.listener = Some(Listener {
+            stop,
+            thread: thread.expect("a thread"),
+        });
     }
 
     /// Closes every connection and stops listening; what is stored stays.
@@ -208,12 +238,17 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Creates or replaces one object, whatever its resource version; a status that is given is taken too, and one that is not stays.
+    /// Creates or replaces one object, whatever its resource version; a status that is given is
+    /// taken too, and one that is not stays.
     ///
     /// # Errors
     /// When its kind is not known.
     pub fn put(&self, object: Value) -> Result<(), String> {
-        let resource = self.shared.resources().of_object(&object).ok_or_else(|| format!("unknown kind: {object}"))?;
+        let resource = self
+            .shared
+            .resources()
+            .of_object(&object)
+            .ok_or_else(|| format!("unknown kind: {object}"))?;
         let object = admission::admit(&resource, object).map_err(|refusal| refusal.message)?;
         self.shared.defined(&resource, &object);
         self.store(&resource, object)
@@ -224,13 +259,19 @@ impl ApiServer {
     /// # Errors
     /// When its kind is not known.
     pub fn put_unchecked(&self, object: Value) -> Result<(), String> {
-        let resource = self.shared.resources().of_object(&object).ok_or_else(|| format!("unknown kind: {object}"))?;
+        let resource = self
+            .shared
+            .resources()
+            .of_object(&object)
+            .ok_or_else(|| format!("unknown kind: {object}"))?;
         self.store(&resource, object)
     }
 
     fn store(&self, resource: &Resource, object: Value) -> Result<(), String> {
         let mut store = self.shared.store();
-        store.put(resource, object).map_err(|refusal| refusal.message)?;
+        store
+            .put(resource, object)
+            .map_err(|refusal| refusal.message)?;
         self.shared.written.send_replace(store.version());
         Ok(())
     }
@@ -239,8 +280,18 @@ impl ApiServer {
     #[must_use]
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         let resource = self.shared.resources().of_kind(kind)?;
-        let write = Write { resource: &resource, namespace, name, status: false, manager: "test" };
-        self.shared.store().get(&write).ok().map(|object| (*object).clone())
+        let write = Write {
+            resource: &resource,
+            namespace,
+            name,
+            status: false,
+            manager: "test",
+        };
+        self.shared
+            .store()
+            .get(&write)
+            .ok()
+            .map(|object| (*object).clone())
     }
 
     /// All objects of a kind.
@@ -259,8 +310,16 @@ impl ApiServer {
     ///
     /// # Errors
     /// When there is no such object, or the result is refused.
-    pub fn merge(&self, kind: &str, namespace: &str, name: &str, patch: &Value) -> Result<(), String> {
-        let mut object = self.get(kind, namespace, name).ok_or_else(|| format!("no {kind} {namespace}/{name}"))?;
+    pub fn merge(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<(), String> {
+        let mut object = self
+            .get(kind, namespace, name)
+            .ok_or_else(|| format!("no {kind} {namespace}/{name}"))?;
         json_patch::merge(&mut object, patch);
         self.put(object)
     }
@@ -270,26 +329,47 @@ impl ApiServer {
     /// # Errors
     /// When there is no such object.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<(), String> {
-        let resource = self.shared.resources().of_kind(kind).ok_or_else(|| format!("unknown kind: {kind}"))?;
-        let write = Write { resource: &resource, namespace, name, status: false, manager: "test" };
+        let resource = self
+            .shared
+            .resources()
+            .of_kind(kind)
+            .ok_or_else(|| format!("unknown kind: {kind}"))?;
+        let write = Write {
+            resource: &resource,
+            namespace,
+            name,
+            status: false,
+            manager: "test",
+        };
         let mut store = self.shared.store();
-        store.delete(&write, &Value::Null).map_err(|refusal| refusal.message)?;
+        store
+            .delete(&write, &Value::Null)
+            .map_err(|refusal| refusal.message)?;
         self.shared.written.send_replace(store.version());
         Ok(())
     }
 
     /// Answers the next matching requests in another way.
     pub fn fault(&self, fault: Fault) {
-        self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+        self.shared
+            .faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(fault);
     }
 
     /// Removes all faults, and lets hanging requests go on.
     pub fn heal(&self) {
-        self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.shared
+            .faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.shared.released.send_modify(|count| *count += 1);
     }
 
-    /// Forgets the history: a watch that wants to continue from an earlier version is told 410 Gone.
+    /// Forgets the history: a watch that wants to continue from an earlier version is told 410
+    /// Gone.
     pub fn compact(&self) {
         self.shared.store().compact();
         self.drop_watches();
@@ -310,8 +390,8 @@ impl ApiServer {
         self.shared.paused.send_replace(false);
     }
 
-    /// How many requests there were so far, by verb (get, list, watch, create, update, patch, delete) and resource (plural, with
-    /// `/status` for its status).
+    /// How many requests there were so far, by verb (get, list, watch, create, update, patch,
+    /// delete) and resource (plural, with `/status` for its status).
     #[must_use]
     pub fn requests(&self) -> Requests {
         self.shared.requests.borrow().clone()
@@ -320,15 +400,23 @@ impl ApiServer {
     /// How many requests of these verbs there were for a resource.
     #[must_use]
     pub fn count(&self, verb: &str, resource: &str) -> usize {
-        self.requests().get(&(verb.to_owned(), resource.to_owned())).copied().unwrap_or_default()
+        self.requests()
+            .get(&(verb.to_owned(), resource.to_owned()))
+            .copied()
+            .unwrap_or_default()
     }
 
-    /// How many requests there were to write objects of a resource or their status, refused ones included.
+    /// How many requests there were to write objects of a resource or their status, refused ones
+    /// included.
     #[must_use]
     pub fn writes(&self, resource: &str) -> usize {
         let own = |name: &str| name.strip_suffix("/status").unwrap_or(name) == resource;
         let writing = |verb: &str| !["get", "list", "watch"].contains(&verb);
-        self.requests().iter().filter(|((verb, name), _)| writing(verb) && own(name)).map(|(_, count)| count).sum()
+        self.requests()
+            .iter()
+            .filter(|((verb, name), _)| writing(verb) && own(name))
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// Waits until there were so many of these requests since the start.
@@ -336,7 +424,9 @@ impl ApiServer {
         let key = (verb.to_owned(), resource.to_owned());
         let mut requests = self.shared.requests.subscribe();
         // The sender lives as long as this server.
-        let _ = requests.wait_for(|requests| requests.get(&key).is_some_and(|count| *count >= times)).await;
+        let _ = requests
+            .wait_for(|requests| requests.get(&key).is_some_and(|count| *count >= times))
+            .await;
     }
 }
 

@@ -5,7 +5,11 @@ use serde_json::{Map, Value};
 use super::{resource::Resource, status::Refusal};
 
 /// Lists of built-in kinds that a strategic merge patch merges by a key.
-const MERGED: [(&str, &str); 3] = [("conditions", "type"), ("addresses", "type"), ("containers", "name")];
+const MERGED: [(&str, &str); 3] = [
+    ("conditions", "type"),
+    ("addresses", "type"),
+    ("containers", "name"),
+];
 
 /// How a body says a change.
 #[derive(Clone, Debug)]
@@ -18,15 +22,31 @@ pub(super) enum Patch {
 
 impl Patch {
     /// Reads a body by its content type.
-    pub(super) fn parse(content_type: &str, body: &[u8], resource: &Resource) -> Result<Self, Refusal> {
-        let bad = |error: String| Refusal::new(400, "BadRequest", format!("error decoding patch: {error}"));
+    pub(super) fn parse(
+        content_type: &str,
+        body: &[u8],
+        resource: &Resource,
+    ) -> Result<Self, Refusal> {
+        let bad = |error: String| {
+            Refusal::new(400, "BadRequest", format!("error decoding patch: {error}"))
+        };
         let json = || serde_json::from_slice(body).map_err(|error| bad(error.to_string()));
         match content_type.split(';').next().unwrap_or_default().trim() {
             "application/merge-patch+json" => json().map(Self::Merge),
-            "application/strategic-merge-patch+json" if resource.built_in() => json().map(Self::Strategic),
-            "application/json-patch+json" => serde_json::from_slice(body).map(Self::Json).map_err(|error| bad(error.to_string())),
-            "application/apply-patch+yaml" => serde_yaml::from_slice(body).map(Self::Apply).map_err(|error| bad(error.to_string())),
-            other => Err(Refusal::new(415, "UnsupportedMediaType", format!("the body of the request was in an unknown format: {other:?}"))),
+            "application/strategic-merge-patch+json" if resource.built_in() => {
+                json().map(Self::Strategic)
+            }
+            "application/json-patch+json" => serde_json::from_slice(body)
+                .map(Self::Json)
+                .map_err(|error| bad(error.to_string())),
+            "application/apply-patch+yaml" => serde_yaml::from_slice(body)
+                .map(Self::Apply)
+                .map_err(|error| bad(error.to_string())),
+            other => Err(Refusal::new(
+                415,
+                "UnsupportedMediaType",
+                format!("the body of the request was in an unknown format: {other:?}"),
+            )),
         }
     }
 
@@ -37,8 +57,9 @@ impl Patch {
             Self::Merge(patch) | Self::Apply(patch) => json_patch::merge(&mut object, patch),
             Self::Strategic(patch) => strategic(&mut object, patch),
             Self::Json(patch) => {
-                json_patch::patch(&mut object, patch)
-                    .map_err(|error| Refusal::new(422, "Invalid", format!("the patch does not fit: {error}")))?;
+                json_patch::patch(&mut object, patch).map_err(|error| {
+                    Refusal::new(422, "Invalid", format!("the patch does not fit: {error}"))
+                })?;
             }
         }
         Ok(object)
@@ -54,9 +75,16 @@ fn strategic(object: &mut Value, patch: &Value) {
         *object = Value::Object(Map::new());
     }
     for (field, value) in patch {
-        let key = MERGED.iter().find(|(list, _)| list == field).map(|(_, key)| *key);
+        let key = MERGED
+            .iter()
+            .find(|(list, _)| list == field)
+            .map(|(_, key)| *key);
         match (key, value) {
-            (_, Value::Null) => drop(object.as_object_mut().and_then(|object| object.remove(field))),
+            (_, Value::Null) => drop(
+                object
+                    .as_object_mut()
+                    .and_then(|object| object.remove(field)),
+            ),
             (Some(key), Value::Array(items)) => merge_items(&mut object[field], key, items),
             _ => strategic(&mut object[field], value),
         }
@@ -68,9 +96,15 @@ fn merge_items(list: &mut Value, key: &str, items: &[Value]) {
         *list = Value::Array(Vec::new());
     }
     for item in items {
-        match list.as_array_mut().and_then(|list| list.iter_mut().find(|own| own[key] == item[key])) {
+        match list
+            .as_array_mut()
+            .and_then(|list| list.iter_mut().find(|own| own[key] == item[key]))
+        {
             Some(own) => strategic(own, item),
-            None => list.as_array_mut().into_iter().for_each(|list| list.push(item.clone())),
+            None => list
+                .as_array_mut()
+                .into_iter()
+                .for_each(|list| list.push(item.clone())),
         }
     }
 }
@@ -89,7 +123,11 @@ mod tests {
             &mut object,
             &json!({"metadata": {"labels": {"a": "b"}}, "status": {"conditions": [{"type": "Ready", "status": "False"}]}}),
         );
-        let conditions = json!([{"type": "Ready", "status": "False"}, {"type": "Full", "status": "False"}]);
-        assert_eq!(object, json!({"metadata": {"labels": {"a": "b"}}, "status": {"conditions": conditions}}));
+        let conditions =
+            json!([{"type": "Ready", "status": "False"}, {"type": "Full", "status": "False"}]);
+        assert_eq!(
+            object,
+            json!({"metadata": {"labels": {"a": "b"}}, "status": {"conditions": conditions}})
+        );
     }
 }

@@ -14,18 +14,25 @@ pub(super) struct Resource {
     pub(super) plural: String,
     pub(super) kind: String,
     pub(super) namespaced: bool,
-    /// Its status is written through a subresource only, and its generation counts changes of the rest.
+    /// Its status is written through a subresource only, and its generation counts changes of the
+    /// rest.
     pub(super) has_status: bool,
 }
 
 impl Resource {
     pub(super) fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// Not from a CustomResourceDefinition.
     pub(super) fn built_in(&self) -> bool {
-        BUILT_IN.iter().any(|(group, _, plural, ..)| *group == self.group && *plural == self.plural)
+        BUILT_IN
+            .iter()
+            .any(|(group, _, plural, ..)| *group == self.group && *plural == self.plural)
     }
 
     /// An update without the version that it is based on is refused.
@@ -48,8 +55,22 @@ const BUILT_IN: [(&str, &str, &str, &str, bool, bool); 10] = [
     ("", "v1", "events", "Event", true, false),
     ("events.k8s.io", "v1", "events", "Event", true, false),
     ("coordination.k8s.io", "v1", "leases", "Lease", true, false),
-    ("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", false, true),
-    ("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", false, true),
+    (
+        "networking.k8s.io",
+        "v1",
+        "servicecidrs",
+        "ServiceCIDR",
+        false,
+        true,
+    ),
+    (
+        "apiextensions.k8s.io",
+        "v1",
+        "customresourcedefinitions",
+        "CustomResourceDefinition",
+        false,
+        true,
+    ),
 ];
 
 impl Default for Resources {
@@ -65,7 +86,11 @@ impl Default for Resources {
                 has_status,
             });
         }
-        for definition in [EgressGateway::crd(), EgressNode::crd(), EgressGatewayPolicy::crd()] {
+        for definition in [
+            EgressGateway::crd(),
+            EgressNode::crd(),
+            EgressGatewayPolicy::crd(),
+        ] {
             resources.define(&serde_json::to_value(definition).unwrap_or_default());
         }
         resources
@@ -74,15 +99,21 @@ impl Default for Resources {
 
 impl Resources {
     fn add(&mut self, resource: Resource) {
-        self.0.insert((resource.group.clone(), resource.plural.clone()), resource);
+        self.0
+            .insert((resource.group.clone(), resource.plural.clone()), resource);
     }
 
     /// Serves what a CustomResourceDefinition defines, in its stored version.
     pub(super) fn define(&mut self, definition: &Value) {
         let spec = &definition["spec"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let Some(version) = versions.iter().find(|version| version["storage"] == true) else { return };
+        let versions = spec["versions"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let Some(version) = versions.iter().find(|version| version["storage"] == true) else {
+            return;
+        };
         self.add(Resource {
             group: text(&spec["group"]),
             version: text(&version["name"]),
@@ -98,19 +129,29 @@ impl Resources {
     }
 
     pub(super) fn of_kind(&self, kind: &str) -> Option<Resource> {
-        self.0.values().find(|resource| resource.kind == kind).cloned()
+        self.0
+            .values()
+            .find(|resource| resource.kind == kind)
+            .cloned()
     }
 
     pub(super) fn of_object(&self, object: &Value) -> Option<Resource> {
         let kind = object["kind"].as_str()?;
         let api_version = object["apiVersion"].as_str()?;
-        self.0.values().find(|resource| resource.kind == kind && resource.api_version() == api_version).cloned()
+        self.0
+            .values()
+            .find(|resource| resource.kind == kind && resource.api_version() == api_version)
+            .cloned()
     }
 
     /// Discovery: the groups.
     pub(super) fn groups(&self) -> Value {
         let mut groups: BTreeMap<&str, &str> = BTreeMap::new();
-        for resource in self.0.values().filter(|resource| !resource.group.is_empty()) {
+        for resource in self
+            .0
+            .values()
+            .filter(|resource| !resource.group.is_empty())
+        {
             groups.insert(&resource.group, &resource.version);
         }
         let group = |(name, version): (&&str, &&str)| {
@@ -122,14 +163,30 @@ impl Resources {
 
     /// Discovery: the resources of a group and version.
     pub(super) fn list(&self, group: &str, version: &str) -> Value {
-        let verbs = json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]);
-        let own = self.0.values().filter(|resource| resource.group == group && resource.version == version);
+        let verbs = json!([
+            "create",
+            "delete",
+            "deletecollection",
+            "get",
+            "list",
+            "patch",
+            "update",
+            "watch"
+        ]);
+        let own = self
+            .0
+            .values()
+            .filter(|resource| resource.group == group && resource.version == version);
         let list = own.flat_map(|resource| {
             let entry = |name: String| json!({"name": name, "singularName": "", "namespaced": resource.namespaced, "kind": resource.kind, "verbs": verbs});
             let status = resource.has_status.then(|| entry(format!("{}/status", resource.plural)));
             [entry(resource.plural.clone())].into_iter().chain(status)
         });
-        let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let group_version = if group.is_empty() {
+            version.to_owned()
+        } else {
+            format!("{group}/{version}")
+        };
         json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list.collect::<Vec<_>>()})
     }
 }

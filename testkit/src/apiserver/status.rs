@@ -12,7 +12,11 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into() }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+        }
     }
 
     pub(super) fn of_code(code: u16) -> Self {

@@ -38,11 +38,20 @@ pub(super) struct Write<'a> {
 
 impl Write<'_> {
     fn key(&self) -> Key {
-        (self.resource.group.clone(), self.resource.plural.clone(), self.namespace.to_owned(), self.name.to_owned())
+        (
+            self.resource.group.clone(),
+            self.resource.plural.clone(),
+            self.namespace.to_owned(),
+            self.name.to_owned(),
+        )
     }
 
     fn not_found(&self) -> Refusal {
-        Refusal::new(404, "NotFound", format!("{} \"{}\" not found", self.resource.plural, self.name))
+        Refusal::new(
+            404,
+            "NotFound",
+            format!("{} \"{}\" not found", self.resource.plural, self.name),
+        )
     }
 
     fn conflict(&self) -> Refusal {
@@ -73,9 +82,20 @@ pub(super) struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        let mut store = Self { version: 1, objects: BTreeMap::new(), history: Vec::new(), oldest: 0, made: 0 };
+        let mut store = Self {
+            version: 1,
+            objects: BTreeMap::new(),
+            history: Vec::new(),
+            oldest: 0,
+            made: 0,
+        };
         for name in NAMESPACES {
-            let key = (String::new(), "namespaces".to_owned(), String::new(), name.to_owned());
+            let key = (
+                String::new(),
+                "namespaces".to_owned(),
+                String::new(),
+                name.to_owned(),
+            );
             let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}});
             store.insert(key, object, Managers::default());
         }
@@ -98,33 +118,78 @@ impl Store {
         if version < self.oldest {
             return None;
         }
-        let first = self.history.partition_point(|change| change.version <= version);
+        let first = self
+            .history
+            .partition_point(|change| change.version <= version);
         Some(&self.history[first..])
     }
 
     pub(super) fn get(&self, write: &Write) -> Result<Arc<Value>, Refusal> {
-        self.objects.get(&write.key()).map(|stored| stored.object.clone()).ok_or_else(|| write.not_found())
+        self.objects
+            .get(&write.key())
+            .map(|stored| stored.object.clone())
+            .ok_or_else(|| write.not_found())
     }
 
-    /// Objects of a resource in a namespace (empty: in all) that a selection takes, in the order of their keys, after one of them.
-    pub(super) fn list(&self, resource: &Resource, namespace: &str, selection: &Selection, after: Option<&Key>) -> Vec<(Key, Arc<Value>)> {
-        let own = |key: &&Key| key.0 == resource.group && key.1 == resource.plural && (namespace.is_empty() || key.2 == namespace);
-        let objects = self.objects.iter().filter(|(key, _)| own(key) && after.is_none_or(|after| *key > after));
-        objects.filter(|(_, stored)| selection.matches(&stored.object)).map(|(key, stored)| (key.clone(), stored.object.clone())).collect()
+    /// Objects of a resource in a namespace (empty: in all) that a selection takes, in the order of
+    /// their keys, after one of them.
+    pub(super) fn list(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        selection: &Selection,
+        after: Option<&Key>,
+    ) -> Vec<(Key, Arc<Value>)> {
+        let own = |key: &&Key| {
+            key.0 == resource.group
+                && key.1 == resource.plural
+                && (namespace.is_empty() || key.2 == namespace)
+        };
+        let objects = self
+            .objects
+            .iter()
+            .filter(|(key, _)| own(key) && after.is_none_or(|after| *key > after));
+        objects
+            .filter(|(_, stored)| selection.matches(&stored.object))
+            .map(|(key, stored)| (key.clone(), stored.object.clone()))
+            .collect()
     }
 
-    pub(super) fn create(&mut self, write: &Write, mut object: Value) -> Result<Arc<Value>, Refusal> {
+    pub(super) fn create(
+        &mut self,
+        write: &Write,
+        mut object: Value,
+    ) -> Result<Arc<Value>, Refusal> {
         let meta = object["metadata"].as_object().cloned().unwrap_or_default();
-        if meta.get("resourceVersion").is_some_and(|version| !version.is_null() && version != "") {
-            return Err(Refusal::new(400, "BadRequest", "resourceVersion should not be set on objects to be created"));
+        if meta
+            .get("resourceVersion")
+            .is_some_and(|version| !version.is_null() && version != "")
+        {
+            return Err(Refusal::new(
+                400,
+                "BadRequest",
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
-        let name = match (meta.get("name").and_then(Value::as_str), meta.get("generateName").and_then(Value::as_str)) {
+        let name = match (
+            meta.get("name").and_then(Value::as_str),
+            meta.get("generateName").and_then(Value::as_str),
+        ) {
             (Some(name), _) if !name.is_empty() => name.to_owned(),
             (_, Some(prefix)) if !prefix.is_empty() => format!("{prefix}{:05}", self.made),
-            _ => return Err(Refusal::new(422, "Invalid", "metadata.name: Required value: name or generateName is required")),
+            _ => {
+                return Err(Refusal::new(
+                    422,
+                    "Invalid",
+                    "metadata.name: Required value: name or generateName is required",
+                ));
+            }
         };
         check_name(&name)?;
-        let write = &Write { name: &name, ..write.clone() };
+        let write = &Write {
+            name: &name,
+            ..write.clone()
+        };
         self.check_namespace(write)?;
         if self.objects.contains_key(&write.key()) {
             let message = format!("{} \"{name}\" already exists", write.resource.plural);
@@ -140,9 +205,18 @@ impl Store {
     }
 
     fn check_namespace(&self, write: &Write) -> Result<(), Refusal> {
-        let key = (String::new(), "namespaces".to_owned(), String::new(), write.namespace.to_owned());
+        let key = (
+            String::new(),
+            "namespaces".to_owned(),
+            String::new(),
+            write.namespace.to_owned(),
+        );
         if write.resource.namespaced && !self.objects.contains_key(&key) {
-            return Err(Refusal::new(404, "NotFound", format!("namespaces \"{}\" not found", write.namespace)));
+            return Err(Refusal::new(
+                404,
+                "NotFound",
+                format!("namespaces \"{}\" not found", write.namespace),
+            ));
         }
         Ok(())
     }
@@ -166,15 +240,22 @@ impl Store {
 
     pub(super) fn replace(&mut self, write: &Write, object: Value) -> Result<Arc<Value>, Refusal> {
         let current = self.get(write)?;
-        let given = |field: &str| object["metadata"][field].as_str().filter(|text| !text.is_empty());
+        let given = |field: &str| {
+            object["metadata"][field]
+                .as_str()
+                .filter(|text| !text.is_empty())
+        };
         if given("name").is_some_and(|name| name != write.name) {
             let message = "the name of the object does not match the name on the URL";
             return Err(Refusal::new(400, "BadRequest", message));
         }
         match given("resourceVersion") {
-            Some(version) if current["metadata"]["resourceVersion"] != version => return Err(write.conflict()),
+            Some(version) if current["metadata"]["resourceVersion"] != version => {
+                return Err(write.conflict());
+            }
             None if write.resource.needs_version() => {
-                let message = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
+                let message =
+                    "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
                 return Err(Refusal::new(422, "Invalid", message));
             }
             _ => {}
@@ -189,7 +270,11 @@ impl Store {
     }
 
     /// Changes an object as a patch says.
-    pub(super) fn patch(&mut self, write: &Write, patch: impl FnOnce(&Value) -> Result<Value, Refusal>) -> Result<Arc<Value>, Refusal> {
+    pub(super) fn patch(
+        &mut self,
+        write: &Write,
+        patch: impl FnOnce(&Value) -> Result<Value, Refusal>,
+    ) -> Result<Arc<Value>, Refusal> {
         let current = self.get(write)?;
         let patched = patch(&current)?;
         let version = &patched["metadata"]["resourceVersion"];
@@ -203,7 +288,12 @@ impl Store {
     }
 
     /// Server-side apply.
-    pub(super) fn apply(&mut self, write: &Write, applied: &Value, force: bool) -> Result<(Arc<Value>, bool), Refusal> {
+    pub(super) fn apply(
+        &mut self,
+        write: &Write,
+        applied: &Value,
+        force: bool,
+    ) -> Result<(Arc<Value>, bool), Refusal> {
         let Ok(current) = self.get(write) else {
             if write.status {
                 return Err(write.not_found());
@@ -211,8 +301,17 @@ impl Store {
             check_name(write.name)?;
             self.check_namespace(write)?;
             let mut managers = Managers::default();
-            let object = managers.apply(write.manager, write.status, &json!({"metadata": {"name": write.name}}), applied, force)?;
-            return Ok((self.insert(write.key(), self.finished(write, object), managers), true));
+            let object = managers.apply(
+                write.manager,
+                write.status,
+                &json!({"metadata": {"name": write.name}}),
+                applied,
+                force,
+            )?;
+            return Ok((
+                self.insert(write.key(), self.finished(write, object), managers),
+                true,
+            ));
         };
         let version = &applied["metadata"]["resourceVersion"];
         if !version.is_null() && *version != current["metadata"]["resourceVersion"] {
@@ -224,13 +323,17 @@ impl Store {
         Ok((self.change(write, next, managers), false))
     }
 
-    /// Stores the next state of an object, unless nothing changed; removes it when it waited for its last finalizer.
+    /// Stores the next state of an object, unless nothing changed; removes it when it waited for
+    /// its last finalizer.
     fn change(&mut self, write: &Write, mut next: Value, managers: Managers) -> Arc<Value> {
         let key = write.key();
-        let Some(stored) = self.objects.get_mut(&key) else { return Arc::new(next) };
+        let Some(stored) = self.objects.get_mut(&key) else {
+            return Arc::new(next);
+        };
         let current = stored.object.clone();
         if !write.status && content(&current) != content(&next) {
-            next["metadata"]["generation"] = json!(current["metadata"]["generation"].as_u64().unwrap_or(1) + 1);
+            next["metadata"]["generation"] =
+                json!(current["metadata"]["generation"].as_u64().unwrap_or(1) + 1);
         }
         if *current == next {
             stored.managers = managers;
@@ -242,18 +345,29 @@ impl Store {
         self.insert(key, next, managers)
     }
 
-    pub(super) fn delete(&mut self, write: &Write, preconditions: &Value) -> Result<Arc<Value>, Refusal> {
+    pub(super) fn delete(
+        &mut self,
+        write: &Write,
+        preconditions: &Value,
+    ) -> Result<Arc<Value>, Refusal> {
         let current = self.get(write)?;
         for field in ["uid", "resourceVersion"] {
-            if !preconditions[field].is_null() && preconditions[field] != current["metadata"][field] {
+            if !preconditions[field].is_null() && preconditions[field] != current["metadata"][field]
+            {
                 let message = format!(
                     "Operation cannot be fulfilled on {} \"{}\": Precondition failed: {field} in precondition: {}, {field} in object meta: {}",
-                    write.resource.plural, write.name, preconditions[field], current["metadata"][field]
+                    write.resource.plural,
+                    write.name,
+                    preconditions[field],
+                    current["metadata"][field]
                 );
                 return Err(Refusal::new(409, "Conflict", message));
             }
         }
-        if current["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty) {
+        if current["metadata"]["finalizers"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
+        {
             return Ok(self.remove_object(&write.key()));
         }
         if !current["metadata"]["deletionTimestamp"].is_null() {
@@ -267,15 +381,28 @@ impl Store {
     }
 
     /// Creates or replaces an object with its status, as a test wants it.
-    pub(super) fn put(&mut self, resource: &Resource, mut object: Value) -> Result<Arc<Value>, Refusal> {
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    pub(super) fn put(
+        &mut self,
+        resource: &Resource,
+        mut object: Value,
+    ) -> Result<Arc<Value>, Refusal> {
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         check_name(&name)?;
         let namespace = match object["metadata"]["namespace"].as_str() {
             _ if !resource.namespaced => String::new(),
             Some(namespace) => namespace.to_owned(),
             None => "default".to_owned(),
         };
-        let write = Write { resource, namespace: &namespace, name: &name, status: false, manager: "test" };
+        let write = Write {
+            resource,
+            namespace: &namespace,
+            name: &name,
+            status: false,
+            manager: "test",
+        };
         remove(&mut object["metadata"], "resourceVersion");
         let Ok(current) = self.get(&write) else {
             self.check_namespace(&write)?;
@@ -301,19 +428,37 @@ impl Store {
             self.made += 1;
         }
         let object = Arc::new(object);
-        let before = self.objects.insert(key.clone(), Stored { object: object.clone(), managers });
-        self.remember(Change { version: self.version, key, before: before.map(|stored| stored.object), after: Some(object.clone()) });
+        let before = self.objects.insert(
+            key.clone(),
+            Stored {
+                object: object.clone(),
+                managers,
+            },
+        );
+        self.remember(Change {
+            version: self.version,
+            key,
+            before: before.map(|stored| stored.object),
+            after: Some(object.clone()),
+        });
         object
     }
 
     fn remove_object(&mut self, key: &Key) -> Arc<Value> {
-        let Some(stored) = self.objects.remove(key) else { return Arc::default() };
+        let Some(stored) = self.objects.remove(key) else {
+            return Arc::default();
+        };
         self.version += 1;
         let mut last = (*stored.object).clone();
         last["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let last = Arc::new(last);
         // A watch shows the deleted object with the version of its deletion.
-        self.remember(Change { version: self.version, key: key.clone(), before: Some(last.clone()), after: None });
+        self.remember(Change {
+            version: self.version,
+            key: key.clone(),
+            before: Some(last.clone()),
+            after: None,
+        });
         self.collect_garbage();
         last
     }
@@ -328,16 +473,28 @@ impl Store {
 
     /// Deletes objects whose every owner is gone.
     fn collect_garbage(&mut self) {
-        let alive = |uid: &Value| self.objects.values().any(|stored| stored.object["metadata"]["uid"] == *uid);
+        let alive = |uid: &Value| {
+            self.objects
+                .values()
+                .any(|stored| stored.object["metadata"]["uid"] == *uid)
+        };
         let orphaned = |object: &Value| {
             object["metadata"]["ownerReferences"]
                 .as_array()
-                .is_some_and(|owners| !owners.is_empty() && !owners.iter().any(|owner| alive(&owner["uid"])))
+                .is_some_and(|owners| {
+                    !owners.is_empty() && !owners.iter().any(|owner| alive(&owner["uid"]))
+                })
         };
-        let orphan =
-            self.objects.iter().find(|(_, stored)| orphaned(&stored.object) && stored.object["metadata"]["deletionTimestamp"].is_null());
-        let Some((key, stored)) = orphan.map(|(key, stored)| (key.clone(), stored.clone())) else { return };
-        if stored.object["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty) {
+        let orphan = self.objects.iter().find(|(_, stored)| {
+            orphaned(&stored.object) && stored.object["metadata"]["deletionTimestamp"].is_null()
+        });
+        let Some((key, stored)) = orphan.map(|(key, stored)| (key.clone(), stored.clone())) else {
+            return;
+        };
+        if stored.object["metadata"]["finalizers"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
+        {
             self.remove_object(&key);
         } else {
             let mut next = (*stored.object).clone();
@@ -348,7 +505,8 @@ impl Store {
     }
 }
 
-/// An object after a write to one of its two halves: the other half stays, and so does what nobody may change.
+/// An object after a write to one of its two halves: the other half stays, and so does what nobody
+/// may change.
 fn merged(write: &Write, current: &Value, wanted: Value) -> Value {
     let fixed = [
         "name",
@@ -387,7 +545,9 @@ fn set(object: &mut Value, field: &str, value: &Value) {
 }
 
 fn remove(object: &mut Value, field: &str) {
-    object.as_object_mut().and_then(|object| object.remove(field));
+    object
+        .as_object_mut()
+        .and_then(|object| object.remove(field));
 }
 
 /// What the generation counts.
@@ -406,7 +566,9 @@ fn waits_for_nobody(object: &Value) -> bool {
 fn check_name(name: &str) -> Result<(), Refusal> {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let valid = name.len() <= 253
-        && name.bytes().all(|byte| inner(byte) || byte == b'-' || byte == b'.')
+        && name
+            .bytes()
+            .all(|byte| inner(byte) || byte == b'-' || byte == b'.')
         && name.bytes().next().is_some_and(inner)
         && name.bytes().next_back().is_some_and(inner);
     if valid {
@@ -420,5 +582,7 @@ fn check_name(name: &str) -> Result<(), Refusal> {
 
 /// The time as objects hold it.
 fn now() -> String {
-    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    k8s_openapi::jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }

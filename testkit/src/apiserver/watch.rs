@@ -38,7 +38,11 @@ pub(super) struct Watch {
 impl Watch {
     /// Sends events until the client, the server or the time ends it.
     pub(super) async fn run(self, shared: Arc<Shared>, sender: mpsc::Sender<Bytes>) {
-        let (mut written, mut dropped, mut paused) = (shared.written.subscribe(), shared.dropped.subscribe(), shared.paused.subscribe());
+        let (mut written, mut dropped, mut paused) = (
+            shared.written.subscribe(),
+            shared.dropped.subscribe(),
+            shared.paused.subscribe(),
+        );
         let end = Instant::now() + self.timeout.unwrap_or(LIFETIME);
         let mut version = match self.since {
             Some(version) => version,
@@ -54,7 +58,11 @@ impl Watch {
             }
             written.mark_unchanged();
             let Some((events, latest)) = self.events(&shared.store(), version) else {
-                let refusal = Refusal::new(410, "Expired", format!("too old resource version: {version}"));
+                let refusal = Refusal::new(
+                    410,
+                    "Expired",
+                    format!("too old resource version: {version}"),
+                );
                 let _ = sender.send(line("ERROR", &refusal.to_json())).await;
                 return;
             };
@@ -88,32 +96,54 @@ impl Watch {
     async fn begin(&self, shared: &Shared, sender: &mpsc::Sender<Bytes>) -> Option<u64> {
         let (objects, version) = {
             let store = shared.store();
-            (store.list(&self.resource, &self.namespace, &self.selection, None), store.version())
+            (
+                store.list(&self.resource, &self.namespace, &self.selection, None),
+                store.version(),
+            )
         };
         for (_, object) in objects {
             sender.send(line("ADDED", &object)).await.ok()?;
         }
         if self.mark_initial_end {
-            sender.send(self.bookmark(version, json!({"annotations": {"k8s.io/initial-events-end": "true"}}))).await.ok()?;
+            sender
+                .send(self.bookmark(
+                    version,
+                    json!({"annotations": {"k8s.io/initial-events-end": "true"}}),
+                ))
+                .await
+                .ok()?;
         }
         Some(version)
     }
 
-    /// Lines for what happened after a version, and the version up to which they tell; none when that is forgotten.
+    /// Lines for what happened after a version, and the version up to which they tell; none when
+    /// that is forgotten.
     fn events(&self, store: &Store, version: u64) -> Option<(Vec<Bytes>, u64)> {
         let changes = store.changes_after(version)?;
-        Some((changes.iter().filter_map(|change| self.event(change)).collect(), store.version()))
+        Some((
+            changes
+                .iter()
+                .filter_map(|change| self.event(change))
+                .collect(),
+            store.version(),
+        ))
     }
 
-    /// An object that leaves the selection is deleted for this watch, and one that enters it is added.
+    /// An object that leaves the selection is deleted for this watch, and one that enters it is
+    /// added.
     fn event(&self, change: &Change) -> Option<Bytes> {
         let (group, plural, namespace, _) = &change.key;
-        if *group != self.resource.group || *plural != self.resource.plural || !(self.namespace.is_empty() || *namespace == self.namespace)
+        if *group != self.resource.group
+            || *plural != self.resource.plural
+            || !(self.namespace.is_empty() || *namespace == self.namespace)
         {
             return None;
         }
         let selected = |object: &&Arc<Value>| self.selection.matches(object);
-        match (change.before.as_ref().filter(selected), change.after.as_ref().filter(selected)) {
+        match (
+            change.before.as_ref().filter(selected),
+            change.after.as_ref().filter(selected),
+        ) {
             (None, Some(after)) => Some(line("ADDED", after)),
             (Some(_), Some(after)) => Some(line("MODIFIED", after)),
             (Some(before), None) => {
@@ -127,7 +157,10 @@ impl Watch {
 
     fn bookmark(&self, version: u64, mut metadata: Value) -> Bytes {
         metadata["resourceVersion"] = json!(version.to_string());
-        line("BOOKMARK", &json!({"apiVersion": self.resource.api_version(), "kind": self.resource.kind, "metadata": metadata}))
+        line(
+            "BOOKMARK",
+            &json!({"apiVersion": self.resource.api_version(), "kind": self.resource.kind, "metadata": metadata}),
+        )
     }
 }
 

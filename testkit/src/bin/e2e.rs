@@ -15,7 +15,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Starts a cluster with the product and an example, leaves it running, and says how to look around.
+    /// Starts a cluster with the product and an example, leaves it running, and says how to look
+    /// around.
     Up {
         /// Flannel, kube-proxy and iptables of this kind: usual, routed or legacy.
         #[arg(long, default_value = "usual")]
@@ -28,7 +29,12 @@ enum Command {
     Down,
     /// A node's first process.
     #[command(hide = true)]
-    Node { name: String, directory: PathBuf, announcement: PathBuf, programs: PathBuf },
+    Node {
+        name: String,
+        directory: PathBuf,
+        announcement: PathBuf,
+        programs: PathBuf,
+    },
     /// Holds a network.
     #[command(hide = true)]
     Hold,
@@ -49,9 +55,14 @@ fn run(command: Command) -> Result<(), String> {
         Command::Up { variant, bare } => up(variant, bare),
         Command::Down if !geteuid().is_root() => Err("needs root".to_owned()),
         Command::Down => e2e::down().map_err(said),
-        Command::Node { name, directory, announcement, programs } => {
-            e2e::init(&name, &directory, &announcement, &programs).map(|never| match never {}).map_err(said)
-        }
+        Command::Node {
+            name,
+            directory,
+            announcement,
+            programs,
+        } => e2e::init(&name, &directory, &announcement, &programs)
+            .map(|never| match never {})
+            .map_err(said),
         Command::Hold => loop {
             thread::park();
         },
@@ -93,12 +104,18 @@ kubectl and helm work in the cluster's network; KUBECONFIG={directory}/admin.con
     Ok(())
 }
 
-/// A gateway of two nodes, a policy, and on each other node a pod that it governs and one that it does not.
+/// A gateway of two nodes, a policy, and on each other node a pod that it governs and one that it
+/// does not.
 fn example(site: &Site) {
     use serde_json::json;
     let api = site.api();
     for node in ["node1", "node2"] {
-        api.merge("Node", "", node, &json!({"metadata": {"labels": {"egress": "true"}}}));
+        api.merge(
+            "Node",
+            "",
+            node,
+            &json!({"metadata": {"labels": {"egress": "true"}}}),
+        );
     }
     let group = "egressgateway.spidernet.io/v1";
     api.apply(&json!({
@@ -110,7 +127,12 @@ fn example(site: &Site) {
         "spec": {"egressGatewayName": "egressgateway", "appliedTo": {"podSelector": {"matchLabels": {"egress": "governed"}}}, "destCIDR": OUTSIDE_NETWORKS},
     }));
     for node in ["node1", "node2", "node3"] {
-        site.start_pod("default", &format!("governed-{node}"), node, &[("egress", "governed")]);
+        site.start_pod(
+            "default",
+            &format!("governed-{node}"),
+            node,
+            &[("egress", "governed")],
+        );
         site.start_pod("default", &format!("free-{node}"), node, &[]);
     }
     api.wait_for_condition("EgressGateway", "", "egressgateway", "Ready");

@@ -1,5 +1,5 @@
-//! What the daemons cost in a large cluster: memory, requests, watch events, time. Prints tables; changes nothing outside of its own network
-//! namespaces.
+//! What the daemons cost in a large cluster: memory, requests, watch events, time. Prints tables;
+//! changes nothing outside of its own network namespaces.
 
 use std::{fs, io, process::ExitCode, time::Duration};
 
@@ -9,7 +9,8 @@ use egressgateway_testkit::{
     scale::{Size, Times, measure, report},
 };
 
-/// Measures the daemons on a real control plane. Needs root, for network namespaces; the host's network is not touched.
+/// Measures the daemons on a real control plane. Needs root, for network namespaces; the host's
+/// network is not touched.
 #[derive(Parser)]
 struct Arguments {
     /// Nodes; four of them run real agents.
@@ -37,11 +38,31 @@ struct Arguments {
 
 fn run(arguments: &Arguments) -> Result<(), String> {
     let assets = kube::assets().ok_or("there is no control plane: scripts/kube-assets says why")?;
-    let Arguments { nodes, pods, policies, rollout, .. } = *arguments;
-    let times = Times { idle: Duration::from_secs(arguments.idle), change: Duration::from_secs(arguments.change) };
-    let tables = report(&measure(assets, Size { nodes, pods, policies, rollout }, times)?);
+    let Arguments {
+        nodes,
+        pods,
+        policies,
+        rollout,
+        ..
+    } = *arguments;
+    let times = Times {
+        idle: Duration::from_secs(arguments.idle),
+        change: Duration::from_secs(arguments.change),
+    };
+    let tables = report(&measure(
+        assets,
+        Size {
+            nodes,
+            pods,
+            policies,
+            rollout,
+        },
+        times,
+    )?);
     println!("{tables}");
-    arguments.write.as_ref().map_or(Ok(()), |path| write_between_markers(path, &tables).map_err(|error| error.to_string()))
+    arguments.write.as_ref().map_or(Ok(()), |path| {
+        write_between_markers(path, &tables).map_err(|error| error.to_string())
+    })
 }
 
 fn main() -> ExitCode {
@@ -66,5 +87,8 @@ fn write_between_markers(path: &str, tables: &str) -> io::Result<()> {
     let missing = || io::Error::other(format!("{path} has no {} and {}", MARKERS[0], MARKERS[1]));
     let (before, rest) = text.split_once(MARKERS[0]).ok_or_else(missing)?;
     let (_, after) = rest.split_once(MARKERS[1]).ok_or_else(missing)?;
-    fs::write(path, format!("{before}{}\n{tables}{}{after}", MARKERS[0], MARKERS[1]))
+    fs::write(
+        path,
+        format!("{before}{}\n{tables}{}{after}", MARKERS[0], MARKERS[1]),
+    )
 }

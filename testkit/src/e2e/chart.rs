@@ -51,11 +51,24 @@ impl Site {
     /// # Errors
     /// What kubectl said.
     pub fn rolled_out(&self, object: &str) -> Result<String, String> {
-        self.tool("kubectl", &["--namespace", NAMESPACE, "rollout", "status", object, "--timeout=5m"])
+        self.tool(
+            "kubectl",
+            &[
+                "--namespace",
+                NAMESPACE,
+                "rollout",
+                "status",
+                object,
+                "--timeout=5m",
+            ],
+        )
     }
 
     /// Where the chart is.
     fn chart() -> String {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/egressgateway").display().to_string()
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../charts/egressgateway")
+            .display()
+            .to_string()
     }
 }

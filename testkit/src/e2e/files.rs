@@ -17,15 +17,25 @@ use super::{
 /// Where the node's programs look for keys.
 const KEYS: &str = "/etc/kubernetes";
 /// What programs want to know of the machine.
-const OF_THE_MACHINE: [&str; 9] =
-    ["ld.so.cache", "nsswitch.conf", "passwd", "group", "protocols", "services", "ssl", "iproute2", "localtime"];
+const OF_THE_MACHINE: [&str; 9] = [
+    "ld.so.cache",
+    "nsswitch.conf",
+    "passwd",
+    "group",
+    "protocols",
+    "services",
+    "ssl",
+    "iproute2",
+    "localtime",
+];
 /// The service that enforces NetworkPolicies.
 pub const KUBE_ROUTER: &str = "kube-router";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 pub(super) const PAUSE: &str = "localhost/pause:1";
 
-/// containerd 1.6 and 2 understand version 2 of this file. Where a machine's root may not lower the score by which the kernel chooses whom to kill
-/// (`CAP_SYS_RESOURCE`), no container would start without the second setting.
+/// containerd 1.6 and 2 understand version 2 of this file. Where a machine's root may not lower the
+/// score by which the kernel chooses whom to kill (`CAP_SYS_RESOURCE`), no container would start
+/// without the second setting.
 fn containerd() -> String {
     format!(
         r#"version = 2
@@ -42,7 +52,14 @@ fn containerd() -> String {
 /// Writes the files of a node below `directory`, with keys out of `keys`.
 pub(super) fn write(directory: &Path, node: &str, variant: Variant, keys: &Path) -> io::Result<()> {
     let etc = directory.join("etc");
-    for folder in ["var", "etc/node", "etc/alternatives", "etc/kubernetes", "etc/cni/net.d", "etc/containerd"] {
+    for folder in [
+        "var",
+        "etc/node",
+        "etc/alternatives",
+        "etc/kubernetes",
+        "etc/cni/net.d",
+        "etc/containerd",
+    ] {
         fs::create_dir_all(directory.join(folder))?;
     }
     of_the_machine(&etc, variant)?;
@@ -70,12 +87,24 @@ pub(super) fn write(directory: &Path, node: &str, variant: Variant, keys: &Path)
     }
     for name in certificates {
         for kind in ["crt", "key"] {
-            fs::copy(keys.join(format!("{name}.{kind}")), etc.join(format!("kubernetes/{name}.{kind}")))?;
+            fs::copy(
+                keys.join(format!("{name}.{kind}")),
+                etc.join(format!("kubernetes/{name}.{kind}")),
+            )?;
         }
-        fs::write(etc.join(format!("kubernetes/{name}.conf")), kubeconfig(name, Path::new(KEYS)))?;
+        fs::write(
+            etc.join(format!("kubernetes/{name}.conf")),
+            kubeconfig(name, Path::new(KEYS)),
+        )?;
     }
-    fs::write(directory.join(NETWORK_FILE), network_script(addresses(node), ROUTER))?;
-    fs::write(directory.join(SERVICES_FILE), serde_json::to_vec_pretty(&services(node))?)
+    fs::write(
+        directory.join(NETWORK_FILE),
+        network_script(addresses(node), ROUTER),
+    )?;
+    fs::write(
+        directory.join(SERVICES_FILE),
+        serde_json::to_vec_pretty(&services(node))?,
+    )
 }
 
 fn of_the_machine(etc: &Path, variant: Variant) -> io::Result<()> {
@@ -85,13 +114,21 @@ fn of_the_machine(etc: &Path, variant: Variant) -> io::Result<()> {
     let alternatives = etc.join("alternatives");
     for entry in fs::read_dir("/etc/alternatives")? {
         let entry = entry?;
-        if entry.file_type()?.is_symlink() && !entry.file_name().to_string_lossy().contains("tables") {
-            symlink(fs::read_link(entry.path())?, alternatives.join(entry.file_name()))?;
+        if entry.file_type()?.is_symlink()
+            && !entry.file_name().to_string_lossy().contains("tables")
+        {
+            symlink(
+                fs::read_link(entry.path())?,
+                alternatives.join(entry.file_name()),
+            )?;
         }
     }
     for program in ["iptables", "ip6tables"] {
         for part in ["", "-restore", "-save"] {
-            symlink(format!("/usr/sbin/{program}-{}{part}", variant.iptables()), alternatives.join(format!("{program}{part}")))?;
+            symlink(
+                format!("/usr/sbin/{program}-{}{part}", variant.iptables()),
+                alternatives.join(format!("{program}{part}")),
+            )?;
         }
     }
     Ok(())
@@ -116,7 +153,9 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// 32 digits that differ between nodes, and are the same after a reboot.
 fn machine_id(node: &str) -> String {
-    let number = node.bytes().fold(0_u64, |number, byte| number.wrapping_mul(257).wrapping_add(u64::from(byte)));
+    let number = node.bytes().fold(0_u64, |number, byte| {
+        number.wrapping_mul(257).wrapping_add(u64::from(byte))
+    });
     format!("{:032x}\n", u128::from(number) | 1 << 100)
 }
 
@@ -130,7 +169,8 @@ fn kubelet(node: &str) -> Value {
         "authorization": {"mode": "Webhook"},
         "clusterDNS": [DNS], "clusterDomain": "cluster.local", "resolvConf": "/etc/resolv.conf",
         "failSwapOn": false,
-        // Images come from archives, and nobody could pull them again; and the disk is the machine's.
+        // Images come from archives, and nobody could pull them again; and the disk is the
+        // machine's.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
         "registerWithTaints": if node == NODES[0] { taints } else { json!([]) },
@@ -142,7 +182,8 @@ fn proxy(node: &str, variant: Variant) -> Value {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": variant.proxy(), "hostnameOverride": node, "clusterCIDR": PODS.join(","),
         "clientConnection": {"kubeconfig": format!("{KEYS}/proxy.conf")},
-        // Zero leaves the kernel's settings of connection tracking alone: some of them are the whole machine's.
+        // Zero leaves the kernel's settings of connection tracking alone: some of them are the
+        // whole machine's.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     })
 }
@@ -152,13 +193,24 @@ fn flannel(variant: Variant) -> Value {
 }
 
 fn service(name: &str, command: &[&str]) -> Service {
-    Service { name: name.to_owned(), command: command.iter().map(|word| (*word).to_owned()).collect(), ..Service::default() }
+    Service {
+        name: name.to_owned(),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        ..Service::default()
+    }
 }
 
 fn services(node: &str) -> Vec<Service> {
     let [first, second] = addresses(node).map(|address| address.to_string());
-    let mut services = if node == NODES[0] { control_plane(&first) } else { Vec::new() };
-    services.push(service("containerd", &["containerd", "--config", "/etc/containerd/config.toml"]));
+    let mut services = if node == NODES[0] {
+        control_plane(&first)
+    } else {
+        Vec::new()
+    };
+    services.push(service(
+        "containerd",
+        &["containerd", "--config", "/etc/containerd/config.toml"],
+    ));
     let mut kubelet = service(
         "kubelet",
         &[
@@ -172,7 +224,10 @@ fn services(node: &str) -> Vec<Service> {
     );
     kubelet.after = Some(PathBuf::from(CONTAINERD));
     services.push(kubelet);
-    services.push(service("kube-proxy", &["kube-proxy", "--config=/etc/kubernetes/proxy.json", "--v=2"]));
+    services.push(service(
+        "kube-proxy",
+        &["kube-proxy", "--config=/etc/kubernetes/proxy.json", "--v=2"],
+    ));
     let mut flannel = service(
         "flanneld",
         &[
@@ -186,7 +241,9 @@ fn services(node: &str) -> Vec<Service> {
             "--healthz-port=0",
         ],
     );
-    flannel.environment.insert("NODE_NAME".to_owned(), node.to_owned());
+    flannel
+        .environment
+        .insert("NODE_NAME".to_owned(), node.to_owned());
     services.push(flannel);
     services.push(policies(node));
     services
@@ -269,7 +326,10 @@ fn control_plane(address: &str) -> Vec<Service> {
         file("cluster-signing-cert-file", "ca.crt"),
         file("cluster-signing-key-file", "ca.key"),
     ]);
-    let mut scheduler = service("kube-scheduler", &["kube-scheduler", "--leader-elect=false"]);
+    let mut scheduler = service(
+        "kube-scheduler",
+        &["kube-scheduler", "--leader-elect=false"],
+    );
     scheduler.command.push(file("kubeconfig", "scheduler.conf"));
     vec![etcd, server, controllers, scheduler]
 }

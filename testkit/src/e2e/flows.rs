@@ -22,7 +22,8 @@ use super::{
 const ANSWER: Duration = Duration::from_secs(10);
 /// How often a flow speaks.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How long a new connection of a flow may take: several attempts of the kernel's, and a machine that is busy.
+/// How long a new connection of a flow may take: several attempts of the kernel's, and a machine
+/// that is busy.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// A client in somebody's network.
@@ -50,13 +51,21 @@ impl Seen {
         let mut words = line.split_whitespace();
         let at = words.next()?.parse().ok()?;
         let (kind, source) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
-        Some(Self { at, kind, source, who: words.next()?.to_owned() })
+        Some(Self {
+            at,
+            kind,
+            source,
+            who: words.next()?.to_owned(),
+        })
     }
 }
 
 impl Client {
     pub(super) fn new(name: &str, network: Net) -> Self {
-        Self { name: name.to_owned(), network }
+        Self {
+            name: name.to_owned(),
+            network,
+        }
     }
 
     /// Asks the server outside over a new TCP connection; the source that it sees.
@@ -79,7 +88,10 @@ impl Client {
             let socket = datagrams((to, UDP).into())?;
             let mut last = io::Error::from(io::ErrorKind::TimedOut);
             for _ in 0..5 {
-                match socket.send(self.name.as_bytes()).and_then(|_| answer(&socket)) {
+                match socket
+                    .send(self.name.as_bytes())
+                    .and_then(|_| answer(&socket))
+                {
                     Ok(source) => return Ok(source),
                     Err(error) => last = error,
                 }
@@ -88,11 +100,13 @@ impl Client {
         })?
     }
 
-    /// Tries a new connection and a datagram, each for so long; the source that the server saw, if one was answered.
+    /// Tries a new connection and a datagram, each for so long; the source that the server saw, if
+    /// one was answered.
     #[must_use]
     pub fn knock(&self, to: IpAddr, patience: Duration) -> Option<IpAddr> {
         let tried = self.network.enter(|| {
-            let connection = TcpStream::connect_timeout(&(to, TCP).into(), patience).and_then(|stream| line(&stream, &self.name));
+            let connection = TcpStream::connect_timeout(&(to, TCP).into(), patience)
+                .and_then(|stream| line(&stream, &self.name));
             connection.or_else(|_| {
                 let socket = datagrams((to, UDP).into())?;
                 socket.set_read_timeout(Some(patience))?;
@@ -111,12 +125,18 @@ impl Client {
         let answer = self.network.enter(|| {
             let mut stream = TcpStream::connect_timeout(&to, ANSWER)?;
             stream.set_read_timeout(Some(ANSWER))?;
-            stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", to.ip()).as_bytes())?;
+            stream.write_all(
+                format!("GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", to.ip()).as_bytes(),
+            )?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).map(|_| answer)
         })??;
-        let split = answer.split_once("\r\n\r\n").or_else(|| answer.split_once("\n\n"));
-        split.map(|(_, page)| page.trim().to_owned()).ok_or_else(|| io::Error::other(format!("no page: {answer:?}")))
+        let split = answer
+            .split_once("\r\n\r\n")
+            .or_else(|| answer.split_once("\n\n"));
+        split
+            .map(|(_, page)| page.trim().to_owned())
+            .ok_or_else(|| io::Error::other(format!("no page: {answer:?}")))
     }
 
     /// Asks the cluster's name server for the IPv4 address of a name.
@@ -135,7 +155,10 @@ impl Client {
             let mut last = io::Error::from(io::ErrorKind::TimedOut);
             for _ in 0..5 {
                 let mut buffer = [0; 1500];
-                match socket.send(&question).and_then(|_| socket.recv(&mut buffer)) {
+                match socket
+                    .send(&question)
+                    .and_then(|_| socket.recv(&mut buffer))
+                {
                     Ok(length) => return Ok(buffer[..length].to_vec()),
                     Err(error) => last = error,
                 }
@@ -146,11 +169,14 @@ impl Client {
         let (flags, answers) = (answer[3] & 0x0f, u16::from_be_bytes([answer[6], answer[7]]));
         match <[u8; 4]>::try_from(&answer[answer.len().saturating_sub(4)..]) {
             Ok(address) if flags == 0 && answers == 1 => Ok(address.into()),
-            _ => Err(io::Error::other(format!("{name}: code {flags}, {answers} answers"))),
+            _ => Err(io::Error::other(format!(
+                "{name}: code {flags}, {answers} answers"
+            ))),
         }
     }
 
-    /// Begins a connection, a stream of datagrams and a row of new connections to the server outside, and returns once each had an answer.
+    /// Begins a connection, a stream of datagrams and a row of new connections to the server
+    /// outside, and returns once each had an answer.
     ///
     /// # Panics
     /// When one has none within a minute.
@@ -158,7 +184,12 @@ impl Client {
     pub fn flows(&self, to: IpAddr) -> Flows {
         let stop = Arc::new(AtomicBool::new(false));
         let start = |flow: fn(&Watch)| {
-            let watch = Watch { who: self.name.clone(), to, stop: stop.clone(), seen: Arc::default() };
+            let watch = Watch {
+                who: self.name.clone(),
+                to,
+                stop: stop.clone(),
+                seen: Arc::default(),
+            };
             let seen = watch.seen.clone();
             let network = self.network.clone();
             let thread = thread::spawn(move || {
@@ -167,17 +198,38 @@ impl Client {
             });
             (thread, seen)
         };
-        let flows = Flows { who: self.name.clone(), to, stop: stop.clone(), lines: [start(stream), start(connection), start(connections)] };
-        super::eventually(&format!("flows of {} have answers", self.name), Duration::from_secs(60), || {
-            let answered = flows.lines.iter().filter(|(_, seen)| !lock(seen).answers.is_empty()).count();
-            if answered == 3 { Ok(()) } else { Err(format!("{answered} of 3 have")) }
-        });
+        let flows = Flows {
+            who: self.name.clone(),
+            to,
+            stop: stop.clone(),
+            lines: [start(stream), start(connection), start(connections)],
+        };
+        super::eventually(
+            &format!("flows of {} have answers", self.name),
+            Duration::from_secs(60),
+            || {
+                let answered = flows
+                    .lines
+                    .iter()
+                    .filter(|(_, seen)| !lock(seen).answers.is_empty())
+                    .count();
+                if answered == 3 {
+                    Ok(())
+                } else {
+                    Err(format!("{answered} of 3 have"))
+                }
+            },
+        );
         flows
     }
 }
 
 fn datagrams(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -186,8 +238,12 @@ fn datagrams(to: SocketAddr) -> io::Result<UdpSocket> {
 
 /// The last word of an answer is the source.
 fn source(text: &str) -> io::Result<IpAddr> {
-    let word = text.split_whitespace().last().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-    word.parse().map_err(|_| io::Error::other(format!("no address: {text:?}")))
+    let word = text
+        .split_whitespace()
+        .last()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    word.parse()
+        .map_err(|_| io::Error::other(format!("no address: {text:?}")))
 }
 
 fn answer(socket: &UdpSocket) -> io::Result<IpAddr> {
@@ -215,7 +271,8 @@ struct Met {
 }
 
 fn lock(met: &Arc<std::sync::Mutex<Met>>) -> std::sync::MutexGuard<'_, Met> {
-    met.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    met.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 struct Watch {
@@ -244,13 +301,17 @@ impl Watch {
     }
 
     fn ended(&self, error: &io::Error) {
-        lock(&self.seen).ended.push((Instant::now(), error.to_string()));
+        lock(&self.seen)
+            .ended
+            .push((Instant::now(), error.to_string()));
     }
 }
 
 /// One socket that sends a datagram at each interval, whether answers come or not.
 fn stream(watch: &Watch) {
-    let Ok(socket) = datagrams((watch.to, UDP).into()) else { return };
+    let Ok(socket) = datagrams((watch.to, UDP).into()) else {
+        return;
+    };
     let mut next = Instant::now();
     while watch.goes_on() {
         watch.sent();
@@ -275,29 +336,30 @@ fn stream(watch: &Watch) {
 /// One connection that asks at each interval; another one when it ends.
 fn connection(watch: &Watch) {
     while watch.goes_on() {
-        let asked = TcpStream::connect_timeout(&(watch.to, TCP).into(), CONNECT).and_then(|mut stream| {
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(INTERVAL))?;
-            let mut reader = BufReader::new(stream.try_clone()?);
-            while watch.goes_on() {
-                watch.sent();
-                stream.write_all(format!("{}\n", watch.who).as_bytes())?;
-                let mut text = String::new();
+        let asked =
+            TcpStream::connect_timeout(&(watch.to, TCP).into(), CONNECT).and_then(|mut stream| {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(INTERVAL))?;
+                let mut reader = BufReader::new(stream.try_clone()?);
                 while watch.goes_on() {
-                    match reader.read_line(&mut text) {
-                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                        Ok(_) => {
-                            watch.answered(source(&text)?);
-                            break;
+                    watch.sent();
+                    stream.write_all(format!("{}\n", watch.who).as_bytes())?;
+                    let mut text = String::new();
+                    while watch.goes_on() {
+                        match reader.read_line(&mut text) {
+                            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                            Ok(_) => {
+                                watch.answered(source(&text)?);
+                                break;
+                            }
+                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                            Err(error) => return Err(error),
                         }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(error) => return Err(error),
                     }
+                    thread::sleep(INTERVAL);
                 }
-                thread::sleep(INTERVAL);
-            }
-            Ok(())
-        });
+                Ok(())
+            });
         if let Err(error) = asked {
             watch.ended(&error);
             thread::sleep(INTERVAL);
@@ -309,7 +371,8 @@ fn connection(watch: &Watch) {
 fn connections(watch: &Watch) {
     while watch.goes_on() {
         watch.sent();
-        let asked = TcpStream::connect_timeout(&(watch.to, TCP).into(), CONNECT).and_then(|stream| line(&stream, &watch.who));
+        let asked = TcpStream::connect_timeout(&(watch.to, TCP).into(), CONNECT)
+            .and_then(|stream| line(&stream, &watch.who));
         match asked {
             Ok(source) => watch.answered(source),
             Err(error) => watch.ended(&error),
@@ -338,7 +401,8 @@ pub struct Gap(pub Duration);
 pub struct Measured {
     /// The longest time without an answer, up to the end.
     pub gap: Gap,
-    /// The longest time between two questions. In a stream of datagrams more than an interval is the machine's: it asks whether answers come or not.
+    /// The longest time between two questions. In a stream of datagrams more than an interval is
+    /// the machine's: it asks whether answers come or not.
     pub pause: Duration,
     /// Questions.
     pub sent: usize,
@@ -361,13 +425,23 @@ impl Flows {
         &self.who
     }
 
-    /// Waits until each flow has an answer that was asked for after this call; not longer than `patience`. Whether that came.
+    /// Waits until each flow has an answer that was asked for after this call; not longer than
+    /// `patience`. Whether that came.
     #[must_use]
     pub fn all_answered(&self, patience: Duration) -> bool {
-        let from: Vec<usize> = self.lines.iter().map(|(_, seen)| lock(seen).answers.len() + 1).collect();
+        let from: Vec<usize> = self
+            .lines
+            .iter()
+            .map(|(_, seen)| lock(seen).answers.len() + 1)
+            .collect();
         let deadline = Instant::now() + crate::pace::patient(patience);
         while Instant::now() < deadline {
-            if self.lines.iter().zip(&from).all(|((_, seen), from)| lock(seen).answers.len() > *from) {
+            if self
+                .lines
+                .iter()
+                .zip(&from)
+                .all(|((_, seen), from)| lock(seen).answers.len() > *from)
+            {
                 return true;
             }
             thread::sleep(INTERVAL);
@@ -384,7 +458,9 @@ impl Flows {
         let end = Instant::now();
         self.stop.store(true, Ordering::Relaxed);
         self.lines.map(|(thread, seen)| {
-            thread.join().unwrap_or_else(|_| panic!("a flow of {} to {} panicked", self.who, self.to));
+            thread
+                .join()
+                .unwrap_or_else(|_| panic!("a flow of {} to {} panicked", self.who, self.to));
             measure(&lock(&seen), end)
         })
     }
@@ -396,10 +472,14 @@ fn measure(met: &Met, end: Instant) -> Measured {
     let mut before = None;
     for (at, source) in &met.answers {
         *sources.entry(*source).or_default() += 1;
-        gap = gap.max(before.map_or(Duration::ZERO, |before| at.saturating_duration_since(before)));
+        gap = gap.max(before.map_or(Duration::ZERO, |before| {
+            at.saturating_duration_since(before)
+        }));
         before = Some(*at);
     }
-    let silent = before.map_or(Duration::MAX, |before| end.saturating_duration_since(before));
+    let silent = before.map_or(Duration::MAX, |before| {
+        end.saturating_duration_since(before)
+    });
     Measured {
         gap: Gap(gap.max(silent)),
         pause: met.pause,
@@ -414,6 +494,10 @@ fn measure(met: &Met, end: Instant) -> Measured {
 
 impl fmt::Display for Gap {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == Duration::MAX { formatter.write_str("no answer") } else { write!(formatter, "{} ms", self.0.as_millis()) }
+        if self.0 == Duration::MAX {
+            formatter.write_str("no answer")
+        } else {
+            write!(formatter, "{} ms", self.0.as_millis())
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Control groups of a node: each node has a part of every hierarchy, below the group of whoever starts it.
+//! Control groups of a node: each node has a part of every hierarchy, below the group of whoever
+//! starts it.
 
 use std::{
     fs, io,
@@ -29,7 +30,10 @@ struct Hierarchy {
 fn hierarchies(cgroup: &str) -> Vec<Hierarchy> {
     let parts = cgroup.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
-        Some(Hierarchy { controllers: parts.next()?.to_owned(), own: parts.next()?.to_owned() })
+        Some(Hierarchy {
+            controllers: parts.next()?.to_owned(),
+            own: parts.next()?.to_owned(),
+        })
     });
     parts.collect()
 }
@@ -42,19 +46,24 @@ fn mounted(mountinfo: &str, controllers: &str) -> Option<(String, String)> {
         let fits = match kind.next()? {
             "cgroup" if !controllers.is_empty() => {
                 let options: Vec<&str> = kind.nth(1)?.split(',').collect();
-                controllers.split(',').all(|controller| options.contains(&controller))
+                controllers
+                    .split(',')
+                    .all(|controller| options.contains(&controller))
             }
             "cgroup2" => controllers.is_empty(),
             _ => false,
         };
         let fields: Vec<&str> = place.split(' ').collect();
-        fits.then(|| Some(((*fields.get(4)?).to_owned(), (*fields.get(3)?).to_owned()))).flatten()
+        fits.then(|| Some(((*fields.get(4)?).to_owned(), (*fields.get(3)?).to_owned())))
+            .flatten()
     })
 }
 
 /// Whether this machine has the one hierarchy of version 2 and no other.
 fn unified(hierarchies: &[Hierarchy]) -> bool {
-    hierarchies.iter().all(|hierarchy| hierarchy.controllers.is_empty())
+    hierarchies
+        .iter()
+        .all(|hierarchy| hierarchy.controllers.is_empty())
 }
 
 /// Makes the groups of a node; a process that is moved into all of them belongs to it.
@@ -64,18 +73,39 @@ pub(super) fn make(node: &str, run: &str) -> io::Result<Vec<PathBuf>> {
     let name = format!("{PREFIX}-{run}-{node}");
     let mut groups = Vec::new();
     let single = unified(&found);
-    for Hierarchy { controllers, own } in found.into_iter().filter(|hierarchy| single || !hierarchy.controllers.is_empty()) {
-        let missing = || io::Error::other(format!("control groups of {controllers:?} are mounted nowhere"));
+    for Hierarchy { controllers, own } in found
+        .into_iter()
+        .filter(|hierarchy| single || !hierarchy.controllers.is_empty())
+    {
+        let missing = || {
+            io::Error::other(format!(
+                "control groups of {controllers:?} are mounted nowhere"
+            ))
+        };
         let (place, first) = mounted(&mountinfo, &controllers).ok_or_else(missing)?;
         let place = PathBuf::from(place);
-        // A group with processes can't give controllers to others, where there is one hierarchy: so beside that of the caller.
-        let above = if single { place } else { place.join(own.strip_prefix(first.as_str()).unwrap_or(&own).trim_start_matches('/')) };
+        // A group with processes can't give controllers to others, where there is one hierarchy: so
+        // beside that of the caller.
+        let above = if single {
+            place
+        } else {
+            place.join(
+                own.strip_prefix(first.as_str())
+                    .unwrap_or(&own)
+                    .trim_start_matches('/'),
+            )
+        };
         if single {
             share(&above)?;
         }
         let group = above.join(&name);
-        fs::create_dir_all(&group).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", group.display())))?;
-        if controllers.split(',').any(|controller| controller == "cpuset") {
+        fs::create_dir_all(&group).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", group.display()))
+        })?;
+        if controllers
+            .split(',')
+            .any(|controller| controller == "cpuset")
+        {
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 fs::write(group.join(file), fs::read(above.join(file))?)?;
             }
@@ -89,26 +119,39 @@ pub(super) fn make(node: &str, run: &str) -> io::Result<Vec<PathBuf>> {
 /// Gives controllers to the groups below this one, those that it has.
 fn share(group: &Path) -> io::Result<()> {
     let has = fs::read_to_string(group.join("cgroup.controllers"))?;
-    for controller in CONTROLLERS.iter().filter(|controller| has.split_whitespace().any(|word| word == **controller)) {
+    for controller in CONTROLLERS
+        .iter()
+        .filter(|controller| has.split_whitespace().any(|word| word == **controller))
+    {
         let file = group.join("cgroup.subtree_control");
-        fs::write(&file, format!("+{controller}")).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
+        fs::write(&file, format!("+{controller}")).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", file.display()))
+        })?;
     }
     Ok(())
 }
 
-/// Where there is one hierarchy: takes the process that made a node's namespaces, and only waits from then on, out of the node's group, once it has a
-/// child there.
+/// Where there is one hierarchy: takes the process that made a node's namespaces, and only waits
+/// from then on, out of the node's group, once it has a child there.
 pub(super) fn release(process: u32) -> io::Result<()> {
     let found = hierarchies(&fs::read_to_string("/proc/self/cgroup")?);
-    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    let children =
+        fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
     if !unified(&found) || children.trim().is_empty() {
         return Ok(());
     }
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
     let missing = || io::Error::other("control groups are mounted nowhere");
     let (place, first) = mounted(&mountinfo, "").ok_or_else(missing)?;
-    let own = found.first().map(|hierarchy| hierarchy.own.as_str()).unwrap_or_default();
-    let own = Path::new(&place).join(own.strip_prefix(first.as_str()).unwrap_or(own).trim_start_matches('/'));
+    let own = found
+        .first()
+        .map(|hierarchy| hierarchy.own.as_str())
+        .unwrap_or_default();
+    let own = Path::new(&place).join(
+        own.strip_prefix(first.as_str())
+            .unwrap_or(own)
+            .trim_start_matches('/'),
+    );
     fs::write(own.join("cgroup.procs"), process.to_string())
 }
 
@@ -118,7 +161,10 @@ pub(super) fn remove(groups: &[PathBuf]) -> io::Result<()> {
     for group in groups {
         while let Err(error) = remove_below(group) {
             if Instant::now() > deadline {
-                return Err(io::Error::new(error.kind(), format!("{}: {error}", group.display())));
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("{}: {error}", group.display()),
+                ));
             }
             thread::sleep(GLANCE);
         }
@@ -140,13 +186,21 @@ fn remove_below(group: &Path) -> io::Result<()> {
     fs::remove_dir(group)
 }
 
-/// Mounts what the calling process sees of its hierarchies, with its own group as the first one, at `place`.
+/// Mounts what the calling process sees of its hierarchies, with its own group as the first one, at
+/// `place`.
 pub(super) fn mount_own(place: &Path) -> io::Result<()> {
     let none = None::<&str>;
     let found = hierarchies(&fs::read_to_string("/proc/self/cgroup")?);
     if unified(&found) {
-        mount(Some("cgroup"), place, Some("cgroup2"), MsFlags::empty(), none)?;
-        // The first group has no processes of its own, or it could not give controllers to the others.
+        mount(
+            Some("cgroup"),
+            place,
+            Some("cgroup2"),
+            MsFlags::empty(),
+            none,
+        )?;
+        // The first group has no processes of its own, or it could not give controllers to the
+        // others.
         let own = place.join("node");
         fs::create_dir_all(&own)?;
         fs::write(own.join("cgroup.procs"), "0")?;
@@ -160,16 +214,34 @@ pub(super) fn mount_own(place: &Path) -> io::Result<()> {
         }
         return Ok(());
     }
-    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
-    for Hierarchy { controllers, .. } in found.into_iter().filter(|hierarchy| !hierarchy.controllers.is_empty()) {
+    mount(
+        Some("tmpfs"),
+        place,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=755"),
+    )?;
+    for Hierarchy { controllers, .. } in found
+        .into_iter()
+        .filter(|hierarchy| !hierarchy.controllers.is_empty())
+    {
         let (folder, options) = match controllers.strip_prefix("name=") {
             Some(name) => (name.to_owned(), format!("none,{controllers}")),
             None => (controllers.clone(), controllers.clone()),
         };
         let folder = place.join(folder);
         fs::create_dir(&folder)?;
-        mount(Some("cgroup"), &folder, Some("cgroup"), MsFlags::empty(), Some(options.as_str()))?;
-        for controller in controllers.split(',').filter(|controller| **controller != controllers && !controller.starts_with("name=")) {
+        mount(
+            Some("cgroup"),
+            &folder,
+            Some("cgroup"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )?;
+        for controller in controllers
+            .split(',')
+            .filter(|controller| **controller != controllers && !controller.starts_with("name="))
+        {
             std::os::unix::fs::symlink(&controllers, place.join(controller))?;
         }
     }
@@ -182,7 +254,8 @@ mod tests {
     use super::*;
 
     const FIRST: &str = "4:memory:/some/thing\n2:cpu,cpuacct:/\n1:name=systemd:/user.slice\n0::/\n";
-    const FIRST_MOUNTS: &str = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:11 - cgroup cgroup rw,cpu,cpuacct
+    const FIRST_MOUNTS: &str =
+        "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:11 - cgroup cgroup rw,cpu,cpuacct
 31 25 0:27 /some /sys/fs/cgroup/memory rw shared:12 - cgroup cgroup rw,memory
 32 25 0:28 / /sys/fs/cgroup/systemd rw shared:13 - cgroup cgroup rw,xattr,name=systemd
 33 25 0:29 / /sys/fs/cgroup/unified rw shared:14 - cgroup2 cgroup2 rw";
@@ -191,8 +264,14 @@ mod tests {
     fn hierarchies_are_found_where_they_are_mounted() {
         let found = hierarchies(FIRST);
         assert!(!unified(&found));
-        let places: Vec<_> = found.iter().map(|hierarchy| mounted(FIRST_MOUNTS, &hierarchy.controllers).unwrap()).collect();
-        let places: Vec<_> = places.iter().map(|(place, first)| (place.as_str(), first.as_str())).collect();
+        let places: Vec<_> = found
+            .iter()
+            .map(|hierarchy| mounted(FIRST_MOUNTS, &hierarchy.controllers).unwrap())
+            .collect();
+        let places: Vec<_> = places
+            .iter()
+            .map(|(place, first)| (place.as_str(), first.as_str()))
+            .collect();
         assert_eq!(
             places,
             [
@@ -208,8 +287,12 @@ mod tests {
     fn one_hierarchy_is_told_from_many() {
         let found = hierarchies("0::/user.slice/session-1.scope\n");
         assert!(unified(&found));
-        let mounts = "24 22 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate";
-        assert_eq!(mounted(mounts, ""), Some(("/sys/fs/cgroup".to_owned(), "/".to_owned())));
+        let mounts =
+            "24 22 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(
+            mounted(mounts, ""),
+            Some(("/sys/fs/cgroup".to_owned(), "/".to_owned()))
+        );
         assert_eq!(mounted(mounts, "memory"), None);
     }
 }

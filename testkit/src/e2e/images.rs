@@ -1,4 +1,5 @@
-//! Images: the product's, as everybody would get it, and those of what the cluster and the tests run.
+//! Images: the product's, as everybody would get it, and those of what the cluster and the tests
+//! run.
 
 use std::{
     fs, io,
@@ -26,7 +27,14 @@ impl Site {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/images");
         let programs = self.program.parent().ok_or("the program is in no folder")?;
         let mut command = Command::new(script);
-        output_of(command.arg("--programs").arg(programs).arg("--to").arg(&folder).arg("full"))?;
+        output_of(
+            command
+                .arg("--programs")
+                .arg(programs)
+                .arg("--to")
+                .arg(&folder)
+                .arg("full"),
+        )?;
         let mut archives = vec![folder.join("full.tar")];
         archives.extend(self.small_images(&folder).map_err(said)?);
         Ok(archives)
@@ -40,14 +48,26 @@ impl Site {
         let busybox = which("busybox").ok_or_else(|| io::Error::other("there is no busybox"))?;
         let list = Command::new(&busybox).arg("--list").output()?;
         fs::copy(&busybox, root.join("bin/busybox"))?;
-        for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|applet| *applet != "busybox") {
+        for applet in String::from_utf8_lossy(&list.stdout)
+            .lines()
+            .filter(|applet| *applet != "busybox")
+        {
             symlink("busybox", root.join("bin").join(applet))?;
         }
-        let alone = Command::new("chroot").arg(&root).args(["/bin/busybox", "true"]).output()?;
+        let alone = Command::new("chroot")
+            .arg(&root)
+            .args(["/bin/busybox", "true"])
+            .output()?;
         if !alone.status.success() {
-            return Err(io::Error::other(format!("{} needs libraries: install busybox-static", busybox.display())));
+            return Err(io::Error::other(format!(
+                "{} needs libraries: install busybox-static",
+                busybox.display()
+            )));
         }
-        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
+        fs::write(
+            root.join("etc/passwd"),
+            "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        )?;
         let names = folder.join("coredns");
         fs::create_dir_all(names.join("bin"))?;
         fs::copy(self.assets.join("coredns"), names.join("bin/coredns"))?;
@@ -60,23 +80,39 @@ impl Site {
         // Whoever is asked to sleep without end can be everybody's pause.
         let images = [
             (image(BUSYBOX, &[]), &root, "busybox.tar"),
-            (image(PAUSE, &["/bin/sleep", "infinity"]), &root, "pause.tar"),
+            (
+                image(PAUSE, &["/bin/sleep", "infinity"]),
+                &root,
+                "pause.tar",
+            ),
             (image(COREDNS, &["/bin/coredns"]), &names, "coredns.tar"),
         ];
-        let write = |(image, root, file): (Image, &PathBuf, &str)| image.write(root, &folder.join(file)).map(|_| folder.join(file));
+        let write = |(image, root, file): (Image, &PathBuf, &str)| {
+            image
+                .write(root, &folder.join(file))
+                .map(|_| folder.join(file))
+        };
         images.into_iter().map(write).collect()
     }
 
     /// Loads archives into a node's containerd.
     pub(super) fn load_images(&self, node: &str, archives: &[PathBuf]) -> Result<(), String> {
-        eventually(&format!("containerd of {node} answers"), LOADED, || self.on_node(node, "ctr version").map(|_| ()));
+        eventually(&format!("containerd of {node} answers"), LOADED, || {
+            self.on_node(node, "ctr version").map(|_| ())
+        });
         for archive in archives {
             let mut command = self.node_command(node)?;
             command.args(["ctr", "--namespace", "k8s.io", "images", "import", "-"]);
-            command.stdin(fs::File::open(archive).map_err(said)?).stdout(Stdio::null());
+            command
+                .stdin(fs::File::open(archive).map_err(said)?)
+                .stdout(Stdio::null());
             let done = command.output().map_err(said)?;
             if !done.status.success() {
-                return Err(format!("{node}: {}: {}", archive.display(), String::from_utf8_lossy(&done.stderr)));
+                return Err(format!(
+                    "{node}: {}: {}",
+                    archive.display(),
+                    String::from_utf8_lossy(&done.stderr)
+                ));
             }
         }
         Ok(())
@@ -94,8 +130,7 @@ pub(super) fn name_server() -> Vec<Value> {
     const NAME: &str = "coredns";
     const SYSTEM: &str = "kube-system";
     let metadata = json!({"name": NAME, "namespace": SYSTEM});
-    let corefile =
-        ".:53 {\n    errors\n    health\n    ready\n    kubernetes cluster.local in-addr.arpa ip6.arpa\n    cache 30\n    loadbalance\n}\n";
+    let corefile = ".:53 {\n    errors\n    health\n    ready\n    kubernetes cluster.local in-addr.arpa ip6.arpa\n    cache 30\n    loadbalance\n}\n";
     let labels = json!({"k8s-app": "kube-dns"});
     let rule = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]});
     let probe = |path: &str, port: u16| json!({"httpGet": {"path": path, "port": port}, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 15});

@@ -1,7 +1,8 @@
-//! The first process of a node, in namespaces of its own: makes the node's root, waits for its link, and keeps its services running.
+//! The first process of a node, in namespaces of its own: makes the node's root, waits for its
+//! link, and keeps its services running.
 //!
-//! With it goes everything of the node: the kernel ends all other processes of its PID namespace, and mounts, links and network namespaces of
-//! pods end with the last of these.
+//! With it goes everything of the node: the kernel ends all other processes of its PID namespace,
+//! and mounts, links and network namespaces of pods end with the last of these.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +34,8 @@ use super::{groups, process::GLANCE};
 pub(super) const SERVICES_FILE: &str = "etc/node/services.json";
 /// A script that gives the node's link its addresses and routes.
 pub(super) const NETWORK_FILE: &str = "etc/node/network";
-/// A file in here, named as a service, holds the signal that ends it; the service rests as long as the file is there.
+/// A file in here, named as a service, holds the signal that ends it; the service rests as long as
+/// the file is there.
 pub(super) const STOP: &str = "run/stop";
 /// A file in here, named as a service, is there while it runs.
 pub(super) const RUNNING: &str = "run/running";
@@ -45,7 +47,8 @@ pub(super) const FLANNEL_FILE: &str = "/run/flannel/subnet.env";
 const REST: Duration = Duration::from_secs(1);
 const LINK: Duration = Duration::from_secs(60);
 
-/// What a kubelet would write for the whole machine: it finds what it wants in files that lie over these, and leaves the machine alone.
+/// What a kubelet would write for the whole machine: it finds what it wants in files that lie over
+/// these, and leaves the machine alone.
 const TUNABLES: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -70,15 +73,26 @@ pub(super) struct Service {
     pub(super) rests: bool,
 }
 
-/// Becomes the first process of the node whose `var` and `etc` are in `directory`. Its number and start, as the outside knows them, are written to
-/// `announcement`; `programs` are those of the cluster.
+/// Becomes the first process of the node whose `var` and `etc` are in `directory`. Its number and
+/// start, as the outside knows them, are written to `announcement`; `programs` are those of the
+/// cluster.
 ///
 /// # Errors
 /// When its root can't be made or it has no link after a minute.
-pub fn run(name: &str, directory: &Path, announcement: &Path, programs: &Path) -> io::Result<Infallible> {
+pub fn run(
+    name: &str,
+    directory: &Path,
+    announcement: &Path,
+    programs: &Path,
+) -> io::Result<Infallible> {
     // /proc is still that of the outside.
-    let outside = fs::read_link("/proc/self")?.display().to_string().parse().map_err(io::Error::other)?;
-    let identity = super::process::Identity::of(outside).ok_or_else(|| io::Error::other("no process of its own in /proc"))?;
+    let outside = fs::read_link("/proc/self")?
+        .display()
+        .to_string()
+        .parse()
+        .map_err(io::Error::other)?;
+    let identity = super::process::Identity::of(outside)
+        .ok_or_else(|| io::Error::other("no process of its own in /proc"))?;
     let services: Vec<Service> = serde_json::from_slice(&fs::read(directory.join(SERVICES_FILE))?)?;
     make_root(directory, programs)?;
     super::place::write_whole(announcement, &identity.to_string())?;
@@ -92,27 +106,54 @@ fn bind(from: &Path, to: &Path, flags: MsFlags) -> io::Result<()> {
     mount_named(Some(from), to, None, MsFlags::MS_BIND | flags, None)
 }
 
-fn mount_named(from: Option<&Path>, to: &Path, kind: Option<&str>, flags: MsFlags, data: Option<&str>) -> io::Result<()> {
-    mount(from, to, kind, flags, data).map_err(|error| io::Error::other(format!("mount {}: {error}", to.display())))
+fn mount_named(
+    from: Option<&Path>,
+    to: &Path,
+    kind: Option<&str>,
+    flags: MsFlags,
+    data: Option<&str>,
+) -> io::Result<()> {
+    mount(from, to, kind, flags, data)
+        .map_err(|error| io::Error::other(format!("mount {}: {error}", to.display())))
 }
 
 fn fresh(kind: &str, to: &Path, data: Option<&str>) -> io::Result<()> {
-    mount_named(Some(Path::new(kind)), to, Some(kind), MsFlags::empty(), data)
+    mount_named(
+        Some(Path::new(kind)),
+        to,
+        Some(kind),
+        MsFlags::empty(),
+        data,
+    )
 }
 
 fn make_root(directory: &Path, programs: &Path) -> io::Result<()> {
     let root = directory.join("root");
-    mount_named(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
+    mount_named(
+        None,
+        Path::new("/"),
+        None,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None,
+    )?;
     fs::create_dir_all(&root)?;
     fresh("tmpfs", &root, Some("mode=755"))?;
-    for folder in ["usr", "dev", "proc", "sys", "run", "tmp", "etc", "var", "root", "mnt", PROGRAMS, "old"] {
+    for folder in [
+        "usr", "dev", "proc", "sys", "run", "tmp", "etc", "var", "root", "mnt", PROGRAMS, "old",
+    ] {
         fs::create_dir_all(root.join(folder))?;
     }
     for link in ["bin", "sbin", "lib", "lib64"] {
         symlink(format!("usr/{link}"), root.join(link))?;
     }
     bind(Path::new("/usr"), &root.join("usr"), MsFlags::MS_REC)?;
-    mount_named(None, &root.join("usr"), None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, None)?;
+    mount_named(
+        None,
+        &root.join("usr"),
+        None,
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
+        None,
+    )?;
     bind(Path::new("/dev"), &root.join("dev"), MsFlags::MS_REC)?;
     fresh("tmpfs", &root.join("dev/shm"), None)?;
     fresh("proc", &root.join("proc"), None)?;
@@ -127,7 +168,11 @@ fn make_root(directory: &Path, programs: &Path) -> io::Result<()> {
     for (tunable, value) in TUNABLES {
         let file = root.join("run/tunables").join(tunable.replace('/', "."));
         fs::write(&file, format!("{value}\n"))?;
-        bind(&file, &root.join("proc/sys").join(tunable), MsFlags::empty())?;
+        bind(
+            &file,
+            &root.join("proc/sys").join(tunable),
+            MsFlags::empty(),
+        )?;
     }
     for folder in [STOP, RUNNING, "run/lock"] {
         fs::create_dir_all(root.join(folder))?;
@@ -141,7 +186,13 @@ fn enter_root(root: &Path) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     umount2("/old", MntFlags::MNT_DETACH)?;
     // Pods' volumes with mount propagation need a shared root, as hosts have it.
-    mount_named(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_SHARED, None)?;
+    mount_named(
+        None,
+        Path::new("/"),
+        None,
+        MsFlags::MS_REC | MsFlags::MS_SHARED,
+        None,
+    )?;
     for folder in ["/var/log", "/var/tmp", "/var/lib"] {
         fs::create_dir_all(folder)?;
     }
@@ -160,13 +211,25 @@ fn network() -> io::Result<()> {
         thread::sleep(GLANCE);
     }
     let script = Path::new("/").join(NETWORK_FILE);
-    let status = program("sh").arg("-e").arg(&script).stdin(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{}: {status}", script.display()))) }
+    let status = program("sh")
+        .arg("-e")
+        .arg(&script)
+        .stdin(Stdio::null())
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("{}: {status}", script.display())))
+    }
 }
 
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
-    command.env_clear().env("PATH", format!("/{PROGRAMS}:/usr/sbin:/usr/bin")).env("HOME", "/root").current_dir("/");
+    command
+        .env_clear()
+        .env("PATH", format!("/{PROGRAMS}:/usr/sbin:/usr/bin"))
+        .env("HOME", "/root")
+        .current_dir("/");
     command
 }
 
@@ -186,9 +249,18 @@ impl Supervisor {
         let now = Instant::now();
         fs::create_dir_all("/etc/cni/net.d")?;
         for service in services.iter().filter(|service| service.rests) {
-            fs::write(Path::new("/").join(STOP).join(&service.name), Signal::SIGTERM.as_str())?;
+            fs::write(
+                Path::new("/").join(STOP).join(&service.name),
+                Signal::SIGTERM.as_str(),
+            )?;
         }
-        Ok(Self { services: services.into_iter().map(|service| (service, State::Rests { until: now })).collect(), pods: None })
+        Ok(Self {
+            services: services
+                .into_iter()
+                .map(|service| (service, State::Rests { until: now }))
+                .collect(),
+            pods: None,
+        })
     }
 
     fn run(mut self) -> io::Result<Infallible> {
@@ -205,10 +277,14 @@ impl Supervisor {
     /// Learns which services have ended. Processes that lost their parent are this one's too.
     fn reap(&mut self) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            let (WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, ..)) = status else { return };
+            let (WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, ..)) = status else {
+                return;
+            };
             for (service, state) in &mut self.services {
                 if matches!(state, State::Runs { process, .. } if *process == ended) {
-                    *state = State::Rests { until: Instant::now() + REST };
+                    *state = State::Rests {
+                        until: Instant::now() + REST,
+                    };
                     let _ = fs::remove_file(Path::new("/").join(RUNNING).join(&service.name));
                     eprintln!("{} ended: {status:?}", service.name);
                 }
@@ -216,13 +292,18 @@ impl Supervisor {
         }
     }
 
-    /// Tells containerd how pods get their addresses once flannel has told it. What flannel's own plugin does, with those that everybody has.
+    /// Tells containerd how pods get their addresses once flannel has told it. What flannel's own
+    /// plugin does, with those that everybody has.
     fn describe_pods(&mut self) -> io::Result<()> {
-        let Ok(text) = fs::read_to_string(FLANNEL_FILE) else { return Ok(()) };
+        let Ok(text) = fs::read_to_string(FLANNEL_FILE) else {
+            return Ok(());
+        };
         if self.pods.as_ref() == Some(&text) {
             return Ok(());
         }
-        let Some(list) = plugins(&text) else { return Ok(()) };
+        let Some(list) = plugins(&text) else {
+            return Ok(());
+        };
         super::place::write_whole(Path::new("/etc/cni/net.d/10-pods.conflist"), &list)?;
         self.pods = Some(text);
         Ok(())
@@ -231,9 +312,19 @@ impl Supervisor {
 
 /// The list of plugins for what flannel has written; none while that is not whole.
 fn plugins(text: &str) -> Option<String> {
-    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    let ranges = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].map(|name| value(name)?.parse::<IpNet>().ok().map(|network| network.trunc()));
-    let [Some(first), Some(second)] = ranges else { return None };
+    let value = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+    };
+    let ranges = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].map(|name| {
+        value(name)?
+            .parse::<IpNet>()
+            .ok()
+            .map(|network| network.trunc())
+    });
+    let [Some(first), Some(second)] = ranges else {
+        return None;
+    };
     let mtu: u32 = value("FLANNEL_MTU")?.parse().ok()?;
     let range = |network: IpNet| serde_json::json!([{ "subnet": network }]);
     let bridge = serde_json::json!({
@@ -241,37 +332,74 @@ fn plugins(text: &str) -> Option<String> {
         "ipam": {"type": "host-local", "ranges": [range(first), range(second)]},
     });
     let ports = serde_json::json!({"type": "portmap", "capabilities": {"portMappings": true}});
-    Some(serde_json::json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, ports]}).to_string())
+    Some(
+        serde_json::json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, ports]})
+            .to_string(),
+    )
 }
 
 fn next(service: &Service, state: State) -> io::Result<State> {
     let stop = fs::read_to_string(Path::new("/").join(STOP).join(&service.name)).ok();
     Ok(match (state, stop) {
-        (State::Runs { process, told: false }, Some(signal)) => {
+        (
+            State::Runs {
+                process,
+                told: false,
+            },
+            Some(signal),
+        ) => {
             let signal = signal.trim().parse().unwrap_or(Signal::SIGTERM);
             // Fails only when it has ended by itself.
             let _ = kill(process, signal);
-            State::Runs { process, told: true }
+            State::Runs {
+                process,
+                told: true,
+            }
         }
-        (State::Rests { until }, None) if Instant::now() >= until && service.after.as_ref().is_none_or(|file| file.exists()) => {
-            State::Runs { process: start(service)?, told: false }
+        (State::Rests { until }, None)
+            if Instant::now() >= until
+                && service.after.as_ref().is_none_or(|file| file.exists()) =>
+        {
+            State::Runs {
+                process: start(service)?,
+                told: false,
+            }
         }
         (state, _) => state,
     })
 }
 
 fn start(service: &Service) -> io::Result<Pid> {
-    let log = File::options().create(true).append(true).open(format!("/var/log/{}.log", service.name))?;
-    let (name, arguments) = service.command.split_first().ok_or_else(|| io::Error::other("a service without a command"))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(format!("/var/log/{}.log", service.name))?;
+    let (name, arguments) = service
+        .command
+        .split_first()
+        .ok_or_else(|| io::Error::other("a service without a command"))?;
     let mut command = program(name);
-    command.args(arguments).envs(&service.environment).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
-    fs::write(Path::new("/").join(RUNNING).join(&service.name), child.id().to_string())?;
+    command
+        .args(arguments)
+        .envs(&service.environment)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let child = command
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+    fs::write(
+        Path::new("/").join(RUNNING).join(&service.name),
+        child.id().to_string(),
+    )?;
     // It is waited for with all others.
-    Ok(Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?))
+    Ok(Pid::from_raw(
+        i32::try_from(child.id()).map_err(io::Error::other)?,
+    ))
 }
 
-/// The lines that give a node's link its addresses and its ways to others, and make the node a router.
+/// The lines that give a node's link its addresses and its ways to others, and make the node a
+/// router.
 pub(super) fn network_script(addresses: [IpAddr; 2], router: [&str; 2]) -> String {
     let [first, second] = addresses;
     let [way, way6] = router;
@@ -300,8 +428,18 @@ mod tests {
         let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_IPV6_NETWORK=fd44::/48\nFLANNEL_IPV6_SUBNET=fd44:0:0:3::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
         let list: serde_json::Value = serde_json::from_str(&plugins(text).unwrap()).unwrap();
         assert_eq!(list["plugins"][0]["mtu"], 1450);
-        assert_eq!(list["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
-        assert_eq!(list["plugins"][0]["ipam"]["ranges"][1][0]["subnet"], "fd44:0:0:3::/64");
-        assert_eq!(plugins("FLANNEL_SUBNET=10.244.3.1/24\n"), None, "half a file");
+        assert_eq!(
+            list["plugins"][0]["ipam"]["ranges"][0][0]["subnet"],
+            "10.244.3.0/24"
+        );
+        assert_eq!(
+            list["plugins"][0]["ipam"]["ranges"][1][0]["subnet"],
+            "fd44:0:0:3::/64"
+        );
+        assert_eq!(
+            plugins("FLANNEL_SUBNET=10.244.3.1/24\n"),
+            None,
+            "half a file"
+        );
     }
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
 use serde_json::json;
 
@@ -29,7 +29,11 @@ pub(super) fn make(folder: &Path) -> io::Result<()> {
     let mut authority = CertificateParams::default();
     authority.distinguished_name = subject("cluster", "");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    authority.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     let authority = CertifiedIssuer::self_signed(authority, key()?).map_err(io::Error::other)?;
     fs::write(folder.join("ca.crt"), authority.pem())?;
     fs::write(folder.join("ca.key"), authority.key().serialize_pem())?;
@@ -40,9 +44,14 @@ pub(super) fn make(folder: &Path) -> io::Result<()> {
     let sign = |file: &str, name: &str, organization: &str, names: Vec<String>| {
         let mut certificate = CertificateParams::new(names).map_err(io::Error::other)?;
         certificate.distinguished_name = subject(name, organization);
-        certificate.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        certificate.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         let key = key()?;
-        let signed = certificate.signed_by(&key, &authority).map_err(io::Error::other)?;
+        let signed = certificate
+            .signed_by(&key, &authority)
+            .map_err(io::Error::other)?;
         fs::write(folder.join(format!("{file}.crt")), signed.pem())?;
         fs::write(folder.join(format!("{file}.key")), key.serialize_pem())
     };
@@ -50,9 +59,21 @@ pub(super) fn make(folder: &Path) -> io::Result<()> {
         sign(file, name, organization, Vec::new())?;
     }
     for node in NODES {
-        sign(&format!("kubelet-{node}"), &format!("system:node:{node}"), "system:nodes", Vec::new())?;
+        sign(
+            &format!("kubelet-{node}"),
+            &format!("system:node:{node}"),
+            "system:nodes",
+            Vec::new(),
+        )?;
     }
-    let mut names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1"].map(str::to_owned).to_vec();
+    let mut names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "127.0.0.1",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     names.extend(KUBERNETES.map(str::to_owned));
     names.extend(addresses(NODES[0]).map(|address| address.to_string()));
     sign("apiserver", "kube-apiserver", "", names)
@@ -71,11 +92,16 @@ fn subject(name: &str, organization: &str) -> DistinguishedName {
     subject
 }
 
-/// A kubeconfig for the certificate of this name, where authority, certificate and key are in `folder`.
+/// A kubeconfig for the certificate of this name, where authority, certificate and key are in
+/// `folder`.
 pub(super) fn kubeconfig(name: &str, folder: &Path) -> String {
     let file = |name: String| folder.join(name);
     let server = format!("https://{}:{API_PORT}", addresses(NODES[0])[0]);
-    let files: [PathBuf; 3] = [file("ca.crt".to_owned()), file(format!("{name}.crt")), file(format!("{name}.key"))];
+    let files: [PathBuf; 3] = [
+        file("ca.crt".to_owned()),
+        file(format!("{name}.crt")),
+        file(format!("{name}.key")),
+    ];
     json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "default",
         "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],

@@ -1,8 +1,10 @@
-//! A real cluster out of namespaces: kubelet, containerd, runc, kube-proxy, flannel, CoreDNS, controller manager, scheduler, etcd and API server, on four
-//! nodes that are sets of namespaces, beside a server outside that says which source it sees.
+//! A real cluster out of namespaces: kubelet, containerd, runc, kube-proxy, flannel, CoreDNS,
+//! controller manager, scheduler, etcd and API server, on four nodes that are sets of namespaces,
+//! beside a server outside that says which source it sees.
 //!
-//! Nothing of the machine is changed but a folder, control groups below that of the caller (module `groups`) and processes, and all of these go with the
-//! program that started them (module `place`).
+//! Nothing of the machine is changed but a folder, control groups below that of the caller (module
+//! `groups`) and processes, and all of these go with the program that started them (module
+//! `place`).
 
 mod api;
 mod chart;
@@ -76,8 +78,8 @@ pub struct Site {
     place: Place,
 }
 
-/// Where the programs are that a cluster needs; an error says why there can be none here. `more` names sets of `scripts/kube-assets` that tests want
-/// besides: `policies` has [`KUBE_ROUTER`].
+/// Where the programs are that a cluster needs; an error says why there can be none here. `more`
+/// names sets of `scripts/kube-assets` that tests want besides: `policies` has [`KUBE_ROUTER`].
 ///
 /// # Errors
 /// Without root, or where programs are missing and can't be made.
@@ -85,8 +87,21 @@ pub fn assets(more: &[&str]) -> Result<PathBuf, String> {
     if !geteuid().is_root() {
         return Err("this makes namespaces, and needs root".to_owned());
     }
-    for program in ["containerd", "runc", "conntrack", "busybox", "/usr/lib/cni/bridge", "nsenter", "unshare", "setsid"] {
-        let found = if program.starts_with('/') { Path::new(program).exists() } else { which(program).is_some() };
+    for program in [
+        "containerd",
+        "runc",
+        "conntrack",
+        "busybox",
+        "/usr/lib/cni/bridge",
+        "nsenter",
+        "unshare",
+        "setsid",
+    ] {
+        let found = if program.starts_with('/') {
+            Path::new(program).exists()
+        } else {
+            which(program).is_some()
+        };
         if !found {
             return Err(format!("there is no {program}: scripts/setup installs it"));
         }
@@ -98,23 +113,35 @@ pub fn assets(more: &[&str]) -> Result<PathBuf, String> {
 fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(system).map(|folder| folder.join(program)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }
 
 impl Site {
-    /// Starts a cluster, and waits until all nodes are Ready. `program` is the one whose commands are [`init`], [`guard`] and [`serve`]; the
-    /// programs of this workspace are beside it.
+    /// Starts a cluster, and waits until all nodes are Ready. `program` is the one whose commands
+    /// are [`init`], [`guard`] and [`serve`]; the programs of this workspace are beside it.
     ///
     /// # Errors
     /// When another one runs here, or something does not come up.
     pub fn start(assets: PathBuf, program: PathBuf, variant: Variant) -> Result<Self, String> {
         let began = Instant::now();
         let place = Place::take(&program).map_err(said)?;
-        let mut site = Self { api: None, children: Mutex::default(), assets, program, variant, began, place };
+        let mut site = Self {
+            api: None,
+            children: Mutex::default(),
+            assets,
+            program,
+            variant,
+            began,
+            place,
+        };
         site.networks().map_err(said)?;
         site.describe().map_err(said)?;
         for node in NODES {
-            site.boot(node).map_err(|error| format!("{node}: {error}"))?;
+            site.boot(node)
+                .map_err(|error| format!("{node}: {error}"))?;
         }
         site.say("nodes have booted");
         let kubeconfig = fs::read_to_string(site.kubeconfig()).map_err(said)?;
@@ -128,12 +155,18 @@ impl Site {
         let images = self.make_images()?;
         self.say("images are made");
         thread::scope(|scope| {
-            let loading: Vec<_> = NODES.map(|node| scope.spawn(|| self.load_images(node, &images))).into();
+            let loading: Vec<_> = NODES
+                .map(|node| scope.spawn(|| self.load_images(node, &images)))
+                .into();
             self.wait_for_server();
             self.say("the API server is ready");
             self.basics();
-            let loaded =
-                loading.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked".to_owned()).and_then(|loaded| loaded));
+            let loaded = loading.into_iter().map(|thread| {
+                thread
+                    .join()
+                    .map_err(|_| "a thread panicked".to_owned())
+                    .and_then(|loaded| loaded)
+            });
             loaded.collect::<Result<(), String>>()
         })?;
         self.say("images are loaded");
@@ -209,8 +242,15 @@ impl Site {
     fn hold(&self, name: &str, arguments: &[&str]) -> io::Result<()> {
         let log = fs::File::create(self.place.path(&format!("{name}.messages")))?;
         let mut command = Command::new("setsid");
-        command.args(["unshare", "--net", "--"]).arg(&self.program).args(arguments);
-        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        command
+            .args(["unshare", "--net", "--"])
+            .arg(&self.program)
+            .args(arguments);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
         let identity = self.place.announce(name, child.id())?;
         self.children().insert(name.to_owned(), child);
         // The namespace is another one once unshare(1) has made it.
@@ -218,7 +258,9 @@ impl Site {
         let deadline = Instant::now() + HOLD;
         while fs::read_link(format!("/proc/{}/ns/net", identity.id()))? == own {
             if Instant::now() > deadline {
-                return Err(io::Error::other(format!("{name} has no namespace of its own")));
+                return Err(io::Error::other(format!(
+                    "{name} has no namespace of its own"
+                )));
             }
             thread::sleep(process::GLANCE);
         }
@@ -262,30 +304,38 @@ impl Site {
         self.place.directory()
     }
 
-    /// A program of the cluster, such as kubectl or helm, as the administrator in the router's network; what it printed.
+    /// A program of the cluster, such as kubectl or helm, as the administrator in the router's
+    /// network; what it printed.
     ///
     /// # Errors
     /// When it fails, with all that it said.
     pub fn tool(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let router = self.process(ROUTER_NAME).map_err(said)?;
         let mut command = net::command_in(router, self.assets.join(program));
-        command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments).env("HOME", self.directory());
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(arguments)
+            .env("HOME", self.directory());
         output(command)
     }
 
-    /// A program of this workspace in the router's network, with the administrator's kubeconfig in the variable by which the product's programs find it;
-    /// what it printed.
+    /// A program of this workspace in the router's network, with the administrator's kubeconfig in
+    /// the variable by which the product's programs find it; what it printed.
     ///
     /// # Errors
     /// When it fails, with all that it said.
     pub fn own_tool(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let router = self.process(ROUTER_NAME).map_err(said)?;
         let mut command = net::command_in(router, self.program.with_file_name(program));
-        command.args(arguments).env("EGRESSGATEWAY_KUBECONFIG", self.kubeconfig());
+        command
+            .args(arguments)
+            .env("EGRESSGATEWAY_KUBECONFIG", self.kubeconfig());
         output(command)
     }
 
-    /// Runs lines of a shell in the network of the router, the server or a node; they end at the first failure.
+    /// Runs lines of a shell in the network of the router, the server or a node; they end at the
+    /// first failure.
     pub(self) fn shell(&self, name: &str, lines: &str) -> io::Result<String> {
         let mut command = net::command_in(self.process(name)?, "sh");
         command.arg("-ec").arg(lines);
@@ -294,7 +344,10 @@ impl Site {
 
     fn process(&self, name: &str) -> io::Result<u32> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{name} does not run"));
-        self.place.process(name).map(process::Identity::id).ok_or_else(missing)
+        self.place
+            .process(name)
+            .map(process::Identity::id)
+            .ok_or_else(missing)
     }
 
     fn network(&self, name: &str) -> io::Result<Net> {
@@ -307,7 +360,8 @@ impl Site {
     /// When its log can't be read.
     #[must_use]
     pub fn seen(&self) -> Vec<flows::Seen> {
-        let log = fs::read_to_string(self.place.path(OUTSIDE_LOG)).expect("the log of the server outside");
+        let log = fs::read_to_string(self.place.path(OUTSIDE_LOG))
+            .expect("the log of the server outside");
         log.lines().filter_map(flows::Seen::parse).collect()
     }
 
@@ -338,12 +392,19 @@ impl Site {
         let router = self.process(ROUTER_NAME)?;
         let tool = |name: &str| {
             let enter = format!("exec nsenter --net=/proc/{router}/ns/net --");
-            format!("#!/bin/sh\n{enter} env HOME={directory} {assets}/{name} --kubeconfig {directory}/admin.conf \"$@\"\n")
+            format!(
+                "#!/bin/sh\n{enter} env HOME={directory} {assets}/{name} --kubeconfig {directory}/admin.conf \"$@\"\n"
+            )
         };
-        let node =
-            format!("#!/bin/sh\nread -r pid _ <{directory}/$1.pid\nshift\nexec nsenter --target \"$pid\" --all -- \"${{@:-bash}}\"\n");
+        let node = format!(
+            "#!/bin/sh\nread -r pid _ <{directory}/$1.pid\nshift\nexec nsenter --target \"$pid\" --all -- \"${{@:-bash}}\"\n"
+        );
         let node = node.replace("\"${@:-bash}\"", "${@:-bash}");
-        for (name, text) in [("kubectl", tool("kubectl")), ("helm", tool("helm")), ("node", node)] {
+        for (name, text) in [
+            ("kubectl", tool("kubectl")),
+            ("helm", tool("helm")),
+            ("node", node),
+        ] {
             let file = folder.join(name);
             fs::write(&file, text)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
@@ -367,12 +428,20 @@ impl Site {
 
 /// What a command prints; all that it said when it fails.
 fn output(mut command: Command) -> Result<String, String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() {
         return Ok(text(&output.stdout));
     }
-    Err(format!("{command:?}: {}: {} {}", output.status, text(&output.stdout), text(&output.stderr)))
+    Err(format!(
+        "{command:?}: {}: {} {}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    ))
 }
 
 fn said(error: impl std::fmt::Display) -> String {

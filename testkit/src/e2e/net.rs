@@ -14,7 +14,9 @@ impl Net {
     /// # Errors
     /// When it has ended.
     pub fn of(process: u32) -> io::Result<Self> {
-        Ok(Self(Arc::new(File::open(format!("/proc/{process}/ns/net"))?)))
+        Ok(Self(Arc::new(File::open(format!(
+            "/proc/{process}/ns/net"
+        ))?)))
     }
 
     /// Runs `work` on a thread inside: its sockets stay there.
@@ -27,7 +29,9 @@ impl Net {
                 self.move_in()?;
                 Ok(work())
             });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -43,6 +47,9 @@ impl Net {
 /// A command in the network namespace of a process, and otherwise in the caller's namespaces.
 pub(super) fn command_in(process: u32, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/proc/{process}/ns/net")).arg("--").arg(program);
+    command
+        .arg(format!("--net=/proc/{process}/ns/net"))
+        .arg("--")
+        .arg(program);
     command
 }

@@ -37,22 +37,51 @@ impl Site {
         let announcement = self.place.announcement(node);
         let messages = self.place.path(&format!("{node}.messages"));
         let log = File::create(&messages)?;
-        // It goes into its groups before it makes namespaces: these groups are then the first ones that it sees.
-        let enter =
-            "for group in \"$@\"; do [ \"$group\" != -- ] || break; echo $$ >\"$group/cgroup.procs\"; shift; done; shift; exec \"$@\"";
+        // It goes into its groups before it makes namespaces: these groups are then the first ones
+        // that it sees.
+        let enter = "for group in \"$@\"; do [ \"$group\" != -- ] || break; echo $$ >\"$group/cgroup.procs\"; shift; done; shift; exec \"$@\"";
         let mut command = Command::new("setsid");
-        command.args(["sh", "-ec", enter, "sh"]).args(&groups).arg("--");
-        command.args(["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "--"]);
-        command.arg(&self.program).arg("node").arg(node).arg(self.place.path(node)).arg(&announcement).arg(&self.assets);
-        let mut child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        // With it goes its child, so that nothing is left of a node that has not announced itself yet.
-        self.place.announce(&format!("{node}.starter"), child.id())?;
+        command
+            .args(["sh", "-ec", enter, "sh"])
+            .args(&groups)
+            .arg("--");
+        command.args([
+            "unshare",
+            "--net",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--pid",
+            "--cgroup",
+            "--fork",
+            "--kill-child",
+            "--",
+        ]);
+        command
+            .arg(&self.program)
+            .arg("node")
+            .arg(node)
+            .arg(self.place.path(node))
+            .arg(&announcement)
+            .arg(&self.assets);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        // With it goes its child, so that nothing is left of a node that has not announced itself
+        // yet.
+        self.place
+            .announce(&format!("{node}.starter"), child.id())?;
         let deadline = Instant::now() + crate::pace::patient(BOOT);
         while self.place.process(node).is_none() {
             groups::release(child.id())?;
             let ended = child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
-                return Err(io::Error::other(format!("it did not boot: {ended:?}: {}", fs::read_to_string(messages)?)));
+                return Err(io::Error::other(format!(
+                    "it did not boot: {ended:?}: {}",
+                    fs::read_to_string(messages)?
+                )));
             }
             thread::sleep(GLANCE);
         }
@@ -62,7 +91,8 @@ impl Site {
         Ok(())
     }
 
-    /// Takes a node's power away. Its link goes first: its processes end one by one, and a node half of whose are left would still answer.
+    /// Takes a node's power away. Its link goes first: its processes end one by one, and a node
+    /// half of whose are left would still answer.
     ///
     /// # Errors
     /// When it runs not, or does not end.
@@ -81,14 +111,15 @@ impl Site {
     /// When it does not end.
     pub fn stop_service(&self, node: &str, service: &str, signal: Signal) {
         let file = |folder: &str| self.inside(node, &format!("{folder}/{service}"));
-        fs::write(file(STOP), signal.as_str()).unwrap_or_else(|error| panic!("{node}: {service}: {error}"));
-        eventually(
-            &format!("{service} of {node} ends"),
-            SERVICE,
-            || {
-                if file(RUNNING).exists() { Err("it runs".to_owned()) } else { Ok(()) }
-            },
-        );
+        fs::write(file(STOP), signal.as_str())
+            .unwrap_or_else(|error| panic!("{node}: {service}: {error}"));
+        eventually(&format!("{service} of {node} ends"), SERVICE, || {
+            if file(RUNNING).exists() {
+                Err("it runs".to_owned())
+            } else {
+                Ok(())
+            }
+        });
     }
 
     /// Starts a service again that was stopped.
@@ -99,7 +130,11 @@ impl Site {
         let file = |folder: &str| self.inside(node, &format!("{folder}/{service}"));
         fs::remove_file(file(STOP)).unwrap_or_else(|error| panic!("{node}: {service}: {error}"));
         eventually(&format!("{service} of {node} starts"), SERVICE, || {
-            if file(RUNNING).exists() { Ok(()) } else { Err("it does not run".to_owned()) }
+            if file(RUNNING).exists() {
+                Ok(())
+            } else {
+                Err("it does not run".to_owned())
+            }
         });
     }
 
@@ -122,8 +157,12 @@ impl Site {
     pub(super) fn node_command(&self, node: &str) -> Result<Command, String> {
         let process = self.process(node).map_err(super::said)?;
         let mut command = Command::new("nsenter");
-        command.args(["--target", &process.to_string(), "--all", "--"]).env_clear();
-        command.env("PATH", "/opt/kube:/usr/sbin:/usr/bin").env("HOME", "/root");
+        command
+            .args(["--target", &process.to_string(), "--all", "--"])
+            .env_clear();
+        command
+            .env("PATH", "/opt/kube:/usr/sbin:/usr/bin")
+            .env("HOME", "/root");
         Ok(command)
     }
 }

@@ -1,7 +1,8 @@
 //! The folder of a cluster, by which every later program finds what is to be ended and removed.
 //!
-//! There is one on a machine. Whoever works on it holds a lock. A guard waits for the end of whoever started it, in whatever way, and then takes the
-//! cluster away, unless it is to be kept; where even the guard was killed, the next start does.
+//! There is one on a machine. Whoever works on it holds a lock. A guard waits for the end of
+//! whoever started it, in whatever way, and then takes the cluster away, unless it is to be kept;
+//! where even the guard was killed, the next start does.
 
 use std::{
     fs::{self, File},
@@ -42,7 +43,10 @@ pub(super) struct Place {
 /// Where a cluster is on this machine.
 #[must_use]
 pub fn directory() -> PathBuf {
-    std::env::var_os(PLACE).map_or_else(|| std::env::temp_dir().join("egressgateway-e2e"), PathBuf::from)
+    std::env::var_os(PLACE).map_or_else(
+        || std::env::temp_dir().join("egressgateway-e2e"),
+        PathBuf::from,
+    )
 }
 
 /// Writes a file that others see whole or not at all.
@@ -63,14 +67,24 @@ fn lock(directory: &Path) -> io::Result<Flock<File>> {
     let deadline = Instant::now() + WAIT;
     loop {
         match Flock::lock(File::create(&file)?, FlockArg::LockExclusiveNonblock) {
-            // Whoever held it may have removed the file: a lock of a file that has no name is nobody's.
-            Ok(lock) if fs::metadata(&file).is_ok_and(|named| lock.metadata().is_ok_and(|own| own.ino() == named.ino())) => {
+            // Whoever held it may have removed the file: a lock of a file that has no name is
+            // nobody's.
+            Ok(lock)
+                if fs::metadata(&file).is_ok_and(|named| {
+                    lock.metadata().is_ok_and(|own| own.ino() == named.ino())
+                }) =>
+            {
                 return Ok(lock);
             }
             Ok(_) => {}
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => thread::sleep(GLANCE),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                thread::sleep(GLANCE)
+            }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                let text = format!("another program works on the cluster in {}: there is one on a machine", directory.display());
+                let text = format!(
+                    "another program works on the cluster in {}: there is one on a machine",
+                    directory.display()
+                );
                 return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
             }
             Err((_, error)) => return Err(error.into()),
@@ -79,14 +93,22 @@ fn lock(directory: &Path) -> io::Result<Flock<File>> {
 }
 
 impl Place {
-    /// Takes the place for a new cluster, and removes what an earlier one left. `guard` is the program of [`guard`].
+    /// Takes the place for a new cluster, and removes what an earlier one left. `guard` is the
+    /// program of [`guard`].
     pub(super) fn take(guard: &Path) -> io::Result<Self> {
         let directory = directory();
         let lock = lock(&directory)?;
-        if directory.join(KEPT).exists() && pids(&directory)?.iter().any(|(_, identity)| identity.lives()) {
+        if directory.join(KEPT).exists()
+            && pids(&directory)?
+                .iter()
+                .any(|(_, identity)| identity.lives())
+        {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                format!("a cluster runs in {}: `e2e down` ends it", directory.display()),
+                format!(
+                    "a cluster runs in {}: `e2e down` ends it",
+                    directory.display()
+                ),
             ));
         }
         clear(&directory)?;
@@ -96,9 +118,20 @@ impl Place {
         // In a session of its own: what ends the others from a terminal does not end it.
         let mut command = Command::new("setsid");
         command.arg(guard).arg("guard").arg(&directory).arg(&run);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        let life = child.stdin.take().ok_or_else(|| io::Error::other("no pipe"))?;
-        Ok(Self { directory, run, _lock: lock, guard: Some((child, life)) })
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let life = child
+            .stdin
+            .take()
+            .ok_or_else(|| io::Error::other("no pipe"))?;
+        Ok(Self {
+            directory,
+            run,
+            _lock: lock,
+            guard: Some((child, life)),
+        })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -115,7 +148,10 @@ impl Place {
 
     /// The process that is the first one of a node or holds a network, while it lives.
     pub(super) fn process(&self, name: &str) -> Option<Identity> {
-        let identity: Identity = fs::read_to_string(self.path(&format!("{name}.pid"))).ok()?.parse().ok()?;
+        let identity: Identity = fs::read_to_string(self.path(&format!("{name}.pid")))
+            .ok()?
+            .parse()
+            .ok()?;
         identity.lives().then_some(identity)
     }
 
@@ -126,14 +162,18 @@ impl Place {
 
     /// Notes a process that was just started.
     pub(super) fn announce(&self, name: &str, process: u32) -> io::Result<Identity> {
-        let identity = Identity::of(process).ok_or_else(|| io::Error::other(format!("{name} ended at once")))?;
+        let identity = Identity::of(process)
+            .ok_or_else(|| io::Error::other(format!("{name} ended at once")))?;
         write_whole(&self.announcement(name), &identity.to_string())?;
         Ok(identity)
     }
 
     /// Notes the control groups that a node is about to have.
     pub(super) fn note_groups(&self, name: &str, groups: &[PathBuf]) -> io::Result<()> {
-        let lines: Vec<String> = groups.iter().map(|group| group.display().to_string()).collect();
+        let lines: Vec<String> = groups
+            .iter()
+            .map(|group| group.display().to_string())
+            .collect();
         write_whole(&self.path(&format!("{name}.groups")), &lines.join("\n"))
     }
 
@@ -196,7 +236,8 @@ fn pids(directory: &Path) -> io::Result<Vec<(String, Identity)>> {
         let name = entry?.file_name().display().to_string();
         // Half a note is of a node that never was.
         if let Some(node) = name.strip_suffix(".pid")
-            && let Ok(identity) = fs::read_to_string(directory.join(&name)).and_then(|text| text.parse())
+            && let Ok(identity) =
+                fs::read_to_string(directory.join(&name)).and_then(|text| text.parse())
         {
             found.push((node.to_owned(), identity));
         }
@@ -215,29 +256,42 @@ fn clear(directory: &Path) -> io::Result<()> {
     };
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "groups") {
-            let groups: Vec<PathBuf> = fs::read_to_string(&path)?.lines().map(PathBuf::from).collect();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "groups")
+        {
+            let groups: Vec<PathBuf> = fs::read_to_string(&path)?
+                .lines()
+                .map(PathBuf::from)
+                .collect();
             groups::remove(&groups)?;
         }
     }
     fs::remove_dir_all(directory)
 }
 
-/// Waits until the standard input ends, which it does with the process that started this one, and then removes the cluster of that run unless it is kept or
-/// gone.
+/// Waits until the standard input ends, which it does with the process that started this one, and
+/// then removes the cluster of that run unless it is kept or gone.
 ///
 /// # Errors
 /// When something does not end.
 pub fn guard(directory: &Path, run: &str) -> io::Result<()> {
     let mut nothing = Vec::new();
     io::stdin().read_to_end(&mut nothing)?;
-    let due = || fs::read_to_string(directory.join(RUN)).is_ok_and(|text| text == run) && !directory.join(KEPT).exists();
+    let due = || {
+        fs::read_to_string(directory.join(RUN)).is_ok_and(|text| text == run)
+            && !directory.join(KEPT).exists()
+    };
     if !due() {
         return Ok(());
     }
     let _lock = lock(directory)?;
     // Whoever held the lock may have cleared it meanwhile.
-    if due() { clear(directory).and_then(|()| remove_file(&lock_file(directory))) } else { Ok(()) }
+    if due() {
+        clear(directory).and_then(|()| remove_file(&lock_file(directory)))
+    } else {
+        Ok(())
+    }
 }
 
 /// Ends the cluster that runs on this machine, if one does.

@@ -14,7 +14,8 @@ use nix::{
 
 /// How often something is looked at that tells nobody when it changes.
 pub(super) const GLANCE: Duration = Duration::from_millis(50);
-/// How long a killed process may take to be gone. The last one of a PID namespace waits for all others.
+/// How long a killed process may take to be gone. The last one of a PID namespace waits for all
+/// others.
 const END: Duration = Duration::from_secs(60);
 
 /// A process and when it began, so that a number that was given away again is not taken for it.
@@ -33,7 +34,10 @@ impl Identity {
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
         let dead = matches!(fields.next()?, "Z" | "X");
         let began = fields.nth(18)?.parse().ok()?;
-        (!dead).then_some(Self { id: i32::try_from(id).ok()?, began })
+        (!dead).then_some(Self {
+            id: i32::try_from(id).ok()?,
+            began,
+        })
     }
 
     pub(super) fn id(self) -> u32 {
@@ -51,7 +55,10 @@ impl Identity {
             // Fails only when it is gone meanwhile.
             let _ = kill(Pid::from_raw(self.id), Signal::SIGKILL);
             if Instant::now() > deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {} does not end", self.id)));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("process {} does not end", self.id),
+                ));
             }
             thread::sleep(GLANCE);
         }
@@ -69,9 +76,17 @@ impl FromStr for Identity {
     type Err = io::Error;
 
     fn from_str(text: &str) -> io::Result<Self> {
-        let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} must be a process' number and its start"));
+        let wrong = || {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{text:?} must be a process' number and its start"),
+            )
+        };
         let (id, began) = text.trim().split_once(' ').ok_or_else(wrong)?;
-        Ok(Self { id: id.parse().map_err(|_| wrong())?, began: began.parse().map_err(|_| wrong())? })
+        Ok(Self {
+            id: id.parse().map_err(|_| wrong())?,
+            began: began.parse().map_err(|_| wrong())?,
+        })
     }
 }
 
@@ -90,7 +105,10 @@ mod tests {
         assert_eq!(again, identity);
         assert!(again.lives());
         again.end().unwrap();
-        assert!(!again.lives(), "what is left until somebody asks for the status is no process");
+        assert!(
+            !again.lives(),
+            "what is left until somebody asks for the status is no process"
+        );
         child.wait().unwrap();
     }
 
@@ -98,7 +116,10 @@ mod tests {
     fn another_process_with_the_number_is_left_alone() {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let identity = Identity::of(child.id()).unwrap();
-        let other = Identity { began: identity.began + 1, ..identity };
+        let other = Identity {
+            began: identity.began + 1,
+            ..identity
+        };
         assert!(!other.lives());
         other.end().unwrap();
         assert!(identity.lives());

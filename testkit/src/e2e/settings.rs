@@ -10,7 +10,10 @@ pub const NODES: [&str; 4] = ["control", "node1", "node2", "node3"];
 /// Where the API server listens.
 pub(super) const API_PORT: u16 = 6443;
 /// The server outside, which knows no way to pods.
-pub const OUTSIDE: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(10, 6, 1, 92)), IpAddr::V6(Ipv6Addr::new(0xfd06, 0, 0, 7, 0, 0, 0, 0x92))];
+pub const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 6, 1, 92)),
+    IpAddr::V6(Ipv6Addr::new(0xfd06, 0, 0, 7, 0, 0, 0, 0x92)),
+];
 /// The networks of that server.
 pub const OUTSIDE_NETWORKS: [&str; 2] = ["10.6.1.0/24", "fd06:0:0:7::/64"];
 /// Networks of pods.
@@ -31,15 +34,22 @@ pub(super) const ROUTER_OUTSIDE: [&str; 2] = ["10.6.1.254", "fd06:0:0:7::fe"];
 /// When there is no such node.
 #[must_use]
 pub fn addresses(node: &str) -> [IpAddr; 2] {
-    let number = NODES.iter().position(|name| *name == node).unwrap_or_else(|| panic!("no node {node}"));
+    let number = NODES
+        .iter()
+        .position(|name| *name == node)
+        .unwrap_or_else(|| panic!("no node {node}"));
     let number = u8::try_from(number).expect("a few nodes");
-    [Ipv4Addr::new(10, 6, 0, 10 + number).into(), Ipv6Addr::new(0xfd06, 0, 0, 6, 0, 0, 0, 0x10 + u16::from(number)).into()]
+    [
+        Ipv4Addr::new(10, 6, 0, 10 + number).into(),
+        Ipv6Addr::new(0xfd06, 0, 0, 6, 0, 0, 0, 0x10 + u16::from(number)).into(),
+    ]
 }
 
 /// Which programs the cluster has, and how they work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// Flannel with VXLAN, kube-proxy and the nodes with nftables' iptables; what policies do is left to the product.
+    /// Flannel with VXLAN, kube-proxy and the nodes with nftables' iptables; what policies do is
+    /// left to the product.
     Usual,
     /// Flannel without a tunnel, kube-proxy with nftables.
     Routed,
@@ -63,23 +73,39 @@ impl Variant {
 
     /// Flannel's backend.
     pub(super) const fn flannel(self) -> &'static str {
-        if matches!(self, Self::Routed) { "host-gw" } else { "vxlan" }
+        if matches!(self, Self::Routed) {
+            "host-gw"
+        } else {
+            "vxlan"
+        }
     }
 
     /// kube-proxy's mode.
     pub(super) const fn proxy(self) -> &'static str {
-        if matches!(self, Self::Routed) { "nftables" } else { "iptables" }
+        if matches!(self, Self::Routed) {
+            "nftables"
+        } else {
+            "iptables"
+        }
     }
 
     /// Which iptables the nodes have.
     pub(super) const fn iptables(self) -> &'static str {
-        if matches!(self, Self::Legacy) { "legacy" } else { "nft" }
+        if matches!(self, Self::Legacy) {
+            "legacy"
+        } else {
+            "nft"
+        }
     }
 
     /// The product's backend for policies.
     #[must_use]
     pub const fn backend(self) -> &'static str {
-        if matches!(self, Self::Legacy) { "netfilter" } else { "nftables" }
+        if matches!(self, Self::Legacy) {
+            "netfilter"
+        } else {
+            "nftables"
+        }
     }
 }
 
@@ -88,6 +114,9 @@ impl FromStr for Variant {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let names = Self::ALL.map(Self::name).join(", ");
-        Self::ALL.into_iter().find(|variant| variant.name() == name).ok_or_else(|| format!("variant: {name:?} must be one of {names}"))
+        Self::ALL
+            .into_iter()
+            .find(|variant| variant.name() == name)
+            .ok_or_else(|| format!("variant: {name:?} must be one of {names}"))
     }
 }

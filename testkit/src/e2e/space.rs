@@ -22,9 +22,16 @@ impl Site {
     /// Makes a space of this name.
     #[must_use]
     pub fn space(&self, name: &str) -> Space<'_> {
-        self.api().apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
-        eventually("the namespace has its account", PATIENCE, || self.api().get("ServiceAccount", name, "default"));
-        Space { site: self, name: name.to_owned(), labelled: Mutex::default() }
+        self.api()
+            .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+        eventually("the namespace has its account", PATIENCE, || {
+            self.api().get("ServiceAccount", name, "default")
+        });
+        Space {
+            site: self,
+            name: name.to_owned(),
+            labelled: Mutex::default(),
+        }
     }
 
     /// Writes down what the cluster looks like, for whoever asks why a test failed; where.
@@ -33,7 +40,9 @@ impl Site {
     /// When it can't be written.
     pub fn write_report(&self, name: &str) -> PathBuf {
         let mut text = String::new();
-        let agents = format!("--namespace={NAMESPACE} logs --prefix --tail=200 --selector=app.kubernetes.io/name=egressgateway");
+        let agents = format!(
+            "--namespace={NAMESPACE} logs --prefix --tail=200 --selector=app.kubernetes.io/name=egressgateway"
+        );
         for arguments in [
             "get nodes,pods,services --all-namespaces --output=wide",
             "get egressgateways,egressgatewaypolicies,egressnodes --output=yaml",
@@ -66,7 +75,9 @@ impl Site {
         let target = self.program.parent().and_then(|folder| folder.parent());
         let folder = target.map_or_else(std::env::temp_dir, |folder| folder.join("test-logs"));
         let file = folder.join(name);
-        fs::create_dir_all(&folder).and_then(|()| fs::write(&file, text)).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::write(&file, text))
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         file
     }
 }
@@ -83,14 +94,23 @@ impl Space<'_> {
         self.gateway_with(nodes, &json!({}));
     }
 
-    /// Makes a gateway of these nodes with more in its specification, and waits until it is Ready with all of them.
+    /// Makes a gateway of these nodes with more in its specification, and waits until it is Ready
+    /// with all of them.
     ///
     /// # Panics
     /// When it does not become so.
     pub fn gateway_with(&self, nodes: &[&str], more: &Value) {
         for node in nodes {
-            self.site.api().merge("Node", "", node, &json!({"metadata": {"labels": {&self.name: "gateway"}}}));
-            self.labelled.lock().expect("no panic while it is held").push((*node).to_owned());
+            self.site.api().merge(
+                "Node",
+                "",
+                node,
+                &json!({"metadata": {"labels": {&self.name: "gateway"}}}),
+            );
+            self.labelled
+                .lock()
+                .expect("no panic while it is held")
+                .push((*node).to_owned());
         }
         let mut spec = json!({"nodeSelector": {"matchLabels": {&self.name: "gateway"}}});
         for (key, value) in more.as_object().into_iter().flatten() {
@@ -101,9 +121,16 @@ impl Space<'_> {
         }));
         eventually("the gateway's nodes are Ready", PATIENCE, || {
             let gateway = self.site.api().get("EgressGateway", "", &self.name)?;
-            let list = gateway["status"]["nodeList"].as_array().cloned().unwrap_or_default();
+            let list = gateway["status"]["nodeList"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             let ready = list.iter().filter(|node| node["status"] == "Ready").count();
-            if ready == nodes.len() { Ok(()) } else { Err(gateway["status"].to_string()) }
+            if ready == nodes.len() {
+                Ok(())
+            } else {
+                Err(gateway["status"].to_string())
+            }
         });
     }
 
@@ -115,13 +142,22 @@ impl Space<'_> {
     pub fn active(&self) -> String {
         eventually("the gateway has an active node", PATIENCE, || {
             let gateway = self.site.api().get("EgressGateway", "", &self.name)?;
-            let list = gateway["status"]["nodeList"].as_array().cloned().unwrap_or_default();
-            let active = list.iter().find(|node| node["active"] == true).and_then(|node| node["name"].as_str());
-            active.map(str::to_owned).ok_or_else(|| gateway["status"].to_string())
+            let list = gateway["status"]["nodeList"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let active = list
+                .iter()
+                .find(|node| node["active"] == true)
+                .and_then(|node| node["name"].as_str());
+            active
+                .map(str::to_owned)
+                .ok_or_else(|| gateway["status"].to_string())
         })
     }
 
-    /// Governs pods that are [governed](Space::governed) here, for these destinations; none means everything outside the cluster.
+    /// Governs pods that are [governed](Space::governed) here, for these destinations; none means
+    /// everything outside the cluster.
     pub fn policy(&self, destinations: &[&str]) {
         self.policy_with(&json!({"destCIDR": destinations}));
     }
@@ -137,7 +173,9 @@ impl Space<'_> {
         self.site.api().apply(&json!({
             "apiVersion": "egressgateway.spidernet.io/v1", "kind": "EgressGatewayPolicy", "metadata": {"name": self.name}, "spec": spec,
         }));
-        self.site.api().wait_for_condition("EgressGatewayPolicy", "", &self.name, "Accepted");
+        self.site
+            .api()
+            .wait_for_condition("EgressGatewayPolicy", "", &self.name, "Accepted");
     }
 
     /// Starts pods, at once, and waits for all: names, nodes, and whether they are governed.
@@ -146,9 +184,14 @@ impl Space<'_> {
         for (name, node, governed) in wanted {
             let mut labels = vec![("app", *name)];
             labels.extend(governed.then_some((GOVERNED, self.name.as_str())));
-            self.site.api().apply(&pods::object(&self.name, name, node, &labels));
+            self.site
+                .api()
+                .apply(&pods::object(&self.name, name, node, &labels));
         }
-        wanted.iter().map(|(name, ..)| self.site.wait_for_pod(&self.name, name)).collect()
+        wanted
+            .iter()
+            .map(|(name, ..)| self.site.wait_for_pod(&self.name, name))
+            .collect()
     }
 
     /// Starts a governed pod on a node.
@@ -157,13 +200,19 @@ impl Space<'_> {
     /// When it does not become Ready.
     #[must_use]
     pub fn governed(&self, node: &str) -> Pod {
-        self.pods(&[(&format!("governed-{node}"), node, true)]).remove(0)
+        self.pods(&[(&format!("governed-{node}"), node, true)])
+            .remove(0)
     }
 
     /// Starts a governed pod that ends when somebody makes the file [`END`](super::END) in it.
     #[must_use]
     pub fn pod_once(&self, name: &str, node: &str) -> Pod {
-        let mut object = pods::object(&self.name, name, node, &[("app", name), (GOVERNED, &self.name)]);
+        let mut object = pods::object(
+            &self.name,
+            name,
+            node,
+            &[("app", name), (GOVERNED, &self.name)],
+        );
         object["spec"]["restartPolicy"] = json!("Never");
         object["spec"]["containers"][0]["command"] = json!(["sh", "-c", pods::until_end()]);
         self.site.api().apply(&object);
@@ -182,36 +231,67 @@ impl Space<'_> {
         self.site.api().apply(&object);
     }
 
-    /// Waits until a client's new connections to an address leave with this source, three times one after the other.
+    /// Waits until a client's new connections to an address leave with this source, three times one
+    /// after the other.
     ///
     /// # Panics
     /// When they do not.
     pub fn wait_for_source(&self, pod: &Pod, to: IpAddr, source: IpAddr) {
         let mut right = 0;
-        eventually(&format!("{} reaches {to} as {source}", pod.name), PATIENCE, || {
-            let seen = pod.client.ask(to).map_err(|error| error.to_string())?;
-            right = if seen == source { right + 1 } else { 0 };
-            if right >= 3 { Ok(()) } else { Err(format!("the server sees {seen}")) }
-        });
+        eventually(
+            &format!("{} reaches {to} as {source}", pod.name),
+            PATIENCE,
+            || {
+                let seen = pod.client.ask(to).map_err(|error| error.to_string())?;
+                right = if seen == source { right + 1 } else { 0 };
+                if right >= 3 {
+                    Ok(())
+                } else {
+                    Err(format!("the server sees {seen}"))
+                }
+            },
+        );
     }
 }
 
 impl Drop for Space<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("e2e: what the cluster looked like: {}", self.site.write_report(&self.name).display());
+            eprintln!(
+                "e2e: what the cluster looked like: {}",
+                self.site.write_report(&self.name).display()
+            );
         }
         // Not waited for, but for the objects whose refusal would tell something.
         let api = self.site.api();
         let clean = std::panic::AssertUnwindSafe(|| {
             api.delete("EgressGatewayPolicy", "", &self.name);
             api.delete("EgressGateway", "", &self.name);
-            for node in self.labelled.lock().map(|nodes| nodes.clone()).unwrap_or_default() {
-                api.merge("Node", "", &node, &json!({"metadata": {"labels": {&self.name: null}}}));
+            for node in self
+                .labelled
+                .lock()
+                .map(|nodes| nodes.clone())
+                .unwrap_or_default()
+            {
+                api.merge(
+                    "Node",
+                    "",
+                    &node,
+                    &json!({"metadata": {"labels": {&self.name: null}}}),
+                );
             }
-            let _ = api.send("DELETE", &format!("/api/v1/namespaces/{}", self.name), "application/json", &Value::Null);
+            let _ = api.send(
+                "DELETE",
+                &format!("/api/v1/namespaces/{}", self.name),
+                "application/json",
+                &Value::Null,
+            );
         });
         let cleaned = std::panic::catch_unwind(clean);
-        assert!(cleaned.is_ok() || thread::panicking(), "{} can't be removed", self.name);
+        assert!(
+            cleaned.is_ok() || thread::panicking(),
+            "{} can't be removed",
+            self.name
+        );
     }
 }

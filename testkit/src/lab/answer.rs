@@ -40,12 +40,16 @@ pub(super) fn start(namespace: &Namespace, addresses: &[IpAddr], port: u16) -> i
     // One socket per address: datagrams are then answered from the address they were sent to.
     for address in addresses {
         let at = SocketAddr::new(*address, port);
-        let (tcp, udp) = namespace.enter(|| Ok::<_, io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)))??;
+        let (tcp, udp) = namespace
+            .enter(|| Ok::<_, io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)))??;
         tcp.set_nonblocking(true)?;
         udp.set_nonblocking(true)?;
         namespace.world.with_runtime(|runtime| {
             let _inside = runtime.enter();
-            let (tcp, udp) = (tokio::net::TcpListener::from_std(tcp)?, tokio::net::UdpSocket::from_std(udp)?);
+            let (tcp, udp) = (
+                tokio::net::TcpListener::from_std(tcp)?,
+                tokio::net::UdpSocket::from_std(udp)?,
+            );
             runtime.spawn(answer_tcp(tcp, seen.clone()));
             runtime.spawn(answer_udp(udp, seen.clone()));
             Ok(())
@@ -57,7 +61,9 @@ pub(super) fn start(namespace: &Namespace, addresses: &[IpAddr], port: u16) -> i
 async fn answer_tcp(listener: tokio::net::TcpListener, seen: Seen) {
     loop {
         // An error here is one connection's (aborted before it was accepted), not the listener's.
-        let Ok((mut stream, source)) = listener.accept().await else { continue };
+        let Ok((mut stream, source)) = listener.accept().await else {
+            continue;
+        };
         seen.note(source);
         tokio::spawn(async move {
             stream.write_all(format!("{source}\n").as_bytes()).await?;
@@ -76,7 +82,9 @@ async fn answer_udp(socket: tokio::net::UdpSocket, seen: Seen) {
     let mut buffer = vec![0; BUFFER];
     loop {
         // An error here is an ICMP message about an earlier answer.
-        let Ok((length, source)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((length, source)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
         seen.note(source);
         let mut answer = format!("{source}\n").into_bytes();
         answer.extend_from_slice(&buffer[..length]);

@@ -44,7 +44,11 @@ impl Families {
     /// Whether `address`'s family is there.
     #[must_use]
     pub const fn has(self, address: IpAddr) -> bool {
-        if address.is_ipv4() { self.v4() } else { self.v6() }
+        if address.is_ipv4() {
+            self.v4()
+        } else {
+            self.v6()
+        }
     }
 }
 
@@ -82,9 +86,15 @@ pub struct NodeSpec {
 }
 
 impl NodeSpec {
-    /// A node with this name. Without more, the nth node (from 1) has 10.6.0.(10+n) and fd00:6::(10+n).
+    /// A node with this name. Without more, the nth node (from 1) has 10.6.0.(10+n) and
+    /// fd00:6::(10+n).
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), labels: Vec::new(), second: Vec::new(), addresses: Vec::new() }
+        Self {
+            name: name.into(),
+            labels: Vec::new(),
+            second: Vec::new(),
+            addresses: Vec::new(),
+        }
     }
 
     /// Labels the Node object.
@@ -94,7 +104,8 @@ impl NodeSpec {
         self
     }
 
-    /// Gives another address on the underlay than the usual one of its family; it must lie in 10.6.0.0/16 or fd00:6::/64.
+    /// Gives another address on the underlay than the usual one of its family; it must lie in
+    /// 10.6.0.0/16 or fd00:6::/64.
     ///
     /// # Panics
     /// On what is no address.
@@ -104,13 +115,15 @@ impl NodeSpec {
         self
     }
 
-    /// Adds a second interface, `eth1`, on a second switch, with these addresses (such as `10.7.0.11/16`).
+    /// Adds a second interface, `eth1`, on a second switch, with these addresses (such as
+    /// `10.7.0.11/16`).
     ///
     /// # Panics
     /// On what is no address with a prefix length.
     #[must_use]
     pub fn second_interface<'a>(mut self, addresses: impl IntoIterator<Item = &'a str>) -> Self {
-        self.second.extend(addresses.into_iter().map(parsed::<IpNet>));
+        self.second
+            .extend(addresses.into_iter().map(parsed::<IpNet>));
         self
     }
 }
@@ -123,7 +136,8 @@ impl From<&str> for NodeSpec {
 
 /// Parses what the author of a test wrote.
 pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> T {
-    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 /// Describes a lab; [`Builder::build`] makes it.
@@ -199,7 +213,8 @@ impl Builder {
         self
     }
 
-    /// Whose rules nodes have; the stand-ins' by default. All others are written by one of the iptables.
+    /// Whose rules nodes have; the stand-ins' by default. All others are written by one of the
+    /// iptables.
     #[must_use]
     pub const fn components(mut self, components: Components) -> Self {
         self.components = components;
@@ -230,8 +245,8 @@ impl Builder {
     /// Makes the lab.
     ///
     /// # Errors
-    /// Without root or one of the programs `unshare`, `nsenter`, `ip`, `bridge`, `nft` (or `iptables`, `ipset`), with what they said; and
-    /// when nft is to write what only iptables can.
+    /// Without root or one of the programs `unshare`, `nsenter`, `ip`, `bridge`, `nft` (or
+    /// `iptables`, `ipset`), with what they said; and when nft is to write what only iptables can.
     pub fn build(self) -> io::Result<Lab> {
         World::build(self).map(Lab::over)
     }

@@ -13,9 +13,9 @@ use nix::sched::{CloneFlags, setns};
 
 use super::locked;
 
-/// What the first process of the lab does: it makes a `/run` of its own (named namespaces, the xtables lock), says so, and lives
-/// until its input ends, which it does when the lab's process ends, in whatever way. The kernel then kills all others of its PID
-/// namespace.
+/// What the first process of the lab does: it makes a `/run` of its own (named namespaces, the
+/// xtables lock), says so, and lives until its input ends, which it does when the lab's process
+/// ends, in whatever way. The kernel then kills all others of its PID namespace.
 const INIT: &str = "mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/netns /run/lab
 ip link set lo up
@@ -35,7 +35,18 @@ pub(super) struct Cage {
 impl Cage {
     pub(super) fn new() -> io::Result<Self> {
         let mut child = Command::new("unshare")
-            .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--", "sh", "-ec", INIT])
+            .args([
+                "--mount",
+                "--net",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--",
+                "sh",
+                "-ec",
+                INIT,
+            ])
             .env("PATH", PATH)
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -50,17 +61,31 @@ impl Cage {
         if line.trim() != "ready" {
             drop(stdin);
             let output = child.wait_with_output()?;
-            return Err(io::Error::other(format!("no namespaces: {}", String::from_utf8_lossy(&output.stderr).trim())));
+            return Err(io::Error::other(format!(
+                "no namespaces: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            )));
         }
-        Ok(Self { holder: child.id(), life: Mutex::new(Some((child, stdin))) })
+        Ok(Self {
+            holder: child.id(),
+            life: Mutex::new(Some((child, stdin))),
+        })
     }
 
     /// A command inside the lab's namespaces, in its root network namespace.
     pub(super) fn command(&self) -> Command {
-        let namespace = |kind: &str, file: &str| format!("--{kind}=/proc/{}/ns/{file}", self.holder);
+        let namespace =
+            |kind: &str, file: &str| format!("--{kind}=/proc/{}/ns/{file}", self.holder);
         let mut command = Command::new("nsenter");
-        command.arg(namespace("mount", "mnt")).arg(namespace("net", "net")).arg(namespace("pid", "pid_for_children")).arg("--");
-        command.env("PATH", PATH).current_dir("/").stdin(Stdio::null());
+        command
+            .arg(namespace("mount", "mnt"))
+            .arg(namespace("net", "net"))
+            .arg(namespace("pid", "pid_for_children"))
+            .arg("--");
+        command
+            .env("PATH", PATH)
+            .current_dir("/")
+            .stdin(Stdio::null());
         command
     }
 
@@ -76,21 +101,36 @@ impl Cage {
     /// Runs a shell script that stops at the first failure; returns what it printed.
     pub(super) fn script(&self, namespace: Option<&str>, script: &str) -> io::Result<String> {
         let mut command = self.command_in(namespace);
-        command.args(["sh", "-eu"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["sh", "-eu"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn()?;
-        let mut stdin = child.stdin.take().ok_or_else(|| io::Error::other("no pipe"))?;
+        let mut stdin = child
+            .stdin
+            .take()
+            .ok_or_else(|| io::Error::other("no pipe"))?;
         let text = script.to_owned();
-        // Written aside, so that neither side waits for the other; a script that ended early shows in its status.
+        // Written aside, so that neither side waits for the other; a script that ended early shows
+        // in its status.
         let writer = thread::spawn(move || stdin.write_all(text.as_bytes()));
         let output = child.wait_with_output()?;
-        let written = writer.join().map_err(|_| io::Error::other("the script's writer panicked"))?;
+        let written = writer
+            .join()
+            .map_err(|_| io::Error::other("the script's writer panicked"))?;
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
             return written.map(|()| stdout);
         }
         let stderr = String::from_utf8_lossy(&output.stderr);
         let place = namespace.unwrap_or("the lab's root");
-        Err(io::Error::other(format!("in {place}: {}: {}{}", output.status, stdout, stderr.trim())))
+        Err(io::Error::other(format!(
+            "in {place}: {}: {}{}",
+            output.status,
+            stdout,
+            stderr.trim()
+        )))
     }
 
     /// A path inside the lab, seen from outside.
@@ -98,26 +138,39 @@ impl Cage {
         PathBuf::from(format!("/proc/{}/root{inside}", self.holder))
     }
 
-    /// Runs `work` on a thread of its own inside the network namespace: sockets made there stay there.
-    pub(super) fn enter<T: Send>(&self, namespace: Option<&str>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    /// Runs `work` on a thread of its own inside the network namespace: sockets made there stay
+    /// there.
+    pub(super) fn enter<T: Send>(
+        &self,
+        namespace: Option<&str>,
+        work: impl FnOnce() -> T + Send,
+    ) -> io::Result<T> {
         let file = self.namespace_file(namespace)?;
         thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 setns(file, CloneFlags::CLONE_NEWNET)?;
                 Ok(work())
             });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// Moves the calling thread into the network namespace.
     pub(super) fn move_in(&self, namespace: Option<&str>) -> io::Result<()> {
-        Ok(setns(self.namespace_file(namespace)?, CloneFlags::CLONE_NEWNET)?)
+        Ok(setns(
+            self.namespace_file(namespace)?,
+            CloneFlags::CLONE_NEWNET,
+        )?)
     }
 
     fn namespace_file(&self, namespace: Option<&str>) -> io::Result<File> {
         if locked(&self.life).is_none() {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "the lab has ended"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the lab has ended",
+            ));
         }
         File::open(match namespace {
             Some(name) => self.path(&format!("/run/netns/{name}")),

@@ -30,7 +30,8 @@ const ROOM: usize = 64 << 20;
 /// How much of a frame is kept; enough for two headers and a tunnel's.
 const SNAP: usize = 512;
 
-/// Every packet that entered the underlay's switches since the capture began, each once: where it entered.
+/// Every packet that entered the underlay's switches since the capture began, each once: where it
+/// entered.
 #[derive(Debug)]
 pub struct Capture {
     wire: Arc<Wire>,
@@ -47,16 +48,29 @@ struct Wire {
 impl Capture {
     pub(super) fn start(world: &World) -> io::Result<Self> {
         let ports = ports(world)?;
-        let socket =
-            world.cage.enter(Some(UNDERLAY), || Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ALL)))))??;
+        let socket = world.cage.enter(Some(UNDERLAY), || {
+            Socket::new(
+                Domain::PACKET,
+                Type::RAW,
+                Some(Protocol::from(i32::from(ALL))),
+            )
+        })??;
         socket.set_nonblocking(true)?;
-        // Beyond the system's limit only for the host's root; a namespace's root takes what the limit allows.
+        // Beyond the system's limit only for the host's root; a namespace's root takes what the
+        // limit allows.
         if setsockopt(&socket, sockopt::RcvBufForce, &ROOM).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &ROOM)?;
         }
-        let wire = Arc::new(Wire { socket, ports, kept: Mutex::default(), stop: AtomicBool::new(false) });
+        let wire = Arc::new(Wire {
+            socket,
+            ports,
+            kept: Mutex::default(),
+            stop: AtomicBool::new(false),
+        });
         let reader = Arc::clone(&wire);
-        thread::Builder::new().name("lab-capture".into()).spawn(move || reader.read())?;
+        thread::Builder::new()
+            .name("lab-capture".into())
+            .spawn(move || reader.read())?;
         Ok(Self { wire })
     }
 
@@ -67,7 +81,9 @@ impl Capture {
     #[must_use]
     pub fn packets(&self) -> Vec<Packet> {
         let mut kept = locked(&self.wire.kept);
-        self.wire.drain(&mut kept).expect("a capture that can be read");
+        self.wire
+            .drain(&mut kept)
+            .expect("a capture that can be read");
         kept.clone()
     }
 
@@ -77,7 +93,10 @@ impl Capture {
     /// When the capture cannot be read any more.
     #[must_use]
     pub fn count(&self, filter: impl Fn(&Packet) -> bool) -> usize {
-        self.packets().iter().filter(|packet| filter(packet)).count()
+        self.packets()
+            .iter()
+            .filter(|packet| filter(packet))
+            .count()
     }
 
     /// Forgets the packets so far.
@@ -86,7 +105,9 @@ impl Capture {
     /// When the capture cannot be read any more.
     pub fn clear(&self) {
         let mut kept = locked(&self.wire.kept);
-        self.wire.drain(&mut kept).expect("a capture that can be read");
+        self.wire
+            .drain(&mut kept)
+            .expect("a capture that can be read");
         kept.clear();
     }
 
@@ -97,7 +118,11 @@ impl Capture {
     ///
     /// # Panics
     /// When the capture cannot be read any more.
-    pub fn wait_for(&self, timeout: Duration, filter: impl Fn(&Packet) -> bool) -> io::Result<Packet> {
+    pub fn wait_for(
+        &self,
+        timeout: Duration,
+        filter: impl Fn(&Packet) -> bool,
+    ) -> io::Result<Packet> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(packet) = self.packets().into_iter().find(|packet| filter(packet)) {
@@ -124,7 +149,9 @@ impl Wire {
             let mut waiting = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             let ready = poll(&mut waiting, PollTimeout::from(50u8));
             // An error shows again, and panics, where the capture is asked.
-            if ready.is_err_and(|error| error != Errno::EINTR) || self.drain(&mut locked(&self.kept)).is_err() {
+            if ready.is_err_and(|error| error != Errno::EINTR)
+                || self.drain(&mut locked(&self.kept)).is_err()
+            {
                 return;
             }
         }
@@ -137,7 +164,9 @@ impl Wire {
             match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut frame) {
                 Ok((length, Some(from))) if from.pkttype() != OUTGOING => {
                     let port = self.ports.get(&from.ifindex());
-                    kept.extend(port.and_then(|port| Packet::parse(port, &frame[..length.min(SNAP)])));
+                    kept.extend(
+                        port.and_then(|port| Packet::parse(port, &frame[..length.min(SNAP)])),
+                    );
                 }
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(()),
@@ -147,9 +176,12 @@ impl Wire {
     }
 }
 
-/// Owners of the switches' ports, by the kernel's index. The switches' own devices are none: they repeat what entered elsewhere.
+/// Owners of the switches' ports, by the kernel's index. The switches' own devices are none: they
+/// repeat what entered elsewhere.
 fn ports(world: &World) -> io::Result<BTreeMap<usize, String>> {
-    let listed = world.cage.script(Some(UNDERLAY), "ip -o link show type veth")?;
+    let listed = world
+        .cage
+        .script(Some(UNDERLAY), "ip -o link show type veth")?;
     let state = locked(&world.state);
     let port = |line: &str| {
         let mut words = line.split_whitespace();

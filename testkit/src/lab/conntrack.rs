@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
+    socket,
+};
 
 use super::node::Node;
 
@@ -29,7 +32,12 @@ impl Node {
 }
 
 fn flush() -> io::Result<()> {
-    let socket: OwnedFd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    let socket: OwnedFd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
     connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     let mut request = Vec::with_capacity(LENGTH as usize);
     request.extend(LENGTH.to_ne_bytes());
@@ -40,10 +48,15 @@ fn flush() -> io::Result<()> {
     send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
     let mut answer = [0; 256];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    let errno = answer[..length].get(ERRNO).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    let errno = answer[..length]
+        .get(ERRNO)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_ne_bytes);
     match errno {
         Some(0) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(errno.saturating_abs())),
-        None => Err(io::Error::other("the kernel's answer is no acknowledgement")),
+        None => Err(io::Error::other(
+            "the kernel's answer is no acknowledgement",
+        )),
     }
 }

@@ -6,10 +6,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub const PORT: u16 = 8080;
 /// Bit that the stand-in for kube-proxy sets on packets whose source must be translated.
 pub const MASQUERADE_MARK: u32 = 0x4000;
-/// Bits of a packet's mark that the stand-in for Calico uses, as an administrator sets them (`iptablesMarkMask`) on nodes whose highest byte
-/// is an egress gateway's. Calico's own default, 0xffff0000, has that byte in it.
+/// Bits of a packet's mark that the stand-in for Calico uses, as an administrator sets them
+/// (`iptablesMarkMask`) on nodes whose highest byte is an egress gateway's. Calico's own default,
+/// 0xffff0000, has that byte in it.
 pub const CALICO_MARK_MASK: u32 = 0x00ff_0000;
-/// UDP ports whose payload a capture decodes as VXLAN or Geneve: the product's default, the stand-in overlay's, and the registered ones.
+/// UDP ports whose payload a capture decodes as VXLAN or Geneve: the product's default, the
+/// stand-in overlay's, and the registered ones.
 pub const TUNNEL_PORTS: [u16; 4] = [7789, OVERLAY_PORT, 4789, 6081];
 /// UDP port of the stand-in overlay.
 pub const OVERLAY_PORT: u16 = 8472;
@@ -54,7 +56,8 @@ pub const fn node_v4(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 6, 0, 10 + n)
 }
 
-/// The `n`th node's address on the underlay, IPv6: its last group reads like [`node_v4`]'s last byte.
+/// The `n`th node's address on the underlay, IPv6: its last group reads like [`node_v4`]'s last
+/// byte.
 #[must_use]
 pub fn node_v6(n: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 6, 0, 0, 0, 0, 0, decimal_group(10 + n))
@@ -81,10 +84,14 @@ pub fn pod_v6(n: u8, host: u8) -> Ipv6Addr {
 /// The `k`th service's cluster addresses.
 #[must_use]
 pub fn service_addresses(k: u8) -> (Ipv4Addr, Ipv6Addr) {
-    (Ipv4Addr::new(10, 96, 0, 10 + k), Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, decimal_group(10 + k)))
+    (
+        Ipv4Addr::new(10, 96, 0, 10 + k),
+        Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, decimal_group(10 + k)),
+    )
 }
 
-/// The group that reads, in hexadecimal, as `value` does in decimal: 11 → 0x11, so that both families of a lab look alike.
+/// The group that reads, in hexadecimal, as `value` does in decimal: 11 → 0x11, so that both
+/// families of a lab look alike.
 fn decimal_group(value: u8) -> u16 {
     let value = u16::from(value);
     ((value / 100) << 8) | ((value / 10 % 10) << 4) | (value % 10)

@@ -11,7 +11,8 @@ use std::{
 /// How often a datagram is sent before its answer counts as lost.
 const ATTEMPTS: u32 = 3;
 
-/// Numbers of all questions of the process: an answer that comes late, to a socket that has the port of an earlier one, is told from its own.
+/// Numbers of all questions of the process: an answer that comes late, to a socket that has the
+/// port of an earlier one, is told from its own.
 static QUESTIONS: AtomicU64 = AtomicU64::new(1);
 
 /// An open connection to an answering [`Namespace`](super::Namespace).
@@ -41,23 +42,36 @@ impl Flow {
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
         stream.read_line(&mut line).map_err(lost)?;
-        Ok(Self { source: source(&line)?, wire: Wire::Tcp(stream) })
+        Ok(Self {
+            source: source(&line)?,
+            wire: Wire::Tcp(stream),
+        })
     }
 
-    /// Opens in the calling thread's namespace, and asks once for the source seen. Port 0 is a fresh one.
+    /// Opens in the calling thread's namespace, and asks once for the source seen. Port 0 is a
+    /// fresh one.
     pub(super) fn udp(to: SocketAddr, port: u16, patience: Duration) -> io::Result<Self> {
         Self::udp_with(to, port, patience, ATTEMPTS)
     }
 
     /// The same with so many attempts, spread over all of the patience.
-    pub(super) fn udp_with(to: SocketAddr, port: u16, patience: Duration, attempts: u32) -> io::Result<Self> {
+    pub(super) fn udp_with(
+        to: SocketAddr,
+        port: u16,
+        patience: Duration,
+        attempts: u32,
+    ) -> io::Result<Self> {
         let socket = udp_socket(to, port, patience / attempts)?;
-        let mut flow = Self { wire: Wire::Udp { socket, attempts }, source: to };
+        let mut flow = Self {
+            wire: Wire::Udp { socket, attempts },
+            source: to,
+        };
         flow.echo()?;
         Ok(flow)
     }
 
-    /// The source that the other end saw last: of a TCP connection at its beginning, of a UDP flow at the last echo.
+    /// The source that the other end saw last: of a TCP connection at its beginning, of a UDP flow
+    /// at the last echo.
     #[must_use]
     pub const fn source_seen(&self) -> SocketAddr {
         self.source
@@ -77,7 +91,8 @@ impl Flow {
     /// Sends something and waits until it comes back; returns the source that the other end sees.
     ///
     /// # Errors
-    /// When the connection is broken, or nothing comes back in time (two seconds; a datagram is sent three times).
+    /// When the connection is broken, or nothing comes back in time (two seconds; a datagram is
+    /// sent three times).
     pub fn echo(&mut self) -> io::Result<SocketAddr> {
         let text = format!("echo {}\n", QUESTIONS.fetch_add(1, Ordering::Relaxed));
         match &mut self.wire {
@@ -108,8 +123,14 @@ impl Flow {
                 let sender = std::thread::spawn(move || writer.write_all(&payload));
                 let mut back = vec![0; length];
                 stream.read_exact(&mut back).map_err(lost)?;
-                sender.join().map_err(|_| io::Error::other("the sender panicked"))??;
-                if back == bytes { Ok(()) } else { Err(io::Error::other("something else came back")) }
+                sender
+                    .join()
+                    .map_err(|_| io::Error::other("the sender panicked"))??;
+                if back == bytes {
+                    Ok(())
+                } else {
+                    Err(io::Error::other("something else came back"))
+                }
             }
             Wire::Udp { socket, attempts } => {
                 let text = String::from_utf8_lossy(&bytes);
@@ -122,7 +143,11 @@ impl Flow {
 
 /// A UDP socket from this port, or with 0 a fresh one, to `to`.
 pub(super) fn udp_socket(to: SocketAddr, port: u16, patience: Duration) -> io::Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, port))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
@@ -135,7 +160,10 @@ fn ask(socket: &UdpSocket, text: &str, attempts: u32) -> io::Result<SocketAddr> 
     let mut last = io::Error::from(io::ErrorKind::TimedOut);
     for _ in 0..attempts {
         let next = Instant::now() + distance;
-        match socket.send(text.as_bytes()).and_then(|_| answer(socket, text, next)) {
+        match socket
+            .send(text.as_bytes())
+            .and_then(|_| answer(socket, text, next))
+        {
             Ok(source) => return Ok(source),
             Err(error) => last = lost(error),
         }
@@ -166,10 +194,19 @@ pub(super) fn split_answer(answer: &[u8]) -> Option<(SocketAddr, &[u8])> {
 }
 
 fn source(line: &str) -> io::Result<SocketAddr> {
-    line.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, format!("no source address in {line:?}")))
+    line.trim().parse().map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("no source address in {line:?}"),
+        )
+    })
 }
 
 /// The kernel reports an elapsed timeout of a socket as `WouldBlock`.
 fn lost(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
+    if error.kind() == io::ErrorKind::WouldBlock {
+        io::ErrorKind::TimedOut.into()
+    } else {
+        error
+    }
 }

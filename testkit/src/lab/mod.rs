@@ -1,7 +1,9 @@
-//! A cluster inside one process: nodes, pods and servers as network namespaces that are gone with the process.
+//! A cluster inside one process: nodes, pods and servers as network namespaces that are gone with
+//! the process.
 //!
-//! Everything is in mount, network and PID namespaces of the lab's own: the host's network is not touched, labs do not see each other,
-//! and when the process ends, in whatever way, the kernel ends every program and namespace of the lab.
+//! Everything is in mount, network and PID namespaces of the lab's own: the host's network is not
+//! touched, labs do not see each other, and when the process ends, in whatever way, the kernel ends
+//! every program and namespace of the lab.
 //!
 //! ```text
 //!   server1 (10.6.1.10 …)      server2 (198.51.100.1, fd00:6:1::10 …)
@@ -15,7 +17,8 @@
 //!  ═════════════════╪═══════════ management ═════╪═ 192.168.77.0/24 ══ lab's root 192.168.77.1
 //! ```
 //!
-//! The calls block: between them and an asynchronous test stands a thread (`spawn_blocking`), or an API server with a runtime of its own.
+//! The calls block: between them and an asynchronous test stands a thread (`spawn_blocking`), or an
+//! API server with a runtime of its own.
 //!
 //! ```no_run
 //! use egressgateway_testkit::lab::Lab;
@@ -58,7 +61,9 @@ pub use answer::Seen;
 pub use builder::{Builder, Cni, Families, ForwardPolicy, NodeSpec, RuleTool};
 pub use capture::Capture;
 pub use components::{ChainInsertMode, Components};
-pub use constants::{MANAGEMENT, PODS_V4, PODS_V6, PORT, ROUTER_V4, ROUTER_V6, SERVICES_V4, SERVICES_V6};
+pub use constants::{
+    MANAGEMENT, PODS_V4, PODS_V6, PORT, ROUTER_V4, ROUTER_V6, SERVICES_V4, SERVICES_V6,
+};
 pub use flow::Flow;
 pub use namespace::{Namespace, PATIENCE};
 pub use node::Node;
@@ -84,22 +89,32 @@ impl Lab {
     }
 
     fn over(world: World) -> Self {
-        Self { world: Arc::new(world) }
+        Self {
+            world: Arc::new(world),
+        }
     }
 
-    /// The lab's root namespace, where an API server may listen at [`MANAGEMENT`]; no part of the underlay, out of reach for pods.
+    /// The lab's root namespace, where an API server may listen at [`MANAGEMENT`]; no part of the
+    /// underlay, out of reach for pods.
     #[must_use]
     pub fn root(&self) -> Namespace {
-        Namespace { world: Arc::clone(&self.world), name: None }
+        Namespace {
+            world: Arc::clone(&self.world),
+            name: None,
+        }
     }
 
     /// The router between underlay and the rest of the world.
     #[must_use]
     pub fn router(&self) -> Namespace {
-        Namespace { world: Arc::clone(&self.world), name: Some(constants::ROUTER.into()) }
+        Namespace {
+            world: Arc::clone(&self.world),
+            name: Some(constants::ROUTER.into()),
+        }
     }
 
-    /// Cuts the underlay between these two nodes alone: each reaches everybody else. A node can be parted from one other at a time.
+    /// Cuts the underlay between these two nodes alone: each reaches everybody else. A node can be
+    /// parted from one other at a time.
     ///
     /// # Errors
     /// When the lab has ended.
@@ -123,8 +138,16 @@ impl Lab {
 
     /// Isolated ports of a switch do not reach each other, and all others do.
     fn isolate(&self, nodes: [&str; 2], state: &str) -> io::Result<()> {
-        let command = |node| format!("bridge link set dev {} isolated {state}\n", topology::node_port(self.node(node).facts.n));
-        self.world.cage.script(Some(constants::UNDERLAY), &nodes.map(command).concat()).map(drop)
+        let command = |node| {
+            format!(
+                "bridge link set dev {} isolated {state}\n",
+                topology::node_port(self.node(node).facts.n)
+            )
+        };
+        self.world
+            .cage
+            .script(Some(constants::UNDERLAY), &nodes.map(command).concat())
+            .map(drop)
     }
 
     /// A node by its name.
@@ -133,14 +156,28 @@ impl Lab {
     /// When there is none.
     #[must_use]
     pub fn node(&self, name: &str) -> Node {
-        let facts = self.world.node(name).unwrap_or_else(|error| panic!("{error}")).clone();
-        Node { namespace: Namespace { world: Arc::clone(&self.world), name: Some(facts.name.clone()) }, facts }
+        let facts = self
+            .world
+            .node(name)
+            .unwrap_or_else(|error| panic!("{error}"))
+            .clone();
+        Node {
+            namespace: Namespace {
+                world: Arc::clone(&self.world),
+                name: Some(facts.name.clone()),
+            },
+            facts,
+        }
     }
 
     /// All nodes, in the order given.
     #[must_use]
     pub fn nodes(&self) -> Vec<Node> {
-        self.world.nodes.iter().map(|facts| self.node(&facts.name)).collect()
+        self.world
+            .nodes
+            .iter()
+            .map(|facts| self.node(&facts.name))
+            .collect()
     }
 
     /// Makes a pod on a node; it answers at [`PORT`].
@@ -155,18 +192,37 @@ impl Lab {
     ///
     /// # Errors
     /// As [`Lab::pod`].
-    pub fn pod_with_labels<'a>(&self, node: &str, name: &str, labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> io::Result<Pod> {
-        self.pod(node, labels.into_iter().fold(PodSpec::new(name), |spec, (key, value)| spec.label(key, value)))
+    pub fn pod_with_labels<'a>(
+        &self,
+        node: &str,
+        name: &str,
+        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> io::Result<Pod> {
+        self.pod(
+            node,
+            labels
+                .into_iter()
+                .fold(PodSpec::new(name), |spec, (key, value)| {
+                    spec.label(key, value)
+                }),
+        )
     }
 
     /// Labels a Kubernetes namespace, which comes into being if it is new.
     pub fn namespace<'a>(&self, name: &str, labels: impl IntoIterator<Item = (&'a str, &'a str)>) {
         let mut all = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())]);
-        all.extend(labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
-        locked(&self.world.state).namespaces.insert(name.to_owned(), all);
+        all.extend(
+            labels
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        );
+        locked(&self.world.state)
+            .namespaces
+            .insert(name.to_owned(), all);
     }
 
-    /// Makes a server outside the cluster with routes to nodes, but none to pods; it answers at [`PORT`] with the source it sees.
+    /// Makes a server outside the cluster with routes to nodes, but none to pods; it answers at
+    /// [`PORT`] with the source it sees.
     ///
     /// # Errors
     /// When the lab lacks an address's family, or from the kernel.
@@ -193,7 +249,8 @@ impl Lab {
         Service::create(self, spec, pods)
     }
 
-    /// Captures the underlay from now on, at all ports there are: servers that are made later send unseen.
+    /// Captures the underlay from now on, at all ports there are: servers that are made later send
+    /// unseen.
     ///
     /// # Errors
     /// From the kernel.

@@ -14,7 +14,8 @@ use crate::pace::patient;
 /// How long a connection or an answer may take before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A network namespace of a lab. [`Node`](super::Node), [`Pod`](super::Pod) and [`Server`](super::Server) are dereferenced to it.
+/// A network namespace of a lab. [`Node`](super::Node), [`Pod`](super::Pod) and
+/// [`Server`](super::Server) are dereferenced to it.
 #[derive(Clone)]
 pub struct Namespace {
     pub(super) world: Arc<World>,
@@ -43,8 +44,8 @@ impl Namespace {
         ProcessSpec::new(self.clone(), path.as_ref())
     }
 
-    /// Runs `work` on a thread inside this network namespace and returns what it returned. Sockets opened there stay there, and may be
-    /// used from any thread.
+    /// Runs `work` on a thread inside this network namespace and returns what it returned. Sockets
+    /// opened there stay there, and may be used from any thread.
     ///
     /// # Errors
     /// When the lab has ended or the namespace is gone.
@@ -55,7 +56,8 @@ impl Namespace {
         self.world.cage.enter(self.name.as_deref(), work)
     }
 
-    /// Moves the calling thread into this network namespace, for good: for a test's own thread with a current-thread runtime.
+    /// Moves the calling thread into this network namespace, for good: for a test's own thread with
+    /// a current-thread runtime.
     ///
     /// # Errors
     /// When the lab has ended or the namespace is gone.
@@ -71,9 +73,11 @@ impl Namespace {
         self.enter(|| TcpListener::bind(address))?
     }
 
-    /// Answers TCP and UDP on these addresses of the namespace, with the source that is seen, until the lab ends.
+    /// Answers TCP and UDP on these addresses of the namespace, with the source that is seen, until
+    /// the lab ends.
     ///
-    /// TCP: the line `address:port` at once, then everything comes back. UDP: each datagram comes back behind such a line.
+    /// TCP: the line `address:port` at once, then everything comes back. UDP: each datagram comes
+    /// back behind such a line.
     ///
     /// # Errors
     /// When an address cannot be bound.
@@ -121,7 +125,10 @@ impl Namespace {
         let answers = self.enter(|| [Flow::tcp(to, patience), Flow::udp(to, 0, patience)])?;
         match answers.into_iter().flatten().next() {
             None => Ok(()),
-            Some(flow) => Err(io::Error::other(format!("{to} answered, and saw {}", flow.source_seen()))),
+            Some(flow) => Err(io::Error::other(format!(
+                "{to} answered, and saw {}",
+                flow.source_seen()
+            ))),
         }
     }
 
@@ -131,22 +138,32 @@ impl Namespace {
         StreamSpec::new(self.clone(), to, interval)
     }
 
-    /// Sends from `count` fresh UDP ports, one after the other, and returns the sources seen: for the spread over ECMP paths.
+    /// Sends from `count` fresh UDP ports, one after the other, and returns the sources seen: for
+    /// the spread over ECMP paths.
     ///
     /// # Errors
     /// At the first without an answer.
     pub fn connect_many(&self, to: SocketAddr, count: usize) -> io::Result<Vec<SocketAddr>> {
-        self.enter(|| (0..count).map(|_| Flow::udp(to, 0, patient(PATIENCE)).map(|flow| flow.source_seen())).collect())?
+        self.enter(|| {
+            (0..count)
+                .map(|_| Flow::udp(to, 0, patient(PATIENCE)).map(|flow| flow.source_seen()))
+                .collect()
+        })?
     }
 
-    /// Sends from each of these UDP ports, one after the other, and returns the sources seen. From the same ports again, these are the same
-    /// connections, although no socket stays open. What a busy machine loses is sent again, for ten seconds.
+    /// Sends from each of these UDP ports, one after the other, and returns the sources seen. From
+    /// the same ports again, these are the same connections, although no socket stays open. What a
+    /// busy machine loses is sent again, for ten seconds.
     ///
     /// # Errors
     /// At the first without an answer.
     pub fn connect_from(&self, to: SocketAddr, ports: Range<u16>) -> io::Result<Vec<SocketAddr>> {
         const ATTEMPTS: u32 = 40;
         let open = |port| Flow::udp_with(to, port, patient(PATIENCE * 5), ATTEMPTS);
-        self.enter(|| ports.map(|port| open(port).map(|flow| flow.source_seen())).collect())?
+        self.enter(|| {
+            ports
+                .map(|port| open(port).map(|flow| flow.source_seen()))
+                .collect()
+        })?
     }
 }

@@ -66,7 +66,11 @@ impl Node {
     /// In a lab without that family.
     #[must_use]
     pub fn like(&self, other: IpAddr) -> IpAddr {
-        if other.is_ipv4() { self.v4().into() } else { self.v6().into() }
+        if other.is_ipv4() {
+            self.v4().into()
+        } else {
+            self.v6().into()
+        }
     }
 
     /// Its address on the management network.
@@ -75,7 +79,8 @@ impl Node {
         node_management(self.facts.n)
     }
 
-    /// Pulls the cable to the underlay: the node's device loses its carrier. The management network stays.
+    /// Pulls the cable to the underlay: the node's device loses its carrier. The management network
+    /// stays.
     ///
     /// # Errors
     /// When the lab has ended.
@@ -91,7 +96,8 @@ impl Node {
         self.switch_port("up")
     }
 
-    /// Pulls every cable, that of the management network included: for all others the node has lost its power.
+    /// Pulls every cable, that of the management network included: for all others the node has lost
+    /// its power.
     ///
     /// # Errors
     /// When the lab has ended.
@@ -125,8 +131,9 @@ impl Node {
         self.management_port("up")
     }
 
-    /// Lets components that insist on the first place look once whether they have it, and take it; says what they had to move, one
-    /// table and chain a line. See [`ChainInsertMode::Insert`](super::ChainInsertMode::Insert).
+    /// Lets components that insist on the first place look once whether they have it, and take it;
+    /// says what they had to move, one table and chain a line. See
+    /// [`ChainInsertMode::Insert`](super::ChainInsertMode::Insert).
     ///
     /// # Errors
     /// From the tool that writes the rules.
@@ -140,17 +147,26 @@ impl Node {
         if !self.facts.second.is_empty() {
             ports.push(topology::node_second_port(n));
         }
-        self.namespace.world.cage.script(Some(UNDERLAY), &set_ports(&ports, state)).map(drop)
+        self.namespace
+            .world
+            .cage
+            .script(Some(UNDERLAY), &set_ports(&ports, state))
+            .map(drop)
     }
 
     fn management_port(&self, state: &str) -> io::Result<()> {
         let port = topology::node_management_port(self.facts.n);
-        self.namespace.world.cage.script(None, &set_ports(&[port], state)).map(drop)
+        self.namespace
+            .world
+            .cage
+            .script(None, &set_ports(&[port], state))
+            .map(drop)
     }
 }
 
-/// Lines that set ports of a switch up or down. A port that comes up is waited for: the kernel lets it forward only when it has heard of its
-/// carrier, which may take a second where many links change.
+/// Lines that set ports of a switch up or down. A port that comes up is waited for: the kernel lets
+/// it forward only when it has heard of its carrier, which may take a second where many links
+/// change.
 fn set_ports(ports: &[String], state: &str) -> String {
     let mut script = String::new();
     for port in ports {
@@ -159,7 +175,10 @@ fn set_ports(ports: &[String], state: &str) -> String {
     if state == "up" {
         for port in ports {
             let forwards = format!("bridge link show dev {port} | grep -q 'state forwarding'");
-            let _ = writeln!(script, "for i in $(seq 500); do if {forwards}; then break; fi; sleep 0.01; done; {forwards}");
+            let _ = writeln!(
+                script,
+                "for i in $(seq 500); do if {forwards}; then break; fi; sleep 0.01; done; {forwards}"
+            );
         }
     }
     script

@@ -19,16 +19,27 @@ pub(super) fn all(world: &World) -> Vec<Value> {
     });
     let nodes = world.nodes.iter().map(|facts| node(facts, true));
     let pods = state.pods.iter().map(|facts| pod(facts, world));
-    namespaces.chain(nodes).chain(pods).chain(state.services.iter().map(service)).collect()
+    namespaces
+        .chain(nodes)
+        .chain(pods)
+        .chain(state.services.iter().map(service))
+        .collect()
 }
 
 /// A Node.
 pub(super) fn node(facts: &NodeFacts, ready: bool) -> Value {
     let networks = facts.pod_networks();
-    let mut addresses: Vec<Value> =
-        facts.addresses().iter().map(|address| json!({"type": "InternalIP", "address": address.to_string()})).collect();
+    let mut addresses: Vec<Value> = facts
+        .addresses()
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
+        .collect();
     addresses.push(json!({"type": "Hostname", "address": facts.name}));
-    let (status, reason) = if ready { ("True", "KubeletReady") } else { ("False", "KubeletNotReady") };
+    let (status, reason) = if ready {
+        ("True", "KubeletReady")
+    } else {
+        ("False", "KubeletNotReady")
+    };
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": facts.name, "labels": facts.labels, "uid": uid("node", &facts.name)},
@@ -42,9 +53,14 @@ pub(super) fn node(facts: &NodeFacts, ready: bool) -> Value {
 
 /// A Pod that runs and is ready.
 pub(super) fn pod(facts: &PodFacts, world: &World) -> Value {
-    let hosts = world.node(&facts.node).map(NodeFacts::addresses).unwrap_or_default();
-    let (hosts, own): (Vec<Value>, Vec<Value>) =
-        (hosts.iter().map(|ip| json!({"ip": ip})).collect(), facts.addresses.iter().map(|ip| json!({"ip": ip})).collect());
+    let hosts = world
+        .node(&facts.node)
+        .map(NodeFacts::addresses)
+        .unwrap_or_default();
+    let (hosts, own): (Vec<Value>, Vec<Value>) = (
+        hosts.iter().map(|ip| json!({"ip": ip})).collect(),
+        facts.addresses.iter().map(|ip| json!({"ip": ip})).collect(),
+    );
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -62,7 +78,11 @@ pub(super) fn pod(facts: &PodFacts, world: &World) -> Value {
 }
 
 fn service(facts: &ServiceFacts) -> Value {
-    let families: Vec<&str> = facts.addresses.iter().map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" }).collect();
+    let families: Vec<&str> = facts
+        .addresses
+        .iter()
+        .map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" })
+        .collect();
     let port = |protocol: &str| {
         json!({
             "name": protocol.to_lowercase(), "protocol": protocol, "port": facts.port,
@@ -84,8 +104,17 @@ fn service(facts: &ServiceFacts) -> Value {
 fn uid(kind: &str, name: &str) -> String {
     let hash = |offset: u64| {
         let bytes = kind.bytes().chain([b'/']).chain(name.bytes());
-        bytes.fold(0xcbf2_9ce4_8422_2325 ^ offset, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        bytes.fold(0xcbf2_9ce4_8422_2325 ^ offset, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
     };
     let (high, low) = (hash(0), hash(1));
-    format!("{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}", high >> 32, high >> 16 & 0xffff, high & 0xfff, low >> 52, low & 0xffff_ffff_ffff)
+    format!(
+        "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xfff,
+        low >> 52,
+        low & 0xffff_ffff_ffff
+    )
 }

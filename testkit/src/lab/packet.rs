@@ -63,7 +63,10 @@ impl Packet {
     /// Whether it is a bare IP packet, in no tunnel, from the one to the other.
     #[must_use]
     pub fn is_bare(&self, source: IpAddr, destination: IpAddr) -> bool {
-        self.inner.is_none() && self.protocol != Protocol::Arp && self.source == source && self.destination == destination
+        self.inner.is_none()
+            && self.protocol != Protocol::Arp
+            && self.source == source
+            && self.destination == destination
     }
 
     /// Whether it is in a tunnel, and goes from the one to the other inside.
@@ -92,12 +95,27 @@ impl Packet {
 
     fn new(source: IpAddr, destination: IpAddr, protocol: Protocol) -> Self {
         let (from, at) = (String::new(), Instant::now());
-        Self { from, source, destination, protocol, source_port: 0, destination_port: 0, icmp_type: None, inner: None, length: 0, at }
+        Self {
+            from,
+            source,
+            destination,
+            protocol,
+            source_port: 0,
+            destination_port: 0,
+            icmp_type: None,
+            inner: None,
+            length: 0,
+            at,
+        }
     }
 
     fn ipv4(bytes: &[u8]) -> Option<Self> {
         let header = usize::from(bytes.first()? & 0xf) * 4;
-        let mut packet = Self::new(v4(bytes, 12)?, v4(bytes, 16)?, Protocol::Other(*bytes.get(9)?));
+        let mut packet = Self::new(
+            v4(bytes, 12)?,
+            v4(bytes, 16)?,
+            Protocol::Other(*bytes.get(9)?),
+        );
         // Later fragments have no ports.
         let offset = number(bytes, 6)? & 0x1fff;
         if offset == 0 {
@@ -107,7 +125,11 @@ impl Packet {
     }
 
     fn ipv6(bytes: &[u8]) -> Option<Self> {
-        let mut packet = Self::new(v6(bytes, 8)?, v6(bytes, 24)?, Protocol::Other(*bytes.get(6)?));
+        let mut packet = Self::new(
+            v6(bytes, 8)?,
+            v6(bytes, 24)?,
+            Protocol::Other(*bytes.get(6)?),
+        );
         packet.transport(*bytes.get(6)?, bytes.get(40..)?);
         Some(packet)
     }
@@ -122,18 +144,23 @@ impl Packet {
             other => Protocol::Other(other),
         };
         match self.protocol {
-            Protocol::Tcp | Protocol::Udp => (self.source_port, self.destination_port) = ports.unwrap_or_default(),
+            Protocol::Tcp | Protocol::Udp => {
+                (self.source_port, self.destination_port) = ports.unwrap_or_default()
+            }
             Protocol::Icmp => self.icmp_type = bytes.first().copied(),
             _ => {}
         }
         if self.protocol == Protocol::Udp {
-            self.inner = bytes.get(8..).and_then(|payload| tunnelled(self.destination_port, payload)).map(Box::new);
+            self.inner = bytes
+                .get(8..)
+                .and_then(|payload| tunnelled(self.destination_port, payload))
+                .map(Box::new);
         }
     }
 }
 
-/// The packet in a tunnel's payload. Both headers have eight bytes. The third and fourth of Geneve's are the kind of what is inside; VXLAN's
-/// are zero.
+/// The packet in a tunnel's payload. Both headers have eight bytes. The third and fourth of
+/// Geneve's are the kind of what is inside; VXLAN's are zero.
 fn tunnelled(port: u16, payload: &[u8]) -> Option<Packet> {
     if !TUNNEL_PORTS.contains(&port) {
         return None;

@@ -31,7 +31,12 @@ pub struct PodSpec {
 impl PodSpec {
     /// A pod with this name in the namespace `default`.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { namespace: "default".into(), name: name.into(), labels: BTreeMap::new(), host_network: false }
+        Self {
+            namespace: "default".into(),
+            name: name.into(),
+            labels: BTreeMap::new(),
+            host_network: false,
+        }
     }
 
     /// In this namespace, which comes into being with its first pod.
@@ -85,33 +90,75 @@ impl Pod {
         let node = world.node(node)?;
         let facts = {
             let mut state = locked(&world.state);
-            if state.pods.iter().any(|pod| pod.namespace == spec.namespace && pod.name == spec.name) {
+            if state
+                .pods
+                .iter()
+                .any(|pod| pod.namespace == spec.namespace && pod.name == spec.name)
+            {
                 let text = format!("pod {}/{} is there already", spec.namespace, spec.name);
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
             }
-            let addresses =
-                if spec.host_network { node.addresses() } else { free_addresses(&state.pods, node.n, world.settings.families)? };
-            let PodSpec { namespace, name, labels, host_network } = spec;
-            let facts = PodFacts { namespace, name, node: node.name.clone(), labels, addresses, host_network };
-            let labels = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), facts.namespace.clone())]);
-            state.namespaces.entry(facts.namespace.clone()).or_insert(labels);
+            let addresses = if spec.host_network {
+                node.addresses()
+            } else {
+                free_addresses(&state.pods, node.n, world.settings.families)?
+            };
+            let PodSpec {
+                namespace,
+                name,
+                labels,
+                host_network,
+            } = spec;
+            let facts = PodFacts {
+                namespace,
+                name,
+                node: node.name.clone(),
+                labels,
+                addresses,
+                host_network,
+            };
+            let labels = BTreeMap::from([(
+                "kubernetes.io/metadata.name".to_owned(),
+                facts.namespace.clone(),
+            )]);
+            state
+                .namespaces
+                .entry(facts.namespace.clone())
+                .or_insert(labels);
             state.pods.push(facts.clone());
             facts
         };
         if facts.host_network {
-            let network = Namespace { world: world.clone(), name: Some(facts.node.clone()) };
-            return Ok(Self { network, facts, seen: None });
+            let network = Namespace {
+                world: world.clone(),
+                name: Some(facts.node.clone()),
+            };
+            return Ok(Self {
+                network,
+                facts,
+                seen: None,
+            });
         }
         let name = format!("pod.{}.{}", facts.namespace, facts.name);
         let device = format!("{}{}", super::constants::POD_DEVICE, world.next_number());
-        world.cage.script(None, &topology::pod(world, node, &name, &device, &facts.addresses))?;
+        world.cage.script(
+            None,
+            &topology::pod(world, node, &name, &device, &facts.addresses),
+        )?;
         let rules = world.rules().pod(&device);
         if !rules.is_empty() {
             world.cage.script(Some(&node.name), &rules)?;
         }
-        let network = Namespace { world: world.clone(), name: Some(name) };
+        let network = Namespace {
+            world: world.clone(),
+            name: Some(name),
+        };
         let seen = network.answer(&facts.addresses, PORT)?;
-        Ok(Self { network, facts, seen: Some(seen) })
+        Ok(Self {
+            network,
+            facts,
+            seen: Some(seen),
+        })
     }
 
     /// Its name.
@@ -144,7 +191,12 @@ impl Pod {
     /// In a lab without IPv4.
     #[must_use]
     pub fn v4(&self) -> IpAddr {
-        *self.facts.addresses.iter().find(|address| address.is_ipv4()).expect("a lab with IPv4")
+        *self
+            .facts
+            .addresses
+            .iter()
+            .find(|address| address.is_ipv4())
+            .expect("a lab with IPv4")
     }
 
     /// Its IPv6 address.
@@ -153,19 +205,31 @@ impl Pod {
     /// In a lab without IPv6.
     #[must_use]
     pub fn v6(&self) -> IpAddr {
-        *self.facts.addresses.iter().find(|address| address.is_ipv6()).expect("a lab with IPv6")
+        *self
+            .facts
+            .addresses
+            .iter()
+            .find(|address| address.is_ipv6())
+            .expect("a lab with IPv6")
     }
 
     /// Where it answers, IPv4 first.
     #[must_use]
     pub fn endpoints(&self) -> Vec<SocketAddr> {
-        self.facts.addresses.iter().map(|address| SocketAddr::new(*address, PORT)).collect()
+        self.facts
+            .addresses
+            .iter()
+            .map(|address| SocketAddr::new(*address, PORT))
+            .collect()
     }
 
     /// The sources that it has seen at its [`endpoints`](Self::endpoints).
     #[must_use]
     pub fn seen(&self) -> Vec<SocketAddr> {
-        self.seen.as_ref().map(answer::Seen::sources).unwrap_or_default()
+        self.seen
+            .as_ref()
+            .map(answer::Seen::sources)
+            .unwrap_or_default()
     }
 
     /// Its Kubernetes object.
@@ -174,17 +238,24 @@ impl Pod {
         super::objects::pod(&self.facts, &self.network.world)
     }
 
-    /// Deletes it: its namespace and cable go (open sockets in it hold the namespace, without its cable), its addresses are free again.
+    /// Deletes it: its namespace and cable go (open sockets in it hold the namespace, without its
+    /// cable), its addresses are free again.
     ///
     /// # Errors
     /// When the lab has ended.
     pub fn delete(self) -> io::Result<()> {
         let world = &self.network.world;
-        locked(&world.state).pods.retain(|pod| pod.namespace != self.facts.namespace || pod.name != self.facts.name);
+        locked(&world.state)
+            .pods
+            .retain(|pod| pod.namespace != self.facts.namespace || pod.name != self.facts.name);
         match &self.network.name {
-            Some(name) if !self.facts.host_network => {
-                world.cage.script(None, &format!("ip -n {name} link del eth0\nip netns del {name}")).map(drop)
-            }
+            Some(name) if !self.facts.host_network => world
+                .cage
+                .script(
+                    None,
+                    &format!("ip -n {name} link del eth0\nip netns del {name}"),
+                )
+                .map(drop),
             _ => Ok(()),
         }
     }
@@ -194,9 +265,19 @@ impl Pod {
 fn free_addresses(pods: &[PodFacts], n: u8, families: super::Families) -> io::Result<Vec<IpAddr>> {
     let addresses = |host: u8| {
         let both = [IpAddr::from(pod_v4(n, host)), IpAddr::from(pod_v6(n, host))];
-        both.into_iter().filter(move |address| families.has(*address)).collect::<Vec<_>>()
+        both.into_iter()
+            .filter(move |address| families.has(*address))
+            .collect::<Vec<_>>()
     };
-    let taken = |candidate: &Vec<IpAddr>| pods.iter().any(|pod| pod.addresses.iter().any(|address| candidate.contains(address)));
+    let taken = |candidate: &Vec<IpAddr>| {
+        pods.iter().any(|pod| {
+            pod.addresses
+                .iter()
+                .any(|address| candidate.contains(address))
+        })
+    };
     let mut candidates = (0..=254u8).skip(FIRST_HOST).map(addresses);
-    candidates.find(|candidate| !taken(candidate)).ok_or_else(|| io::Error::other("the node's pod network is full"))
+    candidates
+        .find(|candidate| !taken(candidate))
+        .ok_or_else(|| io::Error::other("the node's pod network is full"))
 }

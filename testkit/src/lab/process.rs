@@ -35,7 +35,13 @@ pub struct ProcessSpec {
 
 impl ProcessSpec {
     pub(super) fn new(namespace: Namespace, program: &Path) -> Self {
-        Self { namespace, program: program.to_owned(), arguments: Vec::new(), environment: Vec::new(), log: None }
+        Self {
+            namespace,
+            program: program.to_owned(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            log: None,
+        }
     }
 
     /// Adds one argument.
@@ -66,13 +72,18 @@ impl ProcessSpec {
         self
     }
 
-    /// Starts it, with a mount view of its own (`/sys` shows its namespace), in the directory `/`. It dies with the lab, at the latest.
+    /// Starts it, with a mount view of its own (`/sys` shows its namespace), in the directory `/`.
+    /// It dies with the lab, at the latest.
     ///
     /// # Errors
     /// When it cannot be found or started, with what was printed.
     pub fn start(self) -> io::Result<Process> {
         let log = match &self.log {
-            Some(path) => File::options().create(true).append(true).read(true).open(path)?,
+            Some(path) => File::options()
+                .create(true)
+                .append(true)
+                .read(true)
+                .open(path)?,
             None => tempfile::tempfile()?,
         };
         let world = &self.namespace.world;
@@ -84,13 +95,26 @@ impl ProcessSpec {
         }
         // A path is the caller's, who may stand elsewhere than in `/`; a bare name is looked up.
         let bare = self.program.components().count() == 1;
-        command.arg(if bare { self.program.clone() } else { std::path::absolute(&self.program)? });
-        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.arg(if bare {
+            self.program.clone()
+        } else {
+            std::path::absolute(&self.program)?
+        });
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone()?).stderr(log.try_clone()?);
         let mut child = command.spawn()?;
-        let id = await_announcement(&mut child, &world.cage.path(&announced))
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.program.display())))?;
-        Ok(Process { namespace: self.namespace, program: self.program, id, child: Mutex::new(child), log })
+        let id = await_announcement(&mut child, &world.cage.path(&announced)).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", self.program.display()))
+        })?;
+        Ok(Process {
+            namespace: self.namespace,
+            program: self.program,
+            id,
+            child: Mutex::new(child),
+            log,
+        })
     }
 }
 
@@ -98,7 +122,10 @@ fn await_announcement(child: &mut Child, file: &Path) -> io::Result<u32> {
     let deadline = Instant::now() + patient(START);
     loop {
         if let Ok(text) = std::fs::read_to_string(file) {
-            return text.trim().parse().map_err(|error| io::Error::other(format!("{text:?}: {error}")));
+            return text
+                .trim()
+                .parse()
+                .map_err(|error| io::Error::other(format!("{text:?}: {error}")));
         }
         if let Some(status) = child.try_wait()? {
             return Err(io::Error::other(format!("not started: {status}")));
@@ -139,11 +166,13 @@ impl Process {
         }
         let name = signal.as_str().trim_start_matches("SIG");
         let mut kill: Command = self.namespace.world.cage.command();
-        kill.args(["sh", "-c", &format!("kill -{name} {}", self.id)]).stderr(Stdio::null());
+        kill.args(["sh", "-c", &format!("kill -{name} {}", self.id)])
+            .stderr(Stdio::null());
         // Failing to find the process is no failure: it has ended meanwhile.
         kill.status()?;
         if signal != Signal::SIGSTOP {
-            // nsenter(1) stops with its child, and does not see by itself that this one goes on or has ended.
+            // nsenter(1) stops with its child, and does not see by itself that this one goes on or
+            // has ended.
             let parent = i32::try_from(locked(&self.child).id()).map_err(io::Error::other)?;
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), Signal::SIGCONT);
         }
@@ -187,7 +216,10 @@ impl Process {
     /// When the log cannot be read.
     pub fn log(&self) -> io::Result<String> {
         // A file opened anew has an offset of its own: the program's writing is not disturbed.
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.log));
+        let path = format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&self.log)
+        );
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(0))?;
         let mut bytes = Vec::new();
@@ -207,7 +239,11 @@ impl Process {
                 return Ok(());
             }
             if let Some(status) = ended {
-                return Err(io::Error::other(format!("{} ended, {status}, before it said {text:?}:\n{}", self.name(), self.log()?)));
+                return Err(io::Error::other(format!(
+                    "{} ended, {status}, before it said {text:?}:\n{}",
+                    self.name(),
+                    self.log()?
+                )));
             }
             self.not_late(deadline, &format!("to say {text:?}"))?;
         }

@@ -38,7 +38,9 @@ impl Rules {
     pub(super) fn node(self, masquerade: bool, forward: ForwardPolicy) -> String {
         match self.tool {
             RuleTool::Nft => nft_node(masquerade, forward),
-            RuleTool::IptablesNft | RuleTool::IptablesLegacy => self.iptables_node(masquerade, forward),
+            RuleTool::IptablesNft | RuleTool::IptablesLegacy => {
+                self.iptables_node(masquerade, forward)
+            }
         }
     }
 
@@ -54,11 +56,16 @@ impl Rules {
     pub(super) fn service(self, facts: &ServiceFacts, own: &[SocketAddr]) -> String {
         match self.writer().filter(|_| self.components.has_kube_proxy()) {
             Some(iptables) => kube_proxy::service(iptables, facts, own),
-            None => facts.translations(own).iter().map(|translation| self.translation(translation)).collect(),
+            None => facts
+                .translations(own)
+                .iter()
+                .map(|translation| self.translation(translation))
+                .collect(),
         }
     }
 
-    /// A shell script that puts jumps before all others again, where a component insists on that; it prints what it had to move.
+    /// A shell script that puts jumps before all others again, where a component insists on that;
+    /// it prints what it had to move.
     pub(super) fn reinsert(self) -> String {
         match (self.components.calico(), self.writer()) {
             (Some(ChainInsertMode::Insert), Some(iptables)) => calico::reinsert(iptables),
@@ -84,42 +91,87 @@ impl Rules {
             }
             for (index, backend) in service.backends.iter().enumerate() {
                 let left = service.backends.len() - index;
-                let _ = writeln!(script, "{matches} {}{}", self.translate(*backend, left), self.end());
+                let _ = writeln!(
+                    script,
+                    "{matches} {}{}",
+                    self.translate(*backend, left),
+                    self.end()
+                );
             }
         }
         script
     }
 
     fn service_match(self, service: &Translation, protocol: &str) -> String {
-        let Translation { address, port, ipv4, .. } = service;
+        let Translation {
+            address,
+            port,
+            ipv4,
+            ..
+        } = service;
         if self.tool == RuleTool::Nft {
-            let (family, nfproto) = if *ipv4 { ("ip", "ipv4") } else { ("ip6", "ipv6") };
-            let to = address.map_or("fib daddr type local".into(), |address| format!("{family} daddr {address}"));
-            return format!("nft 'add rule inet cni services meta nfproto {nfproto} {to} {protocol} dport {port}");
+            let (family, nfproto) = if *ipv4 {
+                ("ip", "ipv4")
+            } else {
+                ("ip6", "ipv6")
+            };
+            let to = address.map_or("fib daddr type local".into(), |address| {
+                format!("{family} daddr {address}")
+            });
+            return format!(
+                "nft 'add rule inet cni services meta nfproto {nfproto} {to} {protocol} dport {port}"
+            );
         }
-        let to = address.map_or("-m addrtype --dst-type LOCAL".into(), |address| format!("-d {address}"));
-        format!("{} -t nat -A CNI-SERVICES {to} -p {protocol} --dport {port}", self.iptables(*ipv4))
+        let to = address.map_or("-m addrtype --dst-type LOCAL".into(), |address| {
+            format!("-d {address}")
+        });
+        format!(
+            "{} -t nat -A CNI-SERVICES {to} -p {protocol} --dport {port}",
+            self.iptables(*ipv4)
+        )
     }
 
     /// One of `left` backends that are left to choose from.
     fn translate(self, backend: SocketAddr, left: usize) -> String {
         if self.tool == RuleTool::Nft {
             let family = if backend.is_ipv4() { "ip" } else { "ip6" };
-            let chance = if left > 1 { format!("numgen random mod {left} == 0 ") } else { String::new() };
+            let chance = if left > 1 {
+                format!("numgen random mod {left} == 0 ")
+            } else {
+                String::new()
+            };
             return format!("{chance}dnat {family} to {backend}");
         }
         #[expect(clippy::cast_precision_loss, reason = "a handful of backends")]
-        let chance = if left > 1 { format!("-m statistic --mode random --probability {} ", 1.0 / left as f64) } else { String::new() };
+        let chance = if left > 1 {
+            format!(
+                "-m statistic --mode random --probability {} ",
+                1.0 / left as f64
+            )
+        } else {
+            String::new()
+        };
         format!("{chance}-j DNAT --to-destination {backend}")
     }
 
     const fn end(self) -> &'static str {
-        if matches!(self.tool, RuleTool::Nft) { "'" } else { "" }
+        if matches!(self.tool, RuleTool::Nft) {
+            "'"
+        } else {
+            ""
+        }
     }
 
     fn iptables(self, ipv4: bool) -> String {
-        let flavour = if self.tool == RuleTool::IptablesLegacy { "legacy" } else { "nft" };
-        format!("{}-{flavour} -w", if ipv4 { "iptables" } else { "ip6tables" })
+        let flavour = if self.tool == RuleTool::IptablesLegacy {
+            "legacy"
+        } else {
+            "nft"
+        };
+        format!(
+            "{}-{flavour} -w",
+            if ipv4 { "iptables" } else { "ip6tables" }
+        )
     }
 
     fn iptables_node(self, masquerade: bool, forward: ForwardPolicy) -> String {
@@ -131,7 +183,11 @@ impl Rules {
             }
         }
         for (ipv4, pods) in [(true, PODS_V4), (false, PODS_V6)] {
-            if !(if ipv4 { self.families.v4() } else { self.families.v6() }) {
+            if !(if ipv4 {
+                self.families.v4()
+            } else {
+                self.families.v6()
+            }) {
                 continue;
             }
             let mut rule = |text: &str| {
@@ -148,13 +204,18 @@ impl Rules {
                 rule("-t nat -A PREROUTING -j CNI-SERVICES");
                 rule("-t nat -A OUTPUT -j CNI-SERVICES");
                 let marked = format!("-m mark --mark {MASQUERADE_MARK:#x}/{MASQUERADE_MARK:#x}");
-                rule(&format!("-t nat -A POSTROUTING {marked} -j MASQUERADE --random-fully"));
+                rule(&format!(
+                    "-t nat -A POSTROUTING {marked} -j MASQUERADE --random-fully"
+                ));
             }
             if masquerade {
-                rule(&format!("-t nat -A POSTROUTING -s {pods} ! -d {pods} -j MASQUERADE --random-fully"));
+                rule(&format!(
+                    "-t nat -A POSTROUTING -s {pods} ! -d {pods} -j MASQUERADE --random-fully"
+                ));
             }
             if forward != ForwardPolicy::Accept && !self.components.has_kube_proxy() {
-                // Of services alone, both directions; kube-proxy lets every established connection pass, and would hide what the gateway lacks.
+                // Of services alone, both directions; kube-proxy lets every established connection
+                // pass, and would hide what the gateway lacks.
                 rule("-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT");
             }
             match forward {
@@ -188,9 +249,14 @@ fn nft_node(masquerade: bool, forward: ForwardPolicy) -> String {
         ForwardPolicy::Accept => ("accept", String::new()),
         ForwardPolicy::DropButPods => (
             "drop",
-            format!("ip saddr {PODS_V4} accept; ip daddr {PODS_V4} accept; ip6 saddr {PODS_V6} accept; ip6 daddr {PODS_V6} accept"),
+            format!(
+                "ip saddr {PODS_V4} accept; ip daddr {PODS_V4} accept; ip6 saddr {PODS_V6} accept; ip6 daddr {PODS_V6} accept"
+            ),
         ),
-        ForwardPolicy::DropButWorkloads => ("drop", format!("iifname \"{POD_DEVICE}*\" accept; oifname \"{POD_DEVICE}*\" accept")),
+        ForwardPolicy::DropButWorkloads => (
+            "drop",
+            format!("iifname \"{POD_DEVICE}*\" accept; oifname \"{POD_DEVICE}*\" accept"),
+        ),
     };
     format!(
         "nft -f - <<'END'

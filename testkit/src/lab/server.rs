@@ -6,7 +6,9 @@ use std::{
     ops::Deref,
 };
 
-use super::{Lab, answer, builder::parsed, constants::PORT, locked, namespace::Namespace, topology};
+use super::{
+    Lab, answer, builder::parsed, constants::PORT, locked, namespace::Namespace, topology,
+};
 
 /// A server to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,12 +19,17 @@ pub struct ServerSpec {
 }
 
 impl ServerSpec {
-    /// A server with these addresses. Those in 10.6.0.0/16 and fd00:6::/64 are on the underlay's switch, all others behind the router.
+    /// A server with these addresses. Those in 10.6.0.0/16 and fd00:6::/64 are on the underlay's
+    /// switch, all others behind the router.
     ///
     /// # Panics
     /// On what is no address.
     pub fn new<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { addresses: addresses.into_iter().map(parsed).collect(), port: PORT, routes_to_pods: false }
+        Self {
+            addresses: addresses.into_iter().map(parsed).collect(),
+            port: PORT,
+            routes_to_pods: false,
+        }
     }
 
     /// Answers at this port instead of [`PORT`].
@@ -59,22 +66,45 @@ impl Deref for Server {
 impl Server {
     pub(super) fn create(lab: &Lab, spec: &ServerSpec) -> io::Result<Self> {
         let world = &lab.world;
-        if let Some(stranger) = spec.addresses.iter().find(|address| !world.settings.families.has(**address)) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{stranger}: the lab lacks this family")));
+        if let Some(stranger) = spec
+            .addresses
+            .iter()
+            .find(|address| !world.settings.families.has(**address))
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{stranger}: the lab lacks this family"),
+            ));
         }
         let k = {
             let mut state = locked(&world.state);
             state.servers += 1;
             let k = state.servers;
-            state.ports.insert(format!("server{k}"), format!("server{k}"));
+            state
+                .ports
+                .insert(format!("server{k}"), format!("server{k}"));
             k
         };
         let name = format!("server{k}");
-        world.cage.script(None, &topology::server(world, &name, k, &spec.addresses, spec.routes_to_pods))?;
-        let network = Namespace { world: world.clone(), name: Some(name) };
+        world.cage.script(
+            None,
+            &topology::server(world, &name, k, &spec.addresses, spec.routes_to_pods),
+        )?;
+        let network = Namespace {
+            world: world.clone(),
+            name: Some(name),
+        };
         let seen = network.answer(&spec.addresses, spec.port)?;
-        let endpoints = spec.addresses.iter().map(|address| SocketAddr::new(*address, spec.port)).collect();
-        Ok(Self { network, endpoints, seen })
+        let endpoints = spec
+            .addresses
+            .iter()
+            .map(|address| SocketAddr::new(*address, spec.port))
+            .collect();
+        Ok(Self {
+            network,
+            endpoints,
+            seen,
+        })
     }
 
     /// Where it answers, in the order given.
@@ -90,7 +120,11 @@ impl Server {
     #[must_use]
     pub fn at(&self, address: &str) -> SocketAddr {
         let wanted: IpAddr = parsed(address);
-        *self.endpoints.iter().find(|endpoint| endpoint.ip() == wanted).unwrap_or_else(|| panic!("{address} is not the server's"))
+        *self
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.ip() == wanted)
+            .unwrap_or_else(|| panic!("{address} is not the server's"))
     }
 
     /// Its first IPv4 endpoint.
@@ -99,7 +133,11 @@ impl Server {
     /// When it has none.
     #[must_use]
     pub fn v4(&self) -> SocketAddr {
-        *self.endpoints.iter().find(|endpoint| endpoint.is_ipv4()).expect("an IPv4 endpoint")
+        *self
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.is_ipv4())
+            .expect("an IPv4 endpoint")
     }
 
     /// Its first IPv6 endpoint.
@@ -108,7 +146,11 @@ impl Server {
     /// When it has none.
     #[must_use]
     pub fn v6(&self) -> SocketAddr {
-        *self.endpoints.iter().find(|endpoint| endpoint.is_ipv6()).expect("an IPv6 endpoint")
+        *self
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.is_ipv6())
+            .expect("an IPv6 endpoint")
     }
 
     /// The sources of all connections and datagrams so far, oldest first.

@@ -22,12 +22,18 @@ pub struct ServiceSpec {
 }
 
 impl ServiceSpec {
-    /// A service with this name and port, in the namespace `default`, with a node port, TCP and UDP.
+    /// A service with this name and port, in the namespace `default`, with a node port, TCP and
+    /// UDP.
     pub fn new(name: impl Into<String>, port: u16) -> Self {
-        Self { name: name.into(), port, local: false }
+        Self {
+            name: name.into(),
+            port,
+            local: false,
+        }
     }
 
-    /// `externalTrafficPolicy: Local`: the node port serves pods of its own node only, and they see the client's address.
+    /// `externalTrafficPolicy: Local`: the node port serves pods of its own node only, and they see
+    /// the client's address.
     #[must_use]
     pub const fn local(mut self) -> Self {
         self.local = true;
@@ -47,9 +53,14 @@ impl Service {
         let world = &lab.world;
         let facts = {
             let mut state = locked(&world.state);
-            let k = u8::try_from(state.services.len()).ok().filter(|k| *k < 200).ok_or_else(|| io::Error::other("too many services"))?;
+            let k = u8::try_from(state.services.len())
+                .ok()
+                .filter(|k| *k < 200)
+                .ok_or_else(|| io::Error::other("too many services"))?;
             let (v4, v6) = service_addresses(k);
-            let addresses = [IpAddr::from(v4), IpAddr::from(v6)].into_iter().filter(|address| world.settings.families.has(*address));
+            let addresses = [IpAddr::from(v4), IpAddr::from(v6)]
+                .into_iter()
+                .filter(|address| world.settings.families.has(*address));
             let facts = ServiceFacts {
                 name: spec.name,
                 addresses: addresses.collect(),
@@ -62,11 +73,24 @@ impl Service {
             facts
         };
         for node in &world.nodes {
-            let own: Vec<SocketAddr> = pods.iter().filter(|pod| pod.node() == node.name).flat_map(|pod| pod.endpoints()).collect();
-            world.cage.script(Some(&node.name), &world.rules().service(&facts, &own))?;
+            let own: Vec<SocketAddr> = pods
+                .iter()
+                .filter(|pod| pod.node() == node.name)
+                .flat_map(|pod| pod.endpoints())
+                .collect();
+            world
+                .cage
+                .script(Some(&node.name), &world.rules().service(&facts, &own))?;
         }
-        let addresses = facts.addresses.iter().map(|address| SocketAddr::new(*address, facts.port)).collect();
-        Ok(Self { addresses, node_port: facts.node_port })
+        let addresses = facts
+            .addresses
+            .iter()
+            .map(|address| SocketAddr::new(*address, facts.port))
+            .collect();
+        Ok(Self {
+            addresses,
+            node_port: facts.node_port,
+        })
     }
 
     /// Its cluster addresses with its port, IPv4 first.
@@ -85,8 +109,13 @@ impl Service {
 impl ServiceFacts {
     /// What a node with the pods `own` translates.
     pub(super) fn translations(&self, own: &[SocketAddr]) -> Vec<Translation> {
-        let of_family =
-            |backends: &[SocketAddr], ipv4: bool| backends.iter().filter(|to| to.is_ipv4() == ipv4).copied().collect::<Vec<_>>();
+        let of_family = |backends: &[SocketAddr], ipv4: bool| {
+            backends
+                .iter()
+                .filter(|to| to.is_ipv4() == ipv4)
+                .copied()
+                .collect::<Vec<_>>()
+        };
         let cluster = self.addresses.iter().map(|address| Translation {
             address: Some(*address),
             port: self.port,
@@ -97,7 +126,10 @@ impl ServiceFacts {
         let node = self.addresses.iter().map(|address| Translation {
             address: None,
             port: self.node_port,
-            backends: of_family(if self.local { own } else { &self.backends }, address.is_ipv4()),
+            backends: of_family(
+                if self.local { own } else { &self.backends },
+                address.is_ipv4(),
+            ),
             ipv4: address.is_ipv4(),
             masquerade: !self.local,
         });

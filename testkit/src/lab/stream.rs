@@ -34,7 +34,13 @@ pub struct StreamSpec {
 
 impl StreamSpec {
     pub(super) const fn new(namespace: Namespace, to: SocketAddr, interval: Duration) -> Self {
-        Self { namespace, to, interval, fresh: false, patience: PATIENCE }
+        Self {
+            namespace,
+            to,
+            interval,
+            fresh: false,
+            patience: PATIENCE,
+        }
     }
 
     /// Sends each datagram from a fresh port: every one is a connection of its own.
@@ -60,16 +66,29 @@ impl StreamSpec {
         let patience = patient(self.patience);
         let thread = {
             let shared = Arc::clone(&shared);
-            let Self { namespace, to, interval, fresh, .. } = self;
-            thread::Builder::new().name("lab-stream".into()).spawn(move || {
-                namespace.move_in()?;
-                send(&shared, to, interval, fresh)
-            })?
+            let Self {
+                namespace,
+                to,
+                interval,
+                fresh,
+                ..
+            } = self;
+            thread::Builder::new()
+                .name("lab-stream".into())
+                .spawn(move || {
+                    namespace.move_in()?;
+                    send(&shared, to, interval, fresh)
+                })?
         };
-        let stream = Stream { shared, thread: Some(thread) };
+        let stream = Stream {
+            shared,
+            thread: Some(thread),
+        };
         let deadline = Instant::now() + patience;
         while stream.answered() == 0 {
-            if Instant::now() > deadline || stream.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            if Instant::now() > deadline
+                || stream.thread.as_ref().is_some_and(JoinHandle::is_finished)
+            {
                 stream.finish()?;
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "no first answer"));
             }
@@ -149,7 +168,11 @@ impl Stream {
     ///
     /// # Errors
     /// When none does within `timeout`.
-    pub fn wait_for(&self, timeout: Duration, wanted: impl Fn(&Answer) -> bool) -> io::Result<Answer> {
+    pub fn wait_for(
+        &self,
+        timeout: Duration,
+        wanted: impl Fn(&Answer) -> bool,
+    ) -> io::Result<Answer> {
         let mut from = self.answered();
         let deadline = Instant::now() + timeout;
         loop {
@@ -161,7 +184,10 @@ impl Stream {
                 from = answers.len();
             }
             if Instant::now() > deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no such answer; the last is {:?}", self.last())));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no such answer; the last is {:?}", self.last()),
+                ));
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -170,17 +196,27 @@ impl Stream {
     /// Stops sending, waits a moment for answers under way, and reports.
     ///
     /// # Errors
-    /// When sending was impossible from the beginning (a destination that is unreachable for a while is a gap, no error).
+    /// When sending was impossible from the beginning (a destination that is unreachable for a
+    /// while is a gap, no error).
     pub fn finish(mut self) -> io::Result<StreamReport> {
-        let Some(thread) = self.thread.take() else { return Err(io::Error::other("finished before")) };
+        let Some(thread) = self.thread.take() else {
+            return Err(io::Error::other("finished before"));
+        };
         self.shared.stop.store(true, Ordering::Relaxed);
-        let sent = thread.join().map_err(|_| io::Error::other("the sender panicked"))??;
+        let sent = thread
+            .join()
+            .map_err(|_| io::Error::other("the sender panicked"))??;
         let answers = locked(&self.shared.answers).clone();
         let mut sources = BTreeMap::new();
         for answer in &answers {
             *sources.entry(answer.source.ip()).or_default() += 1;
         }
-        Ok(StreamReport { sent: sent.count, longest_gap: longest_gap(&answers, sent), answers, sources })
+        Ok(StreamReport {
+            sent: sent.count,
+            longest_gap: longest_gap(&answers, sent),
+            answers,
+            sources,
+        })
     }
 }
 
@@ -191,7 +227,11 @@ impl Drop for Stream {
 }
 
 fn longest_gap(answers: &[Answer], sent: Sent) -> Duration {
-    let times = answers.iter().map(|answer| answer.at).filter(|at| *at < sent.last).chain([sent.last]);
+    let times = answers
+        .iter()
+        .map(|answer| answer.at)
+        .filter(|at| *at < sent.last)
+        .chain([sent.last]);
     let mut longest = Duration::ZERO;
     let mut before = sent.first;
     for at in times {
@@ -204,8 +244,8 @@ fn longest_gap(answers: &[Answer], sent: Sent) -> Duration {
 /// A socket, and the number of the first datagram that it sent.
 type Sender = (u64, UdpSocket);
 
-/// Sends until told to stop; receives in between on every socket whose datagram may still be answered. How fast the host is decides how late an
-/// answer comes, and not whether it is counted.
+/// Sends until told to stop; receives in between on every socket whose datagram may still be
+/// answered. How fast the host is decides how late an answer comes, and not whether it is counted.
 fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io::Result<Sent> {
     /// So many datagrams may be without an answer; one that is older is lost.
     const WAITING: usize = 400;
@@ -215,7 +255,11 @@ fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io:
     };
     let mut waiting: VecDeque<Sender> = VecDeque::from([(0, open()?)]);
     let first = Instant::now();
-    let mut sent = Sent { count: 0, first, last: first };
+    let mut sent = Sent {
+        count: 0,
+        first,
+        last: first,
+    };
     while !shared.stop.load(Ordering::Relaxed) {
         if fresh && sent.count > 0 {
             // No route at the moment: the datagram is lost like others.
@@ -250,9 +294,20 @@ fn receive_until(shared: &Shared, waiting: &mut VecDeque<Sender>, fresh: bool, d
         let mut answered = BTreeSet::new();
         for (first, socket) in &*waiting {
             while let Ok(length) = socket.recv(&mut buffer) {
-                let Some((source, payload)) = split_answer(&buffer[..length]) else { continue };
-                let Some(number) = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok()) else { continue };
-                locked(&shared.answers).push(Answer { number, source, at: Instant::now() });
+                let Some((source, payload)) = split_answer(&buffer[..length]) else {
+                    continue;
+                };
+                let Some(number) = std::str::from_utf8(payload)
+                    .ok()
+                    .and_then(|text| text.parse().ok())
+                else {
+                    continue;
+                };
+                locked(&shared.answers).push(Answer {
+                    number,
+                    source,
+                    at: Instant::now(),
+                });
                 answered.insert(*first);
             }
         }

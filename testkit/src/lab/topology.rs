@@ -5,8 +5,9 @@ use std::{fmt::Write, io, net::IpAddr};
 use super::{
     builder::Cni,
     constants::{
-        MANAGEMENT, MANAGEMENT_DEVICE, OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, POD_TABLE, ROUTER, ROUTER_V4, ROUTER_V6, UNDERLAY,
-        UNDERLAY_V4_PREFIX, UNDERLAY_V6_PREFIX, node_management, pod_v4, pod_v6,
+        MANAGEMENT, MANAGEMENT_DEVICE, OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, POD_TABLE,
+        ROUTER, ROUTER_V4, ROUTER_V6, UNDERLAY, UNDERLAY_V4_PREFIX, UNDERLAY_V6_PREFIX,
+        node_management, pod_v4, pod_v6,
     },
     locked,
     world::{NodeFacts, World},
@@ -43,7 +44,10 @@ pub(super) fn build(world: &World) -> io::Result<()> {
         script.push_str(&peers(world, node));
     }
     world.cage.script(None, &script)?;
-    let rules = world.rules().node(world.settings.masquerade, world.settings.forward) + MANAGEMENT_IS_NOT_FOR_PODS;
+    let rules = world
+        .rules()
+        .node(world.settings.masquerade, world.settings.forward)
+        + MANAGEMENT_IS_NOT_FOR_PODS;
     for node in &world.nodes {
         world.cage.script(Some(&node.name), &rules)?;
     }
@@ -51,7 +55,9 @@ pub(super) fn build(world: &World) -> io::Result<()> {
     state.ports.insert("router".into(), ROUTER.into());
     for node in &world.nodes {
         state.ports.insert(node_port(node.n), node.name.clone());
-        state.ports.insert(node_second_port(node.n), node.name.clone());
+        state
+            .ports
+            .insert(node_second_port(node.n), node.name.clone());
     }
     Ok(())
 }
@@ -68,7 +74,10 @@ END
 fn namespace(name: &str) -> String {
     let mut script = format!("ip netns add {name}\nip netns exec {name} sh -eu <<'END'\n");
     for scope in ["all", "default"] {
-        let _ = writeln!(script, "echo 0 >/proc/sys/net/ipv6/conf/{scope}/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/{scope}/accept_ra");
+        let _ = writeln!(
+            script,
+            "echo 0 >/proc/sys/net/ipv6/conf/{scope}/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/{scope}/accept_ra"
+        );
         let _ = writeln!(script, "echo 0 >/proc/sys/net/ipv4/conf/{scope}/rp_filter");
     }
     script.push_str("END\n");
@@ -90,10 +99,17 @@ fn batch(namespace: &str, lines: &str) -> String {
     format!("ip -n {namespace} -batch - <<'END'\n{lines}END\n")
 }
 
-/// The switches are plain: no addresses of their own, no netfilter, no learning of multicast groups.
+/// The switches are plain: no addresses of their own, no netfilter, no learning of multicast
+/// groups.
 fn switches() -> String {
     let mut script = namespace(UNDERLAY);
-    script.push_str(&sysctls(UNDERLAY, &[("ipv6/conf/all/disable_ipv6", 1), ("ipv6/conf/default/disable_ipv6", 1)]));
+    script.push_str(&sysctls(
+        UNDERLAY,
+        &[
+            ("ipv6/conf/all/disable_ipv6", 1),
+            ("ipv6/conf/default/disable_ipv6", 1),
+        ],
+    ));
     let _ = writeln!(
         script,
         "ip netns exec {UNDERLAY} sh -eu <<'END'
@@ -102,16 +118,24 @@ END"
     );
     let mut lines = String::new();
     for switch in [SWITCH, SECOND_SWITCH] {
-        let _ = writeln!(lines, "link add {switch} mtu 9000 type bridge mcast_snooping 0\nlink set {switch} up");
+        let _ = writeln!(
+            lines,
+            "link add {switch} mtu 9000 type bridge mcast_snooping 0\nlink set {switch} up"
+        );
     }
     script.push_str(&batch(UNDERLAY, &lines));
-    let _ = writeln!(script, "ip link add mgmt type bridge mcast_snooping 0\nip link set mgmt up\nip addr add {MANAGEMENT}/24 dev mgmt");
+    let _ = writeln!(
+        script,
+        "ip link add mgmt type bridge mcast_snooping 0\nip link set mgmt up\nip addr add {MANAGEMENT}/24 dev mgmt"
+    );
     script
 }
 
 /// A cable from `device` of a namespace to a port of a switch.
 fn cable(namespace: &str, device: &str, switch: &str, port: &str, mtu: u16) -> String {
-    let end = format!("link add {device} mtu {mtu} type veth peer name {port} netns {UNDERLAY} mtu {mtu}\nlink set {device} up\n");
+    let end = format!(
+        "link add {device} mtu {mtu} type veth peer name {port} netns {UNDERLAY} mtu {mtu}\nlink set {device} up\n"
+    );
     batch(namespace, &end) + &batch(UNDERLAY, &format!("link set {port} master {switch} up\n"))
 }
 
@@ -124,7 +148,12 @@ fn on_link(address: IpAddr) -> String {
 }
 
 const fn forwarding() -> [(&'static str, u8); 4] {
-    [("ipv4/ip_forward", 1), ("ipv6/conf/all/forwarding", 1), ("ipv4/conf/all/send_redirects", 0), ("ipv4/conf/default/send_redirects", 0)]
+    [
+        ("ipv4/ip_forward", 1),
+        ("ipv6/conf/all/forwarding", 1),
+        ("ipv4/conf/all/send_redirects", 0),
+        ("ipv4/conf/default/send_redirects", 0),
+    ]
 }
 
 fn router(world: &World) -> String {
@@ -140,7 +169,10 @@ fn router(world: &World) -> String {
     }
     for node in &world.nodes {
         for (network, address) in node.pod_networks().iter().zip(node.addresses()) {
-            let _ = writeln!(lines, "route add {network} via {address} dev eth0 table {POD_TABLE}");
+            let _ = writeln!(
+                lines,
+                "route add {network} via {address} dev eth0 table {POD_TABLE}"
+            );
         }
     }
     script + &batch(ROUTER, &lines)
@@ -150,23 +182,60 @@ fn node(world: &World, node: &NodeFacts) -> String {
     let NodeFacts { n, name, .. } = node;
     let mode = world.settings.rp_filter;
     let mut script = namespace(name) + &sysctls(name, &forwarding());
-    script.push_str(&sysctls(name, &[("ipv4/conf/all/rp_filter", mode), ("ipv4/conf/default/rp_filter", mode)]));
-    script.push_str(&cable(name, "eth0", SWITCH, &node_port(*n), world.settings.mtu));
+    script.push_str(&sysctls(
+        name,
+        &[
+            ("ipv4/conf/all/rp_filter", mode),
+            ("ipv4/conf/default/rp_filter", mode),
+        ],
+    ));
+    script.push_str(&cable(
+        name,
+        "eth0",
+        SWITCH,
+        &node_port(*n),
+        world.settings.mtu,
+    ));
     let mut lines = String::new();
     for address in node.addresses() {
         lines.push_str(&on_link(address));
-        let via = if address.is_ipv4() { IpAddr::from(ROUTER_V4) } else { IpAddr::from(ROUTER_V6) };
+        let via = if address.is_ipv4() {
+            IpAddr::from(ROUTER_V4)
+        } else {
+            IpAddr::from(ROUTER_V6)
+        };
         let _ = writeln!(lines, "route add default via {via} dev eth0");
     }
     if !node.second.is_empty() {
-        script.push_str(&cable(name, "eth1", SECOND_SWITCH, &node_second_port(*n), world.settings.mtu));
+        script.push_str(&cable(
+            name,
+            "eth1",
+            SECOND_SWITCH,
+            &node_second_port(*n),
+            world.settings.mtu,
+        ));
         for address in &node.second {
-            let _ = writeln!(lines, "addr add {address} dev eth1{}", if address.addr().is_ipv6() { " nodad" } else { "" });
+            let _ = writeln!(
+                lines,
+                "addr add {address} dev eth1{}",
+                if address.addr().is_ipv6() {
+                    " nodad"
+                } else {
+                    ""
+                }
+            );
         }
     }
     let port = node_management_port(*n);
-    let _ = writeln!(script, "ip link add {port} type veth peer name {MANAGEMENT_DEVICE} netns {name}\nip link set {port} master mgmt up");
-    let _ = writeln!(lines, "addr add {}/24 dev {MANAGEMENT_DEVICE}\nlink set {MANAGEMENT_DEVICE} up", node_management(*n));
+    let _ = writeln!(
+        script,
+        "ip link add {port} type veth peer name {MANAGEMENT_DEVICE} netns {name}\nip link set {port} master mgmt up"
+    );
+    let _ = writeln!(
+        lines,
+        "addr add {}/24 dev {MANAGEMENT_DEVICE}\nlink set {MANAGEMENT_DEVICE} up",
+        node_management(*n)
+    );
     if world.settings.cni == Cni::Vxlan {
         lines.push_str(&overlay(world, node));
     }
@@ -178,17 +247,27 @@ fn overlay_mac(n: u8) -> String {
 }
 
 fn overlay(world: &World, node: &NodeFacts) -> String {
-    let Some(local) = node.addresses().first().copied() else { return String::new() };
+    let Some(local) = node.addresses().first().copied() else {
+        return String::new();
+    };
     let (mac, mtu) = (overlay_mac(node.n), world.pod_mtu());
     let mut lines = format!(
         "link add {OVERLAY_DEVICE} address {mac} mtu {mtu} type vxlan id {OVERLAY_VNI} dstport {OVERLAY_PORT} local {local} dev eth0 nolearning
 link set {OVERLAY_DEVICE} up\n"
     );
     if node.v4.is_some() {
-        let _ = writeln!(lines, "addr add {}/32 dev {OVERLAY_DEVICE}", pod_v4(node.n, 0));
+        let _ = writeln!(
+            lines,
+            "addr add {}/32 dev {OVERLAY_DEVICE}",
+            pod_v4(node.n, 0)
+        );
     }
     if node.v6.is_some() {
-        let _ = writeln!(lines, "addr add {}/128 dev {OVERLAY_DEVICE} nodad", pod_v6(node.n, 0));
+        let _ = writeln!(
+            lines,
+            "addr add {}/128 dev {OVERLAY_DEVICE} nodad",
+            pod_v6(node.n, 0)
+        );
     }
     lines
 }
@@ -207,81 +286,155 @@ fn peers(world: &World, node: &NodeFacts) -> String {
         let mac = overlay_mac(peer.n);
         for network in peer.pod_networks() {
             let first = network.split('/').next().unwrap_or_default();
-            let _ = writeln!(lines, "neigh add {first} lladdr {mac} dev {OVERLAY_DEVICE} nud permanent");
-            let _ = writeln!(lines, "route add {network} via {first} dev {OVERLAY_DEVICE} onlink");
+            let _ = writeln!(
+                lines,
+                "neigh add {first} lladdr {mac} dev {OVERLAY_DEVICE} nud permanent"
+            );
+            let _ = writeln!(
+                lines,
+                "route add {network} via {first} dev {OVERLAY_DEVICE} onlink"
+            );
         }
         if let Some(address) = addresses.first() {
-            let _ = writeln!(forwarding_database, "bridge -n {} fdb append {mac} dev {OVERLAY_DEVICE} dst {address}", node.name);
+            let _ = writeln!(
+                forwarding_database,
+                "bridge -n {} fdb append {mac} dev {OVERLAY_DEVICE} dst {address}",
+                node.name
+            );
         }
     }
-    if lines.is_empty() { String::new() } else { batch(&node.name, &lines) + &forwarding_database }
+    if lines.is_empty() {
+        String::new()
+    } else {
+        batch(&node.name, &lines) + &forwarding_database
+    }
 }
 
-/// A pod's namespace, its cable to the node, and the node's route to it: one host route per address, no bridge.
-pub(super) fn pod(world: &World, node: &NodeFacts, name: &str, device: &str, addresses: &[IpAddr]) -> String {
+/// A pod's namespace, its cable to the node, and the node's route to it: one host route per
+/// address, no bridge.
+pub(super) fn pod(
+    world: &World,
+    node: &NodeFacts,
+    name: &str,
+    device: &str,
+    addresses: &[IpAddr],
+) -> String {
     let mtu = world.pod_mtu();
     let (mut inside, mut outside) = (String::new(), String::new());
-    let _ = writeln!(inside, "link add eth0 mtu {mtu} type veth peer name {device} netns {} mtu {mtu}\nlink set eth0 up", node.name);
+    let _ = writeln!(
+        inside,
+        "link add eth0 mtu {mtu} type veth peer name {device} netns {} mtu {mtu}\nlink set eth0 up",
+        node.name
+    );
     let _ = writeln!(outside, "link set {device} up");
     for address in addresses {
         let (gateway, length, nodad) = match address {
             IpAddr::V4(_) => (IpAddr::from(pod_v4(node.n, 1)), 32, ""),
             IpAddr::V6(_) => (IpAddr::from(pod_v6(node.n, 1)), 128, " nodad"),
         };
-        let _ = writeln!(outside, "addr add {gateway}/{length} dev {device}{nodad}\nroute add {address}/{length} dev {device}");
-        let _ = writeln!(inside, "addr add {address}/{length} dev eth0{nodad}\nroute add {gateway}/{length} dev eth0");
-        let _ = writeln!(inside, "route add default via {gateway} dev eth0 src {address}");
+        let _ = writeln!(
+            outside,
+            "addr add {gateway}/{length} dev {device}{nodad}\nroute add {address}/{length} dev {device}"
+        );
+        let _ = writeln!(
+            inside,
+            "addr add {address}/{length} dev eth0{nodad}\nroute add {gateway}/{length} dev eth0"
+        );
+        let _ = writeln!(
+            inside,
+            "route add default via {gateway} dev eth0 src {address}"
+        );
     }
     namespace(name) + &batch(name, &inside) + &batch(&node.name, &outside)
 }
 
 /// A server: addresses of the underlay on its switch, all others behind the router.
-pub(super) fn server(world: &World, name: &str, k: u64, addresses: &[IpAddr], routes_to_pods: bool) -> String {
-    let (here, beyond): (Vec<&IpAddr>, Vec<&IpAddr>) = addresses.iter().partition(|address| is_on_link(**address));
+pub(super) fn server(
+    world: &World,
+    name: &str,
+    k: u64,
+    addresses: &[IpAddr],
+    routes_to_pods: bool,
+) -> String {
+    let (here, beyond): (Vec<&IpAddr>, Vec<&IpAddr>) =
+        addresses.iter().partition(|address| is_on_link(**address));
     let mut script = namespace(name);
     let mut lines = String::new();
     if !here.is_empty() {
-        script.push_str(&cable(name, "eth0", SWITCH, &format!("server{k}"), world.settings.mtu));
+        script.push_str(&cable(
+            name,
+            "eth0",
+            SWITCH,
+            &format!("server{k}"),
+            world.settings.mtu,
+        ));
     }
     for address in &here {
         lines.push_str(&on_link(**address));
     }
     if routes_to_pods {
-        for (network, via) in world.nodes.iter().flat_map(|node| node.pod_networks().into_iter().zip(node.addresses())) {
-            if here.iter().any(|address| address.is_ipv4() == via.is_ipv4()) {
+        for (network, via) in world
+            .nodes
+            .iter()
+            .flat_map(|node| node.pod_networks().into_iter().zip(node.addresses()))
+        {
+            if here
+                .iter()
+                .any(|address| address.is_ipv4() == via.is_ipv4())
+            {
                 let _ = writeln!(lines, "route add {network} via {via} dev eth0");
             }
         }
     }
     if !beyond.is_empty() {
         let mtu = world.settings.mtu;
-        let _ = writeln!(script, "ip -n {name} link add out0 mtu {mtu} type veth peer name server{k} netns {ROUTER} mtu {mtu}");
+        let _ = writeln!(
+            script,
+            "ip -n {name} link add out0 mtu {mtu} type veth peer name server{k} netns {ROUTER} mtu {mtu}"
+        );
         lines.push_str("link set out0 up\n");
         let (inside, outside) = behind_router(k, &beyond);
         script.push_str(&batch(ROUTER, &outside));
         for family in ["-4", "-6"].iter().filter(|_| routes_to_pods) {
-            let _ = writeln!(script, "ip -n {ROUTER} {family} rule add iif server{k} lookup {POD_TABLE} priority {}", 1000 + k);
+            let _ = writeln!(
+                script,
+                "ip -n {ROUTER} {family} rule add iif server{k} lookup {POD_TABLE} priority {}",
+                1000 + k
+            );
         }
         lines.push_str(&inside);
     }
     script + &batch(name, &lines)
 }
 
-/// Lines for the server and for the router: a transfer network per server and family, host routes to the server's addresses.
+/// Lines for the server and for the router: a transfer network per server and family, host routes
+/// to the server's addresses.
 fn behind_router(k: u64, addresses: &[&IpAddr]) -> (String, String) {
     let (mut inside, mut outside) = (String::new(), format!("link set server{k} up\n"));
     for ipv4 in [true, false] {
-        let (network, length, whole, nodad) =
-            if ipv4 { (format!("100.64.{k}."), 30, 32, "") } else { (format!("fd64:{k:x}::"), 64, 128, " nodad") };
-        let mut of_family = addresses.iter().filter(|address| address.is_ipv4() == ipv4).peekable();
+        let (network, length, whole, nodad) = if ipv4 {
+            (format!("100.64.{k}."), 30, 32, "")
+        } else {
+            (format!("fd64:{k:x}::"), 64, 128, " nodad")
+        };
+        let mut of_family = addresses
+            .iter()
+            .filter(|address| address.is_ipv4() == ipv4)
+            .peekable();
         if of_family.peek().is_none() {
             continue;
         }
         let _ = writeln!(outside, "addr add {network}1/{length} dev server{k}{nodad}");
-        let _ = writeln!(inside, "addr add {network}2/{length} dev out0{nodad}\nroute add default via {network}1 dev out0");
+        let _ = writeln!(
+            inside,
+            "addr add {network}2/{length} dev out0{nodad}\nroute add default via {network}1 dev out0"
+        );
         for address in of_family {
             let _ = writeln!(inside, "addr add {address}/{whole} dev lo{nodad}");
-            let _ = writeln!(outside, "route add {address}/{whole} via {network}2 dev server{k}");
+            let _ = writeln!(
+                outside,
+                "route add {address}/{whole} via {network}2 dev server{k}"
+            );
         }
     }
     (inside, outside)

@@ -66,9 +66,17 @@ impl NodeFacts {
                 IpAddr::V6(address) => v6 = *address,
             }
         }
-        let sound = spec.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte));
-        if spec.name.is_empty() || !sound || [constants::UNDERLAY, constants::ROUTER].contains(&spec.name.as_str()) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{:?} cannot name a node", spec.name)));
+        let sound = spec.name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte)
+        });
+        if spec.name.is_empty()
+            || !sound
+            || [constants::UNDERLAY, constants::ROUTER].contains(&spec.name.as_str())
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{:?} cannot name a node", spec.name),
+            ));
         }
         let mut labels = BTreeMap::from([("kubernetes.io/hostname".to_owned(), spec.name.clone())]);
         labels.extend(spec.labels.iter().cloned());
@@ -84,13 +92,21 @@ impl NodeFacts {
 
     /// Addresses on the underlay, IPv4 first.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
-        self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from)).collect()
+        self.v4
+            .map(IpAddr::from)
+            .into_iter()
+            .chain(self.v6.map(IpAddr::from))
+            .collect()
     }
 
     /// Pod networks, IPv4 first.
     pub(super) fn pod_networks(&self) -> Vec<String> {
-        let v4 = self.v4.map(|_| format!("{}/24", constants::pod_v4(self.n, 0)));
-        let v6 = self.v6.map(|_| format!("{}/64", constants::pod_v6(self.n, 0)));
+        let v4 = self
+            .v4
+            .map(|_| format!("{}/24", constants::pod_v4(self.n, 0)));
+        let v6 = self
+            .v6
+            .map(|_| format!("{}/64", constants::pod_v6(self.n, 0)));
         v4.into_iter().chain(v6).collect()
     }
 }
@@ -120,18 +136,28 @@ pub(super) struct ServiceFacts {
 impl World {
     pub(super) fn build(settings: Builder) -> io::Result<Self> {
         if settings.nodes.len() > 200 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "more than 200 nodes"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "more than 200 nodes",
+            ));
         }
         if settings.components.has_kube_proxy() && settings.tool == RuleTool::Nft {
             let text = format!("{:?} needs iptables, not nft", settings.components);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let nodes: Vec<NodeFacts> =
-            (1u8..).zip(&settings.nodes).map(|(n, spec)| NodeFacts::new(n, spec, &settings)).collect::<io::Result<_>>()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("lab-answer").enable_all().build()?;
+        let nodes: Vec<NodeFacts> = (1u8..)
+            .zip(&settings.nodes)
+            .map(|(n, spec)| NodeFacts::new(n, spec, &settings))
+            .collect::<io::Result<_>>()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("lab-answer")
+            .enable_all()
+            .build()?;
         let mut state = State::default();
         for name in ["default", "kube-system"] {
-            let labels = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())]);
+            let labels =
+                BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())]);
             state.namespaces.insert(name.into(), labels);
         }
         let world = Self {
@@ -147,7 +173,11 @@ impl World {
     }
 
     pub(super) fn rules(&self) -> Rules {
-        Rules { tool: self.settings.tool, families: self.settings.families, components: self.settings.components }
+        Rules {
+            tool: self.settings.tool,
+            families: self.settings.families,
+            components: self.settings.components,
+        }
     }
 
     /// Largest packet of a pod.
@@ -161,7 +191,10 @@ impl World {
 
     pub(super) fn node(&self, name: &str) -> io::Result<&NodeFacts> {
         let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no node {name}"));
-        self.nodes.iter().find(|node| node.name == name).ok_or_else(unknown)
+        self.nodes
+            .iter()
+            .find(|node| node.name == name)
+            .ok_or_else(unknown)
     }
 
     /// A number that this lab has not used.
@@ -169,10 +202,16 @@ impl World {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(super) fn with_runtime<T>(&self, work: impl FnOnce(&Runtime) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn with_runtime<T>(
+        &self,
+        work: impl FnOnce(&Runtime) -> io::Result<T>,
+    ) -> io::Result<T> {
         match locked(&self.runtime).as_ref() {
             Some(runtime) => work(runtime),
-            None => Err(io::Error::new(io::ErrorKind::NotConnected, "the lab has ended")),
+            None => Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the lab has ended",
+            )),
         }
     }
 

@@ -1,4 +1,5 @@
-//! Packets that have no business where they go: from the overlay into the cluster, and from pods into a tunnel.
+//! Packets that have no business where they go: from the overlay into the cluster, and from pods
+//! into a tunnel.
 
 use egressgateway::{
     model::SourceNat,
@@ -17,7 +18,10 @@ pub fn what_comes_by_the_overlay_leaves_here_or_ends<D: Backend>(host: Host<D>) 
         let lab = Lab::new(&host);
         let mut desired = gateway();
         desired.overlay.unknown_may_exit = true;
-        desired.destinations.insert((class(2), range("10.0.0.0/8")), egress(0x11, SourceNat::Keep));
+        desired.destinations.insert(
+            (class(2), range("10.0.0.0/8")),
+            egress(0x11, SourceNat::Keep),
+        );
         desired.destinations.remove(&(class(2), range("0.0.0.0/0")));
         lab.program(&desired).await;
         run(SEEN);
@@ -27,7 +31,13 @@ pub fn what_comes_by_the_overlay_leaves_here_or_ends<D: Backend>(host: Host<D>) 
              ip route add 10.6.0.11 via 172.31.0.1 src 10.250.3.4; ip route add 10.6.1.1 via 172.31.0.1 src 10.244.9.9
              ping -c 1 -W 5 172.31.0.1 >/dev/null; ping -c 1 -W 5 fd31::1 >/dev/null",
         );
-        let strays = ["10.244.1.10", "fd10:244:1::10", "10.6.0.11", "172.31.0.1", "fd31::1"];
+        let strays = [
+            "10.244.1.10",
+            "fd10:244:1::10",
+            "10.6.0.11",
+            "172.31.0.1",
+            "fd31::1",
+        ];
         for (destination, sent) in strays.into_iter().zip(1..) {
             lab.far.send(destination);
             lab.count("drop_unknown_source", sent).await;
@@ -43,7 +53,8 @@ pub fn what_comes_by_the_overlay_leaves_here_or_ends<D: Backend>(host: Host<D>) 
         lab.far.send("fd00::1:92");
         lab.count("drop_unknown_source", 7).await;
         assert_eq!(lab.pod.seen_at_all(), "", "nothing reached the pod");
-        // An address of this host that nobody has told the cluster about is somewhere outside for whoever sent this.
+        // An address of this host that nobody has told the cluster about is somewhere outside for
+        // whoever sent this.
         lab.far.send("10.6.1.92");
         arrived(&lab.server, "10.250.3.4", 1).await;
     });
@@ -75,11 +86,27 @@ END");
              add rule inet tunnel in udp dport 7789 counter'",
         );
         run("ip route add 10.7.0.12 via 10.6.1.92; ip -6 route add fd07::12 via fd00::1:92");
-        let addresses = ["10.6.0.12", "fd00::12", "10.6.1.1", "fd00::1:1"].map(|address| (address, 7789));
-        let services = ["10.96.0.1", "10.96.0.2", "fd96::1", "fd96::2"].map(|address| (address, 53));
-        // Further addresses of the other node; and groups that this node is in: a broadcast, all hosts, all routers of a network, all nodes.
-        let further = ["10.7.0.12", "fd07::12", "10.6.255.255", "224.0.0.1", "fd00::", "ff02::1%eth0"].map(|address| (address, 7789));
-        for ((address, port), sent) in addresses.into_iter().chain(services).chain(further).zip(1..) {
+        let addresses =
+            ["10.6.0.12", "fd00::12", "10.6.1.1", "fd00::1:1"].map(|address| (address, 7789));
+        let services =
+            ["10.96.0.1", "10.96.0.2", "fd96::1", "fd96::2"].map(|address| (address, 53));
+        // Further addresses of the other node; and groups that this node is in: a broadcast, all
+        // hosts, all routers of a network, all nodes.
+        let further = [
+            "10.7.0.12",
+            "fd07::12",
+            "10.6.255.255",
+            "224.0.0.1",
+            "fd00::",
+            "ff02::1%eth0",
+        ]
+        .map(|address| (address, 7789));
+        for ((address, port), sent) in addresses
+            .into_iter()
+            .chain(services)
+            .chain(further)
+            .zip(1..)
+        {
             lab.pod.run(&format!("echo x > /dev/udp/{address}/{port}"));
             lab.count("drop_not_peer", sent).await;
         }
@@ -91,7 +118,8 @@ END");
     });
 }
 
-/// A node's masquerade makes a peer of any pod, so the address that is sent to counts as well: peers send to the one that they know.
+/// A node's masquerade makes a peer of any pod, so the address that is sent to counts as well:
+/// peers send to the one that they know.
 ///
 /// # Panics
 /// When a packet goes elsewhere.
@@ -109,7 +137,8 @@ pub fn a_tunnel_takes_what_peers_send_to_the_address_that_they_know<D: Backend>(
              for own in 10.6.1.1 10.6.1.2; do ip route add $own dev eth0 src 10.6.0.12; done
              for own in fd00::1:1 fd00::1:2; do ip -6 route add $own dev eth0 src fd00::12; done",
         );
-        let send = |address: &str| drop(lab.server.run(&format!("echo x > /dev/udp/{address}/7789")));
+        let send =
+            |address: &str| drop(lab.server.run(&format!("echo x > /dev/udp/{address}/7789")));
         for (address, sent) in ["10.6.1.2", "fd00::1:2", "10.7.0.11"].into_iter().zip(1..) {
             send(address);
             lab.count("drop_not_peer", sent).await;
@@ -118,14 +147,22 @@ pub fn a_tunnel_takes_what_peers_send_to_the_address_that_they_know<D: Backend>(
         // What comes after them on the same way.
         send("10.7.0.11");
         lab.count("drop_not_peer", 4).await;
-        assert!(run("nft list chain inet taken in").contains("counter packets 2 "), "{}", run("nft list chain inet taken in"));
+        assert!(
+            run("nft list chain inet taken in").contains("counter packets 2 "),
+            "{}",
+            run("nft list chain inet taken in")
+        );
         // The address that the node had before, as long as others may know it.
         desired.overlay.own.insert(ip("10.6.1.2"));
         lab.program(&desired).await;
         send("10.6.1.2");
         send("10.7.0.11");
         lab.count("drop_not_peer", 5).await;
-        assert!(run("nft list chain inet taken in").contains("counter packets 3 "), "{}", run("nft list chain inet taken in"));
+        assert!(
+            run("nft list chain inet taken in").contains("counter packets 3 "),
+            "{}",
+            run("nft list chain inet taken in")
+        );
     });
 }
 
@@ -157,7 +194,10 @@ END");
         lab.pod.run(SEEN);
         lab.server.run("ip addr add 10.6.4.1/16 dev eth0");
         let send = |address: &str| drop(lab.pod.run(&format!("echo x > /dev/udp/{address}/53")));
-        for (front, pod, sent) in [("10.96.0.1", "10.244.1.10", 1), ("fd96::1", "fd10:244:1::10", 2)] {
+        for (front, pod, sent) in [
+            ("10.96.0.1", "10.244.1.10", 1),
+            ("fd96::1", "fd10:244:1::10", 2),
+        ] {
             send(front);
             if host.steers_translated {
                 arrived(&lab.far, pod, 1).await;
@@ -169,7 +209,10 @@ END");
         assert_eq!(lab.server.seen_at_all(), "", "nothing leaves from here");
         send("10.96.0.2");
         arrived(&lab.server, "10.6.1.1", 1).await;
-        assert!(run("nft list chain inet services marks").contains("counter packets 1 "), "others' marks are as they were");
+        assert!(
+            run("nft list chain inet services marks").contains("counter packets 1 "),
+            "others' marks are as they were"
+        );
         // Sent to an address that is governed, and translated to one of the cluster.
         send("10.6.2.9");
         arrived(&lab.pod, "10.244.1.10", 1).await;

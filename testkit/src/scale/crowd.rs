@@ -1,4 +1,5 @@
-//! The nodes that are not in the lab: their kubelets and their agents, as far as the API server hears of them.
+//! The nodes that are not in the lab: their kubelets and their agents, as far as the API server
+//! hears of them.
 
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use super::{
     server::{Server, Tally, each},
 };
 
-/// How often a kubelet says anew how its node is, where nothing changed (`nodeStatusReportFrequency`).
+/// How often a kubelet says anew how its node is, where nothing changed
+/// (`nodeStatusReportFrequency`).
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// How often an agent renews its Lease.
 const RENEWAL: Duration = Duration::from_secs(10);
@@ -36,8 +38,16 @@ pub(super) async fn register(server: &Server, nodes: &[Crowded]) -> Result<(), S
 
 /// The agents' part of each EgressNode's status; the controller has given them addresses.
 pub(super) async fn build_tunnels(server: &Server, nodes: &[Crowded]) -> Result<(), String> {
-    each(nodes, |node| async move { server.apply(&format!("{EGRESS_NODES}/{}/status", node.name()), &node.egress_node()).await.map(drop) })
-        .await
+    each(nodes, |node| async move {
+        server
+            .apply(
+                &format!("{EGRESS_NODES}/{}/status", node.name()),
+                &node.egress_node(),
+            )
+            .await
+            .map(drop)
+    })
+    .await
 }
 
 /// Renews Leases and the nodes' statuses for as long as the runtime lives, evenly spread over time.
@@ -53,7 +63,11 @@ pub(super) fn live(server: &Server, nodes: &[Crowded], tally: &Tally) {
                 let (server, tally) = (&server, &tally);
                 async move {
                     tokio::time::sleep_until(begin + step * number).await;
-                    tally.note(if renew { self::renew(server, node).await } else { heartbeat(server, node).await });
+                    tally.note(if renew {
+                        self::renew(server, node).await
+                    } else {
+                        heartbeat(server, node).await
+                    });
                 }
             };
             turns.for_each_concurrent(CONCURRENCY, turn).await;
@@ -64,11 +78,20 @@ pub(super) fn live(server: &Server, nodes: &[Crowded], tally: &Tally) {
 async fn renew(server: &Server, node: Crowded) -> Result<(), String> {
     let lease = node.lease(&now());
     let name = lease["metadata"]["name"].as_str().unwrap_or_default();
-    server.apply(&format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{name}"), &lease).await.map(drop)
+    server
+        .apply(
+            &format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{name}"),
+            &lease,
+        )
+        .await
+        .map(drop)
 }
 
 async fn heartbeat(server: &Server, node: Crowded) -> Result<(), String> {
-    server.merge(&status_of(node), &node.status(&now())).await.map(drop)
+    server
+        .merge(&status_of(node), &node.status(&now()))
+        .await
+        .map(drop)
 }
 
 fn status_of(node: Crowded) -> String {

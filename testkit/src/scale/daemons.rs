@@ -35,9 +35,26 @@ pub(super) struct Daemons(pub(super) BTreeMap<String, Daemon>);
 impl Daemons {
     /// Starts the controller, and leads its webhooks' Service to it.
     pub(super) fn start_controller(&mut self, kubernetes: &Kubernetes) -> Result<(), String> {
-        let (probes, webhooks) = (format!("0.0.0.0:{CONTROLLER_PORT}"), format!("0.0.0.0:{WEBHOOK_PORT}"));
-        let arguments = ["--identity", CONTROLLER, "--listen", &probes, "--webhook-listen", &webhooks];
-        self.start(kubernetes, CONTROLLER, "egressgateway-controller", CONTROL, CONTROLLER_PORT, &arguments)?;
+        let (probes, webhooks) = (
+            format!("0.0.0.0:{CONTROLLER_PORT}"),
+            format!("0.0.0.0:{WEBHOOK_PORT}"),
+        );
+        let arguments = [
+            "--identity",
+            CONTROLLER,
+            "--listen",
+            &probes,
+            "--webhook-listen",
+            &webhooks,
+        ];
+        self.start(
+            kubernetes,
+            CONTROLLER,
+            "egressgateway-controller",
+            CONTROL,
+            CONTROLLER_PORT,
+            &arguments,
+        )?;
         kubernetes.put([json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": "webhook", "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": "egressgateway-webhook"}},
@@ -48,8 +65,19 @@ impl Daemons {
     }
 
     /// Starts the agent of a node.
-    pub(super) fn start_agent(&mut self, kubernetes: &Kubernetes, node: &str) -> Result<(), String> {
-        self.start(kubernetes, node, "egressgateway-agent", node, AGENT_PORT, &["--node-name", node])
+    pub(super) fn start_agent(
+        &mut self,
+        kubernetes: &Kubernetes,
+        node: &str,
+    ) -> Result<(), String> {
+        self.start(
+            kubernetes,
+            node,
+            "egressgateway-agent",
+            node,
+            AGENT_PORT,
+            &["--node-name", node],
+        )
     }
 
     fn start(
@@ -62,14 +90,34 @@ impl Daemons {
         arguments: &[&str],
     ) -> Result<(), String> {
         let token = token(kubernetes, program, &format!("{name}-pod"), node)?;
-        let config = kubernetes.file(&format!("{name}.kubeconfig"), &kubernetes.kubeconfig_of(&token));
+        let config = kubernetes.file(
+            &format!("{name}.kubeconfig"),
+            &kubernetes.kubeconfig_of(&token),
+        );
         let map = kubernetes.get(&format!("configmap/egressgateway --namespace {NAMESPACE}"));
-        let settings = map["data"]["config.yaml"].as_str().ok_or("the chart made no configuration")?;
+        let settings = map["data"]["config.yaml"]
+            .as_str()
+            .ok_or("the chart made no configuration")?;
         let settings = kubernetes.file(&format!("{name}.config"), settings);
-        let spec = kubernetes.lab.node(node).program(binary(program)).arg("--kubeconfig").arg(config).arg("--config").arg(settings);
-        let spec = spec.args(["--namespace", NAMESPACE]).args(arguments.iter().copied());
-        let spec = allocator(kubernetes, program).into_iter().fold(spec, |spec, (name, value)| spec.env(name, value));
-        let daemon = Daemon { node: node.to_owned(), port, process: spec.start().map_err(said)? };
+        let spec = kubernetes
+            .lab
+            .node(node)
+            .program(binary(program))
+            .arg("--kubeconfig")
+            .arg(config)
+            .arg("--config")
+            .arg(settings);
+        let spec = spec
+            .args(["--namespace", NAMESPACE])
+            .args(arguments.iter().copied());
+        let spec = allocator(kubernetes, program)
+            .into_iter()
+            .fold(spec, |spec, (name, value)| spec.env(name, value));
+        let daemon = Daemon {
+            node: node.to_owned(),
+            port,
+            process: spec.start().map_err(said)?,
+        };
         self.0.insert(name.to_owned(), daemon);
         Ok(())
     }
@@ -86,14 +134,22 @@ impl Daemons {
 
     /// The last lines that a daemon wrote.
     pub(super) fn log(&self, name: &str) -> String {
-        let log = self.0.get(name).and_then(|daemon| daemon.process.log().ok()).unwrap_or_default();
+        let log = self
+            .0
+            .get(name)
+            .and_then(|daemon| daemon.process.log().ok())
+            .unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     pub(super) fn end(&self) -> Result<(), String> {
         for daemon in self.0.values() {
-            daemon.process.kill(Signal::SIGTERM).and_then(|()| daemon.process.wait(patient(END))).map_err(said)?;
+            daemon
+                .process
+                .kill(Signal::SIGTERM)
+                .and_then(|()| daemon.process.wait(patient(END)))
+                .map_err(said)?;
         }
         Ok(())
     }
@@ -101,19 +157,37 @@ impl Daemons {
 
 /// What the chart tells the C library about memory.
 fn allocator(kubernetes: &Kubernetes, program: &str) -> Vec<(String, String)> {
-    let kind = if program == "egressgateway-agent" { "daemonset" } else { "deployment" };
+    let kind = if program == "egressgateway-agent" {
+        "daemonset"
+    } else {
+        "deployment"
+    };
     let workload = kubernetes.get(&format!("{kind}/{program} --namespace {NAMESPACE}"));
-    let variables = workload["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
-    let plain = variables.iter().filter_map(|variable| Some((variable["name"].as_str()?, variable["value"].as_str()?)));
-    plain.filter(|(name, _)| name.starts_with("MALLOC_")).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    let variables = workload["spec"]["template"]["spec"]["containers"][0]["env"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let plain = variables
+        .iter()
+        .filter_map(|variable| Some((variable["name"].as_str()?, variable["value"].as_str()?)));
+    plain
+        .filter(|(name, _)| name.starts_with("MALLOC_"))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }
 
-/// A token of one of the chart's accounts, bound to a pod on a node: the server lets an agent write for that node alone.
+/// A token of one of the chart's accounts, bound to a pod on a node: the server lets an agent write
+/// for that node alone.
 fn token(kubernetes: &Kubernetes, account: &str, pod: &str, node: &str) -> Result<String, String> {
     kubernetes.put([json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": NAMESPACE},
         "spec": {"serviceAccountName": account, "nodeName": node, "hostNetwork": true, "containers": [{"name": "main", "image": "main"}]},
     })]);
     let bound = format!("--bound-object-kind Pod --bound-object-name {pod}");
-    Ok(kubernetes.kubectl(&format!("create token {account} --namespace {NAMESPACE} {bound}"))?.trim().to_owned())
+    Ok(kubernetes
+        .kubectl(&format!(
+            "create token {account} --namespace {NAMESPACE} {bound}"
+        ))?
+        .trim()
+        .to_owned())
 }

@@ -1,7 +1,9 @@
-//! What the daemons cost in a large cluster: a real API server, real daemons, and everybody else's part played.
+//! What the daemons cost in a large cluster: a real API server, real daemons, and everybody else's
+//! part played.
 //!
-//! The controller and some agents are real processes on nodes of a lab. All other nodes exist in the API server alone: their kubelets' heartbeats
-//! and their agents' Leases and statuses are sent from here, as often as the real ones are. Pods are objects without a process.
+//! The controller and some agents are real processes on nodes of a lab. All other nodes exist in
+//! the API server alone: their kubelets' heartbeats and their agents' Leases and statuses are sent
+//! from here, as often as the real ones are. Pods are objects without a process.
 
 mod crowd;
 mod daemons;
@@ -35,9 +37,14 @@ use server::{Server, Tally, said};
 
 const NAMESPACE: &str = "egress";
 /// The nodes whose agents are real, and the gateway that each belongs to, by the label `exit`.
-pub const AGENTS: [(&str, Option<&str>); 4] =
-    [("client-1", None), ("client-2", None), ("gateway-1", Some(objects::PLAIN)), ("gateway-2", Some(objects::ADDRESSED))];
-/// The agent that follows all pods: egress addresses live on its node, so it must know whose they are.
+pub const AGENTS: [(&str, Option<&str>); 4] = [
+    ("client-1", None),
+    ("client-2", None),
+    ("gateway-1", Some(objects::PLAIN)),
+    ("gateway-2", Some(objects::ADDRESSED)),
+];
+/// The agent that follows all pods: egress addresses live on its node, so it must know whose they
+/// are.
 pub const FOLLOWER: &str = "gateway-2";
 /// The range that the policy for every pod governs.
 const EVERYWHERE: &str = "21.0.0.0/8";
@@ -83,8 +90,8 @@ pub struct Figures {
     pub rollout: Phase,
     /// After a policy for every pod came.
     pub change: Phase,
-    /// How long until each agent's kernel had everything: after its start, after the last request of the rollout, after a single pod, and after the policy for
-    /// every pod.
+    /// How long until each agent's kernel had everything: after its start, after the last request
+    /// of the rollout, after a single pod, and after the policy for every pod.
     pub settled: [BTreeMap<String, Duration>; 4],
     /// Replaced pods of each agent's own node.
     pub own: BTreeMap<String, usize>,
@@ -94,17 +101,39 @@ impl Size {
     /// # Errors
     /// Names the number that does not fit, and the rule.
     pub fn check(&self) -> Result<(), String> {
-        let Self { nodes, pods, policies, rollout } = *self;
+        let Self {
+            nodes,
+            pods,
+            policies,
+            rollout,
+        } = *self;
         let rules = [
-            (nodes > AGENTS.len() && nodes <= 10_000, format!("nodes: {nodes}: must be between {} and 10000", AGENTS.len() + 1)),
-            (policies > 0 && policies <= 10_000, format!("policies: {policies}: must be between 1 and 10000")),
+            (
+                nodes > AGENTS.len() && nodes <= 10_000,
+                format!(
+                    "nodes: {nodes}: must be between {} and 10000",
+                    AGENTS.len() + 1
+                ),
+            ),
+            (
+                policies > 0 && policies <= 10_000,
+                format!("policies: {policies}: must be between 1 and 10000"),
+            ),
             (
                 pods >= policies && pods / nodes <= 100,
-                format!("pods: {pods}: must be at least one for each policy and at most 100 for each node"),
+                format!(
+                    "pods: {pods}: must be at least one for each policy and at most 100 for each node"
+                ),
             ),
-            (rollout > 0 && rollout <= pods, format!("rollout: {rollout}: must be at least 1 and no more than the pods")),
+            (
+                rollout > 0 && rollout <= pods,
+                format!("rollout: {rollout}: must be at least 1 and no more than the pods"),
+            ),
         ];
-        rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, rule)| Err(rule))
+        rules
+            .into_iter()
+            .find(|(holds, _)| !holds)
+            .map_or(Ok(()), |(_, rule)| Err(rule))
     }
 
     fn crowd(&self) -> Vec<Crowded> {
@@ -122,21 +151,37 @@ impl Size {
 pub fn measure(assets: PathBuf, size: Size, times: Times) -> Result<Figures, String> {
     size.check()?;
     let nodes = AGENTS.map(|(name, gateway)| match gateway {
-        Some(gateway) => NodeSpec::new(name).label("exit", if gateway == objects::PLAIN { "plain" } else { "addressed" }),
+        Some(gateway) => NodeSpec::new(name).label(
+            "exit",
+            if gateway == objects::PLAIN {
+                "plain"
+            } else {
+                "addressed"
+            },
+        ),
         None => NodeSpec::new(name),
     });
-    let lab = Lab::builder().nodes(nodes).nodes([CONTROL]).build().map_err(said)?;
+    let lab = Lab::builder()
+        .nodes(nodes)
+        .nodes([CONTROL])
+        .build()
+        .map_err(said)?;
     let kubernetes = Kubernetes::start(assets, lab);
     let root = kubernetes.lab.root();
     let inside = root.clone();
     // Every socket is to be inside, whichever thread opens it.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .on_thread_start(move || inside.move_in().unwrap_or_else(|error| panic!("the lab's root: {error}")))
+        .on_thread_start(move || {
+            inside
+                .move_in()
+                .unwrap_or_else(|error| panic!("the lab's root: {error}"))
+        })
         .enable_all()
         .build()
         .map_err(said)?;
-    root.enter(|| runtime.block_on(World::run(&kubernetes, size, times))).map_err(said)?
+    root.enter(|| runtime.block_on(World::run(&kubernetes, size, times)))
+        .map_err(said)?
 }
 
 /// A cluster that is measured.
@@ -152,7 +197,14 @@ struct World<'a> {
 impl<'a> World<'a> {
     async fn run(kubernetes: &'a Kubernetes, size: Size, times: Times) -> Result<Figures, String> {
         let server = Server::new(&kubernetes.kubeconfig_of_admin()).await?;
-        let mut world = Self { kubernetes, server, size, daemons: Daemons::default(), pods: Pods::new(size), tally: Tally::default() };
+        let mut world = Self {
+            kubernetes,
+            server,
+            size,
+            daemons: Daemons::default(),
+            pods: Pods::new(size),
+            tally: Tally::default(),
+        };
         world.populate().await?;
         tracing::info!("everything exists; the agents start");
         let before = world.moment()?;
@@ -166,10 +218,15 @@ impl<'a> World<'a> {
         let idle = rollout_from.since(&idle_from, kubernetes, &world.daemons)?;
         tracing::info!("rollout");
         let replaced = world.pods.replace(&world.server).await?;
-        let own = AGENTS
-            .iter()
-            .enumerate()
-            .map(|(number, (name, _))| ((*name).to_owned(), replaced.iter().filter(|id| id.node(&size) == number).count()));
+        let own = AGENTS.iter().enumerate().map(|(number, (name, _))| {
+            (
+                (*name).to_owned(),
+                replaced
+                    .iter()
+                    .filter(|id| id.node(&size) == number)
+                    .count(),
+            )
+        });
         let own = own.collect();
         let rolled = world.kernels_have_pods(Instant::now())?;
         world.quiet()?;
@@ -179,11 +236,21 @@ impl<'a> World<'a> {
         let single = world.one_pod_more().await?;
         let everywhere = world.policy_for_all().await?;
         tokio::time::sleep(times.change).await;
-        let change = world.moment()?.since(&change_from, kubernetes, &world.daemons)?;
+        let change = world
+            .moment()?
+            .since(&change_from, kubernetes, &world.daemons)?;
         let (sent, failed) = world.tally.check()?;
         tracing::info!(sent, failed, "requests of the other nodes");
         world.daemons.end()?;
-        Ok(Figures { size, start, idle, rollout, change, settled: [started, rolled, single, everywhere], own })
+        Ok(Figures {
+            size,
+            start,
+            idle,
+            rollout,
+            change,
+            settled: [started, rolled, single, everywhere],
+            own,
+        })
     }
 
     fn moment(&self) -> Result<Moment, String> {
@@ -193,39 +260,76 @@ impl<'a> World<'a> {
 
     /// Everything but the agents: the chart, nodes, the controller, gateways, policies, pods.
     async fn populate(&mut self) -> Result<(), String> {
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/egressgateway").canonicalize().map_err(said)?;
-        self.kubernetes.kubectl(&format!("create namespace {NAMESPACE}"))?;
-        self.kubernetes.helm(&format!("install eg {} --namespace {NAMESPACE}", chart.display()))?;
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../charts/egressgateway")
+            .canonicalize()
+            .map_err(said)?;
+        self.kubernetes
+            .kubectl(&format!("create namespace {NAMESPACE}"))?;
+        self.kubernetes.helm(&format!(
+            "install eg {} --namespace {NAMESPACE}",
+            chart.display()
+        ))?;
         for namespace in objects::namespaces() {
             self.server.post("/api/v1/namespaces", &namespace).await?;
             let name = namespace["metadata"]["name"].as_str().unwrap_or_default();
-            self.server.post(&format!("/api/v1/namespaces/{name}/serviceaccounts"), &objects::account()).await?;
+            self.server
+                .post(
+                    &format!("/api/v1/namespaces/{name}/serviceaccounts"),
+                    &objects::account(),
+                )
+                .await?;
         }
-        self.server.post(&format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts"), &objects::account()).await?;
-        let is_node = |object: &serde_json::Value| object["kind"] == "Node" && object["metadata"]["name"] != CONTROL;
-        self.kubernetes.put(self.kubernetes.lab.objects().into_iter().filter(is_node));
+        self.server
+            .post(
+                &format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts"),
+                &objects::account(),
+            )
+            .await?;
+        let is_node = |object: &serde_json::Value| {
+            object["kind"] == "Node" && object["metadata"]["name"] != CONTROL
+        };
+        self.kubernetes
+            .put(self.kubernetes.lab.objects().into_iter().filter(is_node));
         let crowd = self.size.crowd();
         crowd::register(&self.server, &crowd).await?;
         self.daemons.start_controller(self.kubernetes)?;
         self.until("every node has its address in the overlay", async |world| {
-            let list = world.server.get("/apis/egressgateway.spidernet.io/v1/egressnodes").await?;
+            let list = world
+                .server
+                .get("/apis/egressgateway.spidernet.io/v1/egressnodes")
+                .await?;
             let items = list["items"].as_array().into_iter().flatten();
-            let addressed = items.filter(|node| node["status"]["vxlanIPv4IP"].is_string()).count();
-            if addressed == world.size.nodes { Ok(()) } else { Err(format!("{addressed} of {}", world.size.nodes)) }
+            let addressed = items
+                .filter(|node| node["status"]["vxlanIPv4IP"].is_string())
+                .count();
+            if addressed == world.size.nodes {
+                Ok(())
+            } else {
+                Err(format!("{addressed} of {}", world.size.nodes))
+            }
         })
         .await?;
         crowd::build_tunnels(&self.server, &crowd).await?;
         crowd::live(&self.server, &crowd, &self.tally);
         let gateways = "/apis/egressgateway.spidernet.io/v1/egressgateways";
         let [plain, addressed] = objects::gateways(&self.size);
-        self.until("webhooks answer", async |world| world.server.post(gateways, &plain).await).await?;
+        self.until("webhooks answer", async |world| {
+            world.server.post(gateways, &plain).await
+        })
+        .await?;
         self.server.post(gateways, &addressed).await?;
         let policies = "/apis/egressgateway.spidernet.io/v1/egressgatewaypolicies";
         let start = Instant::now();
         for app in 0..self.size.policies {
-            // One after the other: each is reviewed by the controller, which shares the processors with everybody here, and may be late.
+            // One after the other: each is reviewed by the controller, which shares the processors
+            // with everybody here, and may be late.
             self.until("a policy is admitted", async |world| {
-                world.server.post(policies, &objects::policy(app)).await.inspect_err(|error| tracing::warn!(error, "policy"))
+                world
+                    .server
+                    .post(policies, &objects::policy(app))
+                    .await
+                    .inspect_err(|error| tracing::warn!(error, "policy"))
             })
             .await?;
         }
@@ -242,13 +346,18 @@ impl<'a> World<'a> {
         self.kernels_have_pods(start)
     }
 
-    /// Waits until every agent's kernel knows the pods that it must know, and no others; how long after `since` each did.
+    /// Waits until every agent's kernel knows the pods that it must know, and no others; how long
+    /// after `since` each did.
     fn kernels_have_pods(&self, since: Instant) -> Result<BTreeMap<String, Duration>, String> {
         self.kernels(since, |number, node| {
             let exits = |id: PodId| AGENTS[number].0 == FOLLOWER && objects::is_addressed(id.app);
             let wanted = self.pods.addresses(|id, on| on == number || exits(id));
             let held = held_pods(node)?;
-            if held == wanted { Ok(()) } else { Err(format!("{} addresses, {} wanted", held.len(), wanted.len())) }
+            if held == wanted {
+                Ok(())
+            } else {
+                Err(format!("{} addresses, {} wanted", held.len(), wanted.len()))
+            }
         })
     }
 
@@ -264,25 +373,46 @@ impl<'a> World<'a> {
                 match check(number, &node) {
                     Ok(()) => return Ok((name.to_owned(), since.elapsed())),
                     Err(refusal) if since.elapsed() > patient(PATIENCE) => {
-                        return Err(format!("{name}: never settled: {refusal}\n{}", self.daemons.log(name)));
+                        return Err(format!(
+                            "{name}: never settled: {refusal}\n{}",
+                            self.daemons.log(name)
+                        ));
                     }
                     Err(_) => thread::sleep(GLANCE),
                 }
             }
         };
         thread::scope(|scope| {
-            let waits: Vec<_> = AGENTS.iter().enumerate().map(|(number, (name, _))| scope.spawn(move || wait(number, name))).collect();
-            waits.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            let waits: Vec<_> = AGENTS
+                .iter()
+                .enumerate()
+                .map(|(number, (name, _))| scope.spawn(move || wait(number, name)))
+                .collect();
+            waits
+                .into_iter()
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect()
         })
     }
 
-    async fn until<T>(&self, what: &str, check: impl AsyncFn(&Self) -> Result<T, String>) -> Result<T, String> {
+    async fn until<T>(
+        &self,
+        what: &str,
+        check: impl AsyncFn(&Self) -> Result<T, String>,
+    ) -> Result<T, String> {
         let start = Instant::now();
         loop {
             match check(self).await {
                 Ok(value) => return Ok(value),
                 Err(refusal) if start.elapsed() > patient(PATIENCE) => {
-                    return Err(format!("never: {what}: {refusal}\n{}", self.daemons.log(CONTROLLER)));
+                    return Err(format!(
+                        "never: {what}: {refusal}\n{}",
+                        self.daemons.log(CONTROLLER)
+                    ));
                 }
                 Err(_) => tokio::time::sleep(GLANCE * 10).await,
             }
@@ -295,10 +425,22 @@ impl<'a> World<'a> {
             self.tally.check()?;
             let mut sum = 0;
             for daemon in self.daemons.0.values() {
-                let metrics = format!("curl --silent --show-error http://127.0.0.1:{}/metrics", daemon.port);
-                let text = self.kubernetes.lab.node(&daemon.node).run(&metrics).map_err(said)?;
-                let samples = text.lines().filter(|line| line.contains("_api_writes_total{"));
-                sum += samples.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>();
+                let metrics = format!(
+                    "curl --silent --show-error http://127.0.0.1:{}/metrics",
+                    daemon.port
+                );
+                let text = self
+                    .kubernetes
+                    .lab
+                    .node(&daemon.node)
+                    .run(&metrics)
+                    .map_err(said)?;
+                let samples = text
+                    .lines()
+                    .filter(|line| line.contains("_api_writes_total{"));
+                sum += samples
+                    .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                    .sum::<u64>();
             }
             Ok(sum)
         };
@@ -325,19 +467,39 @@ impl<'a> World<'a> {
     /// A policy that governs every pod: no agent is not concerned.
     async fn policy_for_all(&self) -> Result<BTreeMap<String, Duration>, String> {
         let mut policy = objects::policy(self.size.policies);
-        policy["spec"]["appliedTo"]["podSelector"]["matchLabels"] = serde_json::json!({"tier": "backend"});
+        policy["spec"]["appliedTo"]["podSelector"]["matchLabels"] =
+            serde_json::json!({"tier": "backend"});
         policy["spec"]["destCIDR"] = serde_json::json!([EVERYWHERE]);
-        self.server.post("/apis/egressgateway.spidernet.io/v1/egressgatewaypolicies", &policy).await?;
+        self.server
+            .post(
+                "/apis/egressgateway.spidernet.io/v1/egressgatewaypolicies",
+                &policy,
+            )
+            .await?;
         self.kernels(Instant::now(), |_, node| {
-            let held = node.run("nft list map inet egressgateway where4").map_err(said)?;
-            if held.contains(EVERYWHERE) { Ok(()) } else { Err(format!("no {EVERYWHERE}")) }
+            let held = node
+                .run("nft list map inet egressgateway where4")
+                .map_err(said)?;
+            if held.contains(EVERYWHERE) {
+                Ok(())
+            } else {
+                Err(format!("no {EVERYWHERE}"))
+            }
         })
     }
 }
 
 /// The addresses of pods that a node's kernel classifies.
 fn held_pods(node: &Node) -> Result<BTreeSet<String>, String> {
-    let text = node.run("nft list map inet egressgateway pods4; nft list map inet egressgateway pods6").map_err(said)?;
-    let elements = text.split("elements = {").skip(1).filter_map(|rest| rest.split('}').next());
-    Ok(elements.flat_map(|part| part.split(',')).filter_map(|element| Some(element.split_once(" : ")?.0.trim().to_owned())).collect())
+    let text = node
+        .run("nft list map inet egressgateway pods4; nft list map inet egressgateway pods6")
+        .map_err(said)?;
+    let elements = text
+        .split("elements = {")
+        .skip(1)
+        .filter_map(|rest| rest.split('}').next());
+    Ok(elements
+        .flat_map(|part| part.split(','))
+        .filter_map(|element| Some(element.split_once(" : ")?.0.trim().to_owned()))
+        .collect())
 }

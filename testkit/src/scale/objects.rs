@@ -10,12 +10,14 @@ use super::Size;
 pub(super) const TEAMS: usize = 10;
 /// The gateway that most policies name: traffic leaves with the node's address.
 pub(super) const PLAIN: &str = "exit";
-/// The gateway that every tenth policy names: traffic leaves with an egress address of the policy's own.
+/// The gateway that every tenth policy names: traffic leaves with an egress address of the policy's
+/// own.
 pub(super) const ADDRESSED: &str = "addressed";
 /// Images on a node, as a kubelet lists them (it lists up to fifty).
 const IMAGES: usize = 25;
 
-/// A pod, by what names it: its application, which of the application's replicas it is, and how often it was replaced.
+/// A pod, by what names it: its application, which of the application's replicas it is, and how
+/// often it was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PodId {
     pub(super) app: usize,
@@ -32,7 +34,8 @@ impl PodId {
         format!("/api/v1/namespaces/{}/pods", team(self.app))
     }
 
-    /// Replicas of an application are on different nodes, and every node has as many pods as any other.
+    /// Replicas of an application are on different nodes, and every node has as many pods as any
+    /// other.
     pub(super) fn node(self, size: &Size) -> usize {
         (self.app + self.replica * (size.policies + 101)) % size.nodes
     }
@@ -75,8 +78,20 @@ impl Crowded {
     /// A pod's addresses by its number on the node.
     pub(super) fn pod(self, host: u8) -> [String; 2] {
         let [high, low] = index(self.0).to_be_bytes();
-        let v6 = Ipv6Addr::new(0xfd10, 0x8000 | index(self.0), 0, 0, 0, 0, 0, u16::from(host));
-        [Ipv4Addr::new(10, 128 + high, low, host).to_string(), v6.to_string()]
+        let v6 = Ipv6Addr::new(
+            0xfd10,
+            0x8000 | index(self.0),
+            0,
+            0,
+            0,
+            0,
+            0,
+            u16::from(host),
+        );
+        [
+            Ipv4Addr::new(10, 128 + high, low, host).to_string(),
+            v6.to_string(),
+        ]
     }
 
     fn pod_networks(self) -> [String; 2] {
@@ -163,8 +178,14 @@ pub(super) fn gateways(size: &Size) -> [Value; 2] {
     let pool = json!({"ipv4": [format!("10.6.200.1-10.6.{}.{}", 200 + last[0], last[1].max(1))],
         "ipv6": [format!("fd00:6::2:1-fd00:6::2:{:x}", index(size.policies.div_ceil(10)))]});
     [
-        gateway(PLAIN, json!({"nodeSelector": {"matchLabels": {"exit": "plain"}}})),
-        gateway(ADDRESSED, json!({"nodeSelector": {"matchLabels": {"exit": "addressed"}}, "sourceNAT": "EgressIP", "egressIPs": pool})),
+        gateway(
+            PLAIN,
+            json!({"nodeSelector": {"matchLabels": {"exit": "plain"}}}),
+        ),
+        gateway(
+            ADDRESSED,
+            json!({"nodeSelector": {"matchLabels": {"exit": "addressed"}}, "sourceNAT": "EgressIP", "egressIPs": pool}),
+        ),
     ]
 }
 
@@ -236,11 +257,19 @@ pub(super) enum Stage {
 
 /// What a kubelet writes of a pod.
 pub(super) fn pod_status(addresses: &[String; 2], stage: Stage) -> Value {
-    let ready = if stage == Stage::Ready { "True" } else { "False" };
+    let ready = if stage == Stage::Ready {
+        "True"
+    } else {
+        "False"
+    };
     let conditions: Vec<Value> = ["PodScheduled", "Initialized", "ContainersReady", "Ready"]
         .into_iter()
         .map(|kind| {
-            let status = if kind.ends_with("eady") { ready } else { "True" };
+            let status = if kind.ends_with("eady") {
+                ready
+            } else {
+                "True"
+            };
             json!({"type": kind, "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"})
         })
         .collect();
@@ -258,7 +287,11 @@ pub(super) fn pod_status(addresses: &[String; 2], stage: Stage) -> Value {
             })
         })
         .collect();
-    let phase = if stage == Stage::Creating { "Pending" } else { "Running" };
+    let phase = if stage == Stage::Creating {
+        "Pending"
+    } else {
+        "Running"
+    };
     let mut status = json!({"phase": phase, "conditions": conditions, "containerStatuses": containers, "qosClass": "Burstable"});
     if stage != Stage::Creating {
         status["podIP"] = json!(addresses[0]);

@@ -1,4 +1,5 @@
-//! What the daemons cost: read from the kernel, from the API server's audit log and from the daemons' own metrics.
+//! What the daemons cost: read from the kernel, from the API server's audit log and from the
+//! daemons' own metrics.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -31,11 +32,13 @@ pub struct Memory {
 /// What a daemon did in a while.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
-    /// Its requests, by verb and resource such as `patch leases`, as the API server wrote them down.
+    /// Its requests, by verb and resource such as `patch leases`, as the API server wrote them
+    /// down.
     pub requests: BTreeMap<String, u64>,
     /// Objects that its lists and watches told it of, by watch.
     pub events: BTreeMap<String, u64>,
-    /// Bytes that it received from the API server, as its node's device counts them: TLS and headers included.
+    /// Bytes that it received from the API server, as its node's device counts them: TLS and
+    /// headers included.
     pub received: u64,
     /// Processor time.
     pub processor: Duration,
@@ -63,18 +66,35 @@ impl Usage {
     /// Requests of a verb, or of a verb and a resource.
     #[must_use]
     pub fn requests_of(&self, prefix: &str) -> u64 {
-        self.requests.iter().filter(|(request, _)| request.starts_with(prefix)).map(|(_, number)| number).sum()
+        self.requests
+            .iter()
+            .filter(|(request, _)| request.starts_with(prefix))
+            .map(|(_, number)| number)
+            .sum()
     }
 
-    /// Requests besides Lease renewals, new watches, and periodic reads of Service and pod networks.
+    /// Requests besides Lease renewals, new watches, and periodic reads of Service and pod
+    /// networks.
     #[must_use]
     pub fn work(&self) -> BTreeMap<String, u64> {
         let routine = |request: &str| {
             let resource = request.split(' ').nth(1).unwrap_or_default();
             request.starts_with("watch ")
-                || matches!(resource, "leases" | "servicecidrs" | "services" | "ippools" | "ciliumnodes" | "ciliumpodippools")
+                || matches!(
+                    resource,
+                    "leases"
+                        | "servicecidrs"
+                        | "services"
+                        | "ippools"
+                        | "ciliumnodes"
+                        | "ciliumpodippools"
+                )
         };
-        self.requests.iter().filter(|(request, _)| !routine(request)).map(|(request, number)| (request.clone(), *number)).collect()
+        self.requests
+            .iter()
+            .filter(|(request, _)| !routine(request))
+            .map(|(request, number)| (request.clone(), *number))
+            .collect()
     }
 
     /// All requests.
@@ -93,20 +113,38 @@ impl Moment {
                 "getconf CLK_TCK; cat /sys/class/net/{MANAGEMENT_DEVICE}/statistics/rx_bytes; sed 's/.*) //' /proc/{id}/stat
                  cat /proc/{id}/status; curl --silent --show-error http://127.0.0.1:{port}/metrics"
             );
-            let text = kubernetes.lab.node(&daemon.node).run(&script).map_err(said)?;
-            Ok((name.clone(), reading(&text).ok_or_else(|| format!("{name}: what is this: {text}"))?))
+            let text = kubernetes
+                .lab
+                .node(&daemon.node)
+                .run(&script)
+                .map_err(said)?;
+            Ok((
+                name.clone(),
+                reading(&text).ok_or_else(|| format!("{name}: what is this: {text}"))?,
+            ))
         };
         let daemons = daemons.0.iter().map(read).collect::<Result<_, String>>()?;
-        Ok(Self { at: Timestamp::now(), daemons })
+        Ok(Self {
+            at: Timestamp::now(),
+            daemons,
+        })
     }
 
     /// What happened since `before`.
-    pub(super) fn since(&self, before: &Self, kubernetes: &Kubernetes, daemons: &Daemons) -> Result<Phase, String> {
+    pub(super) fn since(
+        &self,
+        before: &Self,
+        kubernetes: &Kubernetes,
+        daemons: &Daemons,
+    ) -> Result<Phase, String> {
         let mut requests = requests(kubernetes, daemons, before.at, self.at)?;
         let nothing = Reading::default();
         let usage = self.daemons.iter().map(|(name, now)| {
             let then = before.daemons.get(name).unwrap_or(&nothing);
-            let events = now.events.iter().map(|(watch, seen)| (watch.clone(), seen - then.events.get(watch).unwrap_or(&0)));
+            let events = now
+                .events
+                .iter()
+                .map(|(watch, seen)| (watch.clone(), seen - then.events.get(watch).unwrap_or(&0)));
             let usage = Usage {
                 requests: requests.remove(name).unwrap_or_default(),
                 events: events.filter(|(_, seen)| *seen > 0).collect(),
@@ -116,7 +154,10 @@ impl Moment {
             };
             (name.clone(), usage)
         });
-        Ok(Phase { length: self.at.duration_since(before.at).unsigned_abs(), usage: usage.collect() })
+        Ok(Phase {
+            length: self.at.duration_since(before.at).unsigned_abs(),
+            usage: usage.collect(),
+        })
     }
 }
 
@@ -128,7 +169,9 @@ fn reading(text: &str) -> Option<Reading> {
     let fields: Vec<&str> = lines.next()?.split_whitespace().collect();
     let spent = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     let memory = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         line.trim().strip_suffix(" kB")?.parse().ok()
     };
     let events = text.lines().filter_map(|line| {
@@ -137,14 +180,19 @@ fn reading(text: &str) -> Option<Reading> {
         Some((watch.to_owned(), seen.trim().parse().ok()?))
     });
     Some(Reading {
-        memory: Memory { resident: memory("VmRSS")?, own: memory("RssAnon")?, peak: memory("VmHWM")? },
+        memory: Memory {
+            resident: memory("VmRSS")?,
+            own: memory("RssAnon")?,
+            peak: memory("VmHWM")?,
+        },
         processor: Duration::from_millis(spent * 1000 / ticks),
         received,
         events: events.collect(),
     })
 }
 
-/// The daemons' requests between two moments. Who sent one is told by the address that it came from: each daemon has a node of its own.
+/// The daemons' requests between two moments. Who sent one is told by the address that it came
+/// from: each daemon has a node of its own.
 fn requests(
     kubernetes: &Kubernetes,
     daemons: &Daemons,
@@ -153,22 +201,47 @@ fn requests(
 ) -> Result<BTreeMap<String, BTreeMap<String, u64>>, String> {
     let accounts = format!("system:serviceaccount:{NAMESPACE}:egressgateway-");
     let address = |node: &str| kubernetes.lab.node(node).management().to_string();
-    let names: BTreeMap<String, &String> = daemons.0.iter().map(|(name, daemon)| (address(&daemon.node), name)).collect();
+    let names: BTreeMap<String, &String> = daemons
+        .0
+        .iter()
+        .map(|(name, daemon)| (address(&daemon.node), name))
+        .collect();
     let mut requests: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for event in kubernetes.audit_with(&accounts) {
-        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |pointer: &str| {
+            event
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         let at: Timestamp = text("/requestReceivedTimestamp").parse().map_err(said)?;
-        // A watch is written down when it begins and when it ends, everything else when it is answered.
-        let stage = if text("/verb") == "watch" { "ResponseStarted" } else { "ResponseComplete" };
+        // A watch is written down when it begins and when it ends, everything else when it is
+        // answered.
+        let stage = if text("/verb") == "watch" {
+            "ResponseStarted"
+        } else {
+            "ResponseComplete"
+        };
         if at < from || at >= to || text("/stage") != stage {
             continue;
         }
         let source = text("/sourceIPs/0");
-        let name = *names.get(&source).ok_or_else(|| format!("a daemon's request from {source}"))?;
+        let name = *names
+            .get(&source)
+            .ok_or_else(|| format!("a daemon's request from {source}"))?;
         let subresource = text("/objectRef/subresource");
         let slash = if subresource.is_empty() { "" } else { "/" };
-        let request = format!("{} {}{slash}{subresource}", text("/verb"), text("/objectRef/resource"));
-        *requests.entry(name.clone()).or_default().entry(request).or_default() += 1;
+        let request = format!(
+            "{} {}{slash}{subresource}",
+            text("/verb"),
+            text("/objectRef/resource")
+        );
+        *requests
+            .entry(name.clone())
+            .or_default()
+            .entry(request)
+            .or_default() += 1;
     }
     Ok(requests)
 }

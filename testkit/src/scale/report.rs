@@ -14,7 +14,11 @@ pub fn report(figures: &Figures) -> String {
         number(size.pods),
         number(size.policies),
         number(size.rollout),
-        if cfg!(debug_assertions) { "without" } else { "with" }
+        if cfg!(debug_assertions) {
+            "without"
+        } else {
+            "with"
+        }
     );
     memory(&mut text, figures);
     text.push_str("\n### Requests\n\n");
@@ -29,7 +33,12 @@ pub fn report(figures: &Figures) -> String {
 }
 
 fn phases(figures: &Figures) -> [(&'static str, &Phase); 4] {
-    [("start", &figures.start), ("idle", &figures.idle), ("rollout", &figures.rollout), ("one policy for every pod", &figures.change)]
+    [
+        ("start", &figures.start),
+        ("idle", &figures.idle),
+        ("rollout", &figures.rollout),
+        ("one policy for every pod", &figures.change),
+    ]
 }
 
 fn daemons() -> impl Iterator<Item = &'static str> {
@@ -38,7 +47,12 @@ fn daemons() -> impl Iterator<Item = &'static str> {
 
 /// The header of a table, and the line below it.
 fn header(text: &mut String, columns: &[&str]) {
-    let _ = writeln!(text, "| {} |\n|{}", columns.join(" | "), "---|".repeat(columns.len()));
+    let _ = writeln!(
+        text,
+        "| {} |\n|{}",
+        columns.join(" | "),
+        "---|".repeat(columns.len())
+    );
 }
 
 fn row(text: &mut String, cells: &[String]) {
@@ -46,20 +60,61 @@ fn row(text: &mut String, cells: &[String]) {
 }
 
 fn memory(text: &mut String, figures: &Figures) {
-    header(text, &["MiB resident (of it no file)", "idle", "after the rollout", "at the end", "at most"]);
+    header(
+        text,
+        &[
+            "MiB resident (of it no file)",
+            "idle",
+            "after the rollout",
+            "at the end",
+            "at most",
+        ],
+    );
     for name in daemons() {
-        let at = |phase: &Phase| phase.usage.get(name).map(|usage| usage.memory).unwrap_or_default();
-        let shown = |phase: &Phase| format!("{} ({})", mebibytes(at(phase).resident), mebibytes(at(phase).own));
-        let cells = [shown(&figures.idle), shown(&figures.rollout), shown(&figures.change), mebibytes(at(&figures.change).peak)];
+        let at = |phase: &Phase| {
+            phase
+                .usage
+                .get(name)
+                .map(|usage| usage.memory)
+                .unwrap_or_default()
+        };
+        let shown = |phase: &Phase| {
+            format!(
+                "{} ({})",
+                mebibytes(at(phase).resident),
+                mebibytes(at(phase).own)
+            )
+        };
+        let cells = [
+            shown(&figures.idle),
+            shown(&figures.rollout),
+            shown(&figures.change),
+            mebibytes(at(&figures.change).peak),
+        ];
         row(text, &[vec![name.to_owned()], cells.to_vec()].concat());
     }
 }
 
 fn requests(text: &mut String, figures: &Figures) {
-    header(text, &["requests", "start", "idle, a second", "rollout", "one policy for every pod", "which, when idle"]);
+    header(
+        text,
+        &[
+            "requests",
+            "start",
+            "idle, a second",
+            "rollout",
+            "one policy for every pod",
+            "which, when idle",
+        ],
+    );
     for name in daemons() {
         let of = |phase: &Phase| phase.usage.get(name).map_or(0, Usage::all_requests);
-        let idle = figures.idle.usage.get(name).map(|usage| usage.requests.clone()).unwrap_or_default();
+        let idle = figures
+            .idle
+            .usage
+            .get(name)
+            .map(|usage| usage.requests.clone())
+            .unwrap_or_default();
         row(
             text,
             &[
@@ -73,18 +128,60 @@ fn requests(text: &mut String, figures: &Figures) {
         );
     }
     text.push_str("\nOf these, without Leases, watches that begin anew and the reads of service networks:\n\n");
-    header(text, &["requests", "start", "idle", "rollout", "one policy for every pod"]);
+    header(
+        text,
+        &[
+            "requests",
+            "start",
+            "idle",
+            "rollout",
+            "one policy for every pod",
+        ],
+    );
     for name in daemons() {
-        let of = |phase: &Phase| phase.usage.get(name).map(|usage| listed(&usage.work())).unwrap_or_default();
-        row(text, &[vec![name.to_owned()], phases(figures).map(|(_, phase)| of(phase)).to_vec()].concat());
+        let of = |phase: &Phase| {
+            phase
+                .usage
+                .get(name)
+                .map(|usage| listed(&usage.work()))
+                .unwrap_or_default()
+        };
+        row(
+            text,
+            &[
+                vec![name.to_owned()],
+                phases(figures).map(|(_, phase)| of(phase)).to_vec(),
+            ]
+            .concat(),
+        );
     }
 }
 
 fn watches(text: &mut String, figures: &Figures) {
-    header(text, &["objects told of", "start", "idle, a second", "rollout", "of its own pods replaced", "pods, in the rollout"]);
+    header(
+        text,
+        &[
+            "objects told of",
+            "start",
+            "idle, a second",
+            "rollout",
+            "of its own pods replaced",
+            "pods, in the rollout",
+        ],
+    );
     for name in daemons() {
-        let of = |phase: &Phase| phase.usage.get(name).map_or(0, |usage| usage.events.values().sum());
-        let pods = figures.rollout.usage.get(name).and_then(|usage| usage.events.get("pods")).copied();
+        let of = |phase: &Phase| {
+            phase
+                .usage
+                .get(name)
+                .map_or(0, |usage| usage.events.values().sum())
+        };
+        let pods = figures
+            .rollout
+            .usage
+            .get(name)
+            .and_then(|usage| usage.events.get("pods"))
+            .copied();
         row(
             text,
             &[
@@ -92,41 +189,115 @@ fn watches(text: &mut String, figures: &Figures) {
                 number(usize::try_from(of(&figures.start)).unwrap_or(usize::MAX)),
                 rate(of(&figures.idle), figures.idle.length),
                 of(&figures.rollout).to_string(),
-                figures.own.get(name).map_or_else(|| "–".to_owned(), ToString::to_string),
+                figures
+                    .own
+                    .get(name)
+                    .map_or_else(|| "–".to_owned(), ToString::to_string),
                 pods.map_or_else(|| "–".to_owned(), |pods| pods.to_string()),
             ],
         );
     }
     text.push('\n');
-    header(text, &["KiB received", "start", "idle, a second", "rollout", "one policy for every pod"]);
+    header(
+        text,
+        &[
+            "KiB received",
+            "start",
+            "idle, a second",
+            "rollout",
+            "one policy for every pod",
+        ],
+    );
     for name in daemons() {
-        let of = |phase: &Phase| phase.usage.get(name).map_or(0, |usage| usage.received / 1024);
-        let idle = figures.idle.usage.get(name).map_or(0, |usage| usage.received);
+        let of = |phase: &Phase| {
+            phase
+                .usage
+                .get(name)
+                .map_or(0, |usage| usage.received / 1024)
+        };
+        let idle = figures
+            .idle
+            .usage
+            .get(name)
+            .map_or(0, |usage| usage.received);
         let idle = format!("{:.1}", seconds_of(idle, figures.idle.length) / 1024.0);
         row(
             text,
-            &[name.to_owned(), of(&figures.start).to_string(), idle, of(&figures.rollout).to_string(), of(&figures.change).to_string()],
+            &[
+                name.to_owned(),
+                of(&figures.start).to_string(),
+                idle,
+                of(&figures.rollout).to_string(),
+                of(&figures.change).to_string(),
+            ],
         );
     }
 }
 
 fn processor(text: &mut String, figures: &Figures) {
-    header(text, &["seconds of a processor", "start", "idle, per cent", "rollout", "one policy for every pod"]);
+    header(
+        text,
+        &[
+            "seconds of a processor",
+            "start",
+            "idle, per cent",
+            "rollout",
+            "one policy for every pod",
+        ],
+    );
     for name in daemons() {
-        let of = |phase: &Phase| phase.usage.get(name).map(|usage| usage.processor.as_secs_f64()).unwrap_or_default();
+        let of = |phase: &Phase| {
+            phase
+                .usage
+                .get(name)
+                .map(|usage| usage.processor.as_secs_f64())
+                .unwrap_or_default()
+        };
         let idle = of(&figures.idle) * 100.0 / figures.idle.length.as_secs_f64();
-        let cells = [of(&figures.start), of(&figures.rollout), of(&figures.change)].map(|seconds| format!("{seconds:.2}"));
-        row(text, &[name.to_owned(), cells[0].clone(), format!("{idle:.2}"), cells[1].clone(), cells[2].clone()]);
+        let cells = [
+            of(&figures.start),
+            of(&figures.rollout),
+            of(&figures.change),
+        ]
+        .map(|seconds| format!("{seconds:.2}"));
+        row(
+            text,
+            &[
+                name.to_owned(),
+                cells[0].clone(),
+                format!("{idle:.2}"),
+                cells[1].clone(),
+                cells[2].clone(),
+            ],
+        );
     }
 }
 
 fn settled(text: &mut String, figures: &Figures) {
-    let moments = ["start of the agent", "the rollout's last request", "one pod more", "one policy for every pod"];
-    header(text, &[&["milliseconds after"], moments.as_slice()].concat());
+    let moments = [
+        "start of the agent",
+        "the rollout's last request",
+        "one pod more",
+        "one policy for every pod",
+    ];
+    header(
+        text,
+        &[&["milliseconds after"], moments.as_slice()].concat(),
+    );
     for (name, _) in AGENTS {
-        let shown =
-            |settled: &BTreeMap<String, Duration>| settled.get(name).map_or_else(String::new, |after| after.as_millis().to_string());
-        row(text, &[vec![name.to_owned()], figures.settled.each_ref().map(shown).to_vec()].concat());
+        let shown = |settled: &BTreeMap<String, Duration>| {
+            settled
+                .get(name)
+                .map_or_else(String::new, |after| after.as_millis().to_string())
+        };
+        row(
+            text,
+            &[
+                vec![name.to_owned()],
+                figures.settled.each_ref().map(shown).to_vec(),
+            ]
+            .concat(),
+        );
     }
 }
 
@@ -134,7 +305,11 @@ fn listed(requests: &BTreeMap<String, u64>) -> String {
     if requests.is_empty() {
         return "–".to_owned();
     }
-    requests.iter().map(|(request, number)| format!("{number} {request}")).collect::<Vec<_>>().join(", ")
+    requests
+        .iter()
+        .map(|(request, number)| format!("{number} {request}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn with_length(number: u64, phase: &Phase) -> String {
@@ -158,6 +333,11 @@ fn mebibytes(kibibytes: u64) -> String {
 /// With a comma between thousands.
 fn number(number: usize) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .filter_map(|group| std::str::from_utf8(group).ok())
+        .collect();
     groups.join(",")
 }

@@ -27,12 +27,20 @@ struct Place {
 
 impl Pods {
     pub(super) const fn new(size: Size) -> Self {
-        Self { size, placed: BTreeMap::new(), next: Vec::new() }
+        Self {
+            size,
+            placed: BTreeMap::new(),
+            next: Vec::new(),
+        }
     }
 
     /// Addresses of the pods that are chosen, by what names them and by the number of their node.
     pub(super) fn addresses(&self, chosen: impl Fn(PodId, usize) -> bool) -> BTreeSet<String> {
-        self.placed.iter().filter(|(id, place)| chosen(**id, place.node)).flat_map(|(_, place)| place.addresses.clone()).collect()
+        self.placed
+            .iter()
+            .filter(|(id, place)| chosen(**id, place.node))
+            .flat_map(|(_, place)| place.addresses.clone())
+            .collect()
     }
 
     /// A free pair of addresses on a node; they come around again when all were used.
@@ -44,7 +52,10 @@ impl Pods {
             Crowded(number).pod(host)
         } else {
             let number = u8::try_from(node + 1).unwrap_or(u8::MAX);
-            [pod_v4(number, host).to_string(), pod_v6(number, host).to_string()]
+            [
+                pod_v4(number, host).to_string(),
+                pod_v6(number, host).to_string(),
+            ]
         };
         Place { node, addresses }
     }
@@ -52,19 +63,41 @@ impl Pods {
     /// All pods, running.
     pub(super) async fn create(&mut self, server: &Server) -> Result<(), String> {
         let Size { pods, policies, .. } = self.size;
-        let new = (0..pods).map(|number| PodId { app: number % policies, replica: number / policies, generation: 0 });
-        let new: Vec<_> = new.map(|id| (id, self.place(id.node(&self.size)))).collect();
+        let new = (0..pods).map(|number| PodId {
+            app: number % policies,
+            replica: number / policies,
+            generation: 0,
+        });
+        let new: Vec<_> = new
+            .map(|id| (id, self.place(id.node(&self.size))))
+            .collect();
         each(&new, |(id, place)| run(server, *id, place)).await?;
         self.placed.extend(new);
         Ok(())
     }
 
-    /// Replaces pods as Deployments do: a new one runs before the old one goes. Whole applications, one after the other.
+    /// Replaces pods as Deployments do: a new one runs before the old one goes. Whole applications,
+    /// one after the other.
     pub(super) async fn replace(&mut self, server: &Server) -> Result<Vec<PodId>, String> {
-        let old: Vec<_> = self.placed.iter().take(self.size.rollout).map(|(id, place)| (*id, place.clone())).collect();
+        let old: Vec<_> = self
+            .placed
+            .iter()
+            .take(self.size.rollout)
+            .map(|(id, place)| (*id, place.clone()))
+            .collect();
         let changes: Vec<_> = old
             .into_iter()
-            .map(|(id, place)| (id, place, PodId { generation: id.generation + 1, ..id }, self.place(id.node(&self.size))))
+            .map(|(id, place)| {
+                (
+                    id,
+                    place,
+                    PodId {
+                        generation: id.generation + 1,
+                        ..id
+                    },
+                    self.place(id.node(&self.size)),
+                )
+            })
             .collect();
         each(&changes, |(old, before, new, place)| async move {
             run(server, *new, place).await?;
@@ -80,8 +113,23 @@ impl Pods {
     }
 
     /// One more pod on each of the first nodes.
-    pub(super) async fn one_more_each(&mut self, server: &Server, nodes: usize) -> Result<(), String> {
-        let new: Vec<_> = (0..nodes).map(|node| (PodId { app: node, replica: self.size.pods, generation: 0 }, self.place(node))).collect();
+    pub(super) async fn one_more_each(
+        &mut self,
+        server: &Server,
+        nodes: usize,
+    ) -> Result<(), String> {
+        let new: Vec<_> = (0..nodes)
+            .map(|node| {
+                (
+                    PodId {
+                        app: node,
+                        replica: self.size.pods,
+                        generation: 0,
+                    },
+                    self.place(node),
+                )
+            })
+            .collect();
         each(&new, |(id, place)| run(server, *id, place)).await?;
         self.placed.extend(new);
         Ok(())
@@ -89,16 +137,29 @@ impl Pods {
 }
 
 fn node_name(number: usize) -> String {
-    number.checked_sub(AGENTS.len()).map_or_else(|| AGENTS[number].0.to_owned(), |number| Crowded(number).name())
+    number.checked_sub(AGENTS.len()).map_or_else(
+        || AGENTS[number].0.to_owned(),
+        |number| Crowded(number).name(),
+    )
 }
 
 /// Created by a ReplicaSet, placed by the scheduler, started by a kubelet.
 async fn run(server: &Server, id: PodId, place: &Place) -> Result<(), String> {
     let path = format!("{}/{}", id.path(), id.name());
     server.post(&id.path(), &objects::pod(id)).await?;
-    server.post(&format!("{path}/binding"), &objects::binding(id, &node_name(place.node))).await?;
+    server
+        .post(
+            &format!("{path}/binding"),
+            &objects::binding(id, &node_name(place.node)),
+        )
+        .await?;
     for stage in [Stage::Creating, Stage::Ready] {
-        server.merge(&format!("{path}/status"), &objects::pod_status(&place.addresses, stage)).await?;
+        server
+            .merge(
+                &format!("{path}/status"),
+                &objects::pod_status(&place.addresses, stage),
+            )
+            .await?;
     }
     Ok(())
 }
@@ -107,6 +168,11 @@ async fn run(server: &Server, id: PodId, place: &Place) -> Result<(), String> {
 async fn end(server: &Server, id: PodId, place: &Place) -> Result<(), String> {
     let path = format!("{}/{}", id.path(), id.name());
     server.delete(&path, 30).await?;
-    server.merge(&format!("{path}/status"), &objects::pod_status(&place.addresses, Stage::Ended)).await?;
+    server
+        .merge(
+            &format!("{path}/status"),
+            &objects::pod_status(&place.addresses, Stage::Ended),
+        )
+        .await?;
     server.delete(&path, 0).await.map(drop)
 }

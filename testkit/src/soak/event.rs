@@ -16,7 +16,8 @@ pub(super) const ADDRESSES: usize = 4;
 /// Events between two calms.
 const ROUND: usize = 12;
 
-/// One thing that happens. Numbers stand for nodes, pods and so on; each list of events means something, so that any part of one does.
+/// One thing that happens. Numbers stand for nodes, pods and so on; each list of events means
+/// something, so that any part of one does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "event")]
 #[allow(missing_docs)]
@@ -34,7 +35,11 @@ pub enum Event {
     /// The gateway is deleted.
     NoGateway,
     /// A pod is made; one of that number goes before.
-    Pod { pod: usize, node: usize, governed: bool },
+    Pod {
+        pod: usize,
+        node: usize,
+        governed: bool,
+    },
     /// A pod is deleted.
     NoPod { pod: usize },
     /// A pod's label changes.
@@ -58,7 +63,11 @@ pub enum Event {
     /// Somebody's masquerade comes before all others.
     Masquerade { node: usize },
     /// Somebody's address comes to a node's device, or goes: such as a control plane's virtual one.
-    Address { node: usize, address: usize, is: bool },
+    Address {
+        node: usize,
+        address: usize,
+        is: bool,
+    },
     /// Somebody forwards nothing.
     Firewall { node: usize },
     /// Our rules are deleted.
@@ -114,12 +123,25 @@ impl Dice {
     }
 }
 
-/// So many events of a seed, calms not counted. They begin with a cluster in which something is governed.
+/// So many events of a seed, calms not counted. They begin with a cluster in which something is
+/// governed.
 #[must_use]
 pub fn events(seed: u64, count: usize) -> Vec<Event> {
     let mut dice = Dice(seed);
-    let mut events = vec![Event::Gateway { shape: dice.roll(GATEWAY_SHAPES) }, Event::Policy { policy: 0, shape: dice.roll(2) }];
-    events.extend((0..PODS - 1).map(|pod| Event::Pod { pod, node: [0, 2, 1, 0][pod % 4], governed: pod < 3 }));
+    let mut events = vec![
+        Event::Gateway {
+            shape: dice.roll(GATEWAY_SHAPES),
+        },
+        Event::Policy {
+            policy: 0,
+            shape: dice.roll(2),
+        },
+    ];
+    events.extend((0..PODS - 1).map(|pod| Event::Pod {
+        pod,
+        node: [0, 2, 1, 0][pod % 4],
+        governed: pod < 3,
+    }));
     events.push(Event::Calm);
     for number in 1..=count {
         events.push(one(&mut dice));
@@ -134,19 +156,48 @@ fn one(dice: &mut Dice) -> Event {
     let (node, gateway) = (dice.roll(NODES.len()), 2 + dice.roll(2));
     let (pod, policy) = (dice.roll(PODS), dice.roll(POLICIES));
     match dice.roll(40) {
-        0..=3 => Event::Policy { policy, shape: dice.roll(POLICY_SHAPES) },
+        0..=3 => Event::Policy {
+            policy,
+            shape: dice.roll(POLICY_SHAPES),
+        },
         4 => Event::NoPolicy { policy },
-        5 | 6 => Event::Gateway { shape: dice.roll(GATEWAY_SHAPES) },
+        5 | 6 => Event::Gateway {
+            shape: dice.roll(GATEWAY_SHAPES),
+        },
         7 => Event::NoGateway,
-        8 | 9 => Event::Pod { pod, node, governed: dice.roll(3) > 0 },
+        8 | 9 => Event::Pod {
+            pod,
+            node,
+            governed: dice.roll(3) > 0,
+        },
         10 => Event::NoPod { pod },
-        11 | 12 => Event::Label { pod, governed: dice.even() },
-        13 => Event::Namespace { chosen: dice.roll(3) > 0 },
-        14 => Event::Member { node: gateway, is: dice.roll(3) > 0 },
-        15 => Event::Ready { node: gateway, is: dice.roll(3) > 0 },
-        16 => Event::Cordon { node: gateway, is: dice.even() },
-        17 => Event::Drain { node: gateway, is: dice.roll(3) == 0 },
-        18 => Event::Move { policy, node: gateway },
+        11 | 12 => Event::Label {
+            pod,
+            governed: dice.even(),
+        },
+        13 => Event::Namespace {
+            chosen: dice.roll(3) > 0,
+        },
+        14 => Event::Member {
+            node: gateway,
+            is: dice.roll(3) > 0,
+        },
+        15 => Event::Ready {
+            node: gateway,
+            is: dice.roll(3) > 0,
+        },
+        16 => Event::Cordon {
+            node: gateway,
+            is: dice.even(),
+        },
+        17 => Event::Drain {
+            node: gateway,
+            is: dice.roll(3) == 0,
+        },
+        18 => Event::Move {
+            policy,
+            node: gateway,
+        },
         19..=21 => Event::Forget { node },
         22 => Event::Untrack { node },
         23 => Event::Masquerade { node },
@@ -158,16 +209,30 @@ fn one(dice: &mut Dice) -> Event {
         29 => Event::PowerOff { node: gateway },
         30 => Event::Unmanaged { node },
         31 => Event::Restore,
-        32 | 33 => Event::Fault { fault: dice.roll(5) },
-        34 => Event::Kill { daemon: dice.roll(5) },
-        35 => Event::Stop { daemon: dice.roll(5) },
+        32 | 33 => Event::Fault {
+            fault: dice.roll(5),
+        },
+        34 => Event::Kill {
+            daemon: dice.roll(5),
+        },
+        35 => Event::Stop {
+            daemon: dice.roll(5),
+        },
         36 => Event::Start,
-        37 => Event::Configure { variant: dice.roll(3) },
+        37 => Event::Configure {
+            variant: dice.roll(3),
+        },
         38 => {
             // One number, as for a pause: what else a seed says stays.
             let number = dice.roll(400);
-            Event::Address { node: gateway, address: number % ADDRESSES, is: !number.is_multiple_of(3) }
+            Event::Address {
+                node: gateway,
+                address: number % ADDRESSES,
+                is: !number.is_multiple_of(3),
+            }
         }
-        _ => Event::Pause { milliseconds: dice.roll(400) as u64 },
+        _ => Event::Pause {
+            milliseconds: dice.roll(400) as u64,
+        },
     }
 }

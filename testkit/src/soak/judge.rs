@@ -44,15 +44,24 @@ pub(super) struct Historian {
 
 impl Historian {
     pub(super) fn start(reader: Reader) -> std::io::Result<Self> {
-        let (states, stop) = (Arc::<Mutex<Vec<State>>>::default(), Arc::new(AtomicBool::new(false)));
+        let (states, stop) = (
+            Arc::<Mutex<Vec<State>>>::default(),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (kept, stopped, own) = (states.clone(), stop.clone(), reader.clone());
-        thread::Builder::new().name("historian".into()).spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                keep(&kept, now(&own));
-                thread::sleep(GLANCE);
-            }
-        })?;
-        Ok(Self { reader, states, stop })
+        thread::Builder::new()
+            .name("historian".into())
+            .spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    keep(&kept, now(&own));
+                    thread::sleep(GLANCE);
+                }
+            })?;
+        Ok(Self {
+            reader,
+            states,
+            stop,
+        })
     }
 
     /// The objects as they are.
@@ -91,9 +100,20 @@ fn now(reader: &Reader) -> Objects {
     let mut objects: Objects = KINDS.iter().flat_map(|kind| reader.list(kind)).collect();
     for object in &mut objects {
         if let Some(metadata) = object["metadata"].as_object_mut() {
-            metadata.retain(|name, _| ["name", "namespace", "labels", "annotations", "creationTimestamp"].contains(&name.as_str()));
+            metadata.retain(|name, _| {
+                [
+                    "name",
+                    "namespace",
+                    "labels",
+                    "annotations",
+                    "creationTimestamp",
+                ]
+                .contains(&name.as_str())
+            });
         }
-        let ours = object["kind"].as_str().is_some_and(|kind| kind.starts_with("Egress"));
+        let ours = object["kind"]
+            .as_str()
+            .is_some_and(|kind| kind.starts_with("Egress"));
         if let Some(status) = object["status"].as_object_mut().filter(|_| ours) {
             status.remove("conditions");
         }
@@ -106,7 +126,8 @@ fn now(reader: &Reader) -> Objects {
 struct Round {
     /// The ways of each state, the calm one first.
     ways: Vec<(Instant, Ways)>,
-    /// What an ungoverned pod may be seen as there: the node's addresses, and what somebody else may put beside them.
+    /// What an ungoverned pod may be seen as there: the node's addresses, and what somebody else
+    /// may put beside them.
     nodes: BTreeMap<String, Vec<IpAddr>>,
     /// Addresses and nodes of pods.
     pods: BTreeMap<String, (Vec<IpAddr>, String)>,
@@ -124,13 +145,18 @@ impl Round {
                 let name = text(&object["metadata"]["name"]);
                 if object["kind"] == "Node" {
                     let foreign = foreign_addresses(&name);
-                    round.nodes.insert(name, addresses(object).into_iter().chain(foreign).collect());
+                    round
+                        .nodes
+                        .insert(name, addresses(object).into_iter().chain(foreign).collect());
                 } else if object["kind"] == "Pod" {
                     let own = object["status"]["podIPs"].as_array().into_iter().flatten();
-                    let own = own.filter_map(|ip| ip["ip"].as_str()?.parse().ok()).collect();
-                    round
-                        .pods
-                        .insert(format!("{}/{name}", text(&object["metadata"]["namespace"])), (own, text(&object["spec"]["nodeName"])));
+                    let own = own
+                        .filter_map(|ip| ip["ip"].as_str()?.parse().ok())
+                        .collect();
+                    round.pods.insert(
+                        format!("{}/{name}", text(&object["metadata"]["namespace"])),
+                        (own, text(&object["spec"]["nodeName"])),
+                    );
                 }
             }
         }
@@ -140,8 +166,14 @@ impl Round {
     /// Whether a pod that was there from the beginning was governed all along.
     fn always_governed(&self, pod: &str, server: IpAddr) -> bool {
         let key = (pod.to_owned(), server);
-        self.ways.first().is_some_and(|(_, first)| first.contains_key(&key))
-            && self.ways.iter().filter_map(|(_, ways)| ways.get(&key)).all(Way::is_governed)
+        self.ways
+            .first()
+            .is_some_and(|(_, first)| first.contains_key(&key))
+            && self
+                .ways
+                .iter()
+                .filter_map(|(_, ways)| ways.get(&key))
+                .all(Way::is_governed)
     }
 
     /// The ways of a pod to a server, each time that another one came into force.
@@ -149,7 +181,10 @@ impl Round {
         let key = (pod.to_owned(), server);
         let mut told: Timeline = Vec::new();
         for (at, ways) in &self.ways {
-            let way = ways.get(&key).map_or_else(|| "there is no such pod".to_owned(), |way| format!("{pod} to {server}: {way:?}"));
+            let way = ways.get(&key).map_or_else(
+                || "there is no such pod".to_owned(),
+                |way| format!("{pod} to {server}: {way:?}"),
+            );
             if told.last().is_none_or(|(_, last)| *last != way) {
                 told.push((*at, way));
             }
@@ -162,7 +197,10 @@ impl Round {
         let key = (pod.to_owned(), server);
         let mut allowed = BTreeSet::new();
         // Somebody who was not there in the calm may speak before it is known.
-        let mut free = self.ways.first().is_none_or(|(_, first)| !first.contains_key(&key));
+        let mut free = self
+            .ways
+            .first()
+            .is_none_or(|(_, first)| !first.contains_key(&key));
         for way in self.ways.iter().filter_map(|(_, ways)| ways.get(&key)) {
             match way {
                 Way::Free => free = true,
@@ -176,16 +214,27 @@ impl Round {
         allowed
     }
 
-    /// The ways of a pod where a node heard of one kind of objects earlier or later than of another: watches keep no order among each other.
+    /// The ways of a pod where a node heard of one kind of objects earlier or later than of
+    /// another: watches keep no order among each other.
     fn crossed(&self, pod: &str, server: IpAddr) -> Vec<Way> {
         let is_other_pod = |object: &Value| {
-            let name = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+            let name = |field: &str| {
+                object["metadata"][field]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            };
             object["kind"] == "Pod" && format!("{}/{}", name("namespace"), name("name")) != pod
         };
         let distinct = |kinds: &[&str]| {
             let mut parts: Vec<Objects> = Vec::new();
             for objects in &self.states {
-                let of_kinds = |object: &&Value| object["kind"].as_str().is_some_and(|kind| kinds.contains(&kind)) && !is_other_pod(object);
+                let of_kinds = |object: &&Value| {
+                    object["kind"]
+                        .as_str()
+                        .is_some_and(|kind| kinds.contains(&kind))
+                        && !is_other_pod(object)
+                };
                 let part: Objects = objects.iter().filter(of_kinds).cloned().collect();
                 if !parts.contains(&part) {
                     parts.push(part);
@@ -195,16 +244,29 @@ impl Round {
         };
         let key = (pod.to_owned(), server);
         let mut all = vec![Objects::new()];
-        for kinds in [&["Namespace", "Pod"][..], &["EgressGatewayPolicy"], &["EgressGateway"], &["Node", "EgressNode"]] {
+        for kinds in [
+            &["Namespace", "Pod"][..],
+            &["EgressGatewayPolicy"],
+            &["EgressGateway"],
+            &["Node", "EgressNode"],
+        ] {
             let parts = distinct(kinds);
-            all = all.iter().flat_map(|objects| parts.iter().map(|part| [&objects[..], part].concat())).collect();
+            all = all
+                .iter()
+                .flat_map(|objects| parts.iter().map(|part| [&objects[..], part].concat()))
+                .collect();
         }
-        all.iter().filter_map(|objects| ways(objects, &[server]).ok()?.remove(&key)).collect()
+        all.iter()
+            .filter_map(|objects| ways(objects, &[server]).ok()?.remove(&key))
+            .collect()
     }
 
-    /// Pods that had one of the addresses of this one, which a node takes it for until it hears of both.
+    /// Pods that had one of the addresses of this one, which a node takes it for until it hears of
+    /// both.
     fn namesakes<'a>(&'a self, addresses: &'a [IpAddr]) -> impl Iterator<Item = &'a str> {
-        let of = |(_, (own, _)): &(&String, &(Vec<IpAddr>, String))| own.iter().any(|own| addresses.contains(own));
+        let of = |(_, (own, _)): &(&String, &(Vec<IpAddr>, String))| {
+            own.iter().any(|own| addresses.contains(own))
+        };
         self.pods.iter().filter(of).map(|(pod, _)| pod.as_str())
     }
 }
@@ -232,10 +294,27 @@ fn is_same_flow(one: &Packet, other: &Packet) -> bool {
 }
 
 fn tell(packet: &Packet) -> (Instant, String) {
-    let how = if packet.inner.is_some() { " through the tunnel" } else { "" };
-    let Packet { source, destination, protocol, source_port, destination_port, length, .. } = packet.innermost();
+    let how = if packet.inner.is_some() {
+        " through the tunnel"
+    } else {
+        ""
+    };
+    let Packet {
+        source,
+        destination,
+        protocol,
+        source_port,
+        destination_port,
+        length,
+        ..
+    } = packet.innermost();
     let from = &packet.from;
-    (packet.at, format!("{from}{how}: {protocol:?} {source} {source_port} to {destination} {destination_port}, {length} bytes"))
+    (
+        packet.at,
+        format!(
+            "{from}{how}: {protocol:?} {source} {source_port} to {destination} {destination_port}, {length} bytes"
+        ),
+    )
 }
 
 /// Judges one round after the other.
@@ -249,7 +328,8 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Judges what was seen since the last time; `lenient` names nodes whose rules somebody took away.
+    /// Judges what was seen since the last time; `lenient` names nodes whose rules somebody took
+    /// away.
     ///
     /// # Errors
     /// With what was wrong, and what is known about it.
@@ -262,25 +342,66 @@ impl Judge {
         lenient: &BTreeSet<String>,
     ) -> Result<(), Finding> {
         historian.note();
-        let unclear = |what| Finding { what, known: Timeline::new(), tracked: Vec::new() };
+        let unclear = |what| Finding {
+            what,
+            known: Timeline::new(),
+            tracked: Vec::new(),
+        };
         let round = Round::of(&historian.take(), servers).map_err(unclear)?;
         self.judged.0 += packets.len();
         self.judged.1 += book.len();
-        let spared = |pod: &str| round.pods.get(pod).is_none_or(|(_, node)| lenient.contains(node));
-        for packet in packets.iter().filter(|packet| packet.inner.is_none() && packet.protocol != Protocol::Arp) {
+        let spared = |pod: &str| {
+            round
+                .pods
+                .get(pod)
+                .is_none_or(|(_, node)| lenient.contains(node))
+        };
+        for packet in packets
+            .iter()
+            .filter(|packet| packet.inner.is_none() && packet.protocol != Protocol::Arp)
+        {
             if !servers.contains(&packet.destination) || !round.nodes.contains_key(&packet.from) {
                 continue;
             }
-            let owners: Vec<&String> = round.pods.iter().filter(|(_, (own, _))| own.contains(&packet.source)).map(|(pod, _)| pod).collect();
+            let owners: Vec<&String> = round
+                .pods
+                .iter()
+                .filter(|(_, (own, _))| own.contains(&packet.source))
+                .map(|(pod, _)| pod)
+                .collect();
             // Rules that are missing where it exits translate nothing.
-            let wrong = |pod: &&String| round.always_governed(pod, packet.destination) && !spared(pod) && !lenient.contains(&packet.from);
-            let crossed = |pod: &String| round.crossed(pod, packet.destination).iter().all(Way::is_governed);
-            if !owners.is_empty() && owners.iter().all(wrong) && owners.iter().any(|pod| crossed(pod)) {
+            let wrong = |pod: &&String| {
+                round.always_governed(pod, packet.destination)
+                    && !spared(pod)
+                    && !lenient.contains(&packet.from)
+            };
+            let crossed = |pod: &String| {
+                round
+                    .crossed(pod, packet.destination)
+                    .iter()
+                    .all(Way::is_governed)
+            };
+            if !owners.is_empty()
+                && owners.iter().all(wrong)
+                && owners.iter().any(|pod| crossed(pod))
+            {
                 let mut known = self.before.told(owners[0], packet.destination);
                 known.extend(round.told(owners[0], packet.destination));
-                known.extend(packets.iter().filter(|other| is_same_flow(packet, other.innermost())).map(tell));
-                let what = format!("a governed pod's own address is on the wire: {owners:?}: {}", tell(packet).1);
-                return Err(Finding { what, known, tracked: vec![(packet.from.clone(), packet.source)] });
+                known.extend(
+                    packets
+                        .iter()
+                        .filter(|other| is_same_flow(packet, other.innermost()))
+                        .map(tell),
+                );
+                let what = format!(
+                    "a governed pod's own address is on the wire: {owners:?}: {}",
+                    tell(packet).1
+                );
+                return Err(Finding {
+                    what,
+                    known,
+                    tracked: vec![(packet.from.clone(), packet.source)],
+                });
             }
         }
         for seen in book {
@@ -288,10 +409,18 @@ impl Judge {
             let mut allowed = round.allowed(&seen.pod, seen.to);
             // What was sent before the last calm may arrive after it.
             allowed.extend(self.before.allowed(&seen.pod, seen.to));
-            if round.ways.first().is_none_or(|(_, first)| !first.contains_key(&key)) {
+            if round
+                .ways
+                .first()
+                .is_none_or(|(_, first)| !first.contains_key(&key))
+            {
                 let own = round.pods.get(&seen.pod).map_or(&[][..], |(own, _)| own);
                 for former in [&self.before, &round] {
-                    allowed.extend(former.namesakes(own).flat_map(|pod| former.allowed(pod, seen.to)));
+                    allowed.extend(
+                        former
+                            .namesakes(own)
+                            .flat_map(|pod| former.allowed(pod, seen.to)),
+                    );
                 }
             }
             let ever = self.ever.entry(key).or_default();
@@ -299,11 +428,18 @@ impl Judge {
             let allowed = if seen.fresh { &allowed } else { &*ever };
             // Rules that are missing at an exit translate nothing.
             if !allowed.contains(&seen.source) && lenient.is_empty() {
-                let crossed = [&self.before, &round].map(|round| round.crossed(&seen.pod, seen.to)).concat();
-                let hosts = round.pods.get(&seen.pod).and_then(|(_, node)| round.nodes.get(node));
+                let crossed = [&self.before, &round]
+                    .map(|round| round.crossed(&seen.pod, seen.to))
+                    .concat();
+                let hosts = round
+                    .pods
+                    .get(&seen.pod)
+                    .and_then(|(_, node)| round.nodes.get(node));
                 let may_be = |way: &Way| match way {
                     Way::Free => hosts.is_some_and(|hosts| hosts.contains(&seen.source)),
-                    Way::Through(sources, others) => sources.contains(&seen.source) || others.contains(&seen.source),
+                    Way::Through(sources, others) => {
+                        sources.contains(&seen.source) || others.contains(&seen.source)
+                    }
                     Way::Held => false,
                 };
                 if crossed.iter().any(may_be) {
@@ -311,12 +447,30 @@ impl Judge {
                 }
                 let mut known = self.before.told(&seen.pod, seen.to);
                 known.extend(round.told(&seen.pod, seen.to));
-                let same = |other: &&Packet| is_between(other, seen.source, seen.to) && other.at + AROUND > seen.at && other.at < seen.at;
+                let same = |other: &&Packet| {
+                    is_between(other, seen.source, seen.to)
+                        && other.at + AROUND > seen.at
+                        && other.at < seen.at
+                };
                 known.extend(packets.iter().filter(same).map(tell));
-                known.push((seen.at, format!("{} is seen by {} as {}", seen.pod, seen.to, seen.source)));
-                let what = format!("{} is seen by {} as {}, and may be {allowed:?}", seen.pod, seen.to, seen.source);
-                let own = round.pods.get(&seen.pod).into_iter().flat_map(|(own, node)| own.iter().map(|own| (node.clone(), *own)));
-                return Err(Finding { what, known, tracked: own.collect() });
+                known.push((
+                    seen.at,
+                    format!("{} is seen by {} as {}", seen.pod, seen.to, seen.source),
+                ));
+                let what = format!(
+                    "{} is seen by {} as {}, and may be {allowed:?}",
+                    seen.pod, seen.to, seen.source
+                );
+                let own = round
+                    .pods
+                    .get(&seen.pod)
+                    .into_iter()
+                    .flat_map(|(own, node)| own.iter().map(|own| (node.clone(), *own)));
+                return Err(Finding {
+                    what,
+                    known,
+                    tracked: own.collect(),
+                });
             }
         }
         self.before = round;

@@ -1,8 +1,10 @@
-//! Random events in a whole cluster, with traffic throughout, and a judge who looks at every packet.
+//! Random events in a whole cluster, with traffic throughout, and a judge who looks at every
+//! packet.
 //!
-//! A run is a list of [`Event`]s, which a seed gives or a file. Between two [`Event::Calm`]s anything may happen, and some rules are judged
-//! always; at each calm everything is healed, and each pod must reach each server, or not, as the objects say. What a failing run did is
-//! shrunk to few events.
+//! A run is a list of [`Event`]s, which a seed gives or a file. Between two [`Event::Calm`]s
+//! anything may happen, and some rules are judged always; at each calm everything is healed, and
+//! each pod must reach each server, or not, as the objects say. What a failing run did is shrunk to
+//! few events.
 
 mod event;
 mod judge;
@@ -57,7 +59,11 @@ impl Run {
     pub fn of_seed(backend: &str, seed: u64, count: usize, without: &[String]) -> Self {
         let mut events = events(seed, count);
         events.retain(|event| !without.contains(&event.kind()));
-        Self { backend: backend.to_owned(), seed, events }
+        Self {
+            backend: backend.to_owned(),
+            seed,
+            events,
+        }
     }
 
     /// Lets everything happen, in a cluster of its own.
@@ -77,8 +83,14 @@ impl Run {
             Ok(Ok((packets, answers))) => Outcome::Right { packets, answers },
             Ok(Err(what)) => Outcome::Wrong { after, what },
             Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                Outcome::Wrong { after, what: text.unwrap_or_default() }
+                let text = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                Outcome::Wrong {
+                    after,
+                    what: text.unwrap_or_default(),
+                }
             }
         }
     }

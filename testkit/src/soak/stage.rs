@@ -66,10 +66,13 @@ impl Stage {
     /// A cluster with daemons and servers, and nothing in it.
     pub(super) fn set(backend: &str) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        let specs = NODES
-            .iter()
-            .enumerate()
-            .map(|(n, name)| if n < 2 { NodeSpec::new(*name) } else { NodeSpec::new(*name).label("egress", "true") });
+        let specs = NODES.iter().enumerate().map(|(n, name)| {
+            if n < 2 {
+                NodeSpec::new(*name)
+            } else {
+                NodeSpec::new(*name).label("egress", "true")
+            }
+        });
         let lab = Lab::builder().nodes(specs).build().map_err(text)?;
         lab.namespace(NAMESPACE, [("chosen", "yes")]);
         let (book, mut listeners, mut servers) = (Book::default(), Vec::new(), Vec::new());
@@ -114,41 +117,81 @@ impl Stage {
         match event {
             Event::Calm => return self.calm(),
             Event::Pause { milliseconds } => thread::sleep(Duration::from_millis(*milliseconds)),
-            Event::Policy { policy: number, shape } => self.cluster.apply(&policy(*number, *shape)),
+            Event::Policy {
+                policy: number,
+                shape,
+            } => self.cluster.apply(&policy(*number, *shape)),
             Event::NoPolicy { policy } => self.delete("EgressGatewayPolicy", &policy_name(*policy)),
             Event::Gateway { shape } => self.cluster.apply(&gateway(*shape)),
             Event::NoGateway => self.delete("EgressGateway", "exit"),
-            Event::Pod { pod, node, governed } => self.make_pod(*pod, node_name(*node), *governed)?,
+            Event::Pod {
+                pod,
+                node,
+                governed,
+            } => self.make_pod(*pod, node_name(*node), *governed)?,
             Event::NoPod { pod } => self.delete_pod(*pod)?,
             Event::Label { pod, governed } => {
                 if let Some((pod, _)) = self.pods.get(&(pod % PODS)) {
-                    self.merge("Pod", NAMESPACE, pod.name(), &json!({"metadata": {"labels": {"app": app(*governed)}}}));
+                    self.merge(
+                        "Pod",
+                        NAMESPACE,
+                        pod.name(),
+                        &json!({"metadata": {"labels": {"app": app(*governed)}}}),
+                    );
                 }
             }
             Event::Namespace { chosen } => {
                 let chosen = if *chosen { "yes" } else { "no" };
-                self.merge("Namespace", "", NAMESPACE, &json!({"metadata": {"labels": {"chosen": chosen}}}));
+                self.merge(
+                    "Namespace",
+                    "",
+                    NAMESPACE,
+                    &json!({"metadata": {"labels": {"chosen": chosen}}}),
+                );
             }
-            Event::Member { node, is } => self.cluster.label_node(node_name(*node), "egress", is.then_some("true")),
+            Event::Member { node, is } => {
+                self.cluster
+                    .label_node(node_name(*node), "egress", is.then_some("true"))
+            }
             Event::Ready { node, is } => self.cluster.node_ready(node_name(*node), *is),
-            Event::Cordon { node, is } => self.merge("Node", "", node_name(*node), &json!({"spec": {"unschedulable": is.then_some(true)}})),
-            Event::Drain { node, is } => self.annotate("Node", node_name(*node), "drain", is.then_some("true")),
-            Event::Move { policy, node } => self.annotate("EgressGatewayPolicy", &policy_name(*policy), "node", Some(node_name(*node))),
+            Event::Cordon { node, is } => self.merge(
+                "Node",
+                "",
+                node_name(*node),
+                &json!({"spec": {"unschedulable": is.then_some(true)}}),
+            ),
+            Event::Drain { node, is } => {
+                self.annotate("Node", node_name(*node), "drain", is.then_some("true"))
+            }
+            Event::Move { policy, node } => self.annotate(
+                "EgressGatewayPolicy",
+                &policy_name(*policy),
+                "node",
+                Some(node_name(*node)),
+            ),
             Event::Forget { node } => forget(&self.node(*node))?,
             Event::Untrack { node } => {
                 self.stranger(
                     *node,
                     "type filter hook prerouting priority -300;",
-                    &["ip saddr 10.244.0.0/16 notrack", "ip6 saddr fd10::/16 notrack"],
+                    &[
+                        "ip saddr 10.244.0.0/16 notrack",
+                        "ip6 saddr fd10::/16 notrack",
+                    ],
                 )?;
             }
             Event::Masquerade { node } => self.stranger(
                 *node,
                 "type nat hook postrouting priority 50;",
-                &["ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade", "ip6 saddr fd10::/16 ip6 daddr != fd10::/16 masquerade"],
+                &[
+                    "ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade",
+                    "ip6 saddr fd10::/16 ip6 daddr != fd10::/16 masquerade",
+                ],
             )?,
             Event::Address { node, address, is } => self.address(*node, *address, *is)?,
-            Event::Firewall { node } => self.stranger(*node, "type filter hook forward priority 10;", &["drop"])?,
+            Event::Firewall { node } => {
+                self.stranger(*node, "type filter hook forward priority 10;", &["drop"])?
+            }
             Event::NoRules { node } => {
                 self.lenient.insert(node_name(*node).to_owned());
                 self.run(*node, NO_RULES)?;
@@ -156,14 +199,22 @@ impl Stage {
             Event::NoTunnel { node } => self.run(*node, NO_TUNNEL)?,
             Event::NoRoutes { node } => self.run(*node, NO_ROUTES)?,
             Event::Cut { node } => self.node(*node).cut().map_err(|error| error.to_string())?,
-            Event::PowerOff { node } => self.node(*node).power_off().map_err(|error| error.to_string())?,
-            Event::Unmanaged { node } => self.node(*node).cut_management().map_err(|error| error.to_string())?,
+            Event::PowerOff { node } => self
+                .node(*node)
+                .power_off()
+                .map_err(|error| error.to_string())?,
+            Event::Unmanaged { node } => self
+                .node(*node)
+                .cut_management()
+                .map_err(|error| error.to_string())?,
             Event::Restore => self.restore()?,
             Event::Fault { fault } => self.fault(*fault),
             Event::Kill { daemon } => self.end(*daemon, Signal::SIGKILL),
             Event::Stop { daemon } => self.end(*daemon, Signal::SIGTERM),
             Event::Start => self.start(),
-            Event::Configure { variant } => self.cluster.configure(&configuration(&self.backend, *variant)),
+            Event::Configure { variant } => self
+                .cluster
+                .configure(&configuration(&self.backend, *variant)),
         }
         self.historian.note();
         Ok(())
@@ -174,7 +225,10 @@ impl Stage {
     }
 
     fn run(&self, number: usize, script: &str) -> Result<(), String> {
-        self.node(number).run(script).map(drop).map_err(|error| error.to_string())
+        self.node(number)
+            .run(script)
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
     fn stranger(&self, number: usize, hook: &str, rules: &[&str]) -> Result<(), String> {
@@ -185,10 +239,12 @@ impl Stage {
         )
     }
 
-    /// A second address, in the node's own network or alone. What is there already stays, and so does what is not.
+    /// A second address, in the node's own network or alone. What is there already stays, and so
+    /// does what is not.
     fn address(&self, number: usize, address: usize, is: bool) -> Result<(), String> {
         let own = foreign_addresses(node_name(number))[address % ADDRESSES];
-        // Of full length as balancers and control planes put them, or with the network's length as a second lease has it.
+        // Of full length as balancers and control planes put them, or with the network's length as
+        // a second lease has it.
         let length = match address % ADDRESSES {
             0 => 32,
             1 => 16,
@@ -196,7 +252,10 @@ impl Stage {
             _ => 64,
         };
         let script = if is {
-            format!("ip addr replace {own}/{length} dev eth0{}", if own.is_ipv6() { " nodad" } else { "" })
+            format!(
+                "ip addr replace {own}/{length} dev eth0{}",
+                if own.is_ipv6() { " nodad" } else { "" }
+            )
         } else {
             format!("ip addr del {own}/{length} dev eth0 2>/dev/null || true")
         };
@@ -220,24 +279,41 @@ impl Stage {
         let slot = pod % PODS;
         self.delete_pod(slot)?;
         self.pods_made += 1;
-        let spec = PodSpec::new(format!("pod-{slot}-{}", self.pods_made)).namespace(NAMESPACE).label("app", app(governed));
+        let spec = PodSpec::new(format!("pod-{slot}-{}", self.pods_made))
+            .namespace(NAMESPACE)
+            .label("app", app(governed));
         // It speaks before anybody knows it.
-        let pod = self.cluster.lab.pod(node, spec).map_err(|error| error.to_string())?;
-        let talker = talk(&pod, self.pods_made, &self.servers).map_err(|error| error.to_string())?;
+        let pod = self
+            .cluster
+            .lab
+            .pod(node, spec)
+            .map_err(|error| error.to_string())?;
+        let talker =
+            talk(&pod, self.pods_made, &self.servers).map_err(|error| error.to_string())?;
         self.cluster.api.put(pod.object())?;
         self.pods.insert(slot, (pod, talker));
         Ok(())
     }
 
     fn delete_pod(&mut self, pod: usize) -> Result<(), String> {
-        let Some((pod, talker)) = self.pods.remove(&(pod % PODS)) else { return Ok(()) };
+        let Some((pod, talker)) = self.pods.remove(&(pod % PODS)) else {
+            return Ok(());
+        };
         drop(talker);
         self.cluster.api.delete("Pod", NAMESPACE, pod.name())?;
         pod.delete().map_err(|error| error.to_string())
     }
 
     fn fault(&self, number: usize) {
-        let any = |verb, times, effect| self.cluster.api.fault(Fault { verb, resource: None, query: None, times, effect });
+        let any = |verb, times, effect| {
+            self.cluster.api.fault(Fault {
+                verb,
+                resource: None,
+                query: None,
+                times,
+                effect,
+            })
+        };
         match number % 5 {
             0 => any(Some("update"), 5, Effect::Status(409)),
             1 => self.cluster.api.compact(),
@@ -248,7 +324,9 @@ impl Stage {
     }
 
     fn end(&mut self, daemon: usize, signal: Signal) {
-        let name = NODES.get(daemon % (NODES.len() + 1)).map_or_else(|| CONTROLLER.to_owned(), |node| agent(node));
+        let name = NODES
+            .get(daemon % (NODES.len() + 1))
+            .map_or_else(|| CONTROLLER.to_owned(), |node| agent(node));
         if self.away.insert(name.clone()) {
             self.cluster.kill(&name, signal);
         }
@@ -264,10 +342,15 @@ impl Stage {
     }
 
     fn restore(&self) -> Result<(), String> {
-        self.cluster.lab.nodes().iter().try_for_each(|node| node.power_on().map_err(|error| error.to_string()))
+        self.cluster
+            .lab
+            .nodes()
+            .iter()
+            .try_for_each(|node| node.power_on().map_err(|error| error.to_string()))
     }
 
-    /// Heals everything, waits until the cluster does what its objects say, and judges what was seen meanwhile.
+    /// Heals everything, waits until the cluster does what its objects say, and judges what was
+    /// seen meanwhile.
     fn calm(&mut self) -> Result<(), String> {
         self.restore()?;
         for number in 0..NODES.len() {
@@ -279,55 +362,104 @@ impl Stage {
         loop {
             let mut wrong = self.look()?;
             // Where nothing is governed there may be none.
-            let governs = ways(&self.historian.now(), &self.servers)?.values().any(Way::is_governed);
+            let governs = ways(&self.historian.now(), &self.servers)?
+                .values()
+                .any(Way::is_governed);
             wrong.extend(
-                self.lenient.iter().filter(|_| governs).filter(|node| !self.has_rules(node)).map(|node| format!("{node} has no rules")),
+                self.lenient
+                    .iter()
+                    .filter(|_| governs)
+                    .filter(|node| !self.has_rules(node))
+                    .map(|node| format!("{node} has no rules")),
             );
             // What leaks makes no calm: it is told before what is only late.
             let packets = self.capture.packets();
             if wrong.is_empty() || Instant::now() > until {
                 self.capture.clear();
-                let book = std::mem::take(&mut *self.book.lock().unwrap_or_else(PoisonError::into_inner));
+                let book =
+                    std::mem::take(&mut *self.book.lock().unwrap_or_else(PoisonError::into_inner));
                 let lenient = &self.lenient | &self.lenient_before;
-                let judged = self.judge.judge(&self.historian, &self.servers, &packets, &book, &lenient);
+                let judged =
+                    self.judge
+                        .judge(&self.historian, &self.servers, &packets, &book, &lenient);
                 judged.map_err(|finding| self.tell(finding))?;
                 self.lenient_before = std::mem::take(&mut self.lenient);
                 self.happened = [std::mem::take(&mut self.happened[1]), Timeline::new()];
                 let never = || {
-                    let (story, state, logs) = (self.story(Timeline::new()), self.state(), self.cluster.logs());
+                    let (story, state, logs) = (
+                        self.story(Timeline::new()),
+                        self.state(),
+                        self.cluster.logs(),
+                    );
                     format!("never: {}\n{story}\n{state}\n{logs}", wrong.join("; "))
                 };
-                return if wrong.is_empty() { Ok(()) } else { Err(never()) };
+                return if wrong.is_empty() {
+                    Ok(())
+                } else {
+                    Err(never())
+                };
             }
         }
     }
 
     fn tell(&self, finding: Finding) -> String {
         let tracked = finding.tracked.iter().flat_map(|(node, address)| {
-            let table = self.cluster.lab.node(node).run("cat /proc/net/nf_conntrack").unwrap_or_default();
+            let table = self
+                .cluster
+                .lab
+                .node(node)
+                .run("cat /proc/net/nf_conntrack")
+                .unwrap_or_default();
             let of = |line: &&str| words(line).any(|word| word == *address);
-            table.lines().filter(of).map(|line| format!("{node}: {line}")).collect::<Vec<_>>()
+            table
+                .lines()
+                .filter(of)
+                .map(|line| format!("{node}: {line}"))
+                .collect::<Vec<_>>()
         });
         let tracked = tracked.collect::<Vec<_>>().join("\n");
-        format!("{}\n{}\n{tracked}\n{}", finding.what, self.story(finding.known), self.cluster.logs())
+        format!(
+            "{}\n{}\n{tracked}\n{}",
+            finding.what,
+            self.story(finding.known),
+            self.cluster.logs()
+        )
     }
 
     /// What each node's kernel holds that lets packets pass or not.
     fn state(&self) -> String {
-        let of = |node: &Node| format!("--- state of {}\n{}", node.name(), node.run(STATE).unwrap_or_else(|error| error.to_string()));
-        self.cluster.lab.nodes().iter().map(of).collect::<Vec<_>>().join("\n")
+        let of = |node: &Node| {
+            format!(
+                "--- state of {}\n{}",
+                node.name(),
+                node.run(STATE).unwrap_or_else(|error| error.to_string())
+            )
+        };
+        self.cluster
+            .lab
+            .nodes()
+            .iter()
+            .map(of)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Whether what [`NO_RULES`] took is there again.
     fn has_rules(&self, node: &str) -> bool {
-        self.cluster.lab.node(node).run(HAS_RULES).is_ok_and(|said| said.contains("yes"))
+        self.cluster
+            .lab
+            .node(node)
+            .run(HAS_RULES)
+            .is_ok_and(|said| said.contains("yes"))
     }
 
     /// What happened, and what else is known, in its order and in seconds.
     fn story(&self, mut known: Timeline) -> String {
         known.extend(self.happened.iter().flatten().cloned());
         known.sort_by_key(|(at, _)| *at);
-        let lines = known.iter().map(|(at, what)| format!("{:9.3} {what}", at.duration_since(self.began).as_secs_f64()));
+        let lines = known.iter().map(|(at, what)| {
+            format!("{:9.3} {what}", at.duration_since(self.began).as_secs_f64())
+        });
         lines.collect::<Vec<_>>().join("\n")
     }
 
@@ -340,14 +472,17 @@ impl Stage {
             let mut wrong = Vec::new();
             for server in &self.servers {
                 let to = std::net::SocketAddr::new(*server, crate::lab::PORT);
-                let Some(way) = ways.get(&(format!("{NAMESPACE}/{}", pod.name()), *server)) else { continue };
+                let Some(way) = ways.get(&(format!("{NAMESPACE}/{}", pod.name()), *server)) else {
+                    continue;
+                };
                 let allowed: Vec<IpAddr> = match way {
                     Way::Free => hosts.clone(),
                     Way::Through(sources, _) => sources.iter().copied().collect(),
                     Way::Held => Vec::new(),
                 };
                 let seen = if allowed.is_empty() {
-                    pod.cannot_reach(to, patient(SILENCE)).map_err(|error| error.to_string())
+                    pod.cannot_reach(to, patient(SILENCE))
+                        .map_err(|error| error.to_string())
                 } else {
                     match pod.connect_udp(to) {
                         Ok(seen) if allowed.contains(&seen.ip()) => Ok(()),
@@ -356,15 +491,26 @@ impl Stage {
                     }
                 };
                 if let Err(problem) = seen {
-                    wrong.push(format!("{} on {} to {server}, which is {way:?}: {problem}", pod.name(), pod.node()));
+                    wrong.push(format!(
+                        "{} on {} to {server}, which is {way:?}: {problem}",
+                        pod.name(),
+                        pod.node()
+                    ));
                     break;
                 }
             }
             wrong
         };
         let looks = thread::scope(|scope| {
-            let threads: Vec<_> = self.pods.values().map(|(pod, _)| scope.spawn(|| look(pod))).collect();
-            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+            let threads: Vec<_> = self
+                .pods
+                .values()
+                .map(|(pod, _)| scope.spawn(|| look(pod)))
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().unwrap_or_default())
+                .collect()
         });
         Ok(looks)
     }
@@ -372,7 +518,8 @@ impl Stage {
 
 /// The addresses in a line of the kernel's table of connections.
 fn words(line: &str) -> impl Iterator<Item = IpAddr> + '_ {
-    line.split_whitespace().filter_map(|word| word.split_once('=')?.1.parse().ok())
+    line.split_whitespace()
+        .filter_map(|word| word.split_once('=')?.1.parse().ok())
 }
 
 /// What backends make, whichever it is.
@@ -394,18 +541,31 @@ for f in 4 6; do ip -$f route show table all proto 77; ip -$f route show default
 ip -o -d link show type vxlan | cut -c1-220; bridge fdb show | grep -v permanent | grep dst
 nft list counters 2>/dev/null | grep -B1 -E 'packets [1-9]' | grep -E 'counter|packets' || true";
 
-const NO_TUNNEL: &str = "for d in $(ip -o link show type vxlan | cut -d: -f2); do ip link delete $d || true; done";
+const NO_TUNNEL: &str =
+    "for d in $(ip -o link show type vxlan | cut -d: -f2); do ip link delete $d || true; done";
 
 /// The rules that lead to our tables stay; these lose what they hold.
 const NO_ROUTES: &str = "for f in -4 -6; do
   for t in $(ip $f rule show | grep fwmark | sed -n 's/.*lookup \\([0-9]*\\).*/\\1/p' | sort -u); do ip $f route flush table $t || true; done
 done";
 
-/// What somebody may put beside a node's own addresses. The masquerade of a CNI may choose one of them, and nothing of ours may.
+/// What somebody may put beside a node's own addresses. The masquerade of a CNI may choose one of
+/// them, and nothing of ours may.
 pub(super) fn foreign_addresses(node: &str) -> [IpAddr; ADDRESSES] {
-    let number = u8::try_from(NODES.iter().position(|name| *name == node).unwrap_or(NODES.len())).unwrap_or(u8::MAX);
+    let number = u8::try_from(
+        NODES
+            .iter()
+            .position(|name| *name == node)
+            .unwrap_or(NODES.len()),
+    )
+    .unwrap_or(u8::MAX);
     let v6 = |last: u8| Ipv6Addr::new(0xfd00, 6, 0, 0, 0, 0, 9, u16::from(last)).into();
-    [[10, 6, 9, 10 + number].into(), [10, 6, 9, 20 + number].into(), v6(0x10 + number), v6(0x20 + number)]
+    [
+        [10, 6, 9, 10 + number].into(),
+        [10, 6, 9, 20 + number].into(),
+        v6(0x10 + number),
+        v6(0x20 + number),
+    ]
 }
 
 fn node_name(number: usize) -> &'static str {
@@ -418,22 +578,42 @@ const fn app(governed: bool) -> &'static str {
 
 /// The daemons' file; variants differ in what changes at once.
 fn configuration(backend: &str, variant: usize) -> String {
-    let more = ["", "failover: {multiplier: 5}\n", "failover: {interval: 200ms}\n"];
+    let more = [
+        "",
+        "failover: {multiplier: 5}\n",
+        "failover: {interval: 200ms}\n",
+    ];
     format!("policyBackend: {backend}\n{}", more[variant % more.len()])
 }
 
-/// Lets a node's connection tracking forget everything (`IPCTNL_MSG_CT_DELETE` without a word of which).
+/// Lets a node's connection tracking forget everything (`IPCTNL_MSG_CT_DELETE` without a word of
+/// which).
 fn forget(node: &Node) -> Result<(), String> {
     const NETLINK: i32 = 16;
     const NETFILTER: i32 = 12;
     /// Length, type, flags (request), number, port; then no family, version 0.
     const FLUSH: [u8; 20] = {
-        let (length, kind, flags) = (20_u32.to_ne_bytes(), 0x0102_u16.to_ne_bytes(), 1_u16.to_ne_bytes());
+        let (length, kind, flags) = (
+            20_u32.to_ne_bytes(),
+            0x0102_u16.to_ne_bytes(),
+            1_u16.to_ne_bytes(),
+        );
         let mut message = [0; 20];
-        (message[0], message[1], message[2], message[3]) = (length[0], length[1], length[2], length[3]);
+        (message[0], message[1], message[2], message[3]) =
+            (length[0], length[1], length[2], length[3]);
         (message[4], message[5], message[6], message[7]) = (kind[0], kind[1], flags[0], flags[1]);
         message
     };
-    let flush = || Socket::new(Domain::from(NETLINK), Type::RAW, Some(Protocol::from(NETFILTER)))?.send(&FLUSH);
-    node.enter(flush).and_then(|sent| sent).map(drop).map_err(|error| format!("forgetting connections: {error}"))
+    let flush = || {
+        Socket::new(
+            Domain::from(NETLINK),
+            Type::RAW,
+            Some(Protocol::from(NETFILTER)),
+        )?
+        .send(&FLUSH)
+    };
+    node.enter(flush)
+        .and_then(|sent| sent)
+        .map(drop)
+        .map_err(|error| format!("forgetting connections: {error}"))
 }

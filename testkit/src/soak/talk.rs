@@ -51,7 +51,10 @@ impl Drop for Talker {
     }
 }
 
-fn start(namespace: &Namespace, mut work: impl FnMut() -> io::Result<()> + Send + 'static) -> io::Result<Talker> {
+fn start(
+    namespace: &Namespace,
+    mut work: impl FnMut() -> io::Result<()> + Send + 'static,
+) -> io::Result<Talker> {
     let (stop, namespace) = (Arc::new(AtomicBool::new(false)), namespace.clone());
     let stopped = stop.clone();
     thread::Builder::new().name("soak".into()).spawn(move || {
@@ -63,12 +66,14 @@ fn start(namespace: &Namespace, mut work: impl FnMut() -> io::Result<()> + Send 
     Ok(Talker(stop))
 }
 
-/// Listens at a server's addresses, notes whoever speaks, and speaks first to those who spoke before.
+/// Listens at a server's addresses, notes whoever speaks, and speaks first to those who spoke
+/// before.
 pub(super) fn serve(server: &Server, book: &Book) -> io::Result<Vec<Talker>> {
     let mut talkers = Vec::new();
     for address in server.endpoints().iter().map(SocketAddr::ip) {
         let at = SocketAddr::new(address, PORT);
-        let (udp, tcp) = server.enter(|| Ok::<_, io::Error>((UdpSocket::bind(at)?, TcpListener::bind(at)?)))??;
+        let (udp, tcp) = server
+            .enter(|| Ok::<_, io::Error>((UdpSocket::bind(at)?, TcpListener::bind(at)?)))??;
         udp.set_read_timeout(Some(STEP))?;
         tcp.set_nonblocking(true)?;
         let (book, mut known, mut spoken) = (book.clone(), BTreeMap::new(), Instant::now());
@@ -89,7 +94,12 @@ pub(super) fn serve(server: &Server, book: &Book) -> io::Result<Vec<Talker>> {
     Ok(talkers)
 }
 
-fn datagrams(udp: &UdpSocket, address: IpAddr, book: &Book, known: &mut BTreeMap<SocketAddr, Instant>) {
+fn datagrams(
+    udp: &UdpSocket,
+    address: IpAddr,
+    book: &Book,
+    known: &mut BTreeMap<SocketAddr, Instant>,
+) {
     let mut buffer = [0; 256];
     let until = Instant::now() + STEP;
     while let Ok((length, source)) = udp.recv_from(&mut buffer) {
@@ -106,7 +116,9 @@ fn datagrams(udp: &UdpSocket, address: IpAddr, book: &Book, known: &mut BTreeMap
 fn connections(tcp: &TcpListener, address: IpAddr, book: &Book) {
     let mut buffer = [0; 256];
     while let Ok((mut stream, source)) = tcp.accept() {
-        let readable = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(STEP)));
+        let readable = stream
+            .set_nonblocking(false)
+            .and_then(|()| stream.set_read_timeout(Some(STEP)));
         if let Ok(length) = readable.and_then(|()| stream.read(&mut buffer)) {
             note(book, &buffer[..length], address, source.ip());
         }
@@ -114,12 +126,26 @@ fn connections(tcp: &TcpListener, address: IpAddr, book: &Book) {
 }
 
 fn note(book: &Book, said: &[u8], to: IpAddr, source: IpAddr) {
-    let Some((how, pod)) = std::str::from_utf8(said).ok().and_then(|text| text.split_once(' ')) else { return };
-    let seen = Seen { pod: pod.to_owned(), to, source, fresh: how == "fresh", at: Instant::now() };
-    book.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+    let Some((how, pod)) = std::str::from_utf8(said)
+        .ok()
+        .and_then(|text| text.split_once(' '))
+    else {
+        return;
+    };
+    let seen = Seen {
+        pod: pod.to_owned(),
+        to,
+        source,
+        fresh: how == "fresh",
+        at: Instant::now(),
+    };
+    book.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(seen);
 }
 
-/// Ports that no pod of an address has used for long: a port that the kernel chose may belong to a connection that is still tracked.
+/// Ports that no pod of an address has used for long: a port that the kernel chose may belong to a
+/// connection that is still tracked.
 struct Ports(u16);
 
 impl Ports {
@@ -140,11 +166,14 @@ impl Ports {
     }
 }
 
-/// A pod that talks to these servers: datagrams from fresh ports and from ones that stay, connections, and pings. It is the pod that was made as
-/// this one of all.
+/// A pod that talks to these servers: datagrams from fresh ports and from ones that stay,
+/// connections, and pings. It is the pod that was made as this one of all.
 pub(super) fn talk(pod: &Pod, number: usize, servers: &[IpAddr]) -> io::Result<Talker> {
     let name = format!("{}/{}", pod.namespace(), pod.name());
-    let servers: Vec<SocketAddr> = servers.iter().map(|address| SocketAddr::new(*address, PORT)).collect();
+    let servers: Vec<SocketAddr> = servers
+        .iter()
+        .map(|address| SocketAddr::new(*address, PORT))
+        .collect();
     let (mut staying, mut connecting) = (BTreeMap::new(), Vec::new());
     let mut round = 0_u64;
     let mut ports = Ports::of(number);
@@ -152,7 +181,8 @@ pub(super) fn talk(pod: &Pod, number: usize, servers: &[IpAddr]) -> io::Result<T
         let port = ports.next();
         for to in &servers {
             // What can't be sent at the moment is not sent.
-            let _ = open(*to, port).and_then(|socket| socket.send(format!("fresh {name}").as_bytes()));
+            let _ =
+                open(*to, port).and_then(|socket| socket.send(format!("fresh {name}").as_bytes()));
             if !staying.contains_key(to) {
                 staying.extend(open(*to, ports.next()).map(|socket| (*to, socket)));
             }
@@ -169,7 +199,10 @@ pub(super) fn talk(pod: &Pod, number: usize, servers: &[IpAddr]) -> io::Result<T
         }
         // Said once, as soon as somebody listens.
         connecting.retain_mut(|(socket, since): &mut (Socket, Instant)| {
-            socket.write_all(format!("fresh {name}").as_bytes()).is_err() && since.elapsed() < TCP_PATIENCE
+            socket
+                .write_all(format!("fresh {name}").as_bytes())
+                .is_err()
+                && since.elapsed() < TCP_PATIENCE
         });
         round += 1;
         thread::sleep(STEP);
@@ -190,7 +223,11 @@ fn converse(socket: &UdpSocket, name: &str, round: u64) {
 }
 
 fn any(to: SocketAddr, port: u16) -> SocketAddr {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     SocketAddr::new(any, port)
 }
 
@@ -213,12 +250,24 @@ fn connect(to: SocketAddr, port: u16) -> io::Result<Socket> {
 }
 
 fn ping(to: SocketAddr) -> io::Result<()> {
-    let (protocol, kind) = if to.is_ipv4() { (Protocol::ICMPV4, 8) } else { (Protocol::ICMPV6, 128) };
+    let (protocol, kind) = if to.is_ipv4() {
+        (Protocol::ICMPV4, 8)
+    } else {
+        (Protocol::ICMPV6, 128)
+    };
     let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    // Identifier and number are the same each time; the kernel sums up ICMPv6, and of IPv4 the sum is that of these bytes.
-    let sum = if to.is_ipv4() { (!(u16::from(kind) << 8)).to_be_bytes() } else { [0, 0] };
-    socket.send_to(&[kind, 0, sum[0], sum[1], 0, 0, 0, 0], &SocketAddr::new(to.ip(), 0).into())?;
+    // Identifier and number are the same each time; the kernel sums up ICMPv6, and of IPv4 the sum
+    // is that of these bytes.
+    let sum = if to.is_ipv4() {
+        (!(u16::from(kind) << 8)).to_be_bytes()
+    } else {
+        [0, 0]
+    };
+    socket.send_to(
+        &[kind, 0, sum[0], sum[1], 0, 0, 0, 0],
+        &SocketAddr::new(to.ip(), 0).into(),
+    )?;
     let _ = socket.recv(&mut [MaybeUninit::uninit(); 64]);
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The API server of the testkit, asked by the ordinary client: what every API server does, and the faults that only this one has.
+//! The API server of the testkit, asked by the ordinary client: what every API server does, and the
+//! faults that only this one has.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -17,7 +17,9 @@ use serde_json::json;
 use crate::{
     failover::drain,
     restarts::first_plan_is_empty,
-    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, lab, measured, policy, usual_policy},
+    world::{
+        CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, lab, measured, policy, usual_policy,
+    },
 };
 
 /// How often a stream sends.
@@ -29,8 +31,13 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// The usual gateway with a pool of so many addresses of each family.
 pub(crate) fn gateway(addresses: usize) -> String {
     let (last, last_group) = (59 + addresses, 0x5f + addresses);
-    let pool = format!("ipv4: [\"10.6.0.60-10.6.0.{last}\"], ipv6: [\"fd00:6::60-fd00:6::{last_group:x}\"]");
-    GATEWAY.replace("spec: {", &format!("spec: {{sourceNAT: EgressIP, egressIPs: {{{pool}}}, "))
+    let pool = format!(
+        "ipv4: [\"10.6.0.60-10.6.0.{last}\"], ipv6: [\"fd00:6::60-fd00:6::{last_group:x}\"]"
+    );
+    GATEWAY.replace(
+        "spec: {",
+        &format!("spec: {{sourceNAT: EgressIP, egressIPs: {{{pool}}}, "),
+    )
 }
 
 /// What a policy was given.
@@ -42,23 +49,45 @@ pub(crate) struct Given {
 
 fn given(world: &World, policy: &str) -> Result<Given, String> {
     let status = world.cluster.status("EgressGatewayPolicy", policy);
-    let address = |family: &str| status["egressIP"][family].as_str().and_then(|text| text.parse().ok());
-    let found = status["node"].as_str().zip(address("ipv4")).zip(address("ipv6"));
-    found.map(|((node, v4), v6)| Given { node: node.to_owned(), addresses: [v4, v6] }).ok_or_else(|| status.to_string())
+    let address = |family: &str| {
+        status["egressIP"][family]
+            .as_str()
+            .and_then(|text| text.parse().ok())
+    };
+    let found = status["node"]
+        .as_str()
+        .zip(address("ipv4"))
+        .zip(address("ipv6"));
+    found
+        .map(|((node, v4), v6)| Given {
+            node: node.to_owned(),
+            addresses: [v4, v6],
+        })
+        .ok_or_else(|| status.to_string())
 }
 
 pub(crate) fn wait_given(world: &World, policy: &str) -> Given {
-    world.cluster.eventually(&format!("{policy} has addresses and a node"), || given(world, policy))
+    world
+        .cluster
+        .eventually(&format!("{policy} has addresses and a node"), || {
+            given(world, policy)
+        })
 }
 
 /// The nodes whose kernels hold an address.
 pub(crate) fn holders(world: &World, address: IpAddr) -> BTreeSet<String> {
     let nodes = world.cluster.lab.nodes();
-    let held = nodes.iter().filter(|node| !node.run(&format!("ip -o addr show to {address}")).unwrap().is_empty());
+    let held = nodes.iter().filter(|node| {
+        !node
+            .run(&format!("ip -o addr show to {address}"))
+            .unwrap()
+            .is_empty()
+    });
     held.map(|node| node.name().to_owned()).collect()
 }
 
-/// Asks from outside who has an address, by ARP or neighbour solicitation, and returns everybody who says "I".
+/// Asks from outside who has an address, by ARP or neighbour solicitation, and returns everybody
+/// who says "I".
 pub(crate) fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String> {
     let neighbour = world.neighbour();
     let capture = world.cluster.lab.capture().unwrap();
@@ -66,31 +95,56 @@ pub(crate) fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String
         // A second question: whoever answers the first one late is heard by the end of it.
         neighbour.run(&format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address} >/dev/null || true")).unwrap();
     }
-    capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).map(|packet| packet.from).collect()
+    capture
+        .packets()
+        .into_iter()
+        .filter(|packet| says_it_has(packet, address))
+        .map(|packet| packet.from)
+        .collect()
 }
 
 pub(crate) fn says_it_has(packet: &Packet, address: IpAddr) -> bool {
-    packet.source == address && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
+    packet.source == address
+        && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
 }
 
 pub(crate) fn mac(namespace: &Namespace) -> String {
     let link = namespace.run("ip -o link show dev eth0").unwrap();
-    link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned()
+    link.split("link/ether ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap()
+        .to_owned()
 }
 
-/// Who sends answers to an egress address: the server itself, which is on the link with IPv4, or the router before it.
+/// Who sends answers to an egress address: the server itself, which is on the link with IPv4, or
+/// the router before it.
 fn outside(world: &World, address: IpAddr) -> Namespace {
-    if address.is_ipv4() { Namespace::clone(&world.server) } else { world.cluster.lab.router() }
+    if address.is_ipv4() {
+        Namespace::clone(&world.server)
+    } else {
+        world.cluster.lab.router()
+    }
 }
 
 /// Waits until the node holds both addresses, nobody else does, and the network outside agrees.
 pub(crate) fn owned_by(world: &World, addresses: [IpAddr; 2], node: &str) {
     for address in addresses {
-        world.cluster.eventually(&format!("{node} alone holds {address}"), || {
-            let holders = holders(world, address);
-            if holders == BTreeSet::from([node.to_owned()]) { Ok(()) } else { Err(format!("{holders:?}")) }
-        });
-        assert_eq!(who_answers_for(world, address), BTreeSet::from([node.to_owned()]), "{address}");
+        world
+            .cluster
+            .eventually(&format!("{node} alone holds {address}"), || {
+                let holders = holders(world, address);
+                if holders == BTreeSet::from([node.to_owned()]) {
+                    Ok(())
+                } else {
+                    Err(format!("{holders:?}"))
+                }
+            });
+        assert_eq!(
+            who_answers_for(world, address),
+            BTreeSet::from([node.to_owned()]),
+            "{address}"
+        );
     }
 }
 
@@ -109,7 +163,11 @@ pub(crate) fn an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone(
     seen_as_given(&world, &world.local, addresses);
     owned_by(&world, addresses, &node);
     // A restarted agent finds it as it must be.
-    let mut flows: Vec<_> = world.endpoints(GOVERNED).into_iter().map(|to| world.shop.open_tcp(to).unwrap()).collect();
+    let mut flows: Vec<_> = world
+        .endpoints(GOVERNED)
+        .into_iter()
+        .map(|to| world.shop.open_tcp(to).unwrap())
+        .collect();
     world.cluster.kill(&agent(&node), Signal::SIGKILL);
     world.cluster.start_agent(&node);
     first_plan_is_empty(&world, &node);
@@ -120,14 +178,30 @@ pub(crate) fn an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone(
     world.leaves_by(&world.cluster.lab.node(&node), GOVERNED, &node);
     world.leaves_by(&world.blog, GOVERNED, CLIENT);
     let status = world.cluster.status("EgressNode", &node).to_string();
-    assert!(status.contains("eth0") && !addresses.iter().any(|address| status.contains(&address.to_string())), "{status}");
+    assert!(
+        status.contains("eth0")
+            && !addresses
+                .iter()
+                .any(|address| status.contains(&address.to_string())),
+        "{status}"
+    );
     world.cluster.delete("EgressGatewayPolicy", "shopping");
     for address in addresses {
-        world.cluster.eventually(&format!("nobody holds {address} any more"), || {
-            let holders = holders(&world, address);
-            if holders.is_empty() { Ok(()) } else { Err(format!("{holders:?}")) }
-        });
-        assert_eq!(who_answers_for(&world, address), BTreeSet::new(), "{address}");
+        world
+            .cluster
+            .eventually(&format!("nobody holds {address} any more"), || {
+                let holders = holders(&world, address);
+                if holders.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("{holders:?}"))
+                }
+            });
+        assert_eq!(
+            who_answers_for(&world, address),
+            BTreeSet::new(),
+            "{address}"
+        );
     }
     world.leaves_by(&world.shop, GOVERNED, CLIENT);
 }
@@ -140,52 +214,101 @@ fn announced(capture: &Capture, address: IpAddr, node: &str) -> bool {
     }) >= 2
 }
 
-pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go(path: &DataPath) {
+pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_lets_go(
+    path: &DataPath,
+) {
     let mut world = World::start(path);
     world.cluster.apply(&gateway(7));
     world.cluster.apply(&usual_policy());
-    let Given { node: lost, addresses } = wait_given(&world, "shopping");
+    let Given {
+        node: lost,
+        addresses,
+    } = wait_given(&world, "shopping");
     seen_as_given(&world, &world.shop, addresses);
     let next = GATEWAYS.into_iter().find(|node| *node != lost).unwrap();
     let [lost_mac, next_mac] = [lost.as_str(), next].map(|node| mac(&world.cluster.lab.node(node)));
-    let known = |world: &World, address| outside(world, address).run(&format!("ip neigh show {address} dev eth0")).unwrap();
+    let known = |world: &World, address| {
+        outside(world, address)
+            .run(&format!("ip neigh show {address} dev eth0"))
+            .unwrap()
+    };
     for address in addresses {
-        assert!(known(&world, address).contains(&lost_mac), "{}", known(&world, address));
+        assert!(
+            known(&world, address).contains(&lost_mac),
+            "{}",
+            known(&world, address)
+        );
     }
     let capture = world.cluster.lab.capture().unwrap();
-    let streams: Vec<_> =
-        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    let streams: Vec<_> = world
+        .endpoints(GOVERNED)
+        .into_iter()
+        .map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap())
+        .collect();
 
     world.cluster.lab.node(&lost).power_off().unwrap();
     world.cluster.kill(&agent(&lost), Signal::SIGKILL);
     world.cluster.node_ready(&lost, false);
     let began = Instant::now();
-    measured("the controller's decision after the node is not ready", || {
-        world.cluster.eventually("the next node answers for the addresses", || {
-            let now = given(&world, "shopping")?;
-            if now.node == next && now.addresses == addresses { Ok(()) } else { Err(format!("{} with {:?}", now.node, now.addresses)) }
-        });
-    });
+    measured(
+        "the controller's decision after the node is not ready",
+        || {
+            world
+                .cluster
+                .eventually("the next node answers for the addresses", || {
+                    let now = given(&world, "shopping")?;
+                    if now.node == next && now.addresses == addresses {
+                        Ok(())
+                    } else {
+                        Err(format!("{} with {:?}", now.node, now.addresses))
+                    }
+                });
+        },
+    );
     for stream in &streams {
         let later = |answer: &Answer| answer.at > began;
-        stream.wait_for(patient(Duration::from_secs(15)), later).unwrap_or_else(|error| panic!("{error}\n{}", world.cluster.logs()));
+        stream
+            .wait_for(patient(Duration::from_secs(15)), later)
+            .unwrap_or_else(|error| panic!("{error}\n{}", world.cluster.logs()));
     }
     for (stream, address) in streams.into_iter().zip(addresses) {
         let report = stream.finish().unwrap();
-        eprintln!("with {address} traffic goes on after {:?}", report.longest_gap);
-        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address");
+        eprintln!(
+            "with {address} traffic goes on after {:?}",
+            report.longest_gap
+        );
+        assert_eq!(
+            report.sources.keys().collect::<Vec<_>>(),
+            [&address],
+            "and with no other address"
+        );
     }
     seen_as_given(&world, &world.shop, addresses);
     for address in addresses {
-        assert!(known(&world, address).contains(&next_mac), "{}", known(&world, address));
-        world.cluster.eventually(&format!("{next} announced {address} more than once"), || {
-            if announced(&capture, address, next) { Ok(()) } else { Err("not yet".to_owned()) }
-        });
+        assert!(
+            known(&world, address).contains(&next_mac),
+            "{}",
+            known(&world, address)
+        );
+        world.cluster.eventually(
+            &format!("{next} announced {address} more than once"),
+            || {
+                if announced(&capture, address, next) {
+                    Ok(())
+                } else {
+                    Err("not yet".to_owned())
+                }
+            },
+        );
     }
 
     world.cluster.lab.node(&lost).power_on().unwrap();
     for address in addresses {
-        assert_eq!(who_answers_for(&world, address), GATEWAYS.map(str::to_owned).into(), "both, as long as nobody tells the lost one");
+        assert_eq!(
+            who_answers_for(&world, address),
+            GATEWAYS.map(str::to_owned).into(),
+            "both, as long as nobody tells the lost one"
+        );
     }
     world.cluster.start_agent(&lost);
     owned_by(&world, addresses, next);
@@ -202,19 +325,29 @@ pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_
 /// As `egressctl move` does it, which has tests of its own.
 pub(crate) fn wish(world: &World, node: Option<&str>) {
     let change = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
-    world.cluster.api.merge("EgressGatewayPolicy", "", "shopping", &change).unwrap();
+    world
+        .cluster
+        .api
+        .merge("EgressGatewayPolicy", "", "shopping", &change)
+        .unwrap();
 }
 
 pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(path: &DataPath) {
     let world = World::start(path);
     world.cluster.apply(&gateway(7));
     world.cluster.apply(&usual_policy());
-    let Given { node: first, addresses } = wait_given(&world, "shopping");
+    let Given {
+        node: first,
+        addresses,
+    } = wait_given(&world, "shopping");
     seen_as_given(&world, &world.shop, addresses);
     let next = GATEWAYS.into_iter().find(|node| *node != first).unwrap();
     let capture = world.cluster.lab.capture().unwrap();
-    let streams: Vec<_> =
-        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    let streams: Vec<_> = world
+        .endpoints(GOVERNED)
+        .into_iter()
+        .map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap())
+        .collect();
     wish(&world, Some(next));
     owned_by(&world, addresses, next);
     seen_as_given(&world, &world.shop, addresses);
@@ -226,15 +359,30 @@ pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(
     }
     world.cluster.eventually("no node is Ready", || {
         let status = world.cluster.status("EgressGateway", "exit");
-        let ready = status["nodeList"].as_array().into_iter().flatten().any(|node| node["status"] == "Ready");
-        if ready { Err(status.to_string()) } else { Ok(()) }
+        let ready = status["nodeList"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|node| node["status"] == "Ready");
+        if ready {
+            Err(status.to_string())
+        } else {
+            Ok(())
+        }
     });
     owned_by(&world, addresses, next);
     seen_as_given(&world, &world.shop, addresses);
     for (stream, address) in streams.into_iter().zip(addresses) {
         let report = stream.finish().unwrap();
-        eprintln!("with {address} traffic goes on after {:?}", report.longest_gap);
-        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address");
+        eprintln!(
+            "with {address} traffic goes on after {:?}",
+            report.longest_gap
+        );
+        assert_eq!(
+            report.sources.keys().collect::<Vec<_>>(),
+            [&address],
+            "and with no other address"
+        );
     }
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
@@ -244,69 +392,123 @@ fn held(world: &World) -> BTreeMap<IpAddr, BTreeSet<String>> {
     let mut held: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
     for node in world.cluster.lab.nodes() {
         let listed = node.run("ip -o addr show dev eth0").unwrap();
-        let words = listed.split_whitespace().filter_map(|word| word.strip_suffix("/32").or_else(|| word.strip_suffix("/128")));
+        let words = listed.split_whitespace().filter_map(|word| {
+            word.strip_suffix("/32")
+                .or_else(|| word.strip_suffix("/128"))
+        });
         for address in words.filter_map(|word| word.parse().ok()) {
-            held.entry(address).or_default().insert(node.name().to_owned());
+            held.entry(address)
+                .or_default()
+                .insert(node.name().to_owned());
         }
     }
     held
 }
 
 pub(crate) fn of_more_policies_than_addresses_each_has_its_own_or_nothing(path: &DataPath) {
-    /// How many addresses of each family, how many policies, and of how many policies with addresses the pods go.
+    /// How many addresses of each family, how many policies, and of how many policies with
+    /// addresses the pods go.
     const ADDRESSES: usize = 50;
     const POLICIES: usize = 70;
     const FREED: usize = 5;
     let world = World::start(path);
-    let names: Vec<String> = (0..POLICIES).map(|number| format!("team-{number:02}")).collect();
+    let names: Vec<String> = (0..POLICIES)
+        .map(|number| format!("team-{number:02}"))
+        .collect();
     world.cluster.apply(&gateway(ADDRESSES));
     all_ready(&world);
     for name in &names {
         let spec = policy("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n");
-        world.cluster.apply(&spec.replace("name: shopping", &format!("name: {name}")).replace("app: shopping", &format!("app: {name}")));
+        world.cluster.apply(
+            &spec
+                .replace("name: shopping", &format!("name: {name}"))
+                .replace("app: shopping", &format!("app: {name}")),
+        );
     }
     let says_exhausted = |name: &str| {
         let conditions = world.cluster.status("EgressGatewayPolicy", name)["conditions"].take();
         let mut conditions = conditions.as_array().into_iter().flatten();
         conditions.any(|condition| {
             let message = condition["message"].as_str().unwrap_or_default();
-            condition["reason"] == "EgressIPExhausted" && message.ends_with(&format!("is exhausted: {ADDRESSES} addresses are held"))
+            condition["reason"] == "EgressIPExhausted"
+                && message.ends_with(&format!("is exhausted: {ADDRESSES} addresses are held"))
         })
     };
-    let served = || names.iter().filter_map(|name| Some((name.clone(), given(&world, name).ok()?))).collect::<BTreeMap<_, _>>();
+    let served = || {
+        names
+            .iter()
+            .filter_map(|name| Some((name.clone(), given(&world, name).ok()?)))
+            .collect::<BTreeMap<_, _>>()
+    };
     let settled = |waiting: usize| {
-        world.cluster.eventually("as many policies have addresses as there are, and the rest say so", || {
-            let (served, exhausted) = (served(), names.iter().filter(|name| says_exhausted(name)).count());
-            if (served.len(), exhausted) == (ADDRESSES, waiting) {
-                Ok(served)
-            } else {
-                Err(format!("{} are served, {exhausted} say exhausted", served.len()))
-            }
-        })
+        world.cluster.eventually(
+            "as many policies have addresses as there are, and the rest say so",
+            || {
+                let (served, exhausted) = (
+                    served(),
+                    names.iter().filter(|name| says_exhausted(name)).count(),
+                );
+                if (served.len(), exhausted) == (ADDRESSES, waiting) {
+                    Ok(served)
+                } else {
+                    Err(format!(
+                        "{} are served, {exhausted} say exhausted",
+                        served.len()
+                    ))
+                }
+            },
+        )
     };
     let kernels_agree = |served: &BTreeMap<String, Given>| {
-        let of_all = served.values().flat_map(|given| given.addresses.map(|address| (address, BTreeSet::from([given.node.clone()]))));
-        let wanted: BTreeMap<_, _> = of_all.collect();
-        world.cluster.eventually("each address is on its node, and nowhere else", || {
-            let held = held(&world);
-            if held == wanted { Ok(()) } else { Err(format!("{held:?}")) }
+        let of_all = served.values().flat_map(|given| {
+            given
+                .addresses
+                .map(|address| (address, BTreeSet::from([given.node.clone()])))
         });
+        let wanted: BTreeMap<_, _> = of_all.collect();
+        world
+            .cluster
+            .eventually("each address is on its node, and nowhere else", || {
+                let held = held(&world);
+                if held == wanted {
+                    Ok(())
+                } else {
+                    Err(format!("{held:?}"))
+                }
+            });
     };
-    let pod = |name: &str| world.cluster.pod(CLIENT, PodSpec::new(name).label("app", name));
+    let pod = |name: &str| {
+        world
+            .cluster
+            .pod(CLIENT, PodSpec::new(name).label("app", name))
+    };
 
     let first = settled(POLICIES - ADDRESSES);
     let pool: BTreeSet<IpAddr> = first.values().flat_map(|given| given.addresses).collect();
     assert_eq!(pool.len(), 2 * ADDRESSES, "one to one");
-    let on = |node: &str| first.iter().filter(|(_, given)| given.node == node).collect::<Vec<_>>();
-    assert_eq!(GATEWAYS.map(|node| on(node).len()), [ADDRESSES / 2; 2], "spread over the gateway's nodes");
+    let on = |node: &str| {
+        first
+            .iter()
+            .filter(|(_, given)| given.node == node)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        GATEWAYS.map(|node| on(node).len()),
+        [ADDRESSES / 2; 2],
+        "spread over the gateway's nodes"
+    );
     kernels_agree(&first);
     // On the wire: one of each node, and two who wait.
-    for (name, Given { node, addresses }) in GATEWAYS.into_iter().filter_map(|node| on(node).pop()) {
+    for (name, Given { node, addresses }) in GATEWAYS.into_iter().filter_map(|node| on(node).pop())
+    {
         seen_as_given(&world, &pod(name), *addresses);
         owned_by(&world, *addresses, node);
     }
     let capture = world.cluster.lab.capture().unwrap();
-    let waiting: Vec<&String> = names.iter().filter(|name| !first.contains_key(*name)).collect();
+    let waiting: Vec<&String> = names
+        .iter()
+        .filter(|name| !first.contains_key(*name))
+        .collect();
     let heir_or_not = [waiting[0], waiting[waiting.len() - 1]];
     let pods = heir_or_not.map(|name| pod(name));
     for pod in &pods {
@@ -319,13 +521,27 @@ pub(crate) fn of_more_policies_than_addresses_each_has_its_own_or_nothing(path: 
     }
     let second = settled(POLICIES - ADDRESSES - FREED);
     kernels_agree(&second);
-    let left: BTreeSet<IpAddr> = freed.iter().flat_map(|name| first[*name].addresses).collect();
-    let inherited: BTreeSet<IpAddr> = waiting.iter().filter_map(|name| second.get(*name)).flat_map(|given| given.addresses).collect();
+    let left: BTreeSet<IpAddr> = freed
+        .iter()
+        .flat_map(|name| first[*name].addresses)
+        .collect();
+    let inherited: BTreeSet<IpAddr> = waiting
+        .iter()
+        .filter_map(|name| second.get(*name))
+        .flat_map(|given| given.addresses)
+        .collect();
     assert_eq!(inherited, left, "what some have left, as many others have");
     for (name, given) in first.iter().filter(|(name, _)| !freed.contains(name)) {
-        assert_eq!((second[name].addresses, &second[name].node), (given.addresses, &given.node), "nobody else's address moved");
+        assert_eq!(
+            (second[name].addresses, &second[name].node),
+            (given.addresses, &given.node),
+            "nobody else's address moved"
+        );
     }
-    assert!(second.contains_key(heir_or_not[0]) && !second.contains_key(heir_or_not[1]), "who has waited longest is next");
+    assert!(
+        second.contains_key(heir_or_not[0]) && !second.contains_key(heir_or_not[1]),
+        "who has waited longest is next"
+    );
     seen_as_given(&world, &pods[0], second[heir_or_not[0]].addresses);
     world.is_dropped(&pods[1], GOVERNED);
     let pool: Vec<IpAddr> = pool.into_iter().collect();
@@ -334,61 +550,119 @@ pub(crate) fn of_more_policies_than_addresses_each_has_its_own_or_nothing(path: 
 
 /// Waits until every node of the gateway is Ready, so that addresses are spread.
 fn all_ready(world: &World) {
-    world.cluster.eventually("both nodes of the gateway are Ready", || {
-        let status = world.cluster.status("EgressGateway", "exit");
-        let ready = status["nodeList"].as_array().into_iter().flatten().filter(|node| node["status"] == "Ready").count();
-        if ready == GATEWAYS.len() { Ok(()) } else { Err(status.to_string()) }
-    });
+    world
+        .cluster
+        .eventually("both nodes of the gateway are Ready", || {
+            let status = world.cluster.status("EgressGateway", "exit");
+            let ready = status["nodeList"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|node| node["status"] == "Ready")
+                .count();
+            if ready == GATEWAYS.len() {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
+        });
 }
 
-/// Waits until the status says that the policy's addresses are with this node, and they are the same as ever.
+/// Waits until the status says that the policy's addresses are with this node, and they are the
+/// same as ever.
 pub(crate) fn is_given(world: &World, node: &str, addresses: [IpAddr; 2]) {
-    world.cluster.eventually(&format!("the addresses are with {node}"), || {
-        let now = given(world, "shopping")?;
-        if now.node == node && now.addresses == addresses { Ok(()) } else { Err(format!("{} with {:?}", now.node, now.addresses)) }
-    });
+    world
+        .cluster
+        .eventually(&format!("the addresses are with {node}"), || {
+            let now = given(world, "shopping")?;
+            if now.node == node && now.addresses == addresses {
+                Ok(())
+            } else {
+                Err(format!("{} with {:?}", now.node, now.addresses))
+            }
+        });
 }
 
 pub(crate) fn a_masquerade_that_comes_before_ours_gives_nothing_another_source(path: &DataPath) {
-    let world = World::start_in(path, lab().rules_by(RuleTool::IptablesLegacy), Families::Dual);
+    let world = World::start_in(
+        path,
+        lab().rules_by(RuleTool::IptablesLegacy),
+        Families::Dual,
+    );
     world.cluster.apply(&gateway(7));
     world.cluster.apply(&usual_policy());
     let Given { node, addresses } = wait_given(&world, "shopping");
     seen_as_given(&world, &world.shop, addresses);
-    let (owner, programs) = (world.cluster.lab.node(&node), ["iptables-legacy", "ip6tables-legacy"]);
+    let (owner, programs) = (
+        world.cluster.lab.node(&node),
+        ["iptables-legacy", "ip6tables-legacy"],
+    );
     let capture = world.cluster.lab.capture().unwrap();
-    let streams: Vec<_> =
-        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    let streams: Vec<_> = world
+        .endpoints(GOVERNED)
+        .into_iter()
+        .map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap())
+        .collect();
     // For the first time, so that nobody has had a reason to expect it.
     for program in programs {
-        owner.run(&format!("{program} -w -t nat -I POSTROUTING -m comment --comment before -j MASQUERADE")).unwrap();
+        owner
+            .run(&format!(
+                "{program} -w -t nat -I POSTROUTING -m comment --comment before -j MASQUERADE"
+            ))
+            .unwrap();
     }
-    world.cluster.eventually("ours come first again, or stand elsewhere", || {
-        for program in programs {
-            let listed = owner.run(&format!("{program} -w -t nat -S POSTROUTING")).unwrap();
-            let ours = listed.lines().position(|line| line.contains("EGW-"));
-            if ours.is_some_and(|ours| listed.lines().take(ours).any(|line| line.contains("--comment before"))) {
-                return Err(listed);
+    world
+        .cluster
+        .eventually("ours come first again, or stand elsewhere", || {
+            for program in programs {
+                let listed = owner
+                    .run(&format!("{program} -w -t nat -S POSTROUTING"))
+                    .unwrap();
+                let ours = listed.lines().position(|line| line.contains("EGW-"));
+                if ours.is_some_and(|ours| {
+                    listed
+                        .lines()
+                        .take(ours)
+                        .any(|line| line.contains("--comment before"))
+                }) {
+                    return Err(listed);
+                }
             }
-        }
-        Ok(())
-    });
+            Ok(())
+        });
     seen_as_given(&world, &world.shop, addresses);
     if path.backend == "netfilter" {
-        world.cluster.eventually("what others translated is counted", || {
-            let dropped = world.counted(&node, "drop_unknown_source");
-            if dropped > 0.0 { Ok(()) } else { Err(format!("{dropped} dropped")) }
-        });
+        world
+            .cluster
+            .eventually("what others translated is counted", || {
+                let dropped = world.counted(&node, "drop_unknown_source");
+                if dropped > 0.0 {
+                    Ok(())
+                } else {
+                    Err(format!("{dropped} dropped"))
+                }
+            });
     }
     for (stream, address) in streams.into_iter().zip(addresses) {
         let report = stream.finish().unwrap();
-        eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
-        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address: {:?}", report.sources);
+        eprintln!(
+            "with {address}: {} of {} lost, longest gap {:?}",
+            report.lost(),
+            report.sent,
+            report.longest_gap
+        );
+        assert_eq!(
+            report.sources.keys().collect::<Vec<_>>(),
+            [&address],
+            "and with no other address: {:?}",
+            report.sources
+        );
     }
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
-/// Connections of a table of nftables are translated in the order of the chains' priorities, of which everybody may choose their own.
+/// Connections of a table of nftables are translated in the order of the chains' priorities, of
+/// which everybody may choose their own.
 pub(crate) fn a_masquerade_of_any_priority_gives_nothing_another_source(path: &DataPath) {
     let world = World::start(path);
     world.cluster.apply(&gateway(7));
@@ -406,9 +680,16 @@ pub(crate) fn a_masquerade_of_any_priority_gives_nothing_another_source(path: &D
             .unwrap();
         for (endpoint, address) in world.endpoints(GOVERNED).into_iter().zip(addresses) {
             for _ in 0..2 {
-                let seen = [world.shop.connect_tcp(endpoint), world.shop.connect_udp(endpoint)];
+                let seen = [
+                    world.shop.connect_tcp(endpoint),
+                    world.shop.connect_udp(endpoint),
+                ];
                 for seen in seen.into_iter().flatten() {
-                    assert_eq!(seen.ip(), address, "with a masquerade of priority {priority}");
+                    assert_eq!(
+                        seen.ip(),
+                        address,
+                        "with a masquerade of priority {priority}"
+                    );
                 }
             }
         }
@@ -416,12 +697,19 @@ pub(crate) fn a_masquerade_of_any_priority_gives_nothing_another_source(path: &D
     if path.backend == "nftables" {
         seen_as_given(&world, &world.shop, addresses);
     } else {
-        // iptables has one priority, so that whoever comes before it is noticed, and nothing leaves.
+        // iptables has one priority, so that whoever comes before it is noticed, and nothing
+        // leaves.
         world.is_dropped(&world.shop, GOVERNED);
-        world.cluster.eventually("what others translated is counted", || {
-            let dropped = world.counted(&node, "drop_unknown_source");
-            if dropped > 0.0 { Ok(()) } else { Err(format!("{dropped} dropped")) }
-        });
+        world
+            .cluster
+            .eventually("what others translated is counted", || {
+                let dropped = world.counted(&node, "drop_unknown_source");
+                if dropped > 0.0 {
+                    Ok(())
+                } else {
+                    Err(format!("{dropped} dropped"))
+                }
+            });
     }
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
@@ -431,7 +719,10 @@ pub(crate) fn addresses_do_not_drift_while_nodes_and_the_selector_come_and_go(pa
     world.cluster.apply(&gateway(7));
     all_ready(&world);
     world.cluster.apply(&usual_policy());
-    let Given { node: first, addresses } = wait_given(&world, "shopping");
+    let Given {
+        node: first,
+        addresses,
+    } = wait_given(&world, "shopping");
     let second = GATEWAYS.into_iter().find(|node| *node != first).unwrap();
     let first = GATEWAYS.into_iter().find(|node| *node != second).unwrap();
     seen_as_given(&world, &world.shop, addresses);
@@ -461,7 +752,10 @@ pub(crate) fn addresses_do_not_drift_while_nodes_and_the_selector_come_and_go(pa
     seen_as_given(&world, &world.shop, addresses);
     // The selector goes from node to node and back, and the address with it.
     for node in [second, first] {
-        world.cluster.apply(&gateway(7).replace("{egress: \"true\"}", &format!("{{\"kubernetes.io/hostname\": {node}}}")));
+        world.cluster.apply(&gateway(7).replace(
+            "{egress: \"true\"}",
+            &format!("{{\"kubernetes.io/hostname\": {node}}}"),
+        ));
         is_given(&world, node, addresses);
         owned_by(&world, addresses, node);
         seen_as_given(&world, &world.shop, addresses);
@@ -470,7 +764,9 @@ pub(crate) fn addresses_do_not_drift_while_nodes_and_the_selector_come_and_go(pa
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
-pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_along(path: &DataPath) {
+pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_along(
+    path: &DataPath,
+) {
     let world = World::start(path);
     let [here, owner] = GATEWAYS;
     world.cluster.apply(&gateway(7));
@@ -481,8 +777,11 @@ pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_a
     seen_as_given(&world, &world.shop, addresses);
     seen_as_given(&world, &world.local, addresses);
     let capture = world.cluster.lab.capture().unwrap();
-    let streams: Vec<_> =
-        world.endpoints(GOVERNED).into_iter().map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap()).collect();
+    let streams: Vec<_> = world
+        .endpoints(GOVERNED)
+        .into_iter()
+        .map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap())
+        .collect();
     let asking = ask_all_along(&world, addresses);
 
     world.cluster.lab.part(GATEWAYS).unwrap();
@@ -495,12 +794,32 @@ pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_a
     asking.kill(Signal::SIGKILL).unwrap();
     for (stream, address) in streams.into_iter().zip(addresses) {
         let report = stream.finish().unwrap();
-        eprintln!("with {address}: {} of {} lost, longest gap {:?}", report.lost(), report.sent, report.longest_gap);
-        assert_eq!(report.sources.keys().collect::<Vec<_>>(), [&address], "and with no other address");
+        eprintln!(
+            "with {address}: {} of {} lost, longest gap {:?}",
+            report.lost(),
+            report.sent,
+            report.longest_gap
+        );
+        assert_eq!(
+            report.sources.keys().collect::<Vec<_>>(),
+            [&address],
+            "and with no other address"
+        );
         assert_eq!(report.lost(), 0, "traffic of others goes on");
-        let answers: Vec<_> = capture.packets().into_iter().filter(|packet| says_it_has(packet, address)).collect();
-        assert!(answers.len() >= 20, "only {} answers for {address}", answers.len());
-        assert!(answers.iter().all(|answer| answer.from == owner), "{here} answered for {address}");
+        let answers: Vec<_> = capture
+            .packets()
+            .into_iter()
+            .filter(|packet| says_it_has(packet, address))
+            .collect();
+        assert!(
+            answers.len() >= 20,
+            "only {} answers for {address}",
+            answers.len()
+        );
+        assert!(
+            answers.iter().all(|answer| answer.from == owner),
+            "{here} answered for {address}"
+        );
     }
     owned_by(&world, addresses, owner);
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
@@ -508,6 +827,18 @@ pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_a
 
 /// Somebody outside asks who has these addresses, again and again.
 fn ask_all_along(world: &World, addresses: [IpAddr; 2]) -> Process {
-    let ask = addresses.map(|address| format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address}; ")).concat();
-    world.neighbour().program("sh").args(["-c", &format!("while :; do {ask} sleep 0.01; done >/dev/null 2>&1")]).start().unwrap()
+    let ask = addresses
+        .map(|address| {
+            format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address}; ")
+        })
+        .concat();
+    world
+        .neighbour()
+        .program("sh")
+        .args([
+            "-c",
+            &format!("while :; do {ask} sleep 0.01; done >/dev/null 2>&1"),
+        ])
+        .start()
+        .unwrap()
 }

@@ -34,15 +34,30 @@ pub(crate) fn without_a_gateway_governed_traffic_is_dropped_and_counted(path: &D
     world.is_dropped(&world.shop, GOVERNED);
     world.is_dropped(&world.local, GOVERNED);
     assert_eq!(world.leaks(&capture), [""; 0], "nothing at all leaves");
-    let about_it = |packet: &Packet| world.endpoints(GOVERNED).iter().any(|server| packet.innermost().touches(server.ip()));
-    assert_eq!(capture.count(|packet| packet.protocol != Protocol::Arp && about_it(packet)), 0, "not even in a tunnel");
+    let about_it = |packet: &Packet| {
+        world
+            .endpoints(GOVERNED)
+            .iter()
+            .any(|server| packet.innermost().touches(server.ip()))
+    };
+    assert_eq!(
+        capture.count(|packet| packet.protocol != Protocol::Arp && about_it(packet)),
+        0,
+        "not even in a tunnel"
+    );
     world.leaves_by(&world.shop, OTHER, CLIENT);
     world.leaves_by(&world.blog, GOVERNED, CLIENT);
     world.cluster.eventually("the drops are counted", || {
         let counted = world.counted(CLIENT, "drop_no_gateway") + world.counted(CLIENT, "drop_held");
-        if counted >= 2.0 { Ok(()) } else { Err(world.cluster.metrics(CLIENT, 5810).unwrap_or_default()) }
+        if counted >= 2.0 {
+            Ok(())
+        } else {
+            Err(world.cluster.metrics(CLIENT, 5810).unwrap_or_default())
+        }
     });
-    world.cluster.label_node(GATEWAYS[1], "egress", Some("true"));
+    world
+        .cluster
+        .label_node(GATEWAYS[1], "egress", Some("true"));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[1]);
 }
 
@@ -52,7 +67,12 @@ pub(crate) fn a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back(path:
     for node in [CLIENT, GATEWAYS[0]] {
         for endpoint in world.endpoints(GOVERNED) {
             // In an emulator, so many new connections alone would keep it busy.
-            let stream = world.shop.stream(endpoint, patient(STEP)).fresh_ports().start().unwrap();
+            let stream = world
+                .shop
+                .stream(endpoint, patient(STEP))
+                .fresh_ports()
+                .start()
+                .unwrap();
             world
                 .cluster
                 .lab
@@ -60,18 +80,38 @@ pub(crate) fn a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back(path:
                 .run("for device in $(ip -o link show | grep -o 'egress-[a-z0-9-]*' | sort -u); do ip link del $device; done")
                 .unwrap();
             let deleted = Instant::now();
-            let answer = stream.wait_for(patient(Duration::from_secs(20)), |answer| answer.at > deleted);
-            answer.unwrap_or_else(|error| panic!("the device on {node} never came back: {error}\n{}", world.cluster.logs()));
-            eprintln!("{node}: traffic to {endpoint} goes on after {:?}", deleted.elapsed());
+            let answer = stream.wait_for(patient(Duration::from_secs(20)), |answer| {
+                answer.at > deleted
+            });
+            answer.unwrap_or_else(|error| {
+                panic!(
+                    "the device on {node} never came back: {error}\n{}",
+                    world.cluster.logs()
+                )
+            });
+            eprintln!(
+                "{node}: traffic to {endpoint} goes on after {:?}",
+                deleted.elapsed()
+            );
             stream.finish().unwrap();
         }
     }
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     assert_eq!(world.leaks(&capture), [""; 0]);
-    world.cluster.eventually("what found no way into the tunnel shows in the counters", || {
-        let (steered, tunnelled) = (world.counted(CLIENT, "steered"), world.counted(CLIENT, "tunnelled"));
-        if steered > tunnelled && tunnelled > 0.0 { Ok(()) } else { Err(format!("{steered} steered, {tunnelled} tunnelled")) }
-    });
+    world.cluster.eventually(
+        "what found no way into the tunnel shows in the counters",
+        || {
+            let (steered, tunnelled) = (
+                world.counted(CLIENT, "steered"),
+                world.counted(CLIENT, "tunnelled"),
+            );
+            if steered > tunnelled && tunnelled > 0.0 {
+                Ok(())
+            } else {
+                Err(format!("{steered} steered, {tunnelled} tunnelled"))
+            }
+        },
+    );
 }
 
 pub(crate) fn rules_deleted_by_hand_come_back_at_once(path: &DataPath) {
@@ -87,7 +127,9 @@ pub(crate) fn rules_deleted_by_hand_come_back_at_once(path: &DataPath) {
                 other => panic!("how are the rules of {other} deleted?"),
             })
             .unwrap();
-        measured(&format!("{node}: rules are there again"), || world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]));
+        measured(&format!("{node}: rules are there again"), || {
+            world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0])
+        });
     }
 }
 
@@ -121,7 +163,9 @@ pub(crate) fn the_data_path_stands_while_the_api_server_is_away(path: &DataPath)
     assert_eq!(world.leaks(&capture), [""; 0]);
     let root = world.cluster.lab.root();
     root.enter(|| world.cluster.api.resume_listening()).unwrap();
-    world.cluster.apply(&policy("  destCIDR: [\"10.6.2.0/24\", \"fd00:6:2::/64\"]\n"));
+    world.cluster.apply(&policy(
+        "  destCIDR: [\"10.6.2.0/24\", \"fd00:6:2::/64\"]\n",
+    ));
     world.leaves_by(&world.shop, OTHER, GATEWAYS[0]);
     world.leaves_by(&world.shop, GOVERNED, CLIENT);
 }

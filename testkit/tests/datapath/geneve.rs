@@ -1,4 +1,5 @@
-//! The same checks over Geneve. Not every kernel has it: `make test-kernels` runs this in one that does.
+//! The same checks over Geneve. Not every kernel has it: `make test-kernels` runs this in one that
+//! does.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[macro_use]
@@ -33,5 +34,17 @@ mod world;
 use egressgateway_testkit::netns::have_root;
 use world::DataPath;
 
-every_check_on!(nftables_over_geneve, crate::DataPath { backend: "nftables", tunnel: "geneve" });
-every_check_on!(netfilter_over_geneve, crate::DataPath { backend: "netfilter", tunnel: "geneve" });
+every_check_on!(
+    nftables_over_geneve,
+    crate::DataPath {
+        backend: "nftables",
+        tunnel: "geneve"
+    }
+);
+every_check_on!(
+    netfilter_over_geneve,
+    crate::DataPath {
+        backend: "netfilter",
+        tunnel: "geneve"
+    }
+);

@@ -1,4 +1,5 @@
-//! Helpers of connection tracking, by the example of FTP: the server opens the connection for data in active mode, the pod in passive mode.
+//! Helpers of connection tracking, by the example of FTP: the server opens the connection for data
+//! in active mode, the pod in passive mode.
 
 use std::{fs, io::Write as _};
 
@@ -88,35 +89,66 @@ struct Ftp {
 
 impl Ftp {
     fn start(path: &DataPath) -> Self {
-        let world = World::start_in(path, lab().rules_by(RuleTool::IptablesLegacy), Families::V4).with_usual_policy();
+        let world = World::start_in(path, lab().rules_by(RuleTool::IptablesLegacy), Families::V4)
+            .with_usual_policy();
         let (text, log) = (script(SERVER), NamedTempFile::new().unwrap());
-        let process = world.server.program("/usr/bin/env").arg("python3").arg(text.path()).log_to(log.path()).start().unwrap();
+        let process = world
+            .server
+            .program("/usr/bin/env")
+            .arg("python3")
+            .arg(text.path())
+            .log_to(log.path())
+            .start()
+            .unwrap();
         world.cluster.eventually("the server listens", || {
             let said = fs::read_to_string(log.path()).unwrap();
-            if said.contains("listening") { Ok(()) } else { Err(said) }
+            if said.contains("listening") {
+                Ok(())
+            } else {
+                Err(said)
+            }
         });
-        Self { world, pod: script(POD), _server: (process, text, log) }
+        Self {
+            world,
+            pod: script(POD),
+            _server: (process, text, log),
+        }
     }
 
     fn ask(&self, mode: &str) -> String {
         let (pod, own) = (self.pod.path().display(), self.world.shop.v4());
-        self.world.shop.run(&format!("timeout 20 python3 {pod} {mode} {own} 2>&1 || true")).unwrap()
+        self.world
+            .shop
+            .run(&format!(
+                "timeout 20 python3 {pod} {mode} {own} 2>&1 || true"
+            ))
+            .unwrap()
     }
 }
 
-pub(crate) fn what_a_server_opens_by_a_helper_ends_at_the_gateway_and_what_pods_open_works(path: &DataPath) {
+pub(crate) fn what_a_server_opens_by_a_helper_ends_at_the_gateway_and_what_pods_open_works(
+    path: &DataPath,
+) {
     let ftp = Ftp::start(path);
     let (world, gateway) = (&ftp.world, ftp.world.cluster.lab.node(GATEWAYS[0]));
     let capture = world.cluster.lab.capture().unwrap();
     for node in [GATEWAYS[0], CLIENT] {
         world.cluster.lab.node(node).run(HELPER).unwrap();
-        assert_eq!(ftp.ask("passive").trim(), gateway.v4().to_string(), "the data's source, with a helper up to {node}");
+        assert_eq!(
+            ftp.ask("passive").trim(),
+            gateway.v4().to_string(),
+            "the data's source, with a helper up to {node}"
+        );
         let active = ftp.ask("active");
         assert!(active.contains("425"), "{node}: {active}");
     }
     world.cluster.eventually("what ended is counted", || {
         let dropped = world.counted(GATEWAYS[0], "drop_no_gateway");
-        if dropped > 0.0 { Ok(()) } else { Err(format!("{dropped} dropped")) }
+        if dropped > 0.0 {
+            Ok(())
+        } else {
+            Err(format!("{dropped} dropped"))
+        }
     });
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     assert_eq!(world.leaks(&capture), [""; 0]);

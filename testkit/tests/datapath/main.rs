@@ -35,5 +35,17 @@ mod world;
 use egressgateway_testkit::netns::have_root;
 use world::DataPath;
 
-every_check_on!(nftables_over_vxlan, crate::DataPath { backend: "nftables", tunnel: "vxlan" });
-every_check_on!(netfilter_over_vxlan, crate::DataPath { backend: "netfilter", tunnel: "vxlan" });
+every_check_on!(
+    nftables_over_vxlan,
+    crate::DataPath {
+        backend: "nftables",
+        tunnel: "vxlan"
+    }
+);
+every_check_on!(
+    netfilter_over_vxlan,
+    crate::DataPath {
+        backend: "netfilter",
+        tunnel: "vxlan"
+    }
+);

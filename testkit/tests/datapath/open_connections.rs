@@ -1,4 +1,5 @@
-//! Connections that are open while their way or their source changes: they go on where they can and are reset where they can't, and none hangs.
+//! Connections that are open while their way or their source changes: they go on where they can and
+//! are reset where they can't, and none hangs.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -34,15 +35,25 @@ impl Open {
     fn from(world: &World, pod: &egressgateway_testkit::lab::Namespace) -> Self {
         let to = world.endpoints(GOVERNED);
         let tcp = to.iter().map(|to| pod.open_tcp(*to).unwrap()).collect();
-        let udp = to.iter().map(|to| pod.stream(*to, STEP).start().unwrap()).collect();
+        let udp = to
+            .iter()
+            .map(|to| pod.stream(*to, STEP).start().unwrap())
+            .collect();
         let reader = |to: &SocketAddr| {
-            let mut stream = pod.enter(|| TcpStream::connect_timeout(to, patient(SOON))).unwrap().unwrap();
+            let mut stream = pod
+                .enter(|| TcpStream::connect_timeout(to, patient(SOON)))
+                .unwrap()
+                .unwrap();
             stream.set_read_timeout(Some(patient(SOON))).unwrap();
             // The source that the server sees.
             let mut greeting = [0; 100];
             stream.read(&mut greeting).map(|_| stream).unwrap()
         };
-        Self { tcp, readers: to.iter().map(reader).collect(), udp }
+        Self {
+            tcp,
+            readers: to.iter().map(reader).collect(),
+            udp,
+        }
     }
 
     /// The datagrams are soon seen as coming from these addresses.
@@ -56,13 +67,27 @@ impl Open {
     /// The connections of TCP are reset: the ones that only wait, and those that are used.
     fn sessions_are_reset(&mut self, world: &World) {
         for reader in &mut self.readers {
-            let error = reader.read(&mut [0; 100]).expect_err("its source is another one now");
-            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{reader:?} waits in vain\n{}", world.cluster.logs());
+            let error = reader
+                .read(&mut [0; 100])
+                .expect_err("its source is another one now");
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset,
+                "{reader:?} waits in vain\n{}",
+                world.cluster.logs()
+            );
         }
         for flow in &mut self.tcp {
             let error = flow.echo().expect_err("its source is another one now");
-            let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionAborted];
-            assert!(reset.contains(&error.kind()), "it does not wait for an answer in vain: {error}");
+            let reset = [
+                io::ErrorKind::ConnectionReset,
+                io::ErrorKind::BrokenPipe,
+                io::ErrorKind::ConnectionAborted,
+            ];
+            assert!(
+                reset.contains(&error.kind()),
+                "it does not wait for an answer in vain: {error}"
+            );
         }
     }
 
@@ -79,12 +104,17 @@ impl Open {
         }
     }
 
-    /// A node comes to know the connections of TCP that only wait: something of each has left by it.
+    /// A node comes to know the connections of TCP that only wait: something of each has left by
+    /// it.
     fn is_known_to(&self, node: &str, addresses: [IpAddr; 2], since: &Capture) {
         for (reader, address) in self.readers.iter().zip(addresses) {
             let [pod, server] = [reader.local_addr(), reader.peer_addr()].map(Result::unwrap);
-            let of = |packet: &Packet| packet.is_bare(address, server.ip()) && packet.source_port == pod.port();
-            since.wait_for(patient(SOON), |packet| packet.from == node && of(packet)).unwrap();
+            let of = |packet: &Packet| {
+                packet.is_bare(address, server.ip()) && packet.source_port == pod.port()
+            };
+            since
+                .wait_for(patient(SOON), |packet| packet.from == node && of(packet))
+                .unwrap();
         }
     }
 
@@ -92,7 +122,13 @@ impl Open {
     fn finish(self, what: &str) {
         for stream in self.udp {
             let report = stream.finish().unwrap();
-            eprintln!("{what}: {} of {} lost, longest gap {:?}, {:?}", report.lost(), report.sent, report.longest_gap, report.sources);
+            eprintln!(
+                "{what}: {} of {} lost, longest gap {:?}, {:?}",
+                report.lost(),
+                report.sent,
+                report.longest_gap,
+                report.sources
+            );
         }
     }
 }
@@ -142,7 +178,11 @@ pub(crate) fn connections_with_an_egress_address_go_on_when_its_node_is_drained(
     let mut open = [&world.shop, &world.local].map(|pod| Open::from(&world, pod));
     let capture = world.cluster.lab.capture().unwrap();
     drain(&world, &node, Some("true"));
-    is_given(&world, GATEWAYS.into_iter().find(|other| *other != node).unwrap(), addresses);
+    is_given(
+        &world,
+        GATEWAYS.into_iter().find(|other| *other != node).unwrap(),
+        addresses,
+    );
     seen_as_given(&world, &world.shop, addresses);
     for open in &mut open {
         open.datagrams_go_on_as(&world, addresses);
@@ -158,7 +198,9 @@ pub(crate) fn connections_are_reset_when_their_policy_gets_another_egress_addres
     let (world, _) = with_addresses(path);
     let mut open = [&world.shop, &world.local].map(|pod| Open::from(&world, pod));
     let other = "  egressIP: {ipv4: 10.6.0.65, ipv6: \"fd00:6::65\"}\n";
-    world.cluster.apply(&policy(&format!("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n{other}")));
+    world.cluster.apply(&policy(&format!(
+        "  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n{other}"
+    )));
     let addresses = ["10.6.0.65".parse().unwrap(), "fd00:6::65".parse().unwrap()];
     seen_as_given(&world, &world.shop, addresses);
     seen_as_given(&world, &world.local, addresses);
@@ -168,7 +210,9 @@ pub(crate) fn connections_are_reset_when_their_policy_gets_another_egress_addres
     }
 }
 
-pub(crate) fn connections_are_reset_when_the_policy_goes_that_had_the_egress_address(path: &DataPath) {
+pub(crate) fn connections_are_reset_when_the_policy_goes_that_had_the_egress_address(
+    path: &DataPath,
+) {
     let (world, _) = with_addresses(path);
     let mut open = [&world.shop, &world.local].map(|pod| Open::from(&world, pod));
     // As behind a firewall that says nothing to what it does not know.
@@ -183,7 +227,9 @@ pub(crate) fn connections_are_reset_when_the_policy_goes_that_had_the_egress_add
     }
 }
 
-pub(crate) fn connections_are_reset_when_the_gateway_leaves_egress_addresses_for_those_of_nodes(path: &DataPath) {
+pub(crate) fn connections_are_reset_when_the_gateway_leaves_egress_addresses_for_those_of_nodes(
+    path: &DataPath,
+) {
     let (world, _) = with_addresses(path);
     let mut open = Open::from(&world, &world.shop);
     world.cluster.apply(GATEWAY);
@@ -207,7 +253,9 @@ pub(crate) fn connections_with_a_nodes_address_go_on_when_their_policy_goes(path
 
 /// Pods of the node that takes over, which have been sending through the other one.
 fn on_the_next_gateway(world: &World) -> Open {
-    let pod = world.cluster.pod(GATEWAYS[1], PodSpec::new("next").label("app", "shopping"));
+    let pod = world
+        .cluster
+        .pod(GATEWAYS[1], PodSpec::new("next").label("app", "shopping"));
     world.leaves_by(&pod, GOVERNED, GATEWAYS[0]);
     Open::from(world, &pod)
 }
@@ -223,8 +271,11 @@ pub(crate) fn pods_of_the_gateway_that_takes_over_from_a_lost_one_go_on_at_once(
     assert_eq!(world.leaks(&capture), [""; 0]);
 }
 
-pub(crate) fn pods_of_the_gateway_that_takes_over_from_a_drained_one_go_on_when_the_grace_time_ends(path: &DataPath) {
-    let world = probed(World::start_with(path, "failover: {drainGracePeriod: 3s}\n").with_usual_policy());
+pub(crate) fn pods_of_the_gateway_that_takes_over_from_a_drained_one_go_on_when_the_grace_time_ends(
+    path: &DataPath,
+) {
+    let world =
+        probed(World::start_with(path, "failover: {drainGracePeriod: 3s}\n").with_usual_policy());
     let mut open = on_the_next_gateway(&world);
     let capture = world.cluster.lab.capture().unwrap();
     drain(&world, GATEWAYS[0], Some("true"));
@@ -233,7 +284,11 @@ pub(crate) fn pods_of_the_gateway_that_takes_over_from_a_drained_one_go_on_when_
     open.sessions_go_on();
     world.cluster.eventually("the grace time is over", || {
         let status = world.cluster.status("EgressGateway", "exit");
-        if status["draining"].is_null() { Ok(()) } else { Err(status.to_string()) }
+        if status["draining"].is_null() {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
     });
     open.datagrams_go_on_as(&world, addresses_of(&world, GATEWAYS[1]));
     open.sessions_are_reset(&world);

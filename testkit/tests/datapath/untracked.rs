@@ -1,4 +1,5 @@
-//! Others take pods out of connection tracking, so that their packets can be neither pinned nor translated.
+//! Others take pods out of connection tracking, so that their packets can be neither pinned nor
+//! translated.
 
 use egressgateway_testkit::cluster::agent;
 use nix::sys::signal::Signal;
@@ -28,18 +29,33 @@ nft 'add table inet own; add chain inet own pre { type filter hook prerouting pr
 
 /// Waits until the EgressNode says whether pods are tracked, and why not.
 fn says(world: &World, node: &str, status: &str, words: &str) {
-    world.cluster.eventually(&format!("{node} says {status}: {words}"), || {
-        let conditions = world.cluster.status("EgressNode", node)["conditions"].clone();
-        let condition = conditions.as_array().and_then(|all| all.iter().find(|condition| condition["type"] == "PodsTracked")).cloned();
-        let condition = condition.ok_or_else(|| conditions.to_string())?;
-        let reason = if status == "True" { "Tracked" } else { "UntrackedByOthers" };
-        let message = condition["message"].as_str().unwrap_or_default();
-        if condition["status"] == status && condition["reason"] == reason && message.contains(words) {
-            Ok(())
-        } else {
-            Err(condition.to_string())
-        }
-    });
+    world
+        .cluster
+        .eventually(&format!("{node} says {status}: {words}"), || {
+            let conditions = world.cluster.status("EgressNode", node)["conditions"].clone();
+            let condition = conditions
+                .as_array()
+                .and_then(|all| {
+                    all.iter()
+                        .find(|condition| condition["type"] == "PodsTracked")
+                })
+                .cloned();
+            let condition = condition.ok_or_else(|| conditions.to_string())?;
+            let reason = if status == "True" {
+                "Tracked"
+            } else {
+                "UntrackedByOthers"
+            };
+            let message = condition["message"].as_str().unwrap_or_default();
+            if condition["status"] == status
+                && condition["reason"] == reason
+                && message.contains(words)
+            {
+                Ok(())
+            } else {
+                Err(condition.to_string())
+            }
+        });
 }
 
 pub(crate) fn rules_of_others_that_take_pods_out_are_named_while_they_are_there(path: &DataPath) {
@@ -48,7 +64,11 @@ pub(crate) fn rules_of_others_that_take_pods_out_are_named_while_they_are_there(
     says(&world, CLIENT, "True", "");
     node.run(HARMLESS).unwrap();
     for (script, undo, place) in [
-        (NOTRACK, "nft delete table inet hardening", "nftables table inet hardening, chain pre, handle "),
+        (
+            NOTRACK,
+            "nft delete table inet hardening",
+            "nftables table inet hardening, chain pre, handle ",
+        ),
         (
             CT,
             "iptables-nft -t raw -D PREROUTING 1; ip6tables-nft -t raw -D PREROUTING 1",
@@ -57,13 +77,20 @@ pub(crate) fn rules_of_others_that_take_pods_out_are_named_while_they_are_there(
     ] {
         node.run(script).unwrap();
         says(&world, CLIENT, "False", place);
-        assert!(world.cluster.log(&agent(CLIENT)).contains(place), "{place} is not in the log");
+        assert!(
+            world.cluster.log(&agent(CLIENT)).contains(place),
+            "{place} is not in the log"
+        );
         node.run(undo).unwrap();
         says(&world, CLIENT, "True", "");
     }
     // Of the kernel's own tables the agent learns at its start, and now and then.
     for (script, status, words) in [
-        (LEGACY.to_owned(), "False", "iptables-legacy table raw, chain PREROUTING, rule -s 10.244.0.0/16 "),
+        (
+            LEGACY.to_owned(),
+            "False",
+            "iptables-legacy table raw, chain PREROUTING, rule -s 10.244.0.0/16 ",
+        ),
         (LEGACY.replace("-I PREROUTING", "-D PREROUTING"), "True", ""),
     ] {
         node.run(&script).unwrap();
@@ -92,6 +119,10 @@ fn is_dropped_and_counted(world: &World, node: &str, script: &str) {
     assert_eq!(world.leaks(&capture), [""; 0], "{node}: {script}");
     world.cluster.eventually("drop_untracked grows", || {
         let counted = world.counted(node, "drop_untracked");
-        if counted >= 2.0 { Ok(()) } else { Err(format!("{counted}")) }
+        if counted >= 2.0 {
+            Ok(())
+        } else {
+            Err(format!("{counted}"))
+        }
     });
 }

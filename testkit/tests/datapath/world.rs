@@ -8,7 +8,9 @@ use std::{
 
 use egressgateway_testkit::{
     cluster::Cluster,
-    lab::{Builder, Capture, Families, Lab, Namespace, NodeSpec, PORT, Pod, PodSpec, Protocol, Server},
+    lab::{
+        Builder, Capture, Families, Lab, Namespace, NodeSpec, PORT, Pod, PodSpec, Protocol, Server,
+    },
     pace::patient,
 };
 
@@ -57,7 +59,9 @@ pub(crate) struct World {
 
 /// The usual nodes; gateways are labelled.
 pub(crate) fn lab() -> Builder {
-    Lab::builder().nodes([CLIENT, "client-2"]).nodes(GATEWAYS.map(|name| NodeSpec::new(name).label("egress", "true")))
+    Lab::builder()
+        .nodes([CLIENT, "client-2"])
+        .nodes(GATEWAYS.map(|name| NodeSpec::new(name).label("egress", "true")))
 }
 
 /// A policy `shopping` for pods labelled `app=shopping`, with these further lines of its spec.
@@ -70,7 +74,9 @@ pub(crate) fn policy(spec: &str) -> String {
 
 /// [`GOVERNED`] without [`EXCEPTED`].
 pub(crate) fn usual_policy() -> String {
-    policy("  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n  exceptCIDR: [\"10.6.1.77/32\", \"fd00:6:1::77/128\"]\n")
+    policy(
+        "  destCIDR: [\"10.6.1.0/24\", \"fd00:6:1::/64\"]\n  exceptCIDR: [\"10.6.1.77/32\", \"fd00:6:1::77/128\"]\n",
+    )
 }
 
 /// A world before any daemon was started.
@@ -86,14 +92,31 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn make(lab: Builder, families: Families) -> Self {
         let lab = lab.families(families).build().unwrap();
-        let own = |addresses: [&'static str; 2]| addresses.into_iter().filter(move |text| families.has(text.parse().unwrap()));
+        let own = |addresses: [&'static str; 2]| {
+            addresses
+                .into_iter()
+                .filter(move |text| families.has(text.parse().unwrap()))
+        };
         let server = lab.server(own(GOVERNED)).unwrap();
         for addresses in [EXCEPTED, OTHER] {
             lab.server(own(addresses)).unwrap();
         }
-        let pod = |node: &str, name: &str, app: &str| lab.pod(node, PodSpec::new(name).label("app", app)).unwrap();
-        let (shop, blog, local) = (pod(CLIENT, "shop", "shopping"), pod(CLIENT, "blog", "blog"), pod(GATEWAYS[0], "local", "shopping"));
-        Self { lab, families, shop, blog, local, server }
+        let pod = |node: &str, name: &str, app: &str| {
+            lab.pod(node, PodSpec::new(name).label("app", app)).unwrap()
+        };
+        let (shop, blog, local) = (
+            pod(CLIENT, "shop", "shopping"),
+            pod(CLIENT, "blog", "blog"),
+            pod(GATEWAYS[0], "local", "shopping"),
+        );
+        Self {
+            lab,
+            families,
+            shop,
+            blog,
+            local,
+            server,
+        }
     }
 
     pub(crate) fn with_daemons(self, path: &DataPath) -> World {
@@ -107,16 +130,38 @@ impl Place {
 
     /// With these further fields of the tunnel, each behind a comma.
     pub(crate) fn with_tunnel(self, path: &DataPath, fields: &str) -> World {
-        self.configured(&format!("policyBackend: {}\ntunnel: {{kind: {}{fields}}}\n", path.backend, path.tunnel)).start_daemons()
+        self.configured(&format!(
+            "policyBackend: {}\ntunnel: {{kind: {}{fields}}}\n",
+            path.backend, path.tunnel
+        ))
+        .start_daemons()
     }
 
     pub(crate) fn without_daemons(self, path: &DataPath, more: &str) -> World {
-        self.configured(&format!("policyBackend: {}\ntunnel: {{kind: {}}}\n{more}", path.backend, path.tunnel))
+        self.configured(&format!(
+            "policyBackend: {}\ntunnel: {{kind: {}}}\n{more}",
+            path.backend, path.tunnel
+        ))
     }
 
     fn configured(self, config: &str) -> World {
-        let Self { lab, families, shop, blog, local, server } = self;
-        World { cluster: Cluster::without_daemons(lab, config), families, shop, blog, local, server, neighbour: OnceLock::new() }
+        let Self {
+            lab,
+            families,
+            shop,
+            blog,
+            local,
+            server,
+        } = self;
+        World {
+            cluster: Cluster::without_daemons(lab, config),
+            families,
+            shop,
+            blog,
+            local,
+            server,
+            neighbour: OnceLock::new(),
+        }
     }
 }
 
@@ -126,10 +171,16 @@ impl World {
         self
     }
 
-    /// Somebody on the underlay who may forget who has an address, and ask again. Whoever forgets loses the packets that wait for the answer,
-    /// so it must not be the router, by which answers of servers come.
+    /// Somebody on the underlay who may forget who has an address, and ask again. Whoever forgets
+    /// loses the packets that wait for the answer, so it must not be the router, by which answers
+    /// of servers come.
     pub(crate) fn neighbour(&self) -> &Server {
-        self.neighbour.get_or_init(|| self.cluster.lab.server(["10.6.250.1", "fd00:6::250:1"]).unwrap())
+        self.neighbour.get_or_init(|| {
+            self.cluster
+                .lab
+                .server(["10.6.250.1", "fd00:6::250:1"])
+                .unwrap()
+        })
     }
 
     /// Without any policy.
@@ -145,7 +196,9 @@ impl World {
     /// Without any policy, and with agents whose Leases last only so long, in whole seconds.
     pub(crate) fn start_with_leases_of(path: &DataPath, duration: Duration) -> Self {
         let mut world = Place::make(lab(), Families::Dual).without_daemons(path, "");
-        world.cluster.start_agents_with(&["--lease-duration", &format!("{}s", duration.as_secs())]);
+        world
+            .cluster
+            .start_agents_with(&["--lease-duration", &format!("{}s", duration.as_secs())]);
         world.start_daemons()
     }
 
@@ -169,7 +222,9 @@ impl World {
     /// These addresses with the servers' port, as far as the lab has their family.
     pub(crate) fn endpoints(&self, addresses: [&str; 2]) -> Vec<SocketAddr> {
         let all = addresses.map(|text| SocketAddr::new(text.parse().unwrap(), PORT));
-        all.into_iter().filter(|endpoint| self.families.has(endpoint.ip())).collect()
+        all.into_iter()
+            .filter(|endpoint| self.families.has(endpoint.ip()))
+            .collect()
     }
 
     /// Waits until servers see the address of `node`, and then looks at TCP and UDP.
@@ -186,7 +241,8 @@ impl World {
     pub(crate) fn seen_as(&self, from: &Namespace, to: SocketAddr, expected: IpAddr) {
         let what = format!("{from:?} → {to} is seen as {expected}");
         self.cluster.eventually(&what, || {
-            let seen = [from.connect_tcp(to), from.connect_udp(to)].map(|seen| seen.map_err(|error| error.to_string()));
+            let seen = [from.connect_tcp(to), from.connect_udp(to)]
+                .map(|seen| seen.map_err(|error| error.to_string()));
             for seen in seen {
                 let seen = seen?.ip();
                 if seen != expected {
@@ -201,30 +257,48 @@ impl World {
     #[track_caller]
     pub(crate) fn is_dropped(&self, from: &Namespace, to: [&str; 2]) {
         for endpoint in self.endpoints(to) {
-            self.cluster.eventually(&format!("{from:?} → {endpoint} is dropped"), || {
-                from.cannot_reach(endpoint, patient(SILENCE)).map_err(|error| error.to_string())
-            });
+            self.cluster
+                .eventually(&format!("{from:?} → {endpoint} is dropped"), || {
+                    from.cannot_reach(endpoint, patient(SILENCE))
+                        .map_err(|error| error.to_string())
+                });
         }
     }
 
-    /// What went over the underlay to the governed servers in no tunnel, and with another source than a gateway's: leaks.
+    /// What went over the underlay to the governed servers in no tunnel, and with another source
+    /// than a gateway's: leaks.
     pub(crate) fn leaks(&self, capture: &Capture) -> Vec<String> {
-        let gateways: Vec<IpAddr> = GATEWAYS.iter().flat_map(|node| self.cluster.lab.node(node).addresses()).collect();
+        let gateways: Vec<IpAddr> = GATEWAYS
+            .iter()
+            .flat_map(|node| self.cluster.lab.node(node).addresses())
+            .collect();
         self.leaks_besides(capture, &gateways)
     }
 
     /// The same where these are the only sources that may be seen.
     pub(crate) fn leaks_besides(&self, capture: &Capture, allowed: &[IpAddr]) -> Vec<String> {
-        let servers: Vec<IpAddr> = self.endpoints(GOVERNED).iter().map(SocketAddr::ip).collect();
+        let servers: Vec<IpAddr> = self
+            .endpoints(GOVERNED)
+            .iter()
+            .map(SocketAddr::ip)
+            .collect();
         let packets = capture.packets().into_iter();
-        let bare = packets.filter(|packet| packet.inner.is_none() && packet.protocol != Protocol::Arp);
-        let leaks = bare.filter(|packet| servers.contains(&packet.destination) && !allowed.contains(&packet.source));
+        let bare =
+            packets.filter(|packet| packet.inner.is_none() && packet.protocol != Protocol::Arp);
+        let leaks = bare.filter(|packet| {
+            servers.contains(&packet.destination) && !allowed.contains(&packet.source)
+        });
         leaks.map(|packet| format!("{packet:?}")).collect()
     }
 
     /// Packets that a node's agent counted as dropped for want of a gateway.
     pub(crate) fn counted(&self, node: &str, rule: &str) -> f64 {
-        self.cluster.metric(node, &format!("egressgateway_agent_packets_total{{rule=\"{rule}\"}}")).unwrap_or_default()
+        self.cluster
+            .metric(
+                node,
+                &format!("egressgateway_agent_packets_total{{rule=\"{rule}\"}}"),
+            )
+            .unwrap_or_default()
     }
 }
 

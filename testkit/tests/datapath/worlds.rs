@@ -1,5 +1,5 @@
-//! What takes many minutes, for whoever changes the rules: all worlds of which [`foreign`] has a choice, and what a quarrel with Calico costs.
-//! `make test-worlds` runs it.
+//! What takes many minutes, for whoever changes the rules: all worlds of which [`foreign`] has a
+//! choice, and what a quarrel with Calico costs. `make test-worlds` runs it.
 #![allow(clippy::unwrap_used, missing_docs)]
 // The checks of the one list belong to other programs.
 #![allow(dead_code)]
@@ -27,7 +27,13 @@ fn every_world(backend: &'static str) {
         for tool in [RuleTool::IptablesLegacy, RuleTool::IptablesNft] {
             for rp_filter in [0, 1, 2] {
                 eprintln!("{backend}, {components:?}, {tool:?}, rp_filter {rp_filter}");
-                lives_among(&DataPath { backend, tunnel: "vxlan" }, host(components, tool, rp_filter));
+                lives_among(
+                    &DataPath {
+                        backend,
+                        tunnel: "vxlan",
+                    },
+                    host(components, tool, rp_filter),
+                );
             }
         }
     }
@@ -43,16 +49,27 @@ fn netfilter_lives_in_every_world() {
     every_world("netfilter");
 }
 
-/// How often two who insist on the first place write, and what gets through meanwhile. What it measures is in docs/datapath.md.
+/// How often two who insist on the first place write, and what gets through meanwhile. What it
+/// measures is in docs/datapath.md.
 #[test]
 fn a_quarrel_about_the_first_place_lets_nothing_out() {
     if !have_root() {
         return;
     }
-    for (backend, tool) in
-        [("netfilter", RuleTool::IptablesLegacy), ("netfilter", RuleTool::IptablesNft), ("nftables", RuleTool::IptablesLegacy)]
-    {
-        let world = World::start_in(&DataPath { backend, tunnel: "vxlan" }, host(INSERTS, tool, 0), Families::Dual).with_usual_policy();
+    for (backend, tool) in [
+        ("netfilter", RuleTool::IptablesLegacy),
+        ("netfilter", RuleTool::IptablesNft),
+        ("nftables", RuleTool::IptablesLegacy),
+    ] {
+        let world = World::start_in(
+            &DataPath {
+                backend,
+                tunnel: "vxlan",
+            },
+            host(INSERTS, tool, 0),
+            Families::Dual,
+        )
+        .with_usual_policy();
         let capture = world.cluster.lab.capture().unwrap();
         let nodes = [CLIENT, GATEWAYS[0]].map(|name| world.cluster.lab.node(name));
         let (start, mut writes, mut lost) = (Instant::now(), 0, Duration::ZERO);
@@ -60,21 +77,38 @@ fn a_quarrel_about_the_first_place_lets_nothing_out() {
         let (mut written, mut since) = (Instant::now(), Duration::from_secs(1));
         while start.elapsed() < Duration::from_secs(SECONDS) {
             if written.elapsed() >= since {
-                let moved = nodes.iter().map(|node| node.reinsert_jumps().unwrap()).collect::<String>();
+                let moved = nodes
+                    .iter()
+                    .map(|node| node.reinsert_jumps().unwrap())
+                    .collect::<String>();
                 since *= 2;
                 if !moved.is_empty() {
                     (written, since) = (Instant::now(), Duration::from_secs(1));
                     writes += 1;
-                    eprintln!("{backend}, {tool:?}: {:?}: Calico writes, {} jumps", start.elapsed(), moved.lines().count());
+                    eprintln!(
+                        "{backend}, {tool:?}: {:?}: Calico writes, {} jumps",
+                        start.elapsed(),
+                        moved.lines().count()
+                    );
                 }
             }
             let tried = Instant::now();
-            if world.shop.connect_tcp(world.endpoints(GOVERNED)[0]).is_err() {
+            if world
+                .shop
+                .connect_tcp(world.endpoints(GOVERNED)[0])
+                .is_err()
+            {
                 lost += tried.elapsed();
             }
         }
-        eprintln!("{backend}, {tool:?}: {writes} writes of Calico in {:?}; without a connection for {lost:?}", start.elapsed());
+        eprintln!(
+            "{backend}, {tool:?}: {writes} writes of Calico in {:?}; without a connection for {lost:?}",
+            start.elapsed()
+        );
         assert_eq!(world.leaks(&capture), [""; 0]);
-        assert!(writes < 15, "{writes} writes in {SECONDS} seconds: the quarrel does not calm down");
+        assert!(
+            writes < 15,
+            "{writes} writes in {SECONDS} seconds: the quarrel does not calm down"
+        );
     }
 }

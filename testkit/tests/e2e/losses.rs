@@ -13,13 +13,20 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// The agent's port of metrics and probes.
 const METRICS: u16 = 5810;
 
-/// Waits until a node that came back has an agent that is ready. The node's own word counts: for a while, the API server has that of before.
+/// Waits until a node that came back has an agent that is ready. The node's own word counts: for a
+/// while, the API server has that of before.
 fn wait_for_agent(run: &Run, node: &str) {
     let ready = SocketAddr::from(([127, 0, 0, 1], METRICS));
     let client = run.site.client_on(node);
     eventually(&format!("the agent of {node} is ready"), PATIENCE, || {
-        let said = client.get(ready, "/readyz").map_err(|error| error.to_string())?;
-        if said.contains("not ready") { Err(said) } else { Ok(()) }
+        let said = client
+            .get(ready, "/readyz")
+            .map_err(|error| error.to_string())?;
+        if said.contains("not ready") {
+            Err(said)
+        } else {
+            Ok(())
+        }
     });
     run.site.wait_for_node(node);
 }
@@ -32,8 +39,14 @@ pub(crate) fn a_gateway_loses_its_power(run: &Run) {
     let next = if lost == "node1" { "node2" } else { "node1" };
     let watch = |source: &str| {
         let mut watch = Watch::beside(run, &space);
-        let pods = space.pods(&[("governed-third", "node3", true), ("governed-next", next, true)]);
-        for (pod, place) in pods.iter().zip(["a node that is no gateway", "the other gateway"]) {
+        let pods = space.pods(&[
+            ("governed-third", "node3", true),
+            ("governed-next", next, true),
+        ]);
+        for (pod, place) in pods
+            .iter()
+            .zip(["a node that is no gateway", "the other gateway"])
+        {
             watch.governed(&space, place, pod, &|outside| node_address(source, outside));
         }
         watch
@@ -47,13 +60,25 @@ pub(crate) fn a_gateway_loses_its_power(run: &Run) {
         if active == next { Ok(()) } else { Err(active) }
     });
     let sources = |outside| vec![node_address(&lost, outside), node_address(next, outside)];
-    let taken_over = before.end("the gateway's node loses its power", &Allowed { sources: &sources, ends: usize::MAX });
+    let taken_over = before.end(
+        "the gateway's node loses its power",
+        &Allowed {
+            sources: &sources,
+            ends: usize::MAX,
+        },
+    );
 
     let after = watch(next);
     run.site.boot(&lost).unwrap();
     wait_for_agent(run, &lost);
     let sources = |outside| vec![node_address(next, outside)];
-    let stayed = after.end("that node boots again", &Allowed { sources: &sources, ends: 0 });
+    let stayed = after.end(
+        "that node boots again",
+        &Allowed {
+            sources: &sources,
+            ends: 0,
+        },
+    );
     for result in [went_on, taken_over.map(drop), stayed.map(drop)] {
         result.unwrap_or_else(|wrong| panic!("{wrong}"));
     }
@@ -71,17 +96,25 @@ pub(crate) fn a_node_reboots(run: &Run) {
     }
     run.site.lose_power(NODE).unwrap();
     run.site.boot(NODE).unwrap();
-    // The kubelet may start the pod's container before there is an agent, and nothing of the product can help that.
+    // The kubelet may start the pod's container before there is an agent, and nothing of the
+    // product can help that.
     wait_for_agent(run, NODE);
     let began = run.site.seen().len();
     let again = eventually("the pod is back", PATIENCE, || {
         let again = space.find(&pod.name);
-        again.client.ask(OUTSIDE[0]).map(|_| again).map_err(|error| error.to_string())
+        again
+            .client
+            .ask(OUTSIDE[0])
+            .map(|_| again)
+            .map_err(|error| error.to_string())
     });
     for outside in OUTSIDE {
         space.wait_for_source(&again, outside, node_address("node1", outside));
     }
     for seen in &run.site.seen()[began..] {
-        assert!(seen.who != pod.name || seen.source == node_address("node1", seen.source), "{seen:?}");
+        assert!(
+            seen.who != pod.name || seen.source == node_address("node1", seen.source),
+            "{seen:?}"
+        );
     }
 }

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use egressgateway_testkit::e2e::{KUBE_ROUTER, NODES, OUTSIDE, OUTSIDE_NETWORKS, Pod, Site, Space, eventually};
+use egressgateway_testkit::e2e::{
+    KUBE_ROUTER, NODES, OUTSIDE, OUTSIDE_NETWORKS, Pod, Site, Space, eventually,
+};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -18,17 +20,20 @@ use crate::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long an attempt waits that is not to succeed. One that succeeds later is in the server's log all the same.
+/// How long an attempt waits that is not to succeed. One that succeeds later is in the server's log
+/// all the same.
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// The first chain of the enforcer, and what those of the product begin with.
 const THEIRS: &str = "KUBE-ROUTER-FORWARD";
 const OURS: &str = "EGW-";
 /// For how long the two may insist on the first place.
 const DISPUTE: Duration = Duration::from_secs(20);
-/// How long the product leaves somebody first who came a second time; twice as long each time after that.
+/// How long the product leaves somebody first who came a second time; twice as long each time after
+/// that.
 const FIRST_TRUCE: Duration = Duration::from_secs(5);
 
-/// Takes away everything of the enforcer on a node: chains that the others jump to, these jumps, and sets.
+/// Takes away everything of the enforcer on a node: chains that the others jump to, these jumps,
+/// and sets.
 const REMOVE: &str = r#"
 for tool in iptables ip6tables; do
     $tool -S | sed -n '/^-A \(INPUT\|FORWARD\|OUTPUT\) .*KUBE-ROUTER-/s/^-A/-D/p' | while read -r rule; do eval "$tool $rule"; done
@@ -70,7 +75,10 @@ impl Drop for Enforcer<'_> {
                 self.0.on_node(node, REMOVE).unwrap();
             }
         }));
-        assert!(removed.is_ok() || thread::panicking(), "{KUBE_ROUTER} can't be removed");
+        assert!(
+            removed.is_ok() || thread::panicking(),
+            "{KUBE_ROUTER} can't be removed"
+        );
     }
 }
 
@@ -85,12 +93,28 @@ fn first(site: &Site, node: &str) -> Result<First, String> {
     let mut found = Vec::new();
     for tool in ["iptables", "ip6tables"] {
         let rules = site.on_node(node, &format!("{tool} -S FORWARD"))?;
-        let mut jumps = rules.lines().filter_map(|rule| rule.split_once("-j ")).map(|(_, target)| target);
-        let (ours, theirs) = (jumps.clone().position(|target| target.starts_with(OURS)), jumps.position(|target| target == THEIRS));
-        let (Some(ours), Some(theirs)) = (ours, theirs) else { return Err(format!("{node}: not both are there: {rules}")) };
-        found.push(if ours < theirs { First::Ours } else { First::Theirs });
+        let mut jumps = rules
+            .lines()
+            .filter_map(|rule| rule.split_once("-j "))
+            .map(|(_, target)| target);
+        let (ours, theirs) = (
+            jumps.clone().position(|target| target.starts_with(OURS)),
+            jumps.position(|target| target == THEIRS),
+        );
+        let (Some(ours), Some(theirs)) = (ours, theirs) else {
+            return Err(format!("{node}: not both are there: {rules}"));
+        };
+        found.push(if ours < theirs {
+            First::Ours
+        } else {
+            First::Theirs
+        });
     }
-    if found[0] == found[1] { Ok(found[0]) } else { Err(format!("{node}: {found:?} in IPv4 and IPv6")) }
+    if found[0] == found[1] {
+        Ok(found[0])
+    } else {
+        Err(format!("{node}: {found:?} in IPv4 and IPv6"))
+    }
 }
 
 /// Three kinds of pods, on each node but the control plane's.
@@ -115,19 +139,40 @@ impl<'a> Scene<'a> {
         let active = space.active();
         let mut wanted = Vec::new();
         for node in &NODES[1..] {
-            for (kind, governed) in [("governed-forbidden", true), ("governed-allowed", true), ("free-forbidden", false)] {
+            for (kind, governed) in [
+                ("governed-forbidden", true),
+                ("governed-allowed", true),
+                ("free-forbidden", false),
+            ] {
                 wanted.push((format!("{kind}-{node}"), *node, governed));
             }
         }
-        let wanted: Vec<_> = wanted.iter().map(|(name, node, governed)| (name.as_str(), *node, *governed)).collect();
+        let wanted: Vec<_> = wanted
+            .iter()
+            .map(|(name, node, governed)| (name.as_str(), *node, *governed))
+            .collect();
         let pods = space.pods(&wanted);
-        let named = |part: &str| pods.iter().filter(|pod| pod.name.starts_with(part)).cloned().collect::<Vec<_>>();
-        let [forbidden, allowed, references] = ["governed-forbidden", "governed-allowed", "free-forbidden"].map(named);
-        Self { run, space, active, forbidden, allowed, references, touched: std::cell::Cell::default() }
+        let named = |part: &str| {
+            pods.iter()
+                .filter(|pod| pod.name.starts_with(part))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let [forbidden, allowed, references] =
+            ["governed-forbidden", "governed-allowed", "free-forbidden"].map(named);
+        Self {
+            run,
+            space,
+            active,
+            forbidden,
+            allowed,
+            references,
+            touched: std::cell::Cell::default(),
+        }
     }
 
-    /// Forbids everything to whom it is to be forbidden. The others have no policy: kube-router 2.1.0 writes no rule of IPv6 at all once a policy
-    /// allows somebody something.
+    /// Forbids everything to whom it is to be forbidden. The others have no policy: kube-router
+    /// 2.1.0 writes no rule of IPv6 at all once a policy allows somebody something.
     fn restrict(&self) {
         let names = |pods: &[Pod]| pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>();
         let select = |names: Vec<String>| json!({"matchExpressions": [{"key": "app", "operator": "In", "values": names}]});
@@ -142,13 +187,17 @@ impl<'a> Scene<'a> {
     fn touch(&self) {
         self.touched.set(self.touched.get() + 1);
         let labels = json!({"metadata": {"labels": {"touched": self.touched.get().to_string()}}});
-        self.run.site.api().merge("NetworkPolicy", self.space.name(), FORBIDDEN, &labels);
+        self.run
+            .site
+            .api()
+            .merge("NetworkPolicy", self.space.name(), FORBIDDEN, &labels);
     }
 
     fn governed_as_ever(&self, pods: &[Pod]) {
         for pod in pods {
             for outside in OUTSIDE {
-                self.space.wait_for_source(pod, outside, node_address(&self.active, outside));
+                self.space
+                    .wait_for_source(pod, outside, node_address(&self.active, outside));
             }
         }
     }
@@ -160,10 +209,17 @@ impl<'a> Scene<'a> {
                 .iter()
                 .flat_map(|pod| OUTSIDE.map(|outside| (pod, outside)))
                 .map(|(pod, outside): (&Pod, IpAddr)| {
-                    scope.spawn(move || pod.client.knock(outside, ATTEMPT).map(|source| format!("{} to {outside} as {source}", pod.name)))
+                    scope.spawn(move || {
+                        pod.client
+                            .knock(outside, ATTEMPT)
+                            .map(|source| format!("{} to {outside} as {source}", pod.name))
+                    })
                 })
                 .collect();
-            attempts.into_iter().filter_map(|attempt| attempt.join().unwrap()).collect()
+            attempts
+                .into_iter()
+                .filter_map(|attempt| attempt.join().unwrap())
+                .collect()
         })
     }
 
@@ -171,9 +227,18 @@ impl<'a> Scene<'a> {
     fn holds(&self, when: &str) {
         let site = &self.run.site;
         eventually(&format!("{when}: the policy is enforced"), PATIENCE, || {
-            let pods: Vec<Pod> = self.references.iter().chain(&self.forbidden).cloned().collect();
+            let pods: Vec<Pod> = self
+                .references
+                .iter()
+                .chain(&self.forbidden)
+                .cloned()
+                .collect();
             let answered = Self::answered(&pods);
-            if answered.is_empty() { Ok(()) } else { Err(answered.join(", ")) }
+            if answered.is_empty() {
+                Ok(())
+            } else {
+                Err(answered.join(", "))
+            }
         });
         let began = site.seen().len();
         for wanted in [First::Ours, First::Theirs] {
@@ -181,20 +246,34 @@ impl<'a> Scene<'a> {
             eventually(&what, PATIENCE, || {
                 let before = first(site, &self.active)?;
                 if before != wanted {
-                    // It takes the first place with each change of policies, and the product leaves it there: it decides about pods alone.
+                    // It takes the first place with each change of policies, and the product leaves
+                    // it there: it decides about pods alone.
                     match wanted {
                         First::Theirs => self.touch(),
-                        First::Ours => NODES[1..].iter().try_for_each(|node| site.on_node(node, OURS_FIRST).map(drop))?,
+                        First::Ours => NODES[1..]
+                            .iter()
+                            .try_for_each(|node| site.on_node(node, OURS_FIRST).map(drop))?,
                     }
                     return Err(format!("{before:?} comes first"));
                 }
                 let answered = Self::answered(&self.forbidden);
-                assert!(answered.is_empty(), "{when}, {wanted:?} came first: {answered:?}");
-                if first(site, &self.active)? == wanted { Ok(()) } else { Err("it did not last".to_owned()) }
+                assert!(
+                    answered.is_empty(),
+                    "{when}, {wanted:?} came first: {answered:?}"
+                );
+                if first(site, &self.active)? == wanted {
+                    Ok(())
+                } else {
+                    Err("it did not last".to_owned())
+                }
             });
         }
         self.governed_as_ever(&self.allowed);
-        let reached: Vec<_> = site.seen()[began..].iter().filter(|seen| seen.who.contains(FORBIDDEN)).cloned().collect();
+        let reached: Vec<_> = site.seen()[began..]
+            .iter()
+            .filter(|seen| seen.who.contains(FORBIDDEN))
+            .cloned()
+            .collect();
         assert!(reached.is_empty(), "{when}: {reached:?}");
     }
 
@@ -209,7 +288,9 @@ impl<'a> Scene<'a> {
                 self.touch();
                 due = Instant::now() + ATTEMPT;
             }
-            let Ok(now) = first(&self.run.site, &self.active) else { continue };
+            let Ok(now) = first(&self.run.site, &self.active) else {
+                continue;
+            };
             moves += u32::from(before.replace(now) == Some(First::Theirs) && now == First::Ours);
         }
         let mut allowed = 2;
@@ -220,8 +301,14 @@ impl<'a> Scene<'a> {
             all += truce;
             allowed += 1;
         }
-        self.run.site.say(&format!("{when}: the first place was taken back {moves} times"));
-        assert!(moves <= allowed, "{when}: the first place was taken back {moves} times in {:?}", began.elapsed());
+        self.run.site.say(&format!(
+            "{when}: the first place was taken back {moves} times"
+        ));
+        assert!(
+            moves <= allowed,
+            "{when}: the first place was taken back {moves} times in {:?}",
+            began.elapsed()
+        );
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use egressgateway_testkit::e2e::{NAMESPACE, NODES, OUTSIDE, OUTSIDE_NETWORKS, RELEASE, eventually};
+use egressgateway_testkit::e2e::{
+    NAMESPACE, NODES, OUTSIDE, OUTSIDE_NETWORKS, RELEASE, eventually,
+};
 
 use crate::{Run, node_address};
 
@@ -33,9 +35,26 @@ pub(crate) fn nothing_is_left(run: &Run) {
     let pod = space.governed("node3");
     space.wait_for_source(&pod, OUTSIDE[0], node_address(&active, OUTSIDE[0]));
     for node in NODES {
-        assert_ne!(run.site.on_node(node, OURS).unwrap(), "", "{node}: there is something that can go");
+        assert_ne!(
+            run.site.on_node(node, OURS).unwrap(),
+            "",
+            "{node}: there is something that can go"
+        );
     }
-    run.site.tool("helm", &["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "5m"]).unwrap();
+    run.site
+        .tool(
+            "helm",
+            &[
+                "uninstall",
+                RELEASE,
+                "--namespace",
+                NAMESPACE,
+                "--wait",
+                "--timeout",
+                "5m",
+            ],
+        )
+        .unwrap();
     for node in NODES {
         eventually(&format!("nothing is left on {node}"), PATIENCE, || {
             let left = run.site.on_node(node, OURS)?;
@@ -43,8 +62,15 @@ pub(crate) fn nothing_is_left(run: &Run) {
         });
     }
     // New pods reach everything, whatever they would have been, and so does the one from before.
-    let names: Vec<String> = NODES[1..].iter().map(|node| format!("governed-late-{node}")).collect();
-    let wanted: Vec<_> = names.iter().zip(&NODES[1..]).map(|(name, node)| (name.as_str(), *node, true)).collect();
+    let names: Vec<String> = NODES[1..]
+        .iter()
+        .map(|node| format!("governed-late-{node}"))
+        .collect();
+    let wanted: Vec<_> = names
+        .iter()
+        .zip(&NODES[1..])
+        .map(|(name, node)| (name.as_str(), *node, true))
+        .collect();
     for late in space.pods(&wanted).iter().chain([&pod]) {
         for outside in OUTSIDE {
             space.wait_for_source(late, outside, node_address(&late.node, outside));

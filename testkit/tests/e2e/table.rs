@@ -9,7 +9,11 @@ use std::{
 use egressgateway_testkit::e2e::{Gap, Measured};
 
 /// The flows' kinds, in the order in which they are measured.
-pub(crate) const KINDS: [&str; 3] = ["a stream of datagrams", "a TCP connection", "new TCP connections"];
+pub(crate) const KINDS: [&str; 3] = [
+    "a stream of datagrams",
+    "a TCP connection",
+    "new TCP connections",
+];
 
 #[derive(Debug, Default)]
 pub(crate) struct Table(Mutex<Vec<Entry>>);
@@ -37,7 +41,12 @@ struct Row {
 impl Table {
     /// Adds what the flows of somebody met.
     pub(crate) fn add(&self, event: &str, place: &str, six: bool, measured: &[Measured; 3]) {
-        let entry = Entry { event: event.to_owned(), place: place.to_owned(), six, measured: measured.clone() };
+        let entry = Entry {
+            event: event.to_owned(),
+            place: place.to_owned(),
+            six,
+            measured: measured.clone(),
+        };
         self.0.lock().unwrap().push(entry);
     }
 
@@ -68,20 +77,39 @@ impl Display for Table {
              |---|---|---|---|---|---|---|---|---|",
         )?;
         let mut rows: Vec<([&str; 2], Row)> = Vec::new();
-        for Entry { event, place, six, measured } in entries.iter() {
+        for Entry {
+            event,
+            place,
+            six,
+            measured,
+        } in entries.iter()
+        {
             let name = [event.as_str(), place.as_str()];
-            let at = rows.iter().position(|(own, _)| *own == name).unwrap_or_else(|| {
-                rows.push((name, Row::default()));
-                rows.len() - 1
-            });
+            let at = rows
+                .iter()
+                .position(|(own, _)| *own == name)
+                .unwrap_or_else(|| {
+                    rows.push((name, Row::default()));
+                    rows.len() - 1
+                });
             rows[at].1.add(*six, measured);
         }
         for ([event, place], row) in rows {
-            let gaps = row.gaps.map(|gaps| gaps.map(|gap| gap.map_or_else(|| "-".to_owned(), |gap| Gap(gap).to_string())).join(", "));
-            let lost = format!("{} of {}", row.sent[0].saturating_sub(row.answered[0]), row.sent[0]);
+            let gaps = row.gaps.map(|gaps| {
+                gaps.map(|gap| gap.map_or_else(|| "-".to_owned(), |gap| Gap(gap).to_string()))
+                    .join(", ")
+            });
+            let lost = format!(
+                "{} of {}",
+                row.sent[0].saturating_sub(row.answered[0]),
+                row.sent[0]
+            );
             let [_, ended, failed] = row.ended;
             let ([datagrams, connection, new], pause) = (gaps, Gap(row.pause));
-            write!(formatter, "\n| {event} | {place} | {datagrams} | {lost} | {connection} | {ended} | {new} | {failed} | {pause} |")?;
+            write!(
+                formatter,
+                "\n| {event} | {place} | {datagrams} | {lost} | {connection} | {ended} | {new} | {failed} | {pause} |"
+            )?;
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The daemons run from the images as the chart says: with its user, its capabilities, its mounts and a root that can't be written.
+//! The daemons run from the images as the chart says: with its user, its capabilities, its mounts
+//! and a root that can't be written.
 
 use std::{
     fs,
@@ -61,13 +62,23 @@ impl Site {
     fn start(image: &'static str) -> Option<Self> {
         let root = have_root().then(|| assembled(image))?;
         let assets = kube::assets()?;
-        let lab = Lab::builder().nodes([CLIENT]).nodes([NodeSpec::new(GATEWAY).label("egress", "true")]).build().unwrap();
+        let lab = Lab::builder()
+            .nodes([CLIENT])
+            .nodes([NodeSpec::new(GATEWAY).label("egress", "true")])
+            .build()
+            .unwrap();
         lab.server(SERVER).unwrap();
         lab.namespace(NAMESPACE, []);
         let cluster = Cluster::without_daemons(lab, "");
         write_account(&cluster, &root.folder("account"));
         let shop = cluster.pod(CLIENT, PodSpec::new("shop").label("app", "shopping"));
-        Some(Self { cluster, shop, root, image, assets })
+        Some(Self {
+            cluster,
+            shop,
+            root,
+            image,
+            assets,
+        })
     }
 
     /// What the chart makes with this in the daemons' configuration.
@@ -84,11 +95,28 @@ impl Site {
         ];
         fs::write(&path, values.join("\n")).unwrap();
         let mut helm = Command::new(self.assets.join("helm"));
-        helm.args(["template", "eg", "--namespace", NAMESPACE, "--kube-version", "1.36.0", "--values"]).arg(path);
-        let output = helm.arg(repository("charts/egressgateway")).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        helm.args([
+            "template",
+            "eg",
+            "--namespace",
+            NAMESPACE,
+            "--kube-version",
+            "1.36.0",
+            "--values",
+        ])
+        .arg(path);
+        let output = helm
+            .arg(repository("charts/egressgateway"))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let text = String::from_utf8(output.stdout).unwrap();
-        let objects = serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap());
+        let objects = serde_yaml::Deserializer::from_str(&text)
+            .map(|document| Value::deserialize(document).unwrap());
         objects.filter(|object| !object.is_null()).collect()
     }
 
@@ -96,12 +124,19 @@ impl Site {
     fn start_pod(&mut self, name: &str, node: &str, object: &str, config: &str) {
         let chart = self.chart(config);
         let (kind, of) = object.split_once('/').unwrap();
-        let pod = chart.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == of);
+        let pod = chart
+            .iter()
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == of);
         let pod = pod.unwrap_or_else(|| panic!("the chart makes no {object}"));
         let container = Container::new(&self.root.path(), pod, name, &self.root.folder(name));
         let hosts = format!("127.0.0.1 localhost egressgateway-controller-metrics.{NAMESPACE}\n");
         let account = self.root.folder("account");
-        let around = Surroundings { objects: &chart, hosts: &hosts, account: &account, services: &[] };
+        let around = Surroundings {
+            objects: &chart,
+            hosts: &hosts,
+            account: &account,
+            services: &[],
+        };
         let spec = container.on(&self.cluster.lab.node(node), &around).unwrap();
         self.cluster.start_as(name, spec);
     }
@@ -110,20 +145,38 @@ impl Site {
         self.start_pod(&agent(node), node, "DaemonSet/egressgateway-agent", config);
     }
 
-    /// What a daemon may do, in words of the kernel: its user, capabilities that it has and could get, and its root's mount.
+    /// What a daemon may do, in words of the kernel: its user, capabilities that it has and could
+    /// get, and its root's mount.
     fn may(&self, daemon: &str) -> [String; 4] {
         let id = self.cluster.daemon(daemon).id();
-        let process = |file: &str| self.cluster.lab.root().run(&format!("cat /proc/{id}/{file}")).unwrap();
+        let process = |file: &str| {
+            self.cluster
+                .lab
+                .root()
+                .run(&format!("cat /proc/{id}/{file}"))
+                .unwrap()
+        };
         let status = process("status");
         let of = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap();
             line.split_whitespace().next().unwrap().to_owned()
         };
         assert_eq!(of("NoNewPrivs:"), "1");
         let mounts = process("mountinfo");
-        let root = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/")).unwrap();
+        let root = mounts
+            .lines()
+            .rfind(|line| line.split(' ').nth(4) == Some("/"))
+            .unwrap();
         let options = root.split(' ').nth(5).unwrap();
-        [of("Uid:"), of("CapEff:"), of("CapBnd:"), options.split(',').next().unwrap().to_owned()]
+        [
+            of("Uid:"),
+            of("CapEff:"),
+            of("CapBnd:"),
+            options.split(',').next().unwrap().to_owned(),
+        ]
     }
 
     /// Waits until servers see the address of `node`.
@@ -131,28 +184,49 @@ impl Site {
         let node = self.cluster.lab.node(node);
         for server in SERVER {
             let to = SocketAddr::new(server.parse().unwrap(), PORT);
-            self.cluster.eventually(&format!("shop → {to} leaves by {node:?}"), || {
-                let seen = self.shop.connect_tcp(to).map_err(|error| error.to_string())?;
-                if seen.ip() == node.like(to.ip()) { Ok(()) } else { Err(format!("seen as {seen}")) }
-            });
+            self.cluster
+                .eventually(&format!("shop → {to} leaves by {node:?}"), || {
+                    let seen = self
+                        .shop
+                        .connect_tcp(to)
+                        .map_err(|error| error.to_string())?;
+                    if seen.ip() == node.like(to.ip()) {
+                        Ok(())
+                    } else {
+                        Err(format!("seen as {seen}"))
+                    }
+                });
         }
     }
 }
 
-/// What a pod finds of its account, but for a kubeconfig instead of a token: the API server in this process speaks no TLS, of which clients are
-/// asked nevertheless whom they trust, and the image has no authorities of its own.
+/// What a pod finds of its account, but for a kubeconfig instead of a token: the API server in this
+/// process speaks no TLS, of which clients are asked nevertheless whom they trust, and the image
+/// has no authorities of its own.
 fn write_account(cluster: &Cluster, folder: &Path) {
-    let authority = rcgen::generate_simple_self_signed(["kubernetes".to_owned()]).unwrap().cert.pem();
+    let authority = rcgen::generate_simple_self_signed(["kubernetes".to_owned()])
+        .unwrap()
+        .cert
+        .pem();
     fs::write(folder.join("ca.crt"), authority).unwrap();
     let kubeconfig = fs::read_to_string(cluster.kubeconfig()).unwrap();
-    let trusting = kubeconfig.replace("server: ", &format!("certificate-authority: {SERVICE_ACCOUNT}/ca.crt, server: "));
+    let trusting = kubeconfig.replace(
+        "server: ",
+        &format!("certificate-authority: {SERVICE_ACCOUNT}/ca.crt, server: "),
+    );
     fs::write(folder.join("kubeconfig"), trusting).unwrap();
 }
 
-/// The daemons run from an image, the agents with one configuration on the client and one on the gateway, and say that these words name their backends.
+/// The daemons run from an image, the agents with one configuration on the client and one on the
+/// gateway, and say that these words name their backends.
 fn run(image: &'static str, [client, gateway]: [(&str, &str); 2]) -> Option<Site> {
     let mut site = Site::start(image)?;
-    site.start_pod(CONTROLLER, CLIENT, "Deployment/egressgateway-controller", "");
+    site.start_pod(
+        CONTROLLER,
+        CLIENT,
+        "Deployment/egressgateway-controller",
+        "",
+    );
     for (node, (config, _)) in [(CLIENT, client), (GATEWAY, gateway)] {
         site.start_agent(node, config);
     }
@@ -163,20 +237,35 @@ fn run(image: &'static str, [client, gateway]: [(&str, &str); 2]) -> Option<Site
     for (node, (_, words)) in [(CLIENT, client), (GATEWAY, gateway)] {
         let log = site.cluster.log(&agent(node));
         assert!(log.contains(words), "{words}: {log}");
-        assert_eq!(site.may(&agent(node)), ["0", NETWORK, NETWORK, "ro"], "the agent of {node}");
+        assert_eq!(
+            site.may(&agent(node)),
+            ["0", NETWORK, NETWORK, "ro"],
+            "the agent of {node}"
+        );
     }
-    assert_eq!(site.may(CONTROLLER), ["65532", NOTHING, NOTHING, "ro"], "the controller");
+    assert_eq!(
+        site.may(CONTROLLER),
+        ["65532", NOTHING, NOTHING, "ro"],
+        "the controller"
+    );
     Some(site)
 }
 
 /// An agent that is asked for what its image lacks ends, and says what there is.
 fn refuses(site: &mut Site, left_out: &str, there: &str) {
     site.cluster.kill(&agent(CLIENT), Signal::SIGTERM);
-    site.start_pod("refused", CLIENT, "DaemonSet/egressgateway-agent", &format!("policyBackend: {left_out}"));
+    site.start_pod(
+        "refused",
+        CLIENT,
+        "DaemonSet/egressgateway-agent",
+        &format!("policyBackend: {left_out}"),
+    );
     let status = site.cluster.daemon("refused").wait(patient(END)).unwrap();
     let log = site.cluster.log("refused");
     assert_eq!(status.code(), Some(2), "{log}");
-    let refusal = format!("policyBackend: \"{left_out}\": must be auto or {there}: this agent was built without any other backend");
+    let refusal = format!(
+        "policyBackend: \"{left_out}\": must be auto or {there}: this agent was built without any other backend"
+    );
     assert!(log.contains(&refusal), "{log}");
 }
 
@@ -184,24 +273,39 @@ fn refuses(site: &mut Site, left_out: &str, there: &str) {
 fn pods_leave_by_a_gateway_whose_daemons_run_from_the_full_image_with_either_backend() {
     let client = ("policyBackend: nftables", "\"nftables, as configured");
     let gateway = ("policyBackend: netfilter", "\"netfilter with iptables-");
-    let Some(mut site) = run("full", [client, gateway]) else { return };
+    let Some(mut site) = run("full", [client, gateway]) else {
+        return;
+    };
     site.start_pod("test", CLIENT, "Pod/egressgateway-test", "");
     let status = site.cluster.daemon("test").wait(patient(END)).unwrap();
     let log = site.cluster.log("test");
-    assert!(status.success() && log.contains(" 200 "), "helm test: {status}: {log}");
+    assert!(
+        status.success() && log.contains(" 200 "),
+        "helm test: {status}: {log}"
+    );
 }
 
 #[test]
 fn pods_leave_by_a_gateway_whose_daemons_run_from_the_nftables_image() {
     let auto = ("", "\"nftables, chosen because this host has what it needs");
-    let Some(mut site) = run("nftables", [auto, auto]) else { return };
+    let Some(mut site) = run("nftables", [auto, auto]) else {
+        return;
+    };
     refuses(&mut site, "netfilter", "nftables");
 }
 
 #[test]
 fn pods_leave_by_a_gateway_whose_daemons_run_from_the_netfilter_image_with_either_iptables() {
-    let client = ("iptables: legacy", "\"netfilter with iptables-legacy, chosen because this host has what it needs");
-    let gateway = ("iptables: nft", "\"netfilter with iptables-nft, chosen because this host has what it needs");
-    let Some(mut site) = run("netfilter", [client, gateway]) else { return };
+    let client = (
+        "iptables: legacy",
+        "\"netfilter with iptables-legacy, chosen because this host has what it needs",
+    );
+    let gateway = (
+        "iptables: nft",
+        "\"netfilter with iptables-nft, chosen because this host has what it needs",
+    );
+    let Some(mut site) = run("netfilter", [client, gateway]) else {
+        return;
+    };
     refuses(&mut site, "nftables", "netfilter");
 }

@@ -1,4 +1,5 @@
-//! Where the daemons listen unless told otherwise, on hosts of both families and of one. No control plane is asked.
+//! Where the daemons listen unless told otherwise, on hosts of both families and of one. No control
+//! plane is asked.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -18,7 +19,8 @@ const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const KUBECONFIG: &str = "{apiVersion: v1, kind: Config, current-context: a, clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], \
                           users: [{name: a, user: {}}], contexts: [{name: a, context: {cluster: a, user: a}}]}";
 
-/// A daemon that ends with the test, and its logs: it could not write any more if nobody held the other end.
+/// A daemon that ends with the test, and its logs: it could not write any more if nobody held the
+/// other end.
 struct Daemon(Child, Option<BufReader<ChildStderr>>);
 
 impl Daemon {
@@ -26,7 +28,11 @@ impl Daemon {
         let kubeconfig = folder.path().join("kubeconfig");
         std::fs::write(&kubeconfig, KUBECONFIG).unwrap();
         let mut command = Command::new(binary(program));
-        command.args(arguments).arg("--kubeconfig").arg(kubeconfig).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .stderr(Stdio::piped());
         let mut daemon = Self(command.spawn().unwrap(), None);
         let mut logs = BufReader::new(daemon.0.stderr.take().unwrap());
         let mut said = String::new();
@@ -55,18 +61,28 @@ fn answer(to: SocketAddr) -> io::Result<String> {
     Ok(answer)
 }
 
-/// Both daemons answer probes at these addresses, and the controller's webhooks take connections there.
+/// Both daemons answer probes at these addresses, and the controller's webhooks take connections
+/// there.
 fn all_answer_at(addresses: &[IpAddr]) {
     let folder = tempfile::tempdir().unwrap();
     let webhooks = format!("[::]:{WEBHOOK_PORT}");
     let _agent = Daemon::start("egressgateway-agent", &["--node-name=a"], &folder);
-    let _controller = Daemon::start("egressgateway-controller", &["--identity=a", "--webhook-listen", &webhooks], &folder);
+    let _controller = Daemon::start(
+        "egressgateway-controller",
+        &["--identity=a", "--webhook-listen", &webhooks],
+        &folder,
+    );
     for address in addresses {
         for port in [AGENT_PORT, CONTROLLER_PORT] {
-            let answer = answer((*address, port).into()).unwrap_or_else(|error| panic!("{address} port {port}: {error}"));
-            assert!(answer.starts_with("HTTP/1.1 200"), "{address} port {port}: {answer}");
+            let answer = answer((*address, port).into())
+                .unwrap_or_else(|error| panic!("{address} port {port}: {error}"));
+            assert!(
+                answer.starts_with("HTTP/1.1 200"),
+                "{address} port {port}: {answer}"
+            );
         }
-        TcpStream::connect((*address, WEBHOOK_PORT)).unwrap_or_else(|error| panic!("webhooks at {address}: {error}"));
+        TcpStream::connect((*address, WEBHOOK_PORT))
+            .unwrap_or_else(|error| panic!("webhooks at {address}: {error}"));
     }
 }
 
@@ -89,8 +105,14 @@ fn daemons_answer_on_hosts_without_ipv4() {
 #[test]
 fn daemons_answer_on_hosts_where_ipv6_is_switched_off() {
     in_namespace(|| async {
-        run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1; ip link set lo up");
-        assert!(TcpStream::connect((V6, 1)).is_err_and(|error| error.kind() != io::ErrorKind::ConnectionRefused), "there is no IPv6");
+        run(
+            "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1; ip link set lo up",
+        );
+        assert!(
+            TcpStream::connect((V6, 1))
+                .is_err_and(|error| error.kind() != io::ErrorKind::ConnectionRefused),
+            "there is no IPv6"
+        );
         all_answer_at(&[V4]);
     });
 }

@@ -30,5 +30,8 @@ fn assets() -> Option<PathBuf> {
 }
 
 fn chart_directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/egressgateway").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../charts/egressgateway")
+        .canonicalize()
+        .unwrap()
 }

@@ -21,7 +21,9 @@ pub(crate) async fn follow(folder: &Path, presented: &Presented) {
                         tracing::info!(folder = %folder.display(), "the webhooks present another certificate");
                         presented.set(certificate);
                     }
-                    Err(error) => tracing::warn!(folder = %folder.display(), error = error.chain(), "the webhooks' certificate stays"),
+                    Err(error) => {
+                        tracing::warn!(folder = %folder.display(), error = error.chain(), "the webhooks' certificate stays")
+                    }
                 }
                 held = Some(files);
             }
@@ -34,7 +36,9 @@ pub(crate) async fn follow(folder: &Path, presented: &Presented) {
 async fn read(folder: &Path) -> Result<(String, String), Error> {
     let text = async |name| {
         let path = folder.join(name);
-        tokio::fs::read_to_string(&path).await.map_err(|error| Error::from_io(error, format!("read {}", path.display())))
+        tokio::fs::read_to_string(&path)
+            .await
+            .map_err(|error| Error::from_io(error, format!("read {}", path.display())))
     };
     Ok((text("tls.crt").await?, text("tls.key").await?))
 }
@@ -54,7 +58,11 @@ mod tests {
         };
         let pair = || Pair::make(&["a.b.svc".to_owned()], "", OffsetDateTime::now_utc()).unwrap();
         let (first, second, presented) = (pair(), pair(), Presented::default());
-        let shown = || presented.certificate().map(|certificate| certificate.cert[0].clone());
+        let shown = || {
+            presented
+                .certificate()
+                .map(|certificate| certificate.cert[0].clone())
+        };
         write(&first.certificate, &first.key);
         let following = async {
             while shown().is_none() {

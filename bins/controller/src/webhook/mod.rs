@@ -24,12 +24,22 @@ const NAME: &str = "egressgateway-webhook";
 /// Where and how the webhooks are served.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct WebhookArguments {
-    /// Where admission webhooks are served; without it they are not. `[::]` is every address, of both families.
-    #[arg(long, env = "EGRESSGATEWAY_WEBHOOK_LISTEN", value_name = "ADDRESS:PORT")]
+    /// Where admission webhooks are served; without it they are not. `[::]` is every address, of
+    /// both families.
+    #[arg(
+        long,
+        env = "EGRESSGATEWAY_WEBHOOK_LISTEN",
+        value_name = "ADDRESS:PORT"
+    )]
     webhook_listen: Option<SocketAddr>,
-    /// Folder with tls.crt and tls.key that somebody else renews, such as cert-manager. Without it the controller makes its own, keeps
-    /// them in Secret egressgateway-webhook and tells the API server whom to trust.
-    #[arg(long, env = "EGRESSGATEWAY_WEBHOOK_CERTIFICATES", value_name = "FOLDER")]
+    /// Folder with tls.crt and tls.key that somebody else renews, such as cert-manager. Without it
+    /// the controller makes its own, keeps them in Secret egressgateway-webhook and tells the API
+    /// server whom to trust.
+    #[arg(
+        long,
+        env = "EGRESSGATEWAY_WEBHOOK_CERTIFICATES",
+        value_name = "FOLDER"
+    )]
     webhook_certificates: Option<PathBuf>,
 }
 
@@ -38,7 +48,9 @@ pub(crate) struct WebhookArguments {
 /// # Errors
 /// When the address can't be listened at.
 pub(crate) async fn listen(arguments: &WebhookArguments) -> Result<Option<TcpListener>, Error> {
-    let Some(address) = arguments.webhook_listen else { return Ok(None) };
+    let Some(address) = arguments.webhook_listen else {
+        return Ok(None);
+    };
     listen_at(address).await.map(Some)
 }
 
@@ -55,7 +67,11 @@ pub(crate) async fn serve(
     let certificates = async {
         match arguments.webhook_certificates {
             Some(folder) => files::follow(&folder, &presented).await,
-            None => Keeper::new(client, &namespace, presented.clone(), Backoff::default()).run().await,
+            None => {
+                Keeper::new(client, &namespace, presented.clone(), Backoff::default())
+                    .run()
+                    .await
+            }
         }
         // Without it the last one is presented further.
         std::future::pending::<()>().await;

@@ -49,7 +49,10 @@ impl Presented {
     }
 
     pub(crate) fn certificate(&self) -> Option<Arc<CertifiedKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -60,10 +63,18 @@ impl ResolvesServerCert for Presented {
 }
 
 /// Serves `/validate` and `/mutate` until shutdown; requests that are under way are answered.
-pub(crate) async fn serve(listener: TcpListener, presented: &Presented, admission: Admission, shutdown: CancellationToken) {
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
+pub(crate) async fn serve(
+    listener: TcpListener,
+    presented: &Presented,
+    admission: Admission,
+    shutdown: CancellationToken,
+) {
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions();
     let config = match config {
-        Ok(config) => config.with_no_client_auth().with_cert_resolver(Arc::new(presented.clone())),
+        Ok(config) => config
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(presented.clone())),
         Err(error) => return tracing::error!(%error, "no webhooks: TLS"),
     };
     let (acceptor, router) = (TlsAcceptor::from(Arc::new(config)), router(admission));
@@ -87,7 +98,12 @@ pub(crate) async fn serve(listener: TcpListener, presented: &Presented, admissio
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, shutdown: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "handshake with the webhooks"),
@@ -112,15 +128,23 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, sh
 fn router(admission: Admission) -> Router {
     let (validating, mutating) = (admission.clone(), admission);
     Router::new()
-        .route("/validate", post(async move |Json(review): Json<Review>| answer(validating.validate(review))))
-        .route("/mutate", post(async move |Json(review): Json<Review>| answer(mutating.complete(review))))
+        .route(
+            "/validate",
+            post(async move |Json(review): Json<Review>| answer(validating.validate(review))),
+        )
+        .route(
+            "/mutate",
+            post(async move |Json(review): Json<Review>| answer(mutating.complete(review))),
+        )
         .layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
 fn answer(result: Result<Review, Error>) -> Response {
     match result {
         Ok(review) => Json(review).into_response(),
-        Err(error) if error.kind == ErrorKind::Invalid => (StatusCode::BAD_REQUEST, error.chain()).into_response(),
+        Err(error) if error.kind == ErrorKind::Invalid => {
+            (StatusCode::BAD_REQUEST, error.chain()).into_response()
+        }
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.chain()).into_response(),
     }
 }

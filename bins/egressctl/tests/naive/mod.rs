@@ -1,4 +1,5 @@
-//! The written rules, read literally: every policy is looked at for every packet, and nothing is prepared.
+//! The written rules, read literally: every policy is looked at for every packet, and nothing is
+//! prepared.
 //!
 //! It shares no code with what it checks: neither parsing nor prefixes nor ranks.
 
@@ -10,8 +11,16 @@ use crate::{
 };
 
 /// Never steered, whatever a policy says.
-const NEVER: [&str; 8] =
-    ["0.0.0.0/32", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/10", "ff00::/8"];
+const NEVER: [&str; 8] = [
+    "0.0.0.0/32",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+    "::1/128",
+    "fe80::/10",
+    "ff00::/8",
+];
 
 pub(crate) fn ask(world: &World, pod: &Pod, source: IpAddr, destination: IpAddr) -> Answer {
     if is_exempt(world, destination) {
@@ -22,28 +31,50 @@ pub(crate) fn ask(world: &World, pod: &Pod, source: IpAddr, destination: IpAddr)
         if !policy.is_valid || !selects(world, policy, pod, source) {
             continue;
         }
-        let Some(length) = governs(policy, destination) else { continue };
-        let rank = (policy.priority.unwrap_or(1000), -i32::from(length), policy.created, policy.name.as_str(), policy);
-        let wins = best.is_none_or(|best| (rank.0, rank.1, rank.2, rank.3) < (best.0, best.1, best.2, best.3));
+        let Some(length) = governs(policy, destination) else {
+            continue;
+        };
+        let rank = (
+            policy.priority.unwrap_or(1000),
+            -i32::from(length),
+            policy.created,
+            policy.name.as_str(),
+            policy,
+        );
+        let wins = best
+            .is_none_or(|best| (rank.0, rank.1, rank.2, rank.3) < (best.0, best.1, best.2, best.3));
         if wins {
             best = Some(rank);
         }
     }
-    let Some((.., policy)) = best else { return Answer::Pass };
+    let Some((.., policy)) = best else {
+        return Answer::Pass;
+    };
     // Governed, and nobody knows where it should leave: it does not.
-    let Some(gateway) = gateway_of(world, policy) else { return Answer::Drop };
+    let Some(gateway) = gateway_of(world, policy) else {
+        return Answer::Drop;
+    };
     leave(world, pod, source, destination, policy, gateway)
 }
 
 fn is_exempt(world: &World, destination: IpAddr) -> bool {
     let never = NEVER.iter().any(|text| {
         let (base, length) = text.split_once('/').unwrap();
-        contains(Cidr { base: base.parse().unwrap(), length: length.parse().unwrap() }, destination)
+        contains(
+            Cidr {
+                base: base.parse().unwrap(),
+                length: length.parse().unwrap(),
+            },
+            destination,
+        )
     });
     let of_node = |node: &Node| {
         node.addresses.contains(&Some(destination))
             || node.overlay().contains(&destination)
-            || node.pod_networks.iter().any(|network| contains(*network, destination))
+            || node
+                .pod_networks
+                .iter()
+                .any(|network| contains(*network, destination))
     };
     never || world.nodes.iter().any(of_node)
 }
@@ -56,7 +87,8 @@ fn contains(cidr: Cidr, address: IpAddr) -> bool {
     };
     let (base, address) = (octets(cidr.base), octets(address));
     let bit = |octets: &[u8], index: usize| octets[index / 8] >> (7 - index % 8) & 1;
-    base.len() == address.len() && (0..usize::from(cidr.length)).all(|index| bit(&base, index) == bit(&address, index))
+    base.len() == address.len()
+        && (0..usize::from(cidr.length)).all(|index| bit(&base, index) == bit(&address, index))
 }
 
 fn selects(world: &World, policy: &Policy, pod: &Pod, source: IpAddr) -> bool {
@@ -65,13 +97,23 @@ fn selects(world: &World, policy: &Policy, pod: &Pod, source: IpAddr) -> bool {
         Subject::Labels { app, tier, team } => {
             let tier_fits = match tier {
                 None => true,
-                Some(Tier::In(values)) => pod.tier.as_ref().is_some_and(|tier| values.contains(tier)),
-                Some(Tier::NotIn(values)) => !pod.tier.as_ref().is_some_and(|tier| values.contains(tier)),
+                Some(Tier::In(values)) => {
+                    pod.tier.as_ref().is_some_and(|tier| values.contains(tier))
+                }
+                Some(Tier::NotIn(values)) => {
+                    !pod.tier.as_ref().is_some_and(|tier| values.contains(tier))
+                }
                 Some(Tier::Exists) => pod.tier.is_some(),
                 Some(Tier::DoesNotExist) => pod.tier.is_none(),
             };
-            let of_namespace = world.namespaces.iter().find(|(name, _)| *name == pod.namespace).and_then(|(_, team)| team.as_ref());
-            pod.app == *app && tier_fits && team.as_ref().is_none_or(|team| of_namespace == Some(team))
+            let of_namespace = world
+                .namespaces
+                .iter()
+                .find(|(name, _)| *name == pod.namespace)
+                .and_then(|(_, team)| team.as_ref());
+            pod.app == *app
+                && tier_fits
+                && team.as_ref().is_none_or(|team| of_namespace == Some(team))
         }
     }
 }
@@ -87,36 +129,74 @@ fn gateway_of<'a>(world: &'a World, policy: &Policy) -> Option<&'a Gateway> {
 
 /// The longest of the policy's prefixes that holds the destination.
 fn governs(policy: &Policy, destination: IpAddr) -> Option<u8> {
-    if policy.exceptions.iter().any(|hole| contains(*hole, destination)) {
+    if policy
+        .exceptions
+        .iter()
+        .any(|hole| contains(*hole, destination))
+    {
         return None;
     }
     if policy.destinations.is_empty() {
         return Some(0);
     }
-    policy.destinations.iter().filter(|cidr| contains(**cidr, destination)).map(|cidr| cidr.length).max()
+    policy
+        .destinations
+        .iter()
+        .filter(|cidr| contains(**cidr, destination))
+        .map(|cidr| cidr.length)
+        .max()
 }
 
-fn leave(world: &World, pod: &Pod, source: IpAddr, destination: IpAddr, policy: &Policy, gateway: &Gateway) -> Answer {
-    let of_family = |addresses: &[IpAddr]| addresses.iter().copied().find(|address| address.is_ipv4() == destination.is_ipv4());
+fn leave(
+    world: &World,
+    pod: &Pod,
+    source: IpAddr,
+    destination: IpAddr,
+    policy: &Policy,
+    gateway: &Gateway,
+) -> Answer {
+    let of_family = |addresses: &[IpAddr]| {
+        addresses
+            .iter()
+            .copied()
+            .find(|address| address.is_ipv4() == destination.is_ipv4())
+    };
     if !gateway.is_valid {
         return Answer::Drop;
     }
     let (asked, given) = (of_family(&policy.asked), of_family(&policy.given));
     let egress_ip = given.filter(|given| asked.is_none() || asked == Some(*given));
     if let Some(egress_ip) = egress_ip {
-        let owner = gateway.members.iter().find(|member| Some(&member.node) == policy.owner.as_ref() && member.mark.is_some());
-        let Some(owner) = owner else { return Answer::Drop };
+        let owner = gateway
+            .members
+            .iter()
+            .find(|member| Some(&member.node) == policy.owner.as_ref() && member.mark.is_some());
+        let Some(owner) = owner else {
+            return Answer::Drop;
+        };
         return through(world, pod, destination, &[owner], |_| Some(egress_ip));
     }
     if asked.is_some() || gateway.nat == Nat::EgressIp || gateway.mark.is_none() {
         return Answer::Drop;
     }
-    let mut ready: Vec<&Member> = gateway.members.iter().filter(|member| member.status == "Ready").collect();
+    let mut ready: Vec<&Member> = gateway
+        .members
+        .iter()
+        .filter(|member| member.status == "Ready")
+        .collect();
     if ready.is_empty() {
         // The last choice stays where there is no other.
-        ready = gateway.members.iter().filter(|member| member.active).collect();
+        ready = gateway
+            .members
+            .iter()
+            .filter(|member| member.active)
+            .collect();
     }
-    let mut chosen: Vec<&Member> = ready.iter().copied().filter(|member| member.active).collect();
+    let mut chosen: Vec<&Member> = ready
+        .iter()
+        .copied()
+        .filter(|member| member.active)
+        .collect();
     if chosen.is_empty() {
         chosen = ready;
     }
@@ -129,15 +209,31 @@ fn leave(world: &World, pod: &Pod, source: IpAddr, destination: IpAddr, policy: 
     })
 }
 
-/// Out of the pod's own node if that is an exit, else through the tunnel to those that have one in the family.
-fn through(world: &World, pod: &Pod, destination: IpAddr, exits: &[&Member], translated: impl Fn(&Node) -> Option<IpAddr>) -> Answer {
+/// Out of the pod's own node if that is an exit, else through the tunnel to those that have one in
+/// the family.
+fn through(
+    world: &World,
+    pod: &Pod,
+    destination: IpAddr,
+    exits: &[&Member],
+    translated: impl Fn(&Node) -> Option<IpAddr>,
+) -> Answer {
     let node = |name: &str| world.nodes.iter().find(|node| node.name == name).unwrap();
     if exits.iter().any(|exit| exit.node == pod.node) {
         return Answer::Egress([(pod.node.clone(), translated(node(&pod.node)))].into());
     }
     let family = usize::from(!destination.is_ipv4());
     let carries = |node: &Node| node.has_tunnel && node.addresses[family].is_some();
-    let reached = exits.iter().map(|exit| node(&exit.node)).filter(|exit| carries(exit) && carries(node(&pod.node)));
-    let leaving: BTreeSet<_> = reached.map(|exit| (exit.name.clone(), translated(exit))).collect();
-    if leaving.is_empty() { Answer::Drop } else { Answer::Egress(leaving) }
+    let reached = exits
+        .iter()
+        .map(|exit| node(&exit.node))
+        .filter(|exit| carries(exit) && carries(node(&pod.node)));
+    let leaving: BTreeSet<_> = reached
+        .map(|exit| (exit.name.clone(), translated(exit)))
+        .collect();
+    if leaving.is_empty() {
+        Answer::Drop
+    } else {
+        Answer::Egress(leaving)
+    }
 }

@@ -36,7 +36,13 @@ impl Answer {
         match explanation.verdict {
             Verdict::Pass => Self::Pass,
             Verdict::Drop => Self::Drop,
-            Verdict::Egress => Self::Egress(explanation.exits.iter().map(|exit| (exit.node.clone(), exit.source)).collect()),
+            Verdict::Egress => Self::Egress(
+                explanation
+                    .exits
+                    .iter()
+                    .map(|exit| (exit.node.clone(), exit.source))
+                    .collect(),
+            ),
         }
     }
 }
@@ -48,11 +54,17 @@ pub(crate) type Rules = fn(&PolicyDesired) -> Box<dyn Trace>;
 pub(crate) const BACKENDS: [(&str, Rules); 2] = [("nftables", nftables), ("netfilter", netfilter)];
 
 fn nftables(desired: &PolicyDesired) -> Box<dyn Trace> {
-    Box::new(after(&Nftables::offline(NftablesSettings::default()), desired))
+    Box::new(after(
+        &Nftables::offline(NftablesSettings::default()),
+        desired,
+    ))
 }
 
 fn netfilter(desired: &PolicyDesired) -> Box<dyn Trace> {
-    Box::new(after(&Netfilter::offline(NetfilterSettings::default()), desired))
+    Box::new(after(
+        &Netfilter::offline(NetfilterSettings::default()),
+        desired,
+    ))
 }
 
 fn after<D: Driver>(driver: &D, desired: &D::Desired) -> D::State {
@@ -68,17 +80,34 @@ pub(crate) struct Plans {
 impl Plans {
     pub(crate) fn of(offline: &Offline, rules: Rules) -> Self {
         let steering = Steering::offline(SteeringSettings::default());
-        let desired: BTreeMap<NodeName, DriversDesired> =
-            offline.nodes().map(|node| (node.clone(), offline.for_drivers(node).unwrap())).collect();
-        let states = |desired: &DriversDesired| (after(&steering, &desired.steering), rules(&desired.policy));
-        Self { nodes: desired.iter().map(|(node, desired)| (node.clone(), states(desired))).collect(), desired }
+        let desired: BTreeMap<NodeName, DriversDesired> = offline
+            .nodes()
+            .map(|node| (node.clone(), offline.for_drivers(node).unwrap()))
+            .collect();
+        let states = |desired: &DriversDesired| {
+            (after(&steering, &desired.steering), rules(&desired.policy))
+        };
+        Self {
+            nodes: desired
+                .iter()
+                .map(|(node, desired)| (node.clone(), states(desired)))
+                .collect(),
+            desired,
+        }
     }
 
     /// Sends the first packet of a connection from a pod of `node`.
     pub(crate) fn trace(&self, node: &NodeName, source: IpAddr, destination: IpAddr) -> Answer {
         let (routes, rules) = &self.nodes[node];
         let mut packet = TracePacket::new(source, destination);
-        let TraceVerdict::Accept { packet_mark, connection_mark, .. } = rules.trace(&packet) else { return Answer::Drop };
+        let TraceVerdict::Accept {
+            packet_mark,
+            connection_mark,
+            ..
+        } = rules.trace(&packet)
+        else {
+            return Answer::Drop;
+        };
         (packet.packet_mark, packet.connection_mark) = (packet_mark, connection_mark);
         if MarkMask::default().is_exit(connection_mark) {
             return self.exits([(node.clone(), packet)]);
@@ -86,7 +115,10 @@ impl Plans {
         let hops = match routes.route(packet_mark, destination) {
             Route::Unreachable => return Answer::Drop,
             Route::Unmarked | Route::Direct if connection_mark == 0 => {
-                assert_eq!(rules.trace_source(&packet, UNDERLAY_DEVICE), TraceSource::Untouched);
+                assert_eq!(
+                    rules.trace_source(&packet, UNDERLAY_DEVICE),
+                    TraceSource::Untouched
+                );
                 return Answer::Pass;
             }
             Route::Unmarked | Route::Direct => return self.exits([(node.clone(), packet)]),
@@ -94,8 +126,18 @@ impl Plans {
         };
         let mut arriving = Vec::new();
         for hop in hops {
-            assert!(matches!(rules.trace_forward(&packet, &hop.device), TraceVerdict::Accept { .. }), "may enter the tunnel");
-            assert_eq!(rules.trace_source(&packet, &hop.device), TraceSource::Itself, "enters the tunnel as itself");
+            assert!(
+                matches!(
+                    rules.trace_forward(&packet, &hop.device),
+                    TraceVerdict::Accept { .. }
+                ),
+                "may enter the tunnel"
+            );
+            assert_eq!(
+                rules.trace_source(&packet, &hop.device),
+                TraceSource::Itself,
+                "enters the tunnel as itself"
+            );
             arriving.extend(self.cross(node, &hop, source, destination));
         }
         self.exits(arriving)
@@ -107,26 +149,49 @@ impl Plans {
         for (node, mut packet) in arriving {
             let (routes, rules) = &self.nodes[&node];
             if packet.in_device.is_some() {
-                let TraceVerdict::Accept { untracked, packet_mark, connection_mark, .. } = rules.trace(&packet) else { continue };
+                let TraceVerdict::Accept {
+                    untracked,
+                    packet_mark,
+                    connection_mark,
+                    ..
+                } = rules.trace(&packet)
+                else {
+                    continue;
+                };
                 (packet.packet_mark, packet.connection_mark) = (packet_mark, connection_mark);
                 if untracked {
                     packet.state = ConnectionState::Untracked;
                 }
             }
             if packet.state != ConnectionState::Untracked {
-                assert!(MarkMask::default().is_exit(packet.connection_mark), "pinned as leaving here");
+                assert!(
+                    MarkMask::default().is_exit(packet.connection_mark),
+                    "pinned as leaving here"
+                );
             }
             let device = match routes.route(packet.packet_mark, packet.destination) {
                 Route::Unmarked => UNDERLAY_DEVICE.to_owned(),
-                Route::Via(hops) if hops.len() == 1 && packet.packet_mark == packet.connection_mark => hops[0].device.clone(),
+                Route::Via(hops)
+                    if hops.len() == 1 && packet.packet_mark == packet.connection_mark =>
+                {
+                    hops[0].device.clone()
+                }
                 other => panic!("leaves by the main table, or by another network: {other:?}"),
             };
-            if matches!(rules.trace_forward(&packet, &device), TraceVerdict::Drop { .. }) {
+            if matches!(
+                rules.trace_forward(&packet, &device),
+                TraceVerdict::Drop { .. }
+            ) {
                 continue;
             }
             let own = || {
                 let desired = &self.desired[&node];
-                let underlay = desired.tunnel.local.as_ref()?.underlay.get(&Family::of(packet.destination))?;
+                let underlay = desired
+                    .tunnel
+                    .local
+                    .as_ref()?
+                    .underlay
+                    .get(&Family::of(packet.destination))?;
                 Some(underlay.address)
             };
             let source = match rules.trace_source(&packet, &device) {
@@ -141,25 +206,65 @@ impl Plans {
                 .networks
                 .values()
                 .find(|network| source.is_some_and(|source| network.addresses.contains(&source)));
-            assert_eq!(by_network.map_or(UNDERLAY_DEVICE, |network| &network.device), device, "{source:?} leaves by its network");
+            assert_eq!(
+                by_network.map_or(UNDERLAY_DEVICE, |network| &network.device),
+                device,
+                "{source:?} leaves by its network"
+            );
             leaving.insert((node.to_string(), source));
         }
-        if leaving.is_empty() { Answer::Drop } else { Answer::Egress(leaving) }
+        if leaving.is_empty() {
+            Answer::Drop
+        } else {
+            Answer::Egress(leaving)
+        }
     }
 
     /// Through the tunnel to the node that has the next hop's address.
-    fn cross(&self, from: &NodeName, hop: &NextHop, source: IpAddr, destination: IpAddr) -> Option<(NodeName, TracePacket)> {
+    fn cross(
+        &self,
+        from: &NodeName,
+        hop: &NextHop,
+        source: IpAddr,
+        destination: IpAddr,
+    ) -> Option<(NodeName, TracePacket)> {
         let desired = &self.desired[from];
-        assert!(desired.policy.overlay.devices.contains(&hop.device), "{from} has no device {}", hop.device);
-        let (to, peer) = desired.tunnel.peers.iter().find(|(_, peer)| peer.overlay.contains(&hop.via)).unwrap();
+        assert!(
+            desired.policy.overlay.devices.contains(&hop.device),
+            "{from} has no device {}",
+            hop.device
+        );
+        let (to, peer) = desired
+            .tunnel
+            .peers
+            .iter()
+            .find(|(_, peer)| peer.overlay.contains(&hop.via))
+            .unwrap();
         let there = &self.desired[to];
         let local = there.tunnel.local.as_ref()?;
-        assert!(local.overlay.iter().any(|net| net.addr() == hop.via), "{to} is where {from} thinks it is");
+        assert!(
+            local.overlay.iter().any(|net| net.addr() == hop.via),
+            "{to} is where {from} thinks it is"
+        );
         assert_eq!(local.mac, peer.mac);
         let family = Family::of(hop.via);
-        assert_eq!(peer.underlay(family), local.underlay.get(&family).map(|underlay| underlay.address));
-        let outer = desired.tunnel.local.as_ref()?.underlay.get(&family)?.address;
+        assert_eq!(
+            peer.underlay(family),
+            local.underlay.get(&family).map(|underlay| underlay.address)
+        );
+        let outer = desired
+            .tunnel
+            .local
+            .as_ref()?
+            .underlay
+            .get(&family)?
+            .address;
         let is_let_in = there.policy.overlay.peers.contains(&outer);
-        is_let_in.then(|| (to.clone(), TracePacket::new(source, destination).from_device(hop.device.clone())))
+        is_let_in.then(|| {
+            (
+                to.clone(),
+                TracePacket::new(source, destination).from_device(hop.device.clone()),
+            )
+        })
     }
 }

@@ -142,8 +142,14 @@ impl std::fmt::Display for Cidr {
 impl Cidr {
     fn new(address: IpAddr, length: u8) -> Self {
         let base = match address {
-            IpAddr::V4(a) => Ipv4Addr::from(u32::from(a) & u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)).into(),
-            IpAddr::V6(a) => Ipv6Addr::from(u128::from(a) & u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)).into(),
+            IpAddr::V4(a) => Ipv4Addr::from(
+                u32::from(a) & u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0),
+            )
+            .into(),
+            IpAddr::V6(a) => Ipv6Addr::from(
+                u128::from(a) & u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0),
+            )
+            .into(),
         };
         Self { base, length }
     }
@@ -153,21 +159,42 @@ impl Cidr {
         let inside = u128::from(dice.next());
         match self.base {
             IpAddr::V4(base) => {
-                let (base, host) = (u32::from(base), u32::MAX.checked_shr(self.length.into()).unwrap_or(0));
+                let (base, host) = (
+                    u32::from(base),
+                    u32::MAX.checked_shr(self.length.into()).unwrap_or(0),
+                );
                 let inside = u32::try_from(inside & u128::from(host)).unwrap();
-                [base, base | host, base.wrapping_sub(1), (base | host).wrapping_add(1), base | inside].map(|a| Ipv4Addr::from(a).into())
+                [
+                    base,
+                    base | host,
+                    base.wrapping_sub(1),
+                    (base | host).wrapping_add(1),
+                    base | inside,
+                ]
+                .map(|a| Ipv4Addr::from(a).into())
             }
             IpAddr::V6(base) => {
-                let (base, host) = (u128::from(base), u128::MAX.checked_shr(self.length.into()).unwrap_or(0));
-                [base, base | host, base.wrapping_sub(1), (base | host).wrapping_add(1), base | (inside & host)]
-                    .map(|a| Ipv6Addr::from(a).into())
+                let (base, host) = (
+                    u128::from(base),
+                    u128::MAX.checked_shr(self.length.into()).unwrap_or(0),
+                );
+                [
+                    base,
+                    base | host,
+                    base.wrapping_sub(1),
+                    (base | host).wrapping_add(1),
+                    base | (inside & host),
+                ]
+                .map(|a| Ipv6Addr::from(a).into())
             }
         }
     }
 }
 
 fn v4(a: usize, b: usize, c: usize, d: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from([a, b, c, d].map(|octet| u8::try_from(octet).unwrap())))
+    IpAddr::V4(Ipv4Addr::from(
+        [a, b, c, d].map(|octet| u8::try_from(octet).unwrap()),
+    ))
 }
 
 fn v6(text: &str) -> IpAddr {
@@ -180,15 +207,37 @@ const TEAMS: [&str; 2] = ["red", "blue"];
 
 impl World {
     pub(crate) fn random(dice: &mut Dice) -> Self {
-        let nodes: Vec<Node> = (1..=2 + dice.below(3)).map(|number| node(number, dice)).collect();
-        let namespaces: Vec<_> =
-            ["x", "y"].iter().map(|name| ((*name).to_owned(), dice.chance(70).then(|| (*dice.pick(&TEAMS)).to_owned()))).collect();
-        let pods = (1..=2 + dice.below(4)).map(|number| pod(number, &nodes, &namespaces, dice)).collect();
+        let nodes: Vec<Node> = (1..=2 + dice.below(3))
+            .map(|number| node(number, dice))
+            .collect();
+        let namespaces: Vec<_> = ["x", "y"]
+            .iter()
+            .map(|name| {
+                (
+                    (*name).to_owned(),
+                    dice.chance(70).then(|| (*dice.pick(&TEAMS)).to_owned()),
+                )
+            })
+            .collect();
+        let pods = (1..=2 + dice.below(4))
+            .map(|number| pod(number, &nodes, &namespaces, dice))
+            .collect();
         let mut marks = (0x11..=0xff).filter(|mark| *mark != 0x12);
-        let gateways: Vec<Gateway> = (1..=1 + dice.below(3)).map(|number| gateway(number, &nodes, &mut marks, dice)).collect();
-        let policies = (0..=dice.below(6)).map(|number| policy(number, &nodes, &gateways, dice)).collect();
+        let gateways: Vec<Gateway> = (1..=1 + dice.below(3))
+            .map(|number| gateway(number, &nodes, &mut marks, dice))
+            .collect();
+        let policies = (0..=dice.below(6))
+            .map(|number| policy(number, &nodes, &gateways, dice))
+            .collect();
         let default = dice.chance(30).then(|| format!("gw{}", 1 + dice.below(3)));
-        Self { nodes, namespaces, pods, gateways, policies, default_gateway: default }
+        Self {
+            nodes,
+            namespaces,
+            pods,
+            gateways,
+            policies,
+            default_gateway: default,
+        }
     }
 
     /// A pod, its address, and a destination of the same family, mostly at the edge of something.
@@ -196,18 +245,43 @@ impl World {
         let pod = dice.pick(&self.pods);
         let source = *dice.pick(&pod.addresses);
         let nodes = self.nodes.iter().flat_map(|node| &node.pod_networks);
-        let policies: Vec<&Cidr> = self.policies.iter().flat_map(|policy| policy.destinations.iter().chain(&policy.exceptions)).collect();
+        let policies: Vec<&Cidr> = self
+            .policies
+            .iter()
+            .flat_map(|policy| policy.destinations.iter().chain(&policy.exceptions))
+            .collect();
         let of_family = |cidr: &&&Cidr| cidr.base.is_ipv4() == source.is_ipv4();
-        let policies: Vec<Cidr> = policies.iter().filter(of_family).map(|cidr| **cidr).collect();
-        let cluster: Vec<Cidr> = nodes.filter(|cidr| cidr.base.is_ipv4() == source.is_ipv4()).copied().collect();
-        let anything = Cidr::new(if source.is_ipv4() { v4(0, 0, 0, 0) } else { v6("::") }, 0);
+        let policies: Vec<Cidr> = policies
+            .iter()
+            .filter(of_family)
+            .map(|cidr| **cidr)
+            .collect();
+        let cluster: Vec<Cidr> = nodes
+            .filter(|cidr| cidr.base.is_ipv4() == source.is_ipv4())
+            .copied()
+            .collect();
+        let anything = Cidr::new(
+            if source.is_ipv4() {
+                v4(0, 0, 0, 0)
+            } else {
+                v6("::")
+            },
+            0,
+        );
         let cidr = match dice.below(10) {
             0 => anything,
             1 if !cluster.is_empty() => *dice.pick(&cluster),
             2 => {
-                let hosts: Vec<IpAddr> =
-                    self.nodes.iter().flat_map(|node| node.addresses).flatten().filter(|a| a.is_ipv4() == source.is_ipv4()).collect();
-                hosts.first().map_or(anything, |host| Cidr::new(*host, if source.is_ipv4() { 32 } else { 128 }))
+                let hosts: Vec<IpAddr> = self
+                    .nodes
+                    .iter()
+                    .flat_map(|node| node.addresses)
+                    .flatten()
+                    .filter(|a| a.is_ipv4() == source.is_ipv4())
+                    .collect();
+                hosts.first().map_or(anything, |host| {
+                    Cidr::new(*host, if source.is_ipv4() { 32 } else { 128 })
+                })
             }
             _ if !policies.is_empty() => *dice.pick(&policies),
             _ => random_cidr(source.is_ipv4(), dice),
@@ -221,13 +295,25 @@ impl World {
     pub(crate) fn manifest(&self) -> String {
         let mut text = String::from("apiVersion: v1\nkind: List\nitems:\n");
         for (name, team) in &self.namespaces {
-            let labels = team.as_ref().map_or(String::new(), |team| format!("team: {team}"));
+            let labels = team
+                .as_ref()
+                .map_or(String::new(), |team| format!("team: {team}"));
             writeln!(text, "- {{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{{labels}}}}}}}").unwrap();
         }
-        for item in self.nodes.iter().map(Node::manifest).chain(self.pods.iter().map(Pod::manifest)) {
+        for item in self
+            .nodes
+            .iter()
+            .map(Node::manifest)
+            .chain(self.pods.iter().map(Pod::manifest))
+        {
             text.push_str(&item);
         }
-        for item in self.gateways.iter().map(Gateway::manifest).chain(self.policies.iter().map(Policy::manifest)) {
+        for item in self
+            .gateways
+            .iter()
+            .map(Gateway::manifest)
+            .chain(self.policies.iter().map(Policy::manifest))
+        {
             text.push_str(&item);
         }
         text
@@ -242,14 +328,36 @@ fn node(number: usize, dice: &mut Dice) -> Node {
     if dice.chance(70) {
         pod_networks.push(Cidr::new(v6(&format!("fd10:{number}::")), 64));
     }
-    Node { name: format!("n{number}"), addresses: [address4, address6], pod_networks, has_tunnel: dice.chance(95), number }
+    Node {
+        name: format!("n{number}"),
+        addresses: [address4, address6],
+        pod_networks,
+        has_tunnel: dice.chance(95),
+        number,
+    }
 }
 
-fn pod(number: usize, nodes: &[Node], namespaces: &[(String, Option<String>)], dice: &mut Dice) -> Pod {
+fn pod(
+    number: usize,
+    nodes: &[Node],
+    namespaces: &[(String, Option<String>)],
+    dice: &mut Dice,
+) -> Pod {
     let node = dice.pick(nodes);
-    let address4 = v4(10, 244, node.number, *dice.pick(&[0, 60, 120, 190]) + number);
+    let address4 = v4(
+        10,
+        244,
+        node.number,
+        *dice.pick(&[0, 60, 120, 190]) + number,
+    );
     let address6 = v6(&format!("fd10:{}::{}", node.number, number));
-    let addresses = [vec![address4], vec![address6], vec![address4, address6], vec![address4, address6]][dice.below(4)].clone();
+    let addresses = [
+        vec![address4],
+        vec![address6],
+        vec![address4, address6],
+        vec![address4, address6],
+    ][dice.below(4)]
+    .clone();
     Pod {
         namespace: dice.pick(namespaces).0.clone(),
         name: format!("p{number}"),
@@ -260,7 +368,12 @@ fn pod(number: usize, nodes: &[Node], namespaces: &[(String, Option<String>)], d
     }
 }
 
-fn gateway(number: usize, nodes: &[Node], marks: &mut impl Iterator<Item = u8>, dice: &mut Dice) -> Gateway {
+fn gateway(
+    number: usize,
+    nodes: &[Node],
+    marks: &mut impl Iterator<Item = u8>,
+    dice: &mut Dice,
+) -> Gateway {
     let ecmp = dice.chance(40);
     let mut members: Vec<Member> = Vec::new();
     let turn = dice.below(nodes.len());
@@ -268,10 +381,17 @@ fn gateway(number: usize, nodes: &[Node], marks: &mut impl Iterator<Item = u8>, 
         if dice.chance(65) {
             let status = *dice.pick(&["Ready", "Ready", "Ready", "NotReady", "Unknown"]);
             let mark = if dice.chance(60) { marks.next() } else { None };
-            members.push(Member { node: nodes[(index + turn) % nodes.len()].name.clone(), status, active: false, mark });
+            members.push(Member {
+                node: nodes[(index + turn) % nodes.len()].name.clone(),
+                status,
+                active: false,
+                mark,
+            });
         }
     }
-    let ready: Vec<usize> = (0..members.len()).filter(|index| members[*index].status == "Ready").collect();
+    let ready: Vec<usize> = (0..members.len())
+        .filter(|index| members[*index].status == "Ready")
+        .collect();
     match dice.below(4) {
         0 => {}
         1 | 2 if ecmp => ready.iter().for_each(|index| members[*index].active = true),
@@ -296,10 +416,26 @@ fn gateway(number: usize, nodes: &[Node], marks: &mut impl Iterator<Item = u8>, 
 fn random_cidr(is_v4: bool, dice: &mut Dice) -> Cidr {
     if is_v4 {
         let length = *dice.pick(&[8, 16, 22, 23, 24, 25, 28, 30, 31, 32, 32]);
-        Cidr::new(v4(10, *dice.pick(&[6, 6, 6, 7, 244]), dice.below(4), dice.below(256)), length)
+        Cidr::new(
+            v4(
+                10,
+                *dice.pick(&[6, 6, 6, 7, 244]),
+                dice.below(4),
+                dice.below(256),
+            ),
+            length,
+        )
     } else {
         let length = *dice.pick(&[16, 48, 64, 112, 120, 127, 128]);
-        Cidr::new(v6(&format!("fd00:{}::{:x}:{:x}", dice.pick(&[6, 6, 7]), dice.below(3), dice.below(512))), length)
+        Cidr::new(
+            v6(&format!(
+                "fd00:{}::{:x}:{:x}",
+                dice.pick(&[6, 6, 7]),
+                dice.below(3),
+                dice.below(512)
+            )),
+            length,
+        )
     }
 }
 
@@ -313,14 +449,34 @@ fn policy(number: usize, nodes: &[Node], gateways: &[Gateway], dice: &mut Dice) 
             .collect()
     };
     let named = dice.chance(75).then(|| dice.pick(gateways).name.clone());
-    let gateway = if dice.chance(5) { Some("gw9".to_owned()) } else { named };
+    let gateway = if dice.chance(5) {
+        Some("gw9".to_owned())
+    } else {
+        named
+    };
     let egress = |dice: &mut Dice| {
         let address4 = v4(10, 6, 1, 60 + dice.below(2));
         let address6 = v6("fd00:6::60");
-        [vec![], vec![], vec![], vec![address4], vec![address6], vec![address4, address6]][dice.below(6)].clone()
+        [
+            vec![],
+            vec![],
+            vec![],
+            vec![address4],
+            vec![address6],
+            vec![address4, address6],
+        ][dice.below(6)]
+        .clone()
     };
-    let asked = if dice.chance(15) { egress(dice) } else { Vec::new() };
-    let given = if !asked.is_empty() && dice.chance(60) { asked.clone() } else { egress(dice) };
+    let asked = if dice.chance(15) {
+        egress(dice)
+    } else {
+        Vec::new()
+    };
+    let given = if !asked.is_empty() && dice.chance(60) {
+        asked.clone()
+    } else {
+        egress(dice)
+    };
     Policy {
         name: format!("{}{number}", dice.pick(&["p", "q"])),
         gateway,
@@ -341,8 +497,13 @@ fn subject(nodes: &[Node], dice: &mut Dice) -> Subject {
         let node = dice.pick(nodes).number;
         let length = *dice.pick(&[16, 23, 24, 25, 26, 32]);
         let subnet4 = Cidr::new(v4(10, 244, node, dice.below(256)), length);
-        let subnet6 = Cidr::new(v6(&format!("fd10:{node}::{}", dice.below(7))), *dice.pick(&[16, 64, 126, 128]));
-        return Subject::Subnets([vec![subnet4], vec![subnet6], vec![subnet4, subnet6]][dice.below(3)].clone());
+        let subnet6 = Cidr::new(
+            v6(&format!("fd10:{node}::{}", dice.below(7))),
+            *dice.pick(&[16, 64, 126, 128]),
+        );
+        return Subject::Subnets(
+            [vec![subnet4], vec![subnet6], vec![subnet4, subnet6]][dice.below(3)].clone(),
+        );
     }
     let tiers = |dice: &mut Dice| vec![(*dice.pick(&TIERS)).to_owned()];
     let tier = match dice.below(8) {
@@ -353,32 +514,56 @@ fn subject(nodes: &[Node], dice: &mut Dice) -> Subject {
         _ => None,
     };
     let team = dice.chance(15).then(|| (*dice.pick(&TEAMS)).to_owned());
-    Subject::Labels { app: (*dice.pick(&APPS)).to_owned(), tier, team }
+    Subject::Labels {
+        app: (*dice.pick(&APPS)).to_owned(),
+        tier,
+        team,
+    }
 }
 
 fn list(cidrs: &[Cidr]) -> String {
-    cidrs.iter().map(|cidr| format!("\"{cidr}\"")).collect::<Vec<_>>().join(", ")
+    cidrs
+        .iter()
+        .map(|cidr| format!("\"{cidr}\""))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn by_family(addresses: &[IpAddr]) -> String {
-    let entry = |address: &IpAddr| format!("{}: \"{address}\"", if address.is_ipv4() { "ipv4" } else { "ipv6" });
+    let entry = |address: &IpAddr| {
+        format!(
+            "{}: \"{address}\"",
+            if address.is_ipv4() { "ipv4" } else { "ipv6" }
+        )
+    };
     addresses.iter().map(entry).collect::<Vec<_>>().join(", ")
 }
 
 fn mark(mark: Option<u8>) -> String {
-    mark.map_or(String::new(), |mark| format!(", mark: {}", u32::from(mark) << 24))
+    mark.map_or(String::new(), |mark| {
+        format!(", mark: {}", u32::from(mark) << 24)
+    })
 }
 
 impl Node {
     /// Its addresses in the overlay.
     pub(crate) fn overlay(&self) -> Vec<IpAddr> {
-        let (number, has) = (self.number, |family: usize| self.has_tunnel && self.addresses[family].is_some());
+        let (number, has) = (self.number, |family: usize| {
+            self.has_tunnel && self.addresses[family].is_some()
+        });
         let v4 = has(0).then(|| v4(172, 31, 0, number));
-        v4.into_iter().chain(has(1).then(|| v6(&format!("fd31::{number}")))).collect()
+        v4.into_iter()
+            .chain(has(1).then(|| v6(&format!("fd31::{number}"))))
+            .collect()
     }
 
     fn manifest(&self) -> String {
-        let addresses: Vec<_> = self.addresses.iter().flatten().map(|a| format!("{{type: InternalIP, address: \"{a}\"}}")).collect();
+        let addresses: Vec<_> = self
+            .addresses
+            .iter()
+            .flatten()
+            .map(|a| format!("{{type: InternalIP, address: \"{a}\"}}"))
+            .collect();
         let mut text = format!(
             "- {{apiVersion: v1, kind: Node, metadata: {{name: {}}}, spec: {{podCIDRs: [{}]}}, status: {{addresses: [{}]}}}}\n",
             self.name,
@@ -389,13 +574,26 @@ impl Node {
             let number = self.number;
             let mut status = format!("tunnelMac: \"02:00:00:00:00:0{number}\"");
             if let Some(address) = self.addresses[0] {
-                write!(status, ", vxlanIPv4IP: \"172.31.0.{number}/16\", physicalInterfaceIPv4: \"{address}\"").unwrap();
+                write!(
+                    status,
+                    ", vxlanIPv4IP: \"172.31.0.{number}/16\", physicalInterfaceIPv4: \"{address}\""
+                )
+                .unwrap();
             }
             if let Some(address) = self.addresses[1] {
-                write!(status, ", vxlanIPv6IP: \"fd31::{number}/112\", physicalInterfaceIPv6: \"{address}\"").unwrap();
+                write!(
+                    status,
+                    ", vxlanIPv6IP: \"fd31::{number}/112\", physicalInterfaceIPv6: \"{address}\""
+                )
+                .unwrap();
             }
             let head = "apiVersion: egressgateway.spidernet.io/v1, kind: EgressNode";
-            writeln!(text, "- {{{head}, metadata: {{name: {}}}, spec: {{}}, status: {{{status}}}}}", self.name).unwrap();
+            writeln!(
+                text,
+                "- {{{head}, metadata: {{name: {}}}, spec: {{}}, status: {{{status}}}}}",
+                self.name
+            )
+            .unwrap();
         }
         text
     }
@@ -403,8 +601,15 @@ impl Node {
 
 impl Pod {
     fn manifest(&self) -> String {
-        let tier = self.tier.as_ref().map_or(String::new(), |tier| format!(", tier: {tier}"));
-        let ips: Vec<_> = self.addresses.iter().map(|address| format!("{{ip: \"{address}\"}}")).collect();
+        let tier = self
+            .tier
+            .as_ref()
+            .map_or(String::new(), |tier| format!(", tier: {tier}"));
+        let ips: Vec<_> = self
+            .addresses
+            .iter()
+            .map(|address| format!("{{ip: \"{address}\"}}"))
+            .collect();
         format!(
             "- {{apiVersion: v1, kind: Pod, metadata: {{name: {}, namespace: {}, labels: {{app: {}{tier}}}}}, spec: {{nodeName: {}, containers: []}}, status: {{podIPs: [{}]}}}}\n",
             self.name,
@@ -419,13 +624,25 @@ impl Pod {
 impl Gateway {
     fn manifest(&self) -> String {
         let member = |member: &Member| {
-            format!("{{name: {}, status: {}, active: {}{}}}", member.node, member.status, member.active, mark(member.mark))
+            format!(
+                "{{name: {}, status: {}, active: {}{}}}",
+                member.node,
+                member.status,
+                member.active,
+                mark(member.mark)
+            )
         };
         let members: Vec<_> = self.members.iter().map(member).collect();
-        let nodes = if self.is_valid { "{matchLabels: {egress: \"true\"}}" } else { "{}" };
+        let nodes = if self.is_valid {
+            "{matchLabels: {egress: \"true\"}}"
+        } else {
+            "{}"
+        };
         let nat = match self.nat {
             Nat::NodeAddress => "",
-            Nat::EgressIp => ", sourceNAT: EgressIP, egressIPs: {ipv4: [\"10.6.1.60-10.6.1.66\"], ipv6: [\"fd00:6::60\"]}",
+            Nat::EgressIp => {
+                ", sourceNAT: EgressIP, egressIPs: {ipv4: [\"10.6.1.60-10.6.1.66\"], ipv6: [\"fd00:6::60\"]}"
+            }
             Nat::Keep => ", sourceNAT: None",
         };
         format!(
@@ -451,16 +668,30 @@ impl Policy {
                     };
                     format!(", matchExpressions: [{{key: tier, operator: {operator}, values: [{values}]}}]")
                 });
-                let team = team.as_ref().map_or(String::new(), |team| format!(", namespaceSelector: {{matchLabels: {{team: {team}}}}}"));
+                let team = team.as_ref().map_or(String::new(), |team| {
+                    format!(", namespaceSelector: {{matchLabels: {{team: {team}}}}}")
+                });
                 format!("podSelector: {{matchLabels: {{app: {app}}}{expression}}}{team}")
             }
             Subject::Subnets(subnets) => {
-                let entry = |cidr: &Cidr| format!("{}: \"{cidr}\"", if cidr.base.is_ipv4() { "ipv4PodSubnet" } else { "ipv6PodSubnet" });
+                let entry = |cidr: &Cidr| {
+                    format!(
+                        "{}: \"{cidr}\"",
+                        if cidr.base.is_ipv4() {
+                            "ipv4PodSubnet"
+                        } else {
+                            "ipv6PodSubnet"
+                        }
+                    )
+                };
                 subnets.iter().map(entry).collect::<Vec<_>>().join(", ")
             }
         };
-        let mut spec =
-            format!("appliedTo: {{{subject}}}, destCIDR: [{}], exceptCIDR: [{}]", list(&self.destinations), list(&self.exceptions));
+        let mut spec = format!(
+            "appliedTo: {{{subject}}}, destCIDR: [{}], exceptCIDR: [{}]",
+            list(&self.destinations),
+            list(&self.exceptions)
+        );
         if let Some(gateway) = &self.gateway {
             write!(spec, ", egressGatewayName: {gateway}").unwrap();
         }
@@ -473,7 +704,10 @@ impl Policy {
         if !self.is_valid {
             spec = spec.replacen("destCIDR: [", "destCIDR: [nonsense, ", 1);
         }
-        let owner = self.owner.as_ref().map_or(String::new(), |node| format!(", node: {node}"));
+        let owner = self
+            .owner
+            .as_ref()
+            .map_or(String::new(), |node| format!(", node: {node}"));
         let created = match self.created {
             1_600_000_000 => "2020-09-13T12:26:40Z",
             1_700_000_000 => "2023-11-14T22:13:20Z",

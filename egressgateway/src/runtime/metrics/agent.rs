@@ -109,24 +109,76 @@ impl AgentMetrics {
         self.lease.register(registry);
         self.write.register(registry);
         self.reloads.register(registry);
-        registry.register("reconcile_duration_seconds", "Time that a driver took to plan and apply", self.durations.clone());
-        registry.register("reconcile_errors", "Failures of drivers by kind", self.errors.clone());
-        registry.register("converges", "Converges of the node by outcome; first is the one after start", self.converges.clone());
-        registry.register("tunnel_ready", "Whether the tunnel is built", self.tunnel_ready.clone());
-        registry.register("policy_entries", "Entries of the classification: pods, subnets and destinations", self.entries.clone());
-        registry.register("probes_sent", "Probes that were sent to gateway nodes", self.probes_sent.clone());
-        registry.register("probes_answered", "Answers to them", self.probes_answered.clone());
-        registry.register("probe_failures", "Probes that could not be sent, by kind", self.probe_failures.clone());
-        registry.register("gateways_lost", "How often a gateway node was found down", self.gateways_lost.clone());
-        registry.register("gateways_down", "Gateway nodes that are down, as seen from here", self.gateways_down.clone());
-        registry.register("announcements", "Announcements of egress addresses to neighbours", self.announcements.clone());
-        registry.register("announcement_failures", "Announcements that could not be sent, by kind", self.announcement_failures.clone());
+        registry.register(
+            "reconcile_duration_seconds",
+            "Time that a driver took to plan and apply",
+            self.durations.clone(),
+        );
+        registry.register(
+            "reconcile_errors",
+            "Failures of drivers by kind",
+            self.errors.clone(),
+        );
+        registry.register(
+            "converges",
+            "Converges of the node by outcome; first is the one after start",
+            self.converges.clone(),
+        );
+        registry.register(
+            "tunnel_ready",
+            "Whether the tunnel is built",
+            self.tunnel_ready.clone(),
+        );
+        registry.register(
+            "policy_entries",
+            "Entries of the classification: pods, subnets and destinations",
+            self.entries.clone(),
+        );
+        registry.register(
+            "probes_sent",
+            "Probes that were sent to gateway nodes",
+            self.probes_sent.clone(),
+        );
+        registry.register(
+            "probes_answered",
+            "Answers to them",
+            self.probes_answered.clone(),
+        );
+        registry.register(
+            "probe_failures",
+            "Probes that could not be sent, by kind",
+            self.probe_failures.clone(),
+        );
+        registry.register(
+            "gateways_lost",
+            "How often a gateway node was found down",
+            self.gateways_lost.clone(),
+        );
+        registry.register(
+            "gateways_down",
+            "Gateway nodes that are down, as seen from here",
+            self.gateways_down.clone(),
+        );
+        registry.register(
+            "announcements",
+            "Announcements of egress addresses to neighbours",
+            self.announcements.clone(),
+        );
+        registry.register(
+            "announcement_failures",
+            "Announcements that could not be sent, by kind",
+            self.announcement_failures.clone(),
+        );
         registry.register(
             "address_inquiries",
             "Questions to neighbours who else has an egress address, while the Lease is overdue",
             self.inquiries.clone(),
         );
-        registry.register("address_inquiry_failures", "Such questions that could not be sent, by kind", self.inquiry_failures.clone());
+        registry.register(
+            "address_inquiry_failures",
+            "Such questions that could not be sent, by kind",
+            self.inquiry_failures.clone(),
+        );
         registry.register(
             "addresses_let_go",
             "Egress addresses that were let go because another node answered for them while the Lease was overdue",
@@ -142,26 +194,48 @@ impl AgentMetrics {
             "Connections that began before the policy that governs them, or whose way is gone, and were ended",
             self.forgotten.clone(),
         );
-        registry.register("connections_ended_failures", "Failed looks for such connections, by kind", self.not_forgotten.clone());
+        registry.register(
+            "connections_ended_failures",
+            "Failed looks for such connections, by kind",
+            self.not_forgotten.clone(),
+        );
         registry.register(
             "holding",
             "Whether traffic to what was governed before a boot waits (1) because not everything was listed yet",
             self.holding.clone(),
         );
-        registry.register("state_failures", "Failures to read or write the state file, by kind", self.state_failures.clone());
+        registry.register(
+            "state_failures",
+            "Failures to read or write the state file, by kind",
+            self.state_failures.clone(),
+        );
         registry.register_collector(Box::new(self.packets.clone()));
     }
 
-    pub(in crate::runtime) fn reconciled(&self, driver: &'static str, took: Duration, failed: Option<ErrorKind>) {
-        self.durations.get_or_create(&DriverLabel { driver }).observe(took.as_secs_f64());
+    pub(in crate::runtime) fn reconciled(
+        &self,
+        driver: &'static str,
+        took: Duration,
+        failed: Option<ErrorKind>,
+    ) {
+        self.durations
+            .get_or_create(&DriverLabel { driver })
+            .observe(took.as_secs_f64());
         if let Some(kind) = failed {
-            self.errors.get_or_create(&DriverErrorLabels { driver, kind: kind.as_str() }).inc();
+            self.errors
+                .get_or_create(&DriverErrorLabels {
+                    driver,
+                    kind: kind.as_str(),
+                })
+                .inc();
         }
     }
 
     pub(in crate::runtime) fn converged(&self, first: bool, outcome: &'static str) {
         let first = if first { "true" } else { "false" };
-        self.converges.get_or_create(&OutcomeLabels { first, outcome }).inc();
+        self.converges
+            .get_or_create(&OutcomeLabels { first, outcome })
+            .inc();
     }
 
     pub(in crate::runtime) fn tunnel_ready(&self, ready: bool) {
@@ -181,7 +255,11 @@ impl AgentMetrics {
     }
 
     pub(in crate::runtime) fn probe_failed(&self, kind: ErrorKind) {
-        self.probe_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+        self.probe_failures
+            .get_or_create(&KindLabel {
+                kind: kind.as_str(),
+            })
+            .inc();
     }
 
     pub(in crate::runtime) fn gateway_lost(&self) {
@@ -197,7 +275,11 @@ impl AgentMetrics {
     }
 
     pub(in crate::runtime) fn not_announced(&self, kind: ErrorKind) {
-        self.announcement_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+        self.announcement_failures
+            .get_or_create(&KindLabel {
+                kind: kind.as_str(),
+            })
+            .inc();
     }
 
     pub(in crate::runtime) fn inquired(&self) {
@@ -205,7 +287,11 @@ impl AgentMetrics {
     }
 
     pub(in crate::runtime) fn not_inquired(&self, kind: ErrorKind) {
-        self.inquiry_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+        self.inquiry_failures
+            .get_or_create(&KindLabel {
+                kind: kind.as_str(),
+            })
+            .inc();
     }
 
     pub(in crate::runtime) fn refused(&self) {
@@ -218,14 +304,24 @@ impl AgentMetrics {
 
     #[cfg(test)]
     pub(in crate::runtime) fn announcements(&self) -> (u64, u64) {
-        let failures = self.announcement_failures.get_or_create(&KindLabel { kind: ErrorKind::Transient.as_str() }).get();
+        let failures = self
+            .announcement_failures
+            .get_or_create(&KindLabel {
+                kind: ErrorKind::Transient.as_str(),
+            })
+            .get();
         (self.announcements.get(), failures)
     }
 
     /// Addresses that were let go, questions, and questions that were refused.
     #[cfg(test)]
     pub(in crate::runtime) fn claims(&self) -> (u64, u64, u64) {
-        let refused = self.inquiry_failures.get_or_create(&KindLabel { kind: ErrorKind::Permission.as_str() }).get();
+        let refused = self
+            .inquiry_failures
+            .get_or_create(&KindLabel {
+                kind: ErrorKind::Permission.as_str(),
+            })
+            .get();
         (self.let_go.get(), self.inquiries.get(), refused)
     }
 
@@ -234,7 +330,11 @@ impl AgentMetrics {
     }
 
     pub(in crate::runtime) fn not_forgotten(&self, kind: ErrorKind) {
-        self.not_forgotten.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+        self.not_forgotten
+            .get_or_create(&KindLabel {
+                kind: kind.as_str(),
+            })
+            .inc();
     }
 
     pub(in crate::runtime) fn holding(&self, holding: bool) {
@@ -242,11 +342,19 @@ impl AgentMetrics {
     }
 
     pub(in crate::runtime) fn state_failed(&self, kind: ErrorKind) {
-        self.state_failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+        self.state_failures
+            .get_or_create(&KindLabel {
+                kind: kind.as_str(),
+            })
+            .inc();
     }
 
     pub(in crate::runtime) fn packets(&self, counters: BTreeMap<String, Counter>) {
-        *self.packets.0.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+        *self
+            .packets
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = counters;
     }
 }
 
@@ -262,15 +370,31 @@ impl fmt::Debug for Packets {
 
 impl Collector for Packets {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let counters = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let counters = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let kind = ConstCounter::new(0_u64).metric_type();
-        let mut family = encoder.encode_descriptor("packets", "Packets that met a rule, since the rules were made", None, kind)?;
+        let mut family = encoder.encode_descriptor(
+            "packets",
+            "Packets that met a rule, since the rules were made",
+            None,
+            kind,
+        )?;
         for (rule, counter) in &counters {
-            ConstCounter::new(counter.packets).encode(family.encode_family(&[("rule", rule.as_str())])?)?;
+            ConstCounter::new(counter.packets)
+                .encode(family.encode_family(&[("rule", rule.as_str())])?)?;
         }
-        let mut family = encoder.encode_descriptor("bytes", "Bytes of packets that met a rule, since the rules were made", None, kind)?;
+        let mut family = encoder.encode_descriptor(
+            "bytes",
+            "Bytes of packets that met a rule, since the rules were made",
+            None,
+            kind,
+        )?;
         for (rule, counter) in &counters {
-            ConstCounter::new(counter.bytes).encode(family.encode_family(&[("rule", rule.as_str())])?)?;
+            ConstCounter::new(counter.bytes)
+                .encode(family.encode_family(&[("rule", rule.as_str())])?)?;
         }
         Ok(())
     }

@@ -37,12 +37,18 @@ pub(in crate::runtime) struct AdmissionMetrics {
 
 impl AdmissionMetrics {
     fn register(&self, registry: &mut Registry) {
-        registry.register("admission_reviews", "Admission reviews that were answered, by webhook and result", self.reviews.clone());
+        registry.register(
+            "admission_reviews",
+            "Admission reviews that were answered, by webhook and result",
+            self.reviews.clone(),
+        );
     }
 
     pub(in crate::runtime) fn answered(&self, webhook: &'static str, allowed: bool) {
         let result = if allowed { "allowed" } else { "refused" };
-        self.reviews.get_or_create(&ReviewLabels { webhook, result }).inc();
+        self.reviews
+            .get_or_create(&ReviewLabels { webhook, result })
+            .inc();
     }
 }
 
@@ -94,15 +100,51 @@ impl ControllerMetrics {
         self.write.register(registry);
         self.reloads.register(registry);
         self.admission.register(registry);
-        registry.register("leading", "Whether this process is the leader", self.leading.clone());
-        registry.register("elections", "How often this process became the leader", self.elections.clone());
-        registry.register("plan_objects", "Objects that the last plan was about, by kind", self.objects.clone());
-        registry.register("plan_writes", "Requests that the last plan came to", self.writes.clone());
-        registry.register("active_changes", "How often other nodes became a gateway's active ones", self.active_changes.clone());
-        registry.register("pool_addresses", "Egress addresses of a gateway's pool", self.pools.clone());
-        registry.register("pool_addresses_used", "Of them, those that a policy has", self.used.clone());
-        registry.register("plan_duration_seconds", "Time that a plan of the whole cluster took", self.plans.clone());
-        registry.register("agents_fresh", "Agents whose Lease is fresh", self.ready.clone());
+        registry.register(
+            "leading",
+            "Whether this process is the leader",
+            self.leading.clone(),
+        );
+        registry.register(
+            "elections",
+            "How often this process became the leader",
+            self.elections.clone(),
+        );
+        registry.register(
+            "plan_objects",
+            "Objects that the last plan was about, by kind",
+            self.objects.clone(),
+        );
+        registry.register(
+            "plan_writes",
+            "Requests that the last plan came to",
+            self.writes.clone(),
+        );
+        registry.register(
+            "active_changes",
+            "How often other nodes became a gateway's active ones",
+            self.active_changes.clone(),
+        );
+        registry.register(
+            "pool_addresses",
+            "Egress addresses of a gateway's pool",
+            self.pools.clone(),
+        );
+        registry.register(
+            "pool_addresses_used",
+            "Of them, those that a policy has",
+            self.used.clone(),
+        );
+        registry.register(
+            "plan_duration_seconds",
+            "Time that a plan of the whole cluster took",
+            self.plans.clone(),
+        );
+        registry.register(
+            "agents_fresh",
+            "Agents whose Lease is fresh",
+            self.ready.clone(),
+        );
     }
 
     pub(in crate::runtime) fn leading(&self, leading: bool) {
@@ -116,24 +158,35 @@ impl ControllerMetrics {
     /// A plan was made in so long a time, with so many fresh agents, and came to so many requests.
     pub(in crate::runtime) fn planned(&self, took: Duration, fresh: usize, writes: usize) {
         self.plans.observe(took.as_secs_f64());
-        self.ready.set(f64::from(u32::try_from(fresh).unwrap_or(u32::MAX)));
+        self.ready
+            .set(f64::from(u32::try_from(fresh).unwrap_or(u32::MAX)));
         self.writes.set(number(writes));
     }
 
     /// What the plan was about.
     pub(in crate::runtime) fn planned_for(&self, plan: &ClusterPlan) {
-        let numbers =
-            [("EgressNode", plan.egress_nodes.len()), ("EgressGateway", plan.gateways.len()), ("EgressGatewayPolicy", plan.policies.len())];
+        let numbers = [
+            ("EgressNode", plan.egress_nodes.len()),
+            ("EgressGateway", plan.gateways.len()),
+            ("EgressGatewayPolicy", plan.policies.len()),
+        ];
         for (object, objects) in numbers {
-            self.objects.get_or_create(&ObjectLabel { object }).set(number(objects));
+            self.objects
+                .get_or_create(&ObjectLabel { object })
+                .set(number(objects));
         }
         // A gateway that is gone, or its pool, is no gateway with an empty pool.
         self.pools.clear();
         self.used.clear();
         for (gateway, status) in &plan.gateways {
-            let Some(usage) = &status.ip_usage else { continue };
+            let Some(usage) = &status.ip_usage else {
+                continue;
+            };
             for (family, pool) in [("ipv4", usage.ipv4), ("ipv6", usage.ipv6)] {
-                let labels = PoolLabels { gateway: gateway.as_str().to_owned(), family };
+                let labels = PoolLabels {
+                    gateway: gateway.as_str().to_owned(),
+                    family,
+                };
                 self.pools.get_or_create(&labels).set(pool.total);
                 self.used.get_or_create(&labels).set(pool.used);
             }

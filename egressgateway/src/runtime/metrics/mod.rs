@@ -51,9 +51,21 @@ pub(super) struct WatchMetrics {
 
 impl WatchMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("watch_events", "Objects that lists and watches told of", self.events.clone());
-        registry.register("watch_restarts", "Lists and watches that failed and were started again", self.restarts.clone());
-        registry.register("synced", "Whether everything was listed once (1) or nothing may be written yet (0)", self.synced.clone());
+        registry.register(
+            "watch_events",
+            "Objects that lists and watches told of",
+            self.events.clone(),
+        );
+        registry.register(
+            "watch_restarts",
+            "Lists and watches that failed and were started again",
+            self.restarts.clone(),
+        );
+        registry.register(
+            "synced",
+            "Whether everything was listed once (1) or nothing may be written yet (0)",
+            self.synced.clone(),
+        );
     }
 
     /// What one watch counts.
@@ -79,8 +91,16 @@ pub(super) struct LeaseMetrics {
 
 impl LeaseMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("lease_renewals", "Successful renewals of this daemon's Lease", self.renewals.clone());
-        registry.register("lease_failures", "Failed renewals of this daemon's Lease", self.failures.clone());
+        registry.register(
+            "lease_renewals",
+            "Successful renewals of this daemon's Lease",
+            self.renewals.clone(),
+        );
+        registry.register(
+            "lease_failures",
+            "Failed renewals of this daemon's Lease",
+            self.failures.clone(),
+        );
     }
 
     pub(super) fn renewed(&self) {
@@ -88,7 +108,11 @@ impl LeaseMetrics {
     }
 
     pub(super) fn failed(&self, kind: ErrorKind) {
-        self.failures.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+        self.failures
+            .get_or_create(&KindLabel {
+                kind: kind.as_str(),
+            })
+            .inc();
     }
 }
 
@@ -100,12 +124,18 @@ pub(super) struct WriteMetrics {
 
 impl WriteMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("api_writes", "Requests that change objects, by kind of object and result", self.writes.clone());
+        registry.register(
+            "api_writes",
+            "Requests that change objects, by kind of object and result",
+            self.writes.clone(),
+        );
     }
 
     pub(super) fn wrote(&self, object: &'static str, result: Result<(), ErrorKind>) {
         let result = result.map_or_else(ErrorKind::as_str, |()| "ok");
-        self.writes.get_or_create(&WriteLabels { object, result }).inc();
+        self.writes
+            .get_or_create(&WriteLabels { object, result })
+            .inc();
     }
 }
 
@@ -119,21 +149,33 @@ pub struct Reloads {
 impl Reloads {
     /// Registers what is counted.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("config_reloads", "Configuration files that changed while the daemon ran, by result", self.results.clone());
-        registry.register("config_fields_waiting", "Fields of the configuration that changed and wait for a restart", self.waiting.clone());
+        registry.register(
+            "config_reloads",
+            "Configuration files that changed while the daemon ran, by result",
+            self.results.clone(),
+        );
+        registry.register(
+            "config_fields_waiting",
+            "Fields of the configuration that changed and wait for a restart",
+            self.waiting.clone(),
+        );
     }
 
     /// A file was taken in which so many fields are others, of which so many wait for a restart.
     pub fn taken(&self, changed: usize, waiting: usize) {
         self.waiting.set(number(waiting));
         if changed > 0 {
-            self.results.get_or_create(&ResultLabel { result: "ok" }).inc();
+            self.results
+                .get_or_create(&ResultLabel { result: "ok" })
+                .inc();
         }
     }
 
     /// A file was refused.
     pub fn refused(&self) {
-        self.results.get_or_create(&ResultLabel { result: "refused" }).inc();
+        self.results
+            .get_or_create(&ResultLabel { result: "refused" })
+            .inc();
     }
 }
 
@@ -180,13 +222,33 @@ in its own registry.
         for entry in text.split("# HELP ").skip(1) {
             let mut lines = entry.lines();
             let (name, help) = lines.next().and_then(|line| line.split_once(' ')).unwrap();
-            let kind = lines.next().and_then(|line| line.rsplit(' ').next()).unwrap();
+            let kind = lines
+                .next()
+                .and_then(|line| line.rsplit(' ').next())
+                .unwrap();
             let sample = lines.find(|line| !line.starts_with('#')).unwrap();
-            let labels = sample.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
-            let labels: Vec<_> = labels.split(',').filter_map(|label| label.split_once('=')).map(|(label, _)| label).collect();
-            let labels: Vec<_> = labels.iter().filter(|label| **label != "le").map(|label| format!("`{label}`")).collect();
+            let labels = sample
+                .split_once('{')
+                .and_then(|(_, rest)| rest.split_once('}'))
+                .map_or("", |(labels, _)| labels);
+            let labels: Vec<_> = labels
+                .split(',')
+                .filter_map(|label| label.split_once('='))
+                .map(|(label, _)| label)
+                .collect();
+            let labels: Vec<_> = labels
+                .iter()
+                .filter(|label| **label != "le")
+                .map(|label| format!("`{label}`"))
+                .collect();
             let total = if kind == "counter" { "_total" } else { "" };
-            writeln!(rows, "| `{name}{total}` | {kind} | {} | {} |", labels.join(", "), help.trim_end_matches('.')).unwrap();
+            writeln!(
+                rows,
+                "| `{name}{total}` | {kind} | {} | {} |",
+                labels.join(", "),
+                help.trim_end_matches('.')
+            )
+            .unwrap();
         }
         rows
     }
@@ -201,8 +263,17 @@ in its own registry.
 
     fn with_a_pool(total: i64, used: i64) -> ClusterPlan {
         let pool = PoolUsage { total, used };
-        let status = EgressGatewayStatus { ip_usage: Some(IpUsage { ipv4: pool, ipv6: pool }), ..EgressGatewayStatus::default() };
-        ClusterPlan { gateways: [("exit".into(), status)].into(), ..ClusterPlan::default() }
+        let status = EgressGatewayStatus {
+            ip_usage: Some(IpUsage {
+                ipv4: pool,
+                ipv6: pool,
+            }),
+            ..EgressGatewayStatus::default()
+        };
+        ClusterPlan {
+            gateways: [("exit".into(), status)].into(),
+            ..ClusterPlan::default()
+        }
     }
 
     #[test]
@@ -212,11 +283,16 @@ in its own registry.
         let shown = || {
             let mut text = String::new();
             encode(&mut text, &registry).unwrap();
-            text.lines().filter(|line| line.contains("gateway=\"exit\",family=\"ipv4\"")).map(str::to_owned).collect::<Vec<_>>()
+            text.lines()
+                .filter(|line| line.contains("gateway=\"exit\",family=\"ipv4\""))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
         };
         metrics.planned_for(&with_a_pool(7, 2));
         let labels = "{gateway=\"exit\",family=\"ipv4\"}";
-        let of = |name: &str, value: u64| format!("egressgateway_controller_pool_addresses{name}{labels} {value}");
+        let of = |name: &str, value: u64| {
+            format!("egressgateway_controller_pool_addresses{name}{labels} {value}")
+        };
         assert_eq!(shown(), [of("", 7), of("_used", 2)]);
         metrics.planned_for(&ClusterPlan::default());
         assert_eq!(shown(), Vec::<String>::new());
@@ -236,17 +312,29 @@ in its own registry.
         agent.packets([("steered".to_owned(), Counter::default())].into());
         agent.register(&mut agents);
         let (controller, mut controllers) = (ControllerMetrics::default(), Registry::default());
-        common(&controller.watch, &controller.lease, &controller.write, &controller.reloads);
+        common(
+            &controller.watch,
+            &controller.lease,
+            &controller.write,
+            &controller.reloads,
+        );
         controller.admission.answered("validate", true);
         controller.planned_for(&with_a_pool(7, 1));
         controller.register(&mut controllers);
 
-        let text = format!("{DOCUMENTATION}## Agent\n\n{}\n## Controller\n\n{}", rows(&agents), rows(&controllers));
+        let text = format!(
+            "{DOCUMENTATION}## Agent\n\n{}\n## Controller\n\n{}",
+            rows(&agents),
+            rows(&controllers)
+        );
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
         if env::var_os("UPDATE").is_some_and(|update| update == "1") {
             fs::write(&path, &text).unwrap();
         }
         let written = fs::read_to_string(&path).unwrap_or_default();
-        assert!(written == text, "docs/metrics.md differs from the code: run UPDATE=1 cargo test -p egressgateway --lib metrics");
+        assert!(
+            written == text,
+            "docs/metrics.md differs from the code: run UPDATE=1 cargo test -p egressgateway --lib metrics"
+        );
     }
 }

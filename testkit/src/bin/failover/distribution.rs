@@ -5,7 +5,8 @@ use std::{fmt, time::Duration};
 /// Heads of the columns that a distribution fills.
 pub(crate) const HEADS: &str = "p50 | p90 | p99 | longest";
 
-/// At least one duration. Written: the smallest that 50, 90, 99 and 100 per cent of all do not exceed, in milliseconds, as cells of a table.
+/// At least one duration. Written: the smallest that 50, 90, 99 and 100 per cent of all do not
+/// exceed, in milliseconds, as cells of a table.
 #[derive(Clone, Debug)]
 pub(crate) struct Distribution(Vec<Duration>);
 
@@ -24,7 +25,8 @@ impl Distribution {
 
 impl fmt::Display for Distribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cells = [50, 90, 99, 100].map(|percent| format!("{} ms", self.percentile(percent).as_millis()));
+        let cells =
+            [50, 90, 99, 100].map(|percent| format!("{} ms", self.percentile(percent).as_millis()));
         f.write_str(&cells.join(" | "))
     }
 }
@@ -35,7 +37,9 @@ mod tests {
 
     #[test]
     fn percentiles_are_values_that_were_measured() {
-        let of = |milliseconds: &[u64]| Distribution::of(milliseconds.iter().copied().map(Duration::from_millis)).to_string();
+        let of = |milliseconds: &[u64]| {
+            Distribution::of(milliseconds.iter().copied().map(Duration::from_millis)).to_string()
+        };
         assert_eq!(of(&[7]), "7 ms | 7 ms | 7 ms | 7 ms");
         assert_eq!(of(&[3, 1, 2, 4]), "2 ms | 4 ms | 4 ms | 4 ms");
         let hundred: Vec<u64> = (1..=100).collect();

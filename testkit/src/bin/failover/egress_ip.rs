@@ -1,4 +1,5 @@
-//! The node of an egress address loses its power: the other has the same address. Then the lost node comes back with the address still set.
+//! The node of an egress address loses its power: the other has the same address. Then the lost
+//! node comes back with the address still set.
 
 use std::{
     collections::BTreeSet,
@@ -51,25 +52,45 @@ pub(crate) fn measure(runs: u32, leases: u32) -> io::Result<String> {
             "|---|---|---|---|---|---|---|---|".to_owned(),
         ]
     };
-    let (mut stops, mut both_answer) = (columns("traffic stops"), columns("back again, both nodes answer"));
+    let (mut stops, mut both_answer) = (
+        columns("traffic stops"),
+        columns("back again, both nodes answer"),
+    );
     for backend in BACKENDS {
         let mut scene = Scene::start(backend, As::EgressIp)?;
         for (told, runs) in [(Told::ByNode, runs), (Told::ByLease, leases)] {
             let (mut gaps, mut both) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
             for run in 0..runs {
                 let measured = lose_owner(&mut scene, told)?;
-                eprintln!("{backend}, {told}, run {run}: traffic stops for {:?}, both answer for {:?}", measured.gaps, measured.both);
-                gaps.iter_mut().zip(measured.gaps).for_each(|(all, gap)| all.push(gap));
-                both.iter_mut().zip(measured.both).for_each(|(all, time)| all.push(time));
+                eprintln!(
+                    "{backend}, {told}, run {run}: traffic stops for {:?}, both answer for {:?}",
+                    measured.gaps, measured.both
+                );
+                gaps.iter_mut()
+                    .zip(measured.gaps)
+                    .for_each(|(all, gap)| all.push(gap));
+                both.iter_mut()
+                    .zip(measured.both)
+                    .for_each(|(all, time)| all.push(time));
             }
             for (lines, times) in [(&mut stops, gaps), (&mut both_answer, both)] {
-                for (family, times) in FAMILIES.into_iter().zip(times).filter(|(_, times)| !times.is_empty()) {
-                    lines.push(format!("| {backend} | {family} | {told} | {} times | {} |", times.len(), Distribution::of(times)));
+                for (family, times) in FAMILIES
+                    .into_iter()
+                    .zip(times)
+                    .filter(|(_, times)| !times.is_empty())
+                {
+                    lines.push(format!(
+                        "| {backend} | {family} | {told} | {} times | {} |",
+                        times.len(),
+                        Distribution::of(times)
+                    ));
                 }
             }
         }
     }
-    Ok([stops, both_answer].map(|lines| lines.join("\n")).join("\n\n"))
+    Ok([stops, both_answer]
+        .map(|lines| lines.join("\n"))
+        .join("\n\n"))
 }
 
 /// Of one loss, for each family.
@@ -82,15 +103,29 @@ struct Measured {
 
 fn lose_owner(scene: &mut Scene, told: Told) -> io::Result<Measured> {
     let (owner, addresses) = given(scene)?;
-    let next = GATEWAYS.into_iter().find(|node| *node != owner).ok_or_else(|| io::Error::other("no other gateway"))?;
+    let next = GATEWAYS
+        .into_iter()
+        .find(|node| *node != owner)
+        .ok_or_else(|| io::Error::other("no other gateway"))?;
     // Each datagram is a connection of its own: those of the lost node end.
     let start = |to| scene.pod.stream(to, STEP).fresh_ports().start();
-    let streams = Scene::servers().into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
+    let streams = Scene::servers()
+        .into_iter()
+        .map(start)
+        .collect::<io::Result<Vec<_>>>()?;
     scene.cluster.lab.node(owner).power_off()?;
     if told == Told::ByNode {
         scene.cluster.node_ready(owner, false);
     }
-    wait_for_owner(scene, next, if told == Told::ByNode { PATIENCE } else { LEASE })?;
+    wait_for_owner(
+        scene,
+        next,
+        if told == Told::ByNode {
+            PATIENCE
+        } else {
+            LEASE
+        },
+    )?;
     let moved = Instant::now();
     for stream in &streams {
         stream.wait_for(PATIENCE, |answer: &Answer| answer.at > moved)?;
@@ -99,7 +134,10 @@ fn lose_owner(scene: &mut Scene, told: Told) -> io::Result<Measured> {
     for (stream, address) in streams.into_iter().zip(&addresses) {
         let report = stream.finish()?;
         if report.sources.keys().ne([address]) {
-            return Err(io::Error::other(format!("seen as {:?}, and must be as {address} alone", report.sources)));
+            return Err(io::Error::other(format!(
+                "seen as {:?}, and must be as {address} alone",
+                report.sources
+            )));
         }
         gaps.push(report.longest_gap);
     }
@@ -119,10 +157,15 @@ fn lose_owner(scene: &mut Scene, told: Told) -> io::Result<Measured> {
 fn given(scene: &Scene) -> io::Result<(&'static str, Vec<IpAddr>)> {
     let status = scene.cluster.status("EgressGatewayPolicy", "shopping");
     let node = GATEWAYS.into_iter().find(|node| status["node"] == *node);
-    let addresses: Vec<IpAddr> = ["ipv4", "ipv6"].iter().filter_map(|family| status["egressIP"][family].as_str()?.parse().ok()).collect();
+    let addresses: Vec<IpAddr> = ["ipv4", "ipv6"]
+        .iter()
+        .filter_map(|family| status["egressIP"][family].as_str()?.parse().ok())
+        .collect();
     match node {
         Some(node) if addresses.len() == FAMILIES.len() => Ok((node, addresses)),
-        _ => Err(io::Error::other(format!("the policy has no addresses: {status}"))),
+        _ => Err(io::Error::other(format!(
+            "the policy has no addresses: {status}"
+        ))),
     }
 }
 
@@ -130,31 +173,51 @@ fn wait_for_owner(scene: &Scene, node: &str, patience: Duration) -> io::Result<(
     let end = Instant::now() + patience;
     while given(scene)?.0 != node {
         if Instant::now() > end {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("the addresses do not come to {node}")));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the addresses do not come to {node}"),
+            ));
         }
         thread::sleep(STEP);
     }
     Ok(())
 }
 
-/// Asks from outside, again and again, who has the addresses, until the former owner has been silent for [`QUIET`]: when it last answered,
-/// from now.
-fn both_answer(scene: &Scene, capture: &Capture, addresses: &[IpAddr], former: &str) -> io::Result<Vec<Duration>> {
+/// Asks from outside, again and again, who has the addresses, until the former owner has been
+/// silent for [`QUIET`]: when it last answered, from now.
+fn both_answer(
+    scene: &Scene,
+    capture: &Capture,
+    addresses: &[IpAddr],
+    former: &str,
+) -> io::Result<Vec<Duration>> {
     // Not the router: it would lose the answers of servers that wait while it asks.
-    let (start, asker) = (Instant::now(), scene.cluster.lab.server(["10.6.250.1", "fd00:6::250:1"])?);
+    let (start, asker) = (
+        Instant::now(),
+        scene.cluster.lab.server(["10.6.250.1", "fd00:6::250:1"])?,
+    );
     let mut last = vec![Duration::ZERO; addresses.len()];
-    let ask = |address| format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.1 {address} >/dev/null || true\n");
+    let ask = |address| {
+        format!(
+            "ip neigh flush to {address} dev eth0; ping -c 1 -W 0.1 {address} >/dev/null || true\n"
+        )
+    };
     let ask: String = addresses.iter().map(ask).collect();
     while last.iter().any(|last| start.elapsed() < *last + QUIET) {
         if start.elapsed() > LEASE {
-            return Err(io::Error::other(format!("{former} does not let go of {addresses:?}")));
+            return Err(io::Error::other(format!(
+                "{former} does not let go of {addresses:?}"
+            )));
         }
         asker.run(&ask)?;
         let heard = capture.packets();
         capture.clear();
         for (address, last) in addresses.iter().zip(&mut last) {
-            let answering: BTreeSet<&str> =
-                heard.iter().filter(|packet| says_it_has(packet, *address)).map(|packet| packet.from.as_str()).collect();
+            let answering: BTreeSet<&str> = heard
+                .iter()
+                .filter(|packet| says_it_has(packet, *address))
+                .map(|packet| packet.from.as_str())
+                .collect();
             if answering.contains(former) {
                 *last = start.elapsed();
             }
@@ -164,5 +227,6 @@ fn both_answer(scene: &Scene, capture: &Capture, addresses: &[IpAddr], former: &
 }
 
 fn says_it_has(packet: &Packet, address: IpAddr) -> bool {
-    packet.source == address && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
+    packet.source == address
+        && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
 }

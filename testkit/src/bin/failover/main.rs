@@ -1,5 +1,6 @@
-//! How long traffic stops when a gateway is lost, whether anything stops it that should not, and what finding out costs. Prints a table for
-//! each part, and writes it into a page if asked to; changes nothing outside of its own network namespaces.
+//! How long traffic stops when a gateway is lost, whether anything stops it that should not, and
+//! what finding out costs. Prints a table for each part, and writes it into a page if asked to;
+//! changes nothing outside of its own network namespaces.
 
 mod distribution;
 mod egress_ip;
@@ -24,7 +25,8 @@ struct Arguments {
     /// How often a gateway is lost in each way, for each policy backend.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// How often a gateway is lost and nobody says so but its Lease, for each policy backend. Each time takes most of a minute.
+    /// How often a gateway is lost and nobody says so but its Lease, for each policy backend. Each
+    /// time takes most of a minute.
     #[arg(long, default_value_t = 3)]
     leases: u32,
     /// How long nothing fails while the processors are busy, in seconds, for each policy backend.
@@ -58,7 +60,8 @@ enum Part {
 impl Part {
     /// As it is called in the arguments, and by its markers.
     fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     fn measure(self, arguments: &Arguments) -> io::Result<String> {
@@ -73,11 +76,16 @@ impl Part {
     }
 }
 
-/// Measures one part after the other, and writes each as soon as it is there: what comes later may fail.
+/// Measures one part after the other, and writes each as soon as it is there: what comes later may
+/// fail.
 fn measure(arguments: &Arguments) -> io::Result<()> {
     let all = Part::value_variants();
-    for part in all.iter().filter(|part| arguments.only.is_empty() || arguments.only.contains(part)) {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", part.name()));
+    for part in all
+        .iter()
+        .filter(|part| arguments.only.is_empty() || arguments.only.contains(part))
+    {
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", part.name()));
         let table = part.measure(arguments).map_err(named)?;
         println!("{table}\n");
         if let Some(path) = &arguments.write {

@@ -1,4 +1,5 @@
-//! The node of the active gateway loses its power: the standby takes over, without the API server's help.
+//! The node of the active gateway loses its power: the standby takes over, without the API server's
+//! help.
 
 use std::{io, thread, time::Duration};
 
@@ -14,17 +15,26 @@ use crate::{
 const INTERVAL: u64 = 150;
 
 pub(crate) fn measure(runs: u32) -> io::Result<String> {
-    let mut lines = vec![format!("| backend | family | losses of power | {HEADS} |"), "|---|---|---|---|---|---|---|".to_owned()];
+    let mut lines = vec![
+        format!("| backend | family | losses of power | {HEADS} |"),
+        "|---|---|---|---|---|---|---|".to_owned(),
+    ];
     for backend in BACKENDS {
         let mut scene = Scene::start(backend, As::Node)?;
         let mut gaps = [Vec::new(), Vec::new()];
         for run in 0..runs {
             let measured = lose_power(&mut scene, u64::from(run) * 37 % INTERVAL)?;
             eprintln!("{backend}, power, run {run}: {measured:?}");
-            gaps.iter_mut().zip(measured).for_each(|(all, gap)| all.push(gap));
+            gaps.iter_mut()
+                .zip(measured)
+                .for_each(|(all, gap)| all.push(gap));
         }
         for (family, gaps) in FAMILIES.into_iter().zip(gaps) {
-            lines.push(format!("| {backend} | {family} | {} | {} |", gaps.len(), Distribution::of(gaps)));
+            lines.push(format!(
+                "| {backend} | {family} | {} | {} |",
+                gaps.len(),
+                Distribution::of(gaps)
+            ));
         }
     }
     Ok(lines.join("\n"))
@@ -41,7 +51,10 @@ fn lose_power(scene: &mut Scene, after: u64) -> io::Result<Vec<Duration>> {
     for stream in &streams {
         stream.wait_for(PATIENCE, elsewhere)?;
     }
-    let gaps = streams.into_iter().map(|stream| Ok(stream.finish()?.longest_gap)).collect::<io::Result<_>>()?;
+    let gaps = streams
+        .into_iter()
+        .map(|stream| Ok(stream.finish()?.longest_gap))
+        .collect::<io::Result<_>>()?;
     scene.cluster.lab.node(active).power_on()?;
     // A fresh agent, so that no node is held down for what happened before.
     scene.cluster.kill(&agent(CLIENT), Signal::SIGKILL);

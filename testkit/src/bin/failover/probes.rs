@@ -1,11 +1,14 @@
 //! What answering probes costs a gateway.
 //!
-//! A probe that the agent has really sent is taken from the wire and sent again and again by one thread. In the lab everything that a packet causes
-//! happens in the kernel before the sender's call returns, or in a `ksoftirqd`: the gateway takes it off its device, looks whether its sender is a
-//! peer, unpacks it, answers, packs the answer and sends it, and the client takes the answer off its device. The processor time of the
-//! sender and of all `ksoftirqd` is that of all this together. The same frames with a number for their contents that nobody
-//! understands, which are dropped as soon as a device has them, cost what sending and carrying costs: that is taken away. So is what a client has to do
-//! with an answer, which is measured in the same way, with answers from the wire that the gateway's device sends again.
+//! A probe that the agent has really sent is taken from the wire and sent again and again by one
+//! thread. In the lab everything that a packet causes happens in the kernel before the sender's
+//! call returns, or in a `ksoftirqd`: the gateway takes it off its device, looks whether its sender
+//! is a peer, unpacks it, answers, packs the answer and sends it, and the client takes the answer
+//! off its device. The processor time of the sender and of all `ksoftirqd` is that of all this
+//! together. The same frames with a number for their contents that nobody understands, which are
+//! dropped as soon as a device has them, cost what sending and carrying costs: that is taken away.
+//! So is what a client has to do with an answer, which is measured in the same way, with answers
+//! from the wire that the gateway's device sends again.
 
 use std::{
     fs, io,
@@ -38,7 +41,8 @@ const ALL: u16 = 0x0003_u16.to_be();
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 /// Where a frame says what it contains.
 const ETHERTYPE: usize = 12;
-/// Of each family: what it says, where the addresses begin, and where UDP does: after Ethernet and IP without options.
+/// Of each family: what it says, where the addresses begin, and where UDP does: after Ethernet and
+/// IP without options.
 const HEADS: [([u8; 2], usize, usize); 2] = [([0x08, 0x00], 26, 34), ([0x86, 0xdd], 22, 54)];
 /// UDP's number.
 const UDP: u8 = 17;
@@ -46,12 +50,19 @@ const UDP: u8 = 17;
 const TUNNEL_PORT: [u8; 2] = 7789_u16.to_be_bytes();
 
 pub(crate) fn measure() -> io::Result<String> {
-    let mut lines =
-        vec![format!("| backend | family | one answer | of one core, with {CLIENTS} clients |"), "|---|---|---|---|".to_owned()];
+    let mut lines = vec![
+        format!("| backend | family | one answer | of one core, with {CLIENTS} clients |"),
+        "|---|---|---|---|".to_owned(),
+    ];
     for backend in BACKENDS {
         let mut scene = Scene::start(backend, As::Node)?;
-        let (client, gateway) = (scene.cluster.lab.node(CLIENT), scene.cluster.lab.node(GATEWAYS[0]));
-        let probes = frames(&client, &gateway)?.into_iter().zip(frames(&gateway, &client)?);
+        let (client, gateway) = (
+            scene.cluster.lab.node(CLIENT),
+            scene.cluster.lab.node(GATEWAYS[0]),
+        );
+        let probes = frames(&client, &gateway)?
+            .into_iter()
+            .zip(frames(&gateway, &client)?);
         // Its data path stays, and nobody else listens for the answers.
         scene.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
         for (family, (probe, answer)) in FAMILIES.into_iter().zip(probes) {
@@ -62,7 +73,9 @@ pub(crate) fn measure() -> io::Result<String> {
             eprintln!("{backend}, probes, {family}: {there:?} there and back, {back:?} of it back");
             #[expect(clippy::cast_precision_loss, reason = "thousands of nanoseconds")]
             let microseconds = cost.as_nanos() as f64 / 1000.0;
-            lines.push(format!("| {backend} | {family} | {microseconds:.1} µs | {share:.1} % |"));
+            lines.push(format!(
+                "| {backend} | {family} | {microseconds:.1} µs | {share:.1} % |"
+            ));
         }
     }
     lines.push(String::new());
@@ -72,23 +85,36 @@ pub(crate) fn measure() -> io::Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// One frame of each family from the one to the other through the tunnel, as the former's device sends it: from a client to a gateway, a probe.
+/// One frame of each family from the one to the other through the tunnel, as the former's device
+/// sends it: from a client to a gateway, a probe.
 fn frames(from: &Node, to: &Node) -> io::Result<Vec<Vec<u8>>> {
-    let target = device(to)?.addr().ok_or_else(|| io::Error::other("eth0 has no address"))?;
-    let (index, wire) = (device(from)?.ifindex(), raw(from, Protocol::from(i32::from(ALL)))?);
+    let target = device(to)?
+        .addr()
+        .ok_or_else(|| io::Error::other("eth0 has no address"))?;
+    let (index, wire) = (
+        device(from)?.ifindex(),
+        raw(from, Protocol::from(i32::from(ALL)))?,
+    );
     wire.set_read_timeout(Some(PATIENCE))?;
     let mut found = [None, None];
     let end = Instant::now() + PATIENCE;
     while found.iter().any(Option::is_none) {
         if Instant::now() > end {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "no probe on the wire"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no probe on the wire",
+            ));
         }
         let mut frame = [0; 2048];
-        let (length, seen_at) = nix::sys::socket::recvfrom::<LinkAddr>(wire.as_raw_fd(), &mut frame)?;
+        let (length, seen_at) =
+            nix::sys::socket::recvfrom::<LinkAddr>(wire.as_raw_fd(), &mut frame)?;
         let frame = &frame[..length];
         let ours = seen_at.is_some_and(|at| at.ifindex() == index) && frame.starts_with(&target);
         for ((ethertype, addresses, udp), found) in HEADS.into_iter().zip(&mut found) {
-            if ours && frame.get(ETHERTYPE..ETHERTYPE + 2) == Some(&ethertype) && frame.get(udp + 2..udp + 4) == Some(&TUNNEL_PORT) {
+            if ours
+                && frame.get(ETHERTYPE..ETHERTYPE + 2) == Some(&ethertype)
+                && frame.get(udp + 2..udp + 4) == Some(&TUNNEL_PORT)
+            {
                 found.get_or_insert_with(|| with_checksum(frame, addresses, udp));
             }
         }
@@ -96,7 +122,8 @@ fn frames(from: &Node, to: &Node) -> io::Result<Vec<Vec<u8>>> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// The frame with the checksum of its UDP packet, which the kernel leaves to a network card (RFC 768, RFC 8200).
+/// The frame with the checksum of its UDP packet, which the kernel leaves to a network card (RFC
+/// 768, RFC 8200).
 fn with_checksum(frame: &[u8], addresses: usize, udp: usize) -> Vec<u8> {
     let mut frame = frame.to_vec();
     frame[udp + 6..udp + 8].fill(0);
@@ -112,7 +139,8 @@ fn with_checksum(frame: &[u8], addresses: usize, udp: usize) -> Vec<u8> {
     frame
 }
 
-/// The median of what comes of a frame, without what it costs to send it: by all who hear of it. Echo requests are `answered` by that node.
+/// The median of what comes of a frame, without what it costs to send it: by all who hear of it.
+/// Echo requests are `answered` by that node.
 fn cost_of_frame(from: &Node, frame: &[u8], answered: Option<&Node>) -> io::Result<Duration> {
     let mut unknown = frame.to_vec();
     unknown[ETHERTYPE..ETHERTYPE + 2].copy_from_slice(&EXPERIMENTAL);
@@ -126,7 +154,9 @@ fn cost_of_frame(from: &Node, frame: &[u8], answered: Option<&Node>) -> io::Resu
         let whole = flood(&wire, frame)?;
         let answers = so_far()? - before;
         if answered.is_some() && answers < u64::from(FRAMES) * 99 / 100 {
-            return Err(io::Error::other(format!("{answers} answers to {FRAMES} echo requests")));
+            return Err(io::Error::other(format!(
+                "{answers} answers to {FRAMES} echo requests"
+            )));
         }
         let sending = flood(&wire, &unknown)?;
         if round > 0 {
@@ -160,9 +190,14 @@ fn processor_time() -> io::Result<Duration> {
             files.push(fs::read_to_string(path.join("schedstat"))?);
         }
     }
-    let nanoseconds = |text: &String| text.split(' ').next().and_then(|first| first.parse::<u64>().ok());
+    let nanoseconds = |text: &String| {
+        text.split(' ')
+            .next()
+            .and_then(|first| first.parse::<u64>().ok())
+    };
     let all = files.iter().map(nanoseconds).sum::<Option<u64>>();
-    all.map(Duration::from_nanos).ok_or_else(|| io::Error::other("/proc/*/schedstat is not what it was"))
+    all.map(Duration::from_nanos)
+        .ok_or_else(|| io::Error::other("/proc/*/schedstat is not what it was"))
 }
 
 /// How many echo requests the node has answered, of both families.
@@ -171,7 +206,10 @@ fn answers(node: &Node) -> io::Result<u64> {
     let script = "awk '/^Icmp:/ { if (!n) { for (i = 2; i <= NF; i++) if ($i == \"OutEchoReps\") n = i } else print $n }' /proc/net/snmp
         awk '$1 == \"Icmp6OutEchoReplies\" { print $2 }' /proc/net/snmp6";
     let text = node.run(script)?;
-    text.split_whitespace().map(str::parse::<u64>).sum::<Result<_, _>>().map_err(|error| io::Error::other(format!("{error}: {text}")))
+    text.split_whitespace()
+        .map(str::parse::<u64>)
+        .sum::<Result<_, _>>()
+        .map_err(|error| io::Error::other(format!("{error}: {text}")))
 }
 
 fn raw(node: &Node, protocol: Protocol) -> io::Result<Socket> {
@@ -184,5 +222,6 @@ fn device(node: &Node) -> io::Result<LinkAddr> {
         let mut links = getifaddrs()?.filter(|link| link.interface_name == "eth0");
         Ok::<_, io::Error>(links.find_map(|link| link.address?.as_link_addr().copied()))
     };
-    node.enter(find)??.ok_or_else(|| io::Error::other("no device eth0"))
+    node.enter(find)??
+        .ok_or_else(|| io::Error::other("no device eth0"))
 }

@@ -27,13 +27,25 @@ pub(crate) fn measure(pods: u32) -> io::Result<String> {
         let mut sum = Sum::default();
         for first in (0..pods).step_by(WAVE as usize) {
             wave(&scene, first..pods.min(first + WAVE), &mut sum)?;
-            eprintln!("{backend}, race, {} of {pods} pods: {sum:?}", pods.min(first + WAVE));
+            eprintln!(
+                "{backend}, race, {} of {pods} pods: {sum:?}",
+                pods.min(first + WAVE)
+            );
         }
         if sum.held == 0 {
-            return Err(io::Error::other("no pod spoke before it was known: nothing was measured"));
+            return Err(io::Error::other(
+                "no pod spoke before it was known: nothing was measured",
+            ));
         }
-        let Sum { sent, held, answered, wrong } = sum;
-        lines.push(format!("| {backend} | {pods} | {sent} | {held} | {answered} | {wrong} |"));
+        let Sum {
+            sent,
+            held,
+            answered,
+            wrong,
+        } = sum;
+        lines.push(format!(
+            "| {backend} | {pods} | {sent} | {held} | {answered} | {wrong} |"
+        ));
     }
     Ok(lines.join("\n"))
 }
@@ -46,15 +58,28 @@ struct Sum {
     wrong: usize,
 }
 
-/// All of these start together; the API server hears of each between no time and 45 ms after its first datagram.
+/// All of these start together; the API server hears of each between no time and 45 ms after its
+/// first datagram.
 fn wave(scene: &Scene, numbers: std::ops::Range<u32>, sum: &mut Sum) -> io::Result<()> {
     let spec = |number: u32| PodSpec::new(format!("racer-{number}")).label("app", "shopping");
-    let pods = numbers.map(|number| scene.cluster.lab.pod(CLIENT, spec(number))).collect::<io::Result<Vec<_>>>()?;
+    let pods = numbers
+        .map(|number| scene.cluster.lab.pod(CLIENT, spec(number)))
+        .collect::<io::Result<Vec<_>>>()?;
     let capture = scene.cluster.lab.capture()?;
-    let gateways: Vec<IpAddr> = GATEWAYS.iter().flat_map(|node| scene.cluster.lab.node(node).addresses()).collect();
+    let gateways: Vec<IpAddr> = GATEWAYS
+        .iter()
+        .flat_map(|node| scene.cluster.lab.node(node).addresses())
+        .collect();
     let outcomes = thread::scope(|scope| {
-        let racing: Vec<_> = (0u64..).zip(&pods).map(|(number, pod)| scope.spawn(move || race(scene, pod, number % 10 * 5))).collect();
-        let joined = racing.into_iter().map(|thread| thread.join().map_err(|_| io::Error::other("a racer panicked"))?);
+        let racing: Vec<_> = (0u64..)
+            .zip(&pods)
+            .map(|(number, pod)| scope.spawn(move || race(scene, pod, number % 10 * 5)))
+            .collect();
+        let joined = racing.into_iter().map(|thread| {
+            thread
+                .join()
+                .map_err(|_| io::Error::other("a racer panicked"))?
+        });
         joined.collect::<io::Result<Vec<_>>>()
     })?;
     for Outcome { sent, answers } in outcomes {
@@ -70,7 +95,11 @@ fn wave(scene: &Scene, numbers: std::ops::Range<u32>, sum: &mut Sum) -> io::Resu
     for pod in pods {
         let name = pod.name().to_owned();
         pod.delete()?;
-        scene.cluster.api.delete("Pod", "default", &name).map_err(io::Error::other)?;
+        scene
+            .cluster
+            .api
+            .delete("Pod", "default", &name)
+            .map_err(io::Error::other)?;
     }
     Ok(())
 }
@@ -82,28 +111,49 @@ struct Outcome {
 }
 
 fn race(scene: &Scene, pod: &Pod, known_after: u64) -> io::Result<Outcome> {
-    let mut outcome = Outcome { sent: 0, answers: Vec::new() };
+    let mut outcome = Outcome {
+        sent: 0,
+        answers: Vec::new(),
+    };
     thread::scope(|scope| {
         let datagrams = |to: SocketAddr| {
-            pod.stream(to, STEP).fresh_ports().patience(PATIENCE).start().and_then(egressgateway_testkit::lab::Stream::finish)
+            pod.stream(to, STEP)
+                .fresh_ports()
+                .patience(PATIENCE)
+                .start()
+                .and_then(egressgateway_testkit::lab::Stream::finish)
         };
-        let speaking: Vec<_> = Scene::servers().into_iter().map(|to| scope.spawn(move || datagrams(to))).collect();
+        let speaking: Vec<_> = Scene::servers()
+            .into_iter()
+            .map(|to| scope.spawn(move || datagrams(to)))
+            .collect();
         let connecting = scope.spawn(|| connect(pod));
         thread::sleep(Duration::from_millis(known_after));
-        scene.cluster.api.put(pod.object()).map_err(io::Error::other)?;
+        scene
+            .cluster
+            .api
+            .put(pod.object())
+            .map_err(io::Error::other)?;
         for thread in speaking {
-            let report = thread.join().map_err(|_| io::Error::other("a sender panicked"))??;
+            let report = thread
+                .join()
+                .map_err(|_| io::Error::other("a sender panicked"))??;
             outcome.sent += report.sent;
-            outcome.answers.extend(report.answers.iter().map(|answer| answer.source.ip()));
+            outcome
+                .answers
+                .extend(report.answers.iter().map(|answer| answer.source.ip()));
         }
-        let source = connecting.join().map_err(|_| io::Error::other("a connection panicked"))??;
+        let source = connecting
+            .join()
+            .map_err(|_| io::Error::other("a connection panicked"))??;
         outcome.sent += 1;
         outcome.answers.push(source);
         Ok(outcome)
     })
 }
 
-/// Opens TCP connections until the server has one; TCP itself tries only after a second again, and then after two.
+/// Opens TCP connections until the server has one; TCP itself tries only after a second again, and
+/// then after two.
 fn connect(pod: &Pod) -> io::Result<IpAddr> {
     let end = Instant::now() + PATIENCE;
     loop {

@@ -19,13 +19,20 @@ pub(crate) fn measure(runs: u32) -> io::Result<String> {
         let mut scene = Scene::start(backend, As::Node)?;
         let mut sums = [Sum::default(), Sum::default()];
         for run in 0..runs {
-            let signal = if run % 2 == 0 { Signal::SIGKILL } else { Signal::SIGTERM };
+            let signal = if run % 2 == 0 {
+                Signal::SIGKILL
+            } else {
+                Signal::SIGTERM
+            };
             lose_agent(&mut scene, signal, &mut sums)?;
             eprintln!("{backend}, restart, run {run}: {sums:?}");
         }
         let switches = scene.metric("gateways_lost_total");
         for (family, Sum { sent, lost, gap }) in FAMILIES.into_iter().zip(sums) {
-            lines.push(format!("| {backend} | {family} | {runs} | {sent} | {lost} | {} ms | {switches} |", gap.as_millis()));
+            lines.push(format!(
+                "| {backend} | {family} | {runs} | {sent} | {lost} | {} ms | {switches} |",
+                gap.as_millis()
+            ));
         }
     }
     Ok(lines.join("\n"))
@@ -47,7 +54,11 @@ fn lose_agent(scene: &mut Scene, signal: Signal, sums: &mut [Sum; 2]) -> io::Res
     scene.cluster.start_agent(active);
     scene.cluster.eventually("the new agent has converged", || {
         let synced = scene.cluster.metric(active, "egressgateway_agent_synced");
-        if synced == Some(1.0) { Ok(()) } else { Err(format!("{synced:?} of {CLIENT}'s gateway {active}")) }
+        if synced == Some(1.0) {
+            Ok(())
+        } else {
+            Err(format!("{synced:?} of {CLIENT}'s gateway {active}"))
+        }
     });
     for (stream, sum) in streams.into_iter().zip(sums) {
         let report = stream.finish()?;

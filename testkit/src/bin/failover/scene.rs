@@ -32,7 +32,9 @@ pub(crate) enum As {
 fn objects(source: As) -> String {
     let pool = match source {
         As::Node => "",
-        As::EgressIp => ", sourceNAT: EgressIP, egressIPs: {ipv4: [10.6.0.60], ipv6: [\"fd00:6::60\"]}",
+        As::EgressIp => {
+            ", sourceNAT: EgressIP, egressIPs: {ipv4: [10.6.0.60], ipv6: [\"fd00:6::60\"]}"
+        }
     };
     format!(
         "
@@ -74,28 +76,50 @@ impl Scene {
 
     /// A metric of the client's agent.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        self.cluster.metric(CLIENT, &format!("egressgateway_agent_{name}")).unwrap_or_default()
+        self.cluster
+            .metric(CLIENT, &format!("egressgateway_agent_{name}"))
+            .unwrap_or_default()
     }
 
     /// Waits until the controller counts on both gateways.
     pub(crate) fn all_ready(&self) {
         self.cluster.eventually("both gateways are Ready", || {
             let status = self.cluster.status("EgressGateway", "exit");
-            let ready = status["nodeList"].as_array().into_iter().flatten().filter(|node| node["status"] == "Ready").count();
-            if ready == GATEWAYS.len() { Ok(()) } else { Err(status.to_string()) }
+            let ready = status["nodeList"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|node| node["status"] == "Ready")
+                .count();
+            if ready == GATEWAYS.len() {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
         });
     }
 
     /// Waits until both gateways have answered the client's agent, and traffic is answered.
     pub(crate) fn probed(&self) {
-        self.cluster.eventually("the client's probes are answered", || {
-            let (answered, down) = (self.metric("probes_answered_total"), self.metric("gateways_down"));
-            if answered >= 20.0 && down == 0.0 { Ok(()) } else { Err(format!("{answered} answers, {down} down")) }
-        });
+        self.cluster
+            .eventually("the client's probes are answered", || {
+                let (answered, down) = (
+                    self.metric("probes_answered_total"),
+                    self.metric("gateways_down"),
+                );
+                if answered >= 20.0 && down == 0.0 {
+                    Ok(())
+                } else {
+                    Err(format!("{answered} answers, {down} down"))
+                }
+            });
         let allowed = self.sources();
         self.cluster.eventually("traffic leaves by a gateway", || {
             for to in Self::servers() {
-                let seen = self.pod.connect_udp(to).map_err(|error| error.to_string())?;
+                let seen = self
+                    .pod
+                    .connect_udp(to)
+                    .map_err(|error| error.to_string())?;
                 if !allowed.contains(&seen.ip()) {
                     return Err(format!("seen as {seen}"));
                 }
@@ -105,27 +129,50 @@ impl Scene {
     }
 
     pub(crate) fn servers() -> [SocketAddr; 2] {
-        SERVER.map(|address| SocketAddr::new(address.parse().unwrap_or_else(|_| unreachable!("a constant")), PORT))
+        SERVER.map(|address| {
+            SocketAddr::new(
+                address
+                    .parse()
+                    .unwrap_or_else(|_| unreachable!("a constant")),
+                PORT,
+            )
+        })
     }
 
     /// The addresses that governed traffic may leave with.
     fn sources(&self) -> Vec<IpAddr> {
-        let nodes = GATEWAYS.iter().flat_map(|node| self.cluster.lab.node(node).addresses());
+        let nodes = GATEWAYS
+            .iter()
+            .flat_map(|node| self.cluster.lab.node(node).addresses());
         let given = self.cluster.status("EgressGatewayPolicy", "shopping");
-        let given = ["ipv4", "ipv6"].into_iter().filter_map(|family| given["egressIP"][family].as_str()?.parse().ok());
+        let given = ["ipv4", "ipv6"]
+            .into_iter()
+            .filter_map(|family| given["egressIP"][family].as_str()?.parse().ok());
         let given: Vec<IpAddr> = given.collect();
-        if given.is_empty() { nodes.collect() } else { given }
+        if given.is_empty() {
+            nodes.collect()
+        } else {
+            given
+        }
     }
 
-    /// The gateway that carries the client's traffic: by the source that a stream was last seen with.
+    /// The gateway that carries the client's traffic: by the source that a stream was last seen
+    /// with.
     pub(crate) fn active(&self, stream: &Stream) -> io::Result<&'static str> {
         let seen = stream.last().map(|answer| answer.source.ip());
-        let holds = |node: &&str| seen.is_some_and(|seen| self.cluster.lab.node(node).addresses().contains(&seen));
-        GATEWAYS.into_iter().find(holds).ok_or_else(|| io::Error::other(format!("no gateway is active; the last source is {seen:?}")))
+        let holds = |node: &&str| {
+            seen.is_some_and(|seen| self.cluster.lab.node(node).addresses().contains(&seen))
+        };
+        GATEWAYS.into_iter().find(holds).ok_or_else(|| {
+            io::Error::other(format!("no gateway is active; the last source is {seen:?}"))
+        })
     }
 
     /// A sender of each family from one port, once both are answered.
     pub(crate) fn streams(&self) -> io::Result<Vec<Stream>> {
-        Self::servers().into_iter().map(|to| self.pod.stream(to, STEP).start()).collect()
+        Self::servers()
+            .into_iter()
+            .map(|to| self.pod.stream(to, STEP).start())
+            .collect()
     }
 }

@@ -1,5 +1,5 @@
-//! Random events in whole clusters until something is wrong; then the few events that are enough for it, in a file. Needs root, for network
-//! namespaces; the host's network is not touched.
+//! Random events in whole clusters until something is wrong; then the few events that are enough
+//! for it, in a file. Needs root, for network namespaces; the host's network is not touched.
 
 use std::{
     fs,
@@ -54,23 +54,46 @@ fn main() -> ExitCode {
 
 fn runs(arguments: &Arguments) -> Result<Vec<Run>, String> {
     if let Some(path) = &arguments.replay {
-        let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let run: Run = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-        return Ok(vec![Run { backend: arguments.backend.clone().unwrap_or(run.backend), ..run }]);
+        let text =
+            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let run: Run =
+            serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        return Ok(vec![Run {
+            backend: arguments.backend.clone().unwrap_or(run.backend),
+            ..run
+        }]);
     }
-    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
-    let (seed, cluster) = (arguments.seed.unwrap_or_else(clock), usize::try_from(arguments.cluster).unwrap_or(usize::MAX));
-    let backends: Vec<&str> = arguments.backend.as_deref().map_or_else(|| vec!["nftables", "netfilter"], |backend| vec![backend]);
+    let clock = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(1, |since| since.as_secs())
+    };
+    let (seed, cluster) = (
+        arguments.seed.unwrap_or_else(clock),
+        usize::try_from(arguments.cluster).unwrap_or(usize::MAX),
+    );
+    let backends: Vec<&str> = arguments
+        .backend
+        .as_deref()
+        .map_or_else(|| vec!["nftables", "netfilter"], |backend| vec![backend]);
     let part = |backend: &str, number: usize| {
         let count = cluster.min(arguments.events - number * cluster);
         Run::of_seed(backend, seed + number as u64, count, &arguments.without)
     };
     let parts = arguments.events.div_ceil(cluster);
-    Ok(backends.into_iter().flat_map(|backend| (0..parts).map(move |number| part(backend, number))).collect())
+    Ok(backends
+        .into_iter()
+        .flat_map(|backend| (0..parts).map(move |number| part(backend, number)))
+        .collect())
 }
 
 fn is_right(arguments: &Arguments, run: &Run) -> bool {
-    println!("{}: seed {}, {} events", run.backend, run.seed, run.events.len());
+    println!(
+        "{}: seed {}, {} events",
+        run.backend,
+        run.seed,
+        run.events.len()
+    );
     let (after, what) = match run.play() {
         Outcome::Right { packets, answers } => {
             println!("  right: {packets} packets and {answers} sights of servers");
@@ -80,7 +103,10 @@ fn is_right(arguments: &Arguments, run: &Run) -> bool {
     };
     println!("  WRONG after {after} events: {what}");
     if arguments.shrink > 0 {
-        let path = arguments.write.clone().unwrap_or_else(|| format!("soak-{}.json", run.seed).into());
+        let path = arguments
+            .write
+            .clone()
+            .unwrap_or_else(|| format!("soak-{}.json", run.seed).into());
         let text = |run: &Run| serde_json::to_string_pretty(run).unwrap_or_default();
         // Kept at each step: shrinking takes long, and may be interrupted.
         let few = shrink(run, after, arguments.shrink, |shorter, what| {
@@ -89,7 +115,12 @@ fn is_right(arguments: &Arguments, run: &Run) -> bool {
                 eprintln!("soak: {}: {error}", path.display());
             }
         });
-        println!("  {} events are enough: {}\n{}", few.events.len(), path.display(), text(&few));
+        println!(
+            "  {} events are enough: {}\n{}",
+            few.events.len(),
+            path.display(),
+            text(&few)
+        );
     }
     false
 }

@@ -1,4 +1,5 @@
-//! Pods as Calico's Felix does them with iptables: its marks, its chains, and where it insists on having its jumps.
+//! Pods as Calico's Felix does them with iptables: its marks, its chains, and where it insists on
+//! having its jumps.
 
 use std::fmt::Write;
 
@@ -39,10 +40,18 @@ pub(in super::super) fn node(iptables: Iptables, mode: ChainInsertMode) -> Strin
     for (ipv4, pods) in [(true, PODS_V4), (false, PODS_V6)] {
         let family = if ipv4 { "inet" } else { "inet6" };
         for set in ["masq-ipam-pools", "all-ipam-pools"].map(|what| pool_set(what, ipv4)) {
-            let _ = writeln!(script, "ipset create {set} hash:net family {family} maxelem 1048576\nipset add {set} {pods}");
+            let _ = writeln!(
+                script,
+                "ipset create {set} hash:net family {family} maxelem 1048576\nipset add {set} {pods}"
+            );
         }
     }
-    script + &iptables.restore(|ipv4| ["raw", "mangle", "nat", "filter"].map(|table| self::table(table, ipv4, mode)).concat())
+    script
+        + &iptables.restore(|ipv4| {
+            ["raw", "mangle", "nat", "filter"]
+                .map(|table| self::table(table, ipv4, mode))
+                .concat()
+        })
 }
 
 fn pool_set(what: &str, ipv4: bool) -> String {
@@ -65,7 +74,11 @@ fn table(name: &str, ipv4: bool, mode: ChainInsertMode) -> String {
             let _ = writeln!(text, "-A {chain} {}{rule}", hash(name, chain, index));
         }
     }
-    for (index, (_, chain, own)) in JUMPS.iter().enumerate().filter(|(_, (table, ..))| *table == name) {
+    for (index, (_, chain, own)) in JUMPS
+        .iter()
+        .enumerate()
+        .filter(|(_, (table, ..))| *table == name)
+    {
         let rule = jump(index, name, chain, own);
         let _ = match mode {
             ChainInsertMode::Insert if !own.is_empty() => writeln!(text, "-I {chain} {rule}"),
@@ -87,8 +100,13 @@ fn jump(index: usize, table: &str, chain: &str, own: &str) -> String {
 
 /// The comment by which it recognises a rule as its own and unchanged.
 fn hash(table: &str, chain: &str, index: usize) -> String {
-    let bytes = table.bytes().chain(chain.bytes()).chain([u8::try_from(index).unwrap_or_default()]);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let bytes = table
+        .bytes()
+        .chain(chain.bytes())
+        .chain([u8::try_from(index).unwrap_or_default()]);
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     format!("-m comment --comment \"cali:{hash:016x}\" ")
 }
 
@@ -99,10 +117,13 @@ fn clear(mask: u32) -> String {
 }
 
 fn accepted(verdict: &str) -> String {
-    format!("-m comment --comment \"Host endpoint policy accepted packet.\" -m mark --mark {ACCEPTED:#x}/{ACCEPTED:#x} -j {verdict}")
+    format!(
+        "-m comment --comment \"Host endpoint policy accepted packet.\" -m mark --mark {ACCEPTED:#x}/{ACCEPTED:#x} -j {verdict}"
+    )
 }
 
-/// Workloads may not use others' addresses; host endpoints could be excepted from connection tracking here.
+/// Workloads may not use others' addresses; host endpoints could be excepted from connection
+/// tracking here.
 fn raw() -> Chains {
     let from_workload = format!("{FROM_WORKLOAD:#x}/{FROM_WORKLOAD:#x}");
     vec![
@@ -111,13 +132,22 @@ fn raw() -> Chains {
             vec![
                 clear(ALL),
                 format!("-i {POD_DEVICE}+ -j MARK --set-xmark {from_workload}"),
-                format!("-m mark --mark {from_workload} -m rpfilter --validmark --invert -j cali-rpf-skip"),
+                format!(
+                    "-m mark --mark {from_workload} -m rpfilter --validmark --invert -j cali-rpf-skip"
+                ),
                 format!("-m mark --mark {from_workload} -m rpfilter --validmark --invert -j DROP"),
                 format!("-m mark --mark 0x0/{FROM_WORKLOAD:#x} -j cali-from-host-endpoint"),
                 accepted("ACCEPT"),
             ],
         ),
-        ("cali-OUTPUT", vec![clear(ALL), "-j cali-to-host-endpoint".into(), accepted("ACCEPT")]),
+        (
+            "cali-OUTPUT",
+            vec![
+                clear(ALL),
+                "-j cali-to-host-endpoint".into(),
+                accepted("ACCEPT"),
+            ],
+        ),
         ("cali-rpf-skip", vec![]),
         ("cali-from-host-endpoint", vec![]),
         ("cali-to-host-endpoint", vec![]),
@@ -152,21 +182,30 @@ fn mangle() -> Chains {
 
 /// What leaves the pools is masqueraded, wherever it goes.
 fn nat(ipv4: bool) -> Chains {
-    let (masqueraded, all) = (pool_set("masq-ipam-pools", ipv4), pool_set("all-ipam-pools", ipv4));
+    let (masqueraded, all) = (
+        pool_set("masq-ipam-pools", ipv4),
+        pool_set("all-ipam-pools", ipv4),
+    );
     vec![
         ("cali-PREROUTING", vec!["-j cali-fip-dnat".into()]),
         ("cali-OUTPUT", vec!["-j cali-fip-dnat".into()]),
-        ("cali-POSTROUTING", vec!["-j cali-fip-snat".into(), "-j cali-nat-outgoing".into()]),
+        (
+            "cali-POSTROUTING",
+            vec!["-j cali-fip-snat".into(), "-j cali-nat-outgoing".into()],
+        ),
         ("cali-fip-dnat", vec![]),
         ("cali-fip-snat", vec![]),
         (
             "cali-nat-outgoing",
-            vec![format!("-m set --match-set {masqueraded} src -m set ! --match-set {all} dst -j MASQUERADE --random-fully")],
+            vec![format!(
+                "-m set --match-set {masqueraded} src -m set ! --match-set {all} dst -j MASQUERADE --random-fully"
+            )],
         ),
     ]
 }
 
-/// Packets of workloads go through the chain of their device; one that no device is known for is dropped.
+/// Packets of workloads go through the chain of their device; one that no device is known for is
+/// dropped.
 fn filter() -> Chains {
     let unknown = || vec!["-m comment --comment \"Unknown interface\" -j DROP".to_owned()];
     vec![
@@ -203,14 +242,19 @@ fn filter() -> Chains {
         ),
         (
             "cali-wl-to-host",
-            vec!["-j cali-from-wl-dispatch".into(), "-m comment --comment \"Configured DefaultEndpointToHostAction\" -j ACCEPT".into()],
+            vec![
+                "-j cali-from-wl-dispatch".into(),
+                "-m comment --comment \"Configured DefaultEndpointToHostAction\" -j ACCEPT".into(),
+            ],
         ),
         ("cali-from-wl-dispatch", unknown()),
         ("cali-to-wl-dispatch", unknown()),
         (
             "cali-pro-kns.default",
             vec![
-                format!("-m comment --comment \"Profile kns.default\" -j MARK --set-xmark {ACCEPTED:#x}/{ACCEPTED:#x}"),
+                format!(
+                    "-m comment --comment \"Profile kns.default\" -j MARK --set-xmark {ACCEPTED:#x}/{ACCEPTED:#x}"
+                ),
                 format!("-m mark --mark {ACCEPTED:#x}/{ACCEPTED:#x} -j RETURN"),
             ],
         ),
@@ -255,12 +299,23 @@ pub(in super::super) fn workload(iptables: Iptables, device: &str) -> String {
     })
 }
 
-/// A shell script that looks once at each jump and moves those before others' rules that are no longer; it prints one line for each.
+/// A shell script that looks once at each jump and moves those before others' rules that are no
+/// longer; it prints one line for each.
 pub(in super::super) fn reinsert(iptables: Iptables) -> String {
     let mut script = String::new();
-    for ipv4 in [true, false].into_iter().filter(|ipv4| if *ipv4 { iptables.families.v4() } else { iptables.families.v6() }) {
+    for ipv4 in [true, false].into_iter().filter(|ipv4| {
+        if *ipv4 {
+            iptables.families.v4()
+        } else {
+            iptables.families.v6()
+        }
+    }) {
         let program = iptables.program(ipv4, "");
-        for (index, (table, chain, own)) in JUMPS.iter().enumerate().filter(|(_, (.., own))| !own.is_empty()) {
+        for (index, (table, chain, own)) in JUMPS
+            .iter()
+            .enumerate()
+            .filter(|(_, (.., own))| !own.is_empty())
+        {
             let rule = jump(index, table, chain, own);
             let _ = writeln!(
                 script,

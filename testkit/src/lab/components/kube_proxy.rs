@@ -68,7 +68,11 @@ COMMIT
 }
 
 /// A shell script for a service, on a node with the backends `own`.
-pub(in super::super) fn service(iptables: Iptables, facts: &ServiceFacts, own: &[SocketAddr]) -> String {
+pub(in super::super) fn service(
+    iptables: Iptables,
+    facts: &ServiceFacts,
+    own: &[SocketAddr],
+) -> String {
     iptables.restore(|ipv4| {
         let mut rules = String::new();
         for address in facts.addresses.iter().filter(|address| address.is_ipv4() == ipv4) {
@@ -115,5 +119,9 @@ pub(in super::super) fn service(iptables: Iptables, facts: &ServiceFacts, own: &
 fn chance(left: usize) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a handful of backends")]
     let probability = 1.0 / left as f64;
-    if left > 1 { format!("-m statistic --mode random --probability {probability:.10} ") } else { String::new() }
+    if left > 1 {
+        format!("-m statistic --mode random --probability {probability:.10} ")
+    } else {
+        String::new()
+    }
 }
