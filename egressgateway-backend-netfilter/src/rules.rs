@@ -310,13 +310,15 @@ impl Render<'_> {
         ]
     }
 
-    /// What we do not track ourselves goes on, and its mark has done its work.
+    /// What we do not track ourselves goes on: the tunnel's own packets, which are many, and with a
+    /// mark that has done its work what keeps its source. The rest is classified.
     fn stray(&self) -> Vec<String> {
         let (mask, kept) = (self.bits.mask(), self.bits.answer());
-        vec![
-            format!("-m mark ! --mark {kept:#x}/{mask:#x} -g {CLASSIFY}"),
-            Self::mark(0, mask),
-        ]
+        let mut rules = vec![format!("-m mark --mark {kept:#x}/{mask:#x} -g {LET_GO}")];
+        rules.extend(self.each_device("-i", &format!("-g {CLASSIFY}")));
+        rules.push(format!("{} -j RETURN", self.set(Common::Own, "dst")));
+        rules.push(format!("-g {CLASSIFY}"));
+        rules
     }
 
     /// Where somebody outside began, towards a pod, each answer is classified like a first packet:
@@ -591,8 +593,7 @@ impl Render<'_> {
         let mut rules = self.each_device("-i", &format!("-g {ARRIVE}"));
         rules.extend([
             format!("{} -g {TOWARDS_POD}", self.set(Common::Exempt, "dst")),
-            "-m addrtype --dst-type LOCAL -j RETURN".into(),
-            "-m addrtype --dst-type MULTICAST -j RETURN".into(),
+            "-m addrtype --dst-type LOCAL,MULTICAST -j RETURN".into(),
         ]);
         rules.extend(self.judge());
         rules

@@ -224,11 +224,11 @@ impl Walk<'_> {
             "--dport" => packet.protocol == TraceProtocol::Udp(value.parse().unwrap_or_default()),
             "--ctstatus" => packet.state != ConnectionState::New,
             "--ctdir" => (value == "REPLY") == (packet.direction == Direction::Reply),
-            "--dst-type" => {
-                (value == "LOCAL" && packet.destination_kind.is(DestinationKind::Local))
-                    || (value == "MULTICAST"
-                        && packet.destination_kind == DestinationKind::Multicast)
-            }
+            "--dst-type" => value.split(',').any(|kind| match kind {
+                "LOCAL" => packet.destination_kind.is(DestinationKind::Local),
+                "MULTICAST" => packet.destination_kind == DestinationKind::Multicast,
+                _ => false,
+            }),
             "--mark" => {
                 let mark = if module == "connmark" {
                     packet.connection_mark

@@ -223,7 +223,7 @@ impl Used {
             for entry in set.entries.values() {
                 match entry {
                     Entry::Mark { value, mask: own } if *own == mask => {
-                        drop(numbers.insert(bits.number_in(*value)))
+                        numbers.insert(bits.number_in(*value));
                     }
                     _ => return Self::Any,
                 }

@@ -54,6 +54,9 @@ pub(crate) enum Way {
 pub(crate) enum Statement {
     UdpPort(u16),
     Destination(DestinationKind),
+    /// For this host or for a group: it does not leave the cluster. One lookup of the routing
+    /// tables instead of two.
+    Inward,
     /// For this host, whether by one of its addresses or as one of a group.
     Delivered,
     /// The source is one of this host's addresses.
@@ -304,6 +307,7 @@ impl fmt::Display for Statement {
                 DestinationKind::Arrival => "fib daddr . iif type local",
                 DestinationKind::Multicast => "fib daddr type multicast",
             }),
+            Self::Inward => f.write_str("fib daddr type { local, multicast }"),
             Self::Delivered => f.write_str("fib daddr type != unicast"),
             Self::SourceLocal => f.write_str("fib saddr type local"),
             // By number: names take a file of the host (/etc/protocols), which an image may lack.

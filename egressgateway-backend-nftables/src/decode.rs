@@ -197,6 +197,15 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
             .map(Statement::UdpPort);
     }
     if let Some(fib) = left.get("fib") {
+        if let Some(kinds) = right.get("set").and_then(Value::as_array) {
+            let inward = fib["result"] == "type"
+                && flags(fib)? == ["daddr"]
+                && kinds.len() == 2
+                && ["local", "multicast"]
+                    .iter()
+                    .all(|kind| kinds.iter().any(|other| other == kind));
+            return inward.then_some(Statement::Inward);
+        }
         return match (flags(fib)?.as_slice(), right.as_str()?) {
             _ if fib["result"] != "type" => None,
             (["daddr"], "local") => Some(Statement::Destination(DestinationKind::Local)),

@@ -80,7 +80,7 @@ pub(crate) fn chains(
                 "filter",
                 "prerouting",
                 PRIORITY_CLASSIFY,
-                prerouting(exits.kept, desired, mask),
+                prerouting(desired, mask),
             ),
         ),
         (
@@ -101,6 +101,7 @@ pub(crate) fn chains(
         (OPENING, plain(opening())),
         (CLASSIFY, plain(classify(desired.overlay.port))),
         (ARRIVE, plain(arrive())),
+        (STRAY, plain(stray(exits.kept, mask))),
         (ANSWERS, plain(answers())),
         (NO_CLASS, plain(no_class(desired))),
         (TOWARDS_POD, plain(towards_pod())),
@@ -146,7 +147,6 @@ pub(crate) fn chains(
     }
     if exits.kept {
         chains.insert(UNTRACK.into(), plain(untrack(mask)));
-        chains.insert(STRAY.into(), plain(stray(mask)));
     }
     if exits.addressed {
         chains.insert(
@@ -394,7 +394,7 @@ fn outer_out(port: u16) -> Vec<Rule> {
 /// Replies go back as they came, and most other packets follow their connection's pin: what each
 /// packet is asked comes first. A packet that belongs to no connection can be neither pinned nor
 /// translated, so it is classified to be dropped if it is governed.
-fn prerouting(keeps: bool, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+fn prerouting(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     let answers = Pinned {
         mask: mask.bits(),
         negated: true,
@@ -417,31 +417,40 @@ fn prerouting(keeps: bool, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule>
             DROP_NO_GATEWAY,
         ),
         go([Statement::State(ConnectionState::New)], jump(CLASSIFY)),
-        go(
-            [Statement::Stray],
-            jump(if keeps { STRAY } else { CLASSIFY }),
-        ),
+        go([Statement::Stray], jump(STRAY)),
     ]
 }
 
-/// What we do not track ourselves goes on, and its mark has done its work.
-fn stray(mask: MarkMask) -> Vec<Rule> {
+/// What we do not track ourselves goes on: the tunnel's own packets, which are many, and with a
+/// mark that has done its work what keeps its source. The rest is classified.
+fn stray(keeps: bool, mask: MarkMask) -> Vec<Rule> {
     let kept = Marked {
         mask: mask.bits(),
         negated: false,
         value: mask.answer_mark(),
     };
-    vec![
-        vec![
-            kept,
-            Statement::Mark {
-                keep: mask.keep(),
-                value: 0,
-            },
-            Go(Jump::Accept),
-        ],
-        go([], goto(CLASSIFY)),
-    ]
+    let kept = vec![
+        kept,
+        Statement::Mark {
+            keep: mask.keep(),
+            value: 0,
+        },
+        Go(Jump::Accept),
+    ];
+    let to_this_node = Family::ALL.map(|family| {
+        let not_inner = Overlay {
+            way: Way::In,
+            negated: true,
+        };
+        go(
+            [address(Side::Destination, family, Table::Own), not_inner],
+            Jump::Return,
+        )
+    });
+    let kept = keeps.then_some(kept).into_iter();
+    kept.chain(to_this_node)
+        .chain([go([], goto(CLASSIFY))])
+        .collect()
 }
 
 /// Where somebody outside began, towards a pod, each answer is classified like a first packet: the
@@ -651,10 +660,7 @@ fn leaving() -> Vec<Rule> {
             goto(TOWARDS_POD),
         )
     }));
-    rules.extend(
-        [DestinationKind::Local, DestinationKind::Multicast]
-            .map(|kind| go([Destination(kind)], Jump::Return)),
-    );
+    rules.push(go([Statement::Inward], Jump::Return));
     rules.extend(judge());
     rules
 }

@@ -194,6 +194,9 @@ impl Walk<'_> {
                 self.packet.protocol != TraceProtocol::Icmp || !self.is(*family)
             }
             Statement::Destination(kind) => !self.packet.destination_kind.is(*kind),
+            Statement::Inward => ![DestinationKind::Local, DestinationKind::Multicast]
+                .into_iter()
+                .any(|kind| self.packet.destination_kind.is(kind)),
             Statement::Delivered => self.packet.destination_kind == DestinationKind::Unicast,
             Statement::Translated => !tracked || self.packet.sent_to.is_none(),
             Statement::SentOutside { family, table } => {

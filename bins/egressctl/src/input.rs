@@ -58,6 +58,9 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
         Statuses::Planned
     };
     let cluster = Offline::new(&manifests, settings(&config, &tunnel, statuses));
+    for note in cluster.notes() {
+        eprintln!("note: {note}");
+    }
     for trouble in cluster.troubles() {
         match trouble {
             Trouble::Policy(name, problem) => {

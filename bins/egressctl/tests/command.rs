@@ -271,6 +271,44 @@ items:
     }
 }
 
+/// Their agents know, and the cluster gives nobody the address of a network or of its router.
+#[test]
+fn a_pool_of_nodes_whose_networks_nobody_tells_is_a_note() {
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n, labels: {e: g}}\nspec: {podCIDRs: [10.42.0.0/24]}\n\
+                status: {addresses: [{type: InternalIP, address: 10.6.0.2}]}";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: d, labels: {a: b}}\nspec: {nodeName: n}\n\
+               status: {phase: Running, podIPs: [{ip: 10.42.0.5}]}";
+    let ours = "apiVersion: egressgateway.spidernet.io/v1";
+    let gateway = format!(
+        "{ours}\nkind: EgressGateway\nmetadata: {{name: g}}\n\
+         spec: {{nodeSelector: {{matchLabels: {{e: g}}}}, sourceNAT: EgressIP, egressIPs: {{ipv4: [10.6.0.0/24]}}}}"
+    );
+    let policy = format!(
+        "{ours}\nkind: EgressGatewayPolicy\nmetadata: {{name: p}}\n\
+         spec: {{egressGatewayName: g, appliedTo: {{podSelector: {{matchLabels: {{a: b}}}}}}, destCIDR: [10.9.0.0/16]}}"
+    );
+    let told = format!(
+        "{ours}\nkind: EgressNode\nmetadata: {{name: n}}\nspec: {{}}\nstatus:\n  \
+         interfaces: [{{name: eth0, ipv4: [10.6.0.2/24], sourceIPv4: 10.6.0.2, routers: [10.6.0.1]}}]"
+    );
+    let text = [node, pod, &gateway, &policy].join("\n---\n");
+    let arguments = ["explain", "-f", "-", "--from", "d/p", "--to", "10.9.0.1"];
+    let (code, _, errors) = egressctl(&arguments, &text);
+    assert_eq!(code, 0, "{errors}");
+    let note = "note: EgressGateway g: the manifests do not say which networks these nodes are in";
+    assert!(
+        errors.contains(note) && errors.contains(": n\n"),
+        "{errors}"
+    );
+    let (code, answer, errors) = egressctl(&arguments, &format!("{text}\n---\n{told}"));
+    assert_eq!(code, 0, "{errors}");
+    assert!(!errors.contains(note), "{errors}");
+    assert!(
+        answer.contains("as 10.6.0.3"),
+        "neither the network's, nor the router's, nor the node's: {answer}"
+    );
+}
+
 #[test]
 fn a_pool_in_a_network_of_the_cluster_is_a_warning_and_none_of_it_is_given() {
     for (pool, whose) in [

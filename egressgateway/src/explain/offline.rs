@@ -27,6 +27,10 @@ const POD_NETWORKS: &str = "the manifests do not say which addresses pods have: 
      its pods have other addresses than these say; set clusterCIDRs.extra to the networks of pods and services, unless an object of the CNI tells \
      them in the cluster";
 
+/// What manifests must tell of the nodes of a gateway with a pool.
+const NODE_NETWORKS: &str = "the manifests do not say which networks these nodes are in, so an address may be given here that the cluster \
+     gives to nobody, such as a network's first one or its router's; add their EgressNodes";
+
 /// Where the statuses of an offline cluster come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Statuses {
@@ -119,6 +123,7 @@ pub struct Offline {
     at_rest: bool,
     /// Of pools, as a webhook would refuse them.
     pools: Vec<Trouble>,
+    notes: Vec<String>,
 }
 
 /// What one node knows and must hold.
@@ -149,12 +154,14 @@ impl Offline {
             })
             .collect();
         let pools = pools(&settled, &settings);
+        let notes = notes(&settled, manifests, &settings);
         Self {
             settings,
             views,
             pods,
             at_rest: settled.at_rest,
             pools,
+            notes,
         }
     }
 
@@ -197,6 +204,12 @@ impl Offline {
             .collect()
     }
 
+    /// What the manifests leave open, so that the cluster may give another answer.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// What a node does not know and somebody should tell it, in one sentence each.
     #[must_use]
     pub fn unknown(&self, node: &NodeName) -> Vec<String> {
@@ -214,6 +227,33 @@ impl Offline {
     pub fn is_settled(&self) -> bool {
         self.at_rest
     }
+}
+
+/// Only agents know the networks and routers of their nodes, which no egress address is taken from.
+fn notes(settled: &Settled, manifests: &Manifests, settings: &OfflineSettings) -> Vec<String> {
+    let is_told = |node: &NodeName| {
+        let told = manifests.egress_nodes.get(node);
+        told.and_then(|node| node.status.as_ref())
+            .is_some_and(|status| !status.interfaces.is_empty())
+    };
+    let note = |change| {
+        let Change::Gateway(name, Some(gateway)) = change else {
+            return None;
+        };
+        let pool = &gateway.spec.as_ref().ok()?.pool;
+        let members = gateway.state.members.iter().map(|member| &member.node);
+        let untold: Vec<&str> = members
+            .filter(|node| !pool.is_empty() && !is_told(node))
+            .map(NodeName::as_str)
+            .collect();
+        (!untold.is_empty()).then(|| {
+            format!(
+                "EgressGateway {name}: {NODE_NETWORKS}: {}",
+                untold.join(", ")
+            )
+        })
+    };
+    settled.changes(settings.mask).filter_map(note).collect()
 }
 
 fn pools(settled: &Settled, settings: &OfflineSettings) -> Vec<Trouble> {

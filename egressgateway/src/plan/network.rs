@@ -83,7 +83,7 @@ pub fn exit_networks(
         match way {
             Way::Underlay => {}
             Way::Network { device, router } => {
-                drop(members.entry((device, router)).or_default().insert(address))
+                members.entry((device, router)).or_default().insert(address);
             }
             Way::NoRouter => drop(refused.insert(address, Reason::NoRouter)),
         }

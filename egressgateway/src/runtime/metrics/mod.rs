@@ -203,14 +203,17 @@ mod tests {
 
     const DOCUMENTATION: &str = "# Metrics
 
-Both daemons serve `/metrics` in the OpenMetrics text format: the agent at port 5810, the controller at 5820. A program that embeds them has the same
-in its own registry.
+Both daemons serve `/metrics` in the OpenMetrics text format: the agent at port 5810, the controller at 5820. A program
+that embeds them has the same in its own registry.
 
 - `driver` is `tunnel`, `steering`, `addresses` or `policy`; `kind` is the kind of an error.
-- `rule` is a [counter of the packet filter](datapath.md#the-nftables-table). The agent reads them every 15 seconds; they start anew when the table does.
-- The objects that a watch told of are whole lists at the start and single changes afterwards; [what to expect](scale.md).
+- `rule` is a [counter of the packet filter](datapath.md#the-nftables-table). The agent reads them every 15 seconds;
+  they start anew when the table does.
+- The objects that a watch told of are whole lists at the start and single changes afterwards; [what to
+  expect](scale.md).
 - `gateway` is an EgressGateway with a pool, `family` is `ipv4` or `ipv6`.
-- Converges with `first=\"true\"` and `outcome=\"applied\"` are changes that a restarted agent made: none, where nothing happened meanwhile.
+- Converges with `first=\"true\"` and `outcome=\"applied\"` are changes that a restarted agent made: none, where nothing
+  happened meanwhile.
 
 ";
 
