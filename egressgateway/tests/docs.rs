@@ -28,8 +28,8 @@ again: they say which objects the kernel holds and how they are found again. A f
 logged, and is counted. A flag or a variable goes before the file here too. The chart restarts the pods for fields that
 change at start only. Flags and variables are read at start.
 
-`tunnel.ipv4CIDR` and `tunnel.ipv6CIDR` may lie anywhere where nodes don't have addresses themselves; [nothing is taken from the
-host](datapath.md#the-tunnels-addresses), whatever they are.
+`tunnel.ipv4CIDR` and `tunnel.ipv6CIDR` may lie anywhere where nodes don't have addresses themselves; [nothing is taken
+from the host](datapath.md#the-tunnels-addresses), whatever they are.
 
 What `failover.*` means is said in [failover.md](failover.md). The agent has the tunnels `vxlan` and `geneve`, the
 policy backends `nftables` and `netfilter`, and the reply path `cni`; it refuses to start with others. With
