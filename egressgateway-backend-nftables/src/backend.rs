@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::{
     command::{self, nft, nft_json},
-    exact, lookup_probe,
+    exact::{self, Connection},
+    lookup_probe,
     monitor::{NftMonitor, Writers},
     names::{CHANGING, COUNTERS, NFT_PACKAGE, Scope, TABLE_FAMILY},
     observe,
@@ -24,13 +25,14 @@ pub struct NftablesSettings {
     pub mask: MarkMask,
 }
 
-/// The backend. It keeps nothing: what it knows of the kernel is in [`NftState`].
+/// The backend. It keeps a socket, and nothing of what the kernel holds: that is in [`NftState`].
 #[derive(Clone, Debug)]
 pub struct Nftables {
     settings: NftablesSettings,
     /// None when it may only plan.
     hook: Option<Arc<dyn WriteHook>>,
     writers: Writers,
+    connection: Connection,
     scope: Scope,
 }
 
@@ -48,6 +50,7 @@ impl Nftables {
             settings,
             hook: None,
             writers: Writers::default(),
+            connection: Connection::default(),
             scope: Scope::Whole,
         }
     }
@@ -57,10 +60,12 @@ impl Nftables {
         hook: Arc<dyn WriteHook>,
         scope: Scope,
     ) -> Self {
+        let writers = Writers::default();
         Self {
             settings,
             hook: Some(hook),
-            writers: Writers::default(),
+            connection: Connection::new(writers.clone()),
+            writers,
             scope,
         }
     }
@@ -243,7 +248,9 @@ impl Driver for Nftables {
             hook.before(plan.verb())?;
             let context = format!("{} {}", plan.verb(), self.scope.path());
             match plan.exact() {
-                Some(changes) => exact::write(self.scope, changes, &context, &self.writers).await?,
+                Some(changes) => {
+                    exact::write(self.scope, changes, &context, &self.connection).await?
+                }
                 None => command::write(plan.script(), &context, &self.writers).await?,
             }
         }
@@ -253,7 +260,7 @@ impl Driver for Nftables {
                 self.scope,
                 CHANGING,
                 &format!("{END_CHANGE} of {}", self.scope.path()),
-                &self.writers,
+                &self.connection,
             )
             .await?;
         }

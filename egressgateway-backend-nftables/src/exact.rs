@@ -4,7 +4,10 @@
 //! Messages are those of `linux/netfilter/nf_tables.h`, between the batch messages of
 //! `linux/netfilter/nfnetlink.h`: the kernel commits all of them or none.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use egressgateway::{
     Error,
@@ -138,12 +141,67 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     Some(changes)
 }
 
+/// A socket that is kept. The kernel frees what a transaction deletes some milliseconds after it,
+/// and lets whoever closes a socket wait for that, and whoever writes meanwhile as well.
+///
+/// It belongs to the network namespace and the runtime that wrote first. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Connection {
+    writers: Writers,
+    idle: Arc<Mutex<Option<Socket>>>,
+}
+
+struct Socket {
+    socket: TokioSocket,
+    port: u32,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// One whose writes `writers` remembers as our own.
+    pub(crate) fn new(writers: Writers) -> Self {
+        Self {
+            writers,
+            idle: Arc::default(),
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Option<Socket>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a batch by the kept socket, or by a new one where the kept one is of no use any more.
+    async fn send(&self, batch: &[u8]) -> std::io::Result<Socket> {
+        let kept = self.idle().take();
+        if let Some(kept) = kept {
+            self.writers.remember(kept.port);
+            if kept.socket.send(batch).await.is_ok() {
+                return Ok(kept);
+            }
+        }
+        let opened = open()?;
+        self.writers.remember(opened.port);
+        opened.socket.send(batch).await?;
+        Ok(opened)
+    }
+
+    /// Keeps a socket that every answer was read from.
+    fn keep(&self, socket: Socket) {
+        *self.idle() = Some(socket);
+    }
+}
+
 /// Makes the changes, all or none.
 pub(crate) async fn write(
     scope: Scope,
     changes: &[ExactChange],
     context: &str,
-    writers: &Writers,
+    connection: &Connection,
 ) -> Result<(), Error> {
     let messages: Vec<_> = changes
         .iter()
@@ -155,7 +213,7 @@ pub(crate) async fn write(
             .get(index)
             .map(|change| format!("{context}: {change}"))
     };
-    send(&messages, failure, context, writers).await
+    send(&messages, failure, context, connection).await
 }
 
 /// Empties a set.
@@ -163,31 +221,30 @@ pub(crate) async fn flush(
     scope: Scope,
     set: &str,
     context: &str,
-    writers: &Writers,
+    connection: &Connection,
 ) -> Result<(), Error> {
     send(
         &[elements_message(scope, DELETE, NLM_F_ACK, 1, set, &[])],
         |_| None,
         context,
-        writers,
+        connection,
     )
     .await
 }
 
 /// Sends messages that are numbered from 1 as one transaction. `of` says in an error what a message
-/// was about.
+/// was about. After an error the socket is not used again: other answers may be on their way to it.
 async fn send(
     messages: &[Vec<u8>],
     of: impl Fn(usize) -> Option<String>,
     context: &str,
-    writers: &Writers,
+    connection: &Connection,
 ) -> Result<(), Error> {
     let failed = |error| Error::from_io(error, context);
-    let socket = open(writers).map_err(failed)?;
-    socket.send(&batch(messages)).await.map_err(failed)?;
+    let used = connection.send(&batch(messages)).await.map_err(failed)?;
     let mut pending = messages.len();
     while pending > 0 {
-        let (datagram, _) = socket.recv_from_full().await.map_err(failed)?;
+        let (datagram, _) = used.socket.recv_from_full().await.map_err(failed)?;
         for (sequence, errno) in answers(&datagram) {
             if errno != 0 {
                 // Sequence 0 is the batch as a whole.
@@ -200,17 +257,18 @@ async fn send(
             pending = pending.saturating_sub(1);
         }
     }
+    connection.keep(used);
     Ok(())
 }
 
-fn open(writers: &Writers) -> std::io::Result<TokioSocket> {
+fn open() -> std::io::Result<Socket> {
     let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
     let mut address = SocketAddr::new(0, 0);
     socket.socket_mut().bind_auto()?;
     socket.socket_ref().get_address(&mut address)?;
     socket.socket_mut().connect(&SocketAddr::new(0, 0))?;
-    writers.remember(address.port_number());
-    Ok(socket)
+    let port = address.port_number();
+    Ok(Socket { socket, port })
 }
 
 impl std::fmt::Display for ExactChange {

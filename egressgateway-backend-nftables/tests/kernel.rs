@@ -339,6 +339,55 @@ fn addresses_come_move_and_go_one_by_one_and_all_together_or_not_at_all() {
     });
 }
 
+/// The sockets to the packet filter that programs of this network namespace hold.
+fn sockets() -> Vec<String> {
+    let list = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let columns = list
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    columns
+        .filter(|columns| columns[1] == "12" && columns[2] != "0")
+        .map(|columns| columns[9].to_owned())
+        .collect()
+}
+
+/// Whoever closes one waits until the kernel has freed what was deleted.
+#[test]
+fn single_addresses_are_written_by_one_socket_that_stays_open_until_a_write_fails() {
+    in_namespace(|| async {
+        let nftables = nftables();
+        let mut desired = client();
+        reach(&desired).await;
+        let mut used = Vec::new();
+        for number in [2, 1, 2] {
+            desired.pods.insert(ip("10.244.1.10"), class(number));
+            let current = nftables.observe().await.unwrap();
+            let change = nftables.plan(&desired, &current).unwrap();
+            nftables.apply(&change.plan).await.unwrap();
+            used.push(sockets());
+        }
+        assert!(
+            used[0].len() == 1 && used[1] == used[0] && used[2] == used[0],
+            "{used:?}"
+        );
+        let current = nftables.observe().await.unwrap();
+        desired.pods.insert(ip("10.244.1.10"), class(1));
+        let change = nftables.plan(&desired, &current).unwrap();
+        run("nft delete element inet egressgateway pods4 { 10.244.1.10 }");
+        let error = nftables.apply(&change.plan).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert_eq!(
+            sockets(),
+            [""; 0],
+            "what else it may answer is read by nobody"
+        );
+        let current = nftables.observe().await.unwrap();
+        let change = nftables.plan(&desired, &current).unwrap();
+        nftables.apply(&change.plan).await.unwrap();
+        assert!(nftables.observe().await.unwrap() == change.after);
+    });
+}
+
 #[test]
 fn the_probe_passes_here_and_leaves_nothing() {
     in_namespace(|| async {
