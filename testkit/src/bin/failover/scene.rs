@@ -8,7 +8,7 @@ use std::{
 
 use egressgateway_testkit::{
     cluster::Cluster,
-    lab::{Lab, NodeSpec, PORT, Pod, PodSpec, Stream},
+    lab::{Lab, NodeSpec, PORT, Pod, PodSpec, Server, Stream},
 };
 
 pub(crate) const CLIENT: &str = "client-1";
@@ -57,6 +57,9 @@ spec:
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
     pub(crate) pod: Pod,
+    /// Somebody on the underlay who may forget who has an address, and ask again. The router would
+    /// lose the answers of servers that wait for its own answer.
+    pub(crate) neighbour: Server,
 }
 
 impl Scene {
@@ -65,10 +68,15 @@ impl Scene {
         let gateways = GATEWAYS.map(|name| NodeSpec::new(name).label("egress", "true"));
         let lab = Lab::builder().nodes([CLIENT]).nodes(gateways).build()?;
         lab.server(SERVER)?;
+        let neighbour = lab.server(["10.6.250.1", "fd00:6::250:1"])?;
         let cluster = Cluster::start(lab, &format!("policyBackend: {backend}\n"));
         let pod = cluster.pod(CLIENT, PodSpec::new("shop").label("app", "shopping"));
         cluster.apply(&objects(source));
-        let scene = Self { cluster, pod };
+        let scene = Self {
+            cluster,
+            pod,
+            neighbour,
+        };
         scene.all_ready();
         scene.probed();
         Ok(scene)
