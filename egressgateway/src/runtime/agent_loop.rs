@@ -23,7 +23,7 @@ use super::{
     gateway_probes::{Ends, GatewayProbes},
     health::Health,
     metrics::AgentMetrics,
-    node_status::{POD_NETWORKS_ADVICE, Report, StatusWriter, wait_until},
+    node_status::{POD_NETWORKS_ADVICE, Report, StatusWriter},
     observed::Observed,
     presence::{Presence, Renewal},
     recorded::{self, Recorders},
@@ -31,6 +31,8 @@ use super::{
     stale_connections::StaleConnections,
     state_file::StateFile,
     taking::Findings,
+    tasks::ended_alone,
+    time::wait_until,
     untracked::Untracked,
     watch::{Message, Scope},
 };
@@ -831,14 +833,5 @@ async fn read_counters(
             Err(error) => tracing::debug!(error = error.chain(), "counters were not read"),
         }
         tokio::time::sleep(interval).await;
-    }
-}
-
-/// A part of a daemon ended though nobody asked it to.
-pub(super) fn ended_alone(ended: Result<(), tokio::task::JoinError>) -> Error {
-    let error = Error::new(ErrorKind::Invalid, "a part of the daemon ended on its own");
-    match ended {
-        Err(cause) => error.with_source(cause),
-        Ok(()) => error,
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{metrics::AgentMetrics, node_status::wait_until};
+use super::{metrics::AgentMetrics, time::wait_until};
 use crate::{AddressesDesired, Announcer};
 
 /// How often an address is announced. RFC 4861 (7.2.6) allows an IPv6 node three unsolicited

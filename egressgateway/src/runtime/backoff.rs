@@ -1,11 +1,10 @@
-use std::{
-    hash::{BuildHasher, Hasher, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use kube::runtime::watcher::{self, Event};
 use tokio::time::{Instant, sleep};
+
+use super::time::jitter;
 
 /// Where nobody answers: asking again costs the server nothing, and who was away should soon know
 /// what happened.
@@ -35,7 +34,7 @@ impl Backoff {
     pub fn delay(&mut self) -> Duration {
         let full = self.next.min(self.limit);
         self.next = full.saturating_mul(2);
-        shortened(full)
+        jitter(full)
     }
 
     /// Starts over: something worked.
@@ -78,7 +77,7 @@ impl Backoff {
             }
             paced.wait = match &event {
                 Err(error) if was_answered(error) => paced.backoff.delay(),
-                Err(_) => paced.backoff.delay().min(shortened(UNREACHABLE)),
+                Err(_) => paced.backoff.delay().min(jitter(UNREACHABLE)),
                 Ok(_) => Duration::ZERO,
             };
             Some((event, paced))
@@ -103,14 +102,6 @@ fn was_answered(error: &watcher::Error) -> bool {
         }
         watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
     }
-}
-
-/// Between a half and the whole of a duration. Hash keys are the only randomness that the standard
-/// library has, and enough here.
-pub(super) fn shortened(full: Duration) -> Duration {
-    let random = RandomState::new().build_hasher().finish();
-    let part = u32::try_from(random % 1024).unwrap_or_default();
-    full / 2 + full / 2 * part / 1024
 }
 
 #[cfg(test)]
@@ -177,12 +168,5 @@ mod tests {
         assert!((16_000..=32_000).contains(&(seen[6] - seen[5])), "{seen:?}");
         assert!((500..=1000).contains(&(seen[8] - seen[7])), "{seen:?}");
         assert!((2500..=5000).contains(&(seen[16] - seen[15])), "{seen:?}");
-    }
-
-    #[test]
-    fn delays_differ_from_each_other() {
-        let delays: std::collections::BTreeSet<_> =
-            (0..32).map(|_| shortened(Duration::from_secs(1))).collect();
-        assert!(delays.len() > 8, "{delays:?}");
     }
 }

@@ -12,12 +12,11 @@ use futures::FutureExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    backoff::shortened,
     doubt::Doubt,
     metrics::AgentMetrics,
-    node_status::wait_until,
     presence::Renewal,
     taking::{Findings, Taking},
+    time::{jitter, wait_until},
     watch::Scope,
 };
 use crate::{AddressesDesired, ErrorKind, Inquirer, Questions, model::MacAddress};
@@ -154,7 +153,7 @@ impl Claims {
     }
 
     fn hear(&mut self, address: IpAddr, other: MacAddress) {
-        if self.taking.heard(address, other, Instant::now(), shortened) {
+        if self.taking.heard(address, other, Instant::now(), jitter) {
             self.metrics.refused();
             tracing::warn!(%address, other = %other, "somebody else answers for the egress address: it is not taken");
         }
@@ -187,7 +186,7 @@ impl Claims {
             None => !doubted.held.is_empty(),
             Some((asked, at)) => *asked != doubted || now >= *at + INTERVAL,
         };
-        let due = self.taking.due(now, shortened);
+        let due = self.taking.due(now, jitter);
         let listened = self.taking.listened().held.union(doubted.held.clone());
         if !again && due.is_empty() && listened == self.listened.held {
             return;

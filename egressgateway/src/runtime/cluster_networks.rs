@@ -15,9 +15,10 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{
-    backoff::{Backoff, shortened},
+    backoff::Backoff,
     failure,
     feeds::kind::CLUSTER_NETWORKS,
+    time::jitter,
     watch::{Message, Scope},
 };
 use crate::{Error, ErrorKind, world::Change};
@@ -62,7 +63,7 @@ impl<M: From<Change> + Send + 'static> ClusterNetworks<M> {
                     {
                         return;
                     }
-                    shortened(self.interval)
+                    jitter(self.interval)
                 }
                 Err(error) => {
                     tracing::warn!(error = error.chain(), "networks of services and pods");

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    agent_loop::ended_alone,
+    agent_lease,
     cluster_networks::ClusterNetworks,
     contact::Contact,
     controller::{Controller, ControllerSettings, MANAGER},
@@ -32,11 +32,11 @@ use super::{
     health::Health,
     metrics::ControllerMetrics,
     mirror::{Mirror, Seen},
-    node_status::wait_until,
     observed::Observed,
-    presence,
     shared::Shared,
     slim::Slim,
+    tasks::ended_alone,
+    time::wait_until,
     watch::{Key, Message, Scope, Sight, key},
     writes::{Version, Write, writes},
 };
@@ -465,7 +465,7 @@ impl Session {
                     ..DeleteParams::default()
                 };
                 leases
-                    .delete(&presence::lease_of(&node), &parameters)
+                    .delete(&agent_lease::lease_of(&node), &parameters)
                     .await?;
                 None
             }
@@ -561,7 +561,11 @@ fn new_egress_node(name: &str, uid: String) -> EgressNode {
 fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut JoinSet<()>) {
     let everything = || watch::channel(Scope::default()).1;
     let agents = Scope {
-        labels: Some(format!("{}={}", presence::LABEL, presence::LABEL_VALUE)),
+        labels: Some(format!(
+            "{}={}",
+            agent_lease::LABEL,
+            agent_lease::LABEL_VALUE
+        )),
         ..Scope::default()
     };
     let mask = settings.plan.mask;
@@ -631,7 +635,7 @@ fn policy(key: &Key, sight: Option<&Sight<EgressGatewayPolicy>>) -> Option<Seen>
 }
 
 fn lease(key: &Key, sight: Option<&Sight<Lease>>) -> Option<Seen> {
-    let node = presence::node_of(&key.name)?;
+    let node = agent_lease::node_of(&key.name)?;
     let lease = feeds::known(sight).ok()?;
     Some(Seen::Lease(
         node,

@@ -18,8 +18,11 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    account::Account, backoff::shortened, contact::Contact, failure, metrics::LeaseMetrics,
-    presence::seconds,
+    account::Account,
+    contact::Contact,
+    failure,
+    metrics::LeaseMetrics,
+    time::{jitter, whole_seconds},
 };
 use crate::Error;
 
@@ -131,7 +134,7 @@ impl Election {
 
     /// Until the next look: while somebody else leads, as long as that is so.
     async fn pause(&mut self) {
-        let soon = Instant::now() + shortened(self.settings.retry);
+        let soon = Instant::now() + jitter(self.settings.retry);
         let followed = match &mut self.rival {
             Some(rival) if Instant::now() < rival.until => {
                 let heard = || heard(&self.contact, &self.settings);
@@ -251,7 +254,7 @@ impl Election {
                     Some(now.clone())
                 },
                 holder_identity: Some(self.settings.identity.clone()),
-                lease_duration_seconds: Some(seconds(self.settings.duration)),
+                lease_duration_seconds: Some(whole_seconds(self.settings.duration)),
                 lease_transitions: Some(
                     spec.lease_transitions.unwrap_or_default()
                         + i32::from(before.is_some() && !mine),

@@ -9,7 +9,7 @@ use std::{
 use futures::FutureExt as _;
 use tokio::{sync::watch, time::Instant};
 
-use super::{metrics::AgentMetrics, node_status::wait_until};
+use super::{metrics::AgentMetrics, time::wait_until};
 use crate::{
     ProbeAddress, Prober,
     liveness::{End, Liveness, LivenessSettings},

@@ -4,6 +4,7 @@
 mod account;
 mod admission;
 mod agent;
+mod agent_lease;
 mod agent_loop;
 mod agent_watches;
 mod announcements;
@@ -38,6 +39,8 @@ mod slim;
 mod stale_connections;
 mod state_file;
 mod taking;
+mod tasks;
+mod time;
 mod untracked;
 mod watch;
 mod writes;

@@ -20,7 +20,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed,
-    recorded::Record, untracked::Tracking,
+    recorded::Record, time::wait_until, untracked::Tracking,
 };
 use crate::{
     Error, ErrorKind, Underlay,
@@ -419,14 +419,6 @@ impl StatusWriter {
             result.as_ref().map(|_| ()).map_err(|error| error.kind),
         );
         result.map(|node| Observed::new(&node, node.status.clone().unwrap_or_default()))
-    }
-}
-
-/// Never without a time.
-pub(super) async fn wait_until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 

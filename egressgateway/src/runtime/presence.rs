@@ -16,31 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     account::Account,
-    backoff::{Backoff, shortened},
+    agent_lease::{LABEL, LABEL_VALUE, lease_of},
+    backoff::Backoff,
     failure,
     metrics::LeaseMetrics,
+    time::{jitter, whole_seconds},
 };
 use crate::{Error, model::NodeName};
-
-/// Label of the agents' Leases, by which the controller finds them.
-pub(super) const LABEL: &str = "app.kubernetes.io/component";
-/// Its value.
-pub(super) const LABEL_VALUE: &str = "egressgateway-agent";
-/// A Lease's name is this and the node's name.
-const PREFIX: &str = "egressgateway-agent-";
-
-/// The node whose agent holds a Lease of this name; none for others' Leases.
-pub(super) fn node_of(lease: &str) -> Option<NodeName> {
-    lease
-        .strip_prefix(PREFIX)
-        .filter(|node| !node.is_empty())
-        .map(NodeName::from)
-}
-
-/// Name of the Lease that a node's agent holds.
-pub(super) fn lease_of(node: &NodeName) -> String {
-    format!("{PREFIX}{node}")
-}
 
 /// Where and how long an agent's Lease is held.
 #[derive(Clone, Debug)]
@@ -105,10 +87,11 @@ impl Presence {
                     self.backoff.succeeded();
                     // A little longer, by chance: what began at the same moment does not stay
                     // together.
-                    self.settings.renew + shortened(self.settings.renew) / 16
+                    self.settings.renew + jitter(self.settings.renew) / 16
                 }
                 Err(error) => {
-                    let object = format!("Lease/{}/{PREFIX}{}", self.settings.namespace, self.node);
+                    let object =
+                        format!("Lease/{}/{}", self.settings.namespace, lease_of(&self.node));
                     tracing::warn!(
                         object,
                         kind = error.kind.as_str(),
@@ -158,39 +141,10 @@ impl Presence {
             },
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.node.as_str().to_owned()),
-                lease_duration_seconds: Some(seconds(self.settings.duration)),
+                lease_duration_seconds: Some(whole_seconds(self.settings.duration)),
                 renew_time: Some(MicroTime(Timestamp::now())),
                 ..LeaseSpec::default()
             }),
         }
-    }
-}
-
-/// A duration in the whole seconds of a Lease, at least one.
-pub(super) fn seconds(duration: Duration) -> i32 {
-    i32::try_from(duration.as_nanos().div_ceil(1_000_000_000))
-        .unwrap_or(i32::MAX)
-        .max(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lease_tells_its_node_by_name() {
-        assert_eq!(
-            node_of(&lease_of(&NodeName::from("node1"))),
-            Some(NodeName::from("node1"))
-        );
-        assert_eq!(node_of("egressgateway-agent-"), None);
-        assert_eq!(node_of("kube-scheduler"), None);
-    }
-
-    #[test]
-    fn a_lease_lasts_whole_seconds_and_never_none() {
-        assert_eq!(seconds(Duration::from_millis(300)), 1);
-        assert_eq!(seconds(Duration::from_millis(1500)), 2);
-        assert_eq!(seconds(Duration::ZERO), 1);
     }
 }

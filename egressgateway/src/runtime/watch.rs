@@ -12,11 +12,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::{
-    backoff::{Backoff, shortened},
-    metrics::WatchMetrics,
-    shared::Shared,
-};
+use super::{backoff::Backoff, metrics::WatchMetrics, shared::Shared, time::jitter};
 use crate::model::PodName;
 
 /// A watch begins anew, from where it was, after less than five minutes: by then a client thinks a
@@ -43,7 +39,7 @@ pub(super) struct Scope {
 impl Scope {
     fn config(&self) -> watcher::Config {
         let mut config = watcher::Config::default();
-        let timeout = SHORTEST + shortened(SPREAD * 2);
+        let timeout = SHORTEST + jitter(SPREAD * 2);
         config.timeout = u32::try_from(timeout.as_secs()).ok();
         config.field_selector.clone_from(&self.fields);
         config.label_selector.clone_from(&self.labels);
