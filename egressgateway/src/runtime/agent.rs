@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent_loop::Session,
-    backoff::Backoff,
     health::Health,
+    kube::backoff::Backoff,
     metrics::{AgentMetrics, Reloads},
     presence::LeaseSettings,
     state_file::StateFile,

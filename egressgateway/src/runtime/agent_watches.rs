@@ -7,11 +7,13 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     agent::AgentSettings,
-    cluster_networks::ClusterNetworks,
-    feeds::{self, Feeds, kind},
-    observed::Observed,
-    slim::Slim,
-    watch::Scope,
+    kube::{
+        cluster_networks::ClusterNetworks,
+        observed::Observed,
+        partial::Slim,
+        watch::Scope,
+        watches::{self, Feeds, kind},
+    },
 };
 use crate::{
     api::{self, EgressNodeStatus},
@@ -65,7 +67,7 @@ pub(super) fn spawn_watches(
             .all::<Slim<core::Pod>>(
                 kind::PODS,
                 pods,
-                Box::new(move |key, sight| world(feeds::pod(&shared, key, sight))),
+                Box::new(move |key, sight| world(watches::pod(&shared, key, sight))),
             )
             .run(),
     );
@@ -74,7 +76,7 @@ pub(super) fn spawn_watches(
             .all::<core::Namespace>(
                 kind::NAMESPACES,
                 everything(),
-                Box::new(move |key, sight| world(feeds::namespace(key, sight))),
+                Box::new(move |key, sight| world(watches::namespace(key, sight))),
             )
             .run(),
     );
@@ -83,7 +85,7 @@ pub(super) fn spawn_watches(
             .all::<Slim<core::Node>>(
                 kind::NODES,
                 everything(),
-                Box::new(move |key, sight| world(feeds::node(key, sight))),
+                Box::new(move |key, sight| world(watches::node(key, sight))),
             )
             .run(),
     );
@@ -91,11 +93,11 @@ pub(super) fn spawn_watches(
         kind::EGRESS_NODES,
         everything(),
         Box::new(move |key, sight| {
-            let change = feeds::egress_node(key, sight)?;
+            let change = watches::egress_node(key, sight)?;
             if *key.name != *own.as_str() {
                 return Some(change.into());
             }
-            let node = feeds::known(sight).ok()?;
+            let node = watches::known(sight).ok()?;
             let observed = node
                 .map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
             Some(Seen::Own(Box::new(change), observed))
@@ -107,7 +109,7 @@ pub(super) fn spawn_watches(
             .all::<api::EgressGateway>(
                 kind::GATEWAYS,
                 everything(),
-                Box::new(move |key, sight| Some(feeds::gateway(key, sight, mask).into())),
+                Box::new(move |key, sight| Some(watches::gateway(key, sight, mask).into())),
             )
             .run(),
     );
@@ -116,7 +118,7 @@ pub(super) fn spawn_watches(
             .all::<api::EgressGatewayPolicy>(
                 kind::POLICIES,
                 policies,
-                Box::new(move |key, sight| Some(feeds::policy(key, sight).into())),
+                Box::new(move |key, sight| Some(watches::policy(key, sight).into())),
             )
             .run(),
     );

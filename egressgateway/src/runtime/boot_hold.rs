@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{backoff::Backoff, metrics::AgentMetrics, state_file::StateFile, time::wait_until};
+use super::{
+    kube::backoff::Backoff, metrics::AgentMetrics, state_file::StateFile, time::wait_until,
+};
 use crate::{Error, ErrorKind, NodeDesired, PolicyDesired, Remembered};
 
 /// The policy that holds what was governed before the boot; none where nothing is known of that,

@@ -13,11 +13,11 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     doubt::Doubt,
+    kube::watch::Scope,
     metrics::AgentMetrics,
     presence::Renewal,
     taking::{Findings, Taking},
     time::{jitter, wait_until},
-    watch::Scope,
 };
 use crate::{AddressesDesired, ErrorKind, Inquirer, Questions, model::MacAddress};
 

@@ -9,10 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admission::Admission,
-    backoff::Backoff,
     controller_loop::Session,
-    election::ElectionSettings,
     health::Health,
+    kube::{backoff::Backoff, election::ElectionSettings},
     metrics::{ControllerMetrics, Reloads},
     shared_cluster::SharedCluster,
 };

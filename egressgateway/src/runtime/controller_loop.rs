@@ -20,24 +20,26 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    agent_lease,
-    cluster_networks::ClusterNetworks,
-    contact::Contact,
     controller::{Controller, ControllerSettings, MANAGER},
-    election::{Election, Leading},
     events::{EventWriter, Regarding},
-    failure,
-    feeds::{self, Feeds, kind},
-    gate::Gate,
     health::Health,
+    kube::{
+        agent_lease,
+        cluster_networks::ClusterNetworks,
+        contact::Contact,
+        election::{Election, Leading},
+        errors,
+        initial_sync::Gate,
+        interner::Shared,
+        observed::Observed,
+        partial::Slim,
+        watch::{Key, Message, Scope, Sight, key},
+        watches::{self, Feeds, kind},
+    },
     metrics::ControllerMetrics,
     mirror::{Mirror, Seen},
-    observed::Observed,
-    shared::Shared,
-    slim::Slim,
     tasks::ended_alone,
     time::wait_until,
-    watch::{Key, Message, Scope, Sight, key},
     writes::{Version, Write, writes},
 };
 use crate::{
@@ -389,7 +391,7 @@ impl Session {
         };
         let (kind, object, description) = (write.kind(), write.object(), write.describe());
         let result = match tokio::time::timeout_at(until, self.send(write)).await {
-            Ok(result) => result.map_err(|error| failure::from_api(error, description.clone())),
+            Ok(result) => result.map_err(|error| errors::from_api(error, description.clone())),
             Err(_) => Err(Error::new(
                 ErrorKind::Transient,
                 format!("{description}: no answer before leadership had to be renewed"),
@@ -572,7 +574,7 @@ fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut
     let nodes = feeds.all::<Slim<core::Node>>(
         kind::NODES,
         everything(),
-        Box::new(|key, sight| feeds::node(key, sight).map(Seen::World)),
+        Box::new(|key, sight| watches::node(key, sight).map(Seen::World)),
     );
     tasks.spawn(nodes.run());
     tasks.spawn(
@@ -605,38 +607,38 @@ fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut
 }
 
 fn egress_node(key: &Key, sight: Option<&Sight<EgressNode>>) -> Option<Seen> {
-    let change = feeds::egress_node(key, sight)?;
-    let node = feeds::known(sight).ok()?;
+    let change = watches::egress_node(key, sight)?;
+    let node = watches::known(sight).ok()?;
     let observed = node.map(|node| Observed::new(node, node.status.clone().unwrap_or_default()));
     Some(Seen::EgressNode((&*key.name).into(), change, observed))
 }
 
 /// A gateway that can't be read keeps what is known of it: marks must outlive a mistake.
 fn gateway(key: &Key, sight: Option<&Sight<EgressGateway>>, mask: MarkMask) -> Option<Seen> {
-    let gateway = feeds::known(sight).ok()?;
+    let gateway = watches::known(sight).ok()?;
     let observed =
         gateway.map(|gateway| Observed::new(gateway, gateway.status.clone().unwrap_or_default()));
     Some(Seen::Gateway(
         (&*key.name).into(),
-        feeds::gateway(key, sight, mask),
+        watches::gateway(key, sight, mask),
         observed,
     ))
 }
 
 fn policy(key: &Key, sight: Option<&Sight<EgressGatewayPolicy>>) -> Option<Seen> {
-    let policy = feeds::known(sight).ok()?;
+    let policy = watches::known(sight).ok()?;
     let observed =
         policy.map(|policy| Observed::new(policy, policy.status.clone().unwrap_or_default()));
     Some(Seen::Policy(
         (&*key.name).into(),
-        feeds::policy(key, sight),
+        watches::policy(key, sight),
         observed,
     ))
 }
 
 fn lease(key: &Key, sight: Option<&Sight<Lease>>) -> Option<Seen> {
     let node = agent_lease::node_of(&key.name)?;
-    let lease = feeds::known(sight).ok()?;
+    let lease = watches::known(sight).ok()?;
     Some(Seen::Lease(
         node,
         lease.map(|lease| Observed::new(lease, lease.spec.clone().unwrap_or_default())),

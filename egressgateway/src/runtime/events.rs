@@ -12,7 +12,7 @@ use k8s_openapi::{
 use kube::{Api, Client, Resource, api::PostParams};
 use tokio::time::Instant;
 
-use super::{failure, metrics::WriteMetrics};
+use super::{kube::errors, metrics::WriteMetrics};
 use crate::{Error, ErrorKind, controller::Event};
 
 /// Events about objects of the cluster stand in this namespace.
@@ -84,7 +84,7 @@ impl EventWriter {
         )
         .await
         {
-            Ok(result) => result.map_err(|error| failure::from_api(error, WHAT)),
+            Ok(result) => result.map_err(|error| errors::from_api(error, WHAT)),
             Err(_) => Err(Error::new(
                 ErrorKind::Transient,
                 format!("{WHAT}: no answer in time"),

@@ -6,7 +6,7 @@ use std::{
 use k8s_openapi::{api::coordination::v1::LeaseSpec, jiff::Timestamp};
 use tokio::time::Instant;
 
-use super::contact::Contact;
+use super::kube::contact::Contact;
 use crate::model::NodeName;
 
 /// Which agents are alive, by when this process saw their Leases renewed: no two clocks are

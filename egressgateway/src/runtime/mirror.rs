@@ -4,7 +4,8 @@ use k8s_openapi::api::coordination::v1::LeaseSpec;
 use tokio::time::Instant;
 
 use super::{
-    events::Regarding, freshness::Freshness, observed::Observed, shared_cluster::SharedCluster,
+    events::Regarding, freshness::Freshness, kube::observed::Observed,
+    shared_cluster::SharedCluster,
 };
 use crate::{
     api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodeStatus},

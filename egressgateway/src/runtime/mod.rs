@@ -1,55 +1,41 @@
 //! Watch loops, leases and status writing over a `kube::Client` that the caller makes. Nothing here
 //! sets a global.
 
-mod account;
 mod admission;
 mod agent;
-mod agent_lease;
 mod agent_loop;
 mod agent_watches;
 mod announcements;
-mod backoff;
 mod boot_hold;
 mod bounded;
 mod claims;
-mod cluster_networks;
-mod conditions;
-mod contact;
 mod controller;
 mod controller_loop;
 mod convergence;
 mod doubt;
-mod election;
 mod events;
-mod failure;
-mod feeds;
 mod freshness;
-mod gate;
 mod gateway_probes;
 mod health;
+mod kube;
 mod metrics;
 mod mirror;
 mod node_status;
-mod observed;
 mod presence;
 mod recorded;
-mod shared;
 mod shared_cluster;
-mod slim;
 mod stale_connections;
 mod state_file;
 mod taking;
 mod tasks;
 mod time;
 mod untracked;
-mod watch;
 mod writes;
 
+pub use self::kube::{Backoff, ElectionSettings};
 pub use admission::{Admission, Review};
 pub use agent::{Agent, AgentSettings};
-pub use backoff::Backoff;
 pub use controller::{Controller, ControllerSettings};
-pub use election::ElectionSettings;
 pub use health::Health;
 pub use metrics::Reloads;
 pub use presence::LeaseSettings;

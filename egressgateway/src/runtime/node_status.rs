@@ -19,8 +19,11 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    backoff::Backoff, conditions::stamp, failure, metrics::WriteMetrics, observed::Observed,
-    recorded::Record, time::wait_until, untracked::Tracking,
+    kube::{backoff::Backoff, conditions::stamp, errors, observed::Observed},
+    metrics::WriteMetrics,
+    recorded::Record,
+    time::wait_until,
+    untracked::Tracking,
 };
 use crate::{
     Error, ErrorKind, Underlay,
@@ -412,7 +415,7 @@ impl StatusWriter {
             .patch_status(self.node.as_str(), &parameters, &Patch::Apply(&body))
             .await;
         let result = result.map_err(|error| {
-            failure::from_api(error, format!("write status of EgressNode {}", self.node))
+            errors::from_api(error, format!("write status of EgressNode {}", self.node))
         });
         self.metrics.wrote(
             "EgressNode",

@@ -15,10 +15,12 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    account::Account,
-    agent_lease::{LABEL, LABEL_VALUE, lease_of},
-    backoff::Backoff,
-    failure,
+    kube::{
+        agent_lease::{LABEL, LABEL_VALUE, lease_of},
+        backoff::Backoff,
+        errors,
+        owner::Account,
+    },
     metrics::LeaseMetrics,
     time::{jitter, whole_seconds},
 };
@@ -122,7 +124,7 @@ impl Presence {
         .await
         {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(failure::from_api(error, format!("renew Lease {name}"))),
+            Ok(Err(error)) => Err(errors::from_api(error, format!("renew Lease {name}"))),
             Err(_) => Err(Error::new(
                 crate::ErrorKind::Transient,
                 format!("renew Lease {name}: no answer in time"),

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{backoff::Backoff, metrics::AgentMetrics, time::wait_until};
+use super::{kube::backoff::Backoff, metrics::AgentMetrics, time::wait_until};
 use crate::{
     Connection, Connections, DestinationView, NodeDesired, PolicyDesired, Staleness,
     model::MarkMask,

@@ -6,7 +6,11 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{conditions::stamp, events::Regarding, mirror::Mirror, observed::Observed};
+use super::{
+    events::Regarding,
+    kube::{conditions::stamp, observed::Observed},
+    mirror::Mirror,
+};
 use crate::{
     api::{
         EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus,

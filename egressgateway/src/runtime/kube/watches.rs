@@ -9,43 +9,43 @@ use tokio::sync::mpsc;
 
 use super::{
     backoff::Backoff,
-    metrics::WatchMetrics,
-    shared::Shared,
-    slim::Slim,
+    interner::Shared,
+    partial::Slim,
     watch::{Key, Message, Scope, Sight, Trim, Watch},
 };
 use crate::{
     api,
     model::{GatewayName, MarkMask, NodeName, PolicyName},
+    runtime::metrics::WatchMetrics,
     spec::Problem,
     world::{self, Change},
 };
 
 /// The names of watches, as metrics and logs show them.
-pub(super) mod kind {
-    pub(in crate::runtime) const PODS: &str = "pods";
-    pub(in crate::runtime) const NAMESPACES: &str = "namespaces";
-    pub(in crate::runtime) const NODES: &str = "nodes";
-    pub(in crate::runtime) const EGRESS_NODES: &str = "egressnodes";
-    pub(in crate::runtime) const GATEWAYS: &str = "egressgateways";
-    pub(in crate::runtime) const POLICIES: &str = "egressgatewaypolicies";
-    pub(in crate::runtime) const LEASES: &str = "leases";
-    pub(in crate::runtime) const CLUSTER_NETWORKS: &str = "clusternetworks";
+pub(crate) mod kind {
+    pub(crate) const PODS: &str = "pods";
+    pub(crate) const NAMESPACES: &str = "namespaces";
+    pub(crate) const NODES: &str = "nodes";
+    pub(crate) const EGRESS_NODES: &str = "egressnodes";
+    pub(crate) const GATEWAYS: &str = "egressgateways";
+    pub(crate) const POLICIES: &str = "egressgatewaypolicies";
+    pub(crate) const LEASES: &str = "leases";
+    pub(crate) const CLUSTER_NETWORKS: &str = "clusternetworks";
 }
 
 /// Starts watches that tell one listener.
-pub(super) struct Feeds<M> {
-    pub(super) client: Client,
-    pub(super) out: mpsc::Sender<Message<M>>,
-    pub(super) backoff: Backoff,
-    pub(super) metrics: WatchMetrics,
+pub(crate) struct Feeds<M> {
+    pub(crate) client: Client,
+    pub(crate) out: mpsc::Sender<Message<M>>,
+    pub(crate) backoff: Backoff,
+    pub(crate) metrics: WatchMetrics,
     /// What the objects have in common.
-    pub(super) shared: Shared,
+    pub(crate) shared: Shared,
 }
 
 impl<M: Send + 'static> Feeds<M> {
     /// Follows a kind in all namespaces, as far as `scope` goes.
-    pub(super) fn all<K>(
+    pub(crate) fn all<K>(
         &self,
         kind: &'static str,
         scope: tokio::sync::watch::Receiver<Scope>,
@@ -58,7 +58,7 @@ impl<M: Send + 'static> Feeds<M> {
     }
 
     /// Follows what `api` shows, as far as `scope` goes.
-    pub(super) fn of<K>(
+    pub(crate) fn of<K>(
         &self,
         kind: &'static str,
         api: Api<DeserializeGuard<K>>,
@@ -78,7 +78,7 @@ impl<M: Send + 'static> Feeds<M> {
     }
 }
 
-pub(super) fn pod(
+pub(crate) fn pod(
     shared: &Shared,
     key: &Key,
     sight: Option<&Sight<Slim<core::Pod>>>,
@@ -91,7 +91,7 @@ pub(super) fn pod(
     ))
 }
 
-pub(super) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Option<Change> {
+pub(crate) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Option<Change> {
     let namespace = known(sight).ok()?;
     Some(Change::Namespace(
         key.name.clone(),
@@ -99,7 +99,7 @@ pub(super) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Op
     ))
 }
 
-pub(super) fn node(key: &Key, sight: Option<&Sight<Slim<core::Node>>>) -> Option<Change> {
+pub(crate) fn node(key: &Key, sight: Option<&Sight<Slim<core::Node>>>) -> Option<Change> {
     let node = known(sight).ok()?;
     Some(Change::Node(
         NodeName::from(&*key.name),
@@ -107,7 +107,7 @@ pub(super) fn node(key: &Key, sight: Option<&Sight<Slim<core::Node>>>) -> Option
     ))
 }
 
-pub(super) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> Option<Change> {
+pub(crate) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> Option<Change> {
     let node = known(sight).ok()?;
     Some(Change::EgressNode(
         NodeName::from(&*key.name),
@@ -117,7 +117,7 @@ pub(super) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> 
 
 /// A gateway that can't be read is a gateway with a problem: its traffic is held, it does not leave
 /// uncontrolled.
-pub(super) fn gateway(
+pub(crate) fn gateway(
     key: &Key,
     sight: Option<&Sight<api::EgressGateway>>,
     mask: MarkMask,
@@ -138,7 +138,7 @@ pub(super) fn gateway(
     Change::Gateway(GatewayName::from(&*key.name), gateway)
 }
 
-pub(super) fn policy(key: &Key, sight: Option<&Sight<api::EgressGatewayPolicy>>) -> Change {
+pub(crate) fn policy(key: &Key, sight: Option<&Sight<api::EgressGatewayPolicy>>) -> Change {
     let policy = sight.map(|sight| match sight {
         Ok(policy) => world::Policy::from_api(policy),
         Err(invalid) => {
@@ -164,6 +164,6 @@ fn unreadable(error: &str) -> Vec<Problem> {
 }
 
 /// An object that is there or gone; an error where it can't be read: what is known of it stays.
-pub(super) fn known<K>(sight: Option<&Sight<K>>) -> Result<Option<&K>, &InvalidObject> {
+pub(crate) fn known<K>(sight: Option<&Sight<K>>) -> Result<Option<&K>, &InvalidObject> {
     sight.map(Result::as_ref).transpose()
 }

@@ -17,14 +17,14 @@ use kube::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    account::Account,
-    contact::Contact,
-    failure,
-    metrics::LeaseMetrics,
-    time::{jitter, whole_seconds},
+use super::{contact::Contact, errors, owner::Account};
+use crate::{
+    Error,
+    runtime::{
+        metrics::LeaseMetrics,
+        time::{jitter, whole_seconds},
+    },
 };
-use crate::Error;
 
 /// How leadership is held.
 #[derive(Clone, Debug)]
@@ -57,10 +57,10 @@ impl ElectionSettings {
 
 /// Until when this process may act as the leader; none: it may not. It must look at the clock
 /// before each write.
-pub(super) type Leading = Option<Instant>;
+pub(crate) type Leading = Option<Instant>;
 
 /// A candidate.
-pub(super) struct Election {
+pub(crate) struct Election {
     leases: Api<Lease>,
     account: Account,
     settings: ElectionSettings,
@@ -82,7 +82,7 @@ struct Rival {
 const FOLLOWED: Duration = Duration::from_secs(240);
 
 impl Election {
-    pub(super) fn new(
+    pub(crate) fn new(
         client: kube::Client,
         settings: ElectionSettings,
         metrics: LeaseMetrics,
@@ -100,7 +100,7 @@ impl Election {
     }
 
     /// Stands for election until shutdown, then hands over.
-    pub(super) async fn run(
+    pub(crate) async fn run(
         mut self,
         leading: watch::Sender<Leading>,
         shutdown: CancellationToken,
@@ -184,7 +184,7 @@ impl Election {
             .leases
             .get_opt(&self.settings.name)
             .await
-            .map_err(|error| failure::from_api(error, context()))?
+            .map_err(|error| errors::from_api(error, context()))?
         else {
             let record = self.record(None).await;
             let taken = self.leases.create(&PostParams::default(), &record).await;
@@ -215,9 +215,9 @@ impl Election {
 
     /// Somebody else was faster (409): that is an answer, not a failure.
     fn lost(&self, error: kube::Error) -> Result<Leading, Error> {
-        match failure::code(&error) {
+        match errors::code(&error) {
             Some(409) => Ok(None),
-            _ => Err(failure::from_api(
+            _ => Err(errors::from_api(
                 error,
                 format!(
                     "take Lease {}/{}",
@@ -277,7 +277,7 @@ impl Election {
             .leases
             .get(&self.settings.name)
             .await
-            .map_err(|error| failure::from_api(error, context()))?;
+            .map_err(|error| errors::from_api(error, context()))?;
         let spec = lease.spec.get_or_insert_default();
         if spec.holder_identity.as_deref() != Some(&self.settings.identity) {
             return Ok(());
@@ -290,7 +290,7 @@ impl Election {
             .await;
         released
             .map(|_| ())
-            .map_err(|error| failure::from_api(error, context()))
+            .map_err(|error| errors::from_api(error, context()))
     }
 }
 
@@ -317,7 +317,7 @@ async fn follow(
     heard: impl Fn(),
 ) -> Result<Followed, Error> {
     let failed = |error| {
-        failure::from_api(
+        errors::from_api(
             error,
             format!("follow Lease {}/{}", settings.namespace, settings.name),
         )

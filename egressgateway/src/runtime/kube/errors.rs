@@ -4,7 +4,7 @@ use crate::{Error, ErrorKind};
 ///
 /// An object that is gone (404) counts as a conflict, as one that changed (409) does: what was last
 /// seen of it is not so any more.
-pub(super) fn from_api(error: kube::Error, context: impl Into<String>) -> Error {
+pub(crate) fn from_api(error: kube::Error, context: impl Into<String>) -> Error {
     let failure = Error::new(kind(&error), context);
     match error {
         // The client's own words for an answer repeat it several times.
@@ -30,7 +30,7 @@ fn kind(error: &kube::Error) -> ErrorKind {
 }
 
 /// The HTTP status code of an answer; none where there was no answer.
-pub(super) fn code(error: &kube::Error) -> Option<u16> {
+pub(crate) fn code(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
         _ => None,

@@ -12,8 +12,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::{backoff::Backoff, metrics::WatchMetrics, shared::Shared, time::jitter};
-use crate::model::PodName;
+use super::{backoff::Backoff, interner::Shared};
+use crate::{
+    model::PodName,
+    runtime::{metrics::WatchMetrics, time::jitter},
+};
 
 /// A watch begins anew, from where it was, after less than five minutes: by then a client thinks a
 /// server dead that says nothing.
@@ -23,17 +26,17 @@ const SHORTEST: Duration = Duration::from_secs(190);
 const SPREAD: Duration = Duration::from_secs(50);
 
 /// Namespace and name; the namespace of cluster-scoped objects is empty.
-pub(super) type Key = PodName;
+pub(crate) type Key = PodName;
 
 /// Which objects of a kind are followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Scope {
+pub(crate) struct Scope {
     /// Field selector.
-    pub(super) fields: Option<String>,
+    pub(crate) fields: Option<String>,
     /// Label selector.
-    pub(super) labels: Option<String>,
+    pub(crate) labels: Option<String>,
     /// The same in another round is listed anew.
-    pub(super) round: u64,
+    pub(crate) round: u64,
 }
 
 impl Scope {
@@ -49,7 +52,7 @@ impl Scope {
 
 /// What a watch tells.
 #[derive(Debug)]
-pub(super) enum Message<M> {
+pub(crate) enum Message<M> {
     /// Objects are so now, or gone.
     Seen(Vec<M>),
     /// Everything in this scope was told.
@@ -59,30 +62,30 @@ pub(super) enum Message<M> {
 }
 
 /// An object as an API server handed it out: it may not be what its type says.
-pub(super) type Sight<K> = Result<K, InvalidObject>;
+pub(crate) type Sight<K> = Result<K, InvalidObject>;
 
 /// Makes an object small at once; none: the sight says nothing, what is known stays. An object that
 /// is gone comes as none.
-pub(super) type Trim<K, M> = Box<dyn Fn(&Key, Option<&Sight<K>>) -> Option<M> + Send + Sync>;
+pub(crate) type Trim<K, M> = Box<dyn Fn(&Key, Option<&Sight<K>>) -> Option<M> + Send + Sync>;
 
 /// A followed kind of object.
-pub(super) struct Watch<K, M> {
+pub(crate) struct Watch<K, M> {
     /// Names the watch in metrics and logs, such as "pods".
-    pub(super) kind: &'static str,
+    pub(crate) kind: &'static str,
     /// Where the objects are.
-    pub(super) api: Api<DeserializeGuard<K>>,
+    pub(crate) api: Api<DeserializeGuard<K>>,
     /// Which of them; a change of scope takes effect once the new scope was listed.
-    pub(super) scope: watch::Receiver<Scope>,
+    pub(crate) scope: watch::Receiver<Scope>,
     /// Makes them small.
-    pub(super) trim: Trim<K, M>,
+    pub(crate) trim: Trim<K, M>,
     /// Between failed attempts.
-    pub(super) backoff: Backoff,
+    pub(crate) backoff: Backoff,
     /// Counts what it is told.
-    pub(super) metrics: WatchMetrics,
+    pub(crate) metrics: WatchMetrics,
     /// What the objects have in common.
-    pub(super) shared: Shared,
+    pub(crate) shared: Shared,
     /// Who is told.
-    pub(super) out: mpsc::Sender<Message<M>>,
+    pub(crate) out: mpsc::Sender<Message<M>>,
 }
 
 /// One list and the watch that continues it.
@@ -102,7 +105,7 @@ where
     M: Send + 'static,
 {
     /// Follows until the listener has gone.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut known = BTreeSet::new();
         let mut current = self.feed();
         let mut next: Option<Feed<K, M>> = None;
@@ -262,7 +265,7 @@ async fn step<K, M>(
     }
 }
 
-pub(super) fn key<K: Resource>(object: &K) -> Key {
+pub(crate) fn key<K: Resource>(object: &K) -> Key {
     let meta = object.meta();
     Key::new(
         meta.namespace.as_deref().unwrap_or_default(),

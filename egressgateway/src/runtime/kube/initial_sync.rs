@@ -5,7 +5,7 @@ use super::watch::Scope;
 /// Nothing is written or removed before everything was listed once: what was not seen yet must not
 /// look deleted.
 #[derive(Clone, Debug)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     missing: BTreeSet<&'static str>,
     pods: Option<Scope>,
     open: bool,
@@ -13,7 +13,7 @@ pub(super) struct Gate {
 
 impl Gate {
     /// Closed until each of these was listed.
-    pub(super) fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
+    pub(crate) fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
         Self {
             missing: kinds.into_iter().collect(),
             pods: None,
@@ -22,23 +22,23 @@ impl Gate {
     }
 
     /// One kind was listed.
-    pub(super) fn synced(&mut self, kind: &'static str, scope: Scope) {
+    pub(crate) fn synced(&mut self, kind: &'static str, scope: Scope) {
         self.missing.remove(kind);
-        if kind == super::feeds::kind::PODS {
+        if kind == super::watches::kind::PODS {
             self.pods = Some(scope);
         }
     }
 
     /// Whether writing is allowed, given the scope of pods that is needed by what was seen so far.
     /// Once open it stays open.
-    pub(super) fn is_open(&mut self, pods: &Scope) -> bool {
+    pub(crate) fn is_open(&mut self, pods: &Scope) -> bool {
         self.open |=
             self.missing.is_empty() && self.pods.as_ref().is_none_or(|scope| scope == pods);
         self.open
     }
 
     /// What is waited for.
-    pub(super) fn missing(&self) -> Vec<&'static str> {
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
         self.missing.iter().copied().collect()
     }
 }

@@ -20,7 +20,7 @@ const SWEEP: usize = 1024;
 
 /// What was seen already; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shared(Arc<Mutex<Held>>);
+pub(crate) struct Shared(Arc<Mutex<Held>>);
 
 #[derive(Debug, Default)]
 struct Held {
@@ -32,12 +32,12 @@ struct Held {
 
 impl Shared {
     /// A pod's name, or that of an object without a namespace, which is the empty one.
-    pub(super) fn key(&self, namespace: &str, name: &str) -> PodName {
+    pub(crate) fn key(&self, namespace: &str, name: &str) -> PodName {
         PodName::new(self.locked().text(namespace), name)
     }
 
     /// The same pod, with what others have too.
-    pub(super) fn pod(&self, pod: Pod) -> Pod {
+    pub(crate) fn pod(&self, pod: Pod) -> Pod {
         let mut held = self.locked();
         let Pod {
             labels,

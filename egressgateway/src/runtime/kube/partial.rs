@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 
 /// An object of which only some fields were read; the others are empty.
 #[derive(Clone, Debug)]
-pub(super) struct Slim<K>(pub(super) K);
+pub(crate) struct Slim<K>(pub(crate) K);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -4,19 +4,19 @@ use tokio::{sync::watch, time::Instant};
 
 /// When the API server is known to have answered this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Contact {
+pub(crate) struct Contact {
     /// The first answer after the last pause.
-    pub(super) since: Instant,
+    pub(crate) since: Instant,
     /// The last answer.
-    pub(super) last: Instant,
+    pub(crate) last: Instant,
     /// Without another answer, the contact counts as lost from here on.
-    pub(super) until: Instant,
+    pub(crate) until: Instant,
 }
 
 impl Contact {
     /// The API server has answered now. A pause that is longer than `patience` begins a new
     /// contact: a request has failed by then, or this process stood still.
-    pub(super) fn heard(contact: &watch::Sender<Option<Self>>, now: Instant, patience: Duration) {
+    pub(crate) fn heard(contact: &watch::Sender<Option<Self>>, now: Instant, patience: Duration) {
         contact.send_modify(|contact| {
             let since = contact
                 .filter(|contact| now <= contact.until)

@@ -16,24 +16,23 @@ use tokio::sync::mpsc;
 
 use super::{
     backoff::Backoff,
-    failure,
-    feeds::kind::CLUSTER_NETWORKS,
-    time::jitter,
+    errors,
     watch::{Message, Scope},
+    watches::kind::CLUSTER_NETWORKS,
 };
-use crate::{Error, ErrorKind, world::Change};
+use crate::{Error, ErrorKind, runtime::time::jitter, world::Change};
 
 /// Reads the networks now and then: they change about never.
-pub(super) struct ClusterNetworks<M> {
-    pub(super) client: Client,
-    pub(super) interval: Duration,
-    pub(super) backoff: Backoff,
-    pub(super) out: mpsc::Sender<Message<M>>,
+pub(crate) struct ClusterNetworks<M> {
+    pub(crate) client: Client,
+    pub(crate) interval: Duration,
+    pub(crate) backoff: Backoff,
+    pub(crate) out: mpsc::Sender<Message<M>>,
 }
 
 impl<M: From<Change> + Send + 'static> ClusterNetworks<M> {
     /// Tells until the listener has gone.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut told: Option<Networks> = None;
         loop {
             let wait = match read(&self.client).await {
@@ -196,12 +195,12 @@ async fn read(client: &Client) -> Result<Networks, Error> {
 fn readable<T>(answer: Result<T, kube::Error>, context: &str) -> Result<Option<T>, Error> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(error) if matches!(failure::code(&error), Some(401 | 403 | 404 | 405)) => {
+        Err(error) if matches!(errors::code(&error), Some(401 | 403 | 404 | 405)) => {
             tracing::debug!(%error, context, "not readable");
             Ok(None)
         }
         Err(error) => {
-            let error = failure::from_api(error, context);
+            let error = errors::from_api(error, context);
             // What is neither served nor refused may be so for a moment only.
             Err(if error.kind == ErrorKind::Invalid {
                 Error {

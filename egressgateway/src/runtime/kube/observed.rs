@@ -3,18 +3,18 @@ use kube::Resource;
 /// What counts of an object as the API server handed it out, mostly its status, and the version it
 /// is from.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Observed<S> {
+pub(crate) struct Observed<S> {
     /// The status; default where the object has none yet.
-    pub(super) status: S,
+    pub(crate) status: S,
     /// The object's UID.
-    pub(super) uid: String,
+    pub(crate) uid: String,
     /// Its `resourceVersion`: a write that names it is refused once somebody else changed the
     /// object.
-    pub(super) version: Option<String>,
+    pub(crate) version: Option<String>,
 }
 
 impl<S> Observed<S> {
-    pub(super) fn new(object: &impl Resource, status: S) -> Self {
+    pub(crate) fn new(object: &impl Resource, status: S) -> Self {
         let meta = object.meta();
         Self {
             status,
@@ -25,7 +25,7 @@ impl<S> Observed<S> {
 
     /// Whether `self` is older than what is held of the same object: an echo from before the last
     /// write.
-    pub(super) fn is_outdated_by(&self, held: &Self) -> bool {
+    pub(crate) fn is_outdated_by(&self, held: &Self) -> bool {
         self.uid == held.uid
             && self
                 .number()

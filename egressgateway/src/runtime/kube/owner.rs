@@ -7,14 +7,14 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 
-use super::failure;
+use super::errors;
 use crate::{Error, ErrorKind};
 
 const PREFIX: &str = "system:serviceaccount:";
 
 /// Asks once who the API server takes this process for.
 #[derive(Clone)]
-pub(super) struct Account {
+pub(crate) struct Account {
     reviews: Api<SelfSubjectReview>,
     namespace: String,
     /// None: not answered yet. Empty: no service account of this namespace.
@@ -23,7 +23,7 @@ pub(super) struct Account {
 
 impl Account {
     /// For owning objects in `namespace`: an owner elsewhere would count as gone.
-    pub(super) fn new(client: Client, namespace: &str) -> Self {
+    pub(crate) fn new(client: Client, namespace: &str) -> Self {
         Self {
             reviews: Api::all(client),
             namespace: namespace.to_owned(),
@@ -33,7 +33,7 @@ impl Account {
 
     /// The service account as an owner; none where the process has no account in the namespace, or
     /// as long as nobody could say.
-    pub(super) async fn owner(&mut self) -> Option<OwnerReference> {
+    pub(crate) async fn owner(&mut self) -> Option<OwnerReference> {
         if self.owners.is_none() {
             match self.ask().await {
                 Ok(owner) => self.owners = Some(owner.into_iter().collect()),
@@ -55,7 +55,7 @@ impl Account {
             .create(&PostParams::default(), &SelfSubjectReview::default())
             .await;
         let review =
-            review.map_err(|error| failure::from_api(error, "ask whose account this is"))?;
+            review.map_err(|error| errors::from_api(error, "ask whose account this is"))?;
         let user = review
             .status
             .and_then(|status| status.user_info)

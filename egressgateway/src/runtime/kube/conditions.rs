@@ -5,7 +5,7 @@ use k8s_openapi::{
 
 /// Fills in when each condition took its status: kept from `existing` where the status is the same,
 /// else `now`.
-pub(super) fn stamp(conditions: &mut [Condition], existing: &[Condition], now: Timestamp) {
+pub(crate) fn stamp(conditions: &mut [Condition], existing: &[Condition], now: Timestamp) {
     for condition in conditions {
         let before = existing
             .iter()

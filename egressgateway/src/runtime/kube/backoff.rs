@@ -4,7 +4,7 @@ use futures::{Stream, StreamExt, stream};
 use kube::runtime::watcher::{self, Event};
 use tokio::time::{Instant, sleep};
 
-use super::time::jitter;
+use crate::runtime::time::jitter;
 
 /// Where nobody answers: asking again costs the server nothing, and who was away should soon know
 /// what happened.

@@ -3,14 +3,14 @@
 use crate::model::NodeName;
 
 /// Label of the agents' Leases, by which the controller finds them.
-pub(super) const LABEL: &str = "app.kubernetes.io/component";
+pub(crate) const LABEL: &str = "app.kubernetes.io/component";
 /// Its value.
-pub(super) const LABEL_VALUE: &str = "egressgateway-agent";
+pub(crate) const LABEL_VALUE: &str = "egressgateway-agent";
 /// A Lease's name is this and the node's name.
 const PREFIX: &str = "egressgateway-agent-";
 
 /// The node whose agent holds a Lease of this name; none for others' Leases.
-pub(super) fn node_of(lease: &str) -> Option<NodeName> {
+pub(crate) fn node_of(lease: &str) -> Option<NodeName> {
     lease
         .strip_prefix(PREFIX)
         .filter(|node| !node.is_empty())
@@ -18,7 +18,7 @@ pub(super) fn node_of(lease: &str) -> Option<NodeName> {
 }
 
 /// Name of the Lease that a node's agent holds.
-pub(super) fn lease_of(node: &NodeName) -> String {
+pub(crate) fn lease_of(node: &NodeName) -> String {
     format!("{PREFIX}{node}")
 }
 
