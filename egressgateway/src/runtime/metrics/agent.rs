@@ -19,7 +19,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{KindLabel, LeaseMetrics, Reloads, WatchMetrics, WriteMetrics, histogram, number};
+use super::common::{
+    KindLabel, LeaseMetrics, Reloads, WatchMetrics, WriteMetrics, histogram, number,
+};
 use crate::{Counter, ErrorKind};
 
 /// Which driver, "tunnel", "steering", "addresses" or "policy".
@@ -42,11 +44,11 @@ struct OutcomeLabels {
 
 /// What an agent counts.
 #[derive(Clone, Debug)]
-pub(in crate::runtime) struct AgentMetrics {
-    pub(in crate::runtime) watch: WatchMetrics,
-    pub(in crate::runtime) lease: LeaseMetrics,
-    pub(in crate::runtime) write: WriteMetrics,
-    pub(in crate::runtime) reloads: Reloads,
+pub(crate) struct AgentMetrics {
+    pub(crate) watch: WatchMetrics,
+    pub(crate) lease: LeaseMetrics,
+    pub(crate) write: WriteMetrics,
+    pub(crate) reloads: Reloads,
     durations: Family<DriverLabel, Histogram, fn() -> Histogram>,
     errors: Family<DriverErrorLabels, Count>,
     converges: Family<OutcomeLabels, Count>,
@@ -103,7 +105,7 @@ impl Default for AgentMetrics {
 }
 
 impl AgentMetrics {
-    pub(in crate::runtime) fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("egressgateway_agent");
         self.watch.register(registry);
         self.lease.register(registry);
@@ -212,7 +214,7 @@ impl AgentMetrics {
         registry.register_collector(Box::new(self.packets.clone()));
     }
 
-    pub(in crate::runtime) fn reconciled(
+    pub(crate) fn reconciled(
         &self,
         driver: &'static str,
         took: Duration,
@@ -231,30 +233,30 @@ impl AgentMetrics {
         }
     }
 
-    pub(in crate::runtime) fn converged(&self, first: bool, outcome: &'static str) {
+    pub(crate) fn converged(&self, first: bool, outcome: &'static str) {
         let first = if first { "true" } else { "false" };
         self.converges
             .get_or_create(&OutcomeLabels { first, outcome })
             .inc();
     }
 
-    pub(in crate::runtime) fn tunnel_ready(&self, ready: bool) {
+    pub(crate) fn tunnel_ready(&self, ready: bool) {
         self.tunnel_ready.set(i64::from(ready));
     }
 
-    pub(in crate::runtime) fn entries(&self, entries: usize) {
+    pub(crate) fn entries(&self, entries: usize) {
         self.entries.set(number(entries));
     }
 
-    pub(in crate::runtime) fn probe_sent(&self) {
+    pub(crate) fn probe_sent(&self) {
         self.probes_sent.inc();
     }
 
-    pub(in crate::runtime) fn probe_answered(&self) {
+    pub(crate) fn probe_answered(&self) {
         self.probes_answered.inc();
     }
 
-    pub(in crate::runtime) fn probe_failed(&self, kind: ErrorKind) {
+    pub(crate) fn probe_failed(&self, kind: ErrorKind) {
         self.probe_failures
             .get_or_create(&KindLabel {
                 kind: kind.as_str(),
@@ -262,19 +264,19 @@ impl AgentMetrics {
             .inc();
     }
 
-    pub(in crate::runtime) fn gateway_lost(&self) {
+    pub(crate) fn gateway_lost(&self) {
         self.gateways_lost.inc();
     }
 
-    pub(in crate::runtime) fn gateways_down(&self, nodes: usize) {
+    pub(crate) fn gateways_down(&self, nodes: usize) {
         self.gateways_down.set(number(nodes));
     }
 
-    pub(in crate::runtime) fn announced(&self) {
+    pub(crate) fn announced(&self) {
         self.announcements.inc();
     }
 
-    pub(in crate::runtime) fn not_announced(&self, kind: ErrorKind) {
+    pub(crate) fn not_announced(&self, kind: ErrorKind) {
         self.announcement_failures
             .get_or_create(&KindLabel {
                 kind: kind.as_str(),
@@ -282,11 +284,11 @@ impl AgentMetrics {
             .inc();
     }
 
-    pub(in crate::runtime) fn inquired(&self) {
+    pub(crate) fn inquired(&self) {
         self.inquiries.inc();
     }
 
-    pub(in crate::runtime) fn not_inquired(&self, kind: ErrorKind) {
+    pub(crate) fn not_inquired(&self, kind: ErrorKind) {
         self.inquiry_failures
             .get_or_create(&KindLabel {
                 kind: kind.as_str(),
@@ -294,16 +296,16 @@ impl AgentMetrics {
             .inc();
     }
 
-    pub(in crate::runtime) fn refused(&self) {
+    pub(crate) fn refused(&self) {
         self.refused.inc();
     }
 
-    pub(in crate::runtime) fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         self.let_go.inc();
     }
 
     #[cfg(test)]
-    pub(in crate::runtime) fn announcements(&self) -> (u64, u64) {
+    pub(crate) fn announcements(&self) -> (u64, u64) {
         let failures = self
             .announcement_failures
             .get_or_create(&KindLabel {
@@ -315,7 +317,7 @@ impl AgentMetrics {
 
     /// Addresses that were let go, questions, and questions that were refused.
     #[cfg(test)]
-    pub(in crate::runtime) fn claims(&self) -> (u64, u64, u64) {
+    pub(crate) fn claims(&self) -> (u64, u64, u64) {
         let refused = self
             .inquiry_failures
             .get_or_create(&KindLabel {
@@ -325,11 +327,11 @@ impl AgentMetrics {
         (self.let_go.get(), self.inquiries.get(), refused)
     }
 
-    pub(in crate::runtime) fn forgotten(&self, number: u64) {
+    pub(crate) fn forgotten(&self, number: u64) {
         self.forgotten.inc_by(number);
     }
 
-    pub(in crate::runtime) fn not_forgotten(&self, kind: ErrorKind) {
+    pub(crate) fn not_forgotten(&self, kind: ErrorKind) {
         self.not_forgotten
             .get_or_create(&KindLabel {
                 kind: kind.as_str(),
@@ -337,11 +339,11 @@ impl AgentMetrics {
             .inc();
     }
 
-    pub(in crate::runtime) fn holding(&self, holding: bool) {
+    pub(crate) fn holding(&self, holding: bool) {
         self.holding.set(i64::from(holding));
     }
 
-    pub(in crate::runtime) fn state_failed(&self, kind: ErrorKind) {
+    pub(crate) fn state_failed(&self, kind: ErrorKind) {
         self.state_failures
             .get_or_create(&KindLabel {
                 kind: kind.as_str(),
@@ -349,7 +351,7 @@ impl AgentMetrics {
             .inc();
     }
 
-    pub(in crate::runtime) fn packets(&self, counters: BTreeMap<String, Counter>) {
+    pub(crate) fn packets(&self, counters: BTreeMap<String, Counter>) {
         *self
             .packets
             .0

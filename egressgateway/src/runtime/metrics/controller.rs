@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{LeaseMetrics, Reloads, WatchMetrics, WriteMetrics, histogram, number};
+use super::common::{LeaseMetrics, Reloads, WatchMetrics, WriteMetrics, histogram, number};
 use crate::controller::ClusterPlan;
 
 /// Which gateway's pool; "ipv4" or "ipv6".
@@ -31,7 +31,7 @@ struct ReviewLabels {
 
 /// What is counted of admission reviews.
 #[derive(Clone, Debug, Default)]
-pub(in crate::runtime) struct AdmissionMetrics {
+pub(crate) struct AdmissionMetrics {
     reviews: Family<ReviewLabels, Count>,
 }
 
@@ -44,7 +44,7 @@ impl AdmissionMetrics {
         );
     }
 
-    pub(in crate::runtime) fn answered(&self, webhook: &'static str, allowed: bool) {
+    pub(crate) fn answered(&self, webhook: &'static str, allowed: bool) {
         let result = if allowed { "allowed" } else { "refused" };
         self.reviews
             .get_or_create(&ReviewLabels { webhook, result })
@@ -54,12 +54,12 @@ impl AdmissionMetrics {
 
 /// What a controller counts.
 #[derive(Clone, Debug)]
-pub(in crate::runtime) struct ControllerMetrics {
-    pub(in crate::runtime) watch: WatchMetrics,
-    pub(in crate::runtime) lease: LeaseMetrics,
-    pub(in crate::runtime) write: WriteMetrics,
-    pub(in crate::runtime) reloads: Reloads,
-    pub(in crate::runtime) admission: AdmissionMetrics,
+pub(crate) struct ControllerMetrics {
+    pub(crate) watch: WatchMetrics,
+    pub(crate) lease: LeaseMetrics,
+    pub(crate) write: WriteMetrics,
+    pub(crate) reloads: Reloads,
+    pub(crate) admission: AdmissionMetrics,
     leading: Gauge,
     elections: Count,
     plans: Histogram,
@@ -93,7 +93,7 @@ impl Default for ControllerMetrics {
 }
 
 impl ControllerMetrics {
-    pub(in crate::runtime) fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("egressgateway_controller");
         self.watch.register(registry);
         self.lease.register(registry);
@@ -147,16 +147,16 @@ impl ControllerMetrics {
         );
     }
 
-    pub(in crate::runtime) fn leading(&self, leading: bool) {
+    pub(crate) fn leading(&self, leading: bool) {
         self.leading.set(i64::from(leading));
     }
 
-    pub(in crate::runtime) fn elected(&self) {
+    pub(crate) fn elected(&self) {
         self.elections.inc();
     }
 
     /// A plan was made in so long a time, with so many fresh agents, and came to so many requests.
-    pub(in crate::runtime) fn planned(&self, took: Duration, fresh: usize, writes: usize) {
+    pub(crate) fn planned(&self, took: Duration, fresh: usize, writes: usize) {
         self.plans.observe(took.as_secs_f64());
         self.ready
             .set(f64::from(u32::try_from(fresh).unwrap_or(u32::MAX)));
@@ -164,7 +164,7 @@ impl ControllerMetrics {
     }
 
     /// What the plan was about.
-    pub(in crate::runtime) fn planned_for(&self, plan: &ClusterPlan) {
+    pub(crate) fn planned_for(&self, plan: &ClusterPlan) {
         let numbers = [
             ("EgressNode", plan.egress_nodes.len()),
             ("EgressGateway", plan.gateways.len()),
@@ -193,7 +193,7 @@ impl ControllerMetrics {
         }
     }
 
-    pub(in crate::runtime) fn active_changed(&self) {
+    pub(crate) fn active_changed(&self) {
         self.active_changes.inc();
     }
 }

@@ -20,26 +20,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    controller::{Controller, ControllerSettings, MANAGER},
+    builder::{Controller, ControllerSettings, MANAGER},
+    cache::{Mirror, Seen},
     events::{EventWriter, Regarding},
-    health::Health,
-    kube::{
-        agent_lease,
-        cluster_networks::ClusterNetworks,
-        contact::Contact,
-        election::{Election, Leading},
-        errors,
-        initial_sync::Gate,
-        interner::Shared,
-        observed::Observed,
-        partial::Slim,
-        watch::{Key, Message, Scope, Sight, key},
-        watches::{self, Feeds, kind},
-    },
-    metrics::ControllerMetrics,
-    mirror::{Mirror, Seen},
-    tasks::ended_alone,
-    time::wait_until,
     writes::{Version, Write, writes},
 };
 use crate::{
@@ -48,6 +31,25 @@ use crate::{
     api::{EgressGateway, EgressGatewayPolicy, EgressNode, GatewayNodeStatus},
     controller::{self, Event},
     model::{MarkMask, NodeName},
+    runtime::{
+        health::Health,
+        kube::{
+            agent_lease,
+            cluster_networks::ClusterNetworks,
+            contact::Contact,
+            election::{Election, Leading},
+            errors,
+            initial_sync::Gate,
+            interner::Shared,
+            observed::Observed,
+            partial::Slim,
+            watch::{Key, Message, Scope, Sight, key},
+            watches::{self, Feeds, kind},
+        },
+        metrics::ControllerMetrics,
+        tasks::ended_alone,
+        time::wait_until,
+    },
 };
 
 /// How many messages may wait for the loop.
@@ -56,7 +58,7 @@ const INBOX: usize = 4096;
 const CONCURRENCY: usize = 8;
 
 /// A running controller.
-pub(super) struct Session {
+pub(crate) struct Session {
     client: Client,
     settings: ControllerSettings,
     allocator: Arc<dyn Allocator>,
@@ -82,7 +84,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn start(controller: Controller, shutdown: &CancellationToken) -> Self {
+    pub(crate) fn start(controller: Controller, shutdown: &CancellationToken) -> Self {
         let Controller {
             client,
             settings,
@@ -159,7 +161,7 @@ impl Session {
         }
     }
 
-    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
         loop {
             self.wait(&shutdown).await?;
             tokio::select! {

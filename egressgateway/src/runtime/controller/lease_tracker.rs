@@ -6,8 +6,7 @@ use std::{
 use k8s_openapi::{api::coordination::v1::LeaseSpec, jiff::Timestamp};
 use tokio::time::Instant;
 
-use super::kube::contact::Contact;
-use crate::model::NodeName;
+use crate::{model::NodeName, runtime::kube::contact::Contact};
 
 /// Which agents are alive, by when this process saw their Leases renewed: no two clocks are
 /// compared.
@@ -18,7 +17,7 @@ use crate::model::NodeName;
 /// this process, by the time that their node's proxy of Services needs for it. The same holds for
 /// the Leases that a new process finds: it waits before it believes an agent dead.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Freshness {
+pub(crate) struct Freshness {
     seen: BTreeMap<NodeName, Seen>,
     contact: Option<Contact>,
     /// All Leases were listed once: what is new after that, an agent has just made.
@@ -42,7 +41,7 @@ impl Seen {
 
 impl Freshness {
     /// A node's Lease is so now, or is gone; true when that changes who is alive.
-    pub(super) fn observe(
+    pub(crate) fn observe(
         &mut self,
         node: &NodeName,
         lease: Option<&LeaseSpec>,
@@ -101,12 +100,12 @@ impl Freshness {
     }
 
     /// All Leases were told.
-    pub(super) fn listed(&mut self) {
+    pub(crate) fn listed(&mut self) {
         self.listed = true;
     }
 
     /// When the API server answered last.
-    pub(super) fn heard(&mut self, contact: Option<Contact>) {
+    pub(crate) fn heard(&mut self, contact: Option<Contact>) {
         let Some(now) = contact else { return };
         if let Some(before) = self.contact.filter(|before| before.since != now.since) {
             self.again(before.last, now.since);
@@ -115,7 +114,7 @@ impl Freshness {
     }
 
     /// The watch of the Leases failed: renewals may have been missed.
-    pub(super) fn interrupted(&mut self, now: Instant) {
+    pub(crate) fn interrupted(&mut self, now: Instant) {
         self.again(self.clock(now), now);
     }
 
@@ -127,12 +126,12 @@ impl Freshness {
     }
 
     /// The time by which Leases age: it stands still where the API server does not answer.
-    pub(super) fn clock(&self, now: Instant) -> Instant {
+    pub(crate) fn clock(&self, now: Instant) -> Instant {
         self.contact.map_or(now, |contact| now.min(contact.until))
     }
 
     /// The nodes whose agents are alive.
-    pub(super) fn fresh(&self, now: Instant) -> BTreeSet<NodeName> {
+    pub(crate) fn fresh(&self, now: Instant) -> BTreeSet<NodeName> {
         let now = self.clock(now);
         self.seen
             .iter()
@@ -142,7 +141,7 @@ impl Freshness {
     }
 
     /// Those of [`Self::fresh`] whose Lease is as this process found it: only time will tell.
-    pub(super) fn unproven(&self) -> impl Iterator<Item = &NodeName> {
+    pub(crate) fn unproven(&self) -> impl Iterator<Item = &NodeName> {
         self.seen
             .iter()
             .filter(|(_, seen)| !seen.proven)
@@ -150,7 +149,7 @@ impl Freshness {
     }
 
     /// The nodes whose agents did not renew their Lease in time.
-    pub(super) fn stale(&self, now: Instant) -> BTreeSet<NodeName> {
+    pub(crate) fn stale(&self, now: Instant) -> BTreeSet<NodeName> {
         let now = self.clock(now);
         self.seen
             .iter()
@@ -161,7 +160,7 @@ impl Freshness {
 
     /// When the next Lease goes stale unless it is renewed, after this time of [`Self::clock`].
     /// None: not before the API server answers again.
-    pub(super) fn next_expiry(&self, clock: Instant) -> Option<Instant> {
+    pub(crate) fn next_expiry(&self, clock: Instant) -> Option<Instant> {
         let reached = |until: &Instant| {
             *until > clock && self.contact.is_none_or(|contact| *until <= contact.until)
         };

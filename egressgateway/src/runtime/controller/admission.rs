@@ -8,11 +8,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{health::Health, metrics::AdmissionMetrics, shared_cluster::SharedCluster};
+use super::shared_cluster::SharedCluster;
 use crate::{
     Error, ErrorKind,
     admission::{Asked, Canonical, Decision, Request, canonical, review},
     controller::ControllerSettings,
+    runtime::{health::Health, metrics::AdmissionMetrics},
     spec::Problem,
 };
 
@@ -26,10 +27,10 @@ const UNPROCESSABLE: u16 = 422;
 /// knows.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    pub(super) cluster: SharedCluster,
-    pub(super) settings: watch::Receiver<ControllerSettings>,
-    pub(super) health: Health,
-    pub(super) metrics: AdmissionMetrics,
+    pub(crate) cluster: SharedCluster,
+    pub(crate) settings: watch::Receiver<ControllerSettings>,
+    pub(crate) health: Health,
+    pub(crate) metrics: AdmissionMetrics,
 }
 
 impl Admission {

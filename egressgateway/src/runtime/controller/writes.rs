@@ -6,11 +6,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{
-    events::Regarding,
-    kube::{conditions::stamp, observed::Observed},
-    mirror::Mirror,
-};
+use super::{cache::Mirror, events::Regarding};
 use crate::{
     api::{
         EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus,
@@ -18,14 +14,15 @@ use crate::{
     },
     controller::{ClusterPlan, Event, events},
     model::{GatewayName, NodeName, PolicyName},
+    runtime::kube::{conditions::stamp, observed::Observed},
 };
 
 /// The `resourceVersion` that an object must still have.
-pub(super) type Version = Option<String>;
+pub(crate) type Version = Option<String>;
 
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Write {
+pub(crate) enum Write {
     /// Make a node's EgressNode, owned by the Node with this UID.
     Create(NodeName, String),
     /// Delete the EgressNode with this UID.
@@ -42,7 +39,7 @@ pub(super) enum Write {
 
 impl Write {
     /// Kind of the object, as a metric label.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Create(..) | Self::Delete(..) | Self::EgressNode(..) => "EgressNode",
             Self::Forget(..) => "Lease",
@@ -52,7 +49,7 @@ impl Write {
     }
 
     /// The object, as kubectl names it.
-    pub(super) fn object(&self) -> String {
+    pub(crate) fn object(&self) -> String {
         let name: &dyn std::fmt::Display = match self {
             Self::Create(name, _)
             | Self::Delete(name, ..)
@@ -65,7 +62,7 @@ impl Write {
     }
 
     /// What it does, in words.
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
             Self::Create(name, _) => format!("create EgressNode {name}"),
             Self::Delete(name, ..) => format!("delete EgressNode {name}"),
@@ -77,7 +74,7 @@ impl Write {
     }
 
     /// What is to be told once it is written, and about which object.
-    pub(super) fn events(&self, mirror: &Mirror) -> Option<(Regarding, Vec<Event>)> {
+    pub(crate) fn events(&self, mirror: &Mirror) -> Option<(Regarding, Vec<Event>)> {
         let (regarding, events) = match self {
             Self::Create(..) | Self::Delete(..) | Self::Forget(..) => return None,
             Self::EgressNode(name, next, _) => {
@@ -108,7 +105,7 @@ impl Write {
 
 /// The requests that lead from what is there to the plan. Addresses come first, then what depends
 /// on them.
-pub(super) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<Write> {
+pub(crate) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<Write> {
     let mut writes = Vec::new();
     let absent = |name: &NodeName| !mirror.egress_nodes.contains_key(name);
     writes.extend(

@@ -7,18 +7,20 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    admission::Admission,
-    controller_loop::Session,
-    health::Health,
-    kube::{backoff::Backoff, election::ElectionSettings},
-    metrics::{ControllerMetrics, Reloads},
-    shared_cluster::SharedCluster,
+use super::{admission::Admission, session::Session, shared_cluster::SharedCluster};
+use crate::{
+    Error,
+    allocator::Allocator,
+    controller,
+    runtime::{
+        health::Health,
+        kube::{backoff::Backoff, election::ElectionSettings},
+        metrics::{ControllerMetrics, Reloads},
+    },
 };
-use crate::{Error, allocator::Allocator, controller};
 
 /// Field manager of what controllers write.
-pub(super) const MANAGER: &str = "egressgateway-controller";
+pub(crate) const MANAGER: &str = "egressgateway-controller";
 
 /// How a controller works.
 #[derive(Clone, Debug)]
@@ -62,14 +64,14 @@ impl ControllerSettings {
 /// All of it follows from [`controller::plan`], so a new leader goes on where the last one stopped.
 /// Controllers that do not lead watch as well, and write nothing.
 pub struct Controller {
-    pub(super) client: kube::Client,
-    pub(super) settings: ControllerSettings,
-    pub(super) allocator: Arc<dyn Allocator>,
+    pub(crate) client: kube::Client,
+    pub(crate) settings: ControllerSettings,
+    pub(crate) allocator: Arc<dyn Allocator>,
     /// What plans depend on, as it is now.
-    pub(super) plan: watch::Receiver<controller::ControllerSettings>,
-    pub(super) cluster: SharedCluster,
-    pub(super) metrics: ControllerMetrics,
-    pub(super) health: Health,
+    pub(crate) plan: watch::Receiver<controller::ControllerSettings>,
+    pub(crate) cluster: SharedCluster,
+    pub(crate) metrics: ControllerMetrics,
+    pub(crate) health: Health,
 }
 
 impl std::fmt::Debug for Controller {

@@ -3,20 +3,18 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use tokio::time::Instant;
 
-use super::{
-    events::Regarding, freshness::Freshness, kube::observed::Observed,
-    shared_cluster::SharedCluster,
-};
+use super::{events::Regarding, lease_tracker::Freshness, shared_cluster::SharedCluster};
 use crate::{
     api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodeStatus},
     controller::{Event, events},
     model::{GatewayName, NodeName, PolicyName},
+    runtime::kube::observed::Observed,
     world::Change,
 };
 
 /// What a controller's watches, and the answers to its own writes, tell.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     World(Change),
     EgressNode(NodeName, Change, Option<Observed<EgressNodeStatus>>),
     Gateway(GatewayName, Change, Option<Observed<EgressGatewayStatus>>),
@@ -36,26 +34,26 @@ impl From<Change> for Seen {
 
 /// The cluster as it was last seen, and the statuses in it as they are.
 #[derive(Debug, Default)]
-pub(super) struct Mirror {
-    pub(super) cluster: SharedCluster,
-    pub(super) freshness: Freshness,
-    pub(super) egress_nodes: BTreeMap<NodeName, Observed<EgressNodeStatus>>,
-    pub(super) gateways: BTreeMap<GatewayName, Observed<EgressGatewayStatus>>,
-    pub(super) policies: BTreeMap<PolicyName, Observed<EgressGatewayPolicyStatus>>,
-    pub(super) leases: BTreeMap<NodeName, Observed<LeaseSpec>>,
+pub(crate) struct Mirror {
+    pub(crate) cluster: SharedCluster,
+    pub(crate) freshness: Freshness,
+    pub(crate) egress_nodes: BTreeMap<NodeName, Observed<EgressNodeStatus>>,
+    pub(crate) gateways: BTreeMap<GatewayName, Observed<EgressGatewayStatus>>,
+    pub(crate) policies: BTreeMap<PolicyName, Observed<EgressGatewayPolicyStatus>>,
+    pub(crate) leases: BTreeMap<NodeName, Observed<LeaseSpec>>,
     /// What agents were seen to have found since the last call of [`Self::news`].
-    pub(super) news: Vec<(Regarding, Event)>,
+    pub(crate) news: Vec<(Regarding, Event)>,
 }
 
 impl Mirror {
     /// What agents have found since the last call.
-    pub(super) fn news(&mut self) -> Vec<(Regarding, Event)> {
+    pub(crate) fn news(&mut self) -> Vec<(Regarding, Event)> {
         std::mem::take(&mut self.news)
     }
 
     /// Takes in what was seen; true where a plan may come out differently. Echoes from before the
     /// last write are ignored.
-    pub(super) fn take(&mut self, seen: Seen, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, seen: Seen, now: Instant) -> bool {
         let (change, held) = match seen {
             Seen::World(change) => (change, Held::Same),
             Seen::EgressNode(name, change, observed) => {

@@ -12,8 +12,11 @@ use k8s_openapi::{
 use kube::{Api, Client, Resource, api::PostParams};
 use tokio::time::Instant;
 
-use super::{kube::errors, metrics::WriteMetrics};
-use crate::{Error, ErrorKind, controller::Event};
+use crate::{
+    Error, ErrorKind,
+    controller::Event,
+    runtime::{kube::errors, metrics::WriteMetrics},
+};
 
 /// Events about objects of the cluster stand in this namespace.
 const NAMESPACE: &str = "default";
@@ -26,12 +29,12 @@ const MAX_PREFIX: usize = 220;
 
 /// Which object an event is about.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Regarding {
+pub(crate) struct Regarding {
     reference: ObjectReference,
 }
 
 impl Regarding {
-    pub(super) fn new<K: Resource<DynamicType = ()>>(name: &str, uid: &str) -> Self {
+    pub(crate) fn new<K: Resource<DynamicType = ()>>(name: &str, uid: &str) -> Self {
         let reference = ObjectReference {
             api_version: Some(K::api_version(&()).into_owned()),
             kind: Some(K::kind(&()).into_owned()),
@@ -57,14 +60,14 @@ impl fmt::Display for Regarding {
 
 /// Writes events; one that can't be written is lost, for the conditions say it too.
 #[derive(Clone)]
-pub(super) struct EventWriter {
+pub(crate) struct EventWriter {
     events: Api<events::Event>,
     instance: String,
     metrics: WriteMetrics,
 }
 
 impl EventWriter {
-    pub(super) fn new(client: Client, identity: &str, metrics: WriteMetrics) -> Self {
+    pub(crate) fn new(client: Client, identity: &str, metrics: WriteMetrics) -> Self {
         let instance = identity.chars().take(MAX_INSTANCE).collect();
         Self {
             events: Api::namespaced(client, NAMESPACE),
@@ -75,7 +78,7 @@ impl EventWriter {
 
     /// Writes an Event. Its answer is awaited until a moment at most: a silent API server must not
     /// keep the cluster from being planned.
-    pub(super) async fn write(&self, regarding: &Regarding, event: &Event, until: Instant) {
+    pub(crate) async fn write(&self, regarding: &Regarding, event: &Event, until: Instant) {
         const WHAT: &str = "write an Event";
         let object = self.object(regarding, event, Timestamp::now());
         let result = match tokio::time::timeout_at(

@@ -1,0 +1,15 @@
+//! The controller: one cache of the cluster, one plan, one writer at a time.
+
+mod admission;
+mod builder;
+mod cache;
+mod events;
+mod lease_tracker;
+mod session;
+mod shared_cluster;
+mod writes;
+
+pub use self::{
+    admission::{Admission, Review},
+    builder::{Controller, ControllerSettings},
+};
