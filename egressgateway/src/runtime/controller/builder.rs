@@ -1,62 +1,19 @@
-//! The cluster's one planner: watches, plans wholesale, and writes what differs, as long as it
-//! leads.
+//! A controller, put together by its embedder.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use super::{admission::Admission, session::Session, shared_cluster::SharedCluster};
+use super::{admission::Admission, settings::ControllerSettings, shared_cluster::SharedCluster};
 use crate::{
-    Error,
     allocator::Allocator,
     controller,
     runtime::{
         health::Health,
-        kube::{backoff::Backoff, election::ElectionSettings},
         metrics::{ControllerMetrics, Reloads},
     },
 };
-
-/// Field manager of what controllers write.
-pub(crate) const MANAGER: &str = "egressgateway-controller";
-
-/// How a controller works.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ControllerSettings {
-    /// What its plans depend on.
-    pub plan: controller::ControllerSettings,
-    /// How one of several controllers becomes the leader.
-    pub election: ElectionSettings,
-    /// Namespace of the agents' Leases.
-    pub agents: String,
-    /// How long changes are gathered before the next plan.
-    pub settle: Duration,
-    /// How often a leader compares everything again, and tries again what failed for good.
-    pub resync: Duration,
-    /// How often the networks of Services are read.
-    pub networks: Duration,
-    /// Delays between failed requests to the API server.
-    pub backoff: Backoff,
-}
-
-impl ControllerSettings {
-    /// Settings that suit production; agents' Leases are where the leader's is.
-    #[must_use]
-    pub fn new(plan: controller::ControllerSettings, election: ElectionSettings) -> Self {
-        Self {
-            plan,
-            agents: election.namespace.clone(),
-            election,
-            settle: Duration::from_millis(50),
-            resync: Duration::from_secs(300),
-            networks: Duration::from_secs(300),
-            backoff: Backoff::default(),
-        }
-    }
-}
 
 /// Makes EgressNodes, allots addresses and marks, elects gateways, and writes the statuses that say
 /// so.
@@ -144,17 +101,5 @@ impl Controller {
     #[must_use]
     pub fn health(&self) -> Health {
         self.health.clone()
-    }
-
-    /// Works until shutdown, then hands leadership over.
-    ///
-    /// # Errors
-    /// When one of its parts ended on its own, which is a defect.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let health = self.health.clone();
-        let result = Session::start(self, &shutdown).run(shutdown).await;
-        health.set_ready(false);
-        health.end();
-        result
     }
 }

@@ -6,10 +6,12 @@ mod cache;
 mod events;
 mod lease_tracker;
 mod session;
+mod settings;
 mod shared_cluster;
 mod writes;
 
 pub use self::{
     admission::{Admission, Review},
-    builder::{Controller, ControllerSettings},
+    builder::Controller,
+    settings::ControllerSettings,
 };

@@ -1,3 +1,5 @@
+//! A controller at work: watches, plans wholesale, and writes what differs, as long as it leads.
+
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
@@ -20,9 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    builder::{Controller, ControllerSettings, MANAGER},
+    builder::Controller,
     cache::{Mirror, Seen},
     events::{EventWriter, Regarding},
+    settings::{ControllerSettings, MANAGER},
     writes::{Version, Write, writes},
 };
 use crate::{
@@ -33,6 +36,7 @@ use crate::{
     model::{MarkMask, NodeName},
     runtime::{
         health::Health,
+        join::ended_alone,
         kube::{
             agent_lease,
             cluster_networks::ClusterNetworks,
@@ -47,7 +51,6 @@ use crate::{
             watches::{self, Feeds, kind},
         },
         metrics::ControllerMetrics,
-        tasks::ended_alone,
         time::wait_until,
     },
 };
@@ -56,6 +59,20 @@ use crate::{
 const INBOX: usize = 4096;
 /// How many requests are under way at once.
 const CONCURRENCY: usize = 8;
+
+impl Controller {
+    /// Works until shutdown, then hands leadership over.
+    ///
+    /// # Errors
+    /// When one of its parts ended on its own, which is a defect.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let health = self.health.clone();
+        let result = Session::start(self, &shutdown).run(shutdown).await;
+        health.set_ready(false);
+        health.end();
+        result
+    }
+}
 
 /// A running controller.
 pub(crate) struct Session {

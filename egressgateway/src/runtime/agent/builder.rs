@@ -1,91 +1,19 @@
-//! One node: the cluster as the API server tells it in, the kernel as the drivers make it out.
+//! An agent, put together by its embedder.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use super::{
-    agent_loop::Session,
-    health::Health,
-    kube::backoff::Backoff,
-    metrics::{AgentMetrics, Reloads},
-    presence::LeaseSettings,
-    state_file::StateFile,
-};
+use super::{boot_state::StateFile, settings::AgentSettings};
 use crate::{
-    Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Error, Host,
-    Inquirer, PolicyMonitor, Prober, UntrackingRules, index::IndexSettings,
-    liveness::LivenessSettings, model::MarkMask,
+    Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Host, Inquirer,
+    PolicyMonitor, Prober, UntrackingRules,
+    runtime::{
+        health::Health,
+        metrics::{AgentMetrics, Reloads},
+    },
 };
-
-/// Field manager of what agents write.
-pub(super) const MANAGER: &str = "egressgateway-agent";
-
-/// How an agent works.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct AgentSettings {
-    /// Which node this is, and what its desired state depends on.
-    pub index: IndexSettings,
-    /// The bits of marks that are ours.
-    pub mask: MarkMask,
-    /// Which policy backend is at work and why, in words, for the node's condition.
-    pub backend: Option<String>,
-    /// How fast a silent gateway node is noticed.
-    pub liveness: LivenessSettings,
-    /// Whether connections are ended that began before the policy which governs them; see
-    /// [`Agent::with_connections`].
-    pub reset_connections: bool,
-    /// Whether, after a boot, what policies governed before waits until everything was listed; see
-    /// [`Agent::with_state_file`].
-    pub hold_at_boot: bool,
-    /// The Lease by which the controller knows that the agent is alive.
-    pub lease: LeaseSettings,
-    /// How often the kernel is read completely, and what failed for good is tried again.
-    pub resync: Duration,
-    /// How long the host must be quiet after a change of links or routes before they are read
-    /// again.
-    pub quiet: Duration,
-    /// How far apart such reads are at least, when the host is never quiet.
-    pub spacing: Duration,
-    /// How often packet counters are read.
-    pub counters: Duration,
-    /// How long a change of mere words, such as of a driver's last failure, may wait until it is
-    /// written into the status.
-    pub patience: Duration,
-    /// How often the networks of services are read.
-    pub networks: Duration,
-    /// Delays between failed attempts to change the kernel.
-    pub kernel_backoff: Backoff,
-    /// Delays between failed requests to the API server.
-    pub api_backoff: Backoff,
-}
-
-impl AgentSettings {
-    /// Settings that suit production.
-    #[must_use]
-    pub fn new(index: IndexSettings) -> Self {
-        Self {
-            index,
-            mask: MarkMask::default(),
-            backend: None,
-            liveness: LivenessSettings::default(),
-            reset_connections: true,
-            hold_at_boot: true,
-            lease: LeaseSettings::default(),
-            resync: Duration::from_secs(120),
-            quiet: Duration::from_millis(100),
-            spacing: Duration::from_secs(1),
-            counters: Duration::from_secs(15),
-            patience: Duration::from_secs(60),
-            networks: Duration::from_secs(300),
-            kernel_backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
-            api_backoff: Backoff::default(),
-        }
-    }
-}
 
 /// Keeps one node's kernel in line with the cluster.
 ///
@@ -93,22 +21,22 @@ impl AgentSettings {
 /// It says how it fares in its EgressNode's status and that it lives in a Lease. When it ends, the
 /// data path stays as it is.
 pub struct Agent {
-    pub(super) client: kube::Client,
-    pub(super) settings: AgentSettings,
-    pub(super) changes: watch::Receiver<AgentSettings>,
-    pub(super) drivers: Drivers,
-    pub(super) encapsulation: Arc<dyn Encapsulation>,
-    pub(super) host: Arc<dyn Host>,
-    pub(super) counters: Option<Arc<dyn CounterSource>>,
-    pub(super) monitor: Option<Arc<dyn PolicyMonitor>>,
-    pub(super) connections: Option<(Arc<dyn Connections>, DestinationView)>,
-    pub(super) prober: Option<Arc<dyn Prober>>,
-    pub(super) announcer: Option<Arc<dyn Announcer>>,
-    pub(super) inquirer: Option<Arc<dyn Inquirer>>,
-    pub(super) state: Option<Arc<StateFile>>,
-    pub(super) untracking: Option<Arc<dyn UntrackingRules>>,
-    pub(super) metrics: AgentMetrics,
-    pub(super) health: Health,
+    pub(crate) client: kube::Client,
+    pub(crate) settings: AgentSettings,
+    pub(crate) changes: watch::Receiver<AgentSettings>,
+    pub(crate) drivers: Drivers,
+    pub(crate) encapsulation: Arc<dyn Encapsulation>,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) counters: Option<Arc<dyn CounterSource>>,
+    pub(crate) monitor: Option<Arc<dyn PolicyMonitor>>,
+    pub(crate) connections: Option<(Arc<dyn Connections>, DestinationView)>,
+    pub(crate) prober: Option<Arc<dyn Prober>>,
+    pub(crate) announcer: Option<Arc<dyn Announcer>>,
+    pub(crate) inquirer: Option<Arc<dyn Inquirer>>,
+    pub(crate) state: Option<Arc<StateFile>>,
+    pub(crate) untracking: Option<Arc<dyn UntrackingRules>>,
+    pub(crate) metrics: AgentMetrics,
+    pub(crate) health: Health,
 }
 
 impl std::fmt::Debug for Agent {
@@ -252,27 +180,5 @@ impl Agent {
     #[must_use]
     pub fn health(&self) -> Health {
         self.health.clone()
-    }
-
-    /// Works until shutdown.
-    ///
-    /// # Errors
-    /// When one of its parts ended on its own, which is a defect. Failures of the kernel or the API
-    /// server are no reason to end.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let health = self.health.clone();
-        let result = Session::start(self, &shutdown).run(shutdown).await;
-        health.set_ready(false);
-        health.end();
-        result
-    }
-
-    /// Lists everything once and says what [`Self::run`] would do to the kernel then; nothing is
-    /// written anywhere.
-    ///
-    /// # Errors
-    /// When the kernel can't be read, or shutdown comes first.
-    pub async fn dry_run(self, shutdown: CancellationToken) -> Result<String, Error> {
-        Session::start_reading(self).dry_run(shutdown).await
     }
 }

@@ -33,13 +33,13 @@ const MEMORY: Duration = Duration::from_secs(10);
 
 /// What the questions came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     /// The node's own addresses that it may hold.
-    pub(super) granted: BTreeSet<IpAddr>,
+    pub(crate) granted: BTreeSet<IpAddr>,
     /// What somebody else has.
-    pub(super) conflicts: BTreeMap<IpAddr, MacAddress>,
+    pub(crate) conflicts: BTreeMap<IpAddr, MacAddress>,
     /// What the node may take over.
-    pub(super) silent: BTreeSet<IpAddr>,
+    pub(crate) silent: BTreeSet<IpAddr>,
 }
 
 /// Why an address is asked for.
@@ -71,7 +71,7 @@ struct Inquiry {
 
 /// The addresses that are asked for.
 #[derive(Debug, Default)]
-pub(super) struct Taking {
+pub(crate) struct Taking {
     inquiries: BTreeMap<IpAddr, Inquiry>,
     peers: BTreeSet<MacAddress>,
     began: bool,
@@ -80,7 +80,7 @@ pub(super) struct Taking {
 impl Taking {
     /// These are asked for from now on. What the kernel holds at the first time is not: the node
     /// had it before its agent started.
-    pub(super) fn follow(&mut self, questions: &Questions, now: Instant) {
+    pub(crate) fn follow(&mut self, questions: &Questions, now: Instant) {
         self.peers.clone_from(&questions.peers);
         let held = |address: &IpAddr| !self.began && questions.held.contains(address);
         let roles = [
@@ -124,7 +124,7 @@ impl Taking {
     }
 
     /// All that is listened to.
-    pub(super) fn listened(&self) -> AddressesDesired {
+    pub(crate) fn listened(&self) -> AddressesDesired {
         let open = self
             .inquiries
             .iter()
@@ -137,7 +137,7 @@ impl Taking {
     }
 
     /// What is to be asked for now; time has passed for the rest. `jitter` shortens pauses.
-    pub(super) fn due(
+    pub(crate) fn due(
         &mut self,
         now: Instant,
         jitter: impl Fn(Duration) -> Duration,
@@ -171,7 +171,7 @@ impl Taking {
     }
 
     /// When something is due; none: nothing is asked for.
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub(crate) fn next(&self) -> Option<Instant> {
         self.inquiries
             .values()
             .filter(|inquiry| !inquiry.is_granted())
@@ -180,7 +180,7 @@ impl Taking {
     }
 
     /// Somebody else says that it has an address. True: that is news.
-    pub(super) fn heard(
+    pub(crate) fn heard(
         &mut self,
         address: IpAddr,
         other: MacAddress,
@@ -213,13 +213,13 @@ impl Taking {
     }
 
     /// An address could not be asked for and, where that is `passing`, will be.
-    pub(super) fn failed(&mut self, address: IpAddr, passing: bool) {
+    pub(crate) fn failed(&mut self, address: IpAddr, passing: bool) {
         if let Some(inquiry) = self.inquiries.get_mut(&address).filter(|_| passing) {
             inquiry.asked = inquiry.asked.saturating_sub(1);
         }
     }
 
-    pub(super) fn findings(&self) -> Findings {
+    pub(crate) fn findings(&self) -> Findings {
         let mut findings = Findings::default();
         for (address, inquiry) in &self.inquiries {
             match (inquiry.role, inquiry.silent, inquiry.other) {

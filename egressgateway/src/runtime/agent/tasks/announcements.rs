@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{metrics::AgentMetrics, time::wait_until};
-use crate::{AddressesDesired, Announcer};
+use crate::{
+    AddressesDesired, Announcer,
+    runtime::{metrics::AgentMetrics, time::wait_until},
+};
 
 /// How often an address is announced. RFC 4861 (7.2.6) allows an IPv6 node three unsolicited
 /// advertisements (`MAX_NEIGHBOR_ADVERTISEMENT`), RFC 5227 (2.3) asks an IPv4 host for two
@@ -87,15 +89,15 @@ impl Schedule {
 }
 
 /// Announces.
-pub(super) struct Announcements {
-    pub(super) announcer: Arc<dyn Announcer>,
-    pub(super) metrics: AgentMetrics,
+pub(crate) struct Announcements {
+    pub(crate) announcer: Arc<dyn Announcer>,
+    pub(crate) metrics: AgentMetrics,
 }
 
 impl Announcements {
     /// Until nobody says any more which addresses the node holds. After a start all are announced:
     /// nobody knows whether they were before.
-    pub(super) async fn run(self, mut held: watch::Receiver<AddressesDesired>) {
+    pub(crate) async fn run(self, mut held: watch::Receiver<AddressesDesired>) {
         let mut schedule = Schedule::default();
         loop {
             let now = Instant::now();

@@ -14,17 +14,20 @@ use kube::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    kube::{
-        agent_lease::{LABEL, LABEL_VALUE, lease_of},
-        backoff::Backoff,
-        errors,
-        owner::Account,
+use crate::{
+    Error,
+    model::NodeName,
+    runtime::{
+        kube::{
+            agent_lease::{LABEL, LABEL_VALUE, lease_of},
+            backoff::Backoff,
+            errors,
+            owner::Account,
+        },
+        metrics::LeaseMetrics,
+        time::{jitter, whole_seconds},
     },
-    metrics::LeaseMetrics,
-    time::{jitter, whole_seconds},
 };
-use crate::{Error, model::NodeName};
 
 /// Where and how long an agent's Lease is held.
 #[derive(Clone, Debug)]
@@ -50,29 +53,29 @@ impl Default for LeaseSettings {
 
 /// A renewal that succeeded. The controller saw it at some time between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Renewal {
+pub(crate) struct Renewal {
     /// Before the request was sent.
-    pub(super) sent: Instant,
+    pub(crate) sent: Instant,
     /// When the API server's answer was there.
-    pub(super) answered: Instant,
+    pub(crate) answered: Instant,
 }
 
 /// Holds the Lease of one node.
-pub(super) struct Presence {
-    pub(super) client: Client,
-    pub(super) node: NodeName,
-    pub(super) manager: &'static str,
-    pub(super) settings: LeaseSettings,
-    pub(super) backoff: Backoff,
-    pub(super) metrics: LeaseMetrics,
+pub(crate) struct Presence {
+    pub(crate) client: Client,
+    pub(crate) node: NodeName,
+    pub(crate) manager: &'static str,
+    pub(crate) settings: LeaseSettings,
+    pub(crate) backoff: Backoff,
+    pub(crate) metrics: LeaseMetrics,
     /// The last renewal that succeeded.
-    pub(super) renewals: watch::Sender<Option<Renewal>>,
+    pub(crate) renewals: watch::Sender<Option<Renewal>>,
 }
 
 impl Presence {
     /// Renews until shutdown. The Lease stays: a restarting agent leaves the data path as it is. It
     /// goes with the agents' account, and the controller deletes that of a node which is gone.
-    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut account = Account::new(self.client.clone(), &self.settings.namespace);
         loop {
             let owner = tokio::time::timeout(self.settings.renew, account.owner())

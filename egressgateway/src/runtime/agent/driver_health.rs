@@ -8,11 +8,8 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{
-    bounded::{LIMIT, bounded},
-    metrics::AgentMetrics,
-};
-use crate::{Drivers, Error, ErrorKind, Outcome, Reconcile};
+use super::bounded::{LIMIT, bounded};
+use crate::{Drivers, Error, ErrorKind, Outcome, Reconcile, runtime::metrics::AgentMetrics};
 
 /// How often a driver may fail in passing before it is said to have failed: the first repair is not
 /// news.
@@ -20,7 +17,7 @@ const PASSING_FAILURES: u32 = 3;
 
 /// What a driver's last calls came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Record {
+pub(crate) enum Record {
     /// It was not called yet.
     #[default]
     Unknown,
@@ -37,10 +34,10 @@ pub(super) enum Record {
 
 /// One driver's record, shared between the driver and the status.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Recorder(Arc<Mutex<(Record, u32)>>);
+pub(crate) struct Recorder(Arc<Mutex<(Record, u32)>>);
 
 impl Recorder {
-    pub(super) fn read(&self) -> Record {
+    pub(crate) fn read(&self) -> Record {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -70,16 +67,16 @@ impl Recorder {
 
 /// The records of the drivers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Recorders {
-    pub(super) tunnel: Recorder,
-    pub(super) steering: Recorder,
-    pub(super) addresses: Recorder,
-    pub(super) policy: Recorder,
+pub(crate) struct Recorders {
+    pub(crate) tunnel: Recorder,
+    pub(crate) steering: Recorder,
+    pub(crate) addresses: Recorder,
+    pub(crate) policy: Recorder,
 }
 
 /// The same drivers, with what becomes of their calls noted and measured. A call that does not end
 /// is given up.
-pub(super) fn record(drivers: Drivers, recorders: &Recorders, metrics: &AgentMetrics) -> Drivers {
+pub(crate) fn record(drivers: Drivers, recorders: &Recorders, metrics: &AgentMetrics) -> Drivers {
     Drivers {
         tunnel: Box::new(Recorded::new(
             "tunnel",

@@ -3,9 +3,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::metrics::AgentMetrics;
 use crate::{
     Drivers, DriversDesired, Encapsulation, Error, ErrorKind, NodeDesired, Outcome, PolicyDesired,
+    runtime::metrics::AgentMetrics,
 };
 
 /// How often a conflict is answered at once by reading the kernel again; what conflicts longer
@@ -13,7 +13,7 @@ use crate::{
 const ATTEMPTS: u32 = 3;
 
 /// Brings the node to one desired state after another.
-pub(super) struct Convergence {
+pub(crate) struct Convergence {
     drivers: Drivers,
     encapsulation: Arc<dyn Encapsulation>,
     metrics: AgentMetrics,
@@ -26,7 +26,7 @@ pub(super) struct Convergence {
 }
 
 impl Convergence {
-    pub(super) fn new(
+    pub(crate) fn new(
         drivers: Drivers,
         encapsulation: Arc<dyn Encapsulation>,
         metrics: AgentMetrics,
@@ -43,13 +43,13 @@ impl Convergence {
 
     /// The next read of the kernel is complete: devices, routes and rules, and the packet filter's
     /// tables.
-    pub(super) fn forget_all(&mut self) {
+    pub(crate) fn forget_all(&mut self) {
         self.drivers.invalidate();
     }
 
     /// Devices, addresses, routes and rules are read again; the packet filter, whose state is
     /// large, is not.
-    pub(super) fn forget_links_and_routes(&mut self) {
+    pub(crate) fn forget_links_and_routes(&mut self) {
         self.drivers.tunnel.invalidate();
         self.drivers.steering.invalidate();
         self.drivers.addresses.invalidate();
@@ -58,7 +58,7 @@ impl Convergence {
     /// The packet filter is read again, and what was in force is put back where it is not there.
     /// `Applied`: somebody else had changed it. Where the last attempt failed, nobody knows what is
     /// in force, and the next one finds out.
-    pub(super) async fn restore_policy(&mut self) -> Result<Outcome, Error> {
+    pub(crate) async fn restore_policy(&mut self) -> Result<Outcome, Error> {
         self.drivers.policy.invalidate();
         match self.before.as_ref().filter(|_| self.reached) {
             Some(in_force) => self.drivers.policy.reconcile(&in_force.policy).await,
@@ -67,7 +67,7 @@ impl Convergence {
     }
 
     /// Converges once; conflicts are tried again at once.
-    pub(super) async fn converge(&mut self, desired: &NodeDesired) -> Result<Outcome, Error> {
+    pub(crate) async fn converge(&mut self, desired: &NodeDesired) -> Result<Outcome, Error> {
         let next = desired.for_drivers(&*self.encapsulation);
         let began = Instant::now();
         self.number += 1;
@@ -101,7 +101,7 @@ impl Convergence {
     /// no policy of ours, if that is wanted, and takes it away again if it is not any more. What an
     /// earlier process left, with the cluster in view, stays as it is. Says whether the node holds
     /// now.
-    pub(super) async fn hold(&mut self, hold: &PolicyDesired, wanted: bool) -> Result<bool, Error> {
+    pub(crate) async fn hold(&mut self, hold: &PolicyDesired, wanted: bool) -> Result<bool, Error> {
         let (policy, nothing) = (&mut self.drivers.policy, PolicyDesired::default());
         let bare = policy.dry_run(&nothing).await?.is_empty();
         let there = !bare && policy.dry_run(hold).await?.is_empty();
@@ -114,7 +114,7 @@ impl Convergence {
     }
 
     /// What a converge would do, as text.
-    pub(super) async fn dry_run(&mut self, desired: &NodeDesired) -> Result<String, Error> {
+    pub(crate) async fn dry_run(&mut self, desired: &NodeDesired) -> Result<String, Error> {
         self.drivers
             .dry_run(&desired.for_drivers(&*self.encapsulation))
             .await
@@ -200,7 +200,8 @@ mod tests {
     use super::*;
     use crate::{
         AddressesDesired, LocalEnd, NextHop, OverlayLinks, Peer, Reconcile, SteeringDesired,
-        TunnelDesired, model::Family, model::NodeName,
+        TunnelDesired,
+        model::{Family, NodeName},
     };
 
     struct Shapeless;

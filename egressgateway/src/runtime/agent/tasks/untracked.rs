@@ -9,7 +9,7 @@ use crate::{Surroundings, UntrackingRule, UntrackingRules};
 
 /// Whether rules of others take packets of pods out of connection tracking.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Tracking {
+pub(crate) enum Tracking {
     /// Nobody looks.
     #[default]
     NotAsked,
@@ -24,7 +24,7 @@ type Rules = Option<BTreeSet<UntrackingRule>>;
 
 /// What is known of such rules.
 #[derive(Debug)]
-pub(super) struct Untracked {
+pub(crate) struct Untracked {
     is_asked: bool,
     rules: (watch::Sender<Rules>, watch::Receiver<Rules>),
     /// The rules that the log has.
@@ -44,7 +44,7 @@ impl Default for Untracked {
 impl Untracked {
     /// Who reads them: at once, when they change but not more often than every `spacing`, and after
     /// `resync`.
-    pub(super) fn reader(
+    pub(crate) fn reader(
         &mut self,
         source: Arc<dyn UntrackingRules>,
         spacing: Duration,
@@ -60,7 +60,7 @@ impl Untracked {
     }
 
     /// Waits until other rules were read than before.
-    pub(super) async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         // The sender lives as long as this.
         if self.rules.1.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -68,7 +68,7 @@ impl Untracked {
     }
 
     /// What is to be told of them, given what else is known. The log has each rule once.
-    pub(super) fn tell(&mut self, known: &Surroundings) -> Tracking {
+    pub(crate) fn tell(&mut self, known: &Surroundings) -> Tracking {
         if !self.is_asked {
             return Tracking::NotAsked;
         }
@@ -97,7 +97,7 @@ impl Untracked {
 }
 
 /// Reads the rules as long as somebody listens.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     source: Arc<dyn UntrackingRules>,
     spacing: Duration,
     resync: Duration,
@@ -105,7 +105,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) async fn run(self) {
+    pub(crate) async fn run(self) {
         loop {
             match self.source.untracking().await {
                 Ok(rules) => {

@@ -11,49 +11,79 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    agent::{Agent, AgentSettings, MANAGER},
-    agent_watches::{Seen, own_pods, spawn_watches},
-    announcements::Announcements,
-    boot_hold::{self, Remembering},
+    boot_state::StateFile,
     bounded::{self, bounded},
-    claims::{Channels, Claims},
-    convergence::Convergence,
-    gateway_probes::{Ends, GatewayProbes},
-    health::Health,
-    kube::{
-        initial_sync::Gate,
-        interner::Shared,
-        observed::Observed,
-        watch::{Message, Scope},
-        watches::{Feeds, kind},
+    builder::Agent,
+    driver_health::{self, Recorders},
+    reconciler::Convergence,
+    settings::{AgentSettings, MANAGER},
+    tasks::{
+        address_acquisition::Findings,
+        address_conflicts::{Channels, Claims},
+        announcements::Announcements,
+        boot_state::{self, Remembering},
+        counters,
+        lease::{Presence, Renewal},
+        probes::{Ends, GatewayProbes},
+        stale_connections::StaleConnections,
+        status::{POD_NETWORKS_ADVICE, Report, StatusWriter},
+        untracked::Untracked,
     },
-    metrics::AgentMetrics,
-    node_status::{POD_NETWORKS_ADVICE, Report, StatusWriter},
-    presence::{Presence, Renewal},
-    recorded::{self, Recorders},
-    stale_connections::StaleConnections,
-    state_file::StateFile,
-    taking::Findings,
-    tasks::ended_alone,
-    time::wait_until,
-    untracked::Untracked,
+    watches::{Seen, own_pods, spawn_watches},
 };
 use crate::{
-    AddressesDesired, CounterSource, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome,
-    PolicyDesired, PolicyMonitor, ProbeAddress, Questions,
+    AddressesDesired, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired,
+    PolicyMonitor, ProbeAddress, Questions,
     api::{EgressNodeStatus, Interface},
     index::{Index, IndexSettings},
     liveness::LivenessSettings,
     model::{Family, NodeName},
     plan::Overlap,
+    runtime::{
+        health::Health,
+        join::ended_alone,
+        kube::{
+            initial_sync::Gate,
+            interner::Shared,
+            observed::Observed,
+            watch::{Message, Scope},
+            watches::{Feeds, kind},
+        },
+        metrics::AgentMetrics,
+        time::wait_until,
+    },
     world::Change,
 };
 
 /// How many messages may wait for the loop; watches wait once there are more.
 const INBOX: usize = 4096;
 
+impl Agent {
+    /// Works until shutdown.
+    ///
+    /// # Errors
+    /// When one of its parts ended on its own, which is a defect. Failures of the kernel or the API
+    /// server are no reason to end.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let health = self.health.clone();
+        let result = Session::start(self, &shutdown).run(shutdown).await;
+        health.set_ready(false);
+        health.end();
+        result
+    }
+
+    /// Lists everything once and says what [`Self::run`] would do to the kernel then; nothing is
+    /// written anywhere.
+    ///
+    /// # Errors
+    /// When the kernel can't be read, or shutdown comes first.
+    pub async fn dry_run(self, shutdown: CancellationToken) -> Result<String, Error> {
+        Session::start_reading(self).dry_run(shutdown).await
+    }
+}
+
 /// A running agent.
-pub(super) struct Session {
+pub(crate) struct Session {
     settings: AgentSettings,
     index: Index,
     gate: Gate,
@@ -144,9 +174,9 @@ struct Due {
 
 impl Session {
     /// Starts all that an agent does besides converging.
-    pub(super) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
+    pub(crate) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
         let client = agent.client.clone();
-        let (counters, connections) = (agent.counters.clone(), agent.connections.clone());
+        let (sources, connections) = (agent.counters.clone(), agent.connections.clone());
         let (prober, announcer, inquirer) = (
             agent.prober.clone(),
             agent.announcer.clone(),
@@ -238,9 +268,9 @@ impl Session {
                     .run(),
             );
         }
-        if let Some(counters) = counters {
-            session.tasks.spawn(read_counters(
-                counters,
+        if let Some(source) = sources {
+            session.tasks.spawn(counters::read(
+                source,
                 settings.counters,
                 session.metrics.clone(),
             ));
@@ -261,7 +291,7 @@ impl Session {
     }
 
     /// Starts watching, and nothing that writes.
-    pub(super) fn start_reading(agent: Agent) -> Self {
+    pub(crate) fn start_reading(agent: Agent) -> Self {
         let Agent {
             client,
             settings,
@@ -279,7 +309,7 @@ impl Session {
         let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
         let (policies, policy_scope) = watch::channel(Scope::default());
         let recorders = Recorders::default();
-        let drivers = recorded::record(drivers, &recorders, &metrics);
+        let drivers = driver_health::record(drivers, &recorders, &metrics);
         let mut tasks = JoinSet::new();
         let feeds = Feeds {
             client,
@@ -338,9 +368,9 @@ impl Session {
         }
     }
 
-    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
         if let Some(file) = self.state.clone() {
-            self.hold = boot_hold::recall(file, &self.metrics).await;
+            self.hold = boot_state::recall(file, &self.metrics).await;
         }
         self.keep_hold().await;
         loop {
@@ -353,7 +383,7 @@ impl Session {
         Ok(())
     }
 
-    pub(super) async fn dry_run(mut self, shutdown: CancellationToken) -> Result<String, Error> {
+    pub(crate) async fn dry_run(mut self, shutdown: CancellationToken) -> Result<String, Error> {
         while !shutdown.is_cancelled() {
             self.refresh().await;
             if self.may_write() {
@@ -821,19 +851,5 @@ async fn policy_changed(monitor: Option<&dyn PolicyMonitor>) -> Result<(), Error
     match monitor {
         Some(monitor) => monitor.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-async fn read_counters(
-    source: Arc<dyn CounterSource>,
-    interval: std::time::Duration,
-    metrics: AgentMetrics,
-) {
-    loop {
-        match source.counters().await {
-            Ok(counters) => metrics.packets(counters),
-            Err(error) => tracing::debug!(error = error.chain(), "counters were not read"),
-        }
-        tokio::time::sleep(interval).await;
     }
 }

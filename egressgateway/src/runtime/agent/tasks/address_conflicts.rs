@@ -12,37 +12,42 @@ use futures::FutureExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    doubt::Doubt,
-    kube::watch::Scope,
-    metrics::AgentMetrics,
-    presence::Renewal,
-    taking::{Findings, Taking},
-    time::{jitter, wait_until},
+    address_acquisition::{Findings, Taking},
+    lease::Renewal,
+    lease_fence::Doubt,
 };
-use crate::{AddressesDesired, ErrorKind, Inquirer, Questions, model::MacAddress};
+use crate::{
+    AddressesDesired, ErrorKind, Inquirer, Questions,
+    model::MacAddress,
+    runtime::{
+        kube::watch::Scope,
+        metrics::AgentMetrics,
+        time::{jitter, wait_until},
+    },
+};
 
 /// How often it asks. Of two who answer, neighbours believe the wrong one for so long.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the rest of the agent tells, and is told.
-pub(super) struct Channels {
+pub(crate) struct Channels {
     /// The addresses that the node holds.
-    pub(super) held: watch::Receiver<AddressesDesired>,
+    pub(crate) held: watch::Receiver<AddressesDesired>,
     /// The Lease was renewed.
-    pub(super) renewals: watch::Receiver<Option<Renewal>>,
+    pub(crate) renewals: watch::Receiver<Option<Renewal>>,
     /// Which policies are watched; a new round of the same is a new list.
-    pub(super) policies: watch::Sender<Scope>,
+    pub(crate) policies: watch::Sender<Scope>,
     /// The last round that was listed, and taken over.
-    pub(super) listed: watch::Receiver<u64>,
+    pub(crate) listed: watch::Receiver<u64>,
     /// What others have.
-    pub(super) contested: watch::Sender<BTreeSet<IpAddr>>,
+    pub(crate) contested: watch::Sender<BTreeSet<IpAddr>>,
     /// What the node must ask for before it takes it; none as long as it does not know.
-    pub(super) questions: watch::Receiver<Option<Questions>>,
+    pub(crate) questions: watch::Receiver<Option<Questions>>,
     /// What that came to.
-    pub(super) findings: watch::Sender<Findings>,
+    pub(crate) findings: watch::Sender<Findings>,
 }
 
-pub(super) struct Claims {
+pub(crate) struct Claims {
     inquirer: Arc<dyn Inquirer>,
     doubt: Doubt,
     taking: Taking,
@@ -61,7 +66,7 @@ pub(super) struct Claims {
 
 impl Claims {
     /// With a Lease that counts as held for `duration`.
-    pub(super) fn new(
+    pub(crate) fn new(
         inquirer: Arc<dyn Inquirer>,
         duration: Duration,
         channels: Channels,
@@ -83,7 +88,7 @@ impl Claims {
     }
 
     /// Until nobody says any more which addresses the node holds.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
             let again = self.asked.as_ref().map(|(_, at)| *at + INTERVAL);
             let expiry = Some(self.doubt.expiry())

@@ -9,7 +9,7 @@ use crate::{Error, ErrorKind};
 
 /// How long a driver may be at work before it is given up, at first: more than ten times what the
 /// largest known states take.
-pub(super) const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 /// When the log says that it takes long.
 const LONG: Duration = Duration::from_secs(10);
 
@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Those of `work`, and [`ErrorKind::Transient`] when it is given up.
-pub(super) async fn bounded<T>(
+pub(crate) async fn bounded<T>(
     what: &'static str,
     limit: Duration,
     work: impl Future<Output = Result<T, Error>>,

@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    kube::backoff::Backoff, metrics::AgentMetrics, state_file::StateFile, time::wait_until,
+use crate::{
+    Error, ErrorKind, NodeDesired, PolicyDesired, Remembered,
+    runtime::{
+        agent::boot_state::StateFile, kube::backoff::Backoff, metrics::AgentMetrics,
+        time::wait_until,
+    },
 };
-use crate::{Error, ErrorKind, NodeDesired, PolicyDesired, Remembered};
 
 /// The policy that holds what was governed before the boot; none where nothing is known of that,
 /// which a log says unless it is the first start.
-pub(super) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Option<PolicyDesired> {
+pub(crate) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Option<PolicyDesired> {
     let path = file.path().display().to_string();
     match blocking(move || file.read()).await {
         Ok(remembered) => remembered.unwrap_or_default().hold(),
@@ -31,15 +34,15 @@ pub(super) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Opti
 }
 
 /// Keeps the file in line with the policy in force.
-pub(super) struct Remembering {
-    pub(super) file: Arc<StateFile>,
-    pub(super) backoff: Backoff,
-    pub(super) metrics: AgentMetrics,
+pub(crate) struct Remembering {
+    pub(crate) file: Arc<StateFile>,
+    pub(crate) backoff: Backoff,
+    pub(crate) metrics: AgentMetrics,
 }
 
 impl Remembering {
     /// Works until the sender of policies in force is gone.
-    pub(super) async fn run(mut self, mut in_force: watch::Receiver<Option<NodeDesired>>) {
+    pub(crate) async fn run(mut self, mut in_force: watch::Receiver<Option<NodeDesired>>) {
         let (mut written, mut retry) = (None, None);
         loop {
             tokio::select! {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::presence::Renewal;
+use super::lease::Renewal;
 use crate::{AddressesDesired, model::MacAddress};
 
 /// What an agent knows of its right to the addresses that it holds.
@@ -21,7 +21,7 @@ use crate::{AddressesDesired, model::MacAddress};
 /// does not end that: what was decided before it may still be on its way. A list of all policies
 /// that was begun after it does.
 #[derive(Debug)]
-pub(super) struct Doubt {
+pub(crate) struct Doubt {
     /// How long a Lease that is not renewed counts as held.
     duration: Duration,
     /// When the last renewal that succeeded was sent.
@@ -43,7 +43,7 @@ enum State {
 impl Doubt {
     /// An agent that starts has heard from the API server whatever it comes to hold, so its start
     /// counts as a renewal.
-    pub(super) fn new(duration: Duration, now: Instant) -> Self {
+    pub(crate) fn new(duration: Duration, now: Instant) -> Self {
         Self {
             duration,
             renewed: now,
@@ -52,7 +52,7 @@ impl Doubt {
         }
     }
 
-    pub(super) fn renewed(&mut self, renewal: Renewal) {
+    pub(crate) fn renewed(&mut self, renewal: Renewal) {
         if renewal.sent <= self.renewed {
             return;
         }
@@ -64,7 +64,7 @@ impl Doubt {
     }
 
     /// So late it is.
-    pub(super) fn settle(&mut self, now: Instant) {
+    pub(crate) fn settle(&mut self, now: Instant) {
         if now >= self.expiry() {
             self.state = State::Overdue;
         }
@@ -72,7 +72,7 @@ impl Doubt {
 
     /// What the node holds, now that it is so late. Where it neither holds an address nor has let
     /// go of one, there is nothing to be wrong about once the Lease is renewed.
-    pub(super) fn follow(&mut self, held: &AddressesDesired) {
+    pub(crate) fn follow(&mut self, held: &AddressesDesired) {
         if matches!(self.state, State::Renewed(_))
             && held.held.is_empty()
             && self.contested.is_empty()
@@ -83,7 +83,7 @@ impl Doubt {
 
     /// All policies were listed by a request that was sent at `sent`, and what they say was taken
     /// over: from now on that is true.
-    pub(super) fn listed(&mut self, sent: Instant) {
+    pub(crate) fn listed(&mut self, sent: Instant) {
         if self.wants_list().is_some_and(|since| sent >= since) {
             self.state = State::Certain;
             self.contested.clear();
@@ -92,7 +92,7 @@ impl Doubt {
 
     /// Somebody else says that an address of the node is its own. True: that is news, and the
     /// address is contested from now on.
-    pub(super) fn heard(
+    pub(crate) fn heard(
         &mut self,
         address: IpAddr,
         other: MacAddress,
@@ -103,12 +103,12 @@ impl Doubt {
     }
 
     /// Whether it asks who else has its addresses.
-    pub(super) fn asks(&self) -> bool {
+    pub(crate) fn asks(&self) -> bool {
         self.state != State::Certain
     }
 
     /// Since when a list of all policies would end the doubt; none: it would not, or there is none.
-    pub(super) fn wants_list(&self) -> Option<Instant> {
+    pub(crate) fn wants_list(&self) -> Option<Instant> {
         if let State::Renewed(at) = self.state {
             Some(at)
         } else {
@@ -116,12 +116,12 @@ impl Doubt {
         }
     }
 
-    pub(super) fn contested(&self) -> BTreeSet<IpAddr> {
+    pub(crate) fn contested(&self) -> BTreeSet<IpAddr> {
         self.contested.keys().copied().collect()
     }
 
     /// When the Lease is old unless it is renewed before.
-    pub(super) fn expiry(&self) -> Instant {
+    pub(crate) fn expiry(&self) -> Instant {
         self.renewed + self.duration
     }
 }

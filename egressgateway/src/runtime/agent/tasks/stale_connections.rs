@@ -11,10 +11,10 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{kube::backoff::Backoff, metrics::AgentMetrics, time::wait_until};
 use crate::{
     Connection, Connections, DestinationView, NodeDesired, PolicyDesired, Staleness,
     model::MarkMask,
+    runtime::{kube::backoff::Backoff, metrics::AgentMetrics, time::wait_until},
 };
 
 /// How long after a look the next one comes without a new policy: the first packet of a connection
@@ -29,25 +29,25 @@ const PAUSES: u32 = 10;
 const COST: Duration = Duration::from_micros(5);
 
 /// Looks through the kernel's connections whenever a policy or a way has come into force.
-pub(super) struct StaleConnections {
-    pub(super) connections: Arc<dyn Connections>,
-    pub(super) view: DestinationView,
-    pub(super) mask: MarkMask,
+pub(crate) struct StaleConnections {
+    pub(crate) connections: Arc<dyn Connections>,
+    pub(crate) view: DestinationView,
+    pub(crate) mask: MarkMask,
     /// Whether connections are to be ended that began before their policy. Those whose way is gone
     /// always are.
-    pub(super) wanted: watch::Receiver<bool>,
+    pub(crate) wanted: watch::Receiver<bool>,
     /// Whether the table may hold connections that were governed: the last look found some, or some
     /// may have come since.
-    pub(super) may_hold_governed: bool,
+    pub(crate) may_hold_governed: bool,
     /// How often everything is looked through without a reason.
-    pub(super) resync: Duration,
-    pub(super) backoff: Backoff,
-    pub(super) metrics: AgentMetrics,
+    pub(crate) resync: Duration,
+    pub(crate) backoff: Backoff,
+    pub(crate) metrics: AgentMetrics,
 }
 
 impl StaleConnections {
     /// Works until the sender of policies in force is gone.
-    pub(super) async fn run(mut self, mut in_force: watch::Receiver<Option<NodeDesired>>) {
+    pub(crate) async fn run(mut self, mut in_force: watch::Receiver<Option<NodeDesired>>) {
         let (mut next, mut free) = (None, Instant::now());
         let (mut former, mut last): (Option<NodeDesired>, Option<NodeDesired>) = (None, None);
         loop {

@@ -18,42 +18,42 @@ use kube::{
 use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    kube::{backoff::Backoff, conditions::stamp, errors, observed::Observed},
-    metrics::WriteMetrics,
-    recorded::Record,
-    time::wait_until,
-    untracked::Tracking,
-};
+use super::untracked::Tracking;
 use crate::{
     Error, ErrorKind, Underlay,
     api::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface, TunnelMtu},
     model::{Family, MacAddress, NodeName},
     plan::Overlap,
+    runtime::{
+        agent::driver_health::Record,
+        kube::{backoff::Backoff, conditions::stamp, errors, observed::Observed},
+        metrics::WriteMetrics,
+        time::wait_until,
+    },
 };
 
 /// Condition: the tunnel and the routes into it are built.
-pub(super) const TUNNEL_READY: &str = "TunnelReady";
+pub(crate) const TUNNEL_READY: &str = "TunnelReady";
 /// Condition: classification and translation are in the kernel.
-pub(super) const POLICY_PROGRAMMED: &str = "PolicyProgrammed";
+pub(crate) const POLICY_PROGRAMMED: &str = "PolicyProgrammed";
 
 /// Condition: the host has or reaches some of the tunnel's addresses by other means; they are not
 /// used. Absent where none are.
-pub(super) const NETWORK_OVERLAP: &str = "NetworkOverlap";
+pub(crate) const NETWORK_OVERLAP: &str = "NetworkOverlap";
 
 /// Condition: nothing says which addresses pods have, or pods have others. Absent where they are
 /// known.
-pub(super) const POD_NETWORKS_UNKNOWN: &str = "PodNetworksUnknown";
+pub(crate) const POD_NETWORKS_UNKNOWN: &str = "PodNetworksUnknown";
 
 /// What is done about it, and what can be. Names no pod: each message that changes is a write, and
 /// an event for every other agent.
-pub(super) const POD_NETWORKS_ADVICE: &str = "neither Node.spec.podCIDRs nor an object of the CNI says which addresses pods have, or pods have \
+pub(crate) const POD_NETWORKS_ADVICE: &str = "neither Node.spec.podCIDRs nor an object of the CNI says which addresses pods have, or pods have \
      others; until a pod is seen, what comes by other devices than the node's uplinks waits before it reaches a governed destination, and pods of \
      other nodes are recognised one by one; set clusterCIDRs.extra to the networks of pods and services";
 
 /// Condition: no rule of others takes packets of pods out of connection tracking. Absent where
 /// nobody looks.
-pub(super) const PODS_TRACKED: &str = "PodsTracked";
+pub(crate) const PODS_TRACKED: &str = "PodsTracked";
 
 /// What follows, and what can be done about it.
 const UNTRACKED_ADVICE: &str = "what policies govern of these packets is dropped (counted as drop_untracked); take pods, and what they talk to, out \
@@ -64,37 +64,37 @@ const SAID: usize = 3;
 
 /// What is to be told.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Report {
-    pub(super) underlay: OrdMap<Family, Underlay>,
-    pub(super) interfaces: Vec<Interface>,
+pub(crate) struct Report {
+    pub(crate) underlay: OrdMap<Family, Underlay>,
+    pub(crate) interfaces: Vec<Interface>,
     /// The controller gave the node an address.
-    pub(super) addressed: bool,
+    pub(crate) addressed: bool,
     /// Largest packets that the tunnel takes in.
-    pub(super) tunnel_mtu: OrdMap<Family, u32>,
+    pub(crate) tunnel_mtu: OrdMap<Family, u32>,
     /// Overlay addresses that its host has or reaches by other means.
-    pub(super) overlaps: Vec<Overlap>,
+    pub(crate) overlaps: Vec<Overlap>,
     /// Egress addresses that somebody else has.
-    pub(super) conflicts: BTreeMap<IpAddr, MacAddress>,
+    pub(crate) conflicts: BTreeMap<IpAddr, MacAddress>,
     /// Egress addresses that it may take over.
-    pub(super) silent: BTreeSet<IpAddr>,
+    pub(crate) silent: BTreeSet<IpAddr>,
     /// Nothing says which addresses pods have.
-    pub(super) pod_networks_unknown: bool,
+    pub(crate) pod_networks_unknown: bool,
     /// What others take out of connection tracking.
-    pub(super) tracking: Tracking,
-    pub(super) tunnel: Record,
-    pub(super) steering: Record,
-    pub(super) policy: Record,
+    pub(crate) tracking: Tracking,
+    pub(crate) tunnel: Record,
+    pub(crate) steering: Record,
+    pub(crate) policy: Record,
     /// Which policy backend is at work, and why.
-    pub(super) backend: Option<String>,
+    pub(crate) backend: Option<String>,
 }
 
 impl Report {
-    pub(super) fn is_tunnel_ready(&self) -> bool {
+    pub(crate) fn is_tunnel_ready(&self) -> bool {
         self.addressed && self.tunnel == Record::Good && self.steering == Record::Good
     }
 
     /// The fields that are the agent's; when its conditions took their status is not known here.
-    pub(super) fn status(&self) -> EgressNodeStatus {
+    pub(crate) fn status(&self) -> EgressNodeStatus {
         let mut conditions = vec![self.policy_programmed(), self.tunnel_ready()];
         if !self.overlaps.is_empty() {
             conditions.push(condition(
@@ -331,19 +331,19 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
 
 /// Writes the node's status whenever it differs from what is there; a slow API server keeps nothing
 /// else waiting.
-pub(super) struct StatusWriter {
-    pub(super) nodes: Api<EgressNode>,
-    pub(super) node: NodeName,
-    pub(super) manager: &'static str,
-    pub(super) backoff: Backoff,
+pub(crate) struct StatusWriter {
+    pub(crate) nodes: Api<EgressNode>,
+    pub(crate) node: NodeName,
+    pub(crate) manager: &'static str,
+    pub(crate) backoff: Backoff,
     /// How long a change of mere words may wait.
-    pub(super) patience: Duration,
-    pub(super) metrics: WriteMetrics,
+    pub(crate) patience: Duration,
+    pub(crate) metrics: WriteMetrics,
 }
 
 impl StatusWriter {
     /// Writes until what is to be told ends.
-    pub(super) async fn run(
+    pub(crate) async fn run(
         mut self,
         mut reports: watch::Receiver<Option<Report>>,
         mut observed: watch::Receiver<Option<Observed<EgressNodeStatus>>>,

@@ -9,17 +9,17 @@ use std::{
 use futures::FutureExt as _;
 use tokio::{sync::watch, time::Instant};
 
-use super::{metrics::AgentMetrics, time::wait_until};
 use crate::{
     ProbeAddress, Prober,
     liveness::{End, Liveness, LivenessSettings},
     model::NodeName,
+    runtime::{metrics::AgentMetrics, time::wait_until},
 };
 
 /// What is probed, and where.
-pub(super) type Ends = BTreeMap<End, ProbeAddress>;
+pub(crate) type Ends = BTreeMap<End, ProbeAddress>;
 
-pub(super) struct GatewayProbes {
+pub(crate) struct GatewayProbes {
     prober: Arc<dyn Prober>,
     liveness: Liveness,
     settings: watch::Receiver<LivenessSettings>,
@@ -30,7 +30,7 @@ pub(super) struct GatewayProbes {
 }
 
 impl GatewayProbes {
-    pub(super) fn new(
+    pub(crate) fn new(
         prober: Arc<dyn Prober>,
         settings: watch::Receiver<LivenessSettings>,
         metrics: AgentMetrics,
@@ -47,7 +47,7 @@ impl GatewayProbes {
     }
 
     /// Works until the sender of `ends` is gone.
-    pub(super) async fn run(
+    pub(crate) async fn run(
         mut self,
         mut ends: watch::Receiver<Ends>,
         down: watch::Sender<BTreeSet<NodeName>>,

@@ -5,25 +5,23 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1 as core;
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{
-    agent::AgentSettings,
-    kube::{
+use super::settings::AgentSettings;
+use crate::{
+    api::{self, EgressNodeStatus},
+    model::{NodeName, PodName},
+    runtime::kube::{
         cluster_networks::ClusterNetworks,
         observed::Observed,
         partial::Slim,
         watch::Scope,
         watches::{self, Feeds, kind},
     },
-};
-use crate::{
-    api::{self, EgressNodeStatus},
-    model::{NodeName, PodName},
     world::{Change, Pod},
 };
 
 /// What an agent's watches tell.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     World(Box<Change>),
     /// A pod, of which a first list may bring a hundred thousand: no larger than it must be.
     Pod(PodName, Option<Pod>),
@@ -41,7 +39,7 @@ impl From<Change> for Seen {
 }
 
 /// The pods of a node.
-pub(super) fn own_pods(node: &NodeName) -> Scope {
+pub(crate) fn own_pods(node: &NodeName) -> Scope {
     Scope {
         fields: Some(format!("spec.nodeName={node}")),
         ..Scope::default()
@@ -49,7 +47,7 @@ pub(super) fn own_pods(node: &NodeName) -> Scope {
 }
 
 /// Starts the watches of an agent; returns what must be listed before anything is written.
-pub(super) fn spawn_watches(
+pub(crate) fn spawn_watches(
     feeds: &Feeds<Seen>,
     settings: &AgentSettings,
     (pods, policies): (watch::Receiver<Scope>, watch::Receiver<Scope>),
