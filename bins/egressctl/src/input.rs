@@ -64,13 +64,13 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
     for trouble in cluster.troubles() {
         match trouble {
             Trouble::Policy(name, problem) => {
-                eprintln!("warning: EgressGatewayPolicy {name}: {problem}")
+                eprintln!("warning: EgressGatewayPolicy {name}: {problem}");
             }
             Trouble::Gateway(name, problem) => {
-                eprintln!("warning: EgressGateway {name}: {problem}")
+                eprintln!("warning: EgressGateway {name}: {problem}");
             }
             Trouble::Unresolved(name, problem) => {
-                eprintln!("warning: EgressGatewayPolicy {name} holds what it governs: {problem}")
+                eprintln!("warning: EgressGatewayPolicy {name} holds what it governs: {problem}");
             }
         }
     }

@@ -176,7 +176,7 @@ impl Cluster {
                     }
                     Ok(watcher::Event::InitDone) => listed = true,
                     Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
-                        _ = objects.insert(object.name_any(), object)
+                        _ = objects.insert(object.name_any(), object);
                     }
                     Ok(watcher::Event::Delete(object)) => _ = objects.remove(&object.name_any()),
                     Err(error) => {

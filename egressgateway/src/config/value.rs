@@ -82,10 +82,11 @@ impl Config {
             "mark.mask" => self.mark.mask = mask(text)?,
             "routing.tableBase" => self.routing.table_base = number(text, 1..=u32::MAX - TABLES)?,
             "routing.rulePriority" => {
-                self.routing.rule_priority = number(text, FIRST_RULE_PRIORITY..=LAST_RULE_PRIORITY)?
+                self.routing.rule_priority =
+                    number(text, FIRST_RULE_PRIORITY..=LAST_RULE_PRIORITY)?;
             }
             "routing.protocol" => {
-                self.routing.protocol = number(text, FIRST_FREE_PROTOCOL..=u8::MAX)?
+                self.routing.protocol = number(text, FIRST_FREE_PROTOCOL..=u8::MAX)?;
             }
             "failover.interval" => self.failover.interval = duration(text)?,
             "failover.multiplier" => self.failover.multiplier = number(text, 1..=100)?,
@@ -98,7 +99,7 @@ impl Config {
                 self.reply_path = choice(
                     text,
                     &[("cni", ReplyPath::Cni), ("tunnel", ReplyPath::Tunnel)],
-                )?
+                )?;
             }
             _ => return Err("is not a field of the configuration".to_owned()),
         }

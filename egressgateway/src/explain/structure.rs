@@ -113,7 +113,7 @@ fn check(path: &str, schema: &Value, value: &Value, problems: &mut Vec<Problem>)
         },
         ("boolean", Value::Bool(_)) => {}
         (kind @ ("object" | "array" | "string" | "integer" | "boolean"), other) => {
-            refuse(mismatch(kind, other))
+            refuse(mismatch(kind, other));
         }
         _ => {}
     }

@@ -51,7 +51,7 @@ impl Policies {
             self.changed_subjects.insert(name.clone());
             match &after {
                 Some(Subject::Pods { pods, namespaces }) => {
-                    self.selectors.insert(&name, pods, namespaces.as_ref())
+                    self.selectors.insert(&name, pods, namespaces.as_ref());
                 }
                 Some(Subject::Subnets(_)) | None => self.selectors.remove(&name),
             }

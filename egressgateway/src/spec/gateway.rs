@@ -77,7 +77,7 @@ impl GatewaySpec {
                 .filter(|address| Family::of(*address) == family)
             {
                 Some(router) if !pool.iter().any(|(range, ..)| range.contains(router)) => {
-                    routers.push(router)
+                    routers.push(router);
                 }
                 Some(_) => problems.push(Problem::new(
                     format!("spec.egressIPs.router.{name}"),

@@ -119,7 +119,7 @@ fn happen(api: &mut Api, event: &Event) {
                 .and_modify(|node| node.cordoned = *cordoned);
         }
         Event::Meddled(number, policy, byte) => {
-            meddle(api, &node(number), &format!("p{policy}"), *byte)
+            meddle(api, &node(number), &format!("p{policy}"), *byte);
         }
     }
 }

@@ -108,10 +108,10 @@ async fn writes_nothing_before_every_watch_was_listed() {
     ] {
         let (server, kernel) = cluster().await;
         kernel.tamper(|held| {
-            held.policy
+            _ = held
+                .policy
                 .targets
-                .insert(egressgateway::model::TargetId::FIRST)
-                .map_or((), |_| ())
+                .insert(egressgateway::model::TargetId::FIRST);
         });
         server.fault(Fault::new("list", held_back, usize::MAX, Effect::Hang));
         let written = server.writes("egressnodes");

@@ -22,7 +22,7 @@ pub(crate) async fn follow(folder: &Path, presented: &Presented) {
                         presented.set(certificate);
                     }
                     Err(error) => {
-                        tracing::warn!(folder = %folder.display(), error = error.chain(), "the webhooks' certificate stays")
+                        tracing::warn!(folder = %folder.display(), error = error.chain(), "the webhooks' certificate stays");
                     }
                 }
                 held = Some(files);

@@ -142,7 +142,7 @@ impl Keeper {
         match self.secrets.replace(NAME, &params, &next).await {
             Ok(_) => tracing::info!("the webhooks have a new certificate"),
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                tracing::debug!("another replica replaced the certificate")
+                tracing::debug!("another replica replaced the certificate");
             }
             Err(error) => return Err(failure(error, format!("write Secret {NAME}"))),
         }

@@ -70,7 +70,7 @@ pub(crate) async fn serve(
             None => {
                 Keeper::new(client, &namespace, presented.clone(), Backoff::default())
                     .run()
-                    .await
+                    .await;
             }
         }
         // Without it the last one is presented further.

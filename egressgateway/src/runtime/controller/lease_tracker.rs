@@ -82,7 +82,7 @@ impl Freshness {
                         until: now + lasts,
                         proven: true,
                     },
-                )
+                );
             }
             None => {
                 let until = now + if self.listed { lasts } else { lasts * 2 };

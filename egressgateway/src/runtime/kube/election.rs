@@ -168,7 +168,7 @@ impl Election {
         match (before, until) {
             (None, Some(_)) => tracing::info!(identity = self.settings.identity, "leading"),
             (Some(_), None) => {
-                tracing::warn!(identity = self.settings.identity, "no longer leading")
+                tracing::warn!(identity = self.settings.identity, "no longer leading");
             }
             _ => {}
         }

@@ -403,7 +403,7 @@ mod tests {
                     .clone()
                     .into_iter()
                     .filter(|(held, _)| !contested.contains(held))
-                    .collect()
+                    .collect();
             });
         }
     }
