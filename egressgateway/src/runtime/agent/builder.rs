@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use super::{boot_state::StateFile, settings::AgentSettings};
+use super::{settings::AgentSettings, state_file::StateFile};
 use crate::{
     Announcer, Connections, CounterSource, DestinationView, Drivers, Encapsulation, Host, Inquirer,
     PolicyMonitor, Prober, UntrackingRules,

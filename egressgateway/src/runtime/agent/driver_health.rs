@@ -34,9 +34,9 @@ pub(crate) enum Record {
 
 /// One driver's record, shared between the driver and the status.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Recorder(Arc<Mutex<(Record, u32)>>);
+pub(crate) struct DriverHealth(Arc<Mutex<(Record, u32)>>);
 
-impl Recorder {
+impl DriverHealth {
     pub(crate) fn read(&self) -> Record {
         self.0
             .lock()
@@ -45,7 +45,7 @@ impl Recorder {
             .clone()
     }
 
-    fn note(&self, result: &Result<Outcome, Error>) {
+    fn record(&self, result: &Result<Outcome, Error>) {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(_) => *held = (Record::Good, 0),
@@ -67,65 +67,69 @@ impl Recorder {
 
 /// The records of the drivers.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Recorders {
-    pub(crate) tunnel: Recorder,
-    pub(crate) steering: Recorder,
-    pub(crate) addresses: Recorder,
-    pub(crate) policy: Recorder,
+pub(crate) struct DriversHealth {
+    pub(crate) tunnel: DriverHealth,
+    pub(crate) steering: DriverHealth,
+    pub(crate) addresses: DriverHealth,
+    pub(crate) policy: DriverHealth,
 }
 
 /// The same drivers, with what becomes of their calls noted and measured. A call that does not end
 /// is given up.
-pub(crate) fn record(drivers: Drivers, recorders: &Recorders, metrics: &AgentMetrics) -> Drivers {
+pub(crate) fn instrument(
+    drivers: Drivers,
+    health: &DriversHealth,
+    metrics: &AgentMetrics,
+) -> Drivers {
     Drivers {
-        tunnel: Box::new(Recorded::new(
+        tunnel: Box::new(Instrumented::new(
             "tunnel",
             drivers.tunnel,
-            recorders.tunnel.clone(),
+            health.tunnel.clone(),
             metrics,
         )),
-        steering: Box::new(Recorded::new(
+        steering: Box::new(Instrumented::new(
             "steering",
             drivers.steering,
-            recorders.steering.clone(),
+            health.steering.clone(),
             metrics,
         )),
-        addresses: Box::new(Recorded::new(
+        addresses: Box::new(Instrumented::new(
             "addresses",
             drivers.addresses,
-            recorders.addresses.clone(),
+            health.addresses.clone(),
             metrics,
         )),
-        policy: Box::new(Recorded::new(
+        policy: Box::new(Instrumented::new(
             "policy",
             drivers.policy,
-            recorders.policy.clone(),
+            health.policy.clone(),
             metrics,
         )),
     }
 }
 
-struct Recorded<D> {
+struct Instrumented<D> {
     name: &'static str,
     driver: Box<dyn Reconcile<D>>,
-    recorder: Recorder,
+    health: DriverHealth,
     metrics: AgentMetrics,
     /// How long a call may take. Longer each time that one was given up: a host may be slower than
     /// anybody thought.
     limit: Duration,
 }
 
-impl<D> Recorded<D> {
+impl<D> Instrumented<D> {
     fn new(
         name: &'static str,
         driver: Box<dyn Reconcile<D>>,
-        recorder: Recorder,
+        health: DriverHealth,
         metrics: &AgentMetrics,
     ) -> Self {
         Self {
             name,
             driver,
-            recorder,
+            health,
             metrics: metrics.clone(),
             limit: LIMIT,
         }
@@ -133,7 +137,7 @@ impl<D> Recorded<D> {
 }
 
 #[async_trait]
-impl<D: Sync> Reconcile<D> for Recorded<D> {
+impl<D: Sync> Reconcile<D> for Instrumented<D> {
     async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
         let began = Instant::now();
         let result = bounded(self.name, self.limit, self.driver.reconcile(desired)).await;
@@ -148,7 +152,7 @@ impl<D: Sync> Reconcile<D> for Recorded<D> {
             began.elapsed(),
             result.as_ref().err().map(|error| error.kind),
         );
-        self.recorder.note(&result);
+        self.health.record(&result);
         result
     }
 
@@ -190,11 +194,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_driver_that_is_stuck_is_given_up_and_reads_the_kernel_again() {
-        let recorder = Recorder::default();
-        let mut driver = Recorded::new(
+        let health = DriverHealth::default();
+        let mut driver = Instrumented::new(
             "steering",
             Box::new(Stuck::default()),
-            recorder.clone(),
+            health.clone(),
             &AgentMetrics::default(),
         );
         let error = driver.reconcile(&()).await.unwrap_err();
@@ -203,30 +207,30 @@ mod tests {
             (ErrorKind::Transient, 2 * LIMIT)
         );
         assert_eq!(driver.reconcile(&()).await.unwrap(), Outcome::Applied);
-        assert_eq!((recorder.read(), driver.limit), (Record::Good, LIMIT));
+        assert_eq!((health.read(), driver.limit), (Record::Good, LIMIT));
     }
 
     #[test]
     fn a_failure_in_passing_is_told_only_once_it_repeats() {
-        let recorder = Recorder::default();
-        recorder.note(&Ok(Outcome::Applied));
+        let health = DriverHealth::default();
+        health.record(&Ok(Outcome::Applied));
         let passing = || Err(Error::new(ErrorKind::Transient, "busy"));
-        recorder.note(&passing());
-        recorder.note(&passing());
-        assert_eq!(recorder.read(), Record::Good);
-        recorder.note(&passing());
+        health.record(&passing());
+        health.record(&passing());
+        assert_eq!(health.read(), Record::Good);
+        health.record(&passing());
         assert_eq!(
-            recorder.read(),
+            health.read(),
             Record::Failed {
                 kind: ErrorKind::Transient,
                 message: "busy".to_owned()
             }
         );
-        recorder.note(&Ok(Outcome::Unchanged));
-        assert_eq!(recorder.read(), Record::Good);
-        recorder.note(&Err(Error::new(ErrorKind::Unsupported, "no vxlan")));
+        health.record(&Ok(Outcome::Unchanged));
+        assert_eq!(health.read(), Record::Good);
+        health.record(&Err(Error::new(ErrorKind::Unsupported, "no vxlan")));
         assert_eq!(
-            recorder.read(),
+            health.read(),
             Record::Failed {
                 kind: ErrorKind::Unsupported,
                 message: "no vxlan".to_owned()

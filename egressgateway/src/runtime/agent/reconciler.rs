@@ -13,7 +13,7 @@ use crate::{
 const ATTEMPTS: u32 = 3;
 
 /// Brings the node to one desired state after another.
-pub(crate) struct Convergence {
+pub(crate) struct NodeReconciler {
     drivers: Drivers,
     encapsulation: Arc<dyn Encapsulation>,
     metrics: AgentMetrics,
@@ -25,7 +25,7 @@ pub(crate) struct Convergence {
     number: u64,
 }
 
-impl Convergence {
+impl NodeReconciler {
     pub(crate) fn new(
         drivers: Drivers,
         encapsulation: Arc<dyn Encapsulation>,
@@ -88,7 +88,7 @@ impl Convergence {
                 _ => break,
             }
         }
-        self.tell(first, &next.policy, began.elapsed(), &result);
+        self.log_outcome(first, &next.policy, began.elapsed(), &result);
         self.reached = result.is_ok();
         self.before = match &result {
             Ok(_) => Some(next),
@@ -120,7 +120,7 @@ impl Convergence {
             .await
     }
 
-    fn tell(
+    fn log_outcome(
         &self,
         first: bool,
         policy: &PolicyDesired,
@@ -271,7 +271,7 @@ mod tests {
         }
     }
 
-    fn convergence(journal: &Journal) -> Convergence {
+    fn reconciler(journal: &Journal) -> NodeReconciler {
         let drivers = Drivers {
             tunnel: Box::new(Fake(
                 "tunnel",
@@ -304,7 +304,7 @@ mod tests {
                 String::new()
             })),
         };
-        Convergence::new(drivers, Arc::new(Shapeless), AgentMetrics::default())
+        NodeReconciler::new(drivers, Arc::new(Shapeless), AgentMetrics::default())
     }
 
     fn with_peer(name: &str) -> NodeDesired {
@@ -327,10 +327,10 @@ mod tests {
     #[tokio::test]
     async fn a_conflict_is_answered_by_reading_again_at_once_but_not_for_ever() {
         let journal = Journal::default();
-        let mut convergence = convergence(&journal);
+        let mut reconciler = reconciler(&journal);
         journal.fail("policy", ErrorKind::Conflict, 1);
         assert_eq!(
-            convergence.converge(&with_peer("a")).await.unwrap(),
+            reconciler.converge(&with_peer("a")).await.unwrap(),
             Outcome::Applied
         );
         let reads = [
@@ -343,11 +343,7 @@ mod tests {
         assert_eq!(journal.take(), [&once[..2], &reads, &once].concat());
         journal.fail("policy", ErrorKind::Conflict, 99);
         assert_eq!(
-            convergence
-                .converge(&with_peer("a"))
-                .await
-                .unwrap_err()
-                .kind,
+            reconciler.converge(&with_peer("a")).await.unwrap_err().kind,
             ErrorKind::Conflict
         );
         assert_eq!(
@@ -363,14 +359,10 @@ mod tests {
     #[tokio::test]
     async fn other_failures_are_not_tried_again_at_once() {
         let journal = Journal::default();
-        let mut convergence = convergence(&journal);
+        let mut reconciler = reconciler(&journal);
         journal.fail("policy", ErrorKind::Transient, 1);
         assert_eq!(
-            convergence
-                .converge(&with_peer("a"))
-                .await
-                .unwrap_err()
-                .kind,
+            reconciler.converge(&with_peer("a")).await.unwrap_err().kind,
             ErrorKind::Transient
         );
         assert_eq!(journal.take(), ["policy ", "addresses "]);
@@ -379,25 +371,25 @@ mod tests {
     #[tokio::test]
     async fn what_is_in_force_is_put_back_and_nothing_else_is() {
         let journal = Journal::default();
-        let mut convergence = convergence(&journal);
+        let mut reconciler = reconciler(&journal);
         assert_eq!(
-            convergence.restore_policy().await.unwrap(),
+            reconciler.restore_policy().await.unwrap(),
             Outcome::Unchanged
         );
         assert_eq!(journal.take(), ["policy reads"], "nothing is in force yet");
-        convergence.converge(&with_peer("a")).await.unwrap();
+        reconciler.converge(&with_peer("a")).await.unwrap();
         journal.take();
         assert_eq!(
-            convergence.restore_policy().await.unwrap(),
+            reconciler.restore_policy().await.unwrap(),
             Outcome::Applied,
             "somebody else changed it"
         );
         assert_eq!(journal.take(), ["policy reads", "policy "]);
         journal.fail("policy", ErrorKind::Transient, 1);
-        convergence.converge(&with_peer("b")).await.unwrap_err();
+        reconciler.converge(&with_peer("b")).await.unwrap_err();
         journal.take();
         assert_eq!(
-            convergence.restore_policy().await.unwrap(),
+            reconciler.restore_policy().await.unwrap(),
             Outcome::Unchanged,
             "nobody knows what is in force"
         );
@@ -416,14 +408,14 @@ mod tests {
     async fn an_address_is_here_before_the_policy_exits_with_it_and_one_that_another_node_has_goes_first()
      {
         let journal = Journal::default();
-        let mut convergence = convergence(&journal);
-        convergence.converge(&NodeDesired::default()).await.unwrap();
+        let mut reconciler = reconciler(&journal);
+        reconciler.converge(&NodeDesired::default()).await.unwrap();
         for (next, expected) in [
             (with_address("10.6.0.60"), "addresses 10.6.0.60"),
             (NodeDesired::default(), "addresses "),
         ] {
             journal.take();
-            convergence.converge(&next).await.unwrap();
+            reconciler.converge(&next).await.unwrap();
             let calls = journal.take();
             let place = |call: &str| calls.iter().position(|made| made == call).unwrap();
             assert!(place(expected) < place("policy "), "{calls:?}");
@@ -433,11 +425,11 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_can_not_be_had_keeps_nothing_else_waiting_and_is_still_a_failure() {
         let journal = Journal::default();
-        let mut convergence = convergence(&journal);
+        let mut reconciler = reconciler(&journal);
         for first in [true, false] {
             journal.fail("addresses", ErrorKind::Permission, 1);
             assert_eq!(
-                convergence
+                reconciler
                     .converge(&with_address("10.6.0.60"))
                     .await
                     .unwrap_err()
@@ -451,7 +443,7 @@ mod tests {
                     .all(|call| calls.iter().any(|made| made == call)),
                 "{first}: {calls:?}"
             );
-            convergence
+            reconciler
                 .converge(&with_address("10.6.0.60"))
                 .await
                 .unwrap();
@@ -462,32 +454,32 @@ mod tests {
     #[tokio::test]
     async fn an_address_of_another_node_does_not_stay_because_the_packet_filter_fails() {
         let journal = Journal::default();
-        let mut convergence = convergence(&journal);
+        let mut reconciler = reconciler(&journal);
         for _ in 0..2 {
-            convergence
+            reconciler
                 .converge(&with_address("10.6.0.60"))
                 .await
                 .unwrap();
             journal.fail("policy", ErrorKind::Unsupported, 1);
             journal.take();
-            convergence
+            reconciler
                 .converge(&NodeDesired::default())
                 .await
                 .unwrap_err();
             assert!(journal.take().contains(&"addresses ".to_owned()));
-            convergence.before = None;
+            reconciler.before = None;
         }
     }
 
     #[tokio::test]
     async fn ways_that_a_failed_attempt_may_have_made_stay_until_the_policy_has_moved_on() {
         let journal = Journal::default();
-        let mut convergence = convergence(&journal);
-        convergence.converge(&with_peer("a")).await.unwrap();
+        let mut reconciler = reconciler(&journal);
+        reconciler.converge(&with_peer("a")).await.unwrap();
         journal.fail("policy", ErrorKind::Transient, 1);
-        convergence.converge(&with_peer("b")).await.unwrap_err();
+        reconciler.converge(&with_peer("b")).await.unwrap_err();
         journal.take();
-        convergence.converge(&with_peer("c")).await.unwrap();
+        reconciler.converge(&with_peer("c")).await.unwrap();
         let tunnel: Vec<_> = journal
             .take()
             .into_iter()

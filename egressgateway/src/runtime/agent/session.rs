@@ -11,25 +11,25 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    boot_state::StateFile,
     bounded::{self, bounded},
     builder::Agent,
-    driver_health::{self, Recorders},
-    reconciler::Convergence,
+    driver_health::{self, DriversHealth},
+    reconciler::NodeReconciler,
     settings::{AgentSettings, MANAGER},
+    state_file::StateFile,
     tasks::{
         address_acquisition::Findings,
-        address_conflicts::{Channels, Claims},
+        address_conflicts::{AddressConflictDetector, Channels},
         announcements::Announcements,
-        boot_state::{self, Remembering},
+        boot_state::{self, BootStateWriter},
         counters,
-        lease::{Presence, Renewal},
+        lease::{LeaseRenewer, Renewal},
         probes::{Ends, GatewayProbes},
         stale_connections::StaleConnections,
         status::{POD_NETWORKS_ADVICE, Report, StatusWriter},
         untracked::Untracked,
     },
-    watches::{Seen, own_pods, spawn_watches},
+    watches::{AgentUpdate, own_pods, spawn_watches},
 };
 use crate::{
     AddressesDesired, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired,
@@ -43,11 +43,11 @@ use crate::{
         health::Health,
         join::ended_alone,
         kube::{
-            initial_sync::Gate,
-            interner::Shared,
+            initial_sync::InitialSync,
+            interner::Interner,
             observed::Observed,
             watch::{Message, Scope},
-            watches::{Feeds, kind},
+            watches::{Watches, kind},
         },
         metrics::AgentMetrics,
         time::wait_until,
@@ -86,9 +86,9 @@ impl Agent {
 pub(crate) struct Session {
     settings: AgentSettings,
     index: Index,
-    gate: Gate,
-    convergence: Convergence,
-    recorders: Recorders,
+    initial_sync: InitialSync,
+    reconciler: NodeReconciler,
+    drivers_health: DriversHealth,
     host: Arc<dyn Host>,
     monitor: Option<Arc<dyn PolicyMonitor>>,
     interfaces: Option<Vec<Interface>>,
@@ -99,7 +99,7 @@ pub(crate) struct Session {
     untracked: Untracked,
     /// The overlay addresses that can't be used, as the log has them.
     overlaps: Vec<Overlap>,
-    inbox: mpsc::Receiver<Message<Seen>>,
+    inbox: mpsc::Receiver<Message<AgentUpdate>>,
     pods: watch::Sender<Scope>,
     /// The policies that are watched, and the last round of them that was listed.
     policies: (watch::Sender<Scope>, watch::Sender<u64>),
@@ -116,7 +116,7 @@ pub(crate) struct Session {
         watch::Receiver<BTreeSet<NodeName>>,
     ),
     /// The egress addresses that others were heard to answer for.
-    contested: (
+    conflicting_addresses: (
         watch::Sender<BTreeSet<IpAddr>>,
         watch::Receiver<BTreeSet<IpAddr>>,
     ),
@@ -137,7 +137,7 @@ pub(crate) struct Session {
     metrics: AgentMetrics,
     health: Health,
     tasks: JoinSet<()>,
-    due: Due,
+    due: Deadlines,
 }
 
 /// The egress addresses that the kernel holds when the agent starts.
@@ -152,7 +152,7 @@ enum Inherited {
 
 /// What is to be done, and when.
 #[derive(Debug)]
-struct Due {
+struct Deadlines {
     /// The desired state may have changed.
     converge: bool,
     /// Not before: the last attempt failed.
@@ -200,15 +200,15 @@ impl Session {
         if let Some(inquirer) = inquirer {
             session.inherited = Inherited::Unknown;
             session.index.set_granted(Some(BTreeSet::new()));
-            let claims = Claims::new(
+            let detector = AddressConflictDetector::new(
                 inquirer,
                 settings.lease.duration,
                 session.channels(&renewals),
                 session.metrics.clone(),
             );
-            session.tasks.spawn(claims.run());
+            session.tasks.spawn(detector.run());
         }
-        let presence = Presence {
+        let renewer = LeaseRenewer {
             client,
             node: settings.index.node.clone(),
             manager: MANAGER,
@@ -217,7 +217,7 @@ impl Session {
             metrics: session.metrics.lease.clone(),
             renewals,
         };
-        session.tasks.spawn(presence.run(shutdown.clone()));
+        session.tasks.spawn(renewer.run(shutdown.clone()));
         if let Some(prober) = prober {
             let gateways = GatewayProbes::new(
                 prober,
@@ -251,14 +251,14 @@ impl Session {
             session.tasks.spawn(stale.run(session.in_force.subscribe()));
         }
         if let Some(file) = session.state.clone() {
-            let remembering = Remembering {
+            let writer = BootStateWriter {
                 file,
                 backoff: settings.kernel_backoff.clone(),
                 metrics: session.metrics.clone(),
             };
             session
                 .tasks
-                .spawn(remembering.run(session.in_force.subscribe()));
+                .spawn(writer.run(session.in_force.subscribe()));
         }
         if let Some(rules) = untracking {
             session.tasks.spawn(
@@ -284,7 +284,7 @@ impl Session {
             renewals: renewals.subscribe(),
             policies: self.policies.0.clone(),
             listed: self.policies.1.subscribe(),
-            contested: self.contested.0.clone(),
+            conflicting_addresses: self.conflicting_addresses.0.clone(),
             questions: self.questions.subscribe(),
             findings: self.findings.0.clone(),
         }
@@ -308,24 +308,24 @@ impl Session {
         let (out, inbox) = mpsc::channel(INBOX);
         let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
         let (policies, policy_scope) = watch::channel(Scope::default());
-        let recorders = Recorders::default();
-        let drivers = driver_health::record(drivers, &recorders, &metrics);
+        let drivers_health = DriversHealth::default();
+        let drivers = driver_health::instrument(drivers, &drivers_health, &metrics);
         let mut tasks = JoinSet::new();
-        let feeds = Feeds {
+        let watches = Watches {
             client,
             out,
             backoff: settings.api_backoff.clone(),
             metrics: metrics.watch.clone(),
-            shared: Shared::default(),
+            interner: Interner::default(),
         };
-        let kinds = spawn_watches(&feeds, &settings, (pod_scope, policy_scope), &mut tasks);
+        let kinds = spawn_watches(&watches, &settings, (pod_scope, policy_scope), &mut tasks);
         let now = Instant::now();
         Self {
             index: Index::new(settings.index.clone()),
-            gate: Gate::new(kinds),
-            convergence: Convergence::new(drivers, encapsulation.clone(), metrics.clone()),
+            initial_sync: InitialSync::new(kinds),
+            reconciler: NodeReconciler::new(drivers, encapsulation.clone(), metrics.clone()),
             encapsulation,
-            due: Due {
+            due: Deadlines {
                 converge: true,
                 retry: None,
                 host: Some(now),
@@ -346,7 +346,7 @@ impl Session {
             held: watch::Sender::default(),
             probed: watch::Sender::default(),
             down: watch::channel(BTreeSet::new()),
-            contested: watch::channel(BTreeSet::new()),
+            conflicting_addresses: watch::channel(BTreeSet::new()),
             questions: watch::Sender::default(),
             findings: watch::channel(Findings::default()),
             inherited: Inherited::NotAsked,
@@ -357,7 +357,7 @@ impl Session {
             liveness: watch::Sender::new(settings.liveness),
             resets: watch::Sender::new(settings.reset_connections),
             settings,
-            recorders,
+            drivers_health,
             host,
             monitor,
             inbox,
@@ -387,7 +387,7 @@ impl Session {
         while !shutdown.is_cancelled() {
             self.refresh().await;
             if self.may_write() {
-                return self.convergence.dry_run(&self.index.desired()).await;
+                return self.reconciler.dry_run(&self.index.desired()).await;
             }
             self.wait(&shutdown).await?;
         }
@@ -395,7 +395,7 @@ impl Session {
             ErrorKind::Transient,
             format!(
                 "ended before these were listed: {}",
-                self.gate.missing().join(", ")
+                self.initial_sync.missing().join(", ")
             ),
         ))
     }
@@ -420,7 +420,7 @@ impl Session {
             _ = self.inbox.recv_many(&mut batch, INBOX) => {}
             changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
             Ok(()) = self.down.1.changed() => self.gateways_changed(),
-            Ok(()) = self.contested.1.changed() => self.contests_changed(),
+            Ok(()) = self.conflicting_addresses.1.changed() => self.conflicts_changed(),
             Ok(()) = self.findings.1.changed() => self.findings_changed(),
             () = self.untracked.changed() => self.due.converge = true,
             Ok(()) = self.changes.changed() => self.settings_changed(),
@@ -434,20 +434,20 @@ impl Session {
             batch.push(message);
         }
         for message in batch {
-            self.take(message);
+            self.apply(message);
         }
         self.follow_needed_pods();
         Ok(())
     }
 
-    fn take(&mut self, message: Message<Seen>) {
+    fn apply(&mut self, message: Message<AgentUpdate>) {
         match message {
-            Message::Seen(seen) => {
-                for seen in seen {
-                    let change = match seen {
-                        Seen::World(change) => *change,
-                        Seen::Pod(name, pod) => Change::Pod(name, pod),
-                        Seen::Own(change, observed) => {
+            Message::Updates(updates) => {
+                for update in updates {
+                    let change = match update {
+                        AgentUpdate::World(change) => *change,
+                        AgentUpdate::Pod(name, pod) => Change::Pod(name, pod),
+                        AgentUpdate::Own(change, observed) => {
                             self.own.send_replace(observed.map(|observed| *observed));
                             *change
                         }
@@ -460,7 +460,7 @@ impl Session {
                 if kind == kind::POLICIES {
                     self.policies.1.send_replace(scope.round);
                 }
-                self.gate.synced(kind, scope);
+                self.initial_sync.synced(kind, scope);
             }
             Message::Interrupted(kind, error) => {
                 tracing::warn!(kind, %error, "watch starts again");
@@ -494,9 +494,9 @@ impl Session {
 
     /// Of two nodes that answer for an address one is too many: nothing that failed before keeps it
     /// here.
-    fn contests_changed(&mut self) {
+    fn conflicts_changed(&mut self) {
         self.index
-            .set_contested(self.contested.1.borrow_and_update().clone());
+            .set_contested(self.conflicting_addresses.1.borrow_and_update().clone());
         self.due.converge = true;
         self.due.retry = None;
     }
@@ -616,14 +616,14 @@ impl Session {
 
     fn may_write(&mut self) -> bool {
         let needed = self.needed_pods();
-        self.interfaces.is_some() && self.gate.is_open(&needed)
+        self.interfaces.is_some() && self.initial_sync.is_open(&needed)
     }
 
     /// Reads again what it is time to read again.
     async fn refresh(&mut self) {
         if self.due.host.is_some_and(|at| at <= Instant::now()) {
             self.read_host().await;
-            self.convergence.forget_links_and_routes();
+            self.reconciler.forget_links_and_routes();
             self.due.converge = true;
         }
         if self.due.policy.is_some_and(|at| at <= Instant::now()) {
@@ -634,7 +634,7 @@ impl Session {
             self.due.hold = Some(Instant::now());
         }
         if self.due.resync <= Instant::now() {
-            self.convergence.forget_all();
+            self.reconciler.forget_all();
             self.due.resync = Instant::now() + self.settings.resync;
             self.due.converge = true;
             self.due.hold = Some(Instant::now());
@@ -644,7 +644,7 @@ impl Session {
     /// Whatever else is due, what was in force is there again first: only so is it known who
     /// changed it.
     async fn restore_policy(&mut self) {
-        match self.convergence.restore_policy().await {
+        match self.reconciler.restore_policy().await {
             Ok(Outcome::Applied) => tracing::warn!(
                 "somebody else changed the packet filter; what was in force is there again"
             ),
@@ -678,11 +678,7 @@ impl Session {
         else {
             return;
         };
-        match self
-            .convergence
-            .hold(hold, self.settings.hold_at_boot)
-            .await
-        {
+        match self.reconciler.hold(hold, self.settings.hold_at_boot).await {
             Ok(holding) => {
                 self.due.hold = None;
                 self.metrics.holding(holding);
@@ -785,7 +781,7 @@ impl Session {
         self.due.converge = false;
         let desired = self.index.desired();
         self.follow_questions();
-        let result = self.convergence.converge(&desired).await;
+        let result = self.reconciler.converge(&desired).await;
         self.due.retry = match &result {
             Ok(_) => {
                 self.settings.kernel_backoff.succeeded();
@@ -826,9 +822,9 @@ impl Session {
             silent: self.findings.1.borrow().silent.clone(),
             pod_networks_unknown,
             tracking: self.untracked.tell(&self.index.surroundings()),
-            tunnel: self.recorders.tunnel.read(),
-            steering: self.recorders.steering.read(),
-            policy: self.recorders.policy.read(),
+            tunnel: self.drivers_health.tunnel.read(),
+            steering: self.drivers_health.steering.read(),
+            policy: self.drivers_health.policy.read(),
             backend: self.settings.backend.clone(),
         };
         self.metrics.tunnel_ready(report.is_tunnel_ready());

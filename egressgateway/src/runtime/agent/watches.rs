@@ -12,16 +12,16 @@ use crate::{
     runtime::kube::{
         cluster_networks::ClusterNetworks,
         observed::Observed,
-        partial::Slim,
+        partial::Partial,
         watch::Scope,
-        watches::{self, Feeds, kind},
+        watches::{self, Watches, kind},
     },
     world::{Change, Pod},
 };
 
 /// What an agent's watches tell.
 #[derive(Debug)]
-pub(crate) enum Seen {
+pub(crate) enum AgentUpdate {
     World(Box<Change>),
     /// A pod, of which a first list may bring a hundred thousand: no larger than it must be.
     Pod(PodName, Option<Pod>),
@@ -29,7 +29,7 @@ pub(crate) enum Seen {
     Own(Box<Change>, Option<Box<Observed<EgressNodeStatus>>>),
 }
 
-impl From<Change> for Seen {
+impl From<Change> for AgentUpdate {
     fn from(change: Change) -> Self {
         match change {
             Change::Pod(name, pod) => Self::Pod(name, pod),
@@ -48,75 +48,75 @@ pub(crate) fn own_pods(node: &NodeName) -> Scope {
 
 /// Starts the watches of an agent; returns what must be listed before anything is written.
 pub(crate) fn spawn_watches(
-    feeds: &Feeds<Seen>,
+    watches: &Watches<AgentUpdate>,
     settings: &AgentSettings,
     (pods, policies): (watch::Receiver<Scope>, watch::Receiver<Scope>),
     tasks: &mut JoinSet<()>,
 ) -> BTreeSet<&'static str> {
     let everything = || watch::channel(Scope::default()).1;
-    let (mask, own, shared) = (
+    let (mask, own, interner) = (
         settings.mask,
         settings.index.node.clone(),
-        feeds.shared.clone(),
+        watches.interner.clone(),
     );
-    let world = |change: Option<Change>| change.map(Seen::from);
+    let world = |change: Option<Change>| change.map(AgentUpdate::from);
     tasks.spawn(
-        feeds
-            .all::<Slim<core::Pod>>(
+        watches
+            .all::<Partial<core::Pod>>(
                 kind::PODS,
                 pods,
-                Box::new(move |key, sight| world(watches::pod(&shared, key, sight))),
+                Box::new(move |key, received| world(watches::pod(&interner, key, received))),
             )
             .run(),
     );
     tasks.spawn(
-        feeds
+        watches
             .all::<core::Namespace>(
                 kind::NAMESPACES,
                 everything(),
-                Box::new(move |key, sight| world(watches::namespace(key, sight))),
+                Box::new(move |key, received| world(watches::namespace(key, received))),
             )
             .run(),
     );
     tasks.spawn(
-        feeds
-            .all::<Slim<core::Node>>(
+        watches
+            .all::<Partial<core::Node>>(
                 kind::NODES,
                 everything(),
-                Box::new(move |key, sight| world(watches::node(key, sight))),
+                Box::new(move |key, received| world(watches::node(key, received))),
             )
             .run(),
     );
-    let egress_nodes = feeds.all::<api::EgressNode>(
+    let egress_nodes = watches.all::<api::EgressNode>(
         kind::EGRESS_NODES,
         everything(),
-        Box::new(move |key, sight| {
-            let change = watches::egress_node(key, sight)?;
+        Box::new(move |key, received| {
+            let change = watches::egress_node(key, received)?;
             if *key.name != *own.as_str() {
                 return Some(change.into());
             }
-            let node = watches::known(sight).ok()?;
+            let node = watches::known(received).ok()?;
             let observed = node
                 .map(|node| Box::new(Observed::new(node, node.status.clone().unwrap_or_default())));
-            Some(Seen::Own(Box::new(change), observed))
+            Some(AgentUpdate::Own(Box::new(change), observed))
         }),
     );
     tasks.spawn(egress_nodes.run());
     tasks.spawn(
-        feeds
+        watches
             .all::<api::EgressGateway>(
                 kind::GATEWAYS,
                 everything(),
-                Box::new(move |key, sight| Some(watches::gateway(key, sight, mask).into())),
+                Box::new(move |key, received| Some(watches::gateway(key, received, mask).into())),
             )
             .run(),
     );
     tasks.spawn(
-        feeds
+        watches
             .all::<api::EgressGatewayPolicy>(
                 kind::POLICIES,
                 policies,
-                Box::new(move |key, sight| Some(watches::policy(key, sight).into())),
+                Box::new(move |key, received| Some(watches::policy(key, received).into())),
             )
             .run(),
     );
@@ -130,10 +130,10 @@ pub(crate) fn spawn_watches(
     ]);
     if settings.index.auto_cluster_networks {
         let networks = ClusterNetworks {
-            client: feeds.client.clone(),
+            client: watches.client.clone(),
             interval: settings.networks,
             backoff: settings.api_backoff.clone(),
-            out: feeds.out.clone(),
+            out: watches.out.clone(),
         };
         tasks.spawn(networks.run());
         kinds.insert(kind::CLUSTER_NETWORKS);

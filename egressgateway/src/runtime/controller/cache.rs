@@ -1,9 +1,11 @@
+//! What the controller knows of the cluster.
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use tokio::time::Instant;
 
-use super::{events::Regarding, lease_tracker::Freshness, shared_cluster::SharedCluster};
+use super::{events::Regarding, lease_tracker::LeaseTracker, shared_cluster::SharedCluster};
 use crate::{
     api::{EgressGatewayPolicyStatus, EgressGatewayStatus, EgressNode, EgressNodeStatus},
     controller::{Event, events},
@@ -12,9 +14,9 @@ use crate::{
     world::Change,
 };
 
-/// What a controller's watches, and the answers to its own writes, tell.
+/// An update from the controller's watches, or from the answer to one of its own writes.
 #[derive(Debug)]
-pub(crate) enum Seen {
+pub(crate) enum ControllerUpdate {
     World(Change),
     EgressNode(NodeName, Change, Option<Observed<EgressNodeStatus>>),
     Gateway(GatewayName, Change, Option<Observed<EgressGatewayStatus>>),
@@ -26,7 +28,7 @@ pub(crate) enum Seen {
     Lease(NodeName, Option<Observed<LeaseSpec>>),
 }
 
-impl From<Change> for Seen {
+impl From<Change> for ControllerUpdate {
     fn from(change: Change) -> Self {
         Self::World(change)
     }
@@ -34,9 +36,9 @@ impl From<Change> for Seen {
 
 /// The cluster as it was last seen, and the statuses in it as they are.
 #[derive(Debug, Default)]
-pub(crate) struct Mirror {
+pub(crate) struct ObjectCache {
     pub(crate) cluster: SharedCluster,
-    pub(crate) freshness: Freshness,
+    pub(crate) lease_tracker: LeaseTracker,
     pub(crate) egress_nodes: BTreeMap<NodeName, Observed<EgressNodeStatus>>,
     pub(crate) gateways: BTreeMap<GatewayName, Observed<EgressGatewayStatus>>,
     pub(crate) policies: BTreeMap<PolicyName, Observed<EgressGatewayPolicyStatus>>,
@@ -45,40 +47,43 @@ pub(crate) struct Mirror {
     pub(crate) news: Vec<(Regarding, Event)>,
 }
 
-impl Mirror {
+impl ObjectCache {
     /// What agents have found since the last call.
     pub(crate) fn news(&mut self) -> Vec<(Regarding, Event)> {
         std::mem::take(&mut self.news)
     }
 
-    /// Takes in what was seen; true where a plan may come out differently. Echoes from before the
-    /// last write are ignored.
-    pub(crate) fn take(&mut self, seen: Seen, now: Instant) -> bool {
-        let (change, held) = match seen {
-            Seen::World(change) => (change, Held::Same),
-            Seen::EgressNode(name, change, observed) => {
+    /// Applies an update; true where a plan may come out differently. Echoes from before the last
+    /// write are ignored.
+    pub(crate) fn apply(&mut self, update: ControllerUpdate, now: Instant) -> bool {
+        let (change, comparison) = match update {
+            ControllerUpdate::World(change) => (change, Comparison::Unchanged),
+            ControllerUpdate::EgressNode(name, change, observed) => {
                 self.news.extend(found(
                     &name,
                     self.egress_nodes.get(&name),
                     observed.as_ref(),
                 ));
-                (change, hold(&mut self.egress_nodes, name, observed))
+                (change, put(&mut self.egress_nodes, name, observed))
             }
-            Seen::Gateway(name, change, observed) => {
-                (change, hold(&mut self.gateways, name, observed))
+            ControllerUpdate::Gateway(name, change, observed) => {
+                (change, put(&mut self.gateways, name, observed))
             }
-            Seen::Policy(name, change, observed) => {
-                (change, hold(&mut self.policies, name, observed))
+            ControllerUpdate::Policy(name, change, observed) => {
+                (change, put(&mut self.policies, name, observed))
             }
-            Seen::Lease(node, lease) => {
-                let news =
-                    self.freshness
-                        .observe(&node, lease.as_ref().map(|lease| &lease.status), now);
-                hold(&mut self.leases, node, lease);
+            ControllerUpdate::Lease(node, lease) => {
+                let news = self.lease_tracker.observe(
+                    &node,
+                    lease.as_ref().map(|lease| &lease.status),
+                    now,
+                );
+                put(&mut self.leases, node, lease);
                 return news;
             }
         };
-        held != Held::Newer && (self.cluster.write().apply(change) || held == Held::Other)
+        comparison != Comparison::Outdated
+            && (self.cluster.write().apply(change) || comparison == Comparison::Changed)
     }
 }
 
@@ -108,31 +113,33 @@ fn found(
         .collect()
 }
 
-/// How what was held of an object compares with what was seen of it.
+/// How an update of an object compares with what the cache has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    /// It is newer: what was seen is an echo.
-    Newer,
-    /// The status is the same; heartbeats are so, and echoes of the last write.
-    Same,
-    /// The status is another one, or the object is.
-    Other,
+enum Comparison {
+    /// What was seen is older: an echo.
+    Outdated,
+    /// Status unchanged (heartbeats, and our own write coming back).
+    Unchanged,
+    /// The status changed, or it is another object.
+    Changed,
 }
 
-fn hold<N: Ord, S: PartialEq>(
+fn put<N: Ord, S: PartialEq>(
     held: &mut BTreeMap<N, Observed<S>>,
     name: N,
     observed: Option<Observed<S>>,
-) -> Held {
+) -> Comparison {
     let before = held.get(&name);
     let same = |before: &Observed<S>, observed: &Observed<S>| {
         before.uid == observed.uid && before.status == observed.status
     };
     let found = match (before, &observed) {
-        (Some(before), Some(observed)) if observed.is_outdated_by(before) => return Held::Newer,
-        (Some(before), Some(observed)) if same(before, observed) => Held::Same,
-        (None, None) => Held::Same,
-        _ => Held::Other,
+        (Some(before), Some(observed)) if observed.is_outdated_by(before) => {
+            return Comparison::Outdated;
+        }
+        (Some(before), Some(observed)) if same(before, observed) => Comparison::Unchanged,
+        (None, None) => Comparison::Unchanged,
+        _ => Comparison::Changed,
     };
     match observed {
         Some(observed) => drop(held.insert(name, observed)),
@@ -150,7 +157,7 @@ mod tests {
         world::{Gateway, Node},
     };
 
-    fn gateway(version: u64, usage: Option<IpUsage>) -> Seen {
+    fn gateway(version: u64, usage: Option<IpUsage>) -> ControllerUpdate {
         let status = EgressGatewayStatus {
             ip_usage: usage,
             ..EgressGatewayStatus::default()
@@ -163,7 +170,7 @@ mod tests {
             "exit".into(),
             Some(Gateway::from_api(&gateway, MarkMask::default())),
         );
-        Seen::Gateway(
+        ControllerUpdate::Gateway(
             "exit".into(),
             change,
             Some(Observed {
@@ -176,9 +183,9 @@ mod tests {
 
     #[test]
     fn a_heartbeat_is_no_reason_to_plan_and_whatever_somebody_else_wrote_into_a_status_is() {
-        let (mut mirror, now) = (Mirror::default(), Instant::now());
+        let (mut cache, now) = (ObjectCache::default(), Instant::now());
         let node = |ready| {
-            Seen::World(Change::Node(
+            ControllerUpdate::World(Change::Node(
                 "a".into(),
                 Some(Node {
                     ready,
@@ -186,21 +193,21 @@ mod tests {
                 }),
             ))
         };
-        assert!(mirror.take(node(true), now));
+        assert!(cache.apply(node(true), now));
         assert!(
-            !mirror.take(node(true), now),
+            !cache.apply(node(true), now),
             "nothing that a plan depends on has changed"
         );
-        assert!(mirror.take(node(false), now));
-        assert!(mirror.take(gateway(5, None), now));
-        assert!(!mirror.take(gateway(6, None), now));
+        assert!(cache.apply(node(false), now));
+        assert!(cache.apply(gateway(5, None), now));
+        assert!(!cache.apply(gateway(6, None), now));
         assert!(
-            mirror.take(gateway(7, Some(IpUsage::default())), now),
+            cache.apply(gateway(7, Some(IpUsage::default())), now),
             "a part of the status that only the next write corrects"
         );
-        assert!(!mirror.take(gateway(6, None), now), "an echo from before");
+        assert!(!cache.apply(gateway(6, None), now), "an echo from before");
         assert_eq!(
-            mirror.gateways[&GatewayName::from("exit")].version,
+            cache.gateways[&GatewayName::from("exit")].version,
             Some("7".to_owned())
         );
     }

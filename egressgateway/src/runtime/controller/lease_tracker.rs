@@ -1,3 +1,5 @@
+//! Which agents are alive, by their Leases.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -17,15 +19,15 @@ use crate::{model::NodeName, runtime::kube::contact::Contact};
 /// this process, by the time that their node's proxy of Services needs for it. The same holds for
 /// the Leases that a new process finds: it waits before it believes an agent dead.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Freshness {
-    seen: BTreeMap<NodeName, Seen>,
+pub(crate) struct LeaseTracker {
+    leases: BTreeMap<NodeName, TrackedLease>,
     contact: Option<Contact>,
     /// All Leases were listed once: what is new after that, an agent has just made.
     listed: bool,
 }
 
 #[derive(Clone, Debug)]
-struct Seen {
+struct TrackedLease {
     renewed: Option<Timestamp>,
     lasts: Duration,
     until: Instant,
@@ -33,14 +35,14 @@ struct Seen {
     proven: bool,
 }
 
-impl Seen {
+impl TrackedLease {
     fn again(&mut self, now: Instant) {
         self.until = self.until.max(now + self.lasts * 2);
     }
 }
 
-impl Freshness {
-    /// A node's Lease is so now, or is gone; true when that changes who is alive.
+impl LeaseTracker {
+    /// A node's Lease was added, changed or (`None`) deleted; true when that changes who is alive.
     pub(crate) fn observe(
         &mut self,
         node: &NodeName,
@@ -54,15 +56,15 @@ impl Freshness {
 
     /// Whether it is fresh, and proven to be.
     fn life(&self, node: &NodeName, now: Instant) -> Option<bool> {
-        self.seen
+        self.leases
             .get(node)
-            .filter(|seen| self.clock(now) < seen.until)
-            .map(|seen| seen.proven)
+            .filter(|lease| self.clock(now) < lease.until)
+            .map(|lease| lease.proven)
     }
 
     fn note(&mut self, node: &NodeName, lease: Option<&LeaseSpec>, now: Instant) {
         let Some(lease) = lease else {
-            self.seen.remove(node);
+            self.leases.remove(node);
             return;
         };
         let renewed = lease.renew_time.as_ref().map(|time| time.0);
@@ -71,12 +73,12 @@ impl Freshness {
             .and_then(|seconds| u64::try_from(seconds).ok())
             .unwrap_or_default();
         let lasts = Duration::from_secs(seconds);
-        match self.seen.get(node) {
-            Some(seen) if seen.renewed == renewed => {}
+        match self.leases.get(node) {
+            Some(lease) if lease.renewed == renewed => {}
             Some(_) => {
-                _ = self.seen.insert(
+                _ = self.leases.insert(
                     node.clone(),
-                    Seen {
+                    TrackedLease {
                         renewed,
                         lasts,
                         until: now + lasts,
@@ -86,9 +88,9 @@ impl Freshness {
             }
             None => {
                 let until = now + if self.listed { lasts } else { lasts * 2 };
-                self.seen.insert(
+                self.leases.insert(
                     node.clone(),
-                    Seen {
+                    TrackedLease {
                         renewed,
                         lasts,
                         until,
@@ -99,7 +101,7 @@ impl Freshness {
         }
     }
 
-    /// All Leases were told.
+    /// All Leases were reported.
     pub(crate) fn listed(&mut self) {
         self.listed = true;
     }
@@ -119,10 +121,10 @@ impl Freshness {
     }
 
     fn again(&mut self, before: Instant, now: Instant) {
-        self.seen
+        self.leases
             .values_mut()
-            .filter(|seen| before < seen.until)
-            .for_each(|seen| seen.again(now));
+            .filter(|lease| before < lease.until)
+            .for_each(|lease| lease.again(now));
     }
 
     /// The time by which Leases age: it stands still where the API server does not answer.
@@ -133,27 +135,27 @@ impl Freshness {
     /// The nodes whose agents are alive.
     pub(crate) fn fresh(&self, now: Instant) -> BTreeSet<NodeName> {
         let now = self.clock(now);
-        self.seen
+        self.leases
             .iter()
-            .filter(|(_, seen)| now < seen.until)
+            .filter(|(_, lease)| now < lease.until)
             .map(|(node, _)| node.clone())
             .collect()
     }
 
     /// Those of [`Self::fresh`] whose Lease is as this process found it: only time will tell.
     pub(crate) fn unproven(&self) -> impl Iterator<Item = &NodeName> {
-        self.seen
+        self.leases
             .iter()
-            .filter(|(_, seen)| !seen.proven)
+            .filter(|(_, lease)| !lease.proven)
             .map(|(node, _)| node)
     }
 
     /// The nodes whose agents did not renew their Lease in time.
     pub(crate) fn stale(&self, now: Instant) -> BTreeSet<NodeName> {
         let now = self.clock(now);
-        self.seen
+        self.leases
             .iter()
-            .filter(|(_, seen)| now >= seen.until)
+            .filter(|(_, lease)| now >= lease.until)
             .map(|(node, _)| node.clone())
             .collect()
     }
@@ -164,9 +166,9 @@ impl Freshness {
         let reached = |until: &Instant| {
             *until > clock && self.contact.is_none_or(|contact| *until <= contact.until)
         };
-        self.seen
+        self.leases
             .values()
-            .map(|seen| seen.until)
+            .map(|lease| lease.until)
             .filter(reached)
             .min()
     }
@@ -208,9 +210,9 @@ mod tests {
     }
 
     /// Two agents of which the first was renewed at second 10 and the second is silent since long.
-    fn one_of_two(clock: &Clock) -> Freshness {
-        let mut freshness = Freshness::default();
-        freshness.observe(
+    fn one_of_two(clock: &Clock) -> LeaseTracker {
+        let mut tracker = LeaseTracker::default();
+        tracker.observe(
             &"silent".into(),
             Some(&LeaseSpec {
                 lease_duration_seconds: Some(1),
@@ -218,52 +220,45 @@ mod tests {
             }),
             clock.at(0),
         );
-        freshness.observe(&"a".into(), Some(&lease(1)), clock.at(0));
-        freshness.observe(&"a".into(), Some(&lease(2)), clock.at(10));
-        freshness.heard(Some(clock.contact(0, 10)));
-        freshness
+        tracker.observe(&"a".into(), Some(&lease(1)), clock.at(0));
+        tracker.observe(&"a".into(), Some(&lease(2)), clock.at(10));
+        tracker.heard(Some(clock.contact(0, 10)));
+        tracker
     }
 
-    fn fresh(freshness: &Freshness, now: Instant) -> Vec<String> {
-        freshness
-            .fresh(now)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+    fn fresh(tracker: &LeaseTracker, now: Instant) -> Vec<String> {
+        tracker.fresh(now).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_lease_is_fresh_for_its_duration_after_a_renewal_was_seen_whatever_its_clock_says() {
         let (clock, node) = (clock(), NodeName::from("a"));
         let at = |seconds| clock.at(seconds);
-        let mut freshness = Freshness::default();
-        assert!(freshness.observe(&node, Some(&lease(4)), at(0)));
+        let mut tracker = LeaseTracker::default();
+        assert!(tracker.observe(&node, Some(&lease(4)), at(0)));
+        assert!(tracker.observe(&node, Some(&lease(5)), at(0)), "proven now");
+        assert!(tracker.fresh(at(39)).contains(&node));
+        assert_eq!(tracker.next_expiry(at(39)), Some(at(40)));
+        assert!(!tracker.observe(&node, Some(&lease(5)), at(39)));
+        assert!(tracker.stale(at(39)).is_empty());
+        assert!(tracker.stale(at(40)).contains(&node));
         assert!(
-            freshness.observe(&node, Some(&lease(5)), at(0)),
-            "proven now"
-        );
-        assert!(freshness.fresh(at(39)).contains(&node));
-        assert_eq!(freshness.next_expiry(at(39)), Some(at(40)));
-        assert!(!freshness.observe(&node, Some(&lease(5)), at(39)));
-        assert!(freshness.stale(at(39)).is_empty());
-        assert!(freshness.stale(at(40)).contains(&node));
-        assert!(
-            freshness.fresh(at(40)).is_empty(),
+            tracker.fresh(at(40)).is_empty(),
             "the same renewal seen again prolongs nothing"
         );
-        assert_eq!(freshness.next_expiry(at(40)), None);
-        assert!(freshness.observe(&node, Some(&lease(4)), at(50)));
+        assert_eq!(tracker.next_expiry(at(40)), None);
+        assert!(tracker.observe(&node, Some(&lease(4)), at(50)));
         assert!(
-            freshness.fresh(at(89)).contains(&node),
+            tracker.fresh(at(89)).contains(&node),
             "a clock that was set back still renews"
         );
-        assert!(freshness.observe(&node, None, at(60)));
+        assert!(tracker.observe(&node, None, at(60)));
         assert!(
-            freshness.stale(at(99)).is_empty(),
+            tracker.stale(at(99)).is_empty(),
             "a lease that is gone is not stale"
         );
         assert!(
-            freshness.fresh(at(60)).is_empty(),
+            tracker.fresh(at(60)).is_empty(),
             "a lease that is gone is not held"
         );
     }
@@ -271,51 +266,51 @@ mod tests {
     #[test]
     fn a_lease_that_is_found_has_its_time_twice_and_is_not_proven_before_it_is_renewed() {
         let (clock, node) = (clock(), NodeName::from("a"));
-        let mut freshness = Freshness::default();
-        freshness.observe(&node, Some(&lease(1)), clock.at(0));
-        assert_eq!(freshness.unproven().collect::<Vec<_>>(), [&node]);
-        assert!(freshness.fresh(clock.at(79)).contains(&node));
-        assert!(freshness.stale(clock.at(80)).contains(&node));
-        freshness.observe(&node, Some(&lease(2)), clock.at(10));
-        assert_eq!(freshness.unproven().count(), 0);
+        let mut tracker = LeaseTracker::default();
+        tracker.observe(&node, Some(&lease(1)), clock.at(0));
+        assert_eq!(tracker.unproven().collect::<Vec<_>>(), [&node]);
+        assert!(tracker.fresh(clock.at(79)).contains(&node));
+        assert!(tracker.stale(clock.at(80)).contains(&node));
+        tracker.observe(&node, Some(&lease(2)), clock.at(10));
+        assert_eq!(tracker.unproven().count(), 0);
         assert!(
-            freshness.stale(clock.at(50)).contains(&node),
+            tracker.stale(clock.at(50)).contains(&node),
             "from its renewal on it is a Lease like any other"
         );
-        freshness.listed();
+        tracker.listed();
         let new = NodeName::from("new");
-        freshness.observe(&new, Some(&lease(1)), clock.at(50));
+        tracker.observe(&new, Some(&lease(1)), clock.at(50));
         assert_eq!(
-            freshness.unproven().count(),
+            tracker.unproven().count(),
             0,
             "what comes after the list was made by a living agent"
         );
-        assert!(freshness.stale(clock.at(90)).contains(&new));
+        assert!(tracker.stale(clock.at(90)).contains(&new));
     }
 
     #[test]
     fn without_the_api_server_no_lease_ages_and_after_its_return_each_that_was_fresh_has_its_time_twice()
      {
         let clock = clock();
-        let mut freshness = one_of_two(&clock);
+        let mut tracker = one_of_two(&clock);
         for absence in [20, 60, 180, 3600] {
             assert_eq!(
-                fresh(&freshness, clock.at(10 + absence)),
+                fresh(&tracker, clock.at(10 + absence)),
                 ["a"],
                 "after {absence} seconds"
             );
             assert_eq!(
-                freshness.next_expiry(freshness.clock(clock.at(10 + absence))),
+                tracker.next_expiry(tracker.clock(clock.at(10 + absence))),
                 None,
                 "there is nothing to wait for"
             );
         }
-        freshness.heard(Some(clock.contact(190, 190)));
-        freshness.heard(Some(clock.contact(190, 300)));
-        assert_eq!(fresh(&freshness, clock.at(269)), ["a"]);
-        assert_eq!(freshness.next_expiry(clock.at(269)), Some(clock.at(270)));
+        tracker.heard(Some(clock.contact(190, 190)));
+        tracker.heard(Some(clock.contact(190, 300)));
+        assert_eq!(fresh(&tracker, clock.at(269)), ["a"]);
+        assert_eq!(tracker.next_expiry(clock.at(269)), Some(clock.at(270)));
         assert_eq!(
-            fresh(&freshness, clock.at(270)),
+            fresh(&tracker, clock.at(270)),
             [""; 0],
             "it did not come back"
         );
@@ -324,11 +319,11 @@ mod tests {
     #[test]
     fn a_pause_that_was_over_before_anybody_looked_counts_as_well() {
         let clock = clock();
-        let mut freshness = one_of_two(&clock);
+        let mut tracker = one_of_two(&clock);
         // This process stood still for a minute, and first of all it asked the API server.
-        freshness.heard(Some(clock.contact(70, 70)));
+        tracker.heard(Some(clock.contact(70, 70)));
         assert_eq!(
-            fresh(&freshness, clock.at(71)),
+            fresh(&tracker, clock.at(71)),
             ["a"],
             "what it could not hear counts against nobody"
         );
@@ -337,15 +332,15 @@ mod tests {
     #[test]
     fn each_failure_of_the_watch_gives_those_that_are_fresh_their_time_twice() {
         let clock = clock();
-        let mut freshness = one_of_two(&clock);
-        freshness.heard(Some(clock.contact(0, 1000)));
-        freshness.interrupted(clock.at(45));
-        freshness.interrupted(clock.at(100));
-        assert_eq!(fresh(&freshness, clock.at(179)), ["a"]);
-        assert_eq!(fresh(&freshness, clock.at(180)), [""; 0]);
-        freshness.interrupted(clock.at(181));
+        let mut tracker = one_of_two(&clock);
+        tracker.heard(Some(clock.contact(0, 1000)));
+        tracker.interrupted(clock.at(45));
+        tracker.interrupted(clock.at(100));
+        assert_eq!(fresh(&tracker, clock.at(179)), ["a"]);
+        assert_eq!(fresh(&tracker, clock.at(180)), [""; 0]);
+        tracker.interrupted(clock.at(181));
         assert_eq!(
-            fresh(&freshness, clock.at(181)),
+            fresh(&tracker, clock.at(181)),
             [""; 0],
             "who was silent while it could be heard stays so"
         );
@@ -354,11 +349,11 @@ mod tests {
     #[test]
     fn a_renewal_after_the_return_counts_like_any_other() {
         let clock = clock();
-        let mut freshness = one_of_two(&clock);
-        freshness.heard(Some(clock.contact(70, 70)));
-        freshness.observe(&"a".into(), Some(&lease(3)), clock.at(72));
-        freshness.heard(Some(clock.contact(70, 200)));
-        assert_eq!(fresh(&freshness, clock.at(111)), ["a"]);
-        assert_eq!(fresh(&freshness, clock.at(112)), [""; 0]);
+        let mut tracker = one_of_two(&clock);
+        tracker.heard(Some(clock.contact(70, 70)));
+        tracker.observe(&"a".into(), Some(&lease(3)), clock.at(72));
+        tracker.heard(Some(clock.contact(70, 200)));
+        assert_eq!(fresh(&tracker, clock.at(111)), ["a"]);
+        assert_eq!(fresh(&tracker, clock.at(112)), [""; 0]);
     }
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     builder::Controller,
-    cache::{Mirror, Seen},
+    cache::{ControllerUpdate, ObjectCache},
     events::{EventWriter, Regarding},
     settings::{ControllerSettings, MANAGER},
     writes::{Version, Write, writes},
@@ -43,12 +43,12 @@ use crate::{
             contact::Contact,
             election::{Election, Leading},
             errors,
-            initial_sync::Gate,
-            interner::Shared,
+            initial_sync::InitialSync,
+            interner::Interner,
             observed::Observed,
-            partial::Slim,
-            watch::{Key, Message, Scope, Sight, key},
-            watches::{self, Feeds, kind},
+            partial::Partial,
+            watch::{Key, Message, Received, Scope, key},
+            watches::{self, Watches, kind},
         },
         metrics::ControllerMetrics,
         time::wait_until,
@@ -80,16 +80,16 @@ pub(crate) struct Session {
     settings: ControllerSettings,
     allocator: Arc<dyn Allocator>,
     plan_settings: watch::Receiver<controller::ControllerSettings>,
-    mirror: Mirror,
-    gate: Gate,
-    inbox: mpsc::Receiver<Message<Seen>>,
+    cache: ObjectCache,
+    initial_sync: InitialSync,
+    inbox: mpsc::Receiver<Message<ControllerUpdate>>,
     leading: watch::Receiver<Leading>,
     /// Answers of the API server to the election.
     contact: watch::Receiver<Option<Contact>>,
     metrics: ControllerMetrics,
     events: EventWriter,
     health: Health,
-    watches: JoinSet<()>,
+    watch_tasks: JoinSet<()>,
     election: JoinSet<()>,
     /// The next plan; none: nothing changed.
     plan: Option<Instant>,
@@ -114,23 +114,23 @@ impl Session {
         let (out, inbox) = mpsc::channel(INBOX);
         let (leader, leading) = watch::channel(None);
         let (answers, contact) = watch::channel(None);
-        let (mut watches, mut election) = (JoinSet::new(), JoinSet::new());
-        let feeds = Feeds {
+        let (mut watch_tasks, mut election) = (JoinSet::new(), JoinSet::new());
+        let watches = Watches {
             client: client.clone(),
             out,
             backoff: settings.backoff.clone(),
             metrics: metrics.watch.clone(),
-            shared: Shared::default(),
+            interner: Interner::default(),
         };
-        spawn_watches(&feeds, &settings, &mut watches);
+        spawn_watches(&watches, &settings, &mut watch_tasks);
         if plan_settings.borrow().auto_cluster_networks {
-            let networks: ClusterNetworks<Seen> = ClusterNetworks {
-                client: feeds.client,
+            let networks: ClusterNetworks<ControllerUpdate> = ClusterNetworks {
+                client: watches.client,
                 interval: settings.networks,
-                backoff: feeds.backoff,
-                out: feeds.out,
+                backoff: watches.backoff,
+                out: watches.out,
             };
-            watches.spawn(networks.run());
+            watch_tasks.spawn(networks.run());
         }
         let candidate = Election::new(
             client.clone(),
@@ -139,7 +139,7 @@ impl Session {
             answers,
         );
         election.spawn(candidate.run(leader, shutdown.clone()));
-        let gate = Gate::new([
+        let initial_sync = InitialSync::new([
             kind::NODES,
             kind::EGRESS_NODES,
             kind::GATEWAYS,
@@ -158,18 +158,18 @@ impl Session {
             settings,
             allocator,
             plan_settings,
-            mirror: Mirror {
+            cache: ObjectCache {
                 cluster,
-                ..Mirror::default()
+                ..ObjectCache::default()
             },
-            gate,
+            initial_sync,
             inbox,
             leading,
             contact,
             metrics,
             events,
             health,
-            watches,
+            watch_tasks,
             election,
             plan: None,
             resync,
@@ -195,8 +195,8 @@ impl Session {
 
     async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         let now = Instant::now();
-        let expiry = self.mirror.freshness.next_expiry(self.looked);
-        let open = self.gate.is_open(&Scope::default());
+        let expiry = self.cache.lease_tracker.next_expiry(self.looked);
+        let open = self.initial_sync.is_open(&Scope::default());
         let term = self.leading.borrow().filter(|until| *until > now);
         let plan = self.plan.filter(|_| open && term.is_some());
         let wake = [plan, expiry, term, self.grace, Some(self.resync)]
@@ -210,7 +210,7 @@ impl Session {
             Ok(()) = self.plan_settings.changed() => self.plan_soon(),
             Ok(()) = self.leading.changed() => self.leader_changed(term.is_some()),
             Ok(()) = self.contact.changed() => {}
-            Some(ended) = self.watches.join_next() => return Err(ended_alone(ended)),
+            Some(ended) = self.watch_tasks.join_next() => return Err(ended_alone(ended)),
             Some(ended) = self.election.join_next() => if !shutdown.is_cancelled() {
                 return Err(ended_alone(ended));
             },
@@ -221,17 +221,17 @@ impl Session {
             batch.push(message);
         }
         for message in batch {
-            self.take(message);
+            self.apply(message);
         }
         Ok(())
     }
 
     /// A Lease that went stale since the last look changes the plan.
     fn look_at_leases(&mut self, expiry: Option<Instant>) {
-        self.mirror
-            .freshness
+        self.cache
+            .lease_tracker
             .heard(*self.contact.borrow_and_update());
-        self.looked = self.mirror.freshness.clock(Instant::now());
+        self.looked = self.cache.lease_tracker.clock(Instant::now());
         if expiry.is_some_and(|at| at <= self.looked) {
             self.plan_soon();
         }
@@ -258,13 +258,13 @@ impl Session {
         self.plan = Some(self.plan.map_or(soon, |at| at.min(soon)));
     }
 
-    fn take(&mut self, message: Message<Seen>) {
+    fn apply(&mut self, message: Message<ControllerUpdate>) {
         match message {
-            Message::Seen(seen) => {
+            Message::Updates(updates) => {
                 let now = Instant::now();
                 let mut news = false;
-                for seen in seen {
-                    news |= self.mirror.take(seen, now);
+                for update in updates {
+                    news |= self.cache.apply(update, now);
                 }
                 if news {
                     self.plan_soon();
@@ -272,11 +272,11 @@ impl Session {
             }
             Message::Synced(kind, scope) => {
                 tracing::debug!(kind, "listed");
-                self.gate.synced(kind, scope);
+                self.initial_sync.synced(kind, scope);
                 if kind == kind::LEASES {
-                    self.mirror.freshness.listed();
+                    self.cache.lease_tracker.listed();
                 }
-                if self.gate.is_open(&Scope::default()) && !self.health.is_ready() {
+                if self.initial_sync.is_open(&Scope::default()) && !self.health.is_ready() {
                     self.metrics.watch.synced();
                     self.health.set_ready(true);
                     self.plan_soon();
@@ -286,7 +286,7 @@ impl Session {
                 tracing::warn!(kind, %error, "watch starts again");
                 self.metrics.watch.restarted(kind);
                 if kind == kind::LEASES {
-                    self.mirror.freshness.interrupted(Instant::now());
+                    self.cache.lease_tracker.interrupted(Instant::now());
                 }
             }
         }
@@ -294,12 +294,12 @@ impl Session {
 
     /// Tells what agents have found. Who does not lead leaves it to the one who does.
     async fn tell_news(&mut self) {
-        let news = self.mirror.news();
+        let news = self.cache.news();
         let term = self
             .leading
             .borrow()
             .filter(|until| Instant::now() < *until);
-        if let Some(until) = term.filter(|_| self.gate.is_open(&Scope::default())) {
+        if let Some(until) = term.filter(|_| self.initial_sync.is_open(&Scope::default())) {
             let writer = self.events.clone();
             let tell = |(regarding, event): (Regarding, Event)| {
                 let writer = writer.clone();
@@ -326,7 +326,7 @@ impl Session {
         }
         self.metrics.leading(self.leads());
         let due = self.plan.is_some_and(|at| at <= now);
-        if due && self.leads() && self.gate.is_open(&Scope::default()) {
+        if due && self.leads() && self.initial_sync.is_open(&Scope::default()) {
             self.plan = None;
             self.plan_and_write().await;
         }
@@ -334,31 +334,31 @@ impl Session {
 
     async fn plan_and_write(&mut self) {
         let began = Instant::now();
-        let mut fresh = self.mirror.freshness.fresh(began);
+        let mut fresh = self.cache.lease_tracker.fresh(began);
         let clock = Timestamp::now();
         {
-            let mut cluster = self.mirror.cluster.write();
+            let mut cluster = self.cache.cluster.write();
             for node in self
-                .mirror
-                .freshness
+                .cache
+                .lease_tracker
                 .unproven()
                 .filter(|node| is_unknown(&cluster, node))
             {
                 fresh.remove(node);
             }
             cluster.fresh_leases = fresh;
-            cluster.stale_leases = self.mirror.freshness.stale(began);
+            cluster.stale_leases = self.cache.lease_tracker.stale(began);
             cluster.now = clock.as_second();
         }
         let plan = controller::plan(
-            &self.mirror.cluster.read(),
+            &self.cache.cluster.read(),
             &*self.allocator,
             &self.plan_settings.borrow_and_update(),
         );
-        let agents = self.mirror.cluster.read().fresh_leases.len();
+        let agents = self.cache.cluster.read().fresh_leases.len();
         self.grace = grace_end(&plan, clock, began);
         self.metrics.planned_for(&plan);
-        let writes = writes(plan, &self.mirror, clock);
+        let writes = writes(plan, &self.cache, clock);
         self.metrics.planned(began.elapsed(), agents, writes.len());
         if writes.is_empty() {
             self.settings.backoff.succeeded();
@@ -367,7 +367,7 @@ impl Session {
         tracing::info!(writes = writes.len(), "the cluster is not as planned");
         let writes: Vec<_> = writes
             .into_iter()
-            .map(|write| (write.events(&self.mirror), write))
+            .map(|write| (write.events(&self.cache), write))
             .collect();
         let this = &*self;
         let performed =
@@ -376,8 +376,8 @@ impl Session {
         let (mut failed, mut again) = (false, false);
         for result in results {
             match result {
-                Ok(Some(seen)) => {
-                    again |= self.mirror.take(seen, Instant::now());
+                Ok(Some(update)) => {
+                    again |= self.cache.apply(update, Instant::now());
                 }
                 Ok(None) => {}
                 Err(error) => failed |= error.kind.is_retryable(),
@@ -400,7 +400,7 @@ impl Session {
         &self,
         write: Write,
         news: Option<(Regarding, Vec<Event>)>,
-    ) -> Result<Option<Seen>, Error> {
+    ) -> Result<Option<ControllerUpdate>, Error> {
         let Some(until) = self
             .leading
             .borrow()
@@ -447,7 +447,7 @@ impl Session {
         result
     }
 
-    async fn send(&self, write: Write) -> Result<Option<Seen>, kube::Error> {
+    async fn send(&self, write: Write) -> Result<Option<ControllerUpdate>, kube::Error> {
         let mask = self.settings.plan.mask;
         Ok(match write {
             Write::Create(name, uid) => {
@@ -579,7 +579,11 @@ fn new_egress_node(name: &str, uid: String) -> EgressNode {
     }
 }
 
-fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut JoinSet<()>) {
+fn spawn_watches(
+    watches: &Watches<ControllerUpdate>,
+    settings: &ControllerSettings,
+    tasks: &mut JoinSet<()>,
+) {
     let everything = || watch::channel(Scope::default()).1;
     let agents = Scope {
         labels: Some(format!(
@@ -590,31 +594,31 @@ fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut
         ..Scope::default()
     };
     let mask = settings.plan.mask;
-    let nodes = feeds.all::<Slim<core::Node>>(
+    let nodes = watches.all::<Partial<core::Node>>(
         kind::NODES,
         everything(),
-        Box::new(|key, sight| watches::node(key, sight).map(Seen::World)),
+        Box::new(|key, received| watches::node(key, received).map(ControllerUpdate::World)),
     );
     tasks.spawn(nodes.run());
     tasks.spawn(
-        feeds
+        watches
             .all::<EgressNode>(kind::EGRESS_NODES, everything(), Box::new(egress_node))
             .run(),
     );
-    let gateways = feeds.all::<EgressGateway>(
+    let gateways = watches.all::<EgressGateway>(
         kind::GATEWAYS,
         everything(),
-        Box::new(move |key, sight| gateway(key, sight, mask)),
+        Box::new(move |key, received| gateway(key, received, mask)),
     );
     tasks.spawn(gateways.run());
     tasks.spawn(
-        feeds
+        watches
             .all::<EgressGatewayPolicy>(kind::POLICIES, everything(), Box::new(policy))
             .run(),
     );
-    let leases = Api::namespaced(feeds.client.clone(), &settings.agents);
+    let leases = Api::namespaced(watches.client.clone(), &settings.agents);
     tasks.spawn(
-        feeds
+        watches
             .of::<Lease>(
                 kind::LEASES,
                 leases,
@@ -625,40 +629,48 @@ fn spawn_watches(feeds: &Feeds<Seen>, settings: &ControllerSettings, tasks: &mut
     );
 }
 
-fn egress_node(key: &Key, sight: Option<&Sight<EgressNode>>) -> Option<Seen> {
-    let change = watches::egress_node(key, sight)?;
-    let node = watches::known(sight).ok()?;
+fn egress_node(key: &Key, received: Option<&Received<EgressNode>>) -> Option<ControllerUpdate> {
+    let change = watches::egress_node(key, received)?;
+    let node = watches::known(received).ok()?;
     let observed = node.map(|node| Observed::new(node, node.status.clone().unwrap_or_default()));
-    Some(Seen::EgressNode((&*key.name).into(), change, observed))
+    Some(ControllerUpdate::EgressNode(
+        (&*key.name).into(),
+        change,
+        observed,
+    ))
 }
 
 /// A gateway that can't be read keeps what is known of it: marks must outlive a mistake.
-fn gateway(key: &Key, sight: Option<&Sight<EgressGateway>>, mask: MarkMask) -> Option<Seen> {
-    let gateway = watches::known(sight).ok()?;
+fn gateway(
+    key: &Key,
+    received: Option<&Received<EgressGateway>>,
+    mask: MarkMask,
+) -> Option<ControllerUpdate> {
+    let gateway = watches::known(received).ok()?;
     let observed =
         gateway.map(|gateway| Observed::new(gateway, gateway.status.clone().unwrap_or_default()));
-    Some(Seen::Gateway(
+    Some(ControllerUpdate::Gateway(
         (&*key.name).into(),
-        watches::gateway(key, sight, mask),
+        watches::gateway(key, received, mask),
         observed,
     ))
 }
 
-fn policy(key: &Key, sight: Option<&Sight<EgressGatewayPolicy>>) -> Option<Seen> {
-    let policy = watches::known(sight).ok()?;
+fn policy(key: &Key, received: Option<&Received<EgressGatewayPolicy>>) -> Option<ControllerUpdate> {
+    let policy = watches::known(received).ok()?;
     let observed =
         policy.map(|policy| Observed::new(policy, policy.status.clone().unwrap_or_default()));
-    Some(Seen::Policy(
+    Some(ControllerUpdate::Policy(
         (&*key.name).into(),
-        watches::policy(key, sight),
+        watches::policy(key, received),
         observed,
     ))
 }
 
-fn lease(key: &Key, sight: Option<&Sight<Lease>>) -> Option<Seen> {
+fn lease(key: &Key, received: Option<&Received<Lease>>) -> Option<ControllerUpdate> {
     let node = agent_lease::node_of(&key.name)?;
-    let lease = watches::known(sight).ok()?;
-    Some(Seen::Lease(
+    let lease = watches::known(received).ok()?;
+    Some(ControllerUpdate::Lease(
         node,
         lease.map(|lease| Observed::new(lease, lease.spec.clone().unwrap_or_default())),
     ))

@@ -1,12 +1,12 @@
-//! From a plan of the whole cluster to the requests that are needed: what is so already is not
-//! written.
+//! From a plan of the whole cluster to the requests that are needed. Diffs the plan against the
+//! cache; unchanged objects get no request.
 //!
 //! Each change of an object names the version that it was planned on. So a request that reaches the
 //! API server late, when another controller leads and has changed the object, is refused by it.
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{cache::Mirror, events::Regarding};
+use super::{cache::ObjectCache, events::Regarding};
 use crate::{
     api::{
         EgressGateway, EgressGatewayPolicy, EgressGatewayPolicyStatus, EgressGatewayStatus,
@@ -74,25 +74,25 @@ impl Write {
     }
 
     /// What is to be told once it is written, and about which object.
-    pub(crate) fn events(&self, mirror: &Mirror) -> Option<(Regarding, Vec<Event>)> {
+    pub(crate) fn events(&self, cache: &ObjectCache) -> Option<(Regarding, Vec<Event>)> {
         let (regarding, events) = match self {
             Self::Create(..) | Self::Delete(..) | Self::Forget(..) => return None,
             Self::EgressNode(name, next, _) => {
-                let held = mirror.egress_nodes.get(name)?;
+                let held = cache.egress_nodes.get(name)?;
                 (
                     Regarding::new::<EgressNode>(name.as_str(), &held.uid),
                     events::of_node(&held.status, next),
                 )
             }
             Self::Gateway(name, next, _) => {
-                let held = mirror.gateways.get(name)?;
+                let held = cache.gateways.get(name)?;
                 (
                     Regarding::new::<EgressGateway>(name.as_str(), &held.uid),
                     events::of_gateway(&held.status, next),
                 )
             }
             Self::Policy(name, next, _) => {
-                let held = mirror.policies.get(name)?;
+                let held = cache.policies.get(name)?;
                 (
                     Regarding::new::<EgressGatewayPolicy>(name.as_str(), &held.uid),
                     events::of_policy(&held.status, next),
@@ -105,9 +105,9 @@ impl Write {
 
 /// The requests that lead from what is there to the plan. Addresses come first, then what depends
 /// on them.
-pub(crate) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<Write> {
+pub(crate) fn writes(plan: ClusterPlan, cache: &ObjectCache, now: Timestamp) -> Vec<Write> {
     let mut writes = Vec::new();
-    let absent = |name: &NodeName| !mirror.egress_nodes.contains_key(name);
+    let absent = |name: &NodeName| !cache.egress_nodes.contains_key(name);
     writes.extend(
         plan.create
             .into_iter()
@@ -115,21 +115,21 @@ pub(crate) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<
             .map(|(name, uid)| Write::Create(name, uid)),
     );
     let uid = |name: NodeName| {
-        mirror
+        cache
             .egress_nodes
             .get(&name)
             .map(|held| Write::Delete(name, held.uid.clone(), held.version.clone()))
     };
     writes.extend(plan.delete.into_iter().filter_map(uid));
     let lease = |name: NodeName| {
-        mirror
+        cache
             .leases
             .get(&name)
             .map(|held| Write::Forget(name, held.uid.clone(), held.version.clone()))
     };
     writes.extend(plan.forget.into_iter().filter_map(lease));
     for (name, next) in plan.egress_nodes {
-        if let Some(held) = mirror
+        if let Some(held) = cache
             .egress_nodes
             .get(&name)
             .filter(|held| !says(&held.status, &next))
@@ -138,7 +138,7 @@ pub(crate) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<
         }
     }
     for (name, mut next) in plan.gateways {
-        let Some(held) = mirror.gateways.get(&name) else {
+        let Some(held) = cache.gateways.get(&name) else {
             continue;
         };
         stamp(&mut next.conditions, &held.status.conditions, now);
@@ -147,7 +147,7 @@ pub(crate) fn writes(plan: ClusterPlan, mirror: &Mirror, now: Timestamp) -> Vec<
         }
     }
     for (name, mut next) in plan.policies {
-        let Some(held) = mirror.policies.get(&name) else {
+        let Some(held) = cache.policies.get(&name) else {
             continue;
         };
         stamp(&mut next.conditions, &held.status.conditions, now);
@@ -204,8 +204,8 @@ mod tests {
 
     fn planned(status: EgressGatewayStatus, held: EgressGatewayStatus) -> Vec<Write> {
         let name = GatewayName::from("a");
-        let mut mirror = Mirror::default();
-        mirror.gateways.insert(
+        let mut cache = ObjectCache::default();
+        cache.gateways.insert(
             name.clone(),
             Observed {
                 status: held,
@@ -217,7 +217,7 @@ mod tests {
             gateways: [(name, status)].into(),
             ..ClusterPlan::default()
         };
-        writes(plan, &mirror, Timestamp::from_second(99).unwrap())
+        writes(plan, &cache, Timestamp::from_second(99).unwrap())
     }
 
     #[test]

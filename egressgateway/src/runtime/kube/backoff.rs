@@ -6,8 +6,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::runtime::time::jitter;
 
-/// Where nobody answers: asking again costs the server nothing, and who was away should soon know
-/// what happened.
+/// Upper limit while the server is unreachable: retries cost it nothing, and recovery should be
+/// noticed soon.
 const UNREACHABLE: Duration = Duration::from_secs(5);
 
 /// Delays that double up to a limit, each shortened at random by up to a half, so that daemons
@@ -92,7 +92,7 @@ struct Paced<S> {
     wait: Duration,
 }
 
-/// Whether a server said no, and not the way to it.
+/// True if the API server answered with an error; false for transport errors.
 fn was_answered(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(error)

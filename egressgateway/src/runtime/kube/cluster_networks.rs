@@ -45,7 +45,7 @@ impl<M: From<Change> + Send + 'static> ClusterNetworks<M> {
                         let pods = Change::PodNetworks(networks.pods.iter().copied().collect());
                         if self
                             .out
-                            .send(Message::Seen(vec![services.into(), pods.into()]))
+                            .send(Message::Updates(vec![services.into(), pods.into()]))
                             .await
                             .is_err()
                         {

@@ -17,7 +17,7 @@ use kube::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{contact::Contact, errors, owner::Account};
+use super::{contact::Contact, errors, owner::OwnerReferenceSource};
 use crate::{
     Error,
     runtime::{
@@ -62,7 +62,7 @@ pub(crate) type Leading = Option<Instant>;
 /// A candidate.
 pub(crate) struct Election {
     leases: Api<Lease>,
-    account: Account,
+    owners: OwnerReferenceSource,
     settings: ElectionSettings,
     metrics: LeaseMetrics,
     /// The API server's answers.
@@ -88,10 +88,10 @@ impl Election {
         metrics: LeaseMetrics,
         contact: watch::Sender<Option<Contact>>,
     ) -> Self {
-        let account = Account::new(client.clone(), &settings.namespace);
+        let owners = OwnerReferenceSource::new(client.clone(), &settings.namespace);
         Self {
             leases: Api::namespaced(client, &settings.namespace),
-            account,
+            owners,
             settings,
             metrics,
             contact,
@@ -242,7 +242,7 @@ impl Election {
             },
             |lease| lease.metadata.clone(),
         );
-        if let Some(owner) = self.account.owner().await {
+        if let Some(owner) = self.owners.owner().await {
             metadata.owner_references = Some(vec![owner]);
         }
         Lease {

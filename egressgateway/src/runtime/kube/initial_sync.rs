@@ -2,17 +2,17 @@ use std::collections::BTreeSet;
 
 use super::watch::Scope;
 
-/// Nothing is written or removed before everything was listed once: what was not seen yet must not
-/// look deleted.
+/// Whether every watch has listed once. Nothing is written or removed before: what was not seen yet
+/// must not look deleted.
 #[derive(Clone, Debug)]
-pub(crate) struct Gate {
+pub(crate) struct InitialSync {
     missing: BTreeSet<&'static str>,
     pods: Option<Scope>,
     open: bool,
 }
 
-impl Gate {
-    /// Closed until each of these was listed.
+impl InitialSync {
+    /// Open once each of these was listed.
     pub(crate) fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
         Self {
             missing: kinds.into_iter().collect(),
@@ -54,17 +54,17 @@ mod tests {
             ..Scope::default()
         };
         let all = Scope::default();
-        let mut gate = Gate::new(["pods", "nodes"]);
-        gate.synced("pods", own.clone());
-        assert!(!gate.is_open(&own));
-        assert_eq!(gate.missing(), ["nodes"]);
-        gate.synced("nodes", Scope::default());
+        let mut sync = InitialSync::new(["pods", "nodes"]);
+        sync.synced("pods", own.clone());
+        assert!(!sync.is_open(&own));
+        assert_eq!(sync.missing(), ["nodes"]);
+        sync.synced("nodes", Scope::default());
         assert!(
-            !gate.is_open(&all),
+            !sync.is_open(&all),
             "all pods are needed, and only the own ones were listed"
         );
-        gate.synced("pods", all.clone());
-        assert!(gate.is_open(&all));
-        assert!(gate.is_open(&own), "a later change of scope closes nothing");
+        sync.synced("pods", all.clone());
+        assert!(sync.is_open(&all));
+        assert!(sync.is_open(&own), "a later change of scope closes nothing");
     }
 }

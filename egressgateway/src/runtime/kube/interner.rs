@@ -20,17 +20,17 @@ const SWEEP: usize = 1024;
 
 /// What was seen already; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shared(Arc<Mutex<Held>>);
+pub(crate) struct Interner(Arc<Mutex<Interned>>);
 
 #[derive(Debug, Default)]
-struct Held {
+struct Interned {
     texts: HashSet<Arc<str>>,
     labels: HashSet<Labels>,
     /// How much was in use when it was looked at last.
     used: usize,
 }
 
-impl Shared {
+impl Interner {
     /// A pod's name, or that of an object without a namespace, which is the empty one.
     pub(crate) fn key(&self, namespace: &str, name: &str) -> PodName {
         PodName::new(self.locked().text(namespace), name)
@@ -51,12 +51,12 @@ impl Shared {
         }
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, Held> {
+    fn locked(&self) -> std::sync::MutexGuard<'_, Interned> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
+impl Interned {
     fn text(&mut self, text: &str) -> Arc<str> {
         if let Some(held) = self.texts.get(text) {
             return held.clone();
@@ -108,9 +108,9 @@ mod tests {
 
     #[test]
     fn equal_pods_share_what_they_have_in_common() {
-        let shared = Shared::default();
+        let interner = Interner::default();
         let [a, b, c] =
-            [("a", "n"), ("a", "n"), ("c", "n")].map(|(app, node)| shared.pod(pod(app, node)));
+            [("a", "n"), ("a", "n"), ("c", "n")].map(|(app, node)| interner.pod(pod(app, node)));
         assert_eq!((&a, &c), (&pod("a", "n"), &pod("c", "n")));
         assert!(is_same(
             a.labels.get("app").unwrap(),
@@ -124,18 +124,18 @@ mod tests {
             a.node.as_ref().unwrap().as_str(),
             c.node.as_ref().unwrap().as_str()
         ));
-        let [first, second] = ["x", "y"].map(|name| shared.key("team", name));
+        let [first, second] = ["x", "y"].map(|name| interner.key("team", name));
         assert!(is_same(&first.namespace, &second.namespace));
     }
 
     #[test]
     fn what_nobody_uses_any_more_is_not_held_for_ever() {
-        let shared = Shared::default();
-        let stays = shared.pod(pod("stays", "n"));
+        let interner = Interner::default();
+        let stays = interner.pod(pod("stays", "n"));
         for number in 0..100 * SWEEP {
-            shared.pod(pod(&format!("app-{number}"), &format!("node-{number}")));
+            interner.pod(pod(&format!("app-{number}"), &format!("node-{number}")));
         }
-        let held = shared.locked();
+        let held = interner.locked();
         assert!(
             held.texts.len() + held.labels.len() <= SWEEP,
             "{} and {}",
@@ -145,7 +145,7 @@ mod tests {
         drop(held);
         assert!(is_same(
             stays.labels.get("app").unwrap(),
-            shared.pod(pod("stays", "n")).labels.get("app").unwrap()
+            interner.pod(pod("stays", "n")).labels.get("app").unwrap()
         ));
     }
 }

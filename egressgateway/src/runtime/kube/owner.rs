@@ -1,5 +1,5 @@
-//! Whose account a daemon works with: what the daemon makes for itself belongs to that account and
-//! goes with it.
+//! The owner reference of objects that a daemon makes for itself: its own ServiceAccount, so that
+//! they are deleted with it.
 //! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#self-subject-review>
 
 use k8s_openapi::{
@@ -12,16 +12,16 @@ use crate::{Error, ErrorKind};
 
 const PREFIX: &str = "system:serviceaccount:";
 
-/// Asks once who the API server takes this process for.
+/// Asks the API server once which account this process has.
 #[derive(Clone)]
-pub(crate) struct Account {
+pub(crate) struct OwnerReferenceSource {
     reviews: Api<SelfSubjectReview>,
     namespace: String,
     /// None: not answered yet. Empty: no service account of this namespace.
     owners: Option<Vec<OwnerReference>>,
 }
 
-impl Account {
+impl OwnerReferenceSource {
     /// For owning objects in `namespace`: an owner elsewhere would count as gone.
     pub(crate) fn new(client: Client, namespace: &str) -> Self {
         Self {
@@ -38,10 +38,16 @@ impl Account {
             match self.ask().await {
                 Ok(owner) => self.owners = Some(owner.into_iter().collect()),
                 Err(error) if error.kind.is_retryable() && error.kind != ErrorKind::Conflict => {
-                    tracing::debug!(error = error.chain(), "not known yet");
+                    tracing::debug!(
+                        error = error.chain(),
+                        "own ServiceAccount is not known yet; asking again"
+                    );
                 }
                 Err(error) => {
-                    tracing::info!(error = error.chain(), "what is made belongs to nobody");
+                    tracing::info!(
+                        error = error.chain(),
+                        "cannot read own ServiceAccount; created objects get no owner reference"
+                    );
                     self.owners = Some(Vec::new());
                 }
             }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 
 /// An object of which only some fields were read; the others are empty.
 #[derive(Clone, Debug)]
-pub(crate) struct Slim<K>(pub(crate) K);
+pub(crate) struct Partial<K>(pub(crate) K);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -74,7 +74,7 @@ struct PodStatusFields {
     pod_ips: Option<Vec<k8s_openapi::api::core::v1::PodIP>>,
 }
 
-impl<'de> Deserialize<'de> for Slim<Pod> {
+impl<'de> Deserialize<'de> for Partial<Pod> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let PodFields {
             metadata,
@@ -127,7 +127,7 @@ struct NodeStatusFields {
     conditions: Option<Vec<k8s_openapi::api::core::v1::NodeCondition>>,
 }
 
-impl<'de> Deserialize<'de> for Slim<Node> {
+impl<'de> Deserialize<'de> for Partial<Node> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let NodeFields {
             metadata,
@@ -153,7 +153,7 @@ impl<'de> Deserialize<'de> for Slim<Node> {
     }
 }
 
-impl<K: Resource> Resource for Slim<K> {
+impl<K: Resource> Resource for Partial<K> {
     type DynamicType = K::DynamicType;
     type Scope = K::Scope;
 
@@ -223,15 +223,18 @@ mod tests {
 
     #[test]
     fn nothing_that_egress_needs_of_pods_and_nodes_is_left_out() {
-        let (whole, slim): (Pod, Slim<Pod>) = (
+        let (whole, partial): (Pod, Partial<Pod>) = (
             serde_json::from_value(pod()).unwrap(),
             serde_json::from_value(pod()).unwrap(),
         );
-        assert_eq!(world::Pod::from_api(&slim.0), world::Pod::from_api(&whole));
+        assert_eq!(
+            world::Pod::from_api(&partial.0),
+            world::Pod::from_api(&whole)
+        );
         assert_eq!(
             (
-                &slim.0.metadata.namespace,
-                &slim.0.metadata.resource_version
+                &partial.0.metadata.namespace,
+                &partial.0.metadata.resource_version
             ),
             (&whole.metadata.namespace, &whole.metadata.resource_version)
         );
@@ -242,32 +245,32 @@ mod tests {
             let mut ended = pod();
             *ended.pointer_mut(path).unwrap() = value;
             assert_eq!(
-                world::Pod::from_api(&serde_json::from_value::<Slim<Pod>>(ended).unwrap().0),
+                world::Pod::from_api(&serde_json::from_value::<Partial<Pod>>(ended).unwrap().0),
                 None,
                 "{path}"
             );
         }
-        let (whole, slim): (Node, Slim<Node>) = (
+        let (whole, partial): (Node, Partial<Node>) = (
             serde_json::from_value(node()).unwrap(),
             serde_json::from_value(node()).unwrap(),
         );
         assert_eq!(
-            world::Node::from_api(&slim.0),
+            world::Node::from_api(&partial.0),
             world::Node::from_api(&whole)
         );
-        assert!(world::Node::from_api(&slim.0).is_drained());
+        assert!(world::Node::from_api(&partial.0).is_drained());
     }
 
     #[test]
     fn the_rest_of_a_pod_and_of_a_node_is_not_kept() {
-        let pod: Slim<Pod> = serde_json::from_value(pod()).unwrap();
+        let pod: Partial<Pod> = serde_json::from_value(pod()).unwrap();
         assert_eq!(
             (pod.0.metadata.managed_fields, pod.0.metadata.annotations),
             (None, None)
         );
         assert_eq!(pod.0.spec.unwrap().containers, []);
         assert_eq!(pod.0.status.unwrap().container_statuses, None);
-        let node: Slim<Node> = serde_json::from_value(node()).unwrap();
+        let node: Partial<Node> = serde_json::from_value(node()).unwrap();
         assert_eq!(node.0.status.unwrap().images, None);
     }
 
@@ -275,7 +278,7 @@ mod tests {
     fn a_field_that_is_not_what_it_should_be_is_told_and_the_object_keeps_its_name() {
         let mut odd = pod();
         odd["status"]["podIPs"] = json!("10.0.0.1");
-        let guard: DeserializeGuard<Slim<Pod>> = serde_json::from_value(odd).unwrap();
+        let guard: DeserializeGuard<Partial<Pod>> = serde_json::from_value(odd).unwrap();
         assert_eq!(guard.meta().name.as_deref(), Some("a"));
         assert!(guard.0.is_err());
     }

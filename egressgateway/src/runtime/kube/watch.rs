@@ -1,5 +1,5 @@
-//! One kind of object, followed: every list replaces what was known, so that a deletion which
-//! happened unseen is found by difference.
+//! Watches one kind of object. A relist replaces what was known, so deletions missed while
+//! disconnected are found.
 
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
@@ -12,17 +12,17 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::{backoff::Backoff, interner::Shared};
+use super::{backoff::Backoff, interner::Interner};
 use crate::{
     model::PodName,
     runtime::{metrics::WatchMetrics, time::jitter},
 };
 
-/// A watch begins anew, from where it was, after less than five minutes: by then a client thinks a
-/// server dead that says nothing.
+/// A watch is asked to end and is resumed after less than five minutes, the read timeout of the
+/// client.
 const SHORTEST: Duration = Duration::from_secs(190);
-/// How much longer it lasts, at least and at most twice: agents that were started at the same
-/// moment don't begin anew at the same moment.
+/// How much longer it lasts, at least and at most twice, so that agents started together spread
+/// out.
 const SPREAD: Duration = Duration::from_secs(50);
 
 /// Namespace and name; the namespace of cluster-scoped objects is empty.
@@ -35,7 +35,7 @@ pub(crate) struct Scope {
     pub(crate) fields: Option<String>,
     /// Label selector.
     pub(crate) labels: Option<String>,
-    /// The same in another round is listed anew.
+    /// The same scope in another round is listed again.
     pub(crate) round: u64,
 }
 
@@ -50,25 +50,25 @@ impl Scope {
     }
 }
 
-/// What a watch tells.
+/// What a watch reports.
 #[derive(Debug)]
 pub(crate) enum Message<M> {
-    /// Objects are so now, or gone.
-    Seen(Vec<M>),
-    /// Everything in this scope was told.
+    /// Objects were added, changed or deleted.
+    Updates(Vec<M>),
+    /// Everything in this scope was reported.
     Synced(&'static str, Scope),
     /// A list or watch failed; it starts again by itself.
     Interrupted(&'static str, watcher::Error),
 }
 
 /// An object as an API server handed it out: it may not be what its type says.
-pub(crate) type Sight<K> = Result<K, InvalidObject>;
+pub(crate) type Received<K> = Result<K, InvalidObject>;
 
-/// Makes an object small at once; none: the sight says nothing, what is known stays. An object that
-/// is gone comes as none.
-pub(crate) type Trim<K, M> = Box<dyn Fn(&Key, Option<&Sight<K>>) -> Option<M> + Send + Sync>;
+/// Reduces an object to what is needed of it; `None` where the object says nothing, so that what is
+/// known of it stays. A deleted object comes as `None`.
+pub(crate) type MapFn<K, M> = Box<dyn Fn(&Key, Option<&Received<K>>) -> Option<M> + Send + Sync>;
 
-/// A followed kind of object.
+/// The watch of one kind of object.
 pub(crate) struct Watch<K, M> {
     /// Names the watch in metrics and logs, such as "pods".
     pub(crate) kind: &'static str,
@@ -76,15 +76,15 @@ pub(crate) struct Watch<K, M> {
     pub(crate) api: Api<DeserializeGuard<K>>,
     /// Which of them; a change of scope takes effect once the new scope was listed.
     pub(crate) scope: watch::Receiver<Scope>,
-    /// Makes them small.
-    pub(crate) trim: Trim<K, M>,
+    /// Reduces them to what is needed.
+    pub(crate) map: MapFn<K, M>,
     /// Between failed attempts.
     pub(crate) backoff: Backoff,
-    /// Counts what it is told.
+    /// Counts events.
     pub(crate) metrics: WatchMetrics,
-    /// What the objects have in common.
-    pub(crate) shared: Shared,
-    /// Who is told.
+    /// Holds what objects have in common once.
+    pub(crate) interner: Interner,
+    /// Where it reports.
     pub(crate) out: mpsc::Sender<Message<M>>,
 }
 
@@ -176,14 +176,14 @@ where
     ) -> Result<bool, Closed> {
         match event {
             Some(Ok(Event::Apply(object))) => {
-                let (key, seen) = self.sight(&object);
+                let (key, seen) = self.receive(&object);
                 known.insert(key);
                 self.tell(seen.into_iter().collect()).await?;
             }
             Some(Ok(Event::Delete(object))) => {
                 let key = self.key(&object);
                 known.remove(&key);
-                self.tell((self.trim)(&key, None).into_iter().collect())
+                self.tell((self.map)(&key, None).into_iter().collect())
                     .await?;
             }
             other => return self.take_next(feed, other, known).await,
@@ -202,7 +202,7 @@ where
         match event {
             Some(Ok(Event::Init)) => feed.listed = <_>::default(),
             Some(Ok(Event::InitApply(object))) => {
-                let (key, seen) = self.sight(&object);
+                let (key, seen) = self.receive(&object);
                 feed.listed.0.insert(key);
                 feed.listed.1.extend(seen);
             }
@@ -211,7 +211,7 @@ where
                 seen.extend(
                     known
                         .difference(&now)
-                        .filter_map(|key| (self.trim)(key, None)),
+                        .filter_map(|key| (self.map)(key, None)),
                 );
                 *known = now;
                 self.tell(seen).await?;
@@ -225,18 +225,18 @@ where
         Ok(false)
     }
 
-    fn sight(&self, object: &DeserializeGuard<K>) -> (Key, Option<M>) {
+    fn receive(&self, object: &DeserializeGuard<K>) -> (Key, Option<M>) {
         let key = self.key(object);
         if let Err(invalid) = &object.0 {
             tracing::warn!(kind = self.kind, object = %key, error = %invalid.error, "object is not what its type says");
         }
-        let seen = (self.trim)(&key, Some(&object.0));
+        let seen = (self.map)(&key, Some(&object.0));
         (key, seen)
     }
 
     fn key(&self, object: &DeserializeGuard<K>) -> Key {
         let meta = object.meta();
-        self.shared.key(
+        self.interner.key(
             meta.namespace.as_deref().unwrap_or_default(),
             meta.name.as_deref().unwrap_or_default(),
         )
@@ -246,7 +246,7 @@ where
         if seen.is_empty() {
             Ok(())
         } else {
-            self.send(Message::Seen(seen)).await
+            self.send(Message::Updates(seen)).await
         }
     }
 

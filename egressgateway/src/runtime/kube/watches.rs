@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 
 use super::{
     backoff::Backoff,
-    interner::Shared,
-    partial::Slim,
-    watch::{Key, Message, Scope, Sight, Trim, Watch},
+    interner::Interner,
+    partial::Partial,
+    watch::{Key, MapFn, Message, Received, Scope, Watch},
 };
 use crate::{
     api,
@@ -34,27 +34,27 @@ pub(crate) mod kind {
 }
 
 /// Starts watches that tell one listener.
-pub(crate) struct Feeds<M> {
+pub(crate) struct Watches<M> {
     pub(crate) client: Client,
     pub(crate) out: mpsc::Sender<Message<M>>,
     pub(crate) backoff: Backoff,
     pub(crate) metrics: WatchMetrics,
     /// What the objects have in common.
-    pub(crate) shared: Shared,
+    pub(crate) interner: Interner,
 }
 
-impl<M: Send + 'static> Feeds<M> {
+impl<M: Send + 'static> Watches<M> {
     /// Follows a kind in all namespaces, as far as `scope` goes.
     pub(crate) fn all<K>(
         &self,
         kind: &'static str,
         scope: tokio::sync::watch::Receiver<Scope>,
-        trim: Trim<K, M>,
+        map: MapFn<K, M>,
     ) -> Watch<K, M>
     where
         K: Resource<DynamicType = ()>,
     {
-        self.of(kind, Api::all(self.client.clone()), scope, trim)
+        self.of(kind, Api::all(self.client.clone()), scope, map)
     }
 
     /// Follows what `api` shows, as far as `scope` goes.
@@ -63,52 +63,55 @@ impl<M: Send + 'static> Feeds<M> {
         kind: &'static str,
         api: Api<DeserializeGuard<K>>,
         scope: tokio::sync::watch::Receiver<Scope>,
-        trim: Trim<K, M>,
+        map: MapFn<K, M>,
     ) -> Watch<K, M> {
         Watch {
             kind,
             api,
             scope,
-            trim,
+            map,
             backoff: self.backoff.clone(),
             metrics: self.metrics.clone(),
-            shared: self.shared.clone(),
+            interner: self.interner.clone(),
             out: self.out.clone(),
         }
     }
 }
 
 pub(crate) fn pod(
-    shared: &Shared,
+    interner: &Interner,
     key: &Key,
-    sight: Option<&Sight<Slim<core::Pod>>>,
+    received: Option<&Received<Partial<core::Pod>>>,
 ) -> Option<Change> {
-    let pod = known(sight).ok()?;
+    let pod = known(received).ok()?;
     Some(Change::Pod(
         key.clone(),
         pod.and_then(|pod| world::Pod::from_api(&pod.0))
-            .map(|pod| shared.pod(pod)),
+            .map(|pod| interner.pod(pod)),
     ))
 }
 
-pub(crate) fn namespace(key: &Key, sight: Option<&Sight<core::Namespace>>) -> Option<Change> {
-    let namespace = known(sight).ok()?;
+pub(crate) fn namespace(key: &Key, received: Option<&Received<core::Namespace>>) -> Option<Change> {
+    let namespace = known(received).ok()?;
     Some(Change::Namespace(
         key.name.clone(),
         namespace.map(world::Namespace::from_api),
     ))
 }
 
-pub(crate) fn node(key: &Key, sight: Option<&Sight<Slim<core::Node>>>) -> Option<Change> {
-    let node = known(sight).ok()?;
+pub(crate) fn node(key: &Key, received: Option<&Received<Partial<core::Node>>>) -> Option<Change> {
+    let node = known(received).ok()?;
     Some(Change::Node(
         NodeName::from(&*key.name),
         node.map(|node| world::Node::from_api(&node.0)),
     ))
 }
 
-pub(crate) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> Option<Change> {
-    let node = known(sight).ok()?;
+pub(crate) fn egress_node(
+    key: &Key,
+    received: Option<&Received<api::EgressNode>>,
+) -> Option<Change> {
+    let node = known(received).ok()?;
     Some(Change::EgressNode(
         NodeName::from(&*key.name),
         node.map(world::EgressNode::from_api),
@@ -119,10 +122,10 @@ pub(crate) fn egress_node(key: &Key, sight: Option<&Sight<api::EgressNode>>) -> 
 /// uncontrolled.
 pub(crate) fn gateway(
     key: &Key,
-    sight: Option<&Sight<api::EgressGateway>>,
+    received: Option<&Received<api::EgressGateway>>,
     mask: MarkMask,
 ) -> Change {
-    let gateway = sight.map(|sight| match sight {
+    let gateway = received.map(|received| match received {
         Ok(gateway) => world::Gateway::from_api(gateway, mask),
         Err(invalid) => {
             let bare = api::EgressGateway {
@@ -138,8 +141,8 @@ pub(crate) fn gateway(
     Change::Gateway(GatewayName::from(&*key.name), gateway)
 }
 
-pub(crate) fn policy(key: &Key, sight: Option<&Sight<api::EgressGatewayPolicy>>) -> Change {
-    let policy = sight.map(|sight| match sight {
+pub(crate) fn policy(key: &Key, received: Option<&Received<api::EgressGatewayPolicy>>) -> Change {
+    let policy = received.map(|received| match received {
         Ok(policy) => world::Policy::from_api(policy),
         Err(invalid) => {
             let bare = api::EgressGatewayPolicy {
@@ -164,6 +167,6 @@ fn unreadable(error: &str) -> Vec<Problem> {
 }
 
 /// An object that is there or gone; an error where it can't be read: what is known of it stays.
-pub(crate) fn known<K>(sight: Option<&Sight<K>>) -> Result<Option<&K>, &InvalidObject> {
-    sight.map(Result::as_ref).transpose()
+pub(crate) fn known<K>(received: Option<&Received<K>>) -> Result<Option<&K>, &InvalidObject> {
+    received.map(Result::as_ref).transpose()
 }

@@ -71,13 +71,13 @@ struct Inquiry {
 
 /// The addresses that are asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Taking {
+pub(crate) struct AddressAcquisition {
     inquiries: BTreeMap<IpAddr, Inquiry>,
     peers: BTreeSet<MacAddress>,
     began: bool,
 }
 
-impl Taking {
+impl AddressAcquisition {
     /// These are asked for from now on. What the kernel holds at the first time is not: the node
     /// had it before its agent started.
     pub(crate) fn follow(&mut self, questions: &Questions, now: Instant) {
@@ -276,7 +276,7 @@ mod tests {
 
     /// A node that asks, and a clock.
     struct Case {
-        taking: Taking,
+        acquisition: AddressAcquisition,
         start: Instant,
         now: Instant,
     }
@@ -284,28 +284,29 @@ mod tests {
     impl Case {
         fn new(questions: &Questions) -> Self {
             let start = Instant::now();
-            let mut taking = Taking::default();
-            taking.follow(questions, start);
+            let mut acquisition = AddressAcquisition::default();
+            acquisition.follow(questions, start);
             Self {
-                taking,
+                acquisition,
                 start,
                 now: start,
             }
         }
 
         fn follow(&mut self, questions: &Questions) {
-            self.taking.follow(questions, self.now);
+            self.acquisition.follow(questions, self.now);
         }
 
         /// Asks until this time; somebody answers each question at once.
         fn until(&mut self, milliseconds: u64, answers: Option<MacAddress>) -> u32 {
             let (end, mut asked) = (self.start + Duration::from_millis(milliseconds), 0);
-            while let Some(next) = self.taking.next().filter(|next| *next <= end) {
+            while let Some(next) = self.acquisition.next().filter(|next| *next <= end) {
                 self.now = next.max(self.now);
-                if !self.taking.due(self.now, |pause| pause).is_empty() {
+                if !self.acquisition.due(self.now, |pause| pause).is_empty() {
                     asked += 1;
                     if let Some(other) = answers {
-                        self.taking.heard(address(), other, self.now, |pause| pause);
+                        self.acquisition
+                            .heard(address(), other, self.now, |pause| pause);
                     }
                 }
             }
@@ -314,11 +315,15 @@ mod tests {
         }
 
         fn granted(&self) -> bool {
-            self.taking.findings().granted.contains(&address())
+            self.acquisition.findings().granted.contains(&address())
         }
 
         fn conflict(&self) -> Option<MacAddress> {
-            self.taking.findings().conflicts.get(&address()).copied()
+            self.acquisition
+                .findings()
+                .conflicts
+                .get(&address())
+                .copied()
         }
     }
 
@@ -334,7 +339,7 @@ mod tests {
         );
         assert!(
             !case
-                .taking
+                .acquisition
                 .heard(address(), STRANGER, case.now, |pause| pause)
                 && case.granted()
         );
@@ -403,7 +408,7 @@ mod tests {
         case.until(10_000, Some(NODE));
         case.until(12_300, None);
         assert_eq!(
-            (case.conflict(), case.taking.findings().silent),
+            (case.conflict(), case.acquisition.findings().silent),
             (None, [address()].into())
         );
         case.until(13_600, Some(NODE));
@@ -431,18 +436,18 @@ mod tests {
         case.until(50_000, Some(STRANGER));
         assert_eq!(case.conflict(), Some(STRANGER));
         case.until(120_000, None);
-        assert_eq!(case.taking.findings(), Findings::default());
+        assert_eq!(case.acquisition.findings(), Findings::default());
         case.follow(&Questions::default());
-        assert_eq!(case.taking.next(), None);
+        assert_eq!(case.acquisition.next(), None);
     }
 
     #[test]
     fn what_could_not_be_asked_for_a_moment_was_not_asked() {
         let mut case = Case::new(&questions(true, false, false));
         for _ in 0..100 {
-            case.now = case.taking.next().unwrap();
-            case.taking.due(case.now, |pause| pause);
-            case.taking.failed(address(), true);
+            case.now = case.acquisition.next().unwrap();
+            case.acquisition.due(case.now, |pause| pause);
+            case.acquisition.failed(address(), true);
         }
         assert!(!case.granted());
         case.start = case.now;

@@ -12,9 +12,9 @@ use futures::FutureExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    address_acquisition::{Findings, Taking},
+    address_acquisition::{AddressAcquisition, Findings},
     lease::Renewal,
-    lease_fence::Doubt,
+    lease_fence::LeaseFence,
 };
 use crate::{
     AddressesDesired, ErrorKind, Inquirer, Questions,
@@ -40,17 +40,17 @@ pub(crate) struct Channels {
     /// The last round that was listed, and taken over.
     pub(crate) listed: watch::Receiver<u64>,
     /// What others have.
-    pub(crate) contested: watch::Sender<BTreeSet<IpAddr>>,
+    pub(crate) conflicting_addresses: watch::Sender<BTreeSet<IpAddr>>,
     /// What the node must ask for before it takes it; none as long as it does not know.
     pub(crate) questions: watch::Receiver<Option<Questions>>,
     /// What that came to.
     pub(crate) findings: watch::Sender<Findings>,
 }
 
-pub(crate) struct Claims {
+pub(crate) struct AddressConflictDetector {
     inquirer: Arc<dyn Inquirer>,
-    doubt: Doubt,
-    taking: Taking,
+    fence: LeaseFence,
+    acquisition: AddressAcquisition,
     duration: Duration,
     channels: Channels,
     metrics: AgentMetrics,
@@ -64,7 +64,7 @@ pub(crate) struct Claims {
     list: (u64, Option<Instant>),
 }
 
-impl Claims {
+impl AddressConflictDetector {
     /// With a Lease that counts as held for `duration`.
     pub(crate) fn new(
         inquirer: Arc<dyn Inquirer>,
@@ -72,11 +72,11 @@ impl Claims {
         channels: Channels,
         metrics: AgentMetrics,
     ) -> Self {
-        let doubt = Doubt::new(duration, Instant::now());
+        let fence = LeaseFence::new(duration, Instant::now());
         Self {
             inquirer,
-            doubt,
-            taking: Taking::default(),
+            fence,
+            acquisition: AddressAcquisition::default(),
             duration,
             channels,
             metrics,
@@ -91,60 +91,60 @@ impl Claims {
     pub(crate) async fn run(mut self) {
         loop {
             let again = self.asked.as_ref().map(|(_, at)| *at + INTERVAL);
-            let expiry = Some(self.doubt.expiry())
-                .filter(|_| !self.doubt.asks() || self.doubt.wants_list().is_some());
+            let expiry = Some(self.fence.expiry())
+                .filter(|_| !self.fence.asks() || self.fence.wants_list().is_some());
             tokio::select! {
-                (address, other) = self.inquirer.answered() => self.hear(address, other),
+                (address, other) = self.inquirer.answered() => self.on_reply(address, other),
                 changed = self.channels.held.changed() => if changed.is_err() {
                     return;
                 },
                 Ok(()) = self.channels.renewals.changed() => {}
                 Ok(()) = self.channels.listed.changed() => {}
                 Ok(()) = self.channels.questions.changed() => self.follow(),
-                () = wait_until(again.into_iter().chain(expiry).chain(self.taking.next()).min()) => {}
+                () = wait_until(again.into_iter().chain(expiry).chain(self.acquisition.next()).min()) => {}
             }
             // Nobody is silent who was only not listened to.
             while let Some((address, other)) = self.inquirer.answered().now_or_never() {
-                self.hear(address, other);
+                self.on_reply(address, other);
             }
-            self.settle();
+            self.advance();
             self.ask();
-            self.tell();
+            self.publish();
             self.want_list();
         }
     }
 
-    fn settle(&mut self) {
+    fn advance(&mut self) {
         if let Some(renewal) = *self.channels.renewals.borrow_and_update() {
-            self.doubt.renewed(renewal);
+            self.fence.renewed(renewal);
         }
-        let (doubted, contested) = (self.doubt.asks(), self.doubt.contested());
-        self.doubt.settle(Instant::now());
+        let (doubted, conflicting) = (self.fence.asks(), self.fence.conflicting());
+        self.fence.advance(Instant::now());
         if let (listed, (wanted, Some(sent))) =
             (*self.channels.listed.borrow_and_update(), self.list)
             && listed == wanted
         {
-            self.doubt.listed(sent);
+            self.fence.listed(sent);
         }
-        self.doubt.follow(&self.channels.held.borrow_and_update());
-        if doubted && !self.doubt.asks() && !contested.is_empty() {
-            tracing::info!(addresses = ?contested, "heard from the API server again: what it says of these egress addresses counts");
+        self.fence.follow(&self.channels.held.borrow_and_update());
+        if doubted && !self.fence.asks() && !conflicting.is_empty() {
+            tracing::info!(addresses = ?conflicting, "heard from the API server again: what it says of these egress addresses counts");
         }
-        let now = self.doubt.contested();
+        let now = self.fence.conflicting();
         self.channels
-            .contested
+            .conflicting_addresses
             .send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
     }
 
     fn follow(&mut self) {
         if let Some(questions) = &*self.channels.questions.borrow_and_update() {
-            self.taking.follow(questions, Instant::now());
+            self.acquisition.follow(questions, Instant::now());
         }
     }
 
     /// What may be taken, and what somebody else has.
-    fn tell(&self) {
-        let findings = self.taking.findings();
+    fn publish(&self) {
+        let findings = self.acquisition.findings();
         self.channels.findings.send_if_modified(|before| {
             for address in before
                 .conflicts
@@ -157,13 +157,16 @@ impl Claims {
         });
     }
 
-    fn hear(&mut self, address: IpAddr, other: MacAddress) {
-        if self.taking.heard(address, other, Instant::now(), jitter) {
+    fn on_reply(&mut self, address: IpAddr, other: MacAddress) {
+        if self
+            .acquisition
+            .heard(address, other, Instant::now(), jitter)
+        {
             self.metrics.refused();
             tracing::warn!(%address, other = %other, "somebody else answers for the egress address: it is not taken");
         }
         let held = self.channels.held.borrow().clone();
-        if self.doubt.heard(address, other, &held) {
+        if self.fence.heard(address, other, &held) {
             self.metrics.let_go();
             tracing::warn!(
                 %address,
@@ -178,11 +181,11 @@ impl Claims {
     /// nothing to ask for.
     fn ask(&mut self) {
         let held = self.channels.held.borrow().clone();
-        let contested = self.doubt.contested();
+        let conflicting = self.fence.conflicting();
         let doubted = held
             .held
             .into_iter()
-            .filter(|(address, _)| self.doubt.asks() && !contested.contains(address));
+            .filter(|(address, _)| self.fence.asks() && !conflicting.contains(address));
         let doubted = AddressesDesired {
             held: doubted.collect(),
         };
@@ -191,8 +194,8 @@ impl Claims {
             None => !doubted.held.is_empty(),
             Some((asked, at)) => *asked != doubted || now >= *at + INTERVAL,
         };
-        let due = self.taking.due(now, jitter);
-        let listened = self.taking.listened().held.union(doubted.held.clone());
+        let due = self.acquisition.due(now, jitter);
+        let listened = self.acquisition.listened().held.union(doubted.held.clone());
         if !again && due.is_empty() && listened == self.listened.held {
             return;
         }
@@ -211,7 +214,7 @@ impl Claims {
             .collect();
         for (address, error) in &failures {
             self.metrics.not_inquired(error.kind);
-            self.taking.failed(
+            self.acquisition.failed(
                 *address,
                 matches!(error.kind, ErrorKind::Transient | ErrorKind::Conflict),
             );
@@ -237,7 +240,7 @@ impl Claims {
     /// A list that does not come is asked for again, by another request: the way of this one may be
     /// as dead as those before it.
     fn want_list(&mut self) {
-        let Some(since) = self.doubt.wants_list() else {
+        let Some(since) = self.fence.wants_list() else {
             return;
         };
         let (round, sent) = self.list;
@@ -330,7 +333,7 @@ mod tests {
         renewals: watch::Sender<Option<Renewal>>,
         policies: watch::Receiver<Scope>,
         listed: watch::Sender<u64>,
-        contested: watch::Receiver<BTreeSet<IpAddr>>,
+        conflicting_addresses: watch::Receiver<BTreeSet<IpAddr>>,
         questions: watch::Sender<Option<Questions>>,
         findings: watch::Receiver<Findings>,
         metrics: AgentMetrics,
@@ -347,7 +350,7 @@ mod tests {
                 watch::Sender::new(None),
                 watch::Sender::new(0),
             );
-            let ((policies, scope), (contested, said)) = (
+            let ((policies, scope), (conflicting_addresses, said)) = (
                 watch::channel(Scope::default()),
                 watch::channel(BTreeSet::new()),
             );
@@ -360,19 +363,22 @@ mod tests {
                 renewals: renewals.subscribe(),
                 policies,
                 listed: listed.subscribe(),
-                contested,
+                conflicting_addresses,
                 questions: questions.subscribe(),
                 findings: told,
             };
             let metrics = AgentMetrics::default();
-            tokio::spawn(Claims::new(network.clone(), LEASE, channels, metrics.clone()).run());
+            tokio::spawn(
+                AddressConflictDetector::new(network.clone(), LEASE, channels, metrics.clone())
+                    .run(),
+            );
             Self {
                 network,
                 held,
                 renewals,
                 policies: scope,
                 listed,
-                contested: said,
+                conflicting_addresses: said,
                 questions,
                 findings,
                 metrics,
@@ -386,23 +392,23 @@ mod tests {
             }));
         }
 
-        fn contested(&self) -> Vec<String> {
-            self.contested
+        fn conflicting(&self) -> Vec<String> {
+            self.conflicting_addresses
                 .borrow()
                 .iter()
                 .map(ToString::to_string)
                 .collect()
         }
 
-        /// As the agent does it when it hears what is contested.
+        /// As the agent does it when it hears of a conflict.
         fn let_go(&self) {
-            let contested = self.contested.borrow().clone();
+            let conflicting = self.conflicting_addresses.borrow().clone();
             self.held.send_modify(|held| {
                 held.held = held
                     .held
                     .clone()
                     .into_iter()
-                    .filter(|(held, _)| !contested.contains(held))
+                    .filter(|(held, _)| !conflicting.contains(held))
                     .collect();
             });
         }
@@ -440,7 +446,7 @@ mod tests {
             "a new one at once"
         );
         seconds(3600).await;
-        assert_eq!(agent.contested(), [""; 0]);
+        assert_eq!(agent.conflicting(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -457,7 +463,10 @@ mod tests {
             agent.network.say("10.6.0.60".parse().unwrap());
             seconds(10).await;
         }
-        assert_eq!((agent.network.asked(), agent.contested()), (vec![], vec![]));
+        assert_eq!(
+            (agent.network.asked(), agent.conflicting()),
+            (vec![], vec![])
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -470,7 +479,7 @@ mod tests {
             .unwrap()
             .insert("10.6.0.60".parse().unwrap());
         seconds(40).await;
-        assert_eq!(agent.contested(), ["10.6.0.60"]);
+        assert_eq!(agent.conflicting(), ["10.6.0.60"]);
         agent.let_go();
         seconds(5).await;
         assert_eq!(
@@ -482,13 +491,13 @@ mod tests {
         agent.renew();
         seconds(0).await;
         assert_eq!(
-            (agent.contested(), agent.policies.borrow().round),
+            (agent.conflicting(), agent.policies.borrow().round),
             (vec!["10.6.0.60".to_owned()], 1)
         );
         agent.listed.send_replace(1);
         seconds(0).await;
         assert_eq!(
-            (agent.contested(), agent.policies.borrow().round),
+            (agent.conflicting(), agent.policies.borrow().round),
             (vec![], 1)
         );
         assert_eq!(agent.metrics.claims(), (1, 1, 0));
@@ -569,7 +578,7 @@ mod tests {
             .unwrap()
             .insert("10.6.0.60".parse().unwrap());
         seconds(44).await;
-        assert_eq!(agent.contested(), [""; 0]);
+        assert_eq!(agent.conflicting(), [""; 0]);
         assert_eq!(agent.metrics.claims(), (0, 0, 5));
     }
 }

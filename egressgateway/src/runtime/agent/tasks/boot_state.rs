@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     Error, ErrorKind, NodeDesired, PolicyDesired, Remembered,
     runtime::{
-        agent::boot_state::StateFile, kube::backoff::Backoff, metrics::AgentMetrics,
+        agent::state_file::StateFile, kube::backoff::Backoff, metrics::AgentMetrics,
         time::wait_until,
     },
 };
@@ -34,13 +34,13 @@ pub(crate) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Opti
 }
 
 /// Keeps the file in line with the policy in force.
-pub(crate) struct Remembering {
+pub(crate) struct BootStateWriter {
     pub(crate) file: Arc<StateFile>,
     pub(crate) backoff: Backoff,
     pub(crate) metrics: AgentMetrics,
 }
 
-impl Remembering {
+impl BootStateWriter {
     /// Works until the sender of policies in force is gone.
     pub(crate) async fn run(mut self, mut in_force: watch::Receiver<Option<NodeDesired>>) {
         let (mut written, mut retry) = (None, None);

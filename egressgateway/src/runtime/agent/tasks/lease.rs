@@ -1,4 +1,5 @@
-//! The agent says that it is alive: one Lease per node, in the namespace of the daemons.
+//! Renews the Lease by which the controller knows that the agent of a node is alive: one per node,
+//! in the namespace of the daemons.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,7 +23,7 @@ use crate::{
             agent_lease::{LABEL, LABEL_VALUE, lease_of},
             backoff::Backoff,
             errors,
-            owner::Account,
+            owner::OwnerReferenceSource,
         },
         metrics::LeaseMetrics,
         time::{jitter, whole_seconds},
@@ -60,8 +61,8 @@ pub(crate) struct Renewal {
     pub(crate) answered: Instant,
 }
 
-/// Holds the Lease of one node.
-pub(crate) struct Presence {
+/// Renews the Lease of one node.
+pub(crate) struct LeaseRenewer {
     pub(crate) client: Client,
     pub(crate) node: NodeName,
     pub(crate) manager: &'static str,
@@ -72,13 +73,13 @@ pub(crate) struct Presence {
     pub(crate) renewals: watch::Sender<Option<Renewal>>,
 }
 
-impl Presence {
+impl LeaseRenewer {
     /// Renews until shutdown. The Lease stays: a restarting agent leaves the data path as it is. It
     /// goes with the agents' account, and the controller deletes that of a node which is gone.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let mut account = Account::new(self.client.clone(), &self.settings.namespace);
+        let mut owners = OwnerReferenceSource::new(self.client.clone(), &self.settings.namespace);
         loop {
-            let owner = tokio::time::timeout(self.settings.renew, account.owner())
+            let owner = tokio::time::timeout(self.settings.renew, owners.owner())
                 .await
                 .unwrap_or_default();
             let sent = Instant::now();
@@ -90,8 +91,7 @@ impl Presence {
                     }));
                     self.metrics.renewed();
                     self.backoff.succeeded();
-                    // A little longer, by chance: what began at the same moment does not stay
-                    // together.
+                    // Jitter, so that agents started together spread out.
                     self.settings.renew + jitter(self.settings.renew) / 16
                 }
                 Err(error) => {

@@ -1,5 +1,5 @@
-//! Whether the controller may have given the node's egress addresses to others, and who is heard to
-//! have them then. Pure; time comes in.
+//! Fences the node's egress addresses by its Lease: whether the controller may have given them to
+//! others, and who answers for them then. Pure; time comes in.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,14 +21,14 @@ use crate::{AddressesDesired, model::MacAddress};
 /// does not end that: what was decided before it may still be on its way. A list of all policies
 /// that was begun after it does.
 #[derive(Debug)]
-pub(crate) struct Doubt {
+pub(crate) struct LeaseFence {
     /// How long a Lease that is not renewed counts as held.
     duration: Duration,
     /// When the last renewal that succeeded was sent.
     renewed: Instant,
     state: State,
-    /// The addresses that others were heard to answer for.
-    contested: BTreeMap<IpAddr, MacAddress>,
+    /// The held addresses that others answered for.
+    conflicting: BTreeMap<IpAddr, MacAddress>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ enum State {
     Renewed(Instant),
 }
 
-impl Doubt {
+impl LeaseFence {
     /// An agent that starts has heard from the API server whatever it comes to hold, so its start
     /// counts as a renewal.
     pub(crate) fn new(duration: Duration, now: Instant) -> Self {
@@ -48,7 +48,7 @@ impl Doubt {
             duration,
             renewed: now,
             state: State::Certain,
-            contested: BTreeMap::new(),
+            conflicting: BTreeMap::new(),
         }
     }
 
@@ -56,26 +56,26 @@ impl Doubt {
         if renewal.sent <= self.renewed {
             return;
         }
-        self.settle(renewal.answered);
+        self.advance(renewal.answered);
         self.renewed = renewal.sent;
         if self.state == State::Overdue && renewal.answered < self.expiry() {
             self.state = State::Renewed(renewal.answered);
         }
     }
 
-    /// So late it is.
-    pub(crate) fn settle(&mut self, now: Instant) {
+    /// Advances the clock.
+    pub(crate) fn advance(&mut self, now: Instant) {
         if now >= self.expiry() {
             self.state = State::Overdue;
         }
     }
 
-    /// What the node holds, now that it is so late. Where it neither holds an address nor has let
-    /// go of one, there is nothing to be wrong about once the Lease is renewed.
+    /// Updates the held addresses. With none held and none released there is nothing to fence after
+    /// a renewal.
     pub(crate) fn follow(&mut self, held: &AddressesDesired) {
         if matches!(self.state, State::Renewed(_))
             && held.held.is_empty()
-            && self.contested.is_empty()
+            && self.conflicting.is_empty()
         {
             self.state = State::Certain;
         }
@@ -86,12 +86,12 @@ impl Doubt {
     pub(crate) fn listed(&mut self, sent: Instant) {
         if self.wants_list().is_some_and(|since| sent >= since) {
             self.state = State::Certain;
-            self.contested.clear();
+            self.conflicting.clear();
         }
     }
 
     /// Somebody else says that an address of the node is its own. True: that is news, and the
-    /// address is contested from now on.
+    /// address is in conflict from now on.
     pub(crate) fn heard(
         &mut self,
         address: IpAddr,
@@ -99,7 +99,7 @@ impl Doubt {
         held: &AddressesDesired,
     ) -> bool {
         let counts = self.asks() && held.held.contains_key(&address);
-        counts && self.contested.insert(address, other).is_none()
+        counts && self.conflicting.insert(address, other).is_none()
     }
 
     /// Whether it asks who else has its addresses.
@@ -107,7 +107,8 @@ impl Doubt {
         self.state != State::Certain
     }
 
-    /// Since when a list of all policies would end the doubt; none: it would not, or there is none.
+    /// Since when a list of all policies would make the node certain again; none: it would not, or
+    /// the node is certain.
     pub(crate) fn wants_list(&self) -> Option<Instant> {
         if let State::Renewed(at) = self.state {
             Some(at)
@@ -116,8 +117,8 @@ impl Doubt {
         }
     }
 
-    pub(crate) fn contested(&self) -> BTreeSet<IpAddr> {
-        self.contested.keys().copied().collect()
+    pub(crate) fn conflicting(&self) -> BTreeSet<IpAddr> {
+        self.conflicting.keys().copied().collect()
     }
 
     /// When the Lease is old unless it is renewed before.
@@ -135,7 +136,7 @@ mod tests {
     /// An agent with a Lease of 40 seconds and two addresses, and a clock.
     struct Case {
         start: Instant,
-        doubt: Doubt,
+        fence: LeaseFence,
         held: AddressesDesired,
     }
 
@@ -150,7 +151,7 @@ mod tests {
             };
             Self {
                 start,
-                doubt: Doubt::new(Duration::from_secs(40), start),
+                fence: LeaseFence::new(Duration::from_secs(40), start),
                 held,
             }
         }
@@ -160,20 +161,20 @@ mod tests {
         }
 
         fn renewed(&mut self, sent: u64, answered: u64) {
-            self.doubt.renewed(Renewal {
+            self.fence.renewed(Renewal {
                 sent: self.at(sent),
                 answered: self.at(answered),
             });
         }
 
         fn asks(&mut self, second: u64) -> bool {
-            self.doubt.settle(self.at(second));
-            self.doubt.follow(&self.held);
-            self.doubt.asks()
+            self.fence.advance(self.at(second));
+            self.fence.follow(&self.held);
+            self.fence.asks()
         }
 
         fn hears(&mut self, address: &str) -> bool {
-            self.doubt
+            self.fence
                 .heard(address.parse().unwrap(), OTHER, &self.held)
         }
     }
@@ -187,7 +188,7 @@ mod tests {
             assert!(!case.hears("10.6.0.60"));
         }
         assert!(!case.asks(990 + 39), "not before its Lease may be old");
-        assert_eq!(case.doubt.contested(), BTreeSet::new());
+        assert_eq!(case.fence.conflicting(), BTreeSet::new());
     }
 
     #[test]
@@ -210,7 +211,7 @@ mod tests {
         let mut case = Case::new();
         case.renewed(35, 90);
         assert!(case.asks(90));
-        assert_eq!(case.doubt.wants_list(), None, "it has run out since then");
+        assert_eq!(case.fence.wants_list(), None, "it has run out since then");
     }
 
     #[test]
@@ -228,7 +229,7 @@ mod tests {
         assert!(!case.hears("10.6.0.60"), "that is no news");
         assert!(!case.hears("10.6.0.61"));
         assert_eq!(
-            case.doubt.contested(),
+            case.fence.conflicting(),
             BTreeSet::from(["10.6.0.60".parse().unwrap()])
         );
     }
@@ -237,7 +238,7 @@ mod tests {
     fn where_nobody_else_answers_nothing_is_ever_contested() {
         let mut case = Case::new();
         assert!((40..100_000).step_by(100).all(|second| case.asks(second)));
-        assert_eq!(case.doubt.contested(), BTreeSet::new());
+        assert_eq!(case.fence.conflicting(), BTreeSet::new());
     }
 
     #[test]
@@ -246,7 +247,7 @@ mod tests {
         let mut case = Case::new();
         assert!(case.asks(40));
         case.hears("fd00:6::60");
-        case.doubt.listed(case.at(50));
+        case.fence.listed(case.at(50));
         assert!(
             case.asks(50),
             "without a Lease the controller may decide otherwise at any time"
@@ -257,14 +258,14 @@ mod tests {
             case.hears("10.6.0.60"),
             "what was decided before may still be on its way"
         );
-        case.doubt.listed(case.at(60));
+        case.fence.listed(case.at(60));
         assert_eq!(
-            (case.asks(62), case.doubt.contested().len()),
+            (case.asks(62), case.fence.conflicting().len()),
             (true, 2),
             "that list was sent before the renewal"
         );
-        case.doubt.listed(case.at(61));
-        assert_eq!((case.asks(62), case.doubt.contested().len()), (false, 0));
+        case.fence.listed(case.at(61));
+        assert_eq!((case.asks(62), case.fence.conflicting().len()), (false, 0));
         assert!(!case.hears("10.6.0.60"));
     }
 
@@ -274,10 +275,10 @@ mod tests {
         assert!(case.asks(40));
         case.renewed(60, 61);
         assert!(case.asks(100));
-        case.doubt.listed(case.at(61));
+        case.fence.listed(case.at(61));
         assert!(case.asks(101));
         case.renewed(110, 111);
-        case.doubt.listed(case.at(61));
+        case.fence.listed(case.at(61));
         assert!(case.asks(112), "a list from before that");
     }
 
@@ -302,6 +303,6 @@ mod tests {
         case.held = AddressesDesired::default();
         case.renewed(60, 61);
         assert!(case.asks(61));
-        assert_eq!(case.doubt.contested().len(), 1);
+        assert_eq!(case.fence.conflicting().len(), 1);
     }
 }

@@ -58,7 +58,7 @@ impl GatewayProbes {
             // missing.
             tokio::select! {
                 biased;
-                answer = self.prober.answered() => self.hear(answer),
+                answer = self.prober.answered() => self.on_reply(answer),
                 changed = ends.changed() => {
                     if changed.is_err() {
                         return;
@@ -71,15 +71,15 @@ impl GatewayProbes {
             }
             let prober = self.prober.clone();
             while let Some(answer) = prober.answered().now_or_never() {
-                self.hear(answer);
+                self.on_reply(answer);
             }
             self.liveness.settle(now());
             self.send();
-            self.tell(&down);
+            self.publish(&down);
         }
     }
 
-    fn hear(&mut self, (from, number): (IpAddr, u16)) {
+    fn on_reply(&mut self, (from, number): (IpAddr, u16)) {
         if let Some((end, _)) = self.ends.iter().find(|(_, to)| to.address == from) {
             self.metrics.probe_answered();
             self.liveness.answered(end, number);
@@ -107,7 +107,7 @@ impl GatewayProbes {
         }
     }
 
-    fn tell(&self, down: &watch::Sender<BTreeSet<NodeName>>) {
+    fn publish(&self, down: &watch::Sender<BTreeSet<NodeName>>) {
         let now = self.liveness.down();
         down.send_if_modified(|before| {
             for node in now.difference(before) {

@@ -17,18 +17,17 @@ use crate::{
     runtime::{kube::backoff::Backoff, metrics::AgentMetrics, time::wait_until},
 };
 
-/// How long after a look the next one comes without a new policy: the first packet of a connection
-/// may have been classified before the policy was in force, and be written into the kernel's table
-/// after the look.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
-/// How many times longer than a look the pause after it is, at least: a large table does not keep
+/// Second scan after this delay: a connection classified before the policy may be inserted into
+/// conntrack after the first scan.
+const SECOND_SCAN: Duration = Duration::from_secs(1);
+/// How many times longer than a scan the pause after it is, at least: a large table does not keep
 /// the processor busy.
 const PAUSES: u32 = 10;
-/// What a look takes for each connection, at most: what takes longer waits for others, and is no
+/// What a scan takes for each connection, at most: what takes longer waits for others, and is no
 /// reason to wait even longer.
 const COST: Duration = Duration::from_micros(5);
 
-/// Looks through the kernel's connections whenever a policy or a way has come into force.
+/// Scans the kernel's connections whenever a policy or a way has come into force.
 pub(crate) struct StaleConnections {
     pub(crate) connections: Arc<dyn Connections>,
     pub(crate) view: DestinationView,
@@ -36,10 +35,10 @@ pub(crate) struct StaleConnections {
     /// Whether connections are to be ended that began before their policy. Those whose way is gone
     /// always are.
     pub(crate) wanted: watch::Receiver<bool>,
-    /// Whether the table may hold connections that were governed: the last look found some, or some
+    /// Whether the table may hold connections that were governed: the last scan found some, or some
     /// may have come since.
     pub(crate) may_hold_governed: bool,
-    /// How often everything is looked through without a reason.
+    /// How often everything is scanned without a reason.
     pub(crate) resync: Duration,
     pub(crate) backoff: Backoff,
     pub(crate) metrics: AgentMetrics,
@@ -65,7 +64,7 @@ impl StaleConnections {
             if news {
                 former = std::mem::replace(&mut last, desired.clone());
             }
-            let (ended, seen) = self.look(desired.as_ref(), former.as_ref()).await;
+            let (ended, seen) = self.scan(desired.as_ref(), former.as_ref()).await;
             if !news {
                 former = None;
             }
@@ -73,7 +72,7 @@ impl StaleConnections {
             next = Some(
                 Instant::now()
                     + if ended {
-                        if news { SECOND_LOOK } else { self.resync }
+                        if news { SECOND_SCAN } else { self.resync }
                     } else {
                         self.backoff.delay()
                     },
@@ -82,7 +81,7 @@ impl StaleConnections {
     }
 
     /// Whether it went well, and how many connections it saw. What was in force before is `former`.
-    async fn look(
+    async fn scan(
         &mut self,
         desired: Option<&NodeDesired>,
         former: Option<&NodeDesired>,

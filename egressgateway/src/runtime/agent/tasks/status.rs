@@ -294,8 +294,8 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
             .conditions
             .iter()
             .map(|condition| {
-                // Why something fails may be told in ever other words; what is in force is told in
-                // other words when it is another.
+                // Ignore a changed message when only its wording may differ (failures); do not
+                // ignore it when the state changed.
                 let good = condition
                     .message
                     .chars()

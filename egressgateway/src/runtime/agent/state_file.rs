@@ -68,8 +68,8 @@ impl StateFile {
         }
     }
 
-    /// Replaces it, in one moment and for good: whenever the power fails, the old or the new one is
-    /// there. Blocks.
+    /// Replaces the file atomically and durably (write, fsync, rename, fsync of the directory).
+    /// Blocks.
     ///
     /// # Errors
     /// When it can't be written; the old one stays.
