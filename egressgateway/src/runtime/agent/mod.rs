@@ -3,7 +3,10 @@
 
 mod bounded;
 mod builder;
+mod deadlines;
 mod driver_health;
+mod inputs;
+mod outputs;
 mod reconciler;
 mod session;
 mod settings;

@@ -2,61 +2,45 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use kube::Api;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     bounded::{self, bounded},
     builder::Agent,
+    deadlines::Deadlines,
     driver_health::{self, DriversHealth},
+    inputs::{Event, Inputs, Interest},
+    outputs::Outputs,
     reconciler::NodeReconciler,
-    settings::{AgentSettings, MANAGER},
+    settings::AgentSettings,
     state_file::StateFile,
     tasks::{
-        address_acquisition::Findings,
-        address_conflicts::{AddressConflictDetector, Channels},
-        announcements::Announcements,
-        boot_state::{self, BootStateWriter},
-        counters,
-        lease::{LeaseRenewer, Renewal},
-        probes::{Ends, GatewayProbes},
-        stale_connections::StaleConnections,
-        status::{POD_NETWORKS_ADVICE, Report, StatusWriter},
-        untracked::Untracked,
+        boot_state,
+        probes::Ends,
+        spawn::spawn,
+        status::{POD_NETWORKS_ADVICE, Report},
     },
-    watches::{AgentUpdate, own_pods, spawn_watches},
+    watches::{AgentUpdate, own_pods},
 };
 use crate::{
-    AddressesDesired, Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired,
-    PolicyMonitor, ProbeAddress, Questions,
-    api::{EgressNodeStatus, Interface},
+    Encapsulation, Error, ErrorKind, Host, NodeDesired, Outcome, PolicyDesired, ProbeAddress,
+    Questions, Underlay,
+    api::Interface,
     index::{Index, IndexSettings},
-    liveness::LivenessSettings,
-    model::{Family, NodeName},
+    model::Family,
     plan::Overlap,
     runtime::{
         health::Health,
-        join::ended_alone,
         kube::{
             initial_sync::InitialSync,
-            interner::Interner,
-            observed::Observed,
             watch::{Message, Scope},
-            watches::{Watches, kind},
+            watches::kind,
         },
         metrics::AgentMetrics,
-        time::wait_until,
     },
     world::Change,
 };
-
-/// How many messages may wait for the loop; watches wait once there are more.
-const INBOX: usize = 4096;
 
 impl Agent {
     /// Works until shutdown.
@@ -85,59 +69,29 @@ impl Agent {
 /// A running agent.
 pub(crate) struct Session {
     settings: AgentSettings,
-    index: Index,
+    inputs: Inputs,
+    outputs: Outputs,
+    deadlines: Deadlines,
     initial_sync: InitialSync,
+    index: Index,
     reconciler: NodeReconciler,
     drivers_health: DriversHealth,
+    encapsulation: Arc<dyn Encapsulation>,
     host: Arc<dyn Host>,
-    monitor: Option<Arc<dyn PolicyMonitor>>,
     interfaces: Option<Vec<Interface>>,
-    underlay: imbl::OrdMap<crate::model::Family, crate::Underlay>,
+    underlay: imbl::OrdMap<Family, Underlay>,
     /// Whether nothing says which addresses pods have, as the log has it.
     pod_networks_unknown: bool,
-    /// What others take out of connection tracking.
-    untracked: Untracked,
     /// The overlay addresses that can't be used, as the log has them.
     overlaps: Vec<Overlap>,
-    inbox: mpsc::Receiver<Message<AgentUpdate>>,
-    pods: watch::Sender<Scope>,
-    /// The policies that are watched, and the last round of them that was listed.
-    policies: (watch::Sender<Scope>, watch::Sender<u64>),
-    own: watch::Sender<Option<Observed<EgressNodeStatus>>>,
-    reports: watch::Sender<Option<Report>>,
-    in_force: watch::Sender<Option<NodeDesired>>,
-    /// The egress addresses that this node answers for.
-    held: watch::Sender<AddressesDesired>,
-    encapsulation: Arc<dyn Encapsulation>,
-    /// The gateway nodes that are probed, and those of them that are down.
-    probed: watch::Sender<Ends>,
-    down: (
-        watch::Sender<BTreeSet<NodeName>>,
-        watch::Receiver<BTreeSet<NodeName>>,
-    ),
-    /// The egress addresses that others were heard to answer for.
-    conflicting_addresses: (
-        watch::Sender<BTreeSet<IpAddr>>,
-        watch::Receiver<BTreeSet<IpAddr>>,
-    ),
-    /// The egress addresses that are asked for before they are taken, and what that came to.
-    questions: watch::Sender<Option<Questions>>,
-    findings: (watch::Sender<Findings>, watch::Receiver<Findings>),
-    /// Those that the kernel held when the agent started; none before the host was read. Only where
-    /// they are asked for.
+    /// The egress addresses that the kernel held when the agent started.
     inherited: Inherited,
     state: Option<Arc<StateFile>>,
     /// What waits until everything was listed; none where nothing does, and once something was
     /// listed.
     hold: Option<PolicyDesired>,
-    /// Settings as they are now, and those of them that others follow.
-    changes: watch::Receiver<AgentSettings>,
-    liveness: watch::Sender<LivenessSettings>,
-    resets: watch::Sender<bool>,
     metrics: AgentMetrics,
     health: Health,
-    tasks: JoinSet<()>,
-    due: Deadlines,
 }
 
 /// The egress addresses that the kernel holds when the agent starts.
@@ -150,221 +104,61 @@ enum Inherited {
     Known(BTreeSet<IpAddr>),
 }
 
-/// What is to be done, and when.
-#[derive(Debug)]
-struct Deadlines {
-    /// The desired state may have changed.
-    converge: bool,
-    /// Not before: the last attempt failed.
-    retry: Option<Instant>,
-    /// The host changed and is read again then.
-    host: Option<Instant>,
-    /// The host was read last.
-    host_read: Option<Instant>,
-    /// The packet filter was changed by somebody else and is read again then.
-    policy: Option<Instant>,
-    /// It was read for such a reason last.
-    policy_read: Option<Instant>,
-    /// Before everything was listed: the kernel may lack what waits, or have what does not wait any
-    /// more. Not before then.
-    hold: Option<Instant>,
-    /// Everything is read again then.
-    resync: Instant,
-}
-
 impl Session {
     /// Starts all that an agent does besides converging.
     pub(crate) fn start(agent: Agent, shutdown: &CancellationToken) -> Self {
-        let client = agent.client.clone();
-        let (sources, connections) = (agent.counters.clone(), agent.connections.clone());
-        let (prober, announcer, inquirer) = (
-            agent.prober.clone(),
-            agent.announcer.clone(),
-            agent.inquirer.clone(),
-        );
-        let untracking = agent.untracking.clone();
-        let mut session = Self::start_reading(agent);
-        let settings = session.settings.clone();
-        let writer = StatusWriter {
-            nodes: Api::all(client.clone()),
-            node: settings.index.node.clone(),
-            manager: MANAGER,
-            backoff: settings.api_backoff.clone(),
-            patience: settings.patience,
-            metrics: session.metrics.write.clone(),
-        };
-        session
-            .tasks
-            .spawn(writer.run(session.reports.subscribe(), session.own.subscribe()));
-        let renewals = watch::Sender::new(None);
-        if let Some(inquirer) = inquirer {
+        let outputs = Outputs::new(&agent.settings);
+        let (mut inputs, answers, kinds) = Inputs::open(&agent, &outputs);
+        spawn(&agent, &outputs, answers, &mut inputs, shutdown);
+        let asks = agent.inquirer.is_some();
+        let mut session = Self::new(agent, inputs, outputs, kinds);
+        if asks {
             session.inherited = Inherited::Unknown;
             session.index.set_granted(Some(BTreeSet::new()));
-            let detector = AddressConflictDetector::new(
-                inquirer,
-                settings.lease.duration,
-                session.channels(&renewals),
-                session.metrics.clone(),
-            );
-            session.tasks.spawn(detector.run());
-        }
-        let renewer = LeaseRenewer {
-            client,
-            node: settings.index.node.clone(),
-            manager: MANAGER,
-            settings: settings.lease.clone(),
-            backoff: settings.api_backoff.clone(),
-            metrics: session.metrics.lease.clone(),
-            renewals,
-        };
-        session.tasks.spawn(renewer.run(shutdown.clone()));
-        if let Some(prober) = prober {
-            let gateways = GatewayProbes::new(
-                prober,
-                session.liveness.subscribe(),
-                session.metrics.clone(),
-            );
-            session
-                .tasks
-                .spawn(gateways.run(session.probed.subscribe(), session.down.0.clone()));
-        }
-        if let Some(announcer) = announcer {
-            let announcements = Announcements {
-                announcer,
-                metrics: session.metrics.clone(),
-            };
-            session
-                .tasks
-                .spawn(announcements.run(session.held.subscribe()));
-        }
-        if let Some((connections, view)) = connections {
-            let stale = StaleConnections {
-                connections,
-                view,
-                mask: settings.mask,
-                wanted: session.resets.subscribe(),
-                may_hold_governed: true,
-                resync: settings.resync,
-                backoff: settings.kernel_backoff.clone(),
-                metrics: session.metrics.clone(),
-            };
-            session.tasks.spawn(stale.run(session.in_force.subscribe()));
-        }
-        if let Some(file) = session.state.clone() {
-            let writer = BootStateWriter {
-                file,
-                backoff: settings.kernel_backoff.clone(),
-                metrics: session.metrics.clone(),
-            };
-            session
-                .tasks
-                .spawn(writer.run(session.in_force.subscribe()));
-        }
-        if let Some(rules) = untracking {
-            session.tasks.spawn(
-                session
-                    .untracked
-                    .reader(rules, settings.spacing, settings.resync)
-                    .run(),
-            );
-        }
-        if let Some(source) = sources {
-            session.tasks.spawn(counters::read(
-                source,
-                settings.counters,
-                session.metrics.clone(),
-            ));
         }
         session
-    }
-
-    fn channels(&self, renewals: &watch::Sender<Option<Renewal>>) -> Channels {
-        Channels {
-            held: self.held.subscribe(),
-            renewals: renewals.subscribe(),
-            policies: self.policies.0.clone(),
-            listed: self.policies.1.subscribe(),
-            conflicting_addresses: self.conflicting_addresses.0.clone(),
-            questions: self.questions.subscribe(),
-            findings: self.findings.0.clone(),
-        }
     }
 
     /// Starts watching, and nothing that writes.
     pub(crate) fn start_reading(agent: Agent) -> Self {
+        let outputs = Outputs::new(&agent.settings);
+        let (inputs, _, kinds) = Inputs::open(&agent, &outputs);
+        Self::new(agent, inputs, outputs, kinds)
+    }
+
+    fn new(agent: Agent, inputs: Inputs, outputs: Outputs, kinds: BTreeSet<&'static str>) -> Self {
         let Agent {
-            client,
             settings,
-            changes,
             drivers,
             encapsulation,
             host,
-            monitor,
             state,
             metrics,
             health,
             ..
         } = agent;
-        let (out, inbox) = mpsc::channel(INBOX);
-        let (pods, pod_scope) = watch::channel(own_pods(&settings.index.node));
-        let (policies, policy_scope) = watch::channel(Scope::default());
         let drivers_health = DriversHealth::default();
         let drivers = driver_health::instrument(drivers, &drivers_health, &metrics);
-        let mut tasks = JoinSet::new();
-        let watches = Watches {
-            client,
-            out,
-            backoff: settings.api_backoff.clone(),
-            metrics: metrics.watch.clone(),
-            interner: Interner::default(),
-        };
-        let kinds = spawn_watches(&watches, &settings, (pod_scope, policy_scope), &mut tasks);
-        let now = Instant::now();
         Self {
-            index: Index::new(settings.index.clone()),
+            inputs,
+            outputs,
+            deadlines: Deadlines::new(&settings, Instant::now()),
             initial_sync: InitialSync::new(kinds),
+            index: Index::new(settings.index.clone()),
             reconciler: NodeReconciler::new(drivers, encapsulation.clone(), metrics.clone()),
+            drivers_health,
             encapsulation,
-            due: Deadlines {
-                converge: true,
-                retry: None,
-                host: Some(now),
-                host_read: None,
-                policy: None,
-                policy_read: None,
-                hold: Some(now),
-                resync: now + settings.resync,
-            },
-            underlay: imbl::OrdMap::new(),
-            overlaps: Vec::new(),
-            pod_networks_unknown: false,
-            untracked: Untracked::default(),
+            host,
             interfaces: None,
-            own: watch::Sender::new(None),
-            reports: watch::Sender::new(None),
-            in_force: watch::Sender::default(),
-            held: watch::Sender::default(),
-            probed: watch::Sender::default(),
-            down: watch::channel(BTreeSet::new()),
-            conflicting_addresses: watch::channel(BTreeSet::new()),
-            questions: watch::Sender::default(),
-            findings: watch::channel(Findings::default()),
+            underlay: imbl::OrdMap::new(),
+            pod_networks_unknown: false,
+            overlaps: Vec::new(),
             inherited: Inherited::NotAsked,
-            policies: (policies, watch::Sender::new(0)),
             state,
             hold: None,
-            changes,
-            liveness: watch::Sender::new(settings.liveness),
-            resets: watch::Sender::new(settings.reset_connections),
             settings,
-            drivers_health,
-            host,
-            monitor,
-            inbox,
-            pods,
             metrics,
             health,
-            tasks,
         }
     }
 
@@ -402,42 +196,46 @@ impl Session {
 
     /// Waits until there may be something to do, and takes in everything that waits.
     async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
-        let retry = self.due.retry.filter(|_| self.due.converge);
-        let hold = self.due.hold.filter(|_| self.hold.is_some());
-        let wake = [
-            retry,
-            self.due.host,
-            self.due.policy,
-            hold,
-            Some(self.due.resync),
-        ]
-        .into_iter()
-        .flatten()
-        .min();
-        let mut batch = Vec::new();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            _ = self.inbox.recv_many(&mut batch, INBOX) => {}
-            changed = self.host.changed(), if self.due.host.is_none() => self.host_changed(&changed),
-            Ok(()) = self.down.1.changed() => self.gateways_changed(),
-            Ok(()) = self.conflicting_addresses.1.changed() => self.conflicts_changed(),
-            Ok(()) = self.findings.1.changed() => self.findings_changed(),
-            () = self.untracked.changed() => self.due.converge = true,
-            Ok(()) = self.changes.changed() => self.settings_changed(),
-            changed = policy_changed(self.monitor.as_deref()), if self.due.policy.is_none() => self.policy_changed(&changed),
-            Some(ended) = self.tasks.join_next() => if !shutdown.is_cancelled() {
-                return Err(ended_alone(ended));
-            },
-            () = wait_until(wake) => {}
-        }
-        while let Ok(message) = self.inbox.try_recv() {
-            batch.push(message);
-        }
-        for message in batch {
+        let deadline = self.deadlines.next(self.hold.is_some());
+        let interest = Interest {
+            host: self.deadlines.awaits_host(),
+            policy: self.deadlines.awaits_policy(),
+        };
+        let event = self.inputs.next(deadline, interest, shutdown).await?;
+        self.on_event(event);
+        for message in self.inputs.waiting() {
             self.apply(message);
         }
         self.follow_needed_pods();
         Ok(())
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Updates(messages) => {
+                for message in messages {
+                    self.apply(message);
+                }
+            }
+            Event::Host(changed) => self.host_changed(&changed),
+            Event::Policy(changed) => self.policy_changed(&changed),
+            Event::GatewaysDown(nodes) => {
+                self.index.set_down(nodes);
+                self.deadlines.converge_soon();
+            }
+            Event::Conflicts(addresses) => {
+                self.index.set_contested(addresses);
+                // Two nodes must never hold one address: skip the retry delay.
+                self.deadlines.converge_now();
+            }
+            Event::Granted(addresses) => {
+                self.index.set_granted(Some(addresses));
+                self.deadlines.converge_soon();
+            }
+            Event::Untracked => self.deadlines.converge_soon(),
+            Event::Settings(changed) => self.settings_changed(*changed),
+            Event::Wake => {}
+        }
     }
 
     fn apply(&mut self, message: Message<AgentUpdate>) {
@@ -448,17 +246,21 @@ impl Session {
                         AgentUpdate::World(change) => *change,
                         AgentUpdate::Pod(name, pod) => Change::Pod(name, pod),
                         AgentUpdate::Own(change, observed) => {
-                            self.own.send_replace(observed.map(|observed| *observed));
+                            self.outputs
+                                .own
+                                .send_replace(observed.map(|observed| *observed));
                             *change
                         }
                     };
-                    self.due.converge |= self.index.apply(change);
+                    if self.index.apply(change) {
+                        self.deadlines.converge_soon();
+                    }
                 }
             }
             Message::Synced(kind, scope) => {
                 tracing::debug!(kind, ?scope, "listed");
                 if kind == kind::POLICIES {
-                    self.policies.1.send_replace(scope.round);
+                    self.outputs.listed_policies.send_replace(scope.round);
                 }
                 self.initial_sync.synced(kind, scope);
             }
@@ -470,8 +272,7 @@ impl Session {
     }
 
     /// Takes over what may change while the agent runs.
-    fn settings_changed(&mut self) {
-        let changed = self.changes.borrow_and_update().clone();
+    fn settings_changed(&mut self, changed: AgentSettings) {
         let fixed = &self.settings.index;
         let (node, auto_cluster_networks) = (fixed.node.clone(), fixed.auto_cluster_networks);
         self.settings.index = IndexSettings {
@@ -480,32 +281,11 @@ impl Session {
             ..changed.index
         };
         self.index.configure(self.settings.index.clone());
-        self.due.converge = true;
-        self.liveness.send_replace(changed.liveness);
-        self.resets.send_replace(changed.reset_connections);
+        self.deadlines.converge_soon();
+        self.outputs.liveness.send_replace(changed.liveness);
+        self.outputs.resets.send_replace(changed.reset_connections);
         self.settings.hold_at_boot = changed.hold_at_boot;
-        self.due.hold = Some(Instant::now());
-    }
-
-    fn gateways_changed(&mut self) {
-        self.index.set_down(self.down.1.borrow_and_update().clone());
-        self.due.converge = true;
-    }
-
-    /// Of two nodes that answer for an address one is too many: nothing that failed before keeps it
-    /// here.
-    fn conflicts_changed(&mut self) {
-        self.index
-            .set_contested(self.conflicting_addresses.1.borrow_and_update().clone());
-        self.due.converge = true;
-        self.due.retry = None;
-    }
-
-    /// What nobody else has may be taken, and what somebody has is told.
-    fn findings_changed(&mut self) {
-        self.index
-            .set_granted(Some(self.findings.1.borrow_and_update().granted.clone()));
-        self.due.converge = true;
+        self.deadlines.check_hold(Instant::now());
     }
 
     /// Asks for the egress addresses that the node is to take, once everything was listed.
@@ -514,14 +294,14 @@ impl Session {
             return;
         };
         let questions = self.index.questions();
-        if self.questions.borrow().is_none() {
+        if self.outputs.questions.borrow().is_none() {
             // What the kernel holds and the node shall not have goes now, and is asked for if it
             // comes back.
             held.retain(|address| questions.own.held.contains_key(address));
             self.index.set_granted(Some(held.clone()));
         }
         tell(
-            &self.questions,
+            &self.outputs.questions,
             &Some(Questions {
                 held: held.clone(),
                 ..questions
@@ -551,7 +331,7 @@ impl Session {
                 }
             }
         }
-        tell(&self.probed, &ends);
+        tell(&self.outputs.probed, &ends);
     }
 
     fn needed_pods(&mut self) -> Scope {
@@ -564,7 +344,7 @@ impl Session {
 
     fn follow_needed_pods(&mut self) {
         let needed = self.needed_pods();
-        self.pods.send_if_modified(|scope| {
+        self.outputs.pods.send_if_modified(|scope| {
             let other = *scope != needed;
             if other {
                 tracing::info!(
@@ -577,8 +357,6 @@ impl Session {
         });
     }
 
-    /// Several changes of the host become one read soon after the first, and reads keep `spacing`
-    /// apart.
     fn host_changed(&mut self, changed: &Result<(), Error>) {
         if let Err(error) = changed {
             tracing::warn!(
@@ -586,16 +364,9 @@ impl Session {
                 "changes of the host may have been missed"
             );
         }
-        let soon = Instant::now() + self.settings.quiet;
-        self.due.host = Some(
-            self.due
-                .host_read
-                .map_or(soon, |read| soon.max(read + self.settings.spacing)),
-        );
+        self.deadlines.host_changed(Instant::now());
     }
 
-    /// The first change is answered at once: until then governed traffic may be without its rules.
-    /// More of them keep `spacing` apart.
     fn policy_changed(&mut self, changed: &Result<(), Error>) {
         match changed {
             // Or the backend itself: what was written and what is there are compared before
@@ -606,12 +377,7 @@ impl Session {
                 "changes of the packet filter may have been missed"
             ),
         }
-        let now = Instant::now();
-        self.due.policy = Some(
-            self.due
-                .policy_read
-                .map_or(now, |read| now.max(read + self.settings.spacing)),
-        );
+        self.deadlines.policy_changed(Instant::now());
     }
 
     fn may_write(&mut self) -> bool {
@@ -621,23 +387,20 @@ impl Session {
 
     /// Reads again what it is time to read again.
     async fn refresh(&mut self) {
-        if self.due.host.is_some_and(|at| at <= Instant::now()) {
+        if self.deadlines.must_read_host(Instant::now()) {
             self.read_host().await;
             self.reconciler.forget_links_and_routes();
-            self.due.converge = true;
+            self.deadlines.converge_soon();
         }
-        if self.due.policy.is_some_and(|at| at <= Instant::now()) {
-            self.due.policy = None;
-            self.due.policy_read = Some(Instant::now());
+        if self.deadlines.must_restore_policy(Instant::now()) {
+            self.deadlines.restoring_policy(Instant::now());
             self.restore_policy().await;
-            self.due.converge = true;
-            self.due.hold = Some(Instant::now());
+            self.deadlines.converge_soon();
+            self.deadlines.check_hold(Instant::now());
         }
-        if self.due.resync <= Instant::now() {
+        if self.deadlines.must_resync(Instant::now()) {
             self.reconciler.forget_all();
-            self.due.resync = Instant::now() + self.settings.resync;
-            self.due.converge = true;
-            self.due.hold = Some(Instant::now());
+            self.deadlines.resyncing(Instant::now());
         }
     }
 
@@ -660,8 +423,7 @@ impl Session {
     /// Does what is due.
     async fn work(&mut self) {
         self.refresh().await;
-        let waits = self.due.retry.is_some_and(|at| at > Instant::now());
-        if self.due.converge && !waits && self.may_write() {
+        if self.deadlines.must_converge(Instant::now()) && self.may_write() {
             self.hold = None;
             self.converge().await;
         }
@@ -674,15 +436,16 @@ impl Session {
         let Some(hold) = self
             .hold
             .as_ref()
-            .filter(|_| self.due.hold.is_some_and(|at| at <= Instant::now()))
+            .filter(|_| self.deadlines.must_check_hold(Instant::now()))
         else {
             return;
         };
         match self.reconciler.hold(hold, self.settings.hold_at_boot).await {
             Ok(holding) => {
-                self.due.hold = None;
+                self.deadlines.holds();
                 self.metrics.holding(holding);
                 let known = self
+                    .outputs
                     .in_force
                     .send_replace(holding.then(|| NodeDesired {
                         policy: hold.clone(),
@@ -702,7 +465,8 @@ impl Session {
                 self.settings.kernel_backoff.succeeded();
             }
             Err(error) => {
-                self.due.hold = Some(Instant::now() + self.settings.kernel_backoff.delay());
+                let delay = self.settings.kernel_backoff.delay();
+                self.deadlines.hold_failed(delay, Instant::now());
                 tracing::error!(
                     kind = error.kind.as_str(),
                     error = error.chain(),
@@ -713,8 +477,7 @@ impl Session {
     }
 
     async fn read_host(&mut self) {
-        self.due.host_read = Some(Instant::now());
-        self.due.host = None;
+        self.deadlines.reading_host(Instant::now());
         let host = &self.host;
         let read = async {
             Ok::<_, Error>((
@@ -746,8 +509,7 @@ impl Session {
                     error = error.chain(),
                     "the host can't be read"
                 );
-                self.due.host =
-                    Some(Instant::now() + self.settings.spacing.max(self.settings.quiet));
+                self.deadlines.host_failed(Instant::now());
             }
         }
     }
@@ -778,24 +540,24 @@ impl Session {
 
     async fn converge(&mut self) {
         self.metrics.watch.synced();
-        self.due.converge = false;
+        self.deadlines.converging();
         let desired = self.index.desired();
         self.follow_questions();
         let result = self.reconciler.converge(&desired).await;
-        self.due.retry = match &result {
+        match &result {
             Ok(_) => {
                 self.settings.kernel_backoff.succeeded();
-                None
+                self.deadlines.converged();
             }
             Err(error) if error.kind.is_retryable() => {
-                self.due.converge = true;
-                Some(Instant::now() + self.settings.kernel_backoff.delay())
+                let delay = self.settings.kernel_backoff.delay();
+                self.deadlines.retry_after(delay, Instant::now());
             }
-            Err(_) => None,
-        };
-        let unknown = self.in_force.borrow().is_none();
+            Err(_) => self.deadlines.converged(),
+        }
+        let unknown = self.outputs.in_force.borrow().is_none();
         if matches!(&result, Ok(outcome) if *outcome == Outcome::Applied || unknown) {
-            self.in_force.send_replace(Some(desired.clone()));
+            self.outputs.in_force.send_replace(Some(desired.clone()));
         }
         if result.is_ok() {
             self.metrics.holding(false);
@@ -803,10 +565,12 @@ impl Session {
         }
         // After a failure too: of an address that could not be had the announcer says so, and the
         // others are here.
-        tell(&self.held, &desired.addresses);
+        tell(&self.outputs.held, &desired.addresses);
         self.health.set_ready(result.is_ok());
         self.tell_overlaps();
         let pod_networks_unknown = self.tell_unknown_networks();
+        let tracking = self.inputs.untracked.tell(&self.index.surroundings());
+        let findings = self.inputs.findings().clone();
         let report = Report {
             underlay: self.underlay.clone(),
             interfaces: self.interfaces.clone().unwrap_or_default(),
@@ -818,17 +582,17 @@ impl Session {
                 .map(|local| self.encapsulation.links(local).mtu)
                 .unwrap_or_default(),
             overlaps: self.index.overlaps().to_vec(),
-            conflicts: self.findings.1.borrow().conflicts.clone(),
-            silent: self.findings.1.borrow().silent.clone(),
+            conflicts: findings.conflicts,
+            silent: findings.silent,
             pod_networks_unknown,
-            tracking: self.untracked.tell(&self.index.surroundings()),
+            tracking,
             tunnel: self.drivers_health.tunnel.read(),
             steering: self.drivers_health.steering.read(),
             policy: self.drivers_health.policy.read(),
             backend: self.settings.backend.clone(),
         };
         self.metrics.tunnel_ready(report.is_tunnel_ready());
-        self.reports.send_replace(Some(report));
+        self.outputs.reports.send_replace(Some(report));
     }
 }
 
@@ -841,11 +605,4 @@ fn tell<T: Clone + PartialEq>(listeners: &watch::Sender<T>, now: &T) {
         }
         changed
     });
-}
-
-async fn policy_changed(monitor: Option<&dyn PolicyMonitor>) -> Result<(), Error> {
-    match monitor {
-        Some(monitor) => monitor.changed().await,
-        None => std::future::pending().await,
-    }
 }

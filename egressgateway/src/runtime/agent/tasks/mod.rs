@@ -1,13 +1,14 @@
 //! What an agent does besides converging, each a task of its own.
 
 pub(super) mod address_acquisition;
-pub(super) mod address_conflicts;
-pub(super) mod announcements;
+mod address_conflicts;
+mod announcements;
 pub(super) mod boot_state;
-pub(super) mod counters;
+mod counters;
 pub(super) mod lease;
 mod lease_fence;
 pub(super) mod probes;
-pub(super) mod stale_connections;
+pub(super) mod spawn;
+mod stale_connections;
 pub(super) mod status;
 pub(super) mod untracked;
