@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use async_trait::async_trait;
 
 use crate::{
-    Error, NodeDesired, PolicyDesired,
+    DestinationView, Error, NodeDesired, PolicyDesired,
     model::{ClassId, Family, IpRange, MarkMask, NetworkId, SourceNat, TargetId, Verdict},
 };
 
@@ -31,16 +31,6 @@ pub struct Connection {
     /// such as TCP's SYN. Of any other, such as a datagram, `source` is who sent first since the
     /// kernel began to track it, and may be the end that answers.
     pub is_opening_seen: bool,
-}
-
-/// Which destination a policy backend sees when it classifies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DestinationView {
-    /// After destination translation: of a service, the backend that was chosen.
-    #[default]
-    Translated,
-    /// Before it: of a service, the service's own address.
-    AsSent,
 }
 
 /// What becomes of a stale connection.

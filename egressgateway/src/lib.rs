@@ -102,13 +102,14 @@ mod untracking;
 pub mod world;
 
 pub use addresses::{AddressesDesired, Announcer, Attachments, ExitNetwork, Inquirer, Questions};
-pub use connections::{Connection, Connections, DestinationView, Ending, Staleness};
+pub use connections::{Connection, Connections, Ending, Staleness};
 pub use converge::{Drivers, DriversDesired, NodeDesired};
 pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, Unmanaged, WriteHook};
 pub use error::{Error, ErrorKind};
 pub use host::{Host, HostRoute};
 pub use policy::{
-    Counter, CounterSource, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor, StartGate,
+    Counter, CounterSource, DestinationView, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor,
+    StartGate,
 };
 pub use prober::{ProbeAddress, Prober};
 pub use remembered::Remembered;

@@ -7,7 +7,7 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
-    DestinationView, Error, ExitNetwork,
+    Error, ExitNetwork,
     driver::Driver,
     model::{ClassId, Family, IpRange, NetworkId, TargetId, Verdict},
 };
@@ -90,6 +90,16 @@ pub struct Overlay {
     /// Sources without a class may exit with the node's address; otherwise they are dropped and
     /// counted.
     pub unknown_may_exit: bool,
+}
+
+/// Which destination a policy backend sees when it classifies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DestinationView {
+    /// After destination translation: of a service, the backend that was chosen.
+    #[default]
+    Translated,
+    /// Before it: of a service, the service's own address.
+    AsSent,
 }
 
 /// Classification and source translation on one node.

@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use super::{Asked, new_problems};
+use super::request::{Asked, new_problems};
 use crate::{
     api::EgressGatewaySpec,
     controller::{Cluster, ControllerSettings, list},

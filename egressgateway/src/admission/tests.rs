@@ -1,7 +1,11 @@
 use super::*;
 use crate::{
-    api::{EgressGateway, EgressGatewayPolicy, EgressNode},
+    api::{
+        EgressGateway, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewaySpec, EgressNode,
+    },
+    controller::{Cluster, ControllerSettings},
     model::{GatewayName, MarkMask},
+    spec::Problem,
     world::{self, Change},
 };
 

@@ -1,6 +1,6 @@
 //! Address families that a policy can never work in, though its pods have them.
 
-use super::{Cluster, ControllerSettings, egress_ips::governs};
+use super::{Cluster, ControllerSettings, assignment::governs};
 use crate::{
     api::SourceNatMode,
     model::{Family, GatewayName},

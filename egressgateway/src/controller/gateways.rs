@@ -8,8 +8,12 @@ use std::{
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use super::{
-    Cluster, ControllerSettings, conditions,
-    egress_ips::{self, Given, in_use},
+    Cluster, ControllerSettings,
+    assignment::Given,
+    conditions,
+    egress_ips::{self, in_use},
+    elected::{Elected, ElectedMember},
+    health::{can_carry, is_cordoned, is_silent, status_of},
     list,
 };
 use crate::{
@@ -17,7 +21,7 @@ use crate::{
         self, EgressGatewayStatus, ForwardMethod, GatewayNode, GatewayNodeStatus, IpUsage,
         PoolUsage,
     },
-    model::{Family, GatewayName, IpRange, NodeName, PolicyName, TargetId},
+    model::{Family, GatewayName, IpRange, NodeName, PolicyName},
     plan::{self, ClusterNetwork, Holder},
     spec::GatewaySpec,
     world::{Draining, Gateway, Node},
@@ -35,65 +39,6 @@ pub(super) const DELETING: &str = "Deleting";
 pub(super) const ADDRESSES_FREE: &str = "AddressesFree";
 /// Its reason where somebody has, and that of the event.
 pub(super) const ADDRESSES_IN_USE: &str = "AddressesInUse";
-
-/// A gateway as it will be.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Elected {
-    pub(super) method: ForwardMethod,
-    pub(super) members: Vec<ElectedMember>,
-    pub(super) target: Option<TargetId>,
-    /// Of connections from before the last drain.
-    pub(super) former: Option<TargetId>,
-    /// Where those go on.
-    pub(super) draining: Option<Draining>,
-    /// Its grace time begins with this plan: the two targets change places, if there is a second.
-    pub(super) drained: Option<Draining>,
-    /// A mark was wanted for it or a member, and none was left.
-    pub(super) marks_exhausted: bool,
-}
-
-/// One node of a gateway as it will be.
-#[derive(Clone, Debug)]
-pub(super) struct ElectedMember {
-    pub(super) node: NodeName,
-    pub(super) status: GatewayNodeStatus,
-    /// Others are preferred.
-    pub(super) cordoned: bool,
-    pub(super) active: bool,
-    pub(super) egress_ips: BTreeSet<IpAddr>,
-    pub(super) target: Option<TargetId>,
-}
-
-impl ElectedMember {
-    pub(super) fn is_ready(&self) -> bool {
-        self.status == GatewayNodeStatus::Ready
-    }
-}
-
-impl Elected {
-    pub(super) fn member(&self, node: &NodeName) -> Option<&ElectedMember> {
-        self.members.iter().find(|member| member.node == *node)
-    }
-
-    /// The nodes that new traffic goes to: the Ready ones that are not cordoned or, without any,
-    /// all Ready ones.
-    pub(super) fn preferred(&self) -> impl Iterator<Item = &ElectedMember> {
-        let only_cordoned = self.has_only_cordoned();
-        self.members
-            .iter()
-            .filter(move |member| member.is_ready() && (only_cordoned || !member.cordoned))
-    }
-
-    /// Whether all nodes that can carry traffic are cordoned.
-    pub(super) fn has_only_cordoned(&self) -> bool {
-        let mut ready = self
-            .members
-            .iter()
-            .filter(|member| member.is_ready())
-            .peekable();
-        ready.peek().is_some() && ready.all(|member| member.cordoned)
-    }
-}
 
 /// Members and active nodes of every gateway; without marks and egress addresses.
 pub(super) fn elect(
@@ -236,56 +181,6 @@ fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
         )
     });
     members
-}
-
-fn is_cordoned(cluster: &Cluster, name: &NodeName) -> bool {
-    cluster.nodes.get(name).is_some_and(|node| node.cordoned)
-}
-
-/// Whether a node can carry traffic.
-fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
-    if cluster.nodes.get(name).is_some_and(Node::is_drained) {
-        GatewayNodeStatus::NotReady
-    } else {
-        health_of(cluster, name)
-    }
-}
-
-/// Whether connections can go on through it, drained or not.
-pub(super) fn can_carry(cluster: &Cluster, name: &NodeName) -> bool {
-    health_of(cluster, name) == GatewayNodeStatus::Ready
-}
-
-/// Whether only signs of life are missing: nobody took it out, and nothing says that its tunnel is
-/// not there.
-fn is_silent(cluster: &Cluster, name: &NodeName) -> bool {
-    let tunnel = cluster
-        .egress_nodes
-        .get(name)
-        .and_then(|node| node.tunnel_ready);
-    let stays = cluster
-        .nodes
-        .get(name)
-        .is_some_and(|node| !node.is_drained());
-    stays && tunnel == Some(true) && !can_carry(cluster, name)
-}
-
-fn health_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
-    let Some(node) = cluster.nodes.get(name) else {
-        return GatewayNodeStatus::NotReady;
-    };
-    let tunnel = cluster
-        .egress_nodes
-        .get(name)
-        .and_then(|node| node.tunnel_ready);
-    let fresh = cluster.fresh_leases.contains(name);
-    match tunnel {
-        _ if !node.ready => GatewayNodeStatus::NotReady,
-        Some(false) => GatewayNodeStatus::NotReady,
-        _ if !fresh => GatewayNodeStatus::Unknown,
-        None => GatewayNodeStatus::NotReady,
-        Some(true) => GatewayNodeStatus::Ready,
-    }
 }
 
 /// Egress addresses go to the nodes that answer for them.

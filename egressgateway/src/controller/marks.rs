@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Cluster, gateways::Elected};
+use super::{Cluster, elected::Elected};
 use crate::model::{GatewayName, TargetId};
 
 /// Gives every target its byte: the one that its status says as long as nobody else has it, else

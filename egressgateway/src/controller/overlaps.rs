@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{
     Cluster,
-    policies::{Judged, by_age},
+    resolution::{Judged, by_age},
 };
 use crate::{
     model::PolicyName,

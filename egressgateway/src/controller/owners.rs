@@ -13,8 +13,9 @@ use std::{
 
 use super::{
     Cluster,
-    egress_ips::{Asking, Given},
-    gateways::{Elected, ElectedMember, can_carry},
+    assignment::{Asking, Given},
+    elected::{Elected, ElectedMember},
+    health::can_carry,
 };
 use crate::{
     model::{GatewayName, NodeName},

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Cluster, ControllerSettings, conditions, egress_ips::Given, families, overlaps};
+use super::{
+    Cluster, ControllerSettings,
+    assignment::Given,
+    conditions, families, overlaps,
+    resolution::{Judged, Judgement},
+};
 use crate::{
     Attachments, Underlay,
     api::{EgressGatewayPolicyStatus, EgressIp},
@@ -11,27 +16,6 @@ use crate::{
     spec::Problem,
     world::Policy,
 };
-
-/// What was found about each policy.
-pub(super) type Judged = BTreeMap<PolicyName, Judgement>;
-
-/// What was found about a policy.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Judgement {
-    /// Its gateway, if it has one.
-    pub(super) gateway: Option<GatewayName>,
-    /// Reason and message, where it can't be in force.
-    pub(super) refusal: Option<(&'static str, String)>,
-}
-
-/// Policies, the oldest first; then by name.
-pub(super) fn by_age(
-    policies: &BTreeMap<PolicyName, Policy>,
-) -> impl Iterator<Item = (&PolicyName, &Policy)> {
-    let mut sorted: Vec<_> = policies.iter().collect();
-    sorted.sort_by_key(|(name, policy)| (policy.created, *name));
-    sorted.into_iter()
-}
 
 /// Finds every policy's gateway.
 pub(super) fn judge(cluster: &Cluster, settings: &ControllerSettings) -> Judged {

@@ -43,13 +43,13 @@
 mod explanation;
 mod manifest;
 mod offline;
-mod settle;
+mod settings;
+mod simulate;
 mod structure;
 mod way;
 
 pub use explanation::{Cause, Exit, Explanation, Step, Verdict};
 pub use manifest::{Finding, Manifests, Origin, Remark};
-pub use offline::{
-    Offline, OfflineSettings, Statuses, UNDERLAY_DEVICE, UNDERLAY_INDEX, UNDERLAY_MTU,
-};
+pub use offline::Offline;
+pub use settings::{OfflineSettings, Statuses, UNDERLAY_DEVICE, UNDERLAY_INDEX, UNDERLAY_MTU};
 pub use way::{Unexplained, explain};

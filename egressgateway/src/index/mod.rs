@@ -9,6 +9,7 @@
 //! ```
 
 mod classes;
+mod objects;
 mod policies;
 mod selectors;
 mod strays;
@@ -17,12 +18,12 @@ mod who;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
 };
 
 use imbl::OrdMap;
 use ipnet::IpNet;
 
+use self::objects::set;
 use crate::{
     AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate,
     Surroundings, Underlay,
@@ -33,7 +34,7 @@ use crate::{
     },
     plan::{self, GatewayProblem, Overlap, OwnPods, PodNetworks, Reason},
     spec::Problem,
-    world::{Change, EgressNode, Gateway, Namespace, Node, Pod, Policy},
+    world::{Change, EgressNode, Gateway, Node, Pod, Policy},
 };
 
 use classes::Classes;
@@ -922,19 +923,3 @@ fn needs_sources(gateway: &Gateway) -> bool {
         .as_ref()
         .map_or(true, |spec| spec.source_nat != SourceNatMode::NodeAddress)
 }
-
-/// False where it was so before: most of what an API server tells of is heartbeats and others'
-/// fields.
-fn set<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
-    if map.get(&key) == value.as_ref() {
-        return false;
-    }
-    match value {
-        Some(value) => drop(map.insert(key, value)),
-        None => drop(map.remove(&key)),
-    }
-    true
-}
-
-type NamespaceName = Arc<str>;
-type Namespaces = BTreeMap<NamespaceName, Namespace>;

@@ -5,7 +5,7 @@ use std::{
 
 use imbl::OrdSet;
 
-use super::selectors::Selectors;
+use super::{objects::set, selectors::Selectors};
 use crate::{
     model::{
         ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict,
@@ -57,7 +57,7 @@ impl Policies {
             }
         }
         self.changed_rules.insert(name.clone());
-        super::set(&mut self.all, name, policy)
+        set(&mut self.all, name, policy)
     }
 
     pub(super) fn get(&self, name: &PolicyName) -> Option<&Policy> {

@@ -5,7 +5,10 @@ use std::{
 
 use imbl::OrdSet;
 
-use super::{NamespaceName, Namespaces, policies::Policies};
+use super::{
+    objects::{NamespaceName, Namespaces, set},
+    policies::Policies,
+};
 use crate::{
     model::{ClassKey, IpRange, NodeName, PodName, PolicyName},
     world::{Labels, Namespace, Pod},
@@ -134,7 +137,7 @@ impl Who {
                 .take_while(|(pod, _)| pod.namespace == name);
             self.unmatched.extend(pods.map(|(pod, _)| pod.clone()));
         }
-        super::set(&mut self.namespaces, name, namespace)
+        set(&mut self.namespaces, name, namespace)
     }
 
     pub(super) fn pod(&self, name: &PodName) -> Option<&Pod> {

@@ -6,7 +6,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{Manifests, OfflineSettings, Statuses, offline::UNDERLAY_DEVICE};
+use super::{
+    Manifests,
+    settings::{OfflineSettings, Statuses, UNDERLAY_DEVICE},
+};
 use crate::{
     api::{self, EgressNodePhase, EgressNodeStatus, Interface},
     controller::{self, Cluster, ClusterPlan, ControllerSettings},

@@ -1,0 +1,31 @@
+use super::{
+    Cluster, ClusterPlan, ControllerSettings, egress_ips, gateways, marks, nodes, policies,
+};
+use crate::allocator::Allocator;
+
+/// Decides about the whole cluster. The same cluster has the same plan, and a cluster that holds
+/// the plan is planned alike.
+#[must_use]
+pub fn plan(
+    cluster: &Cluster,
+    allocator: &dyn Allocator,
+    settings: &ControllerSettings,
+) -> ClusterPlan {
+    let mut plan = ClusterPlan::default();
+    nodes::plan(cluster, allocator, settings, &mut plan);
+    plan.forget = cluster
+        .stale_leases
+        .iter()
+        .filter(|name| !cluster.nodes.contains_key(*name))
+        .cloned()
+        .collect();
+    let mut gateways = gateways::elect(cluster, settings);
+    let judged = policies::judge(cluster, settings);
+    let networks = cluster.networks(settings);
+    let given = egress_ips::give(cluster, allocator, &judged, &gateways, &networks);
+    gateways::place(&mut gateways, &given);
+    marks::allot(cluster, &mut gateways);
+    plan.gateways = gateways::statuses(cluster, &gateways, &given, &networks, settings);
+    plan.policies = policies::statuses(cluster, judged, &given, settings);
+    plan
+}
