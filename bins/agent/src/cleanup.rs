@@ -8,7 +8,10 @@ use egressgateway_daemon::{CommonArguments, Failure, listen, serve, shutdown_on_
 use egressgateway_linux::{Cleanup, Config};
 use prometheus_client::registry::Registry;
 
-use crate::{LISTEN, failure, taken};
+use crate::{
+    address::LISTEN,
+    failure::{failure, taken},
+};
 
 /// Between attempts of one that stays.
 const PAUSE: Duration = Duration::from_secs(5);

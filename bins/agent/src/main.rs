@@ -2,13 +2,12 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod address;
 mod cleanup;
+mod failure;
 mod lease;
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _};
 use egressgateway::{Error, ErrorKind, model::NodeName};
@@ -16,15 +15,16 @@ use egressgateway_daemon::{
     CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs,
     install_tls, listen, runtime, serve, shutdown_on_signal,
 };
-use egressgateway_linux::{Agent, AgentBuilder, BuildError, Config, LeaseSettings, agent_settings};
+use egressgateway_linux::{Agent, AgentBuilder, Config, LeaseSettings, agent_settings};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::lease::LeaseArguments;
-
-/// Where probes and metrics are served unless the arguments say otherwise.
-const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 5810);
+use crate::{
+    address::LISTEN,
+    failure::{failure, taken},
+    lease::LeaseArguments,
+};
 
 fn main() -> ExitCode {
     let matches = arguments().get_matches();
@@ -126,17 +126,6 @@ async fn run(
     Ok(result?)
 }
 
-/// Whose port it probably is.
-fn taken(error: Error) -> Error {
-    let cause =
-        std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::AddrInUse) {
-        return Error::new(error.kind, "another agent of this node may be running")
-            .with_source(error);
-    }
-    error
-}
-
 async fn plan(config: &Config, common: &CommonArguments, node: NodeName) -> Result<(), Failure> {
     let shutdown: CancellationToken = shutdown_on_signal()?;
     let lease = LeaseSettings::default();
@@ -162,13 +151,4 @@ async fn agent(
         .await
         .map_err(failure)?;
     Ok(prepared.agent(client(common.kubeconfig.as_deref()).await?))
-}
-
-/// A wrong configuration ends the process as wrong arguments do.
-fn failure(error: BuildError) -> Failure {
-    match error {
-        BuildError::Config(problems) => problems.into(),
-        BuildError::Host(error) => error.into(),
-        other => Error::new(ErrorKind::Invalid, other.to_string()).into(),
-    }
 }

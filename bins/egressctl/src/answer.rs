@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use egressgateway::{explain, explain::Offline, model::PodName};
 
-use crate::Output;
+use crate::arguments::Output;
 
 /// What a new connection meets, as text or as JSON.
 pub(crate) fn explain(

@@ -12,7 +12,7 @@ use egressgateway::{
 };
 use ipnet::IpNet;
 
-use crate::{Input, tunnel::Tunnel};
+use crate::{arguments::Input, tunnel::Tunnel};
 
 /// Endings of files that are read from directories.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];

@@ -5,6 +5,7 @@
 //! get there in time; 2 the command line is wrong.
 
 mod answer;
+mod arguments;
 mod drain;
 mod input;
 mod online;
@@ -12,9 +13,10 @@ mod plan;
 mod relocate;
 mod tunnel;
 
-use std::{io::Write, net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write, net::IpAddr, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use arguments::{Backend, Input};
+use clap::{Parser, Subcommand};
 use drain::DrainArguments;
 use egressgateway::model::{NodeName, PodName};
 use online::Online;
@@ -83,41 +85,6 @@ enum Command {
         /// A Ready node of the address's gateway.
         node: String,
     },
-}
-
-/// What the offline commands read and write.
-#[derive(Args)]
-struct Input {
-    /// YAML files, directories of them, or - for the standard input; as often as needed.
-    #[arg(short, long = "file", required = true)]
-    file: Vec<PathBuf>,
-    /// Takes statuses as they stand, instead of letting the controller continue from them.
-    #[arg(long)]
-    statuses_as_given: bool,
-    /// The daemons' configuration; its defaults without it.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// How it is written.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Output {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs.
-    Json,
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Backend {
-    /// One nftables table.
-    #[default]
-    Nftables,
-    /// ipsets and iptables chains.
-    Netfilter,
 }
 
 fn pod(text: &str) -> Result<PodName, String> {

@@ -6,7 +6,10 @@ use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{EgressAddresses, Steering, SteeringSettings};
 use serde::Serialize;
 
-use crate::{Backend, Output, tunnel::Tunnel};
+use crate::{
+    arguments::{Backend, Output},
+    tunnel::Tunnel,
+};
 
 /// What one node would program, driver by driver: shell for tunnel, steering and addresses, a
 /// script of the backend's own tool for the policy.

@@ -23,11 +23,12 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::{
-    NAME,
     certificate::{self, Pair},
     server::Presented,
 };
 
+/// Service, Secret and webhook configurations have one name.
+const NAME: &str = "egressgateway-webhook";
 const MANAGER: &str = "egressgateway-controller";
 const VALIDATING: [&str; 2] = [
     "validate.egressgateway.spidernet.io",

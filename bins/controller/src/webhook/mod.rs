@@ -18,9 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::{keeper::Keeper, server::Presented};
 
-/// Service, Secret and webhook configurations have one name.
-const NAME: &str = "egressgateway-webhook";
-
 /// Where and how the webhooks are served.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct WebhookArguments {
