@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, DestinationView, Error, ErrorKind, PolicyBackend, PolicyDesired, PolicyMonitor,
-    Reconcile, Reconciler, Succession, Together, Unmanaged, UntrackingRules,
+    CounterSource, DestinationView, DriverChain, Error, ErrorKind, Handover, PolicyBackend,
+    PolicyDesired, PolicyMonitor, Reconcile, Reconciler, Unmanaged, UntrackingRules,
     config::{Config, Iptables},
     spec::Problem,
 };
@@ -193,7 +193,7 @@ impl InForce {
             Ok(guard) => {
                 self.monitors.push(Arc::new(guard.monitor()?));
                 self.counters.push(Arc::new(guard.clone()));
-                let policy = Box::new(Together::new(std::mem::take(&mut self.drivers)));
+                let policy = Box::new(DriverChain::new(std::mem::take(&mut self.drivers)));
                 self.drivers = vec![Box::new(Guarded {
                     guard: Box::new(Reconciler::new(guard)),
                     policy,
@@ -260,8 +260,8 @@ impl InForce {
         backend: impl PolicyBackend + CounterSource + 'static,
         description: String,
     ) -> Backend {
-        let driver = Box::new(Succession::new(
-            Box::new(Together::new(self.drivers)),
+        let driver = Box::new(Handover::new(
+            Box::new(DriverChain::new(self.drivers)),
             former,
         ));
         let view = backend.destination_view();
@@ -318,7 +318,7 @@ pub(crate) async fn removal(config: &Config) -> Result<Policy, Error> {
     all.extend(former_nftables(config));
     all.extend(former_guard(config).await?);
     all.extend(former_services(config));
-    Ok(Box::new(Succession::new(Box::new(Unmanaged), all)))
+    Ok(Box::new(Handover::new(Box::new(Unmanaged), all)))
 }
 
 /// Takes away what a probe of nftables left behind that was ended half-way; where nothing of it can

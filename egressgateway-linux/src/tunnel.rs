@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    Encapsulation, Error, ErrorKind, Reconcile, Reconciler, Succession, TunnelDesired,
+    Encapsulation, Error, ErrorKind, Handover, Reconcile, Reconciler, TunnelDesired,
     config::Config, spec::Problem,
 };
 use egressgateway_netlink::Netlink;
@@ -108,10 +108,7 @@ pub(crate) async fn choose(config: &Config, netlink: &Netlink) -> Result<Tunnel,
         .map(|other| (other.driver)(config, netlink))
         .collect();
     Ok(Tunnel {
-        driver: Box::new(Succession::replacing(
-            (kind.driver)(config, netlink),
-            former,
-        )),
+        driver: Box::new(Handover::replacing((kind.driver)(config, netlink), former)),
         encapsulation: (kind.shape)(config),
     })
 }
@@ -122,7 +119,7 @@ pub(crate) fn removal(config: &Config, netlink: &Netlink) -> Driver {
         .iter()
         .map(|kind| (kind.driver)(config, netlink))
         .collect();
-    Box::new(egressgateway::Together::new(all))
+    Box::new(egressgateway::DriverChain::new(all))
 }
 
 #[cfg(feature = "vxlan")]

@@ -61,7 +61,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod addresses;
 #[cfg(feature = "kubernetes")]
 pub mod admission;
 pub mod allocator;
@@ -69,54 +68,37 @@ pub mod allocator;
 pub mod api;
 #[cfg(feature = "kubernetes")]
 pub mod config;
-mod connections;
+mod contracts;
 #[cfg(feature = "kubernetes")]
 pub mod controller;
-mod converge;
 mod driver;
-mod error;
 #[cfg(feature = "kubernetes")]
 pub mod explain;
-mod host;
 #[cfg(feature = "kubernetes")]
 pub mod index;
-pub mod liveness;
 pub mod model;
+mod node;
 pub mod plan;
-mod policy;
-mod prober;
-mod remembered;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 #[cfg(feature = "kubernetes")]
 pub mod spec;
-mod steering;
-mod succession;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod together;
 pub mod trace;
-mod tunnel;
-mod untracking;
 #[cfg(feature = "kubernetes")]
 pub mod world;
 
-pub use addresses::{AddressesDesired, Announcer, Attachments, ExitNetwork, Inquirer, Questions};
-pub use connections::{Connection, Connections, Ending, Staleness};
-pub use converge::{Drivers, DriversDesired, NodeDesired};
-pub use driver::{Change, Driver, Outcome, Plan, Reconcile, Reconciler, Unmanaged, WriteHook};
-pub use error::{Error, ErrorKind};
-pub use host::{Host, HostRoute};
-pub use policy::{
-    Counter, CounterSource, DestinationView, Overlay, PolicyBackend, PolicyDesired, PolicyMonitor,
-    StartGate,
+pub use contracts::{
+    AddressesDesired, Announcer, Attachments, Connection, Connections, Counter, CounterSource,
+    DestinationView, Encap, Encapsulation, Ending, ExitNetwork, ForeignChains, ForeignRule, Host,
+    HostRoute, Inquirer, LocalEnd, NextHop, Overlay, OverlayLinks, PacketMatch, Peer,
+    PolicyBackend, PolicyDesired, PolicyMonitor, ProbeAddress, Prober, Questions, Staleness,
+    StartGate, SteeringDesired, Surroundings, Tunnel, TunnelDesired, Underlay, UntrackingRule,
+    UntrackingRules,
 };
-pub use prober::{ProbeAddress, Prober};
-pub use remembered::Remembered;
-pub use steering::{Encap, NextHop, SteeringDesired};
-pub use succession::Succession;
-pub use together::Together;
-pub use tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay};
-pub use untracking::{
-    ForeignChains, ForeignRule, PacketMatch, Surroundings, UntrackingRule, UntrackingRules,
+pub use driver::{
+    Change, Driver, DriverChain, Error, ErrorKind, Handover, Outcome, Plan, Reconcile, Reconciler,
+    Unmanaged, WriteHook,
 };
+pub use node::{Drivers, DriversDesired, NodeDesired, PersistedPolicy, liveness};

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1 as core;
 use super::Labels;
 use crate::{
     api,
+    contracts::Peer,
     model::{Family, MacAddress},
-    tunnel::Peer,
 };
 
 /// A Kubernetes node.

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     AddressesDesired, NodeDesired, Questions,
     api::EgressNodeStatus,
-    liveness::LivenessSettings,
+    node::liveness::LivenessSettings,
     runtime::kube::{observed::Observed, watch::Scope},
 };
 

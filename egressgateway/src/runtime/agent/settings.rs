@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::tasks::lease::LeaseSettings;
 use crate::{
-    index::IndexSettings, liveness::LivenessSettings, model::MarkMask,
+    index::IndexSettings, model::MarkMask, node::liveness::LivenessSettings,
     runtime::kube::backoff::Backoff,
 };
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, ErrorKind, Remembered, model::NodeName};
+use crate::{Error, ErrorKind, PersistedPolicy, model::NodeName};
 
 /// Larger files are not ours: 100,000 networks take some 5 MB.
 const LARGEST: u64 = 64 << 20;
@@ -38,7 +38,7 @@ impl StateFile {
     ///
     /// # Errors
     /// When it can't be read, is damaged, or is not this node's.
-    pub fn read(&self) -> Result<Option<Remembered>, Error> {
+    pub fn read(&self) -> Result<Option<PersistedPolicy>, Error> {
         let mut text = Vec::new();
         match File::open(&self.path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut text))
         {
@@ -56,7 +56,7 @@ impl StateFile {
                     Error::new(error.kind, format!("read {}", self.path.display()))
                         .with_source(error)
                 };
-                Remembered::parse(&text, &self.node)
+                PersistedPolicy::parse(&text, &self.node)
                     .map(Some)
                     .map_err(named)
             }
@@ -73,8 +73,8 @@ impl StateFile {
     ///
     /// # Errors
     /// When it can't be written; the old one stays.
-    pub fn write(&self, remembered: &Remembered) -> Result<(), Error> {
-        self.replace(remembered.to_json(&self.node).as_bytes())
+    pub fn write(&self, persisted: &PersistedPolicy) -> Result<(), Error> {
+        self.replace(persisted.to_json(&self.node).as_bytes())
             .map_err(|error| Error::from_io(error, format!("write {}", self.path.display())))
     }
 
@@ -118,8 +118,8 @@ mod tests {
 
     use super::*;
 
-    fn remembered(governed: &str) -> Remembered {
-        Remembered {
+    fn persisted(governed: &str) -> PersistedPolicy {
+        PersistedPolicy {
             wide: OrdSet::new(),
             outside: ["eth0".to_owned()].into_iter().collect(),
             local: OrdSet::unit("10.244.1.0/24".parse().unwrap()),
@@ -137,8 +137,8 @@ mod tests {
         );
         assert_eq!(file.read().unwrap(), None);
         for governed in ["10.6.1.0/24", "10.6.2.0/24"] {
-            file.write(&remembered(governed)).unwrap();
-            assert_eq!(file.read().unwrap(), Some(remembered(governed)));
+            file.write(&persisted(governed)).unwrap();
+            assert_eq!(file.read().unwrap(), Some(persisted(governed)));
         }
         assert_eq!(
             fs::read_dir(file.path().parent().unwrap()).unwrap().count(),
@@ -160,8 +160,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(file.read().unwrap(), None);
-        file.write(&remembered("10.6.1.0/24")).unwrap();
-        assert_eq!(file.read().unwrap(), Some(remembered("10.6.1.0/24")));
+        file.write(&persisted("10.6.1.0/24")).unwrap();
+        assert_eq!(file.read().unwrap(), Some(persisted("10.6.1.0/24")));
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
         let in_a_file = StateFile::new(file.path().join("state.json"), NodeName::from("a"));
         assert!(
             in_a_file
-                .write(&remembered("10.6.1.0/24"))
+                .write(&persisted("10.6.1.0/24"))
                 .unwrap_err()
                 .chain()
                 .contains("state.json/state.json")

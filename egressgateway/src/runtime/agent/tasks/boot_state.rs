@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    Error, ErrorKind, NodeDesired, PolicyDesired, Remembered,
+    Error, ErrorKind, NodeDesired, PersistedPolicy, PolicyDesired,
     runtime::{
         agent::state_file::StateFile, kube::backoff::Backoff, metrics::AgentMetrics,
         time::wait_until,
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Option<PolicyDesired> {
     let path = file.path().display().to_string();
     match blocking(move || file.read()).await {
-        Ok(remembered) => remembered.unwrap_or_default().hold(),
+        Ok(persisted) => persisted.unwrap_or_default().hold(),
         Err(error) => {
             metrics.state_failed(error.kind);
             tracing::warn!(
@@ -54,7 +54,7 @@ impl BootStateWriter {
             let Some(now) = in_force
                 .borrow_and_update()
                 .as_ref()
-                .map(|desired| Remembered::of(&desired.policy))
+                .map(|desired| PersistedPolicy::of(&desired.policy))
             else {
                 continue;
             };
@@ -80,9 +80,9 @@ impl BootStateWriter {
         }
     }
 
-    async fn write(&self, remembered: Remembered) -> Result<(), Error> {
+    async fn write(&self, persisted: PersistedPolicy) -> Result<(), Error> {
         let file = Arc::clone(&self.file);
-        blocking(move || file.write(&remembered)).await
+        blocking(move || file.write(&persisted)).await
     }
 }
 

@@ -11,8 +11,8 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     ProbeAddress, Prober,
-    liveness::{End, Liveness, LivenessSettings},
     model::NodeName,
+    node::liveness::{End, Liveness, LivenessSettings},
     runtime::{metrics::AgentMetrics, time::wait_until},
 };
 

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
 use ipnet::IpNet;
 
+use super::steering::NextHop;
 use crate::{
     driver::Driver,
     model::{Family, MacAddress, NodeName},
-    steering::NextHop,
 };
 
 /// Local end and remote ends of the overlay.

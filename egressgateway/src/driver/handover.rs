@@ -9,29 +9,29 @@ use crate::{Error, ErrorKind, Outcome, Reconcile};
 ///
 /// What the former ones left is removed once the present one is in force, so that there is no
 /// moment with neither; or before, where there is no room for both.
-pub struct Succession<D> {
+pub struct Handover<D> {
     present: Box<dyn Reconcile<D>>,
     /// Whether the former ones go first.
-    room_for_one: bool,
+    remove_former_first: bool,
     /// Those that may still own something.
     former: Vec<Box<dyn Reconcile<D>>>,
 }
 
-impl<D> std::fmt::Debug for Succession<D> {
+impl<D> std::fmt::Debug for Handover<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Succession")
+        f.debug_struct("Handover")
             .field("former", &self.former.len())
             .finish_non_exhaustive()
     }
 }
 
-impl<D> Succession<D> {
+impl<D> Handover<D> {
     /// `present` from now on, after any of `former`.
     #[must_use]
     pub fn new(present: Box<dyn Reconcile<D>>, former: Vec<Box<dyn Reconcile<D>>>) -> Self {
         Self {
             present,
-            room_for_one: false,
+            remove_former_first: false,
             former,
         }
     }
@@ -42,13 +42,13 @@ impl<D> Succession<D> {
     pub fn replacing(present: Box<dyn Reconcile<D>>, former: Vec<Box<dyn Reconcile<D>>>) -> Self {
         Self {
             present,
-            room_for_one: true,
+            remove_former_first: true,
             former,
         }
     }
 }
 
-impl<D: Default + Send + Sync> Succession<D> {
+impl<D: Default + Send + Sync> Handover<D> {
     /// Removes what the former ones left, one after the other, each once.
     async fn remove_former(&mut self) -> Result<Outcome, Error> {
         let mut outcome = Outcome::Unchanged;
@@ -67,9 +67,9 @@ impl<D: Default + Send + Sync> Succession<D> {
 }
 
 #[async_trait]
-impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
+impl<D: Default + Send + Sync> Reconcile<D> for Handover<D> {
     async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
-        let first = if self.room_for_one {
+        let first = if self.remove_former_first {
             self.remove_former().await?
         } else {
             Outcome::Unchanged
@@ -93,7 +93,7 @@ impl<D: Default + Send + Sync> Reconcile<D> for Succession<D> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(if self.room_for_one {
+        Ok(if self.remove_former_first {
             removal + &present
         } else {
             present + &removal
@@ -147,7 +147,7 @@ mod tests {
         journal: &Journal,
         present: Vec<Result<Outcome, ErrorKind>>,
         former: Vec<Result<Outcome, ErrorKind>>,
-    ) -> Succession<u8> {
+    ) -> Handover<u8> {
         let fake = |name, answers| {
             Box::new(Fake {
                 name,
@@ -155,7 +155,7 @@ mod tests {
                 answers,
             })
         };
-        Succession::new(fake("new", present), vec![fake("old", former)])
+        Handover::new(fake("new", present), vec![fake("old", former)])
     }
 
     #[tokio::test]
@@ -179,14 +179,14 @@ mod tests {
     #[tokio::test]
     async fn the_former_goes_first_where_there_is_room_for_one() {
         let journal = Journal::default();
-        let Succession {
+        let Handover {
             present, former, ..
         } = succession(
             &journal,
             Vec::new(),
             vec![Ok(Outcome::Applied), Err(ErrorKind::Transient)],
         );
-        let mut both = Succession::replacing(present, former);
+        let mut both = Handover::replacing(present, former);
         assert_eq!(both.dry_run(&7).await.unwrap(), "old 0\nnew 7\n");
         both.reconcile(&7).await.unwrap_err();
         assert_eq!(both.reconcile(&7).await.unwrap(), Outcome::Applied);

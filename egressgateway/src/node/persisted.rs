@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 /// After a boot neither the pods nor their policies are known. [`Self::hold`] is the policy for
 /// that time: a start gate that knows nobody yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remembered {
+pub struct PersistedPolicy {
     /// Address ranges of this node's pods.
     pub local: OrdSet<IpNet>,
     /// Address ranges that are theirs where packets come by no device of `outside`.
@@ -37,7 +37,7 @@ pub struct Remembered {
 /// As it is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct PersistedPolicyV1 {
     version: u32,
     node: String,
     local: Vec<IpNet>,
@@ -55,7 +55,7 @@ struct Header {
     version: u32,
 }
 
-impl Remembered {
+impl PersistedPolicy {
     /// What is kept of a policy in force; nothing where the start gate is off, because nothing is
     /// to wait then.
     #[must_use]
@@ -110,7 +110,7 @@ impl Remembered {
     /// As the file of a node.
     #[must_use]
     pub fn to_json(&self, node: &NodeName) -> String {
-        let written = Written {
+        let written = PersistedPolicyV1 {
             version: VERSION,
             node: node.to_string(),
             local: self.local.iter().copied().collect(),
@@ -137,7 +137,7 @@ impl Remembered {
                 format!("version is {version}, and must be {VERSION}"),
             ));
         }
-        let written: Written = serde_json::from_slice(text).map_err(damaged)?;
+        let written: PersistedPolicyV1 = serde_json::from_slice(text).map_err(damaged)?;
         if written.node != node.as_str() {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -189,8 +189,8 @@ mod tests {
         NodeName::from("node-1")
     }
 
-    fn remembered() -> Remembered {
-        Remembered {
+    fn persisted() -> PersistedPolicy {
+        PersistedPolicy {
             wide: OrdSet::unit("10.244.0.0/16".parse().unwrap()),
             outside: ["eth0".to_owned()].into_iter().collect(),
             local: OrdSet::unit("10.244.1.0/24".parse().unwrap()),
@@ -207,24 +207,24 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         assert_eq!(
-            Remembered::parse(remembered().to_json(&node()).as_bytes(), &node()).unwrap(),
-            remembered()
+            PersistedPolicy::parse(persisted().to_json(&node()).as_bytes(), &node()).unwrap(),
+            persisted()
         );
-        let everything = Remembered {
+        let everything = PersistedPolicy {
             governed: OrdSet::unit(IpRange::everything(crate::model::Family::V4)),
-            ..remembered()
+            ..persisted()
         };
         assert_eq!(
-            Remembered::parse(everything.to_json(&node()).as_bytes(), &node()).unwrap(),
+            PersistedPolicy::parse(everything.to_json(&node()).as_bytes(), &node()).unwrap(),
             everything
         );
     }
 
     #[test]
     fn what_is_damaged_of_another_version_or_another_nodes_is_refused_with_the_reason() {
-        let good = remembered().to_json(&node());
+        let good = persisted().to_json(&node());
         let reason = |text: &str| {
-            Remembered::parse(text.as_bytes(), &node())
+            PersistedPolicy::parse(text.as_bytes(), &node())
                 .unwrap_err()
                 .chain()
         };
@@ -238,24 +238,24 @@ mod tests {
 
     #[test]
     fn the_hold_waits_for_everybody_and_there_is_none_where_nothing_is_governed() {
-        let hold = remembered().hold().unwrap();
+        let hold = persisted().hold().unwrap();
         let gate = hold.start_gate.as_ref().unwrap();
         let holds = |source: &str, destination: &str| {
             gate.holds(source.parse().unwrap(), destination.parse().unwrap())
         };
         assert!(holds("10.244.1.9", "10.6.1.6") && holds("10.244.1.9", "fd00:6::1"));
         assert!(!holds("10.244.1.9", "10.6.1.7") && !holds("10.244.2.9", "10.6.1.6"));
-        assert_eq!(Remembered::of(&hold), remembered());
+        assert_eq!(PersistedPolicy::of(&hold), persisted());
         assert_eq!(
-            Remembered {
+            PersistedPolicy {
                 governed: OrdSet::new(),
-                ..remembered()
+                ..persisted()
             }
             .hold(),
             None
         );
         assert_eq!(
-            Remembered::of(&PolicyDesired {
+            PersistedPolicy::of(&PolicyDesired {
                 start_gate: None,
                 ..hold
             })
@@ -268,9 +268,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "\\PC{0,80}", cut in 0_usize..400) {
-            let _ = Remembered::parse(text.as_bytes(), &node());
-            let good = remembered().to_json(&node());
-            let _ = Remembered::parse(format!("{}{text}", good.get(..cut).unwrap_or(&good)).as_bytes(), &node());
+            let _ = PersistedPolicy::parse(text.as_bytes(), &node());
+            let good = persisted().to_json(&node());
+            let _ = PersistedPolicy::parse(format!("{}{text}", good.get(..cut).unwrap_or(&good)).as_bytes(), &node());
         }
     }
 }

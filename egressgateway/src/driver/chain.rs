@@ -10,15 +10,15 @@ use crate::{Counter, CounterSource, Error, Outcome, PolicyMonitor, Reconcile};
 /// it needs beside it on some hosts.
 ///
 /// A failure ends the round: what comes first is in force before the next is asked.
-pub struct Together<D>(Vec<Box<dyn Reconcile<D>>>);
+pub struct DriverChain<D>(Vec<Box<dyn Reconcile<D>>>);
 
-impl<D> std::fmt::Debug for Together<D> {
+impl<D> std::fmt::Debug for DriverChain<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Together").field(&self.0.len()).finish()
+        f.debug_tuple("DriverChain").field(&self.0.len()).finish()
     }
 }
 
-impl<D> Together<D> {
+impl<D> DriverChain<D> {
     /// These, in this order.
     #[must_use]
     pub fn new(drivers: Vec<Box<dyn Reconcile<D>>>) -> Self {
@@ -27,7 +27,7 @@ impl<D> Together<D> {
 }
 
 #[async_trait]
-impl<D: Send + Sync> Reconcile<D> for Together<D> {
+impl<D: Send + Sync> Reconcile<D> for DriverChain<D> {
     async fn reconcile(&mut self, desired: &D) -> Result<Outcome, Error> {
         let mut outcome = Outcome::Unchanged;
         for driver in &mut self.0 {
@@ -116,14 +116,15 @@ mod tests {
         let fake = |name, outcome| -> Box<dyn Reconcile<u8>> {
             Box::new(Fake(name, Arc::clone(&journal), outcome))
         };
-        let mut both = Together::new(vec![
+        let mut both = DriverChain::new(vec![
             fake("a", Some(Outcome::Applied)),
             fake("b", Some(Outcome::Unchanged)),
         ]);
         assert_eq!(both.reconcile(&1).await.unwrap(), Outcome::Applied);
         assert_eq!(both.dry_run(&2).await.unwrap(), "a 2\nb 2\n");
         both.invalidate();
-        let mut failing = Together::new(vec![fake("c", None), fake("d", Some(Outcome::Applied))]);
+        let mut failing =
+            DriverChain::new(vec![fake("c", None), fake("d", Some(Outcome::Applied))]);
         failing.reconcile(&3).await.unwrap_err();
         assert_eq!(
             *journal.lock().unwrap(),

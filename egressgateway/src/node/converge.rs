@@ -5,11 +5,9 @@ use ipnet::IpNet;
 
 use crate::{
     AddressesDesired, Error,
+    contracts::{Encapsulation, PolicyDesired, SteeringDesired, TunnelDesired},
     driver::{Outcome, Reconcile},
     model::{Family, NodeName, TargetId},
-    policy::PolicyDesired,
-    steering::SteeringDesired,
-    tunnel::{Encapsulation, TunnelDesired},
 };
 
 /// Everything that one node must hold, before a kind of tunnel gives it its shape.
