@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use egressgateway::{
     Encapsulation, LocalEnd, NextHop, OverlayLinks, Peer,
     explain::{
-        Cause, Explanation, Manifests, Offline, OfflineSettings, Statuses, Unexplained, Verdict,
+        Cause, ExplainError, Explanation, Manifests, Offline, OfflineSettings, Statuses, Verdict,
         explain,
     },
     model::{Family, NodeName, PodName},
@@ -77,7 +77,7 @@ fn cluster(statuses: Statuses, text: &str) -> Offline {
     )
 }
 
-fn ask(cluster: &Offline, pod: &str, destination: &str) -> Result<Explanation, Unexplained> {
+fn ask(cluster: &Offline, pod: &str, destination: &str) -> Result<Explanation, ExplainError> {
     explain(
         cluster,
         &PodName::new("shop", pod),

@@ -7,7 +7,7 @@ use std::{
 use egressgateway::{
     config::Config,
     explain::{Finding, Manifests, Offline, OfflineSettings, Statuses},
-    index::Trouble,
+    index::ObjectError,
     spec::Problem,
 };
 use ipnet::IpNet;
@@ -63,13 +63,13 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
     }
     for trouble in cluster.troubles() {
         match trouble {
-            Trouble::Policy(name, problem) => {
+            ObjectError::Policy(name, problem) => {
                 eprintln!("warning: EgressGatewayPolicy {name}: {problem}");
             }
-            Trouble::Gateway(name, problem) => {
+            ObjectError::Gateway(name, problem) => {
                 eprintln!("warning: EgressGateway {name}: {problem}");
             }
-            Trouble::Unresolved(name, problem) => {
+            ObjectError::Unresolved(name, problem) => {
                 eprintln!("warning: EgressGatewayPolicy {name} holds what it governs: {problem}");
             }
         }

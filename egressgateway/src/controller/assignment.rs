@@ -13,7 +13,7 @@ use crate::{
 
 /// What a policy has of egress addresses.
 #[derive(Clone, Debug)]
-pub(super) struct Given {
+pub(super) struct EgressIpAssignment {
     pub(super) gateway: GatewayName,
     pub(super) addresses: BTreeSet<IpAddr>,
     /// Who answers for them.
@@ -37,7 +37,7 @@ pub(super) enum Refusal {
     Reserved(IpAddr, Holder),
 }
 
-impl Given {
+impl EgressIpAssignment {
     pub(super) fn exhausted(&self) -> bool {
         self.refusals.iter().any(|(_, refusal)| {
             matches!(
@@ -98,7 +98,7 @@ impl Given {
 }
 
 /// One policy that has a gateway, with what was decided before.
-pub(super) struct Asking<'a> {
+pub(super) struct EgressIpRequest<'a> {
     pub(super) name: &'a PolicyName,
     pub(super) policy: &'a Policy,
     pub(super) spec: &'a PolicySpec,
@@ -109,7 +109,7 @@ pub(super) struct Asking<'a> {
     pub(super) pool: Vec<IpRange>,
 }
 
-impl Asking<'_> {
+impl EgressIpRequest<'_> {
     /// The address that the policy states, or, where addresses are given out, the one that it has.
     pub(super) fn claim(&self, family: Family) -> Option<IpAddr> {
         let of_family = |address: &&IpAddr| Family::of(**address) == family;

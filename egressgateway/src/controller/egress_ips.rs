@@ -7,10 +7,10 @@ use std::{
 
 use super::{
     Cluster,
-    assignment::{Asking, Given, Refusal},
+    assignment::{EgressIpAssignment, EgressIpRequest, Refusal},
     elected::Elected,
     list, owners,
-    resolution::{Judged, by_age},
+    resolution::{ResolvedPolicies, by_age},
 };
 use crate::{
     allocator::{AllocationError, AllocationRequest, Allocator},
@@ -24,24 +24,24 @@ use crate::{
 ///
 /// Stated addresses and those that policies hold come first, so that nothing moves for a newcomer;
 /// then the others get theirs. An address belongs to one policy, whatever the pools say.
-pub(super) fn give(
+pub(super) fn assign_all(
     cluster: &Cluster,
     allocator: &dyn Allocator,
-    judged: &Judged,
+    resolved: &ResolvedPolicies,
     gateways: &BTreeMap<GatewayName, Elected>,
     networks: &[ClusterNetwork],
-) -> BTreeMap<PolicyName, Given> {
-    let asking = |(name, policy)| asking(cluster, judged, networks, name, policy);
-    let asking: Vec<Asking> = by_age(&cluster.policies).filter_map(asking).collect();
+) -> BTreeMap<PolicyName, EgressIpAssignment> {
+    let asking = |(name, policy)| asking(cluster, resolved, networks, name, policy);
+    let asking: Vec<EgressIpRequest> = by_age(&cluster.policies).filter_map(asking).collect();
     let mut ledger = Ledger::new(reserved(cluster, gateways), allocator);
-    let mut given: Vec<Given> = asking
+    let mut given: Vec<EgressIpAssignment> = asking
         .iter()
-        .map(|asking| hold(asking, gateways.get(asking.gateway), &mut ledger))
+        .map(|asking| keep_current(asking, gateways.get(asking.gateway), &mut ledger))
         .collect();
     for (asking, given) in asking.iter().zip(&mut given) {
         allocate(asking, given, &mut ledger);
     }
-    owners::settle(cluster, &asking, &mut given, gateways);
+    owners::place(cluster, &asking, &mut given, gateways);
     asking
         .iter()
         .zip(given)
@@ -130,18 +130,18 @@ impl<'a> Ledger<'a> {
 
 fn asking<'a>(
     cluster: &'a Cluster,
-    judged: &'a Judged,
+    resolved: &'a ResolvedPolicies,
     networks: &[ClusterNetwork],
     name: &'a PolicyName,
     policy: &'a Policy,
-) -> Option<Asking<'a>> {
-    let gateway = judged.get(name)?.gateway.as_ref()?;
+) -> Option<EgressIpRequest<'a>> {
+    let gateway = resolved.get(name)?.gateway.as_ref()?;
     let spec = policy.spec.as_ref().ok()?;
     let gateway_spec = cluster.gateways.get(gateway)?.spec.as_ref().ok();
     let pool = gateway_spec
         .map(|spec| plan::usable(&spec.pool, networks))
         .unwrap_or_default();
-    let asking = Asking {
+    let asking = EgressIpRequest {
         name,
         policy,
         spec,
@@ -154,14 +154,18 @@ fn asking<'a>(
 }
 
 /// Takes what the policy states or has.
-fn hold(asking: &Asking, gateway: Option<&Elected>, ledger: &mut Ledger) -> Given {
+fn keep_current(
+    asking: &EgressIpRequest,
+    gateway: Option<&Elected>,
+    ledger: &mut Ledger,
+) -> EgressIpAssignment {
     let in_use = in_use(&ledger.reserved, &asking.pool);
     let in_use = if in_use.is_empty() {
         in_use.concat()
     } else {
         format!("; {}", list(&in_use))
     };
-    let mut given = Given {
+    let mut given = EgressIpAssignment {
         gateway: asking.gateway.clone(),
         addresses: BTreeSet::new(),
         node: None,
@@ -198,7 +202,7 @@ fn hold(asking: &Asking, gateway: Option<&Elected>, ledger: &mut Ledger) -> Give
 }
 
 /// Finds addresses for what is still missing.
-fn allocate(asking: &Asking, given: &mut Given, ledger: &mut Ledger) {
+fn allocate(asking: &EgressIpRequest, given: &mut EgressIpAssignment, ledger: &mut Ledger) {
     for family in Family::ALL {
         if !asking.allocates(family)
             || given

@@ -9,7 +9,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use super::{
     Cluster, ControllerSettings,
-    assignment::Given,
+    assignment::EgressIpAssignment,
     conditions,
     egress_ips::{self, in_use},
     elected::{Elected, ElectedMember},
@@ -186,7 +186,7 @@ fn members<'a>(cluster: &'a Cluster, gateway: &Gateway) -> Vec<&'a NodeName> {
 /// Egress addresses go to the nodes that answer for them.
 pub(super) fn place(
     gateways: &mut BTreeMap<GatewayName, Elected>,
-    given: &BTreeMap<PolicyName, Given>,
+    given: &BTreeMap<PolicyName, EgressIpAssignment>,
 ) {
     for given in given.values() {
         let members = gateways
@@ -206,7 +206,7 @@ pub(super) fn place(
 pub(super) fn statuses(
     cluster: &Cluster,
     gateways: &BTreeMap<GatewayName, Elected>,
-    given: &BTreeMap<PolicyName, Given>,
+    given: &BTreeMap<PolicyName, EgressIpAssignment>,
     networks: &[ClusterNetwork],
     settings: &ControllerSettings,
 ) -> BTreeMap<GatewayName, EgressGatewayStatus> {

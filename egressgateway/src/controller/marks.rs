@@ -81,13 +81,13 @@ pub(super) fn allot(cluster: &Cluster, gateways: &mut BTreeMap<GatewayName, Elec
         gateways
             .get_mut(name)
             .into_iter()
-            .for_each(|elected| exchange(elected, &mut marks));
+            .for_each(|elected| swap_marks(elected, &mut marks));
     }
 }
 
 /// New connections of a gateway whose active node was drained get its other byte, so that old ones
 /// keep theirs and their way. Where none is left, they are all moved.
-fn exchange(elected: &mut Elected, marks: &mut Marks) {
+fn swap_marks(elected: &mut Elected, marks: &mut Marks) {
     let Some(drained) = elected.drained.take().filter(|_| elected.target.is_some()) else {
         return;
     };

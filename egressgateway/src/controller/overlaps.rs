@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{
     Cluster,
-    resolution::{Judged, by_age},
+    resolution::{ResolvedPolicies, by_age},
 };
 use crate::{
     model::PolicyName,
@@ -31,13 +31,13 @@ type Key<'a> = (
 /// Reason and message of every policy that contradicts another one.
 pub(super) fn find(
     cluster: &Cluster,
-    judged: &Judged,
+    resolved: &ResolvedPolicies,
 ) -> BTreeMap<PolicyName, (&'static str, String)> {
     let mut claims: BTreeMap<(Key, Option<IpNet>), Vec<&PolicyName>> = BTreeMap::new();
     for (name, policy) in by_age(&cluster.policies) {
-        let in_force = judged
+        let in_force = resolved
             .get(name)
-            .is_some_and(|judgement| judgement.refusal.is_none());
+            .is_some_and(|resolution| resolution.refusal.is_none());
         let Some(spec) = policy.spec.as_ref().ok().filter(|_| in_force) else {
             continue;
         };

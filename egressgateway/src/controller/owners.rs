@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Cluster,
-    assignment::{Asking, Given},
+    assignment::{EgressIpAssignment, EgressIpRequest},
     elected::{Elected, ElectedMember},
     health::can_carry,
 };
@@ -29,10 +29,10 @@ use crate::{
 /// A node is better that has a network which holds the addresses, where neighbours ask for them; of
 /// two alike, the one that new traffic may go to. Of several of the best, new addresses go to the
 /// one with the fewest.
-pub(super) fn settle(
+pub(super) fn place(
     cluster: &Cluster,
-    asking: &[Asking],
-    given: &mut [Given],
+    asking: &[EgressIpRequest],
+    given: &mut [EgressIpAssignment],
     gateways: &BTreeMap<GatewayName, Elected>,
 ) {
     let mut load: BTreeMap<(&GatewayName, NodeName), usize> = BTreeMap::new();
@@ -73,7 +73,7 @@ pub(super) fn settle(
 /// The addresses of one policy, and the nodes that may have them.
 struct Placing<'a> {
     cluster: &'a Cluster,
-    asking: &'a Asking<'a>,
+    asking: &'a EgressIpRequest<'a>,
     gateway: &'a Elected,
     addresses: BTreeSet<IpAddr>,
     /// Who has them: as the status says, unless another member of the gateway is heard to answer
@@ -86,7 +86,7 @@ struct Placing<'a> {
 impl<'a> Placing<'a> {
     fn new(
         cluster: &'a Cluster,
-        asking: &'a Asking<'a>,
+        asking: &'a EgressIpRequest<'a>,
         gateway: &'a Elected,
         addresses: &BTreeSet<IpAddr>,
     ) -> Self {
@@ -183,7 +183,7 @@ impl<'a> Placing<'a> {
     }
 
     /// At this node, at once or as soon as nobody else answers for them.
-    fn place(&self, node: &NodeName, given: &mut Given) {
+    fn place(&self, node: &NodeName, given: &mut EgressIpAssignment) {
         let silent = self
             .cluster
             .egress_nodes
@@ -214,7 +214,7 @@ impl<'a> Placing<'a> {
     }
 
     /// Where they are.
-    fn stay(&self, given: &mut Given) {
+    fn stay(&self, given: &mut EgressIpAssignment) {
         given.node = self.before.cloned();
         given.gone = self
             .before

@@ -20,12 +20,12 @@ pub fn plan(
         .cloned()
         .collect();
     let mut gateways = gateways::elect(cluster, settings);
-    let judged = policies::judge(cluster, settings);
+    let resolved = policies::resolve_all(cluster, settings);
     let networks = cluster.networks(settings);
-    let given = egress_ips::give(cluster, allocator, &judged, &gateways, &networks);
+    let given = egress_ips::assign_all(cluster, allocator, &resolved, &gateways, &networks);
     gateways::place(&mut gateways, &given);
     marks::allot(cluster, &mut gateways);
     plan.gateways = gateways::statuses(cluster, &gateways, &given, &networks, settings);
-    plan.policies = policies::statuses(cluster, judged, &given, settings);
+    plan.policies = policies::statuses(cluster, resolved, &given, settings);
     plan
 }

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     Cluster, ControllerSettings,
-    assignment::Given,
+    assignment::EgressIpAssignment,
     conditions, families, overlaps,
-    resolution::{Judged, Judgement},
+    resolution::{ResolvedPolicies, ResolvedPolicy},
 };
 use crate::{
     Attachments, Underlay,
@@ -18,19 +18,23 @@ use crate::{
 };
 
 /// Finds every policy's gateway.
-pub(super) fn judge(cluster: &Cluster, settings: &ControllerSettings) -> Judged {
+pub(super) fn resolve_all(cluster: &Cluster, settings: &ControllerSettings) -> ResolvedPolicies {
     cluster
         .policies
         .iter()
-        .map(|(name, policy)| (name.clone(), judge_one(cluster, policy, settings)))
+        .map(|(name, policy)| (name.clone(), resolve_one(cluster, policy, settings)))
         .collect()
 }
 
-fn judge_one(cluster: &Cluster, policy: &Policy, settings: &ControllerSettings) -> Judgement {
+fn resolve_one(
+    cluster: &Cluster,
+    policy: &Policy,
+    settings: &ControllerSettings,
+) -> ResolvedPolicy {
     let spec = match &policy.spec {
         Ok(spec) => spec,
         Err(problems) => {
-            return Judgement {
+            return ResolvedPolicy {
                 gateway: None,
                 refusal: Some(("Invalid", conditions::join(problems))),
             };
@@ -56,7 +60,7 @@ fn judge_one(cluster: &Cluster, policy: &Policy, settings: &ControllerSettings) 
             } else {
                 None
             };
-            Judgement {
+            ResolvedPolicy {
                 gateway: Some(name.clone()),
                 refusal,
             }
@@ -66,7 +70,7 @@ fn judge_one(cluster: &Cluster, policy: &Policy, settings: &ControllerSettings) 
                 GatewayProblem::NotFound(_) => "GatewayNotFound",
                 GatewayProblem::Ambiguous(_) => "AmbiguousGateway",
             };
-            Judgement {
+            ResolvedPolicy {
                 gateway: None,
                 refusal: refuse(
                     reason,
@@ -81,14 +85,14 @@ fn judge_one(cluster: &Cluster, policy: &Policy, settings: &ControllerSettings) 
 /// What is written about every policy.
 pub(super) fn statuses(
     cluster: &Cluster,
-    mut judged: Judged,
-    given: &BTreeMap<PolicyName, Given>,
+    mut resolved: ResolvedPolicies,
+    given: &BTreeMap<PolicyName, EgressIpAssignment>,
     settings: &ControllerSettings,
 ) -> BTreeMap<PolicyName, EgressGatewayPolicyStatus> {
-    let mut overlaps = overlaps::find(cluster, &judged);
+    let mut overlaps = overlaps::find(cluster, &resolved);
     let status = |(name, policy): (&PolicyName, &Policy)| {
-        let judgement = judged.remove(name).unwrap_or_default();
-        let spec = policy.spec.as_ref().ok().zip(judgement.gateway.as_ref());
+        let resolution = resolved.remove(name).unwrap_or_default();
+        let spec = policy.spec.as_ref().ok().zip(resolution.gateway.as_ref());
         let unserved =
             spec.and_then(|(spec, gateway)| families::unserved(cluster, settings, spec, gateway));
         let no_way = given.get(name).and_then(|given| no_way(cluster, given));
@@ -96,7 +100,7 @@ pub(super) fn statuses(
             name.clone(),
             status(
                 policy,
-                judgement,
+                resolution,
                 given.get(name),
                 unserved.as_deref(),
                 (overlaps.remove(name), no_way),
@@ -110,7 +114,7 @@ pub(super) fn statuses(
 type Finding = (&'static str, String);
 
 /// Why nothing leaves with an address at the node that has it.
-fn no_way(cluster: &Cluster, given: &Given) -> Option<Finding> {
+fn no_way(cluster: &Cluster, given: &EgressIpAssignment) -> Option<Finding> {
     let name = given.node.as_ref()?;
     let node = cluster.egress_nodes.get(name)?;
     let device = node.device.as_ref()?;
@@ -150,14 +154,14 @@ fn no_way(cluster: &Cluster, given: &Given) -> Option<Finding> {
 
 fn status(
     policy: &Policy,
-    judgement: Judgement,
-    given: Option<&Given>,
+    resolution: ResolvedPolicy,
+    given: Option<&EgressIpAssignment>,
     unserved: Option<&str>,
     (overlap, no_way): (Option<Finding>, Option<Finding>),
 ) -> EgressGatewayPolicyStatus {
     let generation = Some(policy.generation);
-    let refusal = judgement.refusal.or_else(|| given?.refusal()).or(no_way);
-    let (accepted, reason, message) = match (refusal, &judgement.gateway) {
+    let refusal = resolution.refusal.or_else(|| given?.refusal()).or(no_way);
+    let (accepted, reason, message) = match (refusal, &resolution.gateway) {
         (Some((reason, message)), _) => (false, reason, message),
         (None, Some(gateway)) => {
             let unheard = given
@@ -202,7 +206,7 @@ fn status(
         ipv6: of(Family::V6),
     };
     EgressGatewayPolicyStatus {
-        egress_gateway: judgement.gateway.map(|name| name.to_string()),
+        egress_gateway: resolution.gateway.map(|name| name.to_string()),
         egress_ip: (egress_ip != EgressIp::default()).then_some(egress_ip),
         node: given
             .and_then(|given| given.node.as_ref())

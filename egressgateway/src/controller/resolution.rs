@@ -8,11 +8,11 @@ use crate::{
 };
 
 /// What was found about each policy.
-pub(super) type Judged = BTreeMap<PolicyName, Judgement>;
+pub(super) type ResolvedPolicies = BTreeMap<PolicyName, ResolvedPolicy>;
 
 /// What was found about a policy.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Judgement {
+pub(super) struct ResolvedPolicy {
     /// Its gateway, if it has one.
     pub(super) gateway: Option<GatewayName>,
     /// Reason and message, where it can't be in force.

@@ -51,12 +51,12 @@ pub struct Finding {
     /// Where.
     pub origin: Origin,
     /// What.
-    pub remark: Remark,
+    pub remark: ManifestWarning,
 }
 
 /// What was found in a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Remark {
+pub enum ManifestWarning {
     /// A kind that says nothing about egress; it is left out.
     Ignored,
     /// Something that the API server or the webhook would refuse.
@@ -67,19 +67,19 @@ impl Finding {
     /// Whether the cluster would refuse it.
     #[must_use]
     pub fn is_error(&self) -> bool {
-        matches!(self.remark, Remark::Wrong(_))
+        matches!(self.remark, ManifestWarning::Wrong(_))
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.remark {
-            Remark::Ignored => write!(
+            ManifestWarning::Ignored => write!(
                 f,
                 "{}: says nothing about egress and is left out",
                 self.origin
             ),
-            Remark::Wrong(problem) => write!(f, "{}: {problem}", self.origin),
+            ManifestWarning::Wrong(problem) => write!(f, "{}: {problem}", self.origin),
         }
     }
 }
@@ -135,7 +135,7 @@ impl Manifests {
     fn wrong(&mut self, origin: &Origin, problem: Problem) {
         self.findings.push(Finding {
             origin: origin.clone(),
-            remark: Remark::Wrong(problem),
+            remark: ManifestWarning::Wrong(problem),
         });
     }
 
@@ -200,7 +200,7 @@ impl Manifests {
         if !known {
             return self.findings.push(Finding {
                 origin,
-                remark: Remark::Ignored,
+                remark: ManifestWarning::Ignored,
             });
         }
         if name.is_empty() {

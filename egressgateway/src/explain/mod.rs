@@ -49,7 +49,7 @@ mod structure;
 mod way;
 
 pub use explanation::{Cause, Exit, Explanation, Step, Verdict};
-pub use manifest::{Finding, Manifests, Origin, Remark};
+pub use manifest::{Finding, ManifestWarning, Manifests, Origin};
 pub use offline::Offline;
 pub use settings::{OfflineSettings, Statuses, UNDERLAY_DEVICE, UNDERLAY_INDEX, UNDERLAY_MTU};
-pub use way::{Unexplained, explain};
+pub use way::{ExplainError, explain};

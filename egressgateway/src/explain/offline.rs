@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Attachments, DriversDesired, NodeDesired, Underlay,
-    index::{Index, Trouble},
+    index::{Index, ObjectError},
     model::{Family, GatewayName, NodeName, PodName},
     plan,
     spec::GatewaySpec,
@@ -37,7 +37,7 @@ pub struct Offline {
     pub(super) pods: BTreeMap<PodName, Option<Pod>>,
     at_rest: bool,
     /// Of pools, as a webhook would refuse them.
-    pools: Vec<Trouble>,
+    pools: Vec<ObjectError>,
     notes: Vec<String>,
 }
 
@@ -106,7 +106,7 @@ impl Offline {
 
     /// What is wrong with the cluster's objects, as their conditions would say.
     #[must_use]
-    pub fn troubles(&self) -> Vec<Trouble> {
+    pub fn troubles(&self) -> Vec<ObjectError> {
         let problems = self
             .views
             .values()
@@ -171,7 +171,7 @@ fn notes(settled: &Settled, manifests: &Manifests, settings: &OfflineSettings) -
     settled.changes(settings.mask).filter_map(note).collect()
 }
 
-fn pools(settled: &Settled, settings: &OfflineSettings) -> Vec<Trouble> {
+fn pools(settled: &Settled, settings: &OfflineSettings) -> Vec<ObjectError> {
     let nodes = settled
         .nodes
         .iter()
@@ -190,7 +190,7 @@ fn pools(settled: &Settled, settings: &OfflineSettings) -> Vec<Trouble> {
     let troubles = |(name, spec): (GatewayName, GatewaySpec)| {
         plan::misplaced_pool(&spec, &networks)
             .into_iter()
-            .map(move |problem| Trouble::Gateway(name.clone(), problem))
+            .map(move |problem| ObjectError::Gateway(name.clone(), problem))
     };
     gateways.flat_map(troubles).collect()
 }

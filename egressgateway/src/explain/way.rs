@@ -7,13 +7,13 @@ use crate::{
     NextHop, NodeDesired, PolicyDesired,
     index::{Decision, Index},
     model::{self, ClassKey, Family, NodeName, PodName, PolicyName, SourceNat, TargetId},
-    plan::{self, Claim},
+    plan::{self, RangeClaim},
     world::Pod,
 };
 
 /// Why nothing can be said about a connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unexplained {
+pub enum ExplainError {
     /// The manifests have no such pod.
     #[error("there is no Pod {0}")]
     NoSuchPod(PodName),
@@ -36,11 +36,11 @@ pub fn explain(
     offline: &Offline,
     source: &PodName,
     destination: IpAddr,
-) -> Result<Explanation, Unexplained> {
+) -> Result<Explanation, ExplainError> {
     let pod = offline
         .pods
         .get(source)
-        .ok_or_else(|| Unexplained::NoSuchPod(source.clone()))?;
+        .ok_or_else(|| ExplainError::NoSuchPod(source.clone()))?;
     let mut answer = Answer::new(source, destination);
     let Some(pod) = pod else {
         answer.say(
@@ -56,7 +56,7 @@ pub fn explain(
     let (desired, index) = offline
         .desired(node)
         .zip(offline.index(node))
-        .ok_or_else(|| Unexplained::NoSuchNode(source.clone(), node.clone()))?;
+        .ok_or_else(|| ExplainError::NoSuchNode(source.clone(), node.clone()))?;
     answer.explanation.address = Some(address);
     answer.explanation.on = Some(node.to_string());
     answer.say(format!("Pod {source}"), format!("runs on {node}"));
@@ -79,11 +79,11 @@ fn place<'a>(
     name: &PodName,
     pod: &'a Pod,
     destination: IpAddr,
-) -> Result<(&'a NodeName, IpAddr), Unexplained> {
+) -> Result<(&'a NodeName, IpAddr), ExplainError> {
     let node = pod
         .node
         .as_ref()
-        .ok_or_else(|| Unexplained::NotScheduled(name.clone()))?;
+        .ok_or_else(|| ExplainError::NotScheduled(name.clone()))?;
     let family = Family::of(destination);
     let address = pod
         .addresses
@@ -92,7 +92,7 @@ fn place<'a>(
         .find(|address| Family::of(*address) == family);
     Ok((
         node,
-        address.ok_or_else(|| Unexplained::NoAddress(name.clone(), family))?,
+        address.ok_or_else(|| ExplainError::NoAddress(name.clone(), family))?,
     ))
 }
 
@@ -227,7 +227,7 @@ impl Way<'_> {
     }
 
     /// A policy's best claim on the destination.
-    fn claim(&self, name: &PolicyName) -> Option<Claim> {
+    fn claim(&self, name: &PolicyName) -> Option<RangeClaim> {
         let policy = self.index.policy(name)?;
         let claims = plan::claims(name, policy.spec.as_ref().ok()?, policy.created);
         claims
@@ -523,7 +523,7 @@ fn leaves(mut answer: Answer, gateway: &str) -> Explanation {
 }
 
 /// Why one claim has the lesser rank.
-fn beaten(won: &Claim, lost: &Claim) -> String {
+fn beaten(won: &RangeClaim, lost: &RangeClaim) -> String {
     let (won, lost) = (&won.rank, &lost.rank);
     if won.priority != lost.priority {
         format!("priority {} is behind {}", lost.priority, won.priority)

@@ -5,7 +5,7 @@ use std::{
 
 use imbl::OrdSet;
 
-use super::{policies::Policies, who::Who};
+use super::{pod_index::PodIndex, policies::Policies};
 use crate::{
     PolicyDesired,
     model::{ClassId, ClassIds, ClassKey, IpRange, TargetId, Verdict},
@@ -48,11 +48,11 @@ impl Classes {
     /// Publishes what changed.
     pub(super) fn settle(
         &mut self,
-        who: &mut Who,
+        pod_index: &mut PodIndex,
         policies: &mut Policies,
         desired: &mut PolicyDesired,
     ) {
-        let mut touched = self.move_addresses(who, desired);
+        let mut touched = self.move_addresses(pod_index, desired);
         touched.extend(self.take_subnets(policies, desired));
         let changed = std::mem::take(&mut policies.changed_rules);
         let all = self.accepts != desired.accepts;
@@ -82,12 +82,16 @@ impl Classes {
 
     /// Files every address under the class that it has now; what was published of it under the old
     /// one is withdrawn.
-    fn move_addresses(&mut self, who: &mut Who, desired: &mut PolicyDesired) -> BTreeSet<ClassKey> {
+    fn move_addresses(
+        &mut self,
+        pod_index: &mut PodIndex,
+        desired: &mut PolicyDesired,
+    ) -> BTreeSet<ClassKey> {
         let mut touched = BTreeSet::new();
-        for address in who.take_dirty() {
-            let now = who
+        for address in pod_index.take_dirty() {
+            let now = pod_index
                 .class_by_pods(address)
-                .map(|class| (class, who.local().contains(&address)));
+                .map(|class| (class, pod_index.local().contains(&address)));
             if self.of_address.get(&address) == now.as_ref() {
                 continue;
             }

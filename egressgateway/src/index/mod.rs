@@ -10,10 +10,10 @@
 
 mod classes;
 mod objects;
+mod pod_index;
 mod policies;
 mod selectors;
 mod strays;
-mod who;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,9 +38,9 @@ use crate::{
 };
 
 use classes::Classes;
+use pod_index::PodIndex;
 use policies::Policies;
 use strays::Strays;
-use who::Who;
 
 /// What an index must know besides the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub struct Decision {
 
 /// What is wrong with an object, as its status says it too.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum ObjectError {
     /// A policy's specification.
     Policy(PolicyName, Problem),
     /// A policy without a gateway.
@@ -116,7 +116,7 @@ pub struct Index {
     contested: BTreeSet<IpAddr>,
     granted: Option<BTreeSet<IpAddr>>,
     policies: Policies,
-    who: Who,
+    pod_index: PodIndex,
     classes: Classes,
     desired: NodeDesired,
     /// Something besides pods changed since `desired` was settled.
@@ -146,7 +146,7 @@ impl Index {
             contested: BTreeSet::new(),
             granted: None,
             policies: Policies::default(),
-            who: Who::default(),
+            pod_index: PodIndex::default(),
             classes: Classes::default(),
             desired: NodeDesired::default(),
             stale: true,
@@ -159,18 +159,22 @@ impl Index {
     pub fn apply(&mut self, change: Change) -> bool {
         let news = match change {
             Change::Pod(name, pod) => {
-                let touched = [self.who.pod(&name), pod.as_ref()]
+                let touched = [self.pod_index.pod(&name), pod.as_ref()]
                     .into_iter()
                     .flatten()
                     .flat_map(|pod| pod.addresses.iter().copied());
                 let touched: BTreeSet<IpAddr> = touched.collect();
-                let news = self.who.set_pod(name, pod);
+                let news = self.pod_index.set_pod(name, pod);
                 if news {
-                    self.stale |= self.strays.follow(touched, &self.who, &self.settings.node);
+                    self.stale |= self
+                        .strays
+                        .follow(touched, &self.pod_index, &self.settings.node);
                 }
                 return news;
             }
-            Change::Namespace(name, namespace) => return self.who.set_namespace(name, namespace),
+            Change::Namespace(name, namespace) => {
+                return self.pod_index.set_namespace(name, namespace);
+            }
             Change::Node(name, node) => set(&mut self.nodes, name, node),
             Change::EgressNode(name, node) => set(&mut self.egress_nodes, name, node),
             Change::Gateway(name, gateway) => set(&mut self.gateways, name, gateway),
@@ -348,11 +352,15 @@ impl Index {
             self.settle_frame();
             self.stale = false;
         }
-        self.who.settle(&mut self.policies, &self.settings.node);
-        self.classes
-            .settle(&mut self.who, &mut self.policies, &mut self.desired.policy);
+        self.pod_index
+            .settle(&mut self.policies, &self.settings.node);
+        self.classes.settle(
+            &mut self.pod_index,
+            &mut self.policies,
+            &mut self.desired.policy,
+        );
         if let Some(gate) = &mut self.desired.policy.start_gate {
-            gate.known.clone_from(self.who.local());
+            gate.known.clone_from(self.pod_index.local());
         }
         self.desired.clone()
     }
@@ -463,7 +471,7 @@ impl Index {
 
     /// What is wrong with objects.
     #[must_use]
-    pub fn problems(&self) -> Vec<Trouble> {
+    pub fn problems(&self) -> Vec<ObjectError> {
         let gateways = self.gateways.iter().flat_map(|(name, gateway)| {
             gateway
                 .spec
@@ -471,7 +479,7 @@ impl Index {
                 .err()
                 .into_iter()
                 .flatten()
-                .map(|problem| Trouble::Gateway(name.clone(), problem.clone()))
+                .map(|problem| ObjectError::Gateway(name.clone(), problem.clone()))
         });
         let policies = self
             .policies
@@ -479,7 +487,7 @@ impl Index {
             .flat_map(|(name, policy)| match &policy.spec {
                 Err(problems) => problems
                     .iter()
-                    .map(|problem| Trouble::Policy(name.clone(), problem.clone()))
+                    .map(|problem| ObjectError::Policy(name.clone(), problem.clone()))
                     .collect(),
                 Ok(spec) => {
                     let unresolved = plan::resolve(
@@ -490,7 +498,7 @@ impl Index {
                     .err();
                     unresolved
                         .into_iter()
-                        .map(|problem| Trouble::Unresolved(name.clone(), problem))
+                        .map(|problem| ObjectError::Unresolved(name.clone(), problem))
                         .collect::<Vec<_>>()
                 }
             });
@@ -501,14 +509,14 @@ impl Index {
     /// first.
     #[must_use]
     pub fn policies_of(&self, source: IpAddr) -> Option<ClassKey> {
-        self.who.class_of(source)
+        self.pod_index.class_of(source)
     }
 
     /// Which of a class's policies decides about a destination; none: no policy wants it. Exempt
     /// networks are not considered.
     #[must_use]
     pub fn decision(&self, class: &ClassKey, destination: IpAddr) -> Option<Decision> {
-        let stretches = self.policies.cover(class);
+        let stretches = self.policies.resolve_overlaps(class);
         let stretch = stretches
             .iter()
             .find(|stretch| stretch.range.contains(destination))?;
@@ -558,7 +566,7 @@ impl Index {
     /// A pod as it was told.
     #[must_use]
     pub fn pod(&self, name: &PodName) -> Option<&Pod> {
-        self.who.pod(name)
+        self.pod_index.pod(name)
     }
 
     /// Everything that does not depend on single pods, from scratch: it grows with nodes and
@@ -699,7 +707,7 @@ impl Index {
             .chain(nodes().flat_map(|node| node.pod_networks.iter().copied()))
             .collect();
         self.strays
-            .settle(&networks, &self.who, &self.settings.node);
+            .settle(&networks, &self.pod_index, &self.settings.node);
         let overlay = self
             .egress_nodes
             .values()

@@ -11,7 +11,7 @@ use crate::{
         ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict,
         range_predecessor, range_successor,
     },
-    plan::{self, Claim, Reason, Stretch},
+    plan::{self, RangeClaim, Reason, ResolvedRange},
     spec::Subject,
     world::{Gateway, Policy},
 };
@@ -122,7 +122,7 @@ impl Policies {
         }
     }
 
-    fn claims(&self, name: &PolicyName) -> Vec<Claim> {
+    fn claims(&self, name: &PolicyName) -> Vec<RangeClaim> {
         let policy = self.verdicts.get(name).and_then(|_| self.all.get(name));
         policy
             .and_then(|policy| {
@@ -136,8 +136,8 @@ impl Policies {
     }
 
     /// Who wins where among the policies of a class.
-    pub(super) fn cover(&self, class: &ClassKey) -> Vec<Stretch> {
-        plan::cover(
+    pub(super) fn resolve_overlaps(&self, class: &ClassKey) -> Vec<ResolvedRange> {
+        plan::resolve_overlaps(
             &class
                 .policies()
                 .iter()
@@ -182,7 +182,7 @@ impl Policies {
     /// range.
     pub(super) fn destinations(&self, class: &ClassKey) -> Vec<(IpRange, Verdict)> {
         let mut ranges: Vec<(IpRange, Verdict)> = Vec::new();
-        for Stretch { range, policy } in self.cover(class) {
+        for ResolvedRange { range, policy } in self.resolve_overlaps(class) {
             let Some((verdict, _)) = self.verdict(&policy, range.family()) else {
                 continue;
             };

@@ -5,7 +5,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::who::Who;
+use super::pod_index::PodIndex;
 use crate::{
     model::{Family, IpRange, NodeName},
     plan,
@@ -23,21 +23,21 @@ pub(super) struct Strays {
 
 impl Strays {
     /// From now on these networks are known.
-    pub(super) fn settle(&mut self, networks: &[IpNet], who: &Who, own: &NodeName) {
+    pub(super) fn settle(&mut self, networks: &[IpNet], pod_index: &PodIndex, own: &NodeName) {
         let known = plan::merge(networks.iter().copied().map(IpRange::from));
         if self.known == known {
             return;
         }
         self.known = known;
         self.found.clear();
-        self.follow(who.addresses().collect(), who, own);
+        self.follow(pod_index.addresses().collect(), pod_index, own);
     }
 
     /// Pods may have come to these addresses, or left them. Says whether that changed anything.
     pub(super) fn follow(
         &mut self,
         addresses: BTreeSet<IpAddr>,
-        who: &Who,
+        pod_index: &PodIndex,
         own: &NodeName,
     ) -> bool {
         let mut changed = false;
@@ -45,7 +45,7 @@ impl Strays {
             .into_iter()
             .filter(|address| !is_in(&self.known, *address))
         {
-            changed |= match who.is_of(address, own) {
+            changed |= match pod_index.is_of(address, own) {
                 Some(is_own) => self.found.insert(address, is_own) != Some(is_own),
                 None => self.found.remove(&address).is_some(),
             };

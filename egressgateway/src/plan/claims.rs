@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Claim, Rank, merge};
+use super::{RangeClaim, Rank, merge};
 use crate::{
     model::{Family, IpRange, PolicyName, range_predecessor, range_successor},
     spec::PolicySpec,
@@ -11,7 +11,7 @@ use crate::{
 /// What a policy claims: its destinations (everything where it names none) without its own
 /// exceptions.
 #[must_use]
-pub fn claims(policy: &PolicyName, spec: &PolicySpec, created: i64) -> Vec<Claim> {
+pub fn claims(policy: &PolicyName, spec: &PolicySpec, created: i64) -> Vec<RangeClaim> {
     let everything = || {
         Family::ALL
             .map(|family| (IpRange::everything(family), 0))
@@ -36,10 +36,12 @@ pub fn claims(policy: &PolicyName, spec: &PolicySpec, created: i64) -> Vec<Claim
             created,
             policy: policy.clone(),
         };
-        without(range, &holes).into_iter().map(move |range| Claim {
-            range,
-            rank: rank.clone(),
-        })
+        without(range, &holes)
+            .into_iter()
+            .map(move |range| RangeClaim {
+                range,
+                rank: rank.clone(),
+            })
     };
     destinations.into_iter().flat_map(claim).collect()
 }
@@ -66,7 +68,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::cover;
+    use crate::plan::resolve_overlaps;
 
     fn spec(priority: u32, destinations: &[&str], exceptions: &[&str]) -> PolicySpec {
         let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
@@ -81,11 +83,11 @@ mod tests {
     }
 
     fn winners(policies: &[(&str, i64, PolicySpec)]) -> Vec<(String, String)> {
-        let all: Vec<Claim> = policies
+        let all: Vec<RangeClaim> = policies
             .iter()
             .flat_map(|(name, created, spec)| claims(&PolicyName::from(*name), spec, *created))
             .collect();
-        cover(&all)
+        resolve_overlaps(&all)
             .into_iter()
             .map(|stretch| (stretch.range.to_string(), stretch.policy.to_string()))
             .collect()
@@ -198,8 +200,8 @@ mod tests {
                     (PolicyName::from(format!("p{index}")), created, spec)
                 })
                 .collect();
-            let all: Vec<Claim> = policies.iter().flat_map(|(name, created, spec)| claims(name, spec, *created)).collect();
-            let stretches = cover(&all);
+            let all: Vec<RangeClaim> = policies.iter().flat_map(|(name, created, spec)| claims(name, spec, *created)).collect();
+            let stretches = resolve_overlaps(&all);
             for pair in stretches.windows(2) {
                 prop_assert!(pair[0].range.last() < pair[1].range.first());
             }

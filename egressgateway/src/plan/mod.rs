@@ -4,7 +4,6 @@
 #[cfg(feature = "kubernetes")]
 mod claims;
 mod exempt;
-mod flatten;
 #[cfg(feature = "kubernetes")]
 mod gateway;
 #[cfg(feature = "kubernetes")]
@@ -15,13 +14,13 @@ mod pod_networks;
 mod ranges;
 #[cfg(feature = "kubernetes")]
 mod reserved;
+mod resolve_overlaps;
 
 #[cfg(feature = "kubernetes")]
 pub use claims::claims;
 #[cfg(feature = "kubernetes")]
 pub(crate) use claims::without;
 pub use exempt::{direct, exempt};
-pub use flatten::{Claim, Rank, Stretch, cover};
 #[cfg(feature = "kubernetes")]
 pub use gateway::{
     GatewayProblem, Reason, candidates, forward_method, resolve, unless_withheld, verdict,
@@ -37,3 +36,4 @@ pub use reserved::{
     ClusterNetwork, Holder, cluster_networks, hosts, misplaced, misplaced_pool, owner, reserved,
     usable,
 };
+pub use resolve_overlaps::{RangeClaim, Rank, ResolvedRange, resolve_overlaps};

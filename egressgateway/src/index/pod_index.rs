@@ -23,7 +23,7 @@ const FEW: usize = 16;
 /// Where several pods claim one address, as may happen while it passes from one to the next, the
 /// address belongs to the policies of all of them: the stricter reading.
 #[derive(Debug, Default)]
-pub(super) struct Who {
+pub(super) struct PodIndex {
     namespaces: Namespaces,
     pods: BTreeMap<PodName, Entry>,
     by_address: BTreeMap<IpAddr, Claimants>,
@@ -83,7 +83,7 @@ struct Entry {
     policies: Option<ClassKey>,
 }
 
-impl Who {
+impl PodIndex {
     pub(super) fn set_pod(&mut self, name: PodName, pod: Option<Pod>) -> bool {
         if self.pods.get(&name).map(|entry| &entry.pod) == pod.as_ref() {
             return false;

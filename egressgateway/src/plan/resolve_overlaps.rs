@@ -21,7 +21,7 @@ pub struct Rank {
 
 /// A policy's claim on a range of destinations.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct RangeClaim {
     /// The range.
     pub range: IpRange,
     /// Against other claims.
@@ -30,7 +30,7 @@ pub struct Claim {
 
 /// A range and the policy that won it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stretch {
+pub struct ResolvedRange {
     /// The range.
     pub range: IpRange,
     /// The winner.
@@ -40,8 +40,8 @@ pub struct Stretch {
 /// The winners of all claims, as ascending disjoint ranges; neighbours with the same winner are one
 /// range.
 #[must_use]
-pub fn cover(claims: &[Claim]) -> Vec<Stretch> {
-    let mut starts: BTreeMap<_, Vec<&Claim>> = BTreeMap::new();
+pub fn resolve_overlaps(claims: &[RangeClaim]) -> Vec<ResolvedRange> {
+    let mut starts: BTreeMap<_, Vec<&RangeClaim>> = BTreeMap::new();
     let mut bounds = BTreeSet::new();
     for claim in claims {
         starts.entry(claim.range.first()).or_default().push(claim);
@@ -51,7 +51,7 @@ pub fn cover(claims: &[Claim]) -> Vec<Stretch> {
         bounds.extend(range_successor(claim.range.last()));
     }
     let mut active: BTreeSet<(&Rank, IpRange)> = BTreeSet::new();
-    let mut stretches: Vec<Stretch> = Vec::new();
+    let mut stretches: Vec<ResolvedRange> = Vec::new();
     let bounds: Vec<_> = bounds.into_iter().collect();
     for (index, first) in bounds.iter().enumerate() {
         active.retain(|(_, range)| range.contains(*first));
@@ -79,7 +79,7 @@ pub fn cover(claims: &[Claim]) -> Vec<Stretch> {
                     previous.range = longer;
                 }
             }
-            _ => stretches.push(Stretch {
+            _ => stretches.push(ResolvedRange {
                 range,
                 policy: winner.policy.clone(),
             }),
