@@ -53,7 +53,7 @@ fn without_an_api_server_nothing_changes_and_sigterm_ends_the_agent() {
             .lines()
             .map_while(Result::ok);
         // One line of the main loop and one of a task of its own.
-        for words in ["watch starts again", "lease was not renewed"] {
+        for words in ["watch failed; starting again", "cannot renew Lease"] {
             let line = logs
                 .by_ref()
                 .find(|line| line.contains(words))

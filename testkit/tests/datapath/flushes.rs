@@ -137,7 +137,7 @@ fn warnings(world: &World, node: &str) -> usize {
     world
         .cluster
         .log(&agent(node))
-        .matches("somebody else changed the packet filter")
+        .matches("restored the packet filter after a foreign change")
         .count()
 }
 

@@ -154,7 +154,7 @@ fn holds_back_what_the_leader_wants(
         let log = installed.log("controller-b");
         let wants = log
             .lines()
-            .filter(|line| line.contains("the cluster is not as planned"));
+            .filter(|line| line.contains("plan differs from the cluster; writing"));
         wants
             .map(|line| {
                 serde_json::from_str::<Value>(line).unwrap()["writes"]

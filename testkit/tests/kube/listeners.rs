@@ -38,7 +38,9 @@ impl Daemon {
         let mut said = String::new();
         // It listens before it asks the API server that is not there.
         while logs.read_line(&mut said).unwrap() > 0 {
-            if said.contains("watch starts again") || said.contains("leader election") {
+            if said.contains("watch failed; starting again")
+                || said.contains("leader election request failed")
+            {
                 daemon.1 = Some(logs);
                 return daemon;
             }

@@ -30,7 +30,7 @@ pub(crate) async fn bounded<T>(
         what,
         after = LONG.as_secs_f64(),
         limit = limit.as_secs_f64(),
-        "kernel work takes long"
+        "kernel call is slow"
     );
     match tokio::time::timeout(limit.saturating_sub(LONG), work).await {
         Ok(result) => result,

@@ -79,7 +79,7 @@ impl NodeReconciler {
                     tracing::debug!(
                         number = self.number,
                         error = error.chain(),
-                        "the kernel is not as last seen; reading it again"
+                        "kernel state changed since the last read; reading it again"
                     );
                     self.drivers.invalidate();
                     self.before = self.before.take().map(|before| union(&before, &next));

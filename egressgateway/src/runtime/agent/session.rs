@@ -265,7 +265,7 @@ impl Session {
                 self.initial_sync.synced(kind, scope);
             }
             Message::Interrupted(kind, error) => {
-                tracing::warn!(kind, %error, "watch starts again");
+                tracing::warn!(kind, %error, "watch failed; starting again");
                 self.metrics.watch.restarted(kind);
             }
         }
@@ -347,10 +347,7 @@ impl Session {
         self.outputs.pods.send_if_modified(|scope| {
             let other = *scope != needed;
             if other {
-                tracing::info!(
-                    all = needed.fields.is_none(),
-                    "the pods that are followed change"
-                );
+                tracing::info!(all = needed.fields.is_none(), "pod watch scope changed");
                 *scope = needed;
             }
             other
@@ -361,7 +358,7 @@ impl Session {
         if let Err(error) = changed {
             tracing::warn!(
                 error = error.chain(),
-                "changes of the host may have been missed"
+                "cannot follow links and routes; changes may have been missed"
             );
         }
         self.deadlines.host_changed(Instant::now());
@@ -371,10 +368,10 @@ impl Session {
         match changed {
             // Or the backend itself: what was written and what is there are compared before
             // anything is said.
-            Ok(()) => tracing::debug!("the packet filter may have changed; it is read again"),
+            Ok(()) => tracing::debug!("packet filter may have changed; reading it again"),
             Err(error) => tracing::warn!(
                 error = error.chain(),
-                "changes of the packet filter may have been missed"
+                "cannot follow the packet filter; changes may have been missed"
             ),
         }
         self.deadlines.policy_changed(Instant::now());
@@ -408,14 +405,14 @@ impl Session {
     /// changed it.
     async fn restore_policy(&mut self) {
         match self.reconciler.restore_policy().await {
-            Ok(Outcome::Applied) => tracing::warn!(
-                "somebody else changed the packet filter; what was in force is there again"
-            ),
+            Ok(Outcome::Applied) => {
+                tracing::warn!("restored the packet filter after a foreign change")
+            }
             Ok(Outcome::Unchanged) => {}
             Err(error) => tracing::warn!(
                 kind = error.kind.as_str(),
                 error = error.chain(),
-                "the packet filter was not restored"
+                "cannot restore the packet filter"
             ),
         }
     }
@@ -459,7 +456,7 @@ impl Session {
                         .map_or(0, |gate| gate.governed.len());
                     tracing::warn!(
                         governed,
-                        "traffic of pods to what was governed before the boot waits until everything was listed"
+                        "blocking traffic to destinations governed before the boot until the initial sync"
                     );
                 }
                 self.settings.kernel_backoff.succeeded();
@@ -470,7 +467,7 @@ impl Session {
                 tracing::error!(
                     kind = error.kind.as_str(),
                     error = error.chain(),
-                    "what was governed before the boot can't be held"
+                    "cannot block traffic to destinations governed before the boot"
                 );
             }
         }
@@ -507,7 +504,7 @@ impl Session {
                 tracing::error!(
                     kind = error.kind.as_str(),
                     error = error.chain(),
-                    "the host can't be read"
+                    "cannot read links, addresses and routes"
                 );
                 self.deadlines.host_failed(Instant::now());
             }

@@ -104,7 +104,7 @@ impl EventWriter {
                 kind = error.kind.as_str(),
                 error = error.chain(),
                 reason = &*event.reason,
-                "an event is lost"
+                "cannot write Event; it is lost"
             );
         }
     }

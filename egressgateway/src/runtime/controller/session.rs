@@ -283,7 +283,7 @@ impl Session {
                 }
             }
             Message::Interrupted(kind, error) => {
-                tracing::warn!(kind, %error, "watch starts again");
+                tracing::warn!(kind, %error, "watch failed; starting again");
                 self.metrics.watch.restarted(kind);
                 if kind == kind::LEASES {
                     self.cache.lease_tracker.interrupted(Instant::now());
@@ -364,7 +364,10 @@ impl Session {
             self.settings.backoff.succeeded();
             return;
         }
-        tracing::info!(writes = writes.len(), "the cluster is not as planned");
+        tracing::info!(
+            writes = writes.len(),
+            "plan differs from the cluster; writing"
+        );
         let writes: Vec<_> = writes
             .into_iter()
             .map(|write| (write.events(&self.cache), write))
@@ -426,7 +429,7 @@ impl Session {
                 tracing::debug!(
                     object,
                     error = error.chain(),
-                    "the object changed meanwhile"
+                    "write conflict; planning again"
                 );
             }
             Err(error) => tracing::warn!(

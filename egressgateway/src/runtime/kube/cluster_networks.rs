@@ -65,7 +65,10 @@ impl<M: From<Change> + Send + 'static> ClusterNetworks<M> {
                     jitter(self.interval)
                 }
                 Err(error) => {
-                    tracing::warn!(error = error.chain(), "networks of services and pods");
+                    tracing::warn!(
+                        error = error.chain(),
+                        "cannot read Service and pod networks"
+                    );
                     self.backoff.delay()
                 }
             };
@@ -196,7 +199,7 @@ fn readable<T>(answer: Result<T, kube::Error>, context: &str) -> Result<Option<T
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(error) if matches!(errors::code(&error), Some(401 | 403 | 404 | 405)) => {
-            tracing::debug!(%error, context, "not readable");
+            tracing::debug!(%error, context, "cannot read cluster networks from this kind of object");
             Ok(None)
         }
         Err(error) => {

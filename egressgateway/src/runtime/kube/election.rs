@@ -128,7 +128,10 @@ impl Election {
             .await
             .unwrap_or(Ok(()))
         {
-            tracing::warn!(error = error.chain(), "leadership was not handed over");
+            tracing::warn!(
+                error = error.chain(),
+                "cannot release leadership; the next leader waits until the Lease expires"
+            );
         }
     }
 
@@ -157,7 +160,7 @@ impl Election {
 
     fn failed(&self, error: &Error) {
         self.metrics.failed(error.kind);
-        tracing::warn!(error = error.chain(), "leader election");
+        tracing::warn!(error = error.chain(), "leader election request failed");
     }
 
     fn publish(&self, leading: &watch::Sender<Leading>, until: Leading) {

@@ -228,7 +228,7 @@ where
     fn receive(&self, object: &DeserializeGuard<K>) -> (Key, Option<M>) {
         let key = self.key(object);
         if let Err(invalid) = &object.0 {
-            tracing::warn!(kind = self.kind, object = %key, error = %invalid.error, "object is not what its type says");
+            tracing::warn!(kind = self.kind, object = %key, error = %invalid.error, "cannot decode object");
         }
         let seen = (self.map)(&key, Some(&object.0));
         (key, seen)

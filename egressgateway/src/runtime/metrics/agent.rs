@@ -118,12 +118,12 @@ impl AgentMetrics {
         );
         registry.register(
             "reconcile_errors",
-            "Failures of drivers by kind",
+            "Failed driver calls, by kind",
             self.errors.clone(),
         );
         registry.register(
             "converges",
-            "Converges of the node by outcome; first is the one after start",
+            "Converges of the node, by outcome; first is the one after start",
             self.converges.clone(),
         );
         registry.register(
@@ -138,12 +138,12 @@ impl AgentMetrics {
         );
         registry.register(
             "probes_sent",
-            "Probes that were sent to gateway nodes",
+            "Probes sent to gateway nodes",
             self.probes_sent.clone(),
         );
         registry.register(
             "probes_answered",
-            "Answers to them",
+            "Probe replies received",
             self.probes_answered.clone(),
         );
         registry.register(
@@ -153,12 +153,12 @@ impl AgentMetrics {
         );
         registry.register(
             "gateways_lost",
-            "How often a gateway node was found down",
+            "Times that a gateway node stopped answering probes",
             self.gateways_lost.clone(),
         );
         registry.register(
             "gateways_down",
-            "Gateway nodes that are down, as seen from here",
+            "Gateway nodes that do not answer the probes of this node",
             self.gateways_down.clone(),
         );
         registry.register(
@@ -173,37 +173,37 @@ impl AgentMetrics {
         );
         registry.register(
             "address_inquiries",
-            "Questions to neighbours who else has an egress address, while the Lease is overdue",
+            "Address conflict probes sent for held egress addresses while the Lease is overdue",
             self.inquiries.clone(),
         );
         registry.register(
             "address_inquiry_failures",
-            "Such questions that could not be sent, by kind",
+            "Address conflict probes that could not be sent, by kind",
             self.inquiry_failures.clone(),
         );
         registry.register(
             "addresses_let_go",
-            "Egress addresses that were let go because another node answered for them while the Lease was overdue",
+            "Held egress addresses released because another node answered for them while the Lease was overdue",
             self.let_go.clone(),
         );
         registry.register(
             "addresses_refused",
-            "Egress addresses that were not taken, because somebody else answered for them",
+            "Egress addresses not taken because another host answered for them",
             self.refused.clone(),
         );
         registry.register(
             "connections_ended",
-            "Connections that began before the policy that governs them, or whose way is gone, and were ended",
+            "Connections ended because they began before their policy or because their path is gone",
             self.forgotten.clone(),
         );
         registry.register(
             "connections_ended_failures",
-            "Failed looks for such connections, by kind",
+            "Failed conntrack scans, by kind",
             self.not_forgotten.clone(),
         );
         registry.register(
             "holding",
-            "Whether traffic to what was governed before a boot waits (1) because not everything was listed yet",
+            "Whether traffic to destinations governed before a boot is blocked (1) until the initial sync",
             self.holding.clone(),
         );
         registry.register(
@@ -380,7 +380,7 @@ impl Collector for Packets {
         let kind = ConstCounter::new(0_u64).metric_type();
         let mut family = encoder.encode_descriptor(
             "packets",
-            "Packets that met a rule, since the rules were made",
+            "Packets matched by a rule since the rules were created",
             None,
             kind,
         )?;
@@ -390,7 +390,7 @@ impl Collector for Packets {
         }
         let mut family = encoder.encode_descriptor(
             "bytes",
-            "Bytes of packets that met a rule, since the rules were made",
+            "Bytes of packets matched by a rule since the rules were created",
             None,
             kind,
         )?;

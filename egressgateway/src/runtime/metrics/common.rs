@@ -46,7 +46,7 @@ impl WatchMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "watch_events",
-            "Objects that lists and watches told of",
+            "Objects received from lists and watches",
             self.events.clone(),
         );
         registry.register(
@@ -56,7 +56,7 @@ impl WatchMetrics {
         );
         registry.register(
             "synced",
-            "Whether everything was listed once (1) or nothing may be written yet (0)",
+            "Whether the initial sync is complete (1); nothing is written before",
             self.synced.clone(),
         );
     }

@@ -112,37 +112,37 @@ impl ControllerMetrics {
         );
         registry.register(
             "plan_objects",
-            "Objects that the last plan was about, by kind",
+            "Objects in the last plan, by kind",
             self.objects.clone(),
         );
         registry.register(
             "plan_writes",
-            "Requests that the last plan came to",
+            "API writes that the last plan needed",
             self.writes.clone(),
         );
         registry.register(
             "active_changes",
-            "How often other nodes became a gateway's active ones",
+            "Changes of the active nodes of gateways",
             self.active_changes.clone(),
         );
         registry.register(
             "pool_addresses",
-            "Egress addresses of a gateway's pool",
+            "Egress addresses in the pool of a gateway",
             self.pools.clone(),
         );
         registry.register(
             "pool_addresses_used",
-            "Of them, those that a policy has",
+            "Egress addresses assigned to a policy",
             self.used.clone(),
         );
         registry.register(
             "plan_duration_seconds",
-            "Time that a plan of the whole cluster took",
+            "Time to plan the whole cluster",
             self.plans.clone(),
         );
         registry.register(
             "agents_fresh",
-            "Agents whose Lease is fresh",
+            "Agents with a valid Lease",
             self.ready.clone(),
         );
     }

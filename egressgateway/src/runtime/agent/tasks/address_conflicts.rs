@@ -128,7 +128,7 @@ impl AddressConflictDetector {
         }
         self.fence.follow(&self.channels.held.borrow_and_update());
         if doubted && !self.fence.asks() && !conflicting.is_empty() {
-            tracing::info!(addresses = ?conflicting, "heard from the API server again: what it says of these egress addresses counts");
+            tracing::info!(addresses = ?conflicting, "policies listed after the Lease renewal; address conflicts cleared");
         }
         let now = self.fence.conflicting();
         self.channels
@@ -151,7 +151,7 @@ impl AddressConflictDetector {
                 .keys()
                 .filter(|address| !findings.conflicts.contains_key(*address))
             {
-                tracing::info!(%address, "nobody else answers for the egress address any more");
+                tracing::info!(%address, "egress address conflict resolved");
             }
             std::mem::replace(before, findings.clone()) != findings
         });
@@ -163,7 +163,7 @@ impl AddressConflictDetector {
             .heard(address, other, Instant::now(), jitter)
         {
             self.metrics.refused();
-            tracing::warn!(%address, other = %other, "somebody else answers for the egress address: it is not taken");
+            tracing::warn!(%address, other = %other, "egress address conflict; not taking the address");
         }
         let held = self.channels.held.borrow().clone();
         if self.fence.heard(address, other, &held) {
@@ -171,7 +171,7 @@ impl AddressConflictDetector {
             tracing::warn!(
                 %address,
                 other = %other,
-                "another node answers for the egress address, and this node's Lease is overdue: the address is let go until the API server is heard"
+                "egress address conflict while the Lease is overdue; releasing the address until the API server answers"
             );
         }
     }
@@ -220,7 +220,7 @@ impl AddressConflictDetector {
             );
             if self.mute.insert(*address) {
                 let (kind, error) = (error.kind.as_str(), error.chain());
-                tracing::warn!(%address, kind, error, "nobody can be asked who else has the egress address");
+                tracing::warn!(%address, kind, error, "address conflict probe failed");
             }
         }
         for address in asked

@@ -121,14 +121,14 @@ impl Announcements {
         for (address, device) in &due.held {
             match failures.get(address) {
                 None => {
-                    tracing::debug!(%address, device, "announced");
+                    tracing::debug!(%address, device, "announced egress address");
                     self.metrics.announced();
                     schedule.announced(*address, now);
                 }
                 Some(error) => {
                     self.metrics.not_announced(error.kind);
                     if schedule.failed(*address, now) {
-                        tracing::warn!(%address, device, kind = error.kind.as_str(), error = error.chain(), "an egress address was not announced");
+                        tracing::warn!(%address, device, kind = error.kind.as_str(), error = error.chain(), "cannot announce egress address");
                     }
                 }
             }

@@ -26,7 +26,7 @@ pub(crate) async fn recall(file: Arc<StateFile>, metrics: &AgentMetrics) -> Opti
             tracing::warn!(
                 kind = error.kind.as_str(),
                 error = error.chain(),
-                "{path} is not used: after a boot, nothing is held until everything was listed"
+                "cannot read state file {path}; nothing is blocked before the initial sync"
             );
             None
         }
@@ -72,7 +72,7 @@ impl BootStateWriter {
                     tracing::warn!(
                         kind = error.kind.as_str(),
                         error = error.chain(),
-                        "what is governed is not remembered for the next boot"
+                        "cannot write state file; the next boot may not block governed traffic"
                     );
                     Some(Instant::now() + self.backoff.delay())
                 }

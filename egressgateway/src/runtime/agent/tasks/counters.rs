@@ -13,7 +13,7 @@ pub(crate) async fn read(
     loop {
         match source.counters().await {
             Ok(counters) => metrics.packets(counters),
-            Err(error) => tracing::debug!(error = error.chain(), "counters were not read"),
+            Err(error) => tracing::debug!(error = error.chain(), "cannot read packet counters"),
         }
         tokio::time::sleep(interval).await;
     }

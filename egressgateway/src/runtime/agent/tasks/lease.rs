@@ -101,7 +101,7 @@ impl LeaseRenewer {
                         object,
                         kind = error.kind.as_str(),
                         error = error.chain(),
-                        "lease was not renewed"
+                        "cannot renew Lease"
                     );
                     self.metrics.failed(error.kind);
                     self.backoff.delay().min(self.settings.renew)

@@ -100,7 +100,7 @@ impl GatewayProbes {
                 Err(error) => {
                     self.metrics.probe_failed(error.kind);
                     if !std::mem::replace(&mut self.mute, true) {
-                        tracing::warn!(node = %end.0, kind = error.kind.as_str(), error = error.chain(), "gateways can't be probed");
+                        tracing::warn!(node = %end.0, kind = error.kind.as_str(), error = error.chain(), "cannot send gateway probes");
                     }
                 }
             }
@@ -111,11 +111,11 @@ impl GatewayProbes {
         let now = self.liveness.down();
         down.send_if_modified(|before| {
             for node in now.difference(before) {
-                tracing::warn!(%node, "the gateway node does not answer; its traffic goes elsewhere");
+                tracing::warn!(%node, "gateway node does not answer probes; sending nothing to it");
                 self.metrics.gateway_lost();
             }
             for node in before.difference(&now) {
-                tracing::info!(%node, "the gateway node answers again");
+                tracing::info!(%node, "gateway node answers probes again");
             }
             let changed = *before != now;
             before.clone_from(&now);

@@ -111,7 +111,7 @@ impl StaleConnections {
                 self.backoff.succeeded();
                 self.metrics.forgotten(number);
                 if number > 0 {
-                    tracing::info!(number, "ended connections that can't go on as they began");
+                    tracing::info!(number, "ended stale connections");
                 }
                 true
             }
@@ -120,7 +120,7 @@ impl StaleConnections {
                 tracing::warn!(
                     kind = error.kind.as_str(),
                     error = error.chain(),
-                    "connections that can't go on as they began may go on"
+                    "cannot end stale connections; trying again"
                 );
                 false
             }

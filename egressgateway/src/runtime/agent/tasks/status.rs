@@ -382,7 +382,7 @@ impl StatusWriter {
                                     object,
                                     kind = error.kind.as_str(),
                                     error = error.chain(),
-                                    "status was not written"
+                                    "cannot write EgressNode status"
                                 );
                                 Some(Instant::now() + self.backoff.delay())
                             }

@@ -82,13 +82,13 @@ impl Untracked {
         for rule in alarms.difference(&self.told) {
             tracing::warn!(
                 rule,
-                "somebody takes packets out of connection tracking: what policies govern of them is dropped"
+                "foreign rule takes packets out of connection tracking; governed ones are dropped"
             );
         }
         for rule in self.told.difference(&alarms) {
             tracing::info!(
                 rule,
-                "the rule that took packets out of connection tracking is gone"
+                "foreign rule that took packets out of connection tracking is gone"
             );
         }
         self.told.clone_from(&alarms);
@@ -123,14 +123,14 @@ impl Reader {
                     tracing::warn!(
                         kind,
                         error = error.chain(),
-                        "what others take out of connection tracking can't be read"
+                        "cannot read others' connection tracking rules"
                     );
                 }
             }
             tokio::time::sleep(self.spacing).await;
             tokio::select! {
                 changed = self.source.changed() => if let Err(error) = changed {
-                    tracing::debug!(error = error.chain(), "changes of others' rules may have been missed");
+                    tracing::debug!(error = error.chain(), "cannot follow others' packet filter rules; changes may have been missed");
                 },
                 () = tokio::time::sleep(self.resync) => {}
             }
