@@ -116,7 +116,7 @@ pub struct Index {
     contested: BTreeSet<IpAddr>,
     granted: Option<BTreeSet<IpAddr>>,
     policies: Policies,
-    pod_index: PodIndex,
+    pods: PodIndex,
     classes: Classes,
     desired: NodeDesired,
     /// Something besides pods changed since `desired` was settled.
@@ -146,7 +146,7 @@ impl Index {
             contested: BTreeSet::new(),
             granted: None,
             policies: Policies::default(),
-            pod_index: PodIndex::default(),
+            pods: PodIndex::default(),
             classes: Classes::default(),
             desired: NodeDesired::default(),
             stale: true,
@@ -159,21 +159,19 @@ impl Index {
     pub fn apply(&mut self, change: Change) -> bool {
         let news = match change {
             Change::Pod(name, pod) => {
-                let touched = [self.pod_index.pod(&name), pod.as_ref()]
+                let touched = [self.pods.pod(&name), pod.as_ref()]
                     .into_iter()
                     .flatten()
                     .flat_map(|pod| pod.addresses.iter().copied());
                 let touched: BTreeSet<IpAddr> = touched.collect();
-                let news = self.pod_index.set_pod(name, pod);
+                let news = self.pods.set_pod(name, pod);
                 if news {
-                    self.stale |= self
-                        .strays
-                        .follow(touched, &self.pod_index, &self.settings.node);
+                    self.stale |= self.strays.follow(touched, &self.pods, &self.settings.node);
                 }
                 return news;
             }
             Change::Namespace(name, namespace) => {
-                return self.pod_index.set_namespace(name, namespace);
+                return self.pods.set_namespace(name, namespace);
             }
             Change::Node(name, node) => set(&mut self.nodes, name, node),
             Change::EgressNode(name, node) => set(&mut self.egress_nodes, name, node),
@@ -352,15 +350,11 @@ impl Index {
             self.settle_frame();
             self.stale = false;
         }
-        self.pod_index
-            .settle(&mut self.policies, &self.settings.node);
-        self.classes.settle(
-            &mut self.pod_index,
-            &mut self.policies,
-            &mut self.desired.policy,
-        );
+        self.pods.settle(&mut self.policies, &self.settings.node);
+        self.classes
+            .settle(&mut self.pods, &mut self.policies, &mut self.desired.policy);
         if let Some(gate) = &mut self.desired.policy.start_gate {
-            gate.known.clone_from(self.pod_index.local());
+            gate.known.clone_from(self.pods.local());
         }
         self.desired.clone()
     }
@@ -509,7 +503,7 @@ impl Index {
     /// first.
     #[must_use]
     pub fn policies_of(&self, source: IpAddr) -> Option<ClassKey> {
-        self.pod_index.class_of(source)
+        self.pods.class_of(source)
     }
 
     /// Which of a class's policies decides about a destination; none: no policy wants it. Exempt
@@ -566,7 +560,7 @@ impl Index {
     /// A pod as it was told.
     #[must_use]
     pub fn pod(&self, name: &PodName) -> Option<&Pod> {
-        self.pod_index.pod(name)
+        self.pods.pod(name)
     }
 
     /// Everything that does not depend on single pods, from scratch: it grows with nodes and
@@ -707,7 +701,7 @@ impl Index {
             .chain(nodes().flat_map(|node| node.pod_networks.iter().copied()))
             .collect();
         self.strays
-            .settle(&networks, &self.pod_index, &self.settings.node);
+            .settle(&networks, &self.pods, &self.settings.node);
         let overlay = self
             .egress_nodes
             .values()

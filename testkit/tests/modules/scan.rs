@@ -25,7 +25,7 @@ type ModulePath = Vec<String>;
 pub(crate) fn uses(root: &Path) -> Uses {
     let mut crate_ = Crate::default();
     let folder = root.parent().unwrap().to_owned();
-    crate_.read(root, &folder, Vec::new());
+    crate_.read(root, &folder, &Vec::new());
     crate_.uses()
 }
 
@@ -81,10 +81,10 @@ struct Module {
 }
 
 impl Crate {
-    fn read(&mut self, file: &Path, folder: &Path, module: ModulePath) {
+    fn read(&mut self, file: &Path, folder: &Path, module: &ModulePath) {
         let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         let parsed = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        self.items(&parsed.items, folder, module.clone(), &module);
+        self.items(&parsed.items, folder, module.clone(), module);
     }
 
     fn items(&mut self, items: &[Item], folder: &Path, module: ModulePath, file: &ModulePath) {
@@ -99,7 +99,7 @@ impl Crate {
                     let path = [module.clone(), vec![name.clone()]].concat();
                     match &inner.content {
                         Some((_, items)) => self.items(items, &folder.join(&name), path, file),
-                        None => self.read(&source(folder, &name), &folder.join(&name), path),
+                        None => self.read(&source(folder, &name), &folder.join(&name), &path),
                     }
                 }
                 Item::Use(item) => found.import(item),
@@ -191,7 +191,7 @@ impl Crate {
             let import = import.clone();
             return match self.resolve(&module, &import, seen)? {
                 End::Module(module) => self.descend(module, others, seen),
-                end => Some(end),
+                end @ End::Item(_) => Some(end),
             };
         }
         let through =

@@ -406,7 +406,7 @@ impl Session {
     async fn restore_policy(&mut self) {
         match self.reconciler.restore_policy().await {
             Ok(Outcome::Applied) => {
-                tracing::warn!("restored the packet filter after a foreign change")
+                tracing::warn!("restored the packet filter after a foreign change");
             }
             Ok(Outcome::Unchanged) => {}
             Err(error) => tracing::warn!(

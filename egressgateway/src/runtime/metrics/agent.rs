@@ -136,6 +136,32 @@ impl AgentMetrics {
             "Entries of the classification: pods, subnets and destinations",
             self.entries.clone(),
         );
+        self.register_network(registry);
+        registry.register(
+            "connections_ended",
+            "Connections ended because they began before their policy or because their path is gone",
+            self.forgotten.clone(),
+        );
+        registry.register(
+            "connections_ended_failures",
+            "Failed conntrack scans, by kind",
+            self.not_forgotten.clone(),
+        );
+        registry.register(
+            "holding",
+            "Whether traffic to destinations governed before a boot is blocked (1) until the initial sync",
+            self.holding.clone(),
+        );
+        registry.register(
+            "state_failures",
+            "Failures to read or write the state file, by kind",
+            self.state_failures.clone(),
+        );
+        registry.register_collector(Box::new(self.packets.clone()));
+    }
+
+    /// What is sent to gateway nodes and neighbours.
+    fn register_network(&self, registry: &mut Registry) {
         registry.register(
             "probes_sent",
             "Probes sent to gateway nodes",
@@ -191,27 +217,6 @@ impl AgentMetrics {
             "Egress addresses not taken because another host answered for them",
             self.refused.clone(),
         );
-        registry.register(
-            "connections_ended",
-            "Connections ended because they began before their policy or because their path is gone",
-            self.forgotten.clone(),
-        );
-        registry.register(
-            "connections_ended_failures",
-            "Failed conntrack scans, by kind",
-            self.not_forgotten.clone(),
-        );
-        registry.register(
-            "holding",
-            "Whether traffic to destinations governed before a boot is blocked (1) until the initial sync",
-            self.holding.clone(),
-        );
-        registry.register(
-            "state_failures",
-            "Failures to read or write the state file, by kind",
-            self.state_failures.clone(),
-        );
-        registry.register_collector(Box::new(self.packets.clone()));
     }
 
     pub(crate) fn reconciled(
