@@ -33,8 +33,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One object is now so, or is gone. Kinds that the controller does not decide about are
-    /// ignored.
+    /// An object was added, changed or (`None`) deleted; true if it differs from what was known.
+    /// Kinds that the controller does not decide about are ignored.
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Node(name, node) => put(&mut self.nodes, name, node),

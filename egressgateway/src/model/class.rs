@@ -63,9 +63,9 @@ impl ClassKey {
 
 /// Numbers of the classes that exist now, a function of that set alone.
 ///
-/// A class has the hash of its policies' names. Where two classes hash alike, all numbers are dealt
-/// out anew in the order of hash and key, each taking the first free number from its hash on: the
-/// same classes have the same numbers on every node, in whatever order they came.
+/// A class has the hash of its policies' names. On a collision all ids are reassigned in (hash, key)
+/// order by linear probing, so the result depends on the set alone: the same classes have the same
+/// ids on every node, in whatever order they came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClassIds {
     by_hash: BTreeMap<u32, BTreeSet<ClassKey>>,

@@ -20,7 +20,7 @@ pub use policy::{Policy, PolicyState};
 pub use crate::model::Labels;
 use crate::model::{GatewayName, NodeName, PodName, PolicyName};
 
-/// One object is now so, or is gone (`None`).
+/// An object was added, changed or (`None`) deleted.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A pod that can be governed; gone too when it ended or uses the host's network.
