@@ -336,9 +336,7 @@ impl CounterSource for Netfilter {
         let mut sum: BTreeMap<String, Counter> = BTreeMap::new();
         for family in Family::ALL {
             for (name, counter) in save::counters(&command::save(flavour, family, true).await?) {
-                let sum = sum.entry(name).or_default();
-                sum.packets += counter.packets;
-                sum.bytes += counter.bytes;
+                *sum.entry(name).or_default() += counter;
             }
         }
         debug_assert!(sum.len() <= COUNTERS.len());

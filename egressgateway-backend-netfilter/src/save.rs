@@ -131,8 +131,7 @@ pub(crate) fn counters(text: &str) -> BTreeMap<String, Counter> {
             .and_then(|(packets, bytes)| Some((number(packets)?, number(bytes)?)));
         if let (Some((name, ..)), Some((packets, bytes))) = (COUNTERS.iter().find(own), both) {
             let counter: &mut Counter = counters.entry((*name).to_owned()).or_default();
-            counter.packets += packets;
-            counter.bytes += bytes;
+            *counter += Counter { packets, bytes };
         }
     }
     counters
@@ -233,6 +232,18 @@ mod tests {
                 }
             )]
             .into()
+        );
+        let most = u64::MAX;
+        let counted = counters(&format!(
+            "*mangle\n[{most}:1] -A EGW-NOT-PEER -j DROP\n*raw\n[1:{most}] -A EGW-NOT-PEER -j DROP\n"
+        ));
+        assert_eq!(
+            counted["drop_not_peer"],
+            Counter {
+                packets: most,
+                bytes: most
+            },
+            "more than can be counted"
         );
     }
 

@@ -1,6 +1,6 @@
 //! Classification and source translation on one node.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, ops::AddAssign};
 
 use async_trait::async_trait;
 use imbl::{OrdMap, OrdSet};
@@ -120,6 +120,14 @@ pub struct Counter {
     pub packets: u64,
     /// Bytes of these packets.
     pub bytes: u64,
+}
+
+/// What is more than a number can say becomes the largest number.
+impl AddAssign for Counter {
+    fn add_assign(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
 }
 
 /// What the packet filter counted since its table was made.

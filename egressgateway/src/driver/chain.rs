@@ -58,9 +58,7 @@ impl CounterSource for Vec<Arc<dyn CounterSource>> {
         let mut all: BTreeMap<String, Counter> = BTreeMap::new();
         for source in self {
             for (name, counter) in source.counters().await? {
-                let sum = all.entry(name).or_default();
-                sum.packets += counter.packets;
-                sum.bytes += counter.bytes;
+                *all.entry(name).or_default() += counter;
             }
         }
         Ok(all)
