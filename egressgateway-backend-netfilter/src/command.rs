@@ -169,7 +169,7 @@ const WORDS: [(&str, ErrorKind); 19] = [
 ];
 
 /// The error that a program reported, with the line of the script that it is about.
-fn refused(stderr: &str, input: &str, context: &str) -> Error {
+pub(crate) fn refused(stderr: &str, input: &str, context: &str) -> Error {
     let told = |line: &&str| {
         !line.trim().is_empty() && !line.starts_with("# Warning") && !line.starts_with("Try `")
     };

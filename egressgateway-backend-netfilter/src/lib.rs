@@ -41,6 +41,8 @@ mod bits;
 mod command;
 mod content;
 mod flavour;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ipset;
 #[cfg(test)]
 mod moments;

@@ -115,7 +115,7 @@ fn subscribe() -> std::io::Result<TokioSocket> {
 }
 
 /// Whether a datagram has a message that names one of our chains and was caused by nobody of ours.
-fn is_foreign(datagram: &[u8], writes: &Writes) -> bool {
+pub(crate) fn is_foreign(datagram: &[u8], writes: &Writes) -> bool {
     let mut rest = datagram;
     let mut next = || {
         let number = |at: usize| Some(u32::from_ne_bytes(rest.get(at..at + 4)?.try_into().ok()?));

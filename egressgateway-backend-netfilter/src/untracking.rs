@@ -43,7 +43,7 @@ impl UntrackingRules for IptablesUntracking {
 }
 
 /// The rules of others in what `iptables-save` printed; `program` is what keeps them.
-fn parse(saved: &str, program: &str) -> BTreeSet<UntrackingRule> {
+pub(crate) fn parse(saved: &str, program: &str) -> BTreeSet<UntrackingRule> {
     let table = saved
         .lines()
         .skip_while(|line| line.strip_prefix('*') != Some(TABLE))

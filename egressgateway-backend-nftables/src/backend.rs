@@ -283,19 +283,24 @@ impl CounterSource for Nftables {
         else {
             return Ok(BTreeMap::new());
         };
-        let counters = objects.iter().filter_map(|object| {
-            let counter = &object["counter"];
-            let name = counter["name"]
-                .as_str()
-                .filter(|name| COUNTERS.contains(name))?;
-            Some((
-                name.to_owned(),
-                Counter {
-                    packets: counter["packets"].as_u64()?,
-                    bytes: counter["bytes"].as_u64()?,
-                },
-            ))
-        });
-        Ok(counters.collect())
+        Ok(counters(&objects))
     }
+}
+
+/// What our counters in these objects of nft's JSON counted.
+pub(crate) fn counters(objects: &[Value]) -> BTreeMap<String, Counter> {
+    let counters = objects.iter().filter_map(|object| {
+        let counter = &object["counter"];
+        let name = counter["name"]
+            .as_str()
+            .filter(|name| COUNTERS.contains(name))?;
+        Some((
+            name.to_owned(),
+            Counter {
+                packets: counter["packets"].as_u64()?,
+                bytes: counter["bytes"].as_u64()?,
+            },
+        ))
+    });
+    counters.collect()
 }

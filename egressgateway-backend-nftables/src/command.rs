@@ -63,7 +63,14 @@ async fn run(
 
 /// What an `nft -j` command printed.
 pub(crate) async fn nft_json(arguments: &[&str], context: &str) -> Result<Vec<Value>, Error> {
-    let text = nft(&[&["-j"], arguments].concat(), "", context).await?;
+    objects(
+        &nft(&[&["-j"], arguments].concat(), "", context).await?,
+        context,
+    )
+}
+
+/// The objects in nft's JSON.
+pub(crate) fn objects(text: &str, context: &str) -> Result<Vec<Value>, Error> {
     let unreadable = |error: serde_json::Error| {
         Error::new(ErrorKind::Unsupported, format!("{context}: nft's JSON")).with_source(error)
     };
@@ -71,7 +78,7 @@ pub(crate) async fn nft_json(arguments: &[&str], context: &str) -> Result<Vec<Va
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
-    match serde_json::from_str(&text).map_err(unreadable)? {
+    match serde_json::from_str(text).map_err(unreadable)? {
         Value::Object(mut object) => match object.remove("nftables") {
             Some(Value::Array(objects)) => Ok(objects),
             _ => Err(Error::new(
@@ -116,7 +123,7 @@ const ERRNOS: [(&str, i32); 15] = [
 ];
 
 /// The error that nft reported.
-fn refused(stderr: &str, context: &str) -> Error {
+pub(crate) fn refused(stderr: &str, context: &str) -> Error {
     let cause = cause(stderr);
     let errno = stderr.lines().find_map(|line| {
         ERRNOS

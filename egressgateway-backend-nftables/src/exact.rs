@@ -370,7 +370,7 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// What the kernel says of each message: its sequence number, and an errno or 0.
-fn answers(datagram: &[u8]) -> impl Iterator<Item = (u32, i32)> {
+pub(crate) fn answers(datagram: &[u8]) -> impl Iterator<Item = (u32, i32)> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         loop {

@@ -239,7 +239,7 @@ fn held(rules: &[String]) -> ExitGuardState {
 }
 
 /// What nft's JSON tells of the table.
-fn state(objects: &[Value]) -> ExitGuardState {
+pub(crate) fn state(objects: &[Value]) -> ExitGuardState {
     let of = |kind: &'static str| {
         objects
             .iter()
@@ -321,26 +321,30 @@ impl Driver for ExitGuard {
 impl CounterSource for ExitGuard {
     async fn counters(&self) -> Result<BTreeMap<String, Counter>, Error> {
         let objects = self.list().await?.unwrap_or_default();
-        let statements = objects
-            .iter()
-            .filter_map(|object| object["rule"]["expr"].as_array())
-            .flatten();
-        let counters = statements.filter_map(|statement| {
-            let counter = statement.get("counter")?;
-            Some(Counter {
-                packets: counter["packets"].as_u64()?,
-                bytes: counter["bytes"].as_u64()?,
-            })
-        });
-        let sum = counters.reduce(|one, other| Counter {
-            packets: one.packets + other.packets,
-            bytes: one.bytes + other.bytes,
-        });
-        Ok(sum
+        Ok(dropped(&objects)
             .into_iter()
             .map(|counter| (DROP_UNKNOWN_SOURCE.to_owned(), counter))
             .collect())
     }
+}
+
+/// What all rules in nft's JSON counted together; none where no rule counts.
+pub(crate) fn dropped(objects: &[Value]) -> Option<Counter> {
+    let statements = objects
+        .iter()
+        .filter_map(|object| object["rule"]["expr"].as_array())
+        .flatten();
+    let counters = statements.filter_map(|statement| {
+        let counter = statement.get("counter")?;
+        Some(Counter {
+            packets: counter["packets"].as_u64()?,
+            bytes: counter["bytes"].as_u64()?,
+        })
+    });
+    counters.reduce(|mut sum, counter| {
+        sum += counter;
+        sum
+    })
 }
 
 #[cfg(test)]

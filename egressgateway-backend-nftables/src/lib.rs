@@ -43,6 +43,8 @@ mod decode;
 mod elements;
 mod exact;
 mod exit_guard;
+#[doc(hidden)]
+pub mod fuzzing;
 mod lookup_probe;
 mod monitor;
 mod names;

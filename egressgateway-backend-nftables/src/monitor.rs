@@ -118,7 +118,7 @@ impl Notifications {
 }
 
 /// Whether a datagram tells of a change of our table by somebody else.
-fn is_foreign(datagram: &[u8], ours: &str, writers: &Writers) -> bool {
+pub(crate) fn is_foreign(datagram: &[u8], ours: &str, writers: &Writers) -> bool {
     messages(datagram).any(|(writer, body)| !writers.contain(writer) && is_about(body, ours))
 }
 

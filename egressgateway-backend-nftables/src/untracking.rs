@@ -91,7 +91,7 @@ impl UntrackingRules for NftUntracking {
 }
 
 /// Whether a notification may be about such a rule: by what is in it, or by the table that had one.
-fn concerns(body: &[u8], tables: &BTreeSet<String>) -> bool {
+pub(crate) fn concerns(body: &[u8], tables: &BTreeSet<String>) -> bool {
     let table = table(body)
         .and_then(|table| std::str::from_utf8(table).ok())
         .unwrap_or_default();
@@ -109,7 +109,7 @@ fn is_ours(table: &str) -> bool {
 
 /// The chains of others that the kernel enters before connection tracking with what comes in, by
 /// family and table.
-fn early(listed: &[Value]) -> BTreeMap<(&str, &str), Vec<&str>> {
+pub(crate) fn early(listed: &[Value]) -> BTreeMap<(&str, &str), Vec<&str>> {
     let mut tables: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for chain in listed.iter().filter_map(|object| object.get("chain")) {
         let text = |key: &str| chain[key].as_str().unwrap_or_default();
@@ -127,7 +127,7 @@ fn early(listed: &[Value]) -> BTreeMap<(&str, &str), Vec<&str>> {
     tables
 }
 
-fn chains(listed: &[Value], family: &str, table: &str) -> ForeignChains {
+pub(crate) fn chains(listed: &[Value], family: &str, table: &str) -> ForeignChains {
     let mut chains = ForeignChains::default();
     for rule in listed.iter().filter_map(|object| object.get("rule")) {
         let (chain, handle) = (

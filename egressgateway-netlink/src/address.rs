@@ -145,7 +145,7 @@ fn message(device: u32, network: IpNet) -> AddressMessage {
     message
 }
 
-fn parse(message: &AddressMessage) -> Option<Address> {
+pub(crate) fn parse(message: &AddressMessage) -> Option<Address> {
     let (mut local, mut address, mut metric) = (None::<IpAddr>, None, 0);
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
     for attribute in &message.attributes {

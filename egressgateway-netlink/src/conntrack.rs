@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use async_trait::async_trait;
 use egressgateway::{Connection, Connections, Ending, Error, ErrorKind, model::Family};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -295,25 +295,12 @@ impl Socket {
         mut heard: impl FnMut(ConntrackMessage),
     ) -> Result<i32, Error> {
         self.sequence = self.sequence.wrapping_add(1);
-        let family = match family {
-            Family::V4 => NetfilterProtoFamily::IPv4,
-            Family::V6 => NetfilterProtoFamily::IPv6,
-        };
-        let mut request = NetlinkMessage::from(NetfilterMessage::new(
-            NetfilterHeader::new(family, 0, 0),
-            message,
-        ));
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
+        let bytes = request(family, message, flags, self.sequence);
         let failed = |error| Error::from_io(error, what);
         self.socket.send(&bytes).await.map_err(failed)?;
         loop {
             let (datagram, _) = self.socket.recv_from_full().await.map_err(failed)?;
-            let mut rest = &datagram[..];
-            while !rest.is_empty() {
+            for answer in messages(&datagram) {
                 let unreadable = |error| {
                     Error::new(
                         ErrorKind::Transient,
@@ -321,12 +308,7 @@ impl Socket {
                     )
                     .with_source(error)
                 };
-                let answer =
-                    NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(unreadable)?;
-                let length = usize::try_from(answer.header.length)
-                    .unwrap_or(usize::MAX)
-                    .next_multiple_of(4);
-                rest = rest.get(length..).unwrap_or_default();
+                let answer = answer.map_err(unreadable)?;
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }
@@ -346,6 +328,43 @@ impl Socket {
             }
         }
     }
+}
+
+fn request(family: Family, message: ConntrackMessage, flags: u16, sequence: u32) -> Vec<u8> {
+    let family = match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    };
+    let mut request = NetlinkMessage::from(NetfilterMessage::new(
+        NetfilterHeader::new(family, 0, 0),
+        message,
+    ));
+    request.header.flags = NLM_F_REQUEST | flags;
+    request.header.sequence_number = sequence;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    bytes
+}
+
+/// The messages of a datagram, up to the first that can't be read.
+fn messages(
+    datagram: &[u8],
+) -> impl Iterator<Item = Result<NetlinkMessage<NetfilterMessage>, DecodeError>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest);
+        let length = message.as_ref().map_or(rest.len(), |message| {
+            usize::try_from(message.header.length)
+                .unwrap_or(usize::MAX)
+                .next_multiple_of(4)
+        });
+        rest = rest.get(length..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
@@ -485,4 +504,34 @@ fn ends(tuple: &[Tuple]) -> Option<(IpAddr, IpAddr)> {
         }
     }
     Some((source?, destination?))
+}
+
+/// For fuzz targets: the connections of a listing, whose names are written and read again.
+pub(crate) fn fuzz(datagram: &[u8]) {
+    for message in messages(datagram).map_while(Result::ok) {
+        let NetlinkPayload::InnerMessage(NetfilterMessage {
+            inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
+            ..
+        }) = message.payload
+        else {
+            continue;
+        };
+        let Some(Entry { key, answers, .. }) = entry(attributes) else {
+            continue;
+        };
+        for name in [key, answers] {
+            let ends = origin(&name);
+            let written = request(Family::V4, ConntrackMessage::Delete(name), NLM_F_ACK, 1);
+            let again = messages(&written).next().and_then(Result::ok);
+            let Some(NetlinkPayload::InnerMessage(NetfilterMessage {
+                inner: NetfilterMessageInner::Conntrack(ConntrackMessage::Delete(again)),
+                ..
+            })) = again.map(|again| again.payload)
+            else {
+                panic!("what was written can't be read");
+            };
+            assert_eq!(origin(&again), ends, "read, written and read again");
+        }
+    }
+    assert!(messages(datagram).count() <= datagram.len());
 }

@@ -211,7 +211,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// The sequence number of a reply of ours.
-fn reply(family: Family, identifier: u16, packet: &[u8]) -> Option<u16> {
+pub(crate) fn reply(family: Family, identifier: u16, packet: &[u8]) -> Option<u16> {
     let (message, kind) = match family {
         Family::V4 => (
             packet.get(usize::from(packet.first()? & 0xf) * 4..)?,

@@ -146,7 +146,7 @@ impl Host for KernelHost {
 
 /// Where a route of the main table leads.
 #[derive(Clone, Debug)]
-struct Way {
+pub(crate) struct Way {
     device: u32,
     gateway: Option<IpAddr>,
     source: Option<IpAddr>,
@@ -159,7 +159,7 @@ fn is_default(route: &RouteMessage) -> bool {
 }
 
 /// One for each device that it leads through.
-fn parse_ways(route: &RouteMessage) -> Vec<Way> {
+pub(crate) fn parse_ways(route: &RouteMessage) -> Vec<Way> {
     let (mut device, mut gateway, mut source, mut hops) = (None, None, None, Vec::new());
     for attribute in &route.attributes {
         match attribute {
@@ -196,7 +196,7 @@ fn hop_gateway(hop: &RouteNextHop) -> Option<IpAddr> {
     })
 }
 
-fn parse_route(route: &RouteMessage, family: Family) -> Option<(IpNet, Option<Way>)> {
+pub(crate) fn parse_route(route: &RouteMessage, family: Family) -> Option<(IpNet, Option<Way>)> {
     let RouteKey { destination, .. } = key(route, family)?;
     let refused = matches!(
         route.header.kind,

@@ -38,6 +38,8 @@ mod conntrack;
 pub mod constants;
 mod echo;
 mod egress_addresses;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod link;
 mod monitor;

@@ -296,7 +296,7 @@ impl Netlink {
     }
 }
 
-fn parse(message: &LinkMessage) -> Link {
+pub(crate) fn parse(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,

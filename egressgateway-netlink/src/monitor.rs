@@ -54,7 +54,7 @@ const BUCKET_MOVED: u16 = 116;
 /// Whether a datagram says more than how a neighbour's reachability is going, or which bucket of a
 /// group of next hops has moved, of which a busy host sends many each second. What cannot be read
 /// counts.
-fn says_something(datagram: &[u8]) -> bool {
+pub(crate) fn says_something(datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while !rest.is_empty() {
         let Ok(message) = NetlinkBuffer::new_checked(rest) else {

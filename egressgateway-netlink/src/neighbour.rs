@@ -228,7 +228,7 @@ fn neighbour_address(address: IpAddr) -> NeighbourAddress {
     }
 }
 
-fn parse_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+pub(crate) fn parse_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     Some(Neighbour {
         device: message.header.ifindex,
         address: destination(message)?,
@@ -236,7 +236,7 @@ fn parse_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-fn parse_fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
+pub(crate) fn parse_fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
     let via = message
         .attributes
         .iter()

@@ -121,7 +121,11 @@ fn message(device: u32, peer: IpAddr) -> RouteMessage {
     message
 }
 
-fn parse(message: &RouteMessage, device: u32, family: Family) -> Option<(IpAddr, PeerRoute)> {
+pub(crate) fn parse(
+    message: &RouteMessage,
+    device: u32,
+    family: Family,
+) -> Option<(IpAddr, PeerRoute)> {
     let whole = message.header.destination_prefix_length == family.bits();
     if !whole
         || u8::from(message.header.protocol) != PEER_PROTOCOL

@@ -509,7 +509,7 @@ pub(crate) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn action(message: &RouteMessage, devices: &Devices) -> RouteAction {
+pub(crate) fn action(message: &RouteMessage, devices: &Devices) -> RouteAction {
     match message.header.kind {
         RouteType::Throw => RouteAction::Throw,
         RouteType::Unreachable => RouteAction::Unreachable,

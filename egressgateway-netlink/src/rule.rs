@@ -150,7 +150,7 @@ fn protocol_of(message: &RuleMessage) -> u8 {
 
 /// None for a rule that selects by more than a mark, or does something else than look into a table:
 /// it is not ours.
-fn parse(message: &RuleMessage) -> Option<Rule> {
+pub(crate) fn parse(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
     if header.action != RuleAction::ToTable
         || (header.src_len, header.dst_len, header.tos) != (0, 0, 0)

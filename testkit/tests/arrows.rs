@@ -127,6 +127,7 @@ fn every_library_is_in_the_list() {
         "egressgateway-testkit",
         "egressgateway-examples",
         "egressgateway-benchmarks",
+        "egressgateway-fuzz",
         "egressgateway-images",
     ];
     for name in dependencies().keys() {
@@ -145,6 +146,7 @@ fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
             "egressgateway-testkit",
             "egressgateway-examples",
             "egressgateway-benchmarks",
+            "egressgateway-fuzz",
             "egressgateway-images",
         ]
         .contains(&name);

@@ -199,7 +199,7 @@ impl Answer<'_> {
 }
 
 /// What a listing says of a set: the type and the flags only in its first message.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Listed {
     pub(super) name: String,
     /// None in later messages, and where it is like none that we make.

@@ -111,17 +111,7 @@ impl Ipset {
             Some(refusal) => return Err(error(&refusal, "list ipsets".into())),
             None => {}
         }
-        let mut sets: BTreeMap<String, Set> = BTreeMap::new();
-        for listed in bodies
-            .iter()
-            .filter_map(|body| listed(body))
-            .filter(|listed| listed.name.starts_with(SET_PREFIX))
-        {
-            let set = sets.entry(listed.name).or_default();
-            set.shape = set.shape.or(listed.shape);
-            set.entries.extend(listed.entries);
-        }
-        Ok(sets.into_iter().collect())
+        Ok(sets(bodies.iter().map(Vec::as_slice)))
     }
 
     /// Does one change, and asks `hook` before each message. What is there already, or not there
@@ -270,6 +260,20 @@ impl Ipset {
     }
 }
 
+/// Our sets in the messages of a listing.
+fn sets<'a>(bodies: impl Iterator<Item = &'a [u8]>) -> OrdMap<String, Set> {
+    let mut sets: BTreeMap<String, Set> = BTreeMap::new();
+    for listed in bodies
+        .filter_map(listed)
+        .filter(|listed| listed.name.starts_with(SET_PREFIX))
+    {
+        let set = sets.entry(listed.name).or_default();
+        set.shape = set.shape.or(listed.shape);
+        set.entries.extend(listed.entries);
+    }
+    sets.into_iter().collect()
+}
+
 fn error(refusal: &Refusal, context: String) -> Error {
     if refusal.errno < ERR_PRIVATE {
         return Error::from_errno(refusal.errno, context);
@@ -280,4 +284,31 @@ fn error(refusal: &Refusal, context: String) -> Error {
     });
     Error::new(Error::from_errno(errno, "").kind, context)
         .with_source(format!("{words} (ipset error {})", refusal.errno))
+}
+
+/// For fuzz targets: the sets of a listing, all of whose messages are written and read again.
+pub(crate) fn fuzz(datagram: &[u8]) -> OrdMap<String, Set> {
+    for answer in answers(datagram) {
+        let _ = (answer.errno(), answer.refused_entry());
+        let Some(read) = listed(answer.body) else {
+            continue;
+        };
+        let mut request = Request::new(CMD_ADD, 0).set(&read.name);
+        if let Some(shape) = read.shape {
+            request = request.shape(shape);
+        }
+        let written = request
+            .entries(Kind::Networks, &read.entries, true)
+            .finish(answer.sequence);
+        let again = answers(&written).next();
+        let Some((sequence, again)) =
+            again.and_then(|again| Some((again.sequence, listed(again.body)?)))
+        else {
+            panic!("what was written can't be read");
+        };
+        assert_eq!(sequence, answer.sequence);
+        assert_eq!(again, read, "read, written and read again");
+    }
+    assert!(answers(datagram).count() <= datagram.len());
+    sets(answers(datagram).map(|answer| answer.body))
 }

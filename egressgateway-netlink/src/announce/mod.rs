@@ -3,6 +3,7 @@
 mod claim;
 mod devices;
 mod frames;
+pub(crate) mod fuzzing;
 mod inquirer;
 
 use std::{

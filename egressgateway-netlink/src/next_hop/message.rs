@@ -319,6 +319,19 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
         .ok()
 }
 
+/// For fuzz targets: the message of this type that a body holds, which is the same when it is
+/// written and read again.
+pub(super) fn fuzz(kind: u16, body: &[u8]) -> Option<NextHopMessage> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = kind;
+    let read = NextHopMessage::deserialize(&header, body).ok()?;
+    let mut written = vec![0; read.buffer_len()];
+    read.serialize(&mut written);
+    let again = NextHopMessage::deserialize(&header, &written).ok();
+    assert_eq!(again.as_ref(), Some(&read), "read, written and read again");
+    Some(read)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -229,6 +229,25 @@ fn other(kind: u16, value: &[u8]) -> RouteLwTunnelEncap {
     RouteLwTunnelEncap::Other(DefaultNla::new(kind, value.to_vec()))
 }
 
+/// For fuzz targets: a message, and the object that it tells of, which are read, written and read
+/// again, are the same.
+pub(crate) fn fuzz(bytes: &[u8], devices: &Devices) {
+    let Some((header, body)) = bytes.split_at_checked(2) else {
+        return;
+    };
+    let Some(read) = message::fuzz(u16::from_be_bytes([header[0], header[1]]), body) else {
+        return;
+    };
+    let object = parse(&read.parts, devices);
+    if let NextHopObject::Hop(hop) = &object {
+        let Ok(index) = devices.index(&hop.device, "write a next hop") else {
+            panic!("a device that nobody told of");
+        };
+        let again = parse(&of_hop(hop, index), devices);
+        assert_eq!(again, object, "read, written and read again");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use egressgateway::Encap;

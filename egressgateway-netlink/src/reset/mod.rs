@@ -251,3 +251,11 @@ async fn hear(socket: &tokio::net::UdpSocket, device: usize) -> io::Result<Optio
 fn errno(error: Errno) -> io::Error {
     io::Error::from(error)
 }
+
+/// For fuzz targets: a segment that is read, written and read again is the same.
+pub(crate) fn fuzz(packet: &[u8]) {
+    if let Some(segment) = Segment::read(packet) {
+        let again = segment.packet().as_deref().and_then(Segment::read);
+        assert_eq!(again, Some(segment), "read, written and read again");
+    }
+}
