@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need. A line `##` says in `make help` what the
 # target below it does.
-.PHONY: help demo check test test-kernel images e2e e2e-absence soak test-features test-kernels test-worlds bench bench-failover bench-scale package msrv powerset deny coverage setup
+.PHONY: help demo check test test-kernel images e2e e2e-absence soak test-features test-kernels test-worlds fuzz bench bench-failover bench-scale package msrv powerset deny coverage setup
 
 ## This list
 help:
@@ -57,6 +57,11 @@ test-features: setup
 soak: setup
 	$(BUILD)
 	$(or $(CARGO_TARGET_DIR),target)/debug/soak $(SOAK)
+
+# `make test` feeds each target for ten seconds. This goes on from what earlier calls of it found.
+## Random bytes for all readers of what comes from outside. TARGET=nft_table SECONDS=600
+fuzz: setup
+	./scripts/fuzz --seconds $(or $(SECONDS),300) $(TARGET)
 
 ## Under Debian's kernels 5.10, 6.1 and 6.12, in an emulator: hours
 test-kernels: setup
