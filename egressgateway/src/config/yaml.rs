@@ -8,6 +8,9 @@ use serde_yaml::Value;
 use super::Config;
 use crate::spec::Problem;
 
+/// What problems call a field at the top whose name is empty.
+const NO_NAME: &str = "\"\"";
+
 /// Sets what the file mentions; tells everything that is wrong with it.
 pub(super) fn apply(config: &mut Config, yaml: &str) -> Vec<Problem> {
     let value = match serde_yaml::from_str::<Value>(yaml) {
@@ -58,10 +61,11 @@ fn visit(config: &mut Config, path: &str, value: &Value, problems: &mut Vec<Prob
         Value::Mapping(mapping) => {
             for (key, value) in mapping {
                 let key = text(key);
-                let path = if path.is_empty() {
-                    key
-                } else {
-                    format!("{path}.{key}")
+                let path = match (path, key.as_str()) {
+                    // No path at all is the whole file.
+                    ("", "") => NO_NAME.to_owned(),
+                    ("", _) => key,
+                    _ => format!("{path}.{key}"),
                 };
                 visit(config, &path, value, problems);
             }
@@ -148,7 +152,7 @@ fn text(value: &Value) -> String {
 /// The line of a field: the file is read again up to it, and the error that stops there tells the
 /// line.
 fn line_of(yaml: &str, field: &str) -> Option<usize> {
-    let steps: Vec<&str> = field
+    let steps: Vec<&str> = if field == NO_NAME { "" } else { field }
         .split(['.', '['])
         .map(|step| step.trim_end_matches(']'))
         .collect();
