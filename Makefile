@@ -101,9 +101,10 @@ msrv:
 powerset:
 	./scripts/cargo-tool powerset
 
-## Licences, sources and known faults of dependencies
+# What is known of faults comes from the network; the rest does not.
+## Licences, sources and known faults of dependencies. CHECKS="bans licenses sources"
 deny:
-	./scripts/cargo-tool deny
+	./scripts/cargo-tool deny $(CHECKS)
 
 ## Which lines the tests run, as target/coverage/index.html
 coverage:
