@@ -35,7 +35,7 @@ impl<'a> Barriers<'a> {
                 _ if !self.may_match(rule) => {}
                 Some(("DROP" | "REJECT" | "QUEUE" | "NFQUEUE", _)) => return true,
                 Some((chain, _)) if seen.insert(chain) => {
-                    rules.extend(self.chains.get(chain).into_iter().flatten())
+                    rules.extend(self.chains.get(chain).into_iter().flatten());
                 }
                 _ => {}
             }

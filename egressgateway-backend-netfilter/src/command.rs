@@ -58,7 +58,7 @@ pub(crate) async fn restore(
     let program = flavour.program(family, "-restore");
     let context = format!("write rules with {program}");
     start(&program, &RESTORE, script, &context, |process| {
-        writes.remember(process)
+        writes.remember(process);
     })
     .await
     .map(drop)

@@ -292,7 +292,7 @@ impl Change<'_> {
                         Entry::In,
                     ),
                     ordset::DiffItem::Remove(address) => {
-                        self.take(&common.name(Family::of(*address)), [IpNet::from(*address)])
+                        self.take(&common.name(Family::of(*address)), [IpNet::from(*address)]);
                     }
                 }
             }

@@ -90,13 +90,13 @@ impl Uses {
         let mut uses = self.clone();
         from.pods.diff(&to.pods).for_each(|change| {
             each(&change, |_, class, way| {
-                count(&mut uses.classes, *class, way)
-            })
+                count(&mut uses.classes, *class, way);
+            });
         });
         from.subnets.diff(&to.subnets).for_each(|change| {
             each(&change, |_, class, way| {
-                count(&mut uses.classes, *class, way)
-            })
+                count(&mut uses.classes, *class, way);
+            });
         });
         from.destinations.diff(&to.destinations).for_each(|change| {
             each(&change, |(class, range), verdict, way| {

@@ -370,9 +370,9 @@ impl SetChanges {
                             entries: difference.gone,
                         };
                         if is(name, Common::Ungoverned) {
-                            before.push(delete)
+                            before.push(delete);
                         } else {
-                            gone.push(delete)
+                            gone.push(delete);
                         }
                     }
                 }

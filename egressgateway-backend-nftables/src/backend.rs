@@ -249,7 +249,7 @@ impl Driver for Nftables {
             let context = format!("{} {}", plan.verb(), self.scope.path());
             match plan.exact() {
                 Some(changes) => {
-                    exact::write(self.scope, changes, &context, &self.connection).await?
+                    exact::write(self.scope, changes, &context, &self.connection).await?;
                 }
                 None => command::write(plan.script(), &context, &self.writers).await?,
             }

@@ -19,7 +19,7 @@ pub(crate) async fn nft(arguments: &[&str], input: &str, context: &str) -> Resul
 /// Runs a script that changes the table, and remembers who did it before it can.
 pub(crate) async fn write(script: &str, context: &str, writers: &Writers) -> Result<(), Error> {
     run(&["-f", "-"], script, context, |process| {
-        writers.remember(process)
+        writers.remember(process);
     })
     .await
     .map(drop)

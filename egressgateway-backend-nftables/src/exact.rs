@@ -95,7 +95,7 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     for change in current.elements.pods.diff(&after.elements.pods) {
         match change {
             ordmap::DiffItem::Add(address, class) => {
-                changes.push(pod(address, What::ComesAs(*class)))
+                changes.push(pod(address, What::ComesAs(*class)));
             }
             ordmap::DiffItem::Remove(address, _) => changes.push(pod(address, What::Goes)),
             ordmap::DiffItem::Update {

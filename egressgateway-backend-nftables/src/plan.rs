@@ -326,7 +326,7 @@ impl Elements {
             match change {
                 ordmap::DiffItem::Remove(key, _) => self.of(name(key)).gone.push(key.text()),
                 ordmap::DiffItem::Add(key, value) => {
-                    self.of(name(key)).come.push(entry(key, value))
+                    self.of(name(key)).come.push(entry(key, value));
                 }
                 ordmap::DiffItem::Update {
                     new: (key, value), ..

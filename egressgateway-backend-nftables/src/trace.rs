@@ -283,10 +283,10 @@ impl Walk<'_> {
                     .cloned();
             }
             Statement::Pin { keep, value } if tracked => {
-                self.packet.connection_mark = self.packet.connection_mark & keep | value
+                self.packet.connection_mark = self.packet.connection_mark & keep | value;
             }
             Statement::Mark { keep, value } => {
-                self.packet.packet_mark = self.packet.packet_mark & keep | value
+                self.packet.packet_mark = self.packet.packet_mark & keep | value;
             }
             Statement::Count(counter) => self.counted.push(counter),
             Statement::SourceItself(family) if self.is(*family) => {

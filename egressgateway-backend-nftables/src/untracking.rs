@@ -190,7 +190,7 @@ fn restrict(packets: &mut PacketMatch, matching: &Value) {
             packets.ports = values(right)
                 .into_iter()
                 .map(|port| u16::try_from(port.as_u64()?).ok())
-                .collect()
+                .collect();
         }
         _ => {}
     }

@@ -469,7 +469,7 @@ fn what_others_do_to_the_table_is_noticed_and_what_we_do_is_not() {
                         .await
                         .is_err(),
                     "{doing} was noticed"
-                )
+                );
             }
         };
         let noticed = |doing: &'static str| {
@@ -478,7 +478,7 @@ fn what_others_do_to_the_table_is_noticed_and_what_we_do_is_not() {
                 tokio::time::timeout(Duration::from_secs(5), changed)
                     .await
                     .expect(doing)
-                    .unwrap()
+                    .unwrap();
             }
         };
         let plan = ours.plan(&client(), &NftState::default()).unwrap().plan;

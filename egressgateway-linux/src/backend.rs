@@ -83,7 +83,7 @@ pub(crate) async fn choose(config: &Config) -> Result<Backend, BuildError> {
                 .await;
             }
             Err(error) if error.kind == ErrorKind::Unsupported => {
-                lacking.push(format!("{name} can't be used: {}", error.chain()))
+                lacking.push(format!("{name} can't be used: {}", error.chain()));
             }
             Err(error) => return Err(error.into()),
         }

@@ -310,13 +310,13 @@ pub(crate) fn parse(message: &LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::Address(address) => {
-                link.mac = <[u8; 6]>::try_from(address.as_slice()).ok().map(MacAddress)
+                link.mac = <[u8; 6]>::try_from(address.as_slice()).ok().map(MacAddress);
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(info) => parse_info(&mut link, info),
             LinkAttribute::AfSpecUnspec(families) => {
-                link.generates_addresses = generates_addresses(families)
+                link.generates_addresses = generates_addresses(families);
             }
             _ => {}
         }
@@ -329,10 +329,10 @@ fn parse_info(link: &mut Link, info: &[LinkInfo]) {
         match item {
             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
             LinkInfo::Data(InfoData::Vxlan(attributes)) => {
-                link.vxlan = Some(parse_vxlan(attributes))
+                link.vxlan = Some(parse_vxlan(attributes));
             }
             LinkInfo::Data(InfoData::Geneve(attributes)) => {
-                link.geneve = Some(parse_geneve(attributes))
+                link.geneve = Some(parse_geneve(attributes));
             }
             _ => {}
         }

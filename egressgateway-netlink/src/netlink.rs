@@ -183,7 +183,7 @@ impl Netlink {
                 Ok(None) => {}
                 // The kernel still tells somebody who does not listen any more.
                 Err(error) if error.kind == ErrorKind::Conflict => {
-                    tokio::time::sleep(DUMP_PAUSE).await
+                    tokio::time::sleep(DUMP_PAUSE).await;
                 }
                 Err(error) => return Err(error),
             }

@@ -139,7 +139,8 @@ pub(crate) fn parse(
             RouteAttribute::Destination(address) => peer = route::ip(address),
             RouteAttribute::Oif(index) => on_device = *index == device,
             RouteAttribute::Encap(parts) => {
-                route = route::parse_encapsulation(parts).map_or(PeerRoute::Other, PeerRoute::Encap)
+                route =
+                    route::parse_encapsulation(parts).map_or(PeerRoute::Other, PeerRoute::Encap);
             }
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route = PeerRoute::Other,
             _ => {}

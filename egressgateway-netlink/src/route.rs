@@ -656,22 +656,22 @@ pub(crate) fn parse_encapsulation(parts: &[RouteLwTunnelEncap]) -> Option<Encap>
             RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(number))
             | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(number)) => id = Some(*number),
             RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(address)) => {
-                remote = Some(IpAddr::V4(*address))
+                remote = Some(IpAddr::V4(*address));
             }
             RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(address)) => {
-                remote = Some(IpAddr::V6(*address))
+                remote = Some(IpAddr::V6(*address));
             }
             RouteLwTunnelEncap::Ip(RouteIpTunnel::Source(address)) => {
-                source = Some(IpAddr::V4(*address))
+                source = Some(IpAddr::V4(*address));
             }
             RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(address)) => {
-                source = Some(IpAddr::V6(*address))
+                source = Some(IpAddr::V6(*address));
             }
             RouteLwTunnelEncap::Ip(RouteIpTunnel::Ttl(hops))
             | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Hoplimit(hops)) => ttl = Some(*hops),
             RouteLwTunnelEncap::Other(other) => match (other.kind(), bytes(other)) {
                 (LWTUNNEL_ID, bytes) => {
-                    id = <[u8; 8]>::try_from(bytes).ok().map(u64::from_be_bytes)
+                    id = <[u8; 8]>::try_from(bytes).ok().map(u64::from_be_bytes);
                 }
                 (LWTUNNEL_DESTINATION, bytes) => remote = address(&bytes),
                 (LWTUNNEL_SOURCE, bytes) => source = address(&bytes),

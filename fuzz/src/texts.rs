@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use egressgateway::{
-    Remembered,
+    PersistedPolicy,
     admission::{self, Asked, Request},
     config::Config,
     controller::Cluster,
@@ -79,9 +79,9 @@ fn expression(requirement: &Requirement) -> LabelSelectorRequirement {
 /// The file that an agent keeps over a boot. What was read, written and read again is the same.
 pub(crate) fn state_file(bytes: &[u8]) {
     let node = NodeName::from("node-1");
-    if let Ok(state) = Remembered::parse(bytes, &node) {
+    if let Ok(state) = PersistedPolicy::parse(bytes, &node) {
         let _ = state.hold();
-        let again = Remembered::parse(state.to_json(&node).as_bytes(), &node);
+        let again = PersistedPolicy::parse(state.to_json(&node).as_bytes(), &node);
         assert_eq!(again.ok(), Some(state));
     }
 }

@@ -295,14 +295,14 @@ fn a_pool_of_nodes_whose_networks_nobody_tells_is_a_note() {
     let arguments = ["explain", "-f", "-", "--from", "d/p", "--to", "10.9.0.1"];
     let (code, _, errors) = egressctl(&arguments, &text);
     assert_eq!(code, 0, "{errors}");
-    let note = "note: EgressGateway g: the manifests do not say which networks these nodes are in";
+    let expected = "note: EgressGateway g: the manifests do not say which networks these nodes are in";
     assert!(
-        errors.contains(note) && errors.contains(": n\n"),
+        errors.contains(expected) && errors.contains(": n\n"),
         "{errors}"
     );
     let (code, answer, errors) = egressctl(&arguments, &format!("{text}\n---\n{told}"));
     assert_eq!(code, 0, "{errors}");
-    assert!(!errors.contains(note), "{errors}");
+    assert!(!errors.contains(expected), "{errors}");
     assert!(
         answer.contains("as 10.6.0.3"),
         "neither the network's, nor the router's, nor the node's: {answer}"

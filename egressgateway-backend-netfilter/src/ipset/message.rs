@@ -116,7 +116,7 @@ impl Request {
                         *net,
                         if with_marks { *entry } else { Entry::In },
                         line,
-                    )
+                    );
                 });
             }
         });
@@ -126,10 +126,10 @@ impl Request {
     fn entry(&mut self, kind: Kind, net: IpNet, entry: Entry, line: u32) {
         self.nested(ATTR_IP, |ip| match net.addr() {
             IpAddr::V4(address) => {
-                ip.put(ATTR_IPADDR_IPV4 | NLA_F_NET_BYTEORDER, &address.octets())
+                ip.put(ATTR_IPADDR_IPV4 | NLA_F_NET_BYTEORDER, &address.octets());
             }
             IpAddr::V6(address) => {
-                ip.put(ATTR_IPADDR_IPV6 | NLA_F_NET_BYTEORDER, &address.octets())
+                ip.put(ATTR_IPADDR_IPV6 | NLA_F_NET_BYTEORDER, &address.octets());
             }
         });
         if kind == Kind::Networks {
@@ -217,7 +217,7 @@ pub(super) fn listed(body: &[u8]) -> Option<Listed> {
             ATTR_TYPENAME => {
                 kind = Kind::ALL
                     .into_iter()
-                    .find(|kind| text(value) == Some(kind.name()))
+                    .find(|kind| text(value) == Some(kind.name()));
             }
             ATTR_FAMILY => {
                 family = value.first().map(|family| {
@@ -226,7 +226,7 @@ pub(super) fn listed(body: &[u8]) -> Option<Listed> {
                     } else {
                         Family::V6
                     }
-                })
+                });
             }
             ATTR_DATA => {
                 let number = |wanted| {
@@ -267,7 +267,7 @@ fn entry(data: &[u8]) -> Option<(IpNet, Entry)> {
             ATTR_IP => {
                 address = attributes(value)
                     .next()
-                    .and_then(|(_, bytes)| self::address(bytes))
+                    .and_then(|(_, bytes)| self::address(bytes));
             }
             ATTR_CIDR => prefix = value.first().copied(),
             ATTR_CADT_FLAGS if be_u32(value)? & FLAG_NOMATCH != 0 => entry = Entry::Out,

@@ -175,7 +175,7 @@ impl Parts {
                 self.group = value
                     .chunks_exact(MEMBER)
                     .filter_map(parse_member)
-                    .collect()
+                    .collect();
             }
             NHA_GROUP_TYPE => self.group_type = u16_of(value),
             NHA_RES_GROUP => self.resilience = Some(Resilience::parse(value)),
@@ -207,7 +207,7 @@ impl Resilience {
                 NHA_RES_GROUP_BUCKETS => parsed.buckets = u16_of(value).unwrap_or_default(),
                 NHA_RES_GROUP_IDLE_TIMER => parsed.idle = u32_of(value).unwrap_or_default(),
                 NHA_RES_GROUP_UNBALANCED_TIMER => {
-                    parsed.unbalanced = u32_of(value).unwrap_or_default()
+                    parsed.unbalanced = u32_of(value).unwrap_or_default();
                 }
                 _ => {}
             }

@@ -236,29 +236,29 @@ impl Driver for Steering {
                 SteeringStep::AddNextHop(id, object) => {
                     netlink
                         .set_next_hop_object(*id, object, plan.protocol, &devices, false)
-                        .await?
+                        .await?;
                 }
                 SteeringStep::ReplaceNextHop(id, object) => {
                     netlink
                         .set_next_hop_object(*id, object, plan.protocol, &devices, true)
-                        .await?
+                        .await?;
                 }
                 SteeringStep::DeleteNextHop(id, _) => netlink.delete_next_hop_object(*id).await?,
                 SteeringStep::HashFlows(family) => plan.flow_hash.set(*family)?,
                 SteeringStep::FilterByMark(device) => {
-                    sysctl::write(&["ipv4", "conf", device, plan::FILTER_BY_MARK], "1")?
+                    sysctl::write(&["ipv4", "conf", device, plan::FILTER_BY_MARK], "1")?;
                 }
                 SteeringStep::AddRule(rule) => netlink.add_rule(rule, plan.protocol).await?,
                 SteeringStep::DeleteRule(rule) => netlink.delete_rule(rule, plan.protocol).await?,
                 SteeringStep::AddRoute(key, action) => {
                     netlink
                         .set_route(key, action, plan.protocol, &devices, false)
-                        .await?
+                        .await?;
                 }
                 SteeringStep::ReplaceRoute(key, action) => {
                     netlink
                         .set_route(key, action, plan.protocol, &devices, true)
-                        .await?
+                        .await?;
                 }
                 SteeringStep::DeleteRoute(key, old) => {
                     let copies = if let RouteAction::Other(copies) = old {

@@ -97,7 +97,7 @@ mod tests {
             assert!(
                 HOP_BASE + 2 * HOP_PLACES <= GROUP_BASE,
                 "the ranges do not overlap"
-            )
+            );
         };
     }
 }

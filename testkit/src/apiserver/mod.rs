@@ -91,7 +91,7 @@ impl Shared {
         self.requests.send_modify(|requests| {
             *requests
                 .entry((verb.to_owned(), resource.to_owned()))
-                .or_default() += 1
+                .or_default() += 1;
         });
     }
 

@@ -78,7 +78,7 @@ fn lock(directory: &Path) -> io::Result<Flock<File>> {
             }
             Ok(_) => {}
             Err((_, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
-                thread::sleep(GLANCE)
+                thread::sleep(GLANCE);
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
                 let text = format!(

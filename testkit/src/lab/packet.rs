@@ -145,7 +145,7 @@ impl Packet {
         };
         match self.protocol {
             Protocol::Tcp | Protocol::Udp => {
-                (self.source_port, self.destination_port) = ports.unwrap_or_default()
+                (self.source_port, self.destination_port) = ports.unwrap_or_default();
             }
             Protocol::Icmp => self.icmp_type = bytes.first().copied(),
             _ => {}

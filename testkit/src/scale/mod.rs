@@ -175,7 +175,7 @@ pub fn measure(assets: PathBuf, size: Size, times: Times) -> Result<Figures, Str
         .on_thread_start(move || {
             inside
                 .move_in()
-                .unwrap_or_else(|error| panic!("the lab's root: {error}"))
+                .unwrap_or_else(|error| panic!("the lab's root: {error}"));
         })
         .enable_all()
         .build()

@@ -151,7 +151,7 @@ impl Stage {
             }
             Event::Member { node, is } => {
                 self.cluster
-                    .label_node(node_name(*node), "egress", is.then_some("true"))
+                    .label_node(node_name(*node), "egress", is.then_some("true"));
             }
             Event::Ready { node, is } => self.cluster.node_ready(node_name(*node), *is),
             Event::Cordon { node, is } => self.merge(
@@ -161,7 +161,7 @@ impl Stage {
                 &json!({"spec": {"unschedulable": is.then_some(true)}}),
             ),
             Event::Drain { node, is } => {
-                self.annotate("Node", node_name(*node), "drain", is.then_some("true"))
+                self.annotate("Node", node_name(*node), "drain", is.then_some("true"));
             }
             Event::Move { policy, node } => self.annotate(
                 "EgressGatewayPolicy",
@@ -190,7 +190,7 @@ impl Stage {
             )?,
             Event::Address { node, address, is } => self.address(*node, *address, *is)?,
             Event::Firewall { node } => {
-                self.stranger(*node, "type filter hook forward priority 10;", &["drop"])?
+                self.stranger(*node, "type filter hook forward priority 10;", &["drop"])?;
             }
             Event::NoRules { node } => {
                 self.lenient.insert(node_name(*node).to_owned());
@@ -312,7 +312,7 @@ impl Stage {
                 query: None,
                 times,
                 effect,
-            })
+            });
         };
         match number % 5 {
             0 => any(Some("update"), 5, Effect::Status(409)),

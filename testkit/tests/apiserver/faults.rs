@@ -126,7 +126,7 @@ async fn a_watch_of_forgotten_history_is_told_so_and_a_watcher_lists_again() {
         match watched.next().await.unwrap() {
             Ok(watcher::Event::Init) => names.clear(),
             Ok(watcher::Event::InitApply(node) | watcher::Event::Apply(node)) => {
-                names.push(node.name_any())
+                names.push(node.name_any());
             }
             _ => {}
         }

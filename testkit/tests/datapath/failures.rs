@@ -128,7 +128,7 @@ pub(crate) fn rules_deleted_by_hand_come_back_at_once(path: &DataPath) {
             })
             .unwrap();
         measured(&format!("{node}: rules are there again"), || {
-            world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0])
+            world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
         });
     }
 }
