@@ -295,7 +295,8 @@ fn a_pool_of_nodes_whose_networks_nobody_tells_is_a_note() {
     let arguments = ["explain", "-f", "-", "--from", "d/p", "--to", "10.9.0.1"];
     let (code, _, errors) = egressctl(&arguments, &text);
     assert_eq!(code, 0, "{errors}");
-    let expected = "note: EgressGateway g: the manifests do not say which networks these nodes are in";
+    let expected =
+        "note: EgressGateway g: the manifests do not say which networks these nodes are in";
     assert!(
         errors.contains(expected) && errors.contains(": n\n"),
         "{errors}"

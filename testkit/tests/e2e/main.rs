@@ -133,7 +133,7 @@ fn arguments() -> Result<Arguments, String> {
                     value()?
                         .parse()
                         .map_err(|error| format!("--absences: {error}"))?,
-                )
+                );
             }
             // What the usual harness knows, and what is so here in any case.
             "--nocapture" | "--no-capture" | "--exact" => {}
