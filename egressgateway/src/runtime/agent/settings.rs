@@ -24,10 +24,10 @@ pub struct AgentSettings {
     /// How fast a silent gateway node is noticed.
     pub liveness: LivenessSettings,
     /// Whether connections are ended that began before the policy which governs them; see
-    /// [`Agent::with_connections`].
+    /// [`Agent::with_connections`](super::Agent::with_connections).
     pub reset_connections: bool,
     /// Whether, after a boot, what policies governed before waits until everything was listed; see
-    /// [`Agent::with_state_file`].
+    /// [`Agent::with_state_file`](super::Agent::with_state_file).
     pub hold_at_boot: bool,
     /// The Lease by which the controller knows that the agent is alive.
     pub lease: LeaseSettings,
