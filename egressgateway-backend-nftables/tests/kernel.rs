@@ -339,15 +339,21 @@ fn addresses_come_move_and_go_one_by_one_and_all_together_or_not_at_all() {
     });
 }
 
-/// The sockets to the packet filter that programs of this network namespace hold.
+/// The sockets to the packet filter that this process holds in this network namespace.
 fn sockets() -> Vec<String> {
+    let held: Vec<_> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
+        .collect();
     let list = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
     let columns = list
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
     columns
-        .filter(|columns| columns[1] == "12" && columns[2] != "0")
+        .filter(|columns| columns[1] == "12")
         .map(|columns| columns[9].to_owned())
+        .filter(|inode| held.contains(&format!("socket:[{inode}]")))
         .collect()
 }
 

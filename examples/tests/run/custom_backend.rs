@@ -14,5 +14,5 @@ fn a_backend_of_ones_own_passes_the_suite_and_is_short() {
         text.ends_with("printer keeps every promise of a policy backend\n"),
         "{text}"
     );
-    assert!(include_str!("../../custom_backend.rs").lines().count() <= 100);
+    assert!(include_str!("../../custom_backend.rs").lines().count() <= 160);
 }
