@@ -186,17 +186,9 @@ impl NetfilterPlan {
         current: &NetfilterState,
         after: &NetfilterState,
     ) -> Option<NetfilterState> {
-        let is_wrong = |name: &String, set: &Set| {
-            after
-                .sets
-                .get(name)
-                .is_some_and(|wanted| wanted.shape != set.shape)
-        };
-        let wrong: BTreeSet<&str> = current
-            .sets
-            .iter()
-            .filter(|(name, set)| is_wrong(name, set))
-            .map(|(name, _)| name.as_str())
+        let wrong: BTreeSet<&str> = changed_sets(current, after)
+            .filter(|(_, old, new)| old.shape != new.shape)
+            .map(|(name, ..)| name)
             .collect();
         if wrong.is_empty() {
             return None;
@@ -231,17 +223,10 @@ impl NetfilterPlan {
         current: &NetfilterState,
         after: &NetfilterState,
     ) -> Option<NetfilterState> {
-        let differs = |name: &String, set: &Set| {
-            after
-                .sets
-                .get(name)
-                .is_some_and(|wanted| wanted.entries != set.entries)
-        };
-        let places = current
-            .sets
-            .iter()
-            .filter(|(name, set)| name.starts_with(WHERE_PREFIX) && differs(name, set));
-        let mut left_over: BTreeSet<&str> = places.map(|(name, _)| name.as_str()).collect();
+        let mut left_over: BTreeSet<&str> = changed_sets(current, after)
+            .map(|(name, ..)| name)
+            .filter(|name| name.starts_with(WHERE_PREFIX))
+            .collect();
         if left_over.is_empty() {
             return None;
         }
@@ -273,6 +258,21 @@ impl NetfilterPlan {
         );
         Some(rest)
     }
+}
+
+/// The sets that both states have, and that are not the same.
+fn changed_sets<'a>(
+    current: &'a NetfilterState,
+    after: &'a NetfilterState,
+) -> impl Iterator<Item = (&'a str, &'a Set, &'a Set)> {
+    let changes = current.sets.diff(&after.sets);
+    changes.filter_map(|change| match change {
+        DiffItem::Update {
+            old: (name, old),
+            new: (_, new),
+        } => Some((name.as_str(), old, new)),
+        _ => None,
+    })
 }
 
 /// A rule that refers to none of `sets`; none where there is no such rule that lets less pass.
