@@ -15,6 +15,7 @@ use crate::{
     plan::{SetChange, Step, plan},
     set::Set,
     state::{Jump, NetfilterState, Table},
+    truce::Terms,
 };
 
 const EXIT: u32 = 0x1200_0000;
@@ -430,4 +431,42 @@ fn between_any_two_writes_no_number_is_taken_for_anothers() {
         }
     }
     assert!(seen.len() > 5, "plans of many lengths: {seen:?}");
+}
+
+/// A masquerade of others that comes first would give the address of an egress policy to nobody:
+/// only the node's own may leave, from the first write that knows of the dispute.
+#[test]
+fn between_any_two_writes_nothing_leaves_with_an_address_that_others_dispute() {
+    let bits = Bits::new(MarkMask::default());
+    let own = [ip("10.6.0.14"), ip("10.6.0.15")];
+    let worlds = worlds(true);
+    for (from, before) in worlds.iter().enumerate() {
+        let disputed = NetfilterState {
+            terms: Terms {
+                sources: true,
+                ..Terms::default()
+            },
+            ..NetfilterState::default()
+        };
+        let current = NetfilterState::of(before, bits, &disputed).unwrap();
+        for (to, desired) in worlds.iter().enumerate() {
+            let after = NetfilterState::of(desired, bits, &current).unwrap();
+            let mut now = current.clone();
+            for step in plan(&current, &after, bits).steps {
+                for moment in moments(&now, &step) {
+                    for pod in ["10.244.0.1", "10.244.0.2"] {
+                        let Met { leaves, pinned, .. } = met(&moment, pod, "10.6.1.5");
+                        for source in leaves.into_iter().chain([pinned]) {
+                            let foreign = matches!(source, TraceSource::Address(address) if !own.contains(&address));
+                            assert!(
+                                !foreign,
+                                "{from} → {to}: {pod} leaves as {source:?} at\n{step:?}"
+                            );
+                        }
+                    }
+                    now = moment;
+                }
+            }
+        }
+    }
 }
