@@ -717,6 +717,20 @@ fn the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(state: Rule
             "{meaning}"
         );
     }
+    for untold in [ConnectionState::Untracked, ConnectionState::Invalid] {
+        for (source, node) in [("10.244.1.10", "10.6.0.11"), ("fd10:244:1::10", "fd00::11")] {
+            let to_this_node = TracePacket {
+                state: untold,
+                destination_kind: DestinationKind::Local,
+                ..arriving(source, node)
+            };
+            assert_eq!(
+                state.trace(&to_this_node),
+                stray,
+                "this node, {untold:?}: only the tunnel's outer packets are let in"
+            );
+        }
+    }
     let group = TracePacket {
         destination_kind: DestinationKind::Multicast,
         ..arriving("10.244.1.12", "10.6.1.1")
