@@ -1,20 +1,73 @@
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
+
 use crate::{
     Drivers, DriversDesired, Encapsulation, Error, ErrorKind, NodeDesired, Outcome, PolicyDesired,
-    runtime::metrics::AgentMetrics,
+    Reconcile, runtime::metrics::AgentMetrics,
 };
 
 /// How often a conflict is answered at once by reading the kernel again; what conflicts longer
 /// waits like any other failure.
 const ATTEMPTS: u32 = 3;
 
+/// What the packet filter holds of the policy that was desired last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InForce {
+    /// Nobody knows.
+    Unknown,
+    /// What it has held since this was asked last.
+    AsBefore,
+    /// That policy, and something was written since this was asked last.
+    Anew,
+}
+
+/// The policy driver, and what became of its calls: a policy is in force as soon as this driver
+/// says so, whatever the others say.
+struct Watched {
+    driver: Box<dyn Reconcile<PolicyDesired>>,
+    calls: Arc<Calls>,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    reached: AtomicBool,
+    written: AtomicBool,
+}
+
+#[async_trait]
+impl Reconcile<PolicyDesired> for Watched {
+    async fn reconcile(&mut self, desired: &PolicyDesired) -> Result<Outcome, Error> {
+        // Who gives up waiting for it does not know either.
+        self.calls.reached.store(false, Ordering::Relaxed);
+        let was_written = self.calls.written.swap(true, Ordering::Relaxed);
+        let result = self.driver.reconcile(desired).await;
+        if matches!(result, Ok(Outcome::Unchanged)) {
+            self.calls.written.store(was_written, Ordering::Relaxed);
+        }
+        self.calls.reached.store(result.is_ok(), Ordering::Relaxed);
+        result
+    }
+
+    async fn dry_run(&mut self, desired: &PolicyDesired) -> Result<String, Error> {
+        self.driver.dry_run(desired).await
+    }
+
+    fn invalidate(&mut self) {
+        self.driver.invalidate();
+    }
+}
+
 /// Brings the node to one desired state after another.
 pub(crate) struct NodeReconciler {
     drivers: Drivers,
+    policy: Arc<Calls>,
     encapsulation: Arc<dyn Encapsulation>,
     metrics: AgentMetrics,
     /// Everything that the kernel may hold of ours: what was reached last, and what was tried since
@@ -31,8 +84,17 @@ impl NodeReconciler {
         encapsulation: Arc<dyn Encapsulation>,
         metrics: AgentMetrics,
     ) -> Self {
+        let policy = Arc::new(Calls::default());
+        let watched = Watched {
+            driver: drivers.policy,
+            calls: Arc::clone(&policy),
+        };
         Self {
-            drivers,
+            drivers: Drivers {
+                policy: Box::new(watched),
+                ..drivers
+            },
+            policy,
             encapsulation,
             metrics,
             before: None,
@@ -111,6 +173,17 @@ impl NodeReconciler {
             policy.reconcile(&nothing).await?;
         }
         Ok(wanted && (bare || there))
+    }
+
+    /// What the last converge left of its policy. It may have failed after that.
+    pub(crate) fn in_force(&self) -> InForce {
+        if !self.policy.reached.load(Ordering::Relaxed) {
+            InForce::Unknown
+        } else if self.policy.written.swap(false, Ordering::Relaxed) {
+            InForce::Anew
+        } else {
+            InForce::AsBefore
+        }
     }
 
     /// What a converge would do, as text.
@@ -195,12 +268,9 @@ fn union(before: &DriversDesired, next: &DriversDesired) -> DriversDesired {
 mod tests {
     use std::sync::Mutex;
 
-    use async_trait::async_trait;
-
     use super::*;
     use crate::{
-        AddressesDesired, LocalEnd, NextHop, OverlayLinks, Peer, Reconcile, SteeringDesired,
-        TunnelDesired,
+        AddressesDesired, LocalEnd, NextHop, OverlayLinks, Peer, SteeringDesired, TunnelDesired,
         model::{Family, NodeName},
     };
 
@@ -228,6 +298,7 @@ mod tests {
     #[derive(Clone, Default)]
     struct Journal {
         calls: Arc<Mutex<Vec<String>>>,
+        unchanged: Arc<AtomicBool>,
         failures: Arc<Mutex<Vec<(&'static str, ErrorKind)>>>,
     }
 
@@ -248,6 +319,7 @@ mod tests {
             let mut failures = self.failures.lock().unwrap();
             match failures.iter().position(|(name, _)| *name == driver) {
                 Some(index) => Err(Error::new(failures.remove(index).1, driver)),
+                None if self.unchanged.load(Ordering::Relaxed) => Ok(Outcome::Unchanged),
                 None => Ok(Outcome::Applied),
             }
         }
@@ -353,6 +425,43 @@ mod tests {
                 .filter(|call| *call == "policy ")
                 .count(),
             3
+        );
+    }
+
+    #[tokio::test]
+    async fn a_policy_is_in_force_whatever_comes_after_it_and_anew_when_it_was_written_again() {
+        let journal = Journal::default();
+        let mut reconciler = reconciler(&journal);
+        assert_eq!(reconciler.in_force(), InForce::Unknown);
+        journal.fail("policy", ErrorKind::Transient, 1);
+        reconciler.converge(&with_peer("a")).await.unwrap_err();
+        assert_eq!(reconciler.in_force(), InForce::Unknown);
+        for after in ["addresses", "tunnel", "steering"] {
+            reconciler.before = None;
+            journal.fail(after, ErrorKind::Permission, 1);
+            reconciler.converge(&with_peer("a")).await.unwrap_err();
+            assert_eq!(reconciler.in_force(), InForce::Anew, "{after}");
+            assert_eq!(reconciler.in_force(), InForce::AsBefore, "{after}");
+        }
+        reconciler.converge(&with_peer("a")).await.unwrap();
+        assert_eq!(reconciler.in_force(), InForce::Anew);
+        reconciler.restore_policy().await.unwrap();
+        assert_eq!(
+            reconciler.in_force(),
+            InForce::Anew,
+            "somebody else changed it, and connections began meanwhile"
+        );
+        journal.unchanged.store(true, Ordering::Relaxed);
+        reconciler.converge(&with_peer("a")).await.unwrap();
+        assert_eq!(reconciler.in_force(), InForce::AsBefore);
+        journal.fail("policy", ErrorKind::Transient, 1);
+        reconciler.converge(&with_peer("a")).await.unwrap_err();
+        assert_eq!(reconciler.in_force(), InForce::Unknown);
+        reconciler.converge(&with_peer("a")).await.unwrap();
+        assert_eq!(
+            reconciler.in_force(),
+            InForce::Anew,
+            "the attempt that failed may have written everything"
         );
     }
 

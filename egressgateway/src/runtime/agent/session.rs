@@ -12,7 +12,7 @@ use super::{
     driver_health::{self, DriversHealth},
     inputs::{Event, Inputs, Interest},
     outputs::Outputs,
-    reconciler::NodeReconciler,
+    reconciler::{InForce, NodeReconciler},
     settings::AgentSettings,
     state_file::StateFile,
     tasks::{
@@ -552,8 +552,14 @@ impl Session {
             }
             Err(_) => self.deadlines.converged(),
         }
-        let unknown = self.outputs.in_force.borrow().is_none();
-        if matches!(&result, Ok(outcome) if *outcome == Outcome::Applied || unknown) {
+        let is_news = match self.reconciler.in_force() {
+            InForce::Unknown => false,
+            InForce::AsBefore => {
+                matches!(result, Ok(Outcome::Applied)) || self.outputs.in_force.borrow().is_none()
+            }
+            InForce::Anew => true,
+        };
+        if is_news {
             self.outputs.in_force.send_replace(Some(desired.clone()));
         }
         if result.is_ok() {

@@ -17,8 +17,9 @@ use crate::{
     runtime::{kube::backoff::Backoff, metrics::AgentMetrics, time::wait_until},
 };
 
-/// Second scan after this delay: a connection classified before the policy may be inserted into
-/// conntrack after the first scan.
+/// Second scan after this delay, and each further one after twice the delay of the one before: a
+/// connection classified before the policy may be inserted into conntrack after the first scan, and
+/// one that came through the overlay while the rules were missing is known by its next packet.
 const SECOND_SCAN: Duration = Duration::from_secs(1);
 /// How many times longer than a scan the pause after it is, at least: a large table does not keep
 /// the processor busy.
@@ -38,7 +39,7 @@ pub(crate) struct StaleConnections {
     /// Whether the table may hold connections that were governed: the last scan found some, or some
     /// may have come since.
     pub(crate) may_hold_governed: bool,
-    /// How often everything is scanned without a reason.
+    /// How often everything is scanned without a reason; no two scans are further apart.
     pub(crate) resync: Duration,
     pub(crate) backoff: Backoff,
     pub(crate) metrics: AgentMetrics,
@@ -47,7 +48,7 @@ pub(crate) struct StaleConnections {
 impl StaleConnections {
     /// Works until the sender of policies in force is gone.
     pub(crate) async fn run(mut self, mut in_force: watch::Receiver<Option<NodeDesired>>) {
-        let (mut next, mut free) = (None, Instant::now());
+        let (mut next, mut free, mut distance) = (None, Instant::now(), SECOND_SCAN);
         let (mut former, mut last): (Option<NodeDesired>, Option<NodeDesired>) = (None, None);
         loop {
             let news = tokio::select! {
@@ -63,20 +64,22 @@ impl StaleConnections {
             let began = Instant::now();
             if news {
                 former = std::mem::replace(&mut last, desired.clone());
+                distance = SECOND_SCAN;
             }
             let (ended, seen) = self.scan(desired.as_ref(), former.as_ref()).await;
             if !news {
                 former = None;
             }
             free = Instant::now() + began.elapsed().min(COST * seen) * PAUSES;
-            next = Some(
-                Instant::now()
-                    + if ended {
-                        if news { SECOND_SCAN } else { self.resync }
-                    } else {
-                        self.backoff.delay()
-                    },
-            );
+            let pause = if ended {
+                distance
+            } else {
+                self.backoff.delay()
+            };
+            if ended {
+                distance = (distance * 2).min(self.resync);
+            }
+            next = Some(Instant::now() + pause);
         }
     }
 
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_policy_is_looked_after_at_once_a_moment_later_and_then_now_and_again() {
+    async fn a_policy_is_looked_after_at_once_a_moment_later_and_then_ever_more_rarely() {
         let table = Table::new(Duration::ZERO, 0);
         let policies = start(&table);
         pass(Duration::from_secs(10)).await;
@@ -269,7 +272,7 @@ mod tests {
         pass(Duration::from_secs(150)).await;
         assert_eq!(
             table.looks(),
-            [(10_000, true), (11_000, true), (111_000, true)]
+            [10, 11, 13, 17, 25, 41, 73, 137].map(|second| (second * 1000, true))
         );
         policies.send_replace(Some(policy([10, 244, 0, 6])));
         pass(Duration::from_millis(1)).await;
@@ -288,7 +291,10 @@ mod tests {
         let policies = start_where(&table, received);
         policies.send_replace(Some(policy([10, 244, 0, 5])));
         pass(Duration::from_secs(50)).await;
-        assert_eq!(table.looks(), [(0, false), (1_000, false)]);
+        assert_eq!(
+            table.looks(),
+            [0, 1, 3, 7, 15, 31].map(|second| (second * 1000, false))
+        );
         wanted.send_replace(true);
         pass(Duration::from_millis(1)).await;
         assert_eq!(table.looks().last(), Some(&(50_000, true)));
