@@ -63,6 +63,10 @@ impl Bits {
     pub(crate) fn answer(self) -> u32 {
         self.mask.answer_mark()
     }
+
+    pub(crate) fn unknown(self) -> u32 {
+        self.mask.unknown_mark()
+    }
 }
 
 #[cfg(test)]

@@ -62,6 +62,8 @@ pub(crate) const FIRST: &str = "EGW-FIRST";
 pub(crate) const TRANSLATED: &str = "EGW-TRANSLATED";
 /// Came through the overlay.
 pub(crate) const ARRIVE: &str = "EGW-ARRIVE";
+/// Came through the overlay, and nothing pinned it when it began.
+pub(crate) const MISSED: &str = "EGW-MISSED";
 pub(crate) const LET_GO: &str = "EGW-LET-GO";
 pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
 pub(crate) const CLASS: &str = "EGW-CLASS";
@@ -78,6 +80,8 @@ pub(crate) const EXIT: &str = "EGW-EXIT";
 pub(crate) const SOURCE: &str = "EGW-SOURCE";
 pub(crate) const AS_NODE_CHAIN: &str = "EGW-AS-NODE";
 pub(crate) const AS_SELF_CHAIN: &str = "EGW-AS-SELF";
+/// Outer packets for this node.
+pub(crate) const OUTER: &str = "EGW-OUTER";
 pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
 
 /// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter,

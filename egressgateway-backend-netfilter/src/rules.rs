@@ -14,10 +14,10 @@ use crate::{
     names::{
         ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT,
         EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP, LEAVE,
-        LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OPENING, OUTPUT,
-        PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED, STRAY, TOWARDS_POD,
-        TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK, UNTRACKED, VERDICT,
-        class_chain, keeper_set, kept_set, where_set,
+        LET_GO, LOST, MANGLE, MISSED, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OPENING,
+        OUTER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED,
+        STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK,
+        UNTRACKED, VERDICT, class_chain, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -120,13 +120,15 @@ impl Render<'_> {
         let (mut arriving, mut leaving) = (Vec::new(), Vec::new());
         if port > 0 {
             let outer = format!("-p udp -m udp --dport {port}");
-            let to_us = format!("{outer} -m addrtype --dst-type LOCAL");
-            let others = [
-                self.not_in(Common::Peers, "src"),
-                self.not_in(Common::Own, "dst"),
-            ];
-            arriving.extend(others.map(|other| format!("{to_us} {other} -g {NOT_PEER}")));
-            arriving.push(format!("{to_us} -j CT --notrack"));
+            arriving.push(format!("{outer} -m addrtype --dst-type LOCAL -g {OUTER}"));
+            raw.insert(
+                OUTER.into(),
+                vec![
+                    format!("{} -g {NOT_PEER}", self.not_in(Common::Peers, "src")),
+                    format!("{} -g {NOT_PEER}", self.not_in(Common::Own, "dst")),
+                    "-j CT --notrack".into(),
+                ],
+            );
             leaving.push(format!("{outer} -j CT --notrack"));
             let untrack = self.untrack();
             if !untrack.is_empty() {
@@ -181,6 +183,7 @@ impl Render<'_> {
             (GUARD_ANSWERS, self.guard_answers()),
             (ANSWERS, self.answers()),
             (STRAY, self.stray()),
+            (MISSED, self.missed()),
             (TOWARDS_POD, self.towards_pod()),
             (
                 LOST,
@@ -267,14 +270,23 @@ impl Render<'_> {
                 )
             })
         });
+        let marks = self.networks().map(|(mark, _)| {
+            format!(
+                "{} {}",
+                self.pinned(mark),
+                Self::mark(mark, self.bits.mask())
+            )
+        });
         std::iter::once(self.pin(self.bits.exit()))
             .chain(by_network)
             .chain([Self::mark(0, scratch)])
+            .chain(marks)
             .collect()
     }
 
     /// Replies go back as they came. A packet that belongs to no connection can be neither pinned
-    /// nor translated, so it is classified to be dropped if it is governed.
+    /// nor translated, so it is classified to be dropped if it is governed. Who pins a connection
+    /// marks its first packet as well.
     fn prerouting(&self) -> Vec<String> {
         // A strict reverse-path filter looks for the way back to the sender by the mark.
         let answers = self
@@ -291,23 +303,23 @@ impl Render<'_> {
         answers.chain(self.prerouting_without_networks()).collect()
     }
 
+    /// What most packets meet comes first: they follow their connection's pin. Nothing of this
+    /// matches a packet that nobody tracks but the rule for those.
     fn prerouting_without_networks(&self) -> Vec<String> {
-        vec![
+        let mut rules = vec![
             format!(
                 "-m conntrack --ctdir REPLY {} -j RETURN",
                 self.not_pinned(self.bits.answer())
             ),
+            format!("{} -j RETURN", self.pinned(self.bits.exit())),
+            format!("{} -g {STEER}", self.not_pinned(0)),
             // A connection that was translated when it began was classified by the address that it
             // goes to.
-            format!(
-                "-m conntrack --ctstate NEW {} -m conntrack ! --ctstate DNAT -j {CLASSIFY}",
-                self.pinned(0)
-            ),
-            format!("{IS_STRAY} -j {STRAY}"),
-            format!("{} -j RETURN", self.pinned(0)),
-            format!("{} -j RETURN", self.pinned(self.bits.exit())),
-            format!("{} -j {STEER}", self.not_pinned(0)),
-        ]
+            format!("-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -g {CLASSIFY}"),
+            format!("{IS_STRAY} -g {STRAY}"),
+        ];
+        rules.extend(self.each_device("-i", &format!("-g {MISSED}")));
+        rules
     }
 
     /// What we do not track ourselves goes on: the tunnel's own packets, which are many, and with a
@@ -319,6 +331,18 @@ impl Render<'_> {
         rules.push(format!("{} -j RETURN", self.set(Common::Own, "dst")));
         rules.push(format!("-g {CLASSIFY}"));
         rules
+    }
+
+    /// A connection through the overlay that nothing has pinned began while these rules were
+    /// missing. What it leaves as was somebody else's choice, and the nat table does not choose
+    /// again. So nothing of it leaves any more, and the pin tells the agent to end it.
+    fn missed(&self) -> Vec<String> {
+        vec![
+            "-m conntrack --ctstate DNAT -j RETURN".into(),
+            "-m addrtype --dst-type LOCAL --limit-iface-in -j RETURN".into(),
+            self.pin(self.bits.unknown()),
+            format!("-g {UNKNOWN_SOURCE}"),
+        ]
     }
 
     /// Where somebody outside began, towards a pod, each answer is classified like a first packet:
@@ -591,12 +615,26 @@ impl Render<'_> {
     /// The exempt come first. What is for this host or for a group does not leave the cluster.
     fn classify(&self) -> Vec<String> {
         let mut rules = self.each_device("-i", &format!("-g {ARRIVE}"));
-        rules.extend([
-            format!("{} -g {TOWARDS_POD}", self.set(Common::Exempt, "dst")),
-            "-m addrtype --dst-type LOCAL,MULTICAST -j RETURN".into(),
-        ]);
+        rules.push(format!(
+            "{} -g {TOWARDS_POD}",
+            self.set(Common::Exempt, "dst")
+        ));
+        rules.extend(self.to_host_or_group("-j RETURN"));
         rules.extend(self.judge());
         rules
+    }
+
+    /// What is for this host or a group. One rule looks both up for IPv4. For IPv6 the kernel would
+    /// let a rule that names both match only what is a group's and this host's at once.
+    fn to_host_or_group(&self, rest: &str) -> Vec<String> {
+        let kinds: &[_] = match self.family {
+            Family::V4 => &["LOCAL,MULTICAST"],
+            Family::V6 => &["LOCAL", "MULTICAST"],
+        };
+        kinds
+            .iter()
+            .map(|kind| format!("-m addrtype --dst-type {kind} {rest}"))
+            .collect()
     }
 
     /// Through the overlay comes what leaves the cluster here, and what nodes ask each other:
@@ -608,11 +646,12 @@ impl Render<'_> {
         } else {
             "ipv6-icmp"
         };
-        let mut rules = vec![
-            format!("-p {icmp} -m addrtype --dst-type LOCAL --limit-iface-in -j RETURN"),
-            format!("-m addrtype --dst-type LOCAL --limit-iface-in -g {UNKNOWN_SOURCE}"),
+        let mut rules = vec![format!(
+            "-p {icmp} -m addrtype --dst-type LOCAL --limit-iface-in -j RETURN"
+        )];
+        rules.extend(self.to_host_or_group(&format!("--limit-iface-in -g {UNKNOWN_SOURCE}")));
+        rules.extend([
             format!("{} -g {UNKNOWN_SOURCE}", self.set(Common::Exempt, "dst")),
-            format!("-m addrtype --dst-type MULTICAST -g {UNKNOWN_SOURCE}"),
             // This host's own addresses, and its own pods as far as they are known to be in no
             // policy, are nowhere else.
             format!("-m addrtype --src-type LOCAL -g {UNKNOWN_SOURCE}"),
@@ -620,7 +659,7 @@ impl Render<'_> {
                 "{} -g {UNKNOWN_SOURCE}",
                 self.set(Common::Ungoverned, "src")
             ),
-        ];
+        ]);
         if self.family == Family::V6 {
             // How neighbours find each other; the kernel itself does not track it.
             rules.insert(
@@ -819,7 +858,12 @@ impl Render<'_> {
             rules.push(exit);
         } else if self.desired.targets.contains(&target) {
             rules.extend(by_network.then(|| Self::mark(0, self.bits.scratch())));
-            rules.extend([format!("-j {STEERED}"), self.pin(self.bits.target(target))]);
+            let mark = self.bits.target(target);
+            rules.extend([
+                format!("-j {STEERED}"),
+                self.pin(mark),
+                Self::mark(mark, self.bits.mask()),
+            ]);
         } else {
             rules.push(format!("-g {NO_GATEWAY}"));
         }

@@ -182,7 +182,11 @@ impl Walk<'_> {
                     let target = value();
                     return self.target(word, target, &words.collect::<Vec<_>>(), depth);
                 }
-                "--limit-iface-in" => self.packet.destination_kind == DestinationKind::Arrival,
+                // Which device a group's packet came by makes no difference to its kind.
+                "--limit-iface-in" => matches!(
+                    self.packet.destination_kind,
+                    DestinationKind::Arrival | DestinationKind::Multicast
+                ),
                 "--comment" => !value().is_empty(),
                 "--tcp-flags" => {
                     [value(), value()] == ["SYN,ACK", "SYN"]
@@ -224,11 +228,19 @@ impl Walk<'_> {
             "--dport" => packet.protocol == TraceProtocol::Udp(value.parse().unwrap_or_default()),
             "--ctstatus" => packet.state != ConnectionState::New,
             "--ctdir" => (value == "REPLY") == (packet.direction == Direction::Reply),
-            "--dst-type" => value.split(',').any(|kind| match kind {
-                "LOCAL" => packet.destination_kind.is(DestinationKind::Local),
-                "MULTICAST" => packet.destination_kind == DestinationKind::Multicast,
-                _ => false,
-            }),
+            "--dst-type" => {
+                let is = |kind: &str| match kind {
+                    "LOCAL" => packet.destination_kind.is(DestinationKind::Local),
+                    "MULTICAST" => packet.destination_kind == DestinationKind::Multicast,
+                    _ => false,
+                };
+                // The kernel wants any of these kinds for IPv4, and all of them for IPv6.
+                if packet.destination.is_ipv4() {
+                    value.split(',').any(is)
+                } else {
+                    value.split(',').all(is)
+                }
+            }
             "--mark" => {
                 let mark = if module == "connmark" {
                     packet.connection_mark

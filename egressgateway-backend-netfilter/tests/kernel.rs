@@ -191,7 +191,7 @@ async fn keeps_every_promise(flavour: IptablesFlavour) {
     let mut open = generated(3, 2);
     open.overlay.unknown_may_exit = true;
     open.targets.remove(&target(0x13));
-    open.targets.insert(target(0xff));
+    open.targets.insert(target(0xfe));
     let settings = NetfilterSettings {
         flavour,
         ..NetfilterSettings::default()

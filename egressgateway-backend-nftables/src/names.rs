@@ -138,6 +138,8 @@ pub(crate) const OUTER: &str = "outer";
 pub(crate) const ANSWERS: &str = "answers";
 /// Chain: what connection tracking takes for invalid, or does not look at.
 pub(crate) const STRAY: &str = "stray";
+/// Chain: came through the overlay, and nothing pinned it when it began.
+pub(crate) const MISSED: &str = "missed";
 /// Chain: first packet of a connection.
 pub(crate) const CLASSIFY: &str = "classify";
 /// Chain: a connection to the tunnel's port that is no tunnel's.

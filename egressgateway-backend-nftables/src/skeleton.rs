@@ -20,11 +20,12 @@ use crate::{
     names::{
         ANSWERS, ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD,
         DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE, DROP_UNTRACKED,
-        ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LEAVE, LOST, NO_CLASS,
-        NO_GATEWAY, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE, POST_TRANSLATE,
-        PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE,
-        PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER, TOWARDS_POD, TRANSLATED,
-        TUNNELLED, Table, UNCLASSIFIED, UNTRACK, by_chain, leave_chain, steer_chain, to_chain,
+        ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LEAVE, LOST, MISSED,
+        NO_CLASS, NO_GATEWAY, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE,
+        POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW,
+        PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER,
+        TOWARDS_POD, TRANSLATED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, by_chain, leave_chain,
+        steer_chain, to_chain,
     },
 };
 
@@ -102,6 +103,7 @@ pub(crate) fn chains(
         (CLASSIFY, plain(classify(desired.overlay.port))),
         (ARRIVE, plain(arrive())),
         (STRAY, plain(stray(exits.kept, mask))),
+        (MISSED, plain(missed(mask))),
         (ANSWERS, plain(answers())),
         (NO_CLASS, plain(no_class(desired))),
         (TOWARDS_POD, plain(towards_pod())),
@@ -416,8 +418,25 @@ fn prerouting(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
             }],
             DROP_NO_GATEWAY,
         ),
-        go([Statement::State(ConnectionState::New)], jump(CLASSIFY)),
-        go([Statement::Stray], jump(STRAY)),
+        go([Statement::State(ConnectionState::New)], goto(CLASSIFY)),
+        go([Statement::Stray], goto(STRAY)),
+        go([FROM_OVERLAY], goto(MISSED)),
+    ]
+}
+
+/// A connection through the overlay that nothing has pinned began while these rules were missing.
+/// What it leaves as was somebody else's choice, and source translation is never asked again. So
+/// nothing of it leaves any more, and the pin tells the agent to end it.
+fn missed(mask: MarkMask) -> Vec<Rule> {
+    let pin = Pin {
+        keep: mask.keep(),
+        value: mask.unknown_mark(),
+    };
+    vec![
+        go([Statement::Translated], Jump::Return),
+        go([Destination(DestinationKind::Arrival)], Jump::Return),
+        vec![pin],
+        dropped(DROP_UNKNOWN_SOURCE),
     ]
 }
 

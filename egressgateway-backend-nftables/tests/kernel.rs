@@ -139,7 +139,7 @@ fn it_keeps_every_promise_of_a_driver() {
         let mut open = generated(3, 40);
         open.overlay.unknown_may_exit = true;
         open.targets.remove(&target(0x13));
-        open.targets.insert(target(0xff));
+        open.targets.insert(target(0xfe));
         let states = [generated(0, 60), gateway(), small, open];
         conformance::check(&Namespace(NftablesSettings::default()), &states).await;
     });

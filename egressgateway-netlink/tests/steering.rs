@@ -275,14 +275,14 @@ fn generated() -> impl Strategy<Value = SteeringDesired> {
     .to_vec();
     let targets = prop::collection::vec(
         (
-            prop::sample::select(vec![0x11, 0x13, 0xff]),
+            prop::sample::select(vec![0x11, 0x13, 0xfe]),
             prop::sample::subsequence(hops, 0..=4),
         ),
         0..4,
     );
     let direct =
         prop::sample::subsequence(vec!["10.0.0.0/8", "10.96.0.0/12", "fd00:1::/32"], 0..=3);
-    let even = prop::sample::subsequence(vec![0x11, 0x13, 0xff], 0..=3);
+    let even = prop::sample::subsequence(vec![0x11, 0x13, 0xfe], 0..=3);
     (targets, direct, even).prop_map(|(targets, direct, even)| {
         let targets: Vec<(u8, &[NextHop])> = targets
             .iter()

@@ -168,6 +168,7 @@ impl<'a> Staleness<'a> {
         let is_stale = match self.mask.byte(connection.mark) {
             0 if self.may_be_an_answer(connection) => return Some(Ending::Turned),
             0 => self.came_before_its_policy(connection),
+            TargetId::UNKNOWN_BYTE => true,
             byte if is_exit(byte) => self.lost_its_source(connection),
             byte => TargetId::new(byte).is_some_and(|target| self.lost_its_way(connection, target)),
         };

@@ -20,12 +20,18 @@ impl TargetId {
     /// packet untracked.
     pub const ANSWER_BYTE: u8 = 0x10;
 
-    /// The target of a mark byte; none for [`Self::EXIT_BYTE`] and for all bytes below
-    /// [`Self::FIRST`]. Those have a meaning on one node alone, so the controller never allots
-    /// them.
+    /// The byte that says "nobody knows what this connection leaves as" in a connection mark
+    /// (`0xff000000` under the default mask); never a target. It came by the overlay while the
+    /// rules were missing, so nothing of it leaves any more, and the agent makes the kernel forget
+    /// it.
+    pub const UNKNOWN_BYTE: u8 = 0xff;
+
+    /// The target of a mark byte; none for [`Self::EXIT_BYTE`], [`Self::UNKNOWN_BYTE`] and all
+    /// bytes below [`Self::FIRST`]. Those have a meaning on one node alone, so the controller never
+    /// allots them.
     #[must_use]
     pub const fn new(byte: u8) -> Option<Self> {
-        if byte < Self::FIRST.0 || byte == Self::EXIT_BYTE {
+        if byte < Self::FIRST.0 || byte == Self::EXIT_BYTE || byte == Self::UNKNOWN_BYTE {
             None
         } else {
             Some(Self(byte))
@@ -141,6 +147,12 @@ impl MarkMask {
         (TargetId::ANSWER_BYTE as u32) << self.0.trailing_zeros()
     }
 
+    /// The connection mark of what came by the overlay while the rules were missing.
+    #[must_use]
+    pub const fn unknown_mark(self) -> u32 {
+        (TargetId::UNKNOWN_BYTE as u32) << self.0.trailing_zeros()
+    }
+
     /// The byte of a mark that is ours.
     #[must_use]
     pub fn byte(self, mark: u32) -> u8 {
@@ -210,9 +222,9 @@ mod tests {
                     && !mask.is_exit(mask.mark(TargetId::FIRST))
             );
         }
-        assert_eq!(TargetId::all().count(), 238);
+        assert_eq!(TargetId::all().count(), 237);
         assert_eq!(
-            (0..=0x10).chain([0x12]).find_map(TargetId::new),
+            (0..=0x10).chain([0x12, 0xff]).find_map(TargetId::new),
             None,
             "these have a meaning on one node alone"
         );

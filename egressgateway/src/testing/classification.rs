@@ -34,6 +34,7 @@ pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
     the_guard_lets_a_steered_connection_leave_through_the_overlay_only(rules);
     what_leaves_a_gateway_as_itself_is_not_tracked_there(rules);
     the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(rules);
+    what_came_by_the_overlay_while_the_rules_were_missing_does_not_leave_any_more(rules);
     no_pod_reaches_the_tunnel_of_a_node(rules);
     what_a_service_leads_to_is_governed_as_it_is_or_dropped(rules);
     what_may_belong_to_a_forgotten_connection_is_pinned_for_its_answers(rules);
@@ -469,9 +470,14 @@ fn what_others_took_out_of_connection_tracking_does_not_leave_where_it_is_govern
 fn what_is_for_this_host_or_a_group_is_not_steered(state: Rules<'_>) {
     let state = state(&client());
     for kind in [DestinationKind::Local, DestinationKind::Multicast] {
-        let mut local = packet("10.244.1.11", "10.6.9.1");
-        local.destination_kind = kind;
-        assert_eq!(state.trace(&local), marks(0, 0, &[]), "{kind:?}");
+        for (pod, destination) in [
+            ("10.244.1.11", "10.6.9.1"),
+            ("fd10:244:1::11", "2001:db8::1"),
+        ] {
+            let mut local = packet(pod, destination);
+            local.destination_kind = kind;
+            assert_eq!(state.trace(&local), marks(0, 0, &[]), "{pod}: {kind:?}");
+        }
     }
 }
 
@@ -731,11 +737,16 @@ fn the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(state: Rule
             );
         }
     }
-    let group = TracePacket {
-        destination_kind: DestinationKind::Multicast,
-        ..arriving("10.244.1.12", "10.6.1.1")
-    };
-    assert_eq!(state.trace(&group), stray);
+    for (source, destination) in [
+        ("10.244.1.12", "10.6.1.1"),
+        ("fd10:244:1::11", "2001:db8::1"),
+    ] {
+        let group = TracePacket {
+            destination_kind: DestinationKind::Multicast,
+            ..arriving(source, destination)
+        };
+        assert_eq!(state.trace(&group), stray, "{source}");
+    }
     let held = TracePacket {
         destination_kind: DestinationKind::Local,
         ..arriving("10.244.1.10", "10.6.1.1")
@@ -745,6 +756,78 @@ fn the_overlay_brings_what_leaves_here_and_what_nodes_ask_each_other(state: Rule
         marks(0, EXIT, &[]),
         "an address that this node has and nobody knows of"
     );
+}
+
+fn what_came_by_the_overlay_while_the_rules_were_missing_does_not_leave_any_more(state: Rules<'_>) {
+    for unknown_may_exit in [false, true] {
+        let mut desired = gateway();
+        desired.overlay.unknown_may_exit = unknown_may_exit;
+        let state = state(&desired);
+        for (source, server) in [
+            ("10.244.1.10", "10.6.4.1"),
+            ("10.244.9.9", "10.6.4.1"),
+            ("fd10:244:1::10", "fd00:6:4::1"),
+        ] {
+            let unpinned = TracePacket {
+                state: ConnectionState::Established,
+                ..packet(source, server).from_device(OVERLAY)
+            };
+            assert_eq!(
+                state.trace(&unpinned),
+                dropped("drop_unknown_source"),
+                "{source}: whoever translated it, it was not by a policy"
+            );
+            let noticed = TracePacket {
+                connection_mark: 0xff00_0042,
+                ..unpinned.clone()
+            };
+            assert_eq!(
+                state.trace(&noticed),
+                dropped("drop_no_gateway"),
+                "{source}: until the agent has ended it"
+            );
+            assert_eq!(
+                state.trace_forward(&noticed, "eth0"),
+                dropped("drop_no_gateway"),
+                "{source}: wherever it is asked"
+            );
+            for (direction, device) in [(Direction::Reply, OVERLAY), (Direction::Original, "eth0")]
+            {
+                let other = TracePacket {
+                    direction,
+                    ..unpinned.clone().from_device(device)
+                };
+                assert_eq!(
+                    state.trace(&other),
+                    marks(0, 0, &[]),
+                    "{source}: {direction:?} from {device}"
+                );
+            }
+        }
+        let question = TracePacket {
+            state: ConnectionState::Established,
+            destination_kind: DestinationKind::Arrival,
+            ..packet("172.31.0.2", "172.31.0.1")
+                .from_device(OVERLAY)
+                .carrying(TraceProtocol::Icmp)
+        };
+        assert_eq!(
+            state.trace(&question),
+            marks(0, 0, &[]),
+            "a node that asks again whether this one is there"
+        );
+        let service = TracePacket {
+            state: ConnectionState::Established,
+            ..packet("10.244.1.10", "10.244.1.12")
+                .from_device(OVERLAY)
+                .sent_to(ip("203.0.113.7"))
+        };
+        assert_eq!(
+            state.trace(&service),
+            marks(0, 0, &[]),
+            "what this host leads to a pod was let go when it began"
+        );
+    }
 }
 
 /// Where a packet is dropped on its way through this host, to itself or to others.

@@ -1,11 +1,18 @@
 //! What breaks: nothing of it may show a wrong source outside.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::RefCell,
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
 use egressgateway_testkit::{
-    lab::{Packet, Protocol},
+    cluster::agent,
+    lab::{PODS_V4, PODS_V6, Packet, Protocol},
     pace::patient,
 };
+use nix::sys::signal::Signal;
 
 use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, OTHER, World, measured, policy};
 
@@ -97,7 +104,7 @@ pub(crate) fn a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back(path:
         }
     }
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
-    assert_eq!(world.leaks(&capture), [""; 0]);
+    assert_eq!(world.leaks(&capture), [""; 0], "{}", world.cluster.logs());
     world.cluster.eventually(
         "what found no way into the tunnel shows in the counters",
         || {
@@ -130,6 +137,105 @@ pub(crate) fn rules_deleted_by_hand_come_back_at_once(path: &DataPath) {
         measured(&format!("{node}: rules are there again"), || {
             world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
         });
+    }
+}
+
+/// Somebody's masquerade has its turn while our rules are missing. The kernel never translates a
+/// connection again, so what began meanwhile has to end, long before anybody looks without a reason.
+/// At a gateway nothing of it leaves from the moment when the rules are back.
+pub(crate) fn what_began_without_rules_does_not_keep_its_source(path: &DataPath) {
+    const OTHERS: [&str; 2] = ["10.6.0.222", "fd00:6::222"];
+    const ENDED: [ErrorKind; 3] = [
+        ErrorKind::ConnectionReset,
+        ErrorKind::ConnectionAborted,
+        ErrorKind::BrokenPipe,
+    ];
+    let world = World::governed(path);
+    let [v4, v6] = OTHERS;
+    let others: Vec<IpAddr> = OTHERS.iter().map(|text| text.parse().unwrap()).collect();
+    let governed = world.endpoints(GOVERNED);
+    let servers: Vec<IpAddr> = governed.iter().map(SocketAddr::ip).collect();
+    for name in [GATEWAYS[0], CLIENT] {
+        let node = world.cluster.lab.node(name);
+        // Between our translation and that of the network plugin.
+        let place = if path.backend == "netfilter" { 2 } else { 1 };
+        let others_translate = |way: &str| {
+            format!(
+                "iptables-nft -t nat {way} -o eth0 -s {PODS_V4} ! -d {PODS_V4} -j SNAT --to-source {v4}
+                 ip6tables-nft -t nat {way} -o eth0 -s {PODS_V6} ! -d {PODS_V6} -j SNAT --to-source {v6}"
+            )
+        };
+        node.run(&format!(
+            "ip address add {v4}/32 dev eth0
+             ip address add {v6}/128 dev eth0 nodad
+             {}",
+            others_translate(&format!("-I POSTROUTING {place}"))
+        ))
+        .unwrap();
+        world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+        let agent = agent(name);
+        world.cluster.daemon(&agent).kill(Signal::SIGSTOP).unwrap();
+        node.run(match path.backend {
+            "nftables" => "nft delete table inet egressgateway",
+            "netfilter" => {
+                "for i in iptables-nft ip6tables-nft; do $i -t mangle -F; $i -t nat -F EGW-POSTROUTING; done"
+            }
+            other => panic!("how are the rules of {other} deleted?"),
+        })
+        .unwrap();
+        let mut flows = Vec::new();
+        for endpoint in world.endpoints(GOVERNED) {
+            for flow in [
+                world.shop.open_tcp(endpoint).unwrap(),
+                world.shop.open_udp(endpoint).unwrap(),
+            ] {
+                assert!(
+                    others.contains(&flow.source_seen().ip()),
+                    "{name}: {flow:?} meets rules that are deleted"
+                );
+                flows.push((endpoint, flow));
+            }
+        }
+        world.cluster.daemon(&agent).kill(Signal::SIGCONT).unwrap();
+        world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
+        let capture = world.cluster.lab.capture().unwrap();
+        for (endpoint, flow) in flows {
+            let own = world.cluster.lab.node(GATEWAYS[0]).like(endpoint.ip());
+            let what = format!("{name}: {flow:?} leaves as {own}, or is reset");
+            let flow = RefCell::new(flow);
+            world
+                .cluster
+                .eventually(&what, || match flow.borrow_mut().echo() {
+                    Ok(seen) if seen.ip() == own => Ok(()),
+                    Err(error) if ENDED.contains(&error.kind()) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                });
+        }
+        if name == GATEWAYS[0] {
+            let wrong: Vec<_> = capture
+                .packets()
+                .into_iter()
+                // The host itself resets what comes to an address of its own and belongs to nothing.
+                .filter(|packet| {
+                    let data = if packet.source.is_ipv4() { 66 } else { 86 };
+                    let is_pods = match packet.protocol {
+                        Protocol::Tcp => packet.length > data,
+                        protocol => protocol == Protocol::Udp,
+                    };
+                    is_pods
+                        && others.contains(&packet.source)
+                        && servers.contains(&packet.destination)
+                })
+                .collect();
+            assert_eq!(wrong, [], "with somebody else's source");
+        }
+        node.run(&format!(
+            "ip address del {v4}/32 dev eth0
+             ip address del {v6}/128 dev eth0
+             {}",
+            others_translate("-D POSTROUTING")
+        ))
+        .unwrap();
     }
 }
 

@@ -42,6 +42,7 @@ macro_rules! every_check_on {
                 without_a_gateway_governed_traffic_is_dropped_and_counted
                 a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back
                 rules_deleted_by_hand_come_back_at_once
+                what_began_without_rules_does_not_keep_its_source
                 routes_deleted_by_hand_leak_nothing_and_come_back
                 the_data_path_stands_while_the_api_server_is_away;
             lost_state:
