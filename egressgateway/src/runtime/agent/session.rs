@@ -82,6 +82,8 @@ pub(crate) struct Session {
     underlay: imbl::OrdMap<Family, Underlay>,
     /// Whether nothing says which addresses pods have, as the log has it.
     pod_networks_unknown: bool,
+    /// Listeners know of a policy in force, and not yet of the ways that came with it.
+    told_in_part: bool,
     /// The overlay addresses that can't be used, as the log has them.
     overlaps: Vec<Overlap>,
     /// The egress addresses that the kernel held when the agent started.
@@ -152,6 +154,7 @@ impl Session {
             interfaces: None,
             underlay: imbl::OrdMap::new(),
             pod_networks_unknown: false,
+            told_in_part: false,
             overlaps: Vec::new(),
             inherited: Inherited::NotAsked,
             state,
@@ -535,6 +538,35 @@ impl Session {
         unknown
     }
 
+    /// Tells what is in force, where that is news. A policy is as soon as its driver says so; the
+    /// ways are once everything succeeded.
+    fn tell_in_force(&mut self, desired: &NodeDesired, result: &Result<Outcome, Error>) {
+        let policy = self.reconciler.in_force();
+        let told = &self.outputs.in_force;
+        match (policy, result) {
+            (InForce::Unknown, _) | (InForce::AsBefore, Err(_)) => {}
+            (InForce::Anew, Err(_)) => {
+                let former = told.borrow().clone().unwrap_or_default();
+                told.send_replace(Some(NodeDesired {
+                    policy: desired.policy.clone(),
+                    addressed: desired.addressed.clone(),
+                    ..former
+                }));
+                self.told_in_part = true;
+            }
+            (_, Ok(outcome)) => {
+                let is_news = policy == InForce::Anew
+                    || *outcome == Outcome::Applied
+                    || self.told_in_part
+                    || told.borrow().is_none();
+                if is_news {
+                    told.send_replace(Some(desired.clone()));
+                }
+                self.told_in_part = false;
+            }
+        }
+    }
+
     async fn converge(&mut self) {
         self.metrics.watch.synced();
         self.deadlines.converging();
@@ -552,16 +584,7 @@ impl Session {
             }
             Err(_) => self.deadlines.converged(),
         }
-        let is_news = match self.reconciler.in_force() {
-            InForce::Unknown => false,
-            InForce::AsBefore => {
-                matches!(result, Ok(Outcome::Applied)) || self.outputs.in_force.borrow().is_none()
-            }
-            InForce::Anew => true,
-        };
-        if is_news {
-            self.outputs.in_force.send_replace(Some(desired.clone()));
-        }
+        self.tell_in_force(&desired, &result);
         if result.is_ok() {
             self.metrics.holding(false);
             self.follow_gateways(&desired);
