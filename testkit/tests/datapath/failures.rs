@@ -100,7 +100,6 @@ pub(crate) fn a_tunnel_device_deleted_by_hand_leaks_nothing_and_comes_back(path:
                 "{node}: traffic to {endpoint} goes on after {:?}",
                 deleted.elapsed()
             );
-            stream.finish().unwrap();
         }
     }
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
