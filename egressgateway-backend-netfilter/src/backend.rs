@@ -14,17 +14,19 @@ use imbl::OrdMap;
 use tokio::time::Instant;
 
 use crate::{
-    bits::Bits,
     command,
+    contention::JumpContention,
     flavour::{Flavour, IptablesFlavour},
     ipset::Ipset,
-    monitor::{NetfilterMonitor, Writes},
+    mark_layout::MarkLayout,
+    monitor::NetfilterMonitor,
     names::COUNTERS,
     numbers::AS_NODE,
     plan::{self, NetfilterPlan, Step},
     save::{self, Owner},
-    state::{NetfilterState, Tables},
-    truce::Truce,
+    state::NetfilterState,
+    table::Tables,
+    writes::Writes,
 };
 
 /// What the backend needs to know apart from the desired state.
@@ -41,9 +43,9 @@ pub struct NetfilterSettings {
 /// How rules tell which source a connection is to have, until they have translated it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitMarks {
-    /// Bits of the connection mark, and their value where the connection exits here.
+    /// MarkLayout of the connection mark, and their value where the connection exits here.
     pub exit: (u32, u32),
-    /// Bits of the packet mark that hold the source's number. They are 0 once our rules have
+    /// MarkLayout of the packet mark that hold the source's number. They are 0 once our rules have
     /// translated it.
     pub source: u32,
     /// Their value where the source is the node's address.
@@ -70,7 +72,7 @@ pub struct Netfilter {
     flavour: Arc<OnceLock<Flavour>>,
     scope: Scope,
     writes: Writes,
-    truce: Truce,
+    contention: JumpContention,
 }
 
 impl Netfilter {
@@ -83,7 +85,7 @@ impl Netfilter {
             flavour: Arc::default(),
             scope: Scope::All,
             writes: Writes::default(),
-            truce: Truce::default(),
+            contention: JumpContention::default(),
         }
     }
 
@@ -96,7 +98,7 @@ impl Netfilter {
             flavour: Arc::default(),
             scope: Scope::All,
             writes: Writes::default(),
-            truce: Truce::default(),
+            contention: JumpContention::default(),
         }
     }
 
@@ -114,7 +116,7 @@ impl Netfilter {
     /// or chains. The kernel tells of chains that iptables-nft keeps; for sets and for
     /// iptables-legacy it looks every few seconds.
     #[must_use]
-    pub fn monitor(&self) -> NetfilterMonitor {
+    pub fn monitor(&self) -> NetfilterMonitor<Self> {
         NetfilterMonitor::new(self.clone(), self.writes.clone(), |before, now| {
             before != now
         })
@@ -136,7 +138,7 @@ impl Netfilter {
     /// whoever looks after it later.
     #[must_use]
     pub fn exit_marks(&self) -> ExitMarks {
-        let bits = Bits::new(self.settings.mask);
+        let bits = MarkLayout::new(self.settings.mask);
         ExitMarks {
             exit: (bits.mask(), bits.exit()),
             source: bits.scratch(),
@@ -266,14 +268,14 @@ impl Driver for Netfilter {
                 Owner::Backend,
             ));
         }
-        let terms = self.truce.terms(&tables, Instant::now());
+        let tolerance = self.contention.tolerance(&tables, Instant::now());
         let sets = if self.scope == Scope::All {
             Ipset::open()?.list().await?
         } else {
             OrdMap::new()
         };
         Ok(NetfilterState {
-            terms,
+            tolerance,
             ..NetfilterState::observed(sets, tables)
         })
     }
@@ -283,7 +285,7 @@ impl Driver for Netfilter {
         desired: &PolicyDesired,
         current: &NetfilterState,
     ) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {
-        let bits = Bits::new(self.settings.mask);
+        let bits = MarkLayout::new(self.settings.mask);
         let after = NetfilterState::of(desired, bits, current)?;
         Ok(Change {
             plan: plan::plan(current, &after, bits),
@@ -312,7 +314,8 @@ impl Driver for Netfilter {
                 }
             }
         }
-        self.truce.moved(&plan.puts_jumps_first(), Instant::now());
+        self.contention
+            .moved(&plan.puts_jumps_first(), Instant::now());
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use egressgateway::{Error, ErrorKind, model::Family};
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::{flavour::Flavour, monitor::Writes};
+use crate::{flavour::Flavour, writes::Writes};
 
 /// Seconds that a program waits for others to finish writing rules.
 const WAIT_SECONDS: &str = "10";

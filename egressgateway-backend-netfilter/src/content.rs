@@ -10,9 +10,10 @@ use imbl::{OrdMap, OrdSet, ordmap, ordset};
 use ipnet::IpNet;
 
 use crate::{
-    bits::Bits,
+    mark_layout::MarkLayout,
     names::{Common, keeper_set, kept_set, where_set},
     numbers::{Numbers, Uses},
+    roles::Roles as _,
     set::{Entry, Set, Shape},
 };
 
@@ -27,7 +28,7 @@ const HELD_BYTE: u8 = 0;
 #[derive(Clone, Debug)]
 pub(crate) struct Content {
     desired: PolicyDesired,
-    bits: Bits,
+    bits: MarkLayout,
     uses: Uses,
     pub(crate) numbers: Arc<Numbers>,
     pub(crate) sets: OrdMap<String, Set>,
@@ -41,7 +42,7 @@ impl Content {
     /// [`ErrorKind::Unsupported`] when there are more classes or egress addresses than numbers.
     pub(crate) fn of(
         desired: &PolicyDesired,
-        bits: Bits,
+        bits: MarkLayout,
         previous: Option<&Self>,
     ) -> Result<Self, Error> {
         let same_roles =
@@ -91,7 +92,7 @@ impl Content {
     }
 
     /// The sets that are always there, empty, on a node in the role that `desired` says.
-    fn nothing(desired: &PolicyDesired, bits: Bits) -> Self {
+    fn nothing(desired: &PolicyDesired, bits: MarkLayout) -> Self {
         let all = Common::ALL
             .into_iter()
             .flat_map(|common| Family::ALL.map(|family| (common, family)));
@@ -153,7 +154,7 @@ impl Content {
 struct Change<'a> {
     from: &'a PolicyDesired,
     to: &'a PolicyDesired,
-    bits: Bits,
+    bits: MarkLayout,
     numbers: &'a Numbers,
     sets: OrdMap<String, Set>,
 }
@@ -501,24 +502,6 @@ fn halves<'a, K: Ord, V: PartialEq>(
         }
     }
     (gone, come)
-}
-
-/// What the contents of sets need to know of a desired state.
-pub(crate) trait Roles {
-    /// Whether connections of a target leave from this node.
-    fn exits_here(&self, target: TargetId) -> bool;
-    /// Whether others may send here what leaves as itself.
-    fn keeps(&self, verdict: &Verdict) -> bool;
-}
-
-impl Roles for PolicyDesired {
-    fn exits_here(&self, target: TargetId) -> bool {
-        self.accepts.contains(&target) || self.exits.contains(&target)
-    }
-
-    fn keeps(&self, verdict: &Verdict) -> bool {
-        matches!(verdict, Verdict::Egress { target, source_nat: SourceNat::Keep } if self.accepts.contains(target))
-    }
 }
 
 /// The subnet that an address lies in; they are disjoint.

@@ -1,8 +1,6 @@
 //! The two ways in which a kernel holds iptables rules.
 
-use egressgateway::{Error, ErrorKind, model::Family};
-
-use crate::{command, save};
+use egressgateway::model::Family;
 
 /// Which iptables a host uses. Rules of both are in force at the same time; ours belong where the
 /// cluster's are.
@@ -38,33 +36,5 @@ impl Flavour {
             "nft"
         };
         format!("{base}-{flavour}{what}")
-    }
-
-    pub(crate) async fn choose(asked: IptablesFlavour) -> Result<Self, Error> {
-        match asked {
-            IptablesFlavour::Legacy => return Ok(Self::Legacy),
-            IptablesFlavour::Nft => return Ok(Self::Nft),
-            IptablesFlavour::Auto => {}
-        }
-        let nft = Self::Nft.cluster_rules().await;
-        let legacy = Self::Legacy.cluster_rules().await;
-        match (nft, legacy) {
-            (Ok(nft), Ok(legacy)) => Ok(if legacy > nft {
-                Self::Legacy
-            } else {
-                Self::Nft
-            }),
-            (Ok(_), Err(error)) if error.kind == ErrorKind::Unsupported => Ok(Self::Nft),
-            (Err(error), Ok(_)) if error.kind == ErrorKind::Unsupported => Ok(Self::Legacy),
-            (Err(error), _) | (_, Err(error)) => Err(error),
-        }
-    }
-
-    async fn cluster_rules(self) -> Result<usize, Error> {
-        let mut rules = 0;
-        for family in Family::ALL {
-            rules += save::cluster_rules(&command::save(self, family, false).await?);
-        }
-        Ok(rules)
     }
 }

@@ -8,13 +8,13 @@ use egressgateway::{Change, Driver as _, Plan as _, PolicyDesired, Surroundings,
 use imbl::OrdMap;
 
 use crate::{
-    Netfilter, NetfilterSettings, NetfilterState, command, ipset,
-    monitor::{self, Writes},
+    Netfilter, NetfilterSettings, NetfilterState, command, ipset, monitor,
     names::TABLES,
     plan::{NetfilterPlan, Step},
     save::{self, Owner},
-    state::Tables,
+    table::Tables,
     untracking,
+    writes::Writes,
 };
 
 /// What `iptables-save` prints is read. Our chains, written and read again, are the same. From

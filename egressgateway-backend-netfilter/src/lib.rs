@@ -37,29 +37,33 @@
 
 mod backend;
 mod barriers;
-mod bits;
 mod command;
 mod content;
+mod contention;
+mod detect;
 mod flavour;
 #[doc(hidden)]
 pub mod fuzzing;
-mod ipset;
 #[cfg(test)]
-mod moments;
+mod intermediate_states;
+mod ipset;
+mod mark_layout;
 mod monitor;
 mod names;
 mod numbers;
 mod plan;
+mod roles;
 mod rules;
 mod save;
 mod set;
 mod state;
+mod table;
 mod trace;
 mod transit;
 mod transition;
 mod tree;
-mod truce;
 mod untracking;
+mod writes;
 
 pub use backend::{ExitMarks, Netfilter, NetfilterSettings};
 #[cfg(doc)]

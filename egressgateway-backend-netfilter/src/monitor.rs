@@ -1,14 +1,7 @@
 //! Notices when somebody else changes what is ours: the kernel tells of chains that are kept in
 //! nftables; for sets and for iptables-legacy somebody has to look.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use egressgateway::{Driver, Error, PolicyMonitor};
@@ -17,65 +10,15 @@ use netlink_sys::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{backend::Netfilter, names::CHAIN_PREFIX};
+use crate::{names::CHAIN_PREFIX, writes::Writes};
 
 /// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: u32 = 7;
-/// How many of our own processes are remembered: the kernel tells of what they wrote soon after.
-const REMEMBERED: usize = 16;
-
 /// How often the host is read.
 const PERIOD: Duration = Duration::from_secs(5);
 /// Reading takes at most this part of the time: a host with ten thousand policies is read less
 /// often.
 const SHARE: u32 = 20;
-
-/// What a backend and its clones wrote themselves.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Writes {
-    /// How often they began or ended.
-    number: Arc<AtomicU64>,
-    /// The processes that wrote last, by the numbers that the kernel knows their netlink sockets
-    /// by.
-    processes: Arc<std::sync::Mutex<VecDeque<u32>>>,
-}
-
-/// While it lives, the backend writes.
-pub(crate) struct Writing<'a>(&'a Writes);
-
-impl Writes {
-    pub(crate) fn begin(&self) -> Writing<'_> {
-        self.number.fetch_add(1, Ordering::SeqCst);
-        Writing(self)
-    }
-
-    fn number(&self) -> u64 {
-        self.number.load(Ordering::SeqCst)
-    }
-
-    /// A process writes for us.
-    pub(crate) fn remember(&self, process: u32) {
-        let mut processes = self
-            .processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        processes.truncate(REMEMBERED - 1);
-        processes.push_front(process);
-    }
-
-    fn are_of(&self, process: u32) -> bool {
-        self.processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&process)
-    }
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        self.0.number.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 /// What the kernel tells of changes of nftables, whoever makes them.
 #[derive(Default)]
@@ -133,10 +76,10 @@ fn names_ours(body: &[u8]) -> bool {
 }
 
 /// Is told when somebody other than the driver that it came from changes what is the driver's, and
-/// once after the driver itself wrote. Made by [`Netfilter::monitor`] and
+/// once after the driver itself wrote. Made by [`Netfilter::monitor`](crate::Netfilter::monitor) and
 /// [`Transit::monitor`](crate::Transit::monitor).
 #[derive(Debug)]
-pub struct NetfilterMonitor<D: Driver = Netfilter> {
+pub struct NetfilterMonitor<D: Driver> {
     driver: D,
     writes: Writes,
     /// What was read last, and the number of writes before it.
@@ -194,11 +137,13 @@ impl<D: Driver> PolicyMonitor for NetfilterMonitor<D> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
+
     use egressgateway::{Plan as _, PolicyDesired};
     use egressgateway_testkit::{netns::in_namespace, pace::patient, shell::run};
 
     use super::*;
-    use crate::{IptablesFlavour, NetfilterSettings};
+    use crate::{IptablesFlavour, Netfilter, NetfilterSettings};
 
     #[test]
     fn the_kernel_tells_of_chains_that_others_change_and_not_of_our_own_writes() {

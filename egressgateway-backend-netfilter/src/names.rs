@@ -18,6 +18,14 @@ pub(crate) const WHERE_PREFIX: &str = "egw-where-";
 pub(crate) const COMMENT: &str = "egressgateway";
 
 /// Longest name of a set: `IPSET_MAXNAMELEN` without the closing zero.
+/// Whether rules can name a device like this. A plus at the end is iptables' wildcard.
+pub(crate) fn is_device(name: &str) -> bool {
+    (1..16).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c))
+}
+
 #[cfg(test)]
 pub(crate) const SET_NAME_LENGTH: usize = 31;
 /// Longest name of a chain: `XT_EXTENSION_MAXNAMELEN` without the closing zero.

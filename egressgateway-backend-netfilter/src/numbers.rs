@@ -12,7 +12,7 @@ use egressgateway::{
 };
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::{bits::Bits, content::Roles as _};
+use crate::{mark_layout::MarkLayout, roles::Roles as _};
 
 /// Source number of the node's own address.
 pub(crate) const AS_NODE: u16 = 1;
@@ -29,12 +29,12 @@ pub(crate) struct Numbers {
 impl Numbers {
     pub(crate) fn of(uses: &Uses) -> Result<Self, Error> {
         Ok(Self {
-            classes: deal(
+            classes: assign_numbers(
                 uses.classes.keys().map(|class| (class.get(), *class)),
                 1,
                 "classes",
             )?,
-            addresses: deal(
+            addresses: assign_numbers(
                 uses.addresses
                     .keys()
                     .map(|address| (fold(*address), *address)),
@@ -59,14 +59,14 @@ impl Numbers {
     }
 
     /// The mark bits of a class.
-    pub(crate) fn class(&self, class: ClassId, bits: Bits) -> u32 {
+    pub(crate) fn class(&self, class: ClassId, bits: MarkLayout) -> u32 {
         self.classes
             .get(&class)
             .map_or(0, |number| bits.number(*number))
     }
 
     /// The mark bits of a source.
-    pub(crate) fn source(&self, source: SourceNat, bits: Bits) -> u32 {
+    pub(crate) fn source(&self, source: SourceNat, bits: MarkLayout) -> u32 {
         bits.number(match source {
             SourceNat::NodeAddress => AS_NODE,
             SourceNat::Keep => AS_SELF,
@@ -174,7 +174,7 @@ fn fold(address: IpAddr) -> u32 {
 ///
 /// # Errors
 /// When there are more keys than numbers.
-pub(crate) fn deal<K: Ord + Clone + Display>(
+pub(crate) fn assign_numbers<K: Ord + Clone + Display>(
     keys: impl IntoIterator<Item = (u32, K)>,
     first: u16,
     what: &str,
@@ -223,20 +223,21 @@ mod tests {
             .map(|key| key.wrapping_mul(0x9e37_79b1))
             .chain([u32::MAX, 1, 0x1_0000])
             .collect();
-        let there = deal(keys.iter().map(|key| (*key, *key)), 1, "keys").unwrap();
+        let there = assign_numbers(keys.iter().map(|key| (*key, *key)), 1, "keys").unwrap();
         assert_eq!(
             there,
-            deal(keys.iter().rev().map(|key| (*key, *key)), 1, "keys").unwrap()
+            assign_numbers(keys.iter().rev().map(|key| (*key, *key)), 1, "keys").unwrap()
         );
         assert_eq!(there.values().collect::<BTreeSet<_>>().len(), there.len());
         assert!(there.values().all(|number| *number >= 1));
-        let full = deal((0..65_535_u32).map(|key| (u32::MAX, key)), 1, "keys").unwrap();
+        let full = assign_numbers((0..65_535_u32).map(|key| (u32::MAX, key)), 1, "keys").unwrap();
         assert_eq!(full.values().collect::<BTreeSet<_>>().len(), 65_535);
     }
 
     #[test]
     fn more_keys_than_numbers_are_refused() {
-        let error = deal((0..65_536_u32).map(|key| (key, key)), 1, "classes").unwrap_err();
+        let error =
+            assign_numbers((0..65_536_u32).map(|key| (key, key)), 1, "classes").unwrap_err();
         assert_eq!(
             (error.kind, error.to_string().contains("65536 classes")),
             (ErrorKind::Unsupported, true),

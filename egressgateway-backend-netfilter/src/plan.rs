@@ -11,10 +11,11 @@ use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 
 use crate::{
-    bits::Bits,
+    mark_layout::MarkLayout,
     names::{Common, NOT_PEER, START_GATE, TABLES, UNKNOWN_SOURCE, WHERE_PREFIX, temporary},
     set::{Entry, Kind, Set, Shape, family},
-    state::{Jump, NetfilterState, Table, Tables},
+    state::NetfilterState,
+    table::{Jump, Table, Tables},
     transition,
 };
 
@@ -126,7 +127,11 @@ fn short(net: IpNet) -> String {
 }
 
 /// What leads from `current` to `after`.
-pub(crate) fn plan(current: &NetfilterState, after: &NetfilterState, bits: Bits) -> NetfilterPlan {
+pub(crate) fn plan(
+    current: &NetfilterState,
+    after: &NetfilterState,
+    bits: MarkLayout,
+) -> NetfilterPlan {
     let mut plan = NetfilterPlan::default();
     let held = plan.hold_wrong_sets(current, after);
     let current = held.as_ref().unwrap_or(current);

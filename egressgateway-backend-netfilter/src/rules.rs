@@ -9,19 +9,18 @@ use egressgateway::{
 use imbl::{OrdMap, OrdSet};
 
 use crate::{
-    bits::Bits,
     content::PASS_BYTE,
+    mark_layout::MarkLayout,
     names::{
         ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT,
         EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP, LEAVE,
         LET_GO, LOST, MANGLE, MISSED, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OPENING,
         OUTER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED,
         STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK,
-        UNTRACKED, VERDICT, class_chain, keeper_set, kept_set, where_set,
+        UNTRACKED, VERDICT, class_chain, is_device, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
-    state::is_device,
     tree::{Chains, Tree},
 };
 
@@ -29,7 +28,7 @@ use crate::{
 pub(crate) fn rules(
     desired: &PolicyDesired,
     family: Family,
-    bits: Bits,
+    bits: MarkLayout,
     numbers: &Numbers,
     sets: &OrdMap<String, Set>,
     sources_in_dispute: bool,
@@ -55,7 +54,7 @@ pub(crate) fn rules(
 struct Render<'a> {
     desired: &'a PolicyDesired,
     family: Family,
-    bits: Bits,
+    bits: MarkLayout,
     numbers: &'a Numbers,
     sets: &'a OrdMap<String, Set>,
     sources_in_dispute: bool,
@@ -945,7 +944,7 @@ impl Render<'_> {
 /// the answers. Only what leaves the cluster: what goes to a pod is for network policies to decide,
 /// and on the pod's own node nothing is accepted. What comes from the tunnel and is not tracked
 /// leaves as it is.
-pub(crate) fn forwarding(desired: &PolicyDesired, bits: Bits) -> Vec<String> {
+pub(crate) fn forwarding(desired: &PolicyDesired, bits: MarkLayout) -> Vec<String> {
     let marks = std::iter::once(bits.exit()).chain(
         desired
             .networks
@@ -982,21 +981,26 @@ pub(crate) fn forwarding(desired: &PolicyDesired, bits: Bits) -> Vec<String> {
 
 /// Class to what its destination says. A class that no chain is for (yet) is held: its pods are in
 /// the sets, so they are governed.
-pub(crate) fn class_tree(bits: Bits, leaves: &BTreeMap<u16, String>) -> Chains {
+pub(crate) fn class_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
     numbers(CLASS, bits, leaves, &format!("-g {HELD}"))
 }
 
 /// Sources that the nat table knows; others do not leave.
-pub(crate) fn source_tree(bits: Bits, leaves: &BTreeMap<u16, String>) -> Chains {
+pub(crate) fn source_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
     numbers(SOURCE, bits, leaves, &format!("-g {UNKNOWN_SOURCE}"))
 }
 
 /// Source to its translation.
-pub(crate) fn translation_tree(bits: Bits, leaves: &BTreeMap<u16, String>) -> Chains {
+pub(crate) fn translation_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
     numbers(SOURCE, bits, leaves, &format!("-g {AS_NODE_CHAIN}"))
 }
 
-fn numbers(root: &str, bits: Bits, leaves: &BTreeMap<u16, String>, otherwise: &str) -> Chains {
+fn numbers(
+    root: &str,
+    bits: MarkLayout,
+    leaves: &BTreeMap<u16, String>,
+    otherwise: &str,
+) -> Chains {
     let mut tree = Chains::new();
     Tree {
         root,
@@ -1012,7 +1016,7 @@ fn numbers(root: &str, bits: Bits, leaves: &BTreeMap<u16, String>, otherwise: &s
 struct Bytes<'a> {
     root: &'a str,
     otherwise: &'a str,
-    bits: Bits,
+    bits: MarkLayout,
 }
 
 impl Bytes<'_> {

@@ -7,7 +7,7 @@ use egressgateway::{Counter, model::Family};
 use crate::{
     barriers::Barriers,
     names::{CHAIN_PREFIX, COUNTERS, FILTER, TRANSIT},
-    state::{Jump, Table, Tables},
+    table::{Jump, Table, Tables},
 };
 
 /// Rules of others that are known to sit in the flavour that a cluster uses.

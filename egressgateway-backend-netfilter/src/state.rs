@@ -1,25 +1,19 @@
 //! What our sets and chains hold.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use egressgateway::{Error, ErrorKind, PolicyDesired, model::Family};
 use imbl::OrdMap;
 
 use crate::{
-    bits::Bits,
     content::Content,
-    names::{COMMENT, JUMPS},
+    contention::Tolerance,
+    mark_layout::MarkLayout,
+    names::{JUMPS, is_device},
     rules,
     set::Set,
-    tree::Chains,
-    truce::Terms,
+    table::{Jump, Table, Tables},
 };
-
-/// Our chains of each table of each family.
-pub(crate) type Tables = BTreeMap<(Family, String), Arc<Table>>;
 
 /// All our sets, chains and jumps on a host, or that there are none (the default).
 ///
@@ -31,7 +25,7 @@ pub struct NetfilterState {
     pub(crate) tables: Tables,
     /// What is to be borne of others who insist on the first place. Where they translate sources
     /// before our rules do, only what any masquerade gives may leave.
-    pub(crate) terms: Terms,
+    pub(crate) tolerance: Tolerance,
     pub(crate) memory: Memory,
 }
 
@@ -52,23 +46,6 @@ impl std::fmt::Debug for Memory {
     }
 }
 
-/// What is ours in one table of one family.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Table {
-    pub(crate) chains: Chains,
-    pub(crate) jumps: BTreeSet<Jump>,
-}
-
-/// A rule in a chain of somebody else that leads to one of ours.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Jump {
-    pub(crate) chain: String,
-    /// How many rules come before it; in the filter table's `FORWARD`, how many that may drop what
-    /// it lets pass.
-    pub(crate) position: usize,
-    pub(crate) rule: String,
-}
-
 impl NetfilterState {
     /// What was read from a host.
     pub(crate) fn observed(sets: OrdMap<String, Set>, tables: Tables) -> Self {
@@ -80,11 +57,15 @@ impl NetfilterState {
     }
 
     /// The state that `desired` asks for, from `current`.
-    pub(crate) fn of(desired: &PolicyDesired, bits: Bits, current: &Self) -> Result<Self, Error> {
-        let terms = current.terms;
+    pub(crate) fn of(
+        desired: &PolicyDesired,
+        bits: MarkLayout,
+        current: &Self,
+    ) -> Result<Self, Error> {
+        let tolerance = current.tolerance;
         if *desired == PolicyDesired::default() {
             return Ok(Self {
-                terms,
+                tolerance,
                 ..Self::default()
             });
         }
@@ -98,7 +79,7 @@ impl NetfilterState {
         Ok(Self {
             sets: content.sets.clone(),
             tables,
-            terms,
+            tolerance,
             memory: Memory(Some(Arc::new(content))),
         })
     }
@@ -135,7 +116,7 @@ impl NetfilterState {
 /// All rules; tables that stay as they are stay the same in memory too.
 fn tables(
     desired: &PolicyDesired,
-    bits: Bits,
+    bits: MarkLayout,
     content: &Content,
     current: &NetfilterState,
 ) -> Tables {
@@ -147,7 +128,7 @@ fn tables(
             bits,
             &content.numbers,
             &content.sets,
-            current.terms.sources,
+            current.tolerance.sources,
         ) {
             let key = (family, name);
             let old = current.tables.get(&key);
@@ -155,7 +136,7 @@ fn tables(
             let jumps = own
                 .map(|(_, chain, own)| {
                     current
-                        .terms
+                        .tolerance
                         .place(Jump::first(chain, own), old.map(Arc::as_ref))
                 })
                 .collect();
@@ -165,22 +146,6 @@ fn tables(
         }
     }
     tables
-}
-
-impl Jump {
-    /// The jump that we write: before all others' rules.
-    pub(crate) fn first(chain: &str, own: &str) -> Self {
-        Self {
-            chain: chain.to_owned(),
-            position: 0,
-            rule: format!("-m comment --comment {COMMENT} -j {own}"),
-        }
-    }
-
-    /// Whether it is the same but for its place.
-    pub(crate) fn is_like(&self, other: &Self) -> bool {
-        self.chain == other.chain && self.rule == other.rule
-    }
 }
 
 /// Refuses what the kernel would refuse or misunderstand.
@@ -204,12 +169,4 @@ pub(crate) fn check(desired: &PolicyDesired) -> Result<(), Error> {
         ));
     }
     Ok(())
-}
-
-/// Whether rules can name a device like this. A plus at the end is iptables' wildcard.
-pub(crate) fn is_device(name: &str) -> bool {
-    (1..16).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c))
 }

@@ -8,16 +8,18 @@ use tokio::time::Instant;
 
 use crate::{
     backend::NetfilterSettings,
-    bits::Bits,
     command,
+    contention::{JumpContention, Tolerance},
     flavour::Flavour,
-    monitor::{NetfilterMonitor, Writes},
+    mark_layout::MarkLayout,
+    monitor::NetfilterMonitor,
     names::{FILTER, TRANSIT},
     plan::{NetfilterPlan, Step},
     rules,
     save::{self, Owner},
-    state::{Jump, Table, Tables, check},
-    truce::{Terms, Truce},
+    state::check,
+    table::{Jump, Table, Tables},
+    writes::Writes,
 };
 
 /// Accepts, in the `FORWARD` chain of one iptables flavour, what exits on this node for pods of
@@ -30,11 +32,11 @@ use crate::{
 /// host without a firewall stays without.
 #[derive(Clone, Debug)]
 pub struct Transit {
-    bits: Bits,
+    bits: MarkLayout,
     flavour: Flavour,
     hook: Arc<dyn WriteHook>,
     writes: Writes,
-    truce: Truce,
+    contention: JumpContention,
 }
 
 /// What a host's `FORWARD` chains have of ours, and whether they restrict anything.
@@ -46,7 +48,7 @@ pub struct TransitState {
     /// Families whose forwarding others restrict.
     restricted: BTreeSet<Family>,
     /// What is to be borne of others who insist on the first place.
-    terms: Terms,
+    tolerance: Tolerance,
 }
 
 impl PartialEq for TransitState {
@@ -67,11 +69,11 @@ impl Transit {
     ) -> Result<Self, Error> {
         let flavour = Flavour::choose(settings.flavour).await?;
         let transit = Self {
-            bits: Bits::new(settings.mask),
+            bits: MarkLayout::new(settings.mask),
             flavour,
             hook,
             writes: Writes::default(),
-            truce: Truce::default(),
+            contention: JumpContention::default(),
         };
         transit.observe().await?;
         Ok(transit)
@@ -82,7 +84,9 @@ impl Transit {
     #[must_use]
     pub fn monitor(&self) -> NetfilterMonitor<Self> {
         let differ = |before: &TransitState, now: &TransitState| {
-            before != now || before.restricted != now.restricted || before.terms != now.terms
+            before != now
+                || before.restricted != now.restricted
+                || before.tolerance != now.tolerance
         };
         NetfilterMonitor::new(self.clone(), self.writes.clone(), differ)
     }
@@ -105,7 +109,7 @@ impl Driver for Transit {
                 .restricted
                 .extend(save::restricts_forwarding(&saved).then_some(family));
         }
-        state.terms = self.truce.terms(&state.tables, Instant::now());
+        state.tolerance = self.contention.tolerance(&state.tables, Instant::now());
         Ok(state)
     }
 
@@ -124,7 +128,10 @@ impl Driver for Transit {
             let chains = [(TRANSIT.to_owned(), rules::forwarding(desired, self.bits))].into();
             let key = (*family, FILTER.to_owned());
             let old = current.tables.get(&key).map(Arc::as_ref);
-            let jumps = [current.terms.place(Jump::first("FORWARD", TRANSIT), old)].into();
+            let jumps = [current
+                .tolerance
+                .place(Jump::first("FORWARD", TRANSIT), old)]
+            .into();
             after.tables.insert(key, Arc::new(Table { chains, jumps }));
         }
         let mut plan = NetfilterPlan::default();
@@ -140,7 +147,8 @@ impl Driver for Transit {
                 command::restore(self.flavour, *family, script, &self.writes).await?;
             }
         }
-        self.truce.moved(&plan.puts_jumps_first(), Instant::now());
+        self.contention
+            .moved(&plan.puts_jumps_first(), Instant::now());
         Ok(())
     }
 }

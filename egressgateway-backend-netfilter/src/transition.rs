@@ -10,7 +10,7 @@ use std::{
 use egressgateway::model::Family;
 
 use crate::{
-    bits::Bits,
+    mark_layout::MarkLayout,
     names::{
         AS_NODE_CHAIN, AS_PREFIX, CLASS, CLASS_PREFIX, Common, HELD, MANGLE, NAT, POSTROUTING,
         SOURCE, WHERE_PREFIX,
@@ -18,7 +18,8 @@ use crate::{
     numbers::AS_SELF,
     rules,
     set::{Entry, Set},
-    state::{NetfilterState, Table, Tables},
+    state::NetfilterState,
+    table::{Table, Tables},
     tree::{self, Chains},
 };
 
@@ -31,7 +32,7 @@ use crate::{
 /// Both change in one moment only within one table. So the rules in between know the numbers of
 /// both states: what goes is still known, and a number that means something else now, or may do so
 /// in what an interrupted change left, is held.
-pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Bits) -> Tables {
+pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: MarkLayout) -> Tables {
     let mut tables = after.tables.clone();
     if current.tables == after.tables {
         return tables;
@@ -80,7 +81,7 @@ fn translations(
     allowed: &BTreeMap<u16, String>,
     current: &NetfilterState,
     family: Family,
-    bits: Bits,
+    bits: MarkLayout,
 ) -> (Table, BTreeSet<u16>) {
     let (before, wanted) = (
         tree::leaves(&old.chains, SOURCE, bits),
@@ -145,7 +146,7 @@ fn classes(
     new: &mut Arc<Table>,
     current: &NetfilterState,
     family: Family,
-    bits: Bits,
+    bits: MarkLayout,
 ) {
     let (before, wanted) = (
         tree::leaves(&old.chains, CLASS, bits),
@@ -209,7 +210,7 @@ impl Used {
     fn by(
         state: &NetfilterState,
         family: Family,
-        bits: Bits,
+        bits: MarkLayout,
         mask: u32,
         of: impl Fn(&String) -> bool,
     ) -> Self {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bits::Bits;
+use crate::mark_layout::MarkLayout;
 
 /// Chains of one table: the rules of each, as `iptables-save` prints them.
 pub(crate) type Chains = BTreeMap<String, Vec<String>>;
@@ -12,7 +12,7 @@ pub(crate) type Chains = BTreeMap<String, Vec<String>>;
 pub(crate) struct Tree<'a> {
     /// The first chain; the others are named after it.
     pub(crate) root: &'a str,
-    /// Bits of a number: a multiple of 4.
+    /// MarkLayout of a number: a multiple of 4.
     pub(crate) width: u32,
     /// A number's bits in the packet mark.
     pub(crate) place: &'a dyn Fn(u16) -> u32,
@@ -73,7 +73,7 @@ impl Tree<'_> {
 }
 
 /// The leaves of a tree of sixteen-bit numbers, whoever wrote it: each number with what to do.
-pub(crate) fn leaves(chains: &Chains, root: &str, bits: Bits) -> BTreeMap<u16, String> {
+pub(crate) fn leaves(chains: &Chains, root: &str, bits: MarkLayout) -> BTreeMap<u16, String> {
     let whole = format!("/{:#x}", bits.scratch());
     let leaf = |rule: &String| {
         let (mark, leaf) = rule.strip_prefix("-m mark --mark 0x")?.split_once(' ')?;
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn leaves_are_read_back() {
-        let bits = Bits::new(egressgateway::model::MarkMask::default());
+        let bits = MarkLayout::new(egressgateway::model::MarkMask::default());
         let leaves: BTreeMap<u16, String> = [1, 2, 0x12, 0x1234, 0xffff]
             .map(|number| (number, format!("-g L{number:x}")))
             .into();

@@ -8,7 +8,7 @@ use egressgateway::{
     trace::{ConnectionState, DestinationKind, Direction},
 };
 
-use crate::names::{CHANGING, DEVICES, EXITS, TARGETS, Table};
+use crate::names::{CHANGING, DEVICES, EXITS, SetName, TARGETS};
 
 /// Where a chain continues.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,13 +68,13 @@ pub(crate) enum Statement {
     /// The address that the connection's first packet was sent to is in no such network.
     SentOutside {
         family: Family,
-        table: Table,
+        table: SetName,
     },
     Address {
         side: Side,
         family: Family,
         negated: bool,
-        table: Table,
+        table: SetName,
     },
     Overlay {
         way: Way,
@@ -116,7 +116,7 @@ pub(crate) enum Statement {
     ClassOf {
         side: Side,
         family: Family,
-        table: Table,
+        table: SetName,
     },
     /// The source has no class.
     NoClass,
@@ -127,7 +127,7 @@ pub(crate) enum Statement {
     /// Continues as the map says of class and destination, if it does.
     VerdictOf {
         family: Family,
-        table: Table,
+        table: SetName,
     },
     /// Continues as the map says of the connection mark, if it does.
     VerdictOfPin {
@@ -192,7 +192,7 @@ impl Declaration {
     }
 }
 
-impl Table {
+impl SetName {
     /// How the kernel is told of it.
     pub(crate) fn declaration(self, family: Family) -> Declaration {
         let address = match family {
@@ -394,7 +394,7 @@ impl fmt::Display for Statement {
                 f,
                 "meta priority . {} daddr @{}",
                 header(*family),
-                Table::Kept.name(*family)
+                SetName::Kept.name(*family)
             ),
             Self::VerdictOf { family, table } => write!(
                 f,
@@ -413,7 +413,7 @@ impl fmt::Display for Statement {
                     f,
                     "snat {0} to meta priority . {0} daddr map @{1}",
                     header(*family),
-                    Table::As.name(*family)
+                    SetName::As.name(*family)
                 )
             }
             Self::SourceOfDevice(family) => {
@@ -421,7 +421,7 @@ impl fmt::Display for Statement {
                     f,
                     "snat {} to oifname map @{} fully-random",
                     header(*family),
-                    Table::Node.name(*family)
+                    SetName::Node.name(*family)
                 )
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),

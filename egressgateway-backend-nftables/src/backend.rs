@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     command::{self, nft, nft_json},
-    exact::{self, Connection},
+    element_batch::{self, Connection},
     lookup_probe,
     monitor::{NftMonitor, Writers},
     names::{CHANGING, COUNTERS, NFT_PACKAGE, Scope, TABLE_FAMILY},
@@ -249,14 +249,14 @@ impl Driver for Nftables {
             let context = format!("{} {}", plan.verb(), self.scope.path());
             match plan.exact() {
                 Some(changes) => {
-                    exact::write(self.scope, changes, &context, &self.connection).await?;
+                    element_batch::write(self.scope, changes, &context, &self.connection).await?;
                 }
                 None => command::write(plan.script(), &context, &self.writers).await?,
             }
         }
         if plan.ends_change() {
             hook.before(END_CHANGE)?;
-            exact::flush(
+            element_batch::flush(
                 self.scope,
                 CHANGING,
                 &format!("{END_CHANGE} of {}", self.scope.path()),

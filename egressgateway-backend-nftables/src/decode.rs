@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     ast::{Jump, Side, Statement, Way},
-    names::{CHANGING, COUNTERS, DEVICES, EXITS, TARGETS, Table},
+    names::{CHANGING, COUNTERS, DEVICES, EXITS, SetName, TARGETS},
 };
 
 /// The statement; foreign when it is none that we write.
@@ -101,15 +101,15 @@ fn matching(body: &Value) -> Option<Statement> {
         .zip(left.pointer("/ct/dir").and_then(Value::as_str))
     {
         let family = header_family(key.strip_suffix(" daddr")?)?;
-        let (table, of) = Table::parse(set_name(right)?)?;
+        let (table, of) = SetName::parse(set_name(right)?)?;
         return (negated && of == family).then_some(Statement::SentOutside { family, table });
     }
     if let Some(family) = class_and_destination(left) {
-        return (!negated && set_name(right)? == Table::Kept.name(family))
+        return (!negated && set_name(right)? == SetName::Kept.name(family))
             .then_some(Statement::Keeps(family));
     }
     if let Some((side, family)) = address_field(left) {
-        let (table, of) = Table::parse(set_name(right)?)?;
+        let (table, of) = SetName::parse(set_name(right)?)?;
         return (of == family).then_some(Statement::Address {
             side,
             family,
@@ -358,7 +358,7 @@ fn priority(value: &Value) -> Option<Statement> {
         return Some(Statement::ForgetClass);
     }
     let (side, family) = address_field(value.pointer("/map/key")?)?;
-    let (table, of) = Table::parse(set_name(value.pointer("/map/data")?)?)?;
+    let (table, of) = SetName::parse(set_name(value.pointer("/map/data")?)?)?;
     (of == family).then_some(Statement::ClassOf {
         side,
         family,
@@ -387,7 +387,7 @@ fn vmap(key: &Value, data: &str) -> Option<Statement> {
         });
     }
     let family = class_and_destination(key)?;
-    let (table, of) = Table::parse(name)?;
+    let (table, of) = SetName::parse(name)?;
     (of == family).then_some(Statement::VerdictOf { family, table })
 }
 
@@ -412,7 +412,7 @@ fn source_of_device(body: &Value) -> Option<Statement> {
     let by_device = map
         .pointer("/key/meta/key")
         .is_some_and(|key| key == "oifname");
-    (by_device && map["data"].as_str()? == format!("@{}", Table::Node.name(family)))
+    (by_device && map["data"].as_str()? == format!("@{}", SetName::Node.name(family)))
         .then_some(Statement::SourceOfDevice(family))
 }
 
@@ -430,7 +430,7 @@ fn snat(body: &Value) -> Option<Statement> {
     }
     let map = body["addr"].get("map")?;
     let of = class_and_destination(&map["key"])?;
-    (of == family && map["data"].as_str()? == format!("@{}", Table::As.name(family)))
+    (of == family && map["data"].as_str()? == format!("@{}", SetName::As.name(family)))
         .then_some(Statement::SourceOf(family))
 }
 

@@ -14,11 +14,8 @@ use crate::{
     names::{
         ANSWERS, AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, by_chain, steer_chain, to_chain,
     },
-    ranges,
+    ranges::{self, ElementKey},
 };
-
-/// Class and destination.
-pub(crate) type Place = (ClassId, IpRange);
 
 /// What a new connection of a class meets at a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,11 +66,11 @@ pub(crate) struct Leave(pub(crate) NetworkId);
 pub(crate) struct Elements {
     pub(crate) pods: OrdMap<IpAddr, ClassId>,
     pub(crate) nets: OrdMap<IpRange, ClassId>,
-    pub(crate) steer: OrdMap<Place, Steer>,
-    pub(crate) exit: OrdMap<Place, ExitAs>,
-    pub(crate) addresses: OrdMap<Place, IpAddr>,
-    pub(crate) kept: OrdSet<Place>,
-    pub(crate) via: OrdMap<Place, Leave>,
+    pub(crate) steer: OrdMap<ElementKey, Steer>,
+    pub(crate) exit: OrdMap<ElementKey, ExitAs>,
+    pub(crate) addresses: OrdMap<ElementKey, IpAddr>,
+    pub(crate) kept: OrdSet<ElementKey>,
+    pub(crate) via: OrdMap<ElementKey, Leave>,
     pub(crate) exits: OrdSet<u32>,
     pub(crate) node: OrdMap<(String, Family), IpAddr>,
     pub(crate) exempt: OrdSet<IpRange>,
@@ -100,7 +97,7 @@ struct Origin {
     pods: OrdMap<IpAddr, ClassId>,
     subnets: OrdMap<IpRange, ClassId>,
     known: OrdSet<IpAddr>,
-    destinations: OrdMap<Place, Verdict>,
+    destinations: OrdMap<ElementKey, Verdict>,
     targets: OrdSet<TargetId>,
     exiting: BTreeSet<TargetId>,
     accepts: OrdSet<TargetId>,
@@ -258,7 +255,7 @@ impl Elements {
         Ok(())
     }
 
-    fn put(&mut self, place: Place, verdict: Verdict, origin: &Origin) -> Result<(), Error> {
+    fn put(&mut self, place: ElementKey, verdict: Verdict, origin: &Origin) -> Result<(), Error> {
         let steer = match verdict {
             Verdict::Pass => None,
             Verdict::Hold => Some(Steer::Held),
@@ -396,8 +393,8 @@ fn node_addresses(desired: &PolicyDesired) -> Result<OrdMap<(String, Family), Ip
 
 /// The classes whose entries differ.
 fn changed<'a, V: Clone + PartialEq>(
-    before: &'a OrdMap<Place, V>,
-    after: &'a OrdMap<Place, V>,
+    before: &'a OrdMap<ElementKey, V>,
+    after: &'a OrdMap<ElementKey, V>,
 ) -> impl Iterator<Item = ClassId> + 'a {
     before.diff(after).map(|change| match change {
         DiffItem::Add(place, _)
@@ -408,7 +405,7 @@ fn changed<'a, V: Clone + PartialEq>(
     })
 }
 
-fn set<V: Clone + PartialEq>(map: &mut OrdMap<Place, V>, place: Place, value: Option<V>) {
+fn set<V: Clone + PartialEq>(map: &mut OrdMap<ElementKey, V>, place: ElementKey, value: Option<V>) {
     match value {
         Some(value) => {
             map.insert(place, value);

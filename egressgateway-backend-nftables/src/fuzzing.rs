@@ -10,7 +10,7 @@ use egressgateway::{Change, Driver as _, PolicyDesired, Surroundings};
 use serde_json::Value;
 
 use crate::{
-    NftState, Nftables, NftablesSettings, backend, command, exact, exit_guard,
+    NftState, Nftables, NftablesSettings, backend, command, element_batch, exit_guard,
     monitor::{self, Writers},
     names::TABLE,
     observe, untracking,
@@ -72,7 +72,7 @@ pub fn notification(bytes: &[u8]) {
         let _ = untracking::concerns(body, &tables);
     }
     assert!(monitor::messages(bytes).count() <= bytes.len());
-    assert!(exact::answers(bytes).count() <= bytes.len());
+    assert!(element_batch::answers(bytes).count() <= bytes.len());
 }
 
 fn objects(bytes: &[u8]) -> Option<Vec<Value>> {

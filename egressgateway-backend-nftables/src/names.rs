@@ -217,7 +217,7 @@ pub(crate) const ELEMENTS_PER_COMMAND: usize = 256;
 
 /// Sets and maps that exist once per family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Table {
+pub(crate) enum SetName {
     /// Never steered.
     Exempt,
     /// Addresses of this node's pods.
@@ -252,7 +252,7 @@ pub(crate) enum Table {
     Via,
 }
 
-impl Table {
+impl SetName {
     /// All of them.
     pub(crate) const ALL: [Self; 16] = [
         Self::Exempt,

@@ -15,7 +15,7 @@ use crate::{
     decode,
     elements::{Elements, ExitAs, Leave, Steer},
     names::{
-        CHANGING, DEVICES, EXITS, HELD, NO_GATEWAY, TARGETS, TO, Table, network_of_chain,
+        CHANGING, DEVICES, EXITS, HELD, NO_GATEWAY, SetName, TARGETS, TO, network_of_chain,
         target_of_chain,
     },
     state::{NftState, declarations},
@@ -162,55 +162,55 @@ impl Reader {
                     .insert(decode::number(key)?, decode::jump(value)?);
             }
             _ => {
-                let (table, family) = Table::parse(name)?;
+                let (table, family) = SetName::parse(name)?;
                 self.of_family(table, family, element)?;
             }
         }
         Some(())
     }
 
-    fn of_family(&mut self, table: Table, family: Family, element: &Value) -> Option<()> {
+    fn of_family(&mut self, table: SetName, family: Family, element: &Value) -> Option<()> {
         let elements = &mut self.elements;
         match table {
-            Table::Exempt => drop(elements.exempt.insert(range(element, family)?)),
-            Table::Local => drop(elements.local.insert(range(element, family)?)),
-            Table::Wide => drop(elements.wide.insert(range(element, family)?)),
-            Table::Governed => drop(elements.governed.insert(range(element, family)?)),
-            Table::Ungoverned => drop(elements.ungoverned.insert(address(element, family)?)),
-            Table::Peers => drop(elements.peers.insert(address(element, family)?)),
-            Table::Own => drop(elements.own.insert(address(element, family)?)),
-            Table::Hosts => drop(elements.hosts.insert(address(element, family)?)),
-            Table::Pods => {
+            SetName::Exempt => drop(elements.exempt.insert(range(element, family)?)),
+            SetName::Local => drop(elements.local.insert(range(element, family)?)),
+            SetName::Wide => drop(elements.wide.insert(range(element, family)?)),
+            SetName::Governed => drop(elements.governed.insert(range(element, family)?)),
+            SetName::Ungoverned => drop(elements.ungoverned.insert(address(element, family)?)),
+            SetName::Peers => drop(elements.peers.insert(address(element, family)?)),
+            SetName::Own => drop(elements.own.insert(address(element, family)?)),
+            SetName::Hosts => drop(elements.hosts.insert(address(element, family)?)),
+            SetName::Pods => {
                 let (key, value) = pair(element)?;
                 elements.pods.insert(address(key, family)?, class(value)?);
             }
-            Table::Nets => {
+            SetName::Nets => {
                 let (key, value) = pair(element)?;
                 elements.nets.insert(range(key, family)?, class(value)?);
             }
-            Table::Node => {
+            SetName::Node => {
                 let (device, value) = pair(element)?;
                 elements.node.insert(
                     (device.as_str()?.to_owned(), family),
                     address(value, family)?,
                 );
             }
-            Table::Kept => {
+            SetName::Kept => {
                 let [of, to] = element["concat"].as_array()?.as_slice() else {
                     return None;
                 };
                 elements.kept.insert((class(of)?, range(to, family)?));
             }
-            Table::Where | Table::Exit | Table::As | Table::Via => {
+            SetName::Where | SetName::Exit | SetName::As | SetName::Via => {
                 let (key, value) = pair(element)?;
                 let [of, to] = key["concat"].as_array()?.as_slice() else {
                     return None;
                 };
                 let place = (class(of)?, range(to, family)?);
                 match table {
-                    Table::Where => drop(elements.steer.insert(place, steer(value)?)),
-                    Table::Exit => drop(elements.exit.insert(place, exit(value)?)),
-                    Table::Via => drop(elements.via.insert(place, leave(value)?)),
+                    SetName::Where => drop(elements.steer.insert(place, steer(value)?)),
+                    SetName::Exit => drop(elements.exit.insert(place, exit(value)?)),
+                    SetName::Via => drop(elements.via.insert(place, leave(value)?)),
                     _ => drop(elements.addresses.insert(place, address(value, family)?)),
                 }
             }

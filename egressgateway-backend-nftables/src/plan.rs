@@ -13,9 +13,10 @@ use imbl::{OrdMap, OrdSet, ordmap, ordset};
 
 use crate::{
     ast::{Chain, Jump},
-    elements::{ExitAs, Leave, Place, Steer},
-    exact::{self, ExactChange},
-    names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, EXITS, Scope, TARGETS, Table, leave_chain},
+    element_batch::{self, ExactChange},
+    elements::{ExitAs, Leave, Steer},
+    names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, EXITS, Scope, SetName, TARGETS, leave_chain},
+    ranges::ElementKey,
     state::NftState,
 };
 
@@ -101,7 +102,7 @@ pub(crate) fn plan(scope: Scope, current: &NftState, after: &NftState) -> NftPla
             NftPlan {
                 verb: "update table",
                 script,
-                exact: exact::between(current, after),
+                exact: element_batch::between(current, after),
                 ends_change,
                 scope,
             }
@@ -266,35 +267,35 @@ impl Elements {
             &old.changing.clone().union(changing.clone()),
             |_| CHANGING,
         );
-        all.set(Table::Exempt, &old.exempt, &new.exempt);
-        all.set(Table::Local, &old.local, &new.local);
-        all.set(Table::Wide, &old.wide, &new.wide);
-        all.set(Table::Ungoverned, &old.ungoverned, &new.ungoverned);
-        all.set(Table::Governed, &old.governed, &new.governed);
-        all.set(Table::Peers, &old.peers, &new.peers);
-        all.set(Table::Own, &old.own, &new.own);
-        all.set(Table::Hosts, &old.hosts, &new.hosts);
-        all.map(Table::Pods, &old.pods, &new.pods);
-        all.map(Table::Nets, &old.nets, &new.nets);
-        all.map(Table::Where, &old.steer, &new.steer);
-        all.map(Table::Exit, &old.exit, &new.exit);
-        all.map(Table::As, &old.addresses, &new.addresses);
-        all.set(Table::Kept, &old.kept, &new.kept);
-        all.map(Table::Node, &old.node, &new.node);
-        all.map(Table::Via, &old.via, &new.via);
+        all.set(SetName::Exempt, &old.exempt, &new.exempt);
+        all.set(SetName::Local, &old.local, &new.local);
+        all.set(SetName::Wide, &old.wide, &new.wide);
+        all.set(SetName::Ungoverned, &old.ungoverned, &new.ungoverned);
+        all.set(SetName::Governed, &old.governed, &new.governed);
+        all.set(SetName::Peers, &old.peers, &new.peers);
+        all.set(SetName::Own, &old.own, &new.own);
+        all.set(SetName::Hosts, &old.hosts, &new.hosts);
+        all.map(SetName::Pods, &old.pods, &new.pods);
+        all.map(SetName::Nets, &old.nets, &new.nets);
+        all.map(SetName::Where, &old.steer, &new.steer);
+        all.map(SetName::Exit, &old.exit, &new.exit);
+        all.map(SetName::As, &old.addresses, &new.addresses);
+        all.set(SetName::Kept, &old.kept, &new.kept);
+        all.map(SetName::Node, &old.node, &new.node);
+        all.map(SetName::Via, &old.via, &new.via);
         all.set_named(&old.exits, &new.exits, |_| EXITS);
         all.map_named(&old.targets, &new.targets, |_| TARGETS);
         all.set_named(&old.devices, &new.devices, |_| DEVICES);
         all
     }
 
-    fn set<K: Key + Ord + Clone>(&mut self, table: Table, old: &OrdSet<K>, new: &OrdSet<K>) {
+    fn set<K: Key + Ord + Clone>(&mut self, table: SetName, old: &OrdSet<K>, new: &OrdSet<K>) {
         self.set_named(old, new, |key| table.name(key.family()));
     }
 
     fn map<K: Key + Ord + Clone, V: Datum + PartialEq + Clone>(
         &mut self,
-        table: Table,
+        table: SetName,
         old: &OrdMap<K, V>,
         new: &OrdMap<K, V>,
     ) {
@@ -392,7 +393,7 @@ impl Key for IpRange {
     }
 }
 
-impl Text for Place {
+impl Text for ElementKey {
     /// A single address as a prefix: where a key of several parts has none, nft 1.0.6 names its end
     /// when it adds the element and not when it deletes it, and the kernel finds no such element.
     fn text(&self) -> String {
@@ -404,7 +405,7 @@ impl Text for Place {
     }
 }
 
-impl Key for Place {
+impl Key for ElementKey {
     fn family(&self) -> Family {
         self.1.family()
     }

@@ -8,7 +8,8 @@ use egressgateway::{
 };
 use imbl::{OrdMap, OrdSet};
 
-use crate::elements::Place;
+/// Class and destination.
+pub(crate) type ElementKey = (ClassId, IpRange);
 
 /// The fewest ranges that cover the same addresses.
 pub(crate) fn union(ranges: impl IntoIterator<Item = IpRange>) -> OrdSet<IpRange> {
@@ -71,8 +72,8 @@ pub(crate) fn check_disjoint<O: PartialEq + fmt::Debug>(
 
 /// The same for one place among others that were checked before.
 pub(crate) fn check_neighbours<V: Clone>(
-    places: &OrdMap<Place, V>,
-    (class, range): Place,
+    places: &OrdMap<ElementKey, V>,
+    (class, range): ElementKey,
 ) -> Result<(), Error> {
     if !places.contains_key(&(class, range)) {
         return Ok(());

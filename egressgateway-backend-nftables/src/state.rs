@@ -13,8 +13,8 @@ use egressgateway::{
 use crate::{
     ast::{Chain, Declaration},
     elements::{Elements, Memory},
-    names::{CHANGING, COUNTERS, DEVICES, EXITS, Scope, TARGETS, Table},
-    skeleton::{self, Exits},
+    names::{CHANGING, COUNTERS, DEVICES, EXITS, Scope, SetName, TARGETS},
+    ruleset::{self, Exits},
 };
 
 /// Everything in our table, or that there is none (the default).
@@ -60,10 +60,10 @@ impl NftState {
             addressed: !elements.addresses.is_empty(),
         };
         let chains = match scope {
-            Scope::Whole => skeleton::chains(desired, mask, exits),
+            Scope::Whole => ruleset::chains(desired, mask, exits),
             Scope::Services => {
                 elements.keep_classification();
-                skeleton::services(desired, mask)
+                ruleset::services(desired, mask)
             }
         };
         Ok(Self {
@@ -153,7 +153,7 @@ impl NftState {
 
 /// All sets and maps; the same for every desired state.
 pub(crate) fn declarations() -> BTreeMap<String, Declaration> {
-    let mut all: BTreeMap<String, Declaration> = Table::ALL
+    let mut all: BTreeMap<String, Declaration> = SetName::ALL
         .into_iter()
         .flat_map(|table| {
             Family::ALL.map(|family| (table.name(family).to_owned(), table.declaration(family)))

@@ -13,8 +13,9 @@ use imbl::OrdMap;
 
 use crate::{
     ast::{Hook, Jump, Rule, Side, Statement, Way},
-    elements::{Elements, Place, Steer},
-    names::{PRIORITY_CLASSIFY, Table, leave_chain},
+    elements::{Elements, Steer},
+    names::{PRIORITY_CLASSIFY, SetName, leave_chain},
+    ranges::ElementKey,
     state::NftState,
 };
 
@@ -329,32 +330,32 @@ impl Walk<'_> {
         }
     }
 
-    fn contains(&self, table: Table, address: IpAddr) -> bool {
+    fn contains(&self, table: SetName, address: IpAddr) -> bool {
         let elements = &self.state.elements;
         match table {
-            Table::Exempt => elements.exempt.iter().any(|range| range.contains(address)),
-            Table::Local => elements.local.iter().any(|range| range.contains(address)),
-            Table::Wide => elements.wide.iter().any(|range| range.contains(address)),
-            Table::Governed => elements
+            SetName::Exempt => elements.exempt.iter().any(|range| range.contains(address)),
+            SetName::Local => elements.local.iter().any(|range| range.contains(address)),
+            SetName::Wide => elements.wide.iter().any(|range| range.contains(address)),
+            SetName::Governed => elements
                 .governed
                 .iter()
                 .any(|range| range.contains(address)),
-            Table::Ungoverned => elements.ungoverned.contains(&address),
-            Table::Peers => elements.peers.contains(&address),
-            Table::Own => elements.own.contains(&address),
-            Table::Hosts => elements.hosts.contains(&address),
+            SetName::Ungoverned => elements.ungoverned.contains(&address),
+            SetName::Peers => elements.peers.contains(&address),
+            SetName::Own => elements.own.contains(&address),
+            SetName::Hosts => elements.hosts.contains(&address),
             _ => false,
         }
     }
 
-    fn class_of(&self, address: IpAddr, family: Family, table: Table) -> Option<u32> {
+    fn class_of(&self, address: IpAddr, family: Family, table: SetName) -> Option<u32> {
         let elements = &self.state.elements;
         if Family::of(address) != family {
             return None;
         }
         let class = match table {
-            Table::Pods => elements.pods.get(&address),
-            Table::Nets => elements
+            SetName::Pods => elements.pods.get(&address),
+            SetName::Nets => elements
                 .nets
                 .iter()
                 .find(|(range, _)| range.contains(address))
@@ -364,15 +365,15 @@ impl Walk<'_> {
         class.map(|class| class.get())
     }
 
-    fn verdict_of(&self, family: Family, table: Table) -> Option<Jump> {
+    fn verdict_of(&self, family: Family, table: SetName) -> Option<Jump> {
         let chain = match table {
-            Table::Where => self
+            SetName::Where => self
                 .find(family, |elements| &elements.steer)
                 .map(Steer::chain),
-            Table::Via => self
+            SetName::Via => self
                 .find(family, |elements| &elements.via)
                 .map(|leave| leave_chain(leave.0)),
-            Table::Exit => self
+            SetName::Exit => self
                 .find(family, |elements| &elements.exit)
                 .map(|exit| exit.chain().to_owned()),
             _ => None,
@@ -390,7 +391,7 @@ impl Walk<'_> {
     fn find<V: Copy>(
         &self,
         family: Family,
-        of: impl Fn(&Elements) -> &OrdMap<Place, V>,
+        of: impl Fn(&Elements) -> &OrdMap<ElementKey, V>,
     ) -> Option<V> {
         let entries = of(&self.state.elements);
         let place = self.place(family, |place| {
@@ -400,7 +401,11 @@ impl Walk<'_> {
     }
 
     /// The place of this packet, among those of which `last` gives the last one up to a bound.
-    fn place(&self, family: Family, last: impl Fn(&Place) -> Option<Place>) -> Option<Place> {
+    fn place(
+        &self,
+        family: Family,
+        last: impl Fn(&ElementKey) -> Option<ElementKey>,
+    ) -> Option<ElementKey> {
         let destination = self.packet.destination;
         let class = ClassId::new(self.class).filter(|_| Family::of(destination) == family)?;
         // Ranges are disjoint within a class: the last one that begins at the destination or before

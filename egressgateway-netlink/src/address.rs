@@ -12,10 +12,7 @@ use netlink_packet_route::{
     },
 };
 
-use crate::{
-    constants::ADDRESS_METRIC,
-    netlink::{Netlink, address_family},
-};
+use crate::{constants::ADDRESS_METRIC, family::address_family, netlink::Netlink};
 
 /// A lifetime that never ends (`INFINITY_LIFE_TIME` of `net/addrconf.h`).
 const FOREVER: u32 = u32::MAX;

@@ -76,36 +76,36 @@ impl KernelHost {
         }
     }
 
-    async fn facts(&self) -> Result<Facts, Error> {
-        let mut facts = Facts {
+    async fn snapshot(&self) -> Result<HostSnapshot, Error> {
+        let mut snapshot = HostSnapshot {
             links: self.netlink.links().await?,
             addresses: self.netlink.addresses().await?,
-            ..Facts::default()
+            ..HostSnapshot::default()
         };
         for family in Family::ALL {
             let routes = self.netlink.route_messages(family).await?;
             let mut defaults: Vec<_> = routes.iter().filter(|route| is_default(route)).collect();
             defaults.sort_by_key(|route| metric(route));
-            facts.defaults.extend(
+            snapshot.defaults.extend(
                 defaults
                     .into_iter()
                     .flat_map(parse_ways)
                     .map(|default| (family, default)),
             );
-            facts
+            snapshot
                 .routes
                 .extend(routes.iter().filter_map(|route| parse_route(route, family)));
         }
-        Ok(facts)
+        Ok(snapshot)
     }
 }
 
 #[async_trait]
 impl Host for KernelHost {
     async fn underlay(&self) -> Result<OrdMap<Family, Underlay>, Error> {
-        let facts = self.facts().await?;
+        let snapshot = self.snapshot().await?;
         if let ParentChoice::Named(name) = &self.parent
-            && !facts.links.iter().any(|link| link.name == *name)
+            && !snapshot.links.iter().any(|link| link.name == *name)
         {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -114,21 +114,21 @@ impl Host for KernelHost {
         }
         let families = Family::ALL.into_iter();
         Ok(families
-            .filter_map(|family| Some((family, facts.underlay(&self.parent, family)?)))
+            .filter_map(|family| Some((family, snapshot.underlay(&self.parent, family)?)))
             .collect())
     }
 
     async fn interfaces(&self) -> Result<Vec<Interface>, Error> {
-        Ok(self.facts().await?.interfaces())
+        Ok(self.snapshot().await?.interfaces())
     }
 
     async fn attachments(&self) -> Result<Attachments, Error> {
-        Ok(self.facts().await?.attachments())
+        Ok(self.snapshot().await?.attachments())
     }
 
     async fn routes(&self) -> Result<OrdSet<HostRoute>, Error> {
-        let facts = self.facts().await?;
-        Ok(facts.host_routes())
+        let snapshot = self.snapshot().await?;
+        Ok(snapshot.host_routes())
     }
 
     async fn changed(&self) -> Result<(), Error> {
@@ -226,7 +226,7 @@ fn is_card(link: &Link) -> bool {
 
 /// One reading of the kernel; everything below is pure.
 #[derive(Default)]
-struct Facts {
+struct HostSnapshot {
     links: Vec<Link>,
     addresses: Vec<Address>,
     /// The best first.
@@ -236,7 +236,7 @@ struct Facts {
     routes: Vec<(IpNet, Option<Way>)>,
 }
 
-impl Facts {
+impl HostSnapshot {
     fn underlay(&self, parent: &ParentChoice, family: Family) -> Option<Underlay> {
         match (parent, self.defaults.iter().find(|(of, _)| *of == family)) {
             (ParentChoice::Named(name), _) => {

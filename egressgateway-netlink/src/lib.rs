@@ -38,6 +38,7 @@ mod conntrack;
 pub mod constants;
 mod echo;
 mod egress_addresses;
+mod family;
 #[doc(hidden)]
 pub mod fuzzing;
 mod host;

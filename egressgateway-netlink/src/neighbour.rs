@@ -15,7 +15,7 @@ use netlink_packet_route::{
     },
 };
 
-use crate::netlink::{Netlink, address_family};
+use crate::{family::address_family, netlink::Netlink};
 
 /// A permanent neighbour: who has an address on a link.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use egressgateway::{Error, ErrorKind, model::Family};
+use egressgateway::{Error, ErrorKind};
 use futures::{Stream, StreamExt as _};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_proto::ConnectionHandle;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rtnetlink::Handle;
@@ -263,21 +263,4 @@ fn lost(what: &str) -> Error {
         ErrorKind::Transient,
         format!("{what}: the rtnetlink connection is gone"),
     )
-}
-
-/// The kernel's number for a family.
-pub(crate) fn address_family(family: Family) -> AddressFamily {
-    match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    }
-}
-
-/// The family of a kernel's number, if it is one of ours.
-pub(crate) fn family_of(family: AddressFamily) -> Option<Family> {
-    match family {
-        AddressFamily::Inet => Some(Family::V4),
-        AddressFamily::Inet6 => Some(Family::V6),
-        _ => None,
-    }
 }

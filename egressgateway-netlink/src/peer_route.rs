@@ -13,7 +13,8 @@ use netlink_packet_route::{
 
 use crate::{
     constants::{PEER_PROTOCOL, TABLE_MAIN},
-    netlink::{Netlink, address_family},
+    family::address_family,
+    netlink::Netlink,
     route::{self, OutgoingEncap, encap_words},
 };
 

@@ -21,7 +21,8 @@ use netlink_packet_route::{
 
 use crate::{
     constants::OUTER_TTL,
-    netlink::{Netlink, address_family, family_of},
+    family::{address_family, family_of},
+    netlink::Netlink,
 };
 
 /// What tells the routes of one family apart.

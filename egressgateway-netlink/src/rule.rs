@@ -13,7 +13,10 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use crate::netlink::{Netlink, address_family, family_of};
+use crate::{
+    family::{address_family, family_of},
+    netlink::Netlink,
+};
 
 /// The name of the device that locally generated packets come from in a rule's eyes.
 const LOOPBACK: &str = "lo";

@@ -23,7 +23,6 @@ use tokio::{io::Interest, sync::mpsc, task::JoinHandle};
 use super::{
     claim::claim,
     devices::{Device, Devices},
-    errno,
     frames::{self, ETHERTYPE_ARP, ETHERTYPE_IPV6, ICMPV6, NEIGHBOUR_ADVERTISEMENT},
 };
 
@@ -52,7 +51,7 @@ const RETURN: u16 = 0x06;
 #[derive(Debug)]
 pub struct NeighbourInquirer {
     sockets: Mutex<Sockets>,
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<NeighbourCache>>,
     heard: mpsc::Sender<(IpAddr, MacAddress)>,
     answers: tokio::sync::Mutex<mpsc::Receiver<(IpAddr, MacAddress)>>,
 }
@@ -60,11 +59,11 @@ pub struct NeighbourInquirer {
 /// The index of a device, and a family: a device that is made anew is another one.
 type Place = (usize, Family);
 
-type Sockets = BTreeMap<Place, Ear>;
+type Sockets = BTreeMap<Place, Listener>;
 
 /// What tells a claim of somebody else.
 #[derive(Debug, Default)]
-struct Known {
+struct NeighbourCache {
     /// The addresses that are asked for, and the index of the device on which each is.
     asked: BTreeMap<IpAddr, usize>,
     /// The hardware addresses of this host.
@@ -99,25 +98,29 @@ impl NeighbourInquirer {
         };
         let place = (link.ifindex(), Family::of(address));
         if let Entry::Vacant(none) = sockets.entry(place) {
-            let ear = Ear::open(&link, place.1, self.known.clone(), self.heard.clone());
-            none.insert(ear.map_err(|error| Error::from_io(error, what()))?);
+            let listener = Listener::open(&link, place.1, self.known.clone(), self.heard.clone());
+            none.insert(listener.map_err(|error| Error::from_io(error, what()))?);
         }
         Ok(Some(place))
     }
 }
 
-fn ask(address: IpAddr, name: &str, devices: &Devices, ear: &Ear) -> Result<(), Error> {
+fn ask(address: IpAddr, name: &str, devices: &Devices, listener: &Listener) -> Result<(), Error> {
     let what = || format!("ask who else has {address} on {name}");
     let Some((link, mac)) = devices.0.get(name).and_then(Device::ethernet) else {
         return Ok(());
     };
     let frame = frames::question(address, mac);
-    match sendto(ear.socket.as_raw_fd(), &frame, &link, MsgFlags::empty()) {
+    match sendto(
+        listener.socket.as_raw_fd(),
+        &frame,
+        &link,
+        MsgFlags::empty(),
+    ) {
         Ok(_) => Ok(()),
-        Err(Errno::EAGAIN) => {
-            Err(Error::new(ErrorKind::Transient, what()).with_source(errno(Errno::EAGAIN)))
-        }
-        Err(error) => Err(Error::from_io(errno(error), what())),
+        Err(Errno::EAGAIN) => Err(Error::new(ErrorKind::Transient, what())
+            .with_source(std::io::Error::from(Errno::EAGAIN))),
+        Err(error) => Err(Error::from_io(error.into(), what())),
     }
 }
 
@@ -136,7 +139,7 @@ impl Inquirer for NeighbourInquirer {
     ) -> Vec<(IpAddr, Error)> {
         let mut sockets = lock(&self.sockets);
         if addresses.held.is_empty() {
-            *lock(&self.known) = Known::default();
+            *lock(&self.known) = NeighbourCache::default();
             sockets.clear();
             return Vec::new();
         }
@@ -144,7 +147,7 @@ impl Inquirer for NeighbourInquirer {
             Ok(devices) => devices,
             Err(error) => {
                 let failed = |address: &IpAddr| {
-                    Error::from_io(errno(error), format!("ask who else has {address}"))
+                    Error::from_io(error.into(), format!("ask who else has {address}"))
                 };
                 return addresses
                     .held
@@ -166,7 +169,7 @@ impl Inquirer for NeighbourInquirer {
             .iter()
             .map(|(address, place)| (*address, place.0))
             .collect();
-        *lock(&self.known) = Known {
+        *lock(&self.known) = NeighbourCache {
             asked,
             own: devices.macs(),
         };
@@ -174,8 +177,9 @@ impl Inquirer for NeighbourInquirer {
             .iter()
             .filter(|(address, _)| questions.contains(*address))
         {
-            let ear = addresses.held.get(address).zip(sockets.get(place));
-            if let Some(Err(error)) = ear.map(|(device, ear)| ask(*address, device, &devices, ear))
+            let listener = addresses.held.get(address).zip(sockets.get(place));
+            if let Some(Err(error)) =
+                listener.map(|(device, listener)| ask(*address, device, &devices, listener))
             {
                 failures.push((*address, error));
             }
@@ -193,7 +197,7 @@ impl Inquirer for NeighbourInquirer {
     }
 }
 
-impl Known {
+impl NeighbourCache {
     /// Who else has which address, if a frame that came in by this device says so.
     fn other(&self, frame: &[u8], device: usize) -> Option<(IpAddr, MacAddress)> {
         let claim = claim(frame)?;
@@ -207,22 +211,22 @@ impl Known {
 
 /// A socket on a device, and the task that hears what comes in by it.
 #[derive(Debug)]
-struct Ear {
+struct Listener {
     socket: Arc<tokio::net::UdpSocket>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Ear {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Ear {
+impl Listener {
     fn open(
         link: &LinkAddr,
         family: Family,
-        known: Arc<Mutex<Known>>,
+        known: Arc<Mutex<NeighbourCache>>,
         heard: mpsc::Sender<(IpAddr, MacAddress)>,
     ) -> io::Result<Self> {
         let ethertype = if family == Family::V4 {
@@ -237,7 +241,7 @@ impl Ear {
         if family == Family::V6 {
             socket.attach_filter(&advertisements_only())?;
         }
-        bind(socket.as_raw_fd(), link).map_err(errno)?;
+        bind(socket.as_raw_fd(), link).map_err(std::io::Error::from)?;
         // Of Tokio's sockets any can wait for any; how this one is read is another matter.
         let socket = Arc::new(tokio::net::UdpSocket::from_std(UdpSocket::from(socket))?);
         let task = tokio::spawn(listen(socket.clone(), link.ifindex(), known, heard));
@@ -248,12 +252,13 @@ impl Ear {
 async fn listen(
     socket: Arc<tokio::net::UdpSocket>,
     device: usize,
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<NeighbourCache>>,
     heard: mpsc::Sender<(IpAddr, MacAddress)>,
 ) {
     let mut buffer = [0; FRAME];
     loop {
-        let receive = || recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer).map_err(errno);
+        let receive =
+            || recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer).map_err(std::io::Error::from);
         match socket.async_io(Interest::READABLE, receive).await {
             // What came in before the socket was bound, or is of a VLAN on this device, came in
             // elsewhere.

@@ -9,7 +9,7 @@ use netlink_packet_core::{
     NetlinkHeader, NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
 
-use crate::netlink::{address_family, family_of};
+use crate::family::{address_family, family_of};
 
 /// What a message is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

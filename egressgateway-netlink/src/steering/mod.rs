@@ -4,93 +4,20 @@
 mod flow_hash;
 mod numbers;
 mod plan;
+mod settings;
 mod state;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use egressgateway::{
-    Change, Driver, Error, ErrorKind, SteeringDesired, WriteHook,
-    model::{Family, MarkMask, NetworkId, TargetId},
-};
+use egressgateway::{Change, Driver, Error, ErrorKind, SteeringDesired, WriteHook, model::Family};
 
 pub use plan::{SteeringPlan, SteeringStep};
+pub use settings::SteeringSettings;
 pub use state::{Route, SteeringState};
 
-use crate::{
-    constants::{PROTOCOL, RESERVED_TABLES, RULE_PRIORITY, TABLE_BASE},
-    netlink::Netlink,
-    route::RouteAction,
-    sysctl,
-};
+use crate::{netlink::Netlink, route::RouteAction, sysctl};
 use flow_hash::FlowHash;
-
-/// Numbers that the driver uses, and knows its own objects by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SteeringSettings {
-    /// Table of the first target.
-    pub table_base: u32,
-    /// Priority of the steering rules; the loop guard has the number before it.
-    pub rule_priority: u32,
-    /// Route protocol number of rules and routes. Every route with it, in any table, is taken for
-    /// ours.
-    pub protocol: u8,
-    /// The bits of the packet mark that are ours.
-    pub mask: MarkMask,
-    /// Whether the kernel can keep connections with their next hop
-    /// ([`Steering::keeps_connections_on`]). Where it can't, a balanced target has a plain route
-    /// over its next hops, which deals connections out anew whenever one comes or goes.
-    pub keeps_connections: bool,
-}
-
-impl Default for SteeringSettings {
-    fn default() -> Self {
-        Self {
-            table_base: TABLE_BASE,
-            rule_priority: RULE_PRIORITY,
-            protocol: PROTOCOL,
-            mask: MarkMask::default(),
-            keeps_connections: true,
-        }
-    }
-}
-
-impl SteeringSettings {
-    /// The table of a target: depends on nothing else, so that it never changes during a gateway's
-    /// life. The first target has [`Self::table_base`], the others follow in the order of
-    /// [`TargetId::all`]; tables that the kernel names itself are left out. None when the numbers
-    /// end.
-    #[must_use]
-    pub fn table(&self, target: TargetId) -> Option<u32> {
-        let place = TargetId::all().position(|other| other == target)?;
-        (self.table_base.max(1)..=u32::MAX)
-            .filter(|table| !RESERVED_TABLES.contains(table))
-            .nth(place)
-    }
-
-    /// The table of one of this node's other networks: after those of all targets.
-    #[must_use]
-    pub fn network_table(&self, network: NetworkId) -> Option<u32> {
-        let place = TargetId::all().count() + usize::from(network.byte()) - 1;
-        (self.table_base.max(1)..=u32::MAX)
-            .filter(|table| !RESERVED_TABLES.contains(table))
-            .nth(place)
-    }
-
-    fn flow_hash(&self) -> FlowHash {
-        if self.keeps_connections {
-            FlowHash::Packet
-        } else {
-            FlowHash::Sender
-        }
-    }
-
-    /// Priority of the loop guard.
-    #[must_use]
-    pub fn guard_priority(&self) -> u32 {
-        self.rule_priority.saturating_sub(1)
-    }
-}
 
 /// The driver of `ip rule` and routing tables.
 ///

@@ -4,7 +4,7 @@ use std::fmt;
 
 use egressgateway::{Plan, model::Family};
 
-use super::{SteeringSettings, SteeringState, flow_hash::FlowHash};
+use super::{flow_hash::FlowHash, settings::SteeringSettings, state::SteeringState};
 use crate::{
     next_hop::NextHopObject,
     route::{RouteAction, RouteKey},

@@ -9,7 +9,7 @@ use egressgateway::{
 use imbl::{OrdMap, OrdSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{SteeringSettings, numbers};
+use super::{numbers, settings::SteeringSettings};
 use crate::{
     constants::{METRIC, RULE_PRIORITY_MAX, RULE_PRIORITY_MIN, TABLE_MAIN, UNREACHABLE_METRIC},
     next_hop::NextHopObject,

@@ -15,22 +15,6 @@ use scan::{circles, uses};
 /// Circles that are still there, by crate. The list may only shrink.
 const KNOWN: &[(&str, &[&str])] = &[
     (
-        "egressgateway_backend_netfilter",
-        &["backend", "command", "flavour", "monitor"],
-    ),
-    ("egressgateway_backend_netfilter", &["content", "numbers"]),
-    (
-        "egressgateway_backend_netfilter",
-        &["rules", "state", "truce"],
-    ),
-    ("egressgateway_backend_nftables", &["elements", "ranges"]),
-    ("egressgateway_netlink", &["announce", "announce::inquirer"]),
-    ("egressgateway_netlink", &["netlink", "next_hop::message"]),
-    (
-        "egressgateway_netlink",
-        &["steering", "steering::plan", "steering::state"],
-    ),
-    (
         "egressgateway_testkit",
         &["apiserver", "apiserver::http", "apiserver::watch"],
     ),

@@ -5,11 +5,11 @@ use egressgateway::model::{MarkMask, NetworkId, TargetId};
 /// The byte that is ours, and sixteen bits that are borrowed while a new connection's first packet
 /// is classified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bits {
+pub(crate) struct MarkLayout {
     mask: MarkMask,
 }
 
-impl Bits {
+impl MarkLayout {
     pub(crate) fn new(mask: MarkMask) -> Self {
         Self { mask }
     }
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn the_borrowed_bits_are_never_ours_and_no_number_is_lost() {
         for shift in 0..=24 {
-            let bits = Bits::new(MarkMask::new(0xff << shift).unwrap());
+            let bits = MarkLayout::new(MarkMask::new(0xff << shift).unwrap());
             assert_eq!(
                 (bits.scratch().count_ones(), bits.scratch() & bits.mask()),
                 (16, 0),
@@ -91,9 +91,9 @@ mod tests {
                     .all(|number| bits.number_in(bits.number(*number) | bits.mask()) == *number)
             );
         }
-        assert_eq!(Bits::new(MarkMask::default()).number(0x1234), 0x1234);
+        assert_eq!(MarkLayout::new(MarkMask::default()).number(0x1234), 0x1234);
         assert_eq!(
-            Bits::new(MarkMask::new(0xff0).unwrap()).number(0x1234),
+            MarkLayout::new(MarkMask::new(0xff0).unwrap()).number(0x1234),
             0x0012_3004
         );
     }

@@ -24,7 +24,7 @@ use netlink_sys::{
 use crate::{
     elements::Elements,
     monitor::Writers,
-    names::{NOTIFICATION_FAMILY, Scope, TABLE_ATTRIBUTE, Table},
+    names::{NOTIFICATION_FAMILY, Scope, SetName, TABLE_ATTRIBUTE},
     state::NftState,
 };
 
@@ -59,17 +59,17 @@ const ERROR: u16 = 2;
 /// One address comes to a set or map, or goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ExactChange {
-    table: Table,
+    table: SetName,
     address: IpAddr,
-    what: What,
+    what: ElementOp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
-    Goes,
-    Comes,
+enum ElementOp {
+    Delete,
+    Add,
     /// To a map.
-    ComesAs(ClassId),
+    AddWithClass(ClassId),
 }
 
 /// The changes that lead from `current` to `after`, where there is nothing else to change, and not
@@ -88,23 +88,23 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     }
     let mut changes = Vec::new();
     let pod = |address: &IpAddr, what| ExactChange {
-        table: Table::Pods,
+        table: SetName::Pods,
         address: *address,
         what,
     };
     for change in current.elements.pods.diff(&after.elements.pods) {
         match change {
             ordmap::DiffItem::Add(address, class) => {
-                changes.push(pod(address, What::ComesAs(*class)));
+                changes.push(pod(address, ElementOp::AddWithClass(*class)));
             }
-            ordmap::DiffItem::Remove(address, _) => changes.push(pod(address, What::Goes)),
+            ordmap::DiffItem::Remove(address, _) => changes.push(pod(address, ElementOp::Delete)),
             ordmap::DiffItem::Update {
                 new: (address, class),
                 ..
             } => {
                 changes.extend([
-                    pod(address, What::Goes),
-                    pod(address, What::ComesAs(*class)),
+                    pod(address, ElementOp::Delete),
+                    pod(address, ElementOp::AddWithClass(*class)),
                 ]);
             }
         }
@@ -114,9 +114,9 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     }
     let (old, new) = (&current.elements, &after.elements);
     let sets = [
-        (Table::Ungoverned, &old.ungoverned, &new.ungoverned),
-        (Table::Peers, &old.peers, &new.peers),
-        (Table::Hosts, &old.hosts, &new.hosts),
+        (SetName::Ungoverned, &old.ungoverned, &new.ungoverned),
+        (SetName::Peers, &old.peers, &new.peers),
+        (SetName::Hosts, &old.hosts, &new.hosts),
     ];
     for (table, old, new) in sets {
         for change in old.diff(new) {
@@ -124,12 +124,12 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
                 ordset::DiffItem::Add(address) => ExactChange {
                     table,
                     address: *address,
-                    what: What::Comes,
+                    what: ElementOp::Add,
                 },
                 ordset::DiffItem::Remove(address) => ExactChange {
                     table,
                     address: *address,
-                    what: What::Goes,
+                    what: ElementOp::Delete,
                 },
             });
             if changes.len() > MOST {
@@ -137,7 +137,7 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
             }
         }
     }
-    changes.sort_by_key(|change| change.what != What::Goes);
+    changes.sort_by_key(|change| change.what != ElementOp::Delete);
     Some(changes)
 }
 
@@ -273,7 +273,7 @@ fn open() -> std::io::Result<Socket> {
 
 impl std::fmt::Display for ExactChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let verb = if self.what == What::Goes {
+        let verb = if self.what == ElementOp::Delete {
             "delete"
         } else {
             "add"
@@ -294,7 +294,7 @@ impl ExactChange {
             IpAddr::V6(address) => address.octets().to_vec(),
         };
         let mut element = attribute(KEY | NESTED, &attribute(VALUE, &key));
-        if let What::ComesAs(class) = self.what {
+        if let ElementOp::AddWithClass(class) = self.what {
             // A packet's priority is a number of the host.
             element.extend(attribute(
                 DATA | NESTED,
@@ -302,7 +302,7 @@ impl ExactChange {
             ));
         }
         let elements = attribute(ELEMENTS | NESTED, &attribute(ELEMENT | NESTED, &element));
-        let (kind, flags) = if self.what == What::Goes {
+        let (kind, flags) = if self.what == ElementOp::Delete {
             (DELETE, NLM_F_ACK)
         } else {
             (NEW, NLM_F_ACK | NLM_F_CREATE)
@@ -395,9 +395,9 @@ pub(crate) fn answers(datagram: &[u8]) -> impl Iterator<Item = (u32, i32)> {
 mod tests {
     use super::*;
 
-    fn change(address: &str, what: What) -> ExactChange {
+    fn change(address: &str, what: ElementOp) -> ExactChange {
         ExactChange {
-            table: Table::Pods,
+            table: SetName::Pods,
             address: address.parse().unwrap(),
             what,
         }
@@ -405,8 +405,11 @@ mod tests {
 
     #[test]
     fn a_message_is_what_the_kernels_header_says() {
-        let bytes =
-            change("10.0.0.1", What::ComesAs(ClassId::new(7).unwrap())).message(Scope::Whole, 3);
+        let bytes = change(
+            "10.0.0.1",
+            ElementOp::AddWithClass(ClassId::new(7).unwrap()),
+        )
+        .message(Scope::Whole, 3);
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(
             u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize,
@@ -426,7 +429,7 @@ mod tests {
             .unwrap();
         assert_eq!(bytes[position + 12..position + 16], 7_u32.to_ne_bytes());
         assert_eq!(
-            change("fd00::1", What::Goes).message(Scope::Whole, 1)[4..6],
+            change("fd00::1", ElementOp::Delete).message(Scope::Whole, 1)[4..6],
             DELETE.to_ne_bytes()
         );
     }

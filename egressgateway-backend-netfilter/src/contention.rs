@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     names::NAT,
-    state::{Jump, Table, Tables},
+    table::{Jump, Table, Tables},
 };
 
 /// How long others may stay before us once they came again.
@@ -27,13 +27,13 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 /// How often our jumps had to be moved to the front, and until when that is left alone. Clones are
 /// one.
 ///
-/// It only remembers; what follows from its [`Terms`] is for `plan` to decide.
+/// It only remembers; what follows from its [`Tolerance`] is for `plan` to decide.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Truce(Arc<Mutex<Dispute>>);
+pub(crate) struct JumpContention(Arc<Mutex<ContentionHistory>>);
 
 /// What is to be borne at a moment. Part of what is observed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Terms {
+pub(crate) struct Tolerance {
     /// Others may stay before our jumps for now.
     pub(crate) places: bool,
     /// Others may translate sources before us at any moment: they have done so again and again.
@@ -41,7 +41,7 @@ pub(crate) struct Terms {
 }
 
 #[derive(Debug, Default)]
-struct Dispute {
+struct ContentionHistory {
     moved: Option<Instant>,
     wait: Duration,
     warned: bool,
@@ -49,7 +49,7 @@ struct Dispute {
     nat: bool,
 }
 
-impl Dispute {
+impl ContentionHistory {
     /// Whether somebody who came again may come once more.
     fn goes_on(&self, now: Instant) -> bool {
         !self.wait.is_zero() && self.is_remembered(now)
@@ -61,7 +61,7 @@ impl Dispute {
     }
 }
 
-impl Terms {
+impl Tolerance {
     /// Where a jump of ours belongs, when the table is `current` now: before all others, or as long
     /// as others may stay there where it is, if it is there once.
     pub(crate) fn place(self, jump: Jump, current: Option<&Table>) -> Jump {
@@ -76,9 +76,9 @@ impl Terms {
     }
 }
 
-impl Truce {
-    /// The terms at `now`, at which `tables` were read. Tells the log once when others are borne.
-    pub(crate) fn terms(&self, tables: &Tables, now: Instant) -> Terms {
+impl JumpContention {
+    /// The tolerance at `now`, at which `tables` were read. Tells the log once when others are borne.
+    pub(crate) fn tolerance(&self, tables: &Tables, now: Instant) -> Tolerance {
         let mut dispute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let places = dispute
             .moved
@@ -95,7 +95,7 @@ impl Truce {
                 "somebody keeps inserting rules before ours; what they accept, drop or translate we never see; let them append instead"
             );
         }
-        Terms {
+        Tolerance {
             places,
             sources: dispute.nat && dispute.goes_on(now),
         }
@@ -114,7 +114,7 @@ impl Truce {
             Duration::ZERO
         };
         let nat = again && (tables.contains(NAT) || dispute.goes_on(now) && dispute.nat);
-        *dispute = Dispute {
+        *dispute = ContentionHistory {
             moved: Some(now),
             wait,
             warned: false,
@@ -148,23 +148,26 @@ mod tests {
         }
     }
 
-    fn terms(truce: &Truce, now: Instant) -> Terms {
-        truce.terms(
+    fn tolerance(contention: &JumpContention, now: Instant) -> Tolerance {
+        contention.tolerance(
             &[((Family::V4, MANGLE.to_owned()), Arc::new(at(&[1])))].into(),
             now,
         )
     }
 
     /// Whether a jump that is second now is to be put first.
-    fn answers(truce: &Truce, now: Instant) -> bool {
-        terms(truce, now).place(first(), Some(&at(&[1]))).position == 0
+    fn answers(contention: &JumpContention, now: Instant) -> bool {
+        tolerance(contention, now)
+            .place(first(), Some(&at(&[1])))
+            .position
+            == 0
     }
 
     /// Seconds from our first write to each later one, and the number of theirs, over a day in
     /// which they follow `next` after each write.
     fn fight(look: Duration, next: impl Fn(Duration) -> Duration) -> (Vec<u64>, usize) {
-        let (truce, start) = (Truce::default(), Instant::now());
-        truce.moved(&[MANGLE].into(), start);
+        let (contention, start) = (JumpContention::default(), Instant::now());
+        contention.moved(&[MANGLE].into(), start);
         let (mut ours, mut theirs, mut their_write, mut first) = (Vec::new(), 0, start, true);
         let mut now = start;
         while now < start + Duration::from_secs(86_400) {
@@ -175,8 +178,8 @@ mod tests {
                 first = false;
             }
             now += look;
-            if now >= their_write && answers(&truce, now) {
-                truce.moved(&[MANGLE].into(), now);
+            if now >= their_write && answers(&contention, now) {
+                contention.moved(&[MANGLE].into(), now);
                 ours.push((now - start).as_secs());
                 first = true;
             }
@@ -211,21 +214,22 @@ mod tests {
 
     #[test]
     fn who_comes_once_in_a_while_is_answered_at_once_each_time() {
-        let (truce, start) = (Truce::default(), Instant::now());
+        let (contention, start) = (JumpContention::default(), Instant::now());
         for hour in 0..24 {
             let now = start + Duration::from_secs(3600 * hour);
-            assert!(answers(&truce, now), "hour {hour}");
-            truce.moved(&[MANGLE].into(), now);
+            assert!(answers(&contention, now), "hour {hour}");
+            contention.moved(&[MANGLE].into(), now);
         }
     }
 
     #[test]
     fn only_the_place_of_a_jump_is_left_alone() {
-        let (truce, now) = (Truce::default(), Instant::now());
-        truce.moved(&[MANGLE].into(), now);
-        truce.moved(&[MANGLE].into(), now);
-        assert!(!answers(&truce, now), "a truce");
-        let place = |table: Option<&Table>| terms(&truce, now).place(first(), table).position;
+        let (contention, now) = (JumpContention::default(), Instant::now());
+        contention.moved(&[MANGLE].into(), now);
+        contention.moved(&[MANGLE].into(), now);
+        assert!(!answers(&contention, now), "tolerated");
+        let place =
+            |table: Option<&Table>| tolerance(&contention, now).place(first(), table).position;
         assert_eq!(place(Some(&at(&[7]))), 7);
         assert_eq!(place(Some(&at(&[]))), 0, "one that is missing");
         assert_eq!(place(None), 0, "its table is missing");
@@ -239,31 +243,31 @@ mod tests {
             ..Table::default()
         };
         assert_eq!(place(Some(&other)), 0, "another chain's");
-        assert!(answers(&truce, now + FIRST), "over");
+        assert!(answers(&contention, now + FIRST), "over");
     }
 
     #[test]
     fn sources_are_in_dispute_from_the_second_time_on_until_nobody_comes_any_more() {
-        let (truce, start) = (Truce::default(), Instant::now());
+        let (contention, start) = (JumpContention::default(), Instant::now());
         let (nat, other) = ([NAT].into(), [MANGLE].into());
-        truce.moved(&nat, start);
-        assert!(!terms(&truce, start).sources, "our first write");
-        truce.moved(&other, start);
-        assert!(!terms(&truce, start).sources, "another table");
-        truce.moved(&nat, start);
-        truce.moved(&other, start);
+        contention.moved(&nat, start);
+        assert!(!tolerance(&contention, start).sources, "our first write");
+        contention.moved(&other, start);
+        assert!(!tolerance(&contention, start).sources, "another table");
+        contention.moved(&nat, start);
+        contention.moved(&other, start);
         assert!(
-            terms(&truce, start).sources,
+            tolerance(&contention, start).sources,
             "one that was in dispute before"
         );
         assert!(
-            terms(&truce, start + 2 * FIRST * 4).sources,
+            tolerance(&contention, start + 2 * FIRST * 4).sources,
             "not forgotten yet"
         );
         assert!(
-            !terms(&truce, start + 2 * FIRST * 4 + FORGOTTEN).sources,
+            !tolerance(&contention, start + 2 * FIRST * 4 + FORGOTTEN).sources,
             "{:?}",
-            truce.0
+            contention.0
         );
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         NO_CLASS, NO_GATEWAY, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE,
         POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW,
         PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER,
-        TOWARDS_POD, TRANSLATED, TUNNELLED, Table, UNCLASSIFIED, UNTRACK, by_chain, leave_chain,
+        SetName, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNTRACK, by_chain, leave_chain,
         steer_chain, to_chain,
     },
 };
@@ -312,7 +312,7 @@ fn goto(chain: &str) -> Jump {
     Jump::Goto(chain.into())
 }
 
-fn address(side: Side, family: Family, table: Table) -> Statement {
+fn address(side: Side, family: Family, table: SetName) -> Statement {
     Address {
         side,
         family,
@@ -340,8 +340,8 @@ fn outer_in(port: u16, keeps: bool) -> Vec<Rule> {
 fn outer() -> Vec<Rule> {
     let ends = |family| {
         [
-            address(Side::Source, family, Table::Peers),
-            address(Side::Destination, family, Table::Own),
+            address(Side::Source, family, SetName::Peers),
+            address(Side::Destination, family, SetName::Own),
         ]
     };
     let ours = Family::ALL.map(|family| {
@@ -364,7 +364,7 @@ fn untrack(mask: MarkMask) -> Vec<Rule> {
         side: Side::Destination,
         family,
         negated: true,
-        table: Table::Exempt,
+        table: SetName::Exempt,
     };
     let ours = Statement::Mark {
         keep: mask.keep(),
@@ -462,7 +462,7 @@ fn stray(keeps: bool, mask: MarkMask) -> Vec<Rule> {
             negated: true,
         };
         go(
-            [address(Side::Destination, family, Table::Own), not_inner],
+            [address(Side::Destination, family, SetName::Own), not_inner],
             Jump::Return,
         )
     });
@@ -525,7 +525,7 @@ fn leave(mask: MarkMask) -> Vec<Rule> {
         .map(|family| {
             vec![VerdictOf {
                 family,
-                table: Table::Via,
+                table: SetName::Via,
             }]
         })
         .into();
@@ -567,13 +567,13 @@ fn opening() -> Vec<Rule> {
             side: Side::Source,
             family,
             negated: true,
-            table: Table::Exempt,
+            table: SetName::Exempt,
         };
         let elsewhere = Address {
             side: Side::Destination,
             family,
             negated: true,
-            table: Table::Local,
+            table: SetName::Local,
         };
         drop_if(
             expected.into_iter().chain([outside, elsewhere]),
@@ -675,7 +675,7 @@ fn leaving() -> Vec<Rule> {
     let mut rules = Vec::new();
     rules.extend(Family::ALL.map(|family| {
         go(
-            [address(Side::Destination, family, Table::Exempt)],
+            [address(Side::Destination, family, SetName::Exempt)],
             goto(TOWARDS_POD),
         )
     }));
@@ -702,12 +702,12 @@ fn stray_outer() -> Vec<Rule> {
         side: Side::Source,
         family,
         negated: true,
-        table: Table::Peers,
+        table: SetName::Peers,
     };
     let other = Family::ALL.map(|family| {
         [
             stranger(family),
-            address(Side::Destination, family, Table::Hosts),
+            address(Side::Destination, family, SetName::Hosts),
         ]
     });
     let own = [Statement::State(ConnectionState::New), Statement::Delivered];
@@ -731,13 +731,13 @@ fn arrive() -> Vec<Rule> {
     let translated = |family| {
         let outside = Statement::SentOutside {
             family,
-            table: Table::Exempt,
+            table: SetName::Exempt,
         };
         go(
             [
                 Statement::Translated,
                 outside,
-                address(Side::Destination, family, Table::Exempt),
+                address(Side::Destination, family, SetName::Exempt),
             ],
             Jump::Return,
         )
@@ -745,7 +745,7 @@ fn arrive() -> Vec<Rule> {
     rules.extend(Family::ALL.map(translated));
     let inside = |family| {
         drop_if(
-            [address(Side::Destination, family, Table::Exempt)],
+            [address(Side::Destination, family, SetName::Exempt)],
             DROP_UNKNOWN_SOURCE,
         )
     };
@@ -770,7 +770,7 @@ fn arrive() -> Vec<Rule> {
     rules.push(drop_if([Statement::SourceLocal], DROP_UNKNOWN_SOURCE));
     rules.extend(Family::ALL.map(|family| {
         drop_if(
-            [address(Side::Source, family, Table::Ungoverned)],
+            [address(Side::Source, family, SetName::Ungoverned)],
             DROP_UNKNOWN_SOURCE,
         )
     }));
@@ -789,13 +789,13 @@ fn no_class(desired: &PolicyDesired) -> Vec<Rule> {
                 [
                     local,
                     unknown,
-                    address(Side::Destination, family, Table::Governed),
+                    address(Side::Destination, family, SetName::Governed),
                 ],
                 DROP_START_GATE,
             )
         })
     };
-    let mut rules: Vec<Rule> = gate(Table::Local).into();
+    let mut rules: Vec<Rule> = gate(SetName::Local).into();
     rules.push(go([FROM_OVERLAY], goto(UNCLASSIFIED)));
     if let Some(StartGate { outside, .. }) = desired
         .start_gate
@@ -807,21 +807,21 @@ fn no_class(desired: &PolicyDesired) -> Vec<Rule> {
                 .iter()
                 .map(|device| go([Statement::From(device.clone())], goto(TOWARDS_POD))),
         );
-        rules.extend(gate(Table::Wide));
+        rules.extend(gate(SetName::Wide));
     }
     rules.push(go([], goto(TOWARDS_POD)));
     rules
 }
 
 /// A pod of this node that is not known to have no class.
-fn unknown_or_governed(side: Side, family: Family, pods: Table) -> [Statement; 2] {
+fn unknown_or_governed(side: Side, family: Family, pods: SetName) -> [Statement; 2] {
     [
         address(side, family, pods),
         Address {
             side,
             family,
             negated: true,
-            table: Table::Ungoverned,
+            table: SetName::Ungoverned,
         },
     ]
 }
@@ -834,12 +834,15 @@ fn towards_pod() -> Vec<Rule> {
     let mut rules = vec![go([Statement::Opens], Jump::Return)];
     rules.extend(Family::ALL.map(|family| go([Statement::Icmp(family)], Jump::Return)));
     rules.push(go([Statement::Translated], Jump::Return));
-    rules.extend(
-        Family::ALL.map(|family| go([address(Side::Source, family, Table::Exempt)], Jump::Return)),
-    );
     rules.extend(Family::ALL.map(|family| {
         go(
-            unknown_or_governed(Side::Destination, family, Table::Local),
+            [address(Side::Source, family, SetName::Exempt)],
+            Jump::Return,
+        )
+    }));
+    rules.extend(Family::ALL.map(|family| {
+        go(
+            unknown_or_governed(Side::Destination, family, SetName::Local),
             goto(PIN_ANSWER),
         )
     }));
@@ -869,7 +872,7 @@ fn class_of(side: Side) -> impl Iterator<Item = Rule> {
     };
     [vec![ForgetClass]]
         .into_iter()
-        .chain([Table::Nets, Table::Pods].into_iter().flat_map(lookup))
+        .chain([SetName::Nets, SetName::Pods].into_iter().flat_map(lookup))
 }
 
 /// What finds no verdict passes, unless entries of its class may be missing just now.
@@ -878,7 +881,7 @@ fn decide() -> Vec<Rule> {
         .map(|family| {
             vec![VerdictOf {
                 family,
-                table: Table::Where,
+                table: SetName::Where,
             }]
         })
         .into();
@@ -967,7 +970,7 @@ fn translate(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     rules.extend(Family::ALL.map(|family| {
         vec![VerdictOf {
             family,
-            table: Table::Exit,
+            table: SetName::Exit,
         }]
     }));
     rules.push(drop_if([Statement::Changing], DROP_HELD));

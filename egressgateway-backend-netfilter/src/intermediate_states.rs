@@ -11,11 +11,12 @@ use egressgateway::{
 };
 
 use crate::{
-    bits::Bits,
+    contention::Tolerance,
+    mark_layout::MarkLayout,
     plan::{SetChange, Step, plan},
     set::Set,
-    state::{Jump, NetfilterState, Table},
-    truce::Terms,
+    state::NetfilterState,
+    table::{Jump, Table},
 };
 
 const EXIT: u32 = 0x1200_0000;
@@ -147,7 +148,7 @@ fn worlds(exits: bool) -> Vec<PolicyDesired> {
 }
 
 /// What a kernel does with one part of a plan, write by write.
-fn moments(state: &NetfilterState, step: &Step) -> Vec<NetfilterState> {
+fn intermediate_states(state: &NetfilterState, step: &Step) -> Vec<NetfilterState> {
     let mut now = state.clone();
     match step {
         Step::Sets(changes) => changes
@@ -325,7 +326,7 @@ fn possible(worlds: &[&PolicyDesired]) -> Vec<NetfilterState> {
         .map(|desired| {
             NetfilterState::of(
                 &desired,
-                Bits::new(MarkMask::default()),
+                MarkLayout::new(MarkMask::default()),
                 &NetfilterState::default(),
             )
             .unwrap()
@@ -339,7 +340,7 @@ fn check_all(
     desired: &PolicyDesired,
     what: &str,
 ) -> Vec<NetfilterState> {
-    let bits = Bits::new(MarkMask::default());
+    let bits = MarkLayout::new(MarkMask::default());
     let after = NetfilterState::of(desired, bits, current).unwrap();
     let allowed = possible(&[before, &[desired]].concat());
     let packets: Vec<_> = ["10.244.0.1", "10.244.0.2"]
@@ -358,7 +359,7 @@ fn check_all(
     let mut now = current.clone();
     let mut all = Vec::new();
     for step in plan(current, &after, bits).steps {
-        for moment in moments(&now, &step) {
+        for moment in intermediate_states(&now, &step) {
             for ((source, destination), answers) in packets.iter().zip(&answers) {
                 let Met {
                     way,
@@ -410,7 +411,7 @@ fn between_any_two_writes_no_number_is_taken_for_anothers() {
     for (from, before) in worlds.iter().enumerate() {
         let current = NetfilterState::of(
             before,
-            Bits::new(MarkMask::default()),
+            MarkLayout::new(MarkMask::default()),
             &NetfilterState::default(),
         )
         .unwrap();
@@ -437,14 +438,14 @@ fn between_any_two_writes_no_number_is_taken_for_anothers() {
 /// only the node's own may leave, from the first write that knows of the dispute.
 #[test]
 fn between_any_two_writes_nothing_leaves_with_an_address_that_others_dispute() {
-    let bits = Bits::new(MarkMask::default());
+    let bits = MarkLayout::new(MarkMask::default());
     let own = [ip("10.6.0.14"), ip("10.6.0.15")];
     let worlds = worlds(true);
     for (from, before) in worlds.iter().enumerate() {
         let disputed = NetfilterState {
-            terms: Terms {
+            tolerance: Tolerance {
                 sources: true,
-                ..Terms::default()
+                ..Tolerance::default()
             },
             ..NetfilterState::default()
         };
@@ -453,7 +454,7 @@ fn between_any_two_writes_nothing_leaves_with_an_address_that_others_dispute() {
             let after = NetfilterState::of(desired, bits, &current).unwrap();
             let mut now = current.clone();
             for step in plan(&current, &after, bits).steps {
-                for moment in moments(&now, &step) {
+                for moment in intermediate_states(&now, &step) {
                     for pod in ["10.244.0.1", "10.244.0.2"] {
                         let Met { leaves, pinned, .. } = met(&moment, pod, "10.6.1.5");
                         for source in leaves.into_iter().chain([pinned]) {
