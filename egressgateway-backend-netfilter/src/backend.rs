@@ -43,9 +43,9 @@ pub struct NetfilterSettings {
 /// How rules tell which source a connection is to have, until they have translated it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitMarks {
-    /// MarkLayout of the connection mark, and their value where the connection exits here.
+    /// Bits of the connection mark, and their value where the connection exits here.
     pub exit: (u32, u32),
-    /// MarkLayout of the packet mark that hold the source's number. They are 0 once our rules have
+    /// Bits of the packet mark that hold the source's number. They are 0 once our rules have
     /// translated it.
     pub source: u32,
     /// Their value where the source is the node's address.

@@ -77,7 +77,7 @@ impl Tolerance {
 }
 
 impl JumpContention {
-    /// The tolerance at `now`, at which `tables` were read. Tells the log once when others are borne.
+    /// What is to be borne at `now`, at which `tables` were read. Tells the log once that it is.
     pub(crate) fn tolerance(&self, tables: &Tables, now: Instant) -> Tolerance {
         let mut dispute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let places = dispute

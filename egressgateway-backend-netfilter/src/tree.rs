@@ -12,7 +12,7 @@ pub(crate) type Chains = BTreeMap<String, Vec<String>>;
 pub(crate) struct Tree<'a> {
     /// The first chain; the others are named after it.
     pub(crate) root: &'a str,
-    /// MarkLayout of a number: a multiple of 4.
+    /// Bits of a number: a multiple of 4.
     pub(crate) width: u32,
     /// A number's bits in the packet mark.
     pub(crate) place: &'a dyn Fn(u16) -> u32,

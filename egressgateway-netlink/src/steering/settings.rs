@@ -5,8 +5,8 @@ use egressgateway::model::{MarkMask, NetworkId, TargetId};
 use super::flow_hash::FlowHash;
 use crate::constants::{PROTOCOL, RESERVED_TABLES, RULE_PRIORITY, TABLE_BASE};
 
-/// Tables that are kept for targets. A number here is for ever: an agent that comes after another
-/// version's finds the same tables.
+/// Tables that are kept for targets, one more than there are. The number does not change between
+/// versions, so that an agent finds the tables of the one before it.
 const TABLES_OF_TARGETS: usize = 238;
 
 /// Numbers that the driver uses, and knows its own objects by.

@@ -23,9 +23,9 @@ pub(crate) enum InForce {
     /// Nobody knows.
     Unknown,
     /// What it has held since this was asked last.
-    AsBefore,
+    Unchanged,
     /// That policy, and something was written since this was asked last.
-    Anew,
+    Written,
 }
 
 /// The policy driver, and what became of its calls: a policy is in force as soon as this driver
@@ -180,9 +180,9 @@ impl NodeReconciler {
         if !self.policy.reached.load(Ordering::Relaxed) {
             InForce::Unknown
         } else if self.policy.written.swap(false, Ordering::Relaxed) {
-            InForce::Anew
+            InForce::Written
         } else {
-            InForce::AsBefore
+            InForce::Unchanged
         }
     }
 
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_policy_is_in_force_whatever_comes_after_it_and_anew_when_it_was_written_again() {
+    async fn a_policy_is_in_force_whatever_comes_after_it_and_written_when_its_driver_wrote() {
         let journal = Journal::default();
         let mut reconciler = reconciler(&journal);
         assert_eq!(reconciler.in_force(), InForce::Unknown);
@@ -440,27 +440,27 @@ mod tests {
             reconciler.before = None;
             journal.fail(after, ErrorKind::Permission, 1);
             reconciler.converge(&with_peer("a")).await.unwrap_err();
-            assert_eq!(reconciler.in_force(), InForce::Anew, "{after}");
-            assert_eq!(reconciler.in_force(), InForce::AsBefore, "{after}");
+            assert_eq!(reconciler.in_force(), InForce::Written, "{after}");
+            assert_eq!(reconciler.in_force(), InForce::Unchanged, "{after}");
         }
         reconciler.converge(&with_peer("a")).await.unwrap();
-        assert_eq!(reconciler.in_force(), InForce::Anew);
+        assert_eq!(reconciler.in_force(), InForce::Written);
         reconciler.restore_policy().await.unwrap();
         assert_eq!(
             reconciler.in_force(),
-            InForce::Anew,
+            InForce::Written,
             "somebody else changed it, and connections began meanwhile"
         );
         journal.unchanged.store(true, Ordering::Relaxed);
         reconciler.converge(&with_peer("a")).await.unwrap();
-        assert_eq!(reconciler.in_force(), InForce::AsBefore);
+        assert_eq!(reconciler.in_force(), InForce::Unchanged);
         journal.fail("policy", ErrorKind::Transient, 1);
         reconciler.converge(&with_peer("a")).await.unwrap_err();
         assert_eq!(reconciler.in_force(), InForce::Unknown);
         reconciler.converge(&with_peer("a")).await.unwrap();
         assert_eq!(
             reconciler.in_force(),
-            InForce::Anew,
+            InForce::Written,
             "the attempt that failed may have written everything"
         );
     }

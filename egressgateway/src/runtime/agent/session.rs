@@ -544,8 +544,8 @@ impl Session {
         let policy = self.reconciler.in_force();
         let told = &self.outputs.in_force;
         match (policy, result) {
-            (InForce::Unknown, _) | (InForce::AsBefore, Err(_)) => {}
-            (InForce::Anew, Err(_)) => {
+            (InForce::Unknown, _) | (InForce::Unchanged, Err(_)) => {}
+            (InForce::Written, Err(_)) => {
                 let former = told.borrow().clone().unwrap_or_default();
                 told.send_replace(Some(NodeDesired {
                     policy: desired.policy.clone(),
@@ -555,7 +555,7 @@ impl Session {
                 self.told_in_part = true;
             }
             (_, Ok(outcome)) => {
-                let is_news = policy == InForce::Anew
+                let is_news = policy == InForce::Written
                     || *outcome == Outcome::Applied
                     || self.told_in_part
                     || told.borrow().is_none();
