@@ -22,8 +22,9 @@ pub struct SteeringSettings {
     /// The bits of the packet mark that are ours.
     pub mask: MarkMask,
     /// Whether the kernel can keep connections with their next hop
-    /// ([`Steering::keeps_connections_on`](crate::Steering::keeps_connections_on)). Where it can't, a balanced target has a plain route
-    /// over its next hops, which deals connections out anew whenever one comes or goes.
+    /// ([`Steering::keeps_connections_on`](crate::Steering::keeps_connections_on)). Where it can't,
+    /// a balanced target has a plain route over its next hops, which deals connections out anew
+    /// whenever one comes or goes.
     pub keeps_connections: bool,
 }
 
