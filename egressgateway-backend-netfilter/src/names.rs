@@ -72,6 +72,10 @@ pub(crate) const TRANSLATED: &str = "EGW-TRANSLATED";
 pub(crate) const ARRIVE: &str = "EGW-ARRIVE";
 /// Came through the overlay, and nothing pinned it when it began.
 pub(crate) const MISSED: &str = "EGW-MISSED";
+/// Forwarded, and nothing pinned it.
+pub(crate) const UNPINNED: &str = "EGW-UNPINNED";
+/// Nothing of the connection leaves any more, and the agent ends it.
+pub(crate) const ENDING: &str = "EGW-ENDING";
 pub(crate) const LET_GO: &str = "EGW-LET-GO";
 pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
 pub(crate) const CLASS: &str = "EGW-CLASS";

@@ -12,12 +12,12 @@ use crate::{
     content::PASS_BYTE,
     mark_layout::MarkLayout,
     names::{
-        ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, EXIT,
-        EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP, LEAVE,
-        LET_GO, LOST, MANGLE, MISSED, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OPENING,
-        OUTER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER, STEERED,
-        STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACK,
-        UNTRACKED, VERDICT, class_chain, is_device, keeper_set, kept_set, where_set,
+        ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, ENDING,
+        EXIT, EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP,
+        LEAVE, LET_GO, LOST, MANGLE, MISSED, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER,
+        OPENING, OUTER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER,
+        STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNPINNED,
+        UNTRACK, UNTRACKED, VERDICT, class_chain, is_device, keeper_set, kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -183,6 +183,14 @@ impl Render<'_> {
             (ANSWERS, self.answers()),
             (STRAY, self.stray()),
             (MISSED, self.missed()),
+            (UNPINNED, self.unpinned()),
+            (
+                ENDING,
+                vec![
+                    self.pin(self.bits.unknown()),
+                    format!("-g {UNKNOWN_SOURCE}"),
+                ],
+            ),
             (TOWARDS_POD, self.towards_pod()),
             (
                 LOST,
@@ -335,13 +343,27 @@ impl Render<'_> {
     /// A connection through the overlay that nothing has pinned began while these rules were
     /// missing. What it leaves as was somebody else's choice, and the nat table does not choose
     /// again. So nothing of it leaves any more, and the pin tells the agent to end it.
+    ///
+    /// Where somebody translated it, [`UNPINNED`] sees where that leads.
     fn missed(&self) -> Vec<String> {
         vec![
-            "-m conntrack --ctstate DNAT -j RETURN".into(),
+            format!(
+                "-m conntrack --ctstate DNAT {} -j RETURN",
+                self.not_in(Common::Exempt, "dst")
+            ),
             "-m addrtype --dst-type LOCAL --limit-iface-in -j RETURN".into(),
-            self.pin(self.bits.unknown()),
-            format!("-g {UNKNOWN_SOURCE}"),
+            format!("-g {ENDING}"),
         ]
+    }
+
+    /// What this host translates to an address of the cluster, such as from a load balancer's that
+    /// this node holds, stays inside.
+    fn unpinned(&self) -> Vec<String> {
+        let outside = self.not_in(Common::Exempt, "dst");
+        self.each_device(
+            "-i",
+            &format!("-m conntrack --ctstate DNAT --ctdir ORIGINAL {outside} -g {ENDING}"),
+        )
     }
 
     /// Where somebody outside began, towards a pod, each answer is classified like a first packet:
@@ -386,7 +408,7 @@ impl Render<'_> {
     fn forward(&self) -> Vec<String> {
         let mut rules = vec![
             format!("-m conntrack --ctstate NEW -j {FIRST}"),
-            format!("{} -j RETURN", self.pinned(0)),
+            format!("{} -g {UNPINNED}", self.pinned(0)),
         ];
         for from in self.devices() {
             rules.extend(

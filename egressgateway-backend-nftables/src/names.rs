@@ -146,6 +146,8 @@ pub(crate) const CLASSIFY: &str = "classify";
 pub(crate) const STRAY_OUTER: &str = "stray_outer";
 /// Chain: first packet of a connection that came through the overlay.
 pub(crate) const ARRIVE: &str = "arrive";
+/// Chain: of these, what is for this host or a group.
+pub(crate) const ARRIVE_INWARD: &str = "arrive_inward";
 /// Chain: the source has no class: the start gate, and what comes from outside.
 pub(crate) const NO_CLASS: &str = "no_class";
 /// Chain: whether what comes from outside may belong to a connection that a governed pod began.

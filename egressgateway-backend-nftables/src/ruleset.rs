@@ -18,11 +18,11 @@ use crate::{
         Way,
     },
     names::{
-        ANSWERS, ARRIVE, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE, DROP_HELD,
-        DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE, DROP_UNTRACKED,
-        ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LEAVE, LOST, MISSED,
-        NO_CLASS, NO_GATEWAY, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER, POST_RESTORE,
-        POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW,
+        ANSWERS, ARRIVE, ARRIVE_INWARD, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE,
+        DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE,
+        DROP_UNTRACKED, ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LEAVE,
+        LOST, MISSED, NO_CLASS, NO_GATEWAY, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER,
+        POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW,
         PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER,
         SetName, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNTRACK, by_chain, leave_chain,
         steer_chain, to_chain,
@@ -102,6 +102,7 @@ pub(crate) fn chains(
         (OPENING, plain(opening())),
         (CLASSIFY, plain(classify(desired.overlay.port))),
         (ARRIVE, plain(arrive())),
+        (ARRIVE_INWARD, plain(arrive_inward())),
         (STRAY, plain(stray(exits.kept, mask))),
         (MISSED, plain(missed(mask))),
         (ANSWERS, plain(answers())),
@@ -432,12 +433,32 @@ fn missed(mask: MarkMask) -> Vec<Rule> {
         keep: mask.keep(),
         value: mask.unknown_mark(),
     };
-    vec![
-        go([Statement::Translated], Jump::Return),
-        go([Destination(DestinationKind::Arrival)], Jump::Return),
-        vec![pin],
-        dropped(DROP_UNKNOWN_SOURCE),
-    ]
+    Family::ALL
+        .map(led_inside)
+        .into_iter()
+        .chain([
+            go([Destination(DestinationKind::Arrival)], Jump::Return),
+            vec![pin],
+            dropped(DROP_UNKNOWN_SOURCE),
+        ])
+        .collect()
+}
+
+/// What this host translates to an address of the cluster was sent to one that the cluster does not
+/// know as its own, such as a load balancer's that this node holds.
+fn led_inside(family: Family) -> Rule {
+    let outside = Statement::SentOutside {
+        family,
+        table: SetName::Exempt,
+    };
+    go(
+        [
+            Statement::Translated,
+            outside,
+            address(Side::Destination, family, SetName::Exempt),
+        ],
+        Jump::Return,
+    )
 }
 
 /// What we do not track ourselves goes on: the tunnel's own packets, which are many, and with a
@@ -720,51 +741,16 @@ fn stray_outer() -> Vec<Rule> {
 
 /// Through the overlay comes what leaves the cluster here, and what nodes ask each other: whether
 /// they are there. Others' rules would deliver anything else wherever it says, with the source that
-/// it says. What this host translates was sent to an address that the cluster does not know as its
-/// own, such as a load balancer's that this node holds.
+/// it says.
 fn arrive() -> Vec<Rule> {
-    let own = Destination(DestinationKind::Arrival);
-    let mut rules: Vec<Rule> = Family::ALL
-        .map(|family| go([Statement::Icmp(family), own.clone()], Jump::Return))
-        .into();
-    rules.push(drop_if([own], DROP_UNKNOWN_SOURCE));
-    let translated = |family| {
-        let outside = Statement::SentOutside {
-            family,
-            table: SetName::Exempt,
-        };
-        go(
-            [
-                Statement::Translated,
-                outside,
-                address(Side::Destination, family, SetName::Exempt),
-            ],
-            Jump::Return,
-        )
-    };
-    rules.extend(Family::ALL.map(translated));
-    let inside = |family| {
+    let mut rules = vec![go([Statement::Inward], jump(ARRIVE_INWARD))];
+    rules.extend(Family::ALL.map(led_inside));
+    rules.extend(Family::ALL.map(|family| {
         drop_if(
             [address(Side::Destination, family, SetName::Exempt)],
             DROP_UNKNOWN_SOURCE,
         )
-    };
-    rules.extend(Family::ALL.map(inside));
-    // How neighbours find each other; the kernel itself does not track it.
-    let neighbours = [
-        Statement::Icmp(Family::V6),
-        Statement::State(ConnectionState::Untracked),
-    ];
-    rules.push(go(
-        neighbours
-            .into_iter()
-            .chain([Destination(DestinationKind::Multicast)]),
-        Jump::Return,
-    ));
-    rules.push(drop_if(
-        [Destination(DestinationKind::Multicast)],
-        DROP_UNKNOWN_SOURCE,
-    ));
+    }));
     // This host's own addresses, and its own pods as far as they are known to be in no policy, are
     // nowhere else.
     rules.push(drop_if([Statement::SourceLocal], DROP_UNKNOWN_SOURCE));
@@ -775,6 +761,27 @@ fn arrive() -> Vec<Rule> {
         )
     }));
     rules.extend(judge());
+    rules
+}
+
+/// What is for this host or a group. The address of another of this host's devices is neither of
+/// these: it goes on.
+fn arrive_inward() -> Vec<Rule> {
+    let own = Destination(DestinationKind::Arrival);
+    let group = Destination(DestinationKind::Multicast);
+    // How neighbours find each other; the kernel itself does not track it.
+    let neighbours = [
+        Statement::Icmp(Family::V6),
+        Statement::State(ConnectionState::Untracked),
+    ];
+    let mut rules: Vec<Rule> = Family::ALL
+        .map(|family| go([Statement::Icmp(family), own.clone()], Jump::Accept))
+        .into();
+    rules.extend([
+        drop_if([own], DROP_UNKNOWN_SOURCE),
+        go(neighbours.into_iter().chain([group.clone()]), Jump::Accept),
+        drop_if([group], DROP_UNKNOWN_SOURCE),
+    ]);
     rules
 }
 

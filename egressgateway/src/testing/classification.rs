@@ -827,6 +827,34 @@ fn what_came_by_the_overlay_while_the_rules_were_missing_does_not_leave_any_more
             marks(0, 0, &[]),
             "what this host leads to a pod was let go when it began"
         );
+        assert_eq!(end(&*state, &service), None, "and on its way to the pod");
+        for (sent_to, server) in [
+            ("203.0.113.7", "10.6.4.1"),
+            ("10.96.0.10", "10.244.1.12"),
+            ("2001:db8::7", "fd00:6:4::1"),
+        ] {
+            let source = if server.contains(':') {
+                "fd10:244:1::10"
+            } else {
+                "10.244.1.10"
+            };
+            let led = TracePacket {
+                state: ConnectionState::Established,
+                ..packet(source, server)
+                    .from_device(OVERLAY)
+                    .sent_to(ip(sent_to))
+            };
+            assert_eq!(
+                end(&*state, &led),
+                Some("drop_unknown_source"),
+                "{sent_to}: whoever led it to {server} did not translate its source by a policy"
+            );
+            let answer = TracePacket {
+                direction: Direction::Reply,
+                ..led
+            };
+            assert_eq!(end(&*state, &answer), None, "{sent_to}: an answer");
+        }
     }
 }
 
