@@ -78,6 +78,10 @@ pub(crate) const UNPINNED: &str = "EGW-UNPINNED";
 pub(crate) const ENDING: &str = "EGW-ENDING";
 pub(crate) const LET_GO: &str = "EGW-LET-GO";
 pub(crate) const CLASSIFY: &str = "EGW-CLASSIFY";
+/// The source has a class of its own.
+pub(crate) const POD: &str = "EGW-POD";
+/// What the class of the source says of the destination.
+pub(crate) const DECIDE: &str = "EGW-DECIDE";
 pub(crate) const CLASS: &str = "EGW-CLASS";
 pub(crate) const VERDICT: &str = "EGW-VERDICT";
 pub(crate) const STEER: &str = "EGW-STEER";

@@ -12,12 +12,13 @@ use crate::{
     content::PASS_BYTE,
     mark_layout::MarkLayout,
     names::{
-        ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, ENDING,
-        EXIT, EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, KEEP,
-        LEAVE, LET_GO, LOST, MANGLE, MISSED, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER,
-        OPENING, OUTER, OUTPUT, PASS, POSTROUTING, PREROUTING, RAW, SOURCE, START_GATE, STEER,
-        STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNPINNED,
-        UNTRACK, UNTRACKED, VERDICT, class_chain, is_device, keeper_set, kept_set, where_set,
+        ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, DECIDE,
+        ENDING, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD,
+        INPUT, KEEP, LEAVE, LET_GO, LOST, MANGLE, MISSED, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT,
+        NOT_PEER, OPENING, OUTER, OUTPUT, PASS, POD, POSTROUTING, PREROUTING, RAW, SOURCE,
+        START_GATE, STEER, STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED,
+        UNKNOWN_SOURCE, UNPINNED, UNTRACK, UNTRACKED, VERDICT, class_chain, is_device, keeper_set,
+        kept_set, where_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -204,6 +205,8 @@ impl Render<'_> {
             (ARRIVE, self.arrive()),
             (NOT_PEER, drop()),
             (LET_GO, vec![self.pin(0), Self::mark(0, self.bits.mask())]),
+            (POD, self.class_of(Common::Pods).into()),
+            (DECIDE, self.decide()),
             (NO_CLASS, self.no_class()),
             (
                 PASS,
@@ -572,13 +575,18 @@ impl Render<'_> {
     }
 
     fn exit(&self) -> Vec<String> {
-        let mut rules = self.find_class();
-        rules.push(format!(
+        let found = format!(
             "-m mark ! --mark 0x0/{:#x} -g {EXIT_CLASS}",
             self.bits.scratch()
-        ));
-        rules.push(self.exit_of_unknown());
-        rules
+        );
+        vec![
+            Self::mark(0, self.bits.all()),
+            self.map(Common::Pods),
+            found.clone(),
+            self.map(Common::Nets),
+            found,
+            self.exit_of_unknown(),
+        ]
     }
 
     fn exit_of_unknown(&self) -> String {
@@ -692,18 +700,30 @@ impl Render<'_> {
         rules
     }
 
-    /// Who, and where to. Others' packets keep all bits of their mark.
+    /// Who, and where to. Most who have a class have it by their own address, so that is asked
+    /// first. Others' packets keep all bits of their mark.
     fn judge(&self) -> Vec<String> {
-        let scratch = self.bits.scratch();
-        let mut rules = vec![format!(
-            "{} {} -g {NO_CLASS}",
-            self.not_in(Common::Nets, "src"),
-            self.not_in(Common::Pods, "src")
-        )];
-        rules.extend(self.find_class());
-        rules.push(format!("-j {CLASS}"));
+        let own = format!("{} -g {POD}", self.set(Common::Pods, "src"));
+        let nobody = format!("{} -g {NO_CLASS}", self.not_in(Common::Nets, "src"));
+        let mut rules = vec![own, nobody];
+        rules.extend(self.class_of(Common::Nets));
+        rules
+    }
+
+    /// The class that a set gives to the source, and what follows from it. Where the entry went
+    /// since it was seen, the packet is held.
+    fn class_of(&self, set: Common) -> [String; 3] {
+        [
+            Self::mark(0, self.bits.all()),
+            self.map(set),
+            format!("-g {DECIDE}"),
+        ]
+    }
+
+    fn decide(&self) -> Vec<String> {
+        let mut rules = vec![format!("-j {CLASS}")];
         if self.desired.networks.is_empty() {
-            rules.push(Self::mark(0, scratch));
+            rules.push(Self::mark(0, self.bits.scratch()));
         }
         // Held, or what should say where this class goes is not there.
         rules.push(format!(
@@ -781,13 +801,16 @@ impl Render<'_> {
 
     /// An exact address overwrites what its subnet said.
     fn find_class(&self) -> Vec<String> {
-        let map =
-            |set: Common| format!("-j SET --map-set {} src --map-mark", set.name(self.family));
         vec![
             Self::mark(0, self.bits.all()),
-            map(Common::Nets),
-            map(Common::Pods),
+            self.map(Common::Nets),
+            self.map(Common::Pods),
         ]
+    }
+
+    /// A set's class of the source, where it has one, goes into the mark.
+    fn map(&self, set: Common) -> String {
+        format!("-j SET --map-set {} src --map-mark", set.name(self.family))
     }
 
     /// The class of a packet, and the lookup of its destination.
