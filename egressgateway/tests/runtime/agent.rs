@@ -1,7 +1,7 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use egressgateway::{
-    ErrorKind, PacketMatch, UntrackingRule,
+    Connection, DestinationView, ErrorKind, PacketMatch, UntrackingRule,
     api::{EgressGateway, EgressGatewayPolicy, EgressNode, EgressNodePhase},
 };
 use egressgateway_testkit::apiserver::{ApiServer, Effect, Fault};
@@ -16,7 +16,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    kernel::Kernel,
+    kernel::{Kernel, OneConnection},
     support::{NODE, PATIENCE, Running, pod, policy, populate, settings, until},
 };
 
@@ -388,6 +388,33 @@ async fn a_failing_kernel_is_tried_again_and_told() {
     kernel
         .until("both pods", |held| held.policy.pods.len() == 3)
         .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn connections_from_before_a_policy_end_although_another_driver_fails() {
+    let (server, kernel) = cluster().await;
+    kernel.refuse("steering");
+    let old = Arc::new(OneConnection {
+        connection: Connection {
+            source: [10, 0, 1, 1].into(),
+            destination: [10, 9, 0, 1].into(),
+            translated: [10, 9, 0, 1].into(),
+            seen_as: [10, 6, 0, 1].into(),
+            is_own: true,
+            mark: 0,
+            is_opening_seen: true,
+        },
+        found_stale: tokio::sync::watch::Sender::new(0),
+    });
+    let agent = Running::start_with(&server.client(), &kernel, settings(), |agent| {
+        agent.with_connections(old.clone(), DestinationView::Translated)
+    });
+    let mut found = old.found_stale.subscribe();
+    let ended = tokio::time::timeout(PATIENCE, found.wait_for(|found| *found > 0)).await;
+    assert!(ended.is_ok(), "{:?}", kernel.held());
+    assert!(!agent.health.is_ready(), "the other driver still fails");
+    kernel.heal();
     agent.stop().await;
 }
 

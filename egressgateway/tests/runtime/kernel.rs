@@ -9,10 +9,10 @@ use std::{
 
 use async_trait::async_trait;
 use egressgateway::{
-    AddressesDesired, Change, Counter, CounterSource, Driver, Drivers, Encapsulation, Error,
-    ErrorKind, Host, LocalEnd, NextHop, OverlayLinks, Peer, Plan, PolicyDesired, PolicyMonitor,
-    Reconciler, SteeringDesired, TunnelDesired, Underlay, UntrackingRule, UntrackingRules,
-    api::Interface, model::Family,
+    AddressesDesired, Change, Connection, Connections, Counter, CounterSource, Driver, Drivers,
+    Encapsulation, Ending, Error, ErrorKind, Host, LocalEnd, NextHop, OverlayLinks, Peer, Plan,
+    PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay,
+    UntrackingRule, UntrackingRules, api::Interface, model::Family,
 };
 use imbl::{OrdMap, OrdSet};
 use tokio::sync::{Notify, watch};
@@ -38,6 +38,7 @@ pub(crate) struct Held {
 pub(crate) struct Kernel {
     held: Arc<watch::Sender<Held>>,
     failures: Arc<Mutex<Vec<ErrorKind>>>,
+    refuses: Arc<Mutex<Option<&'static str>>>,
     pub(crate) host: Arc<FakeHost>,
     pub(crate) filter: Arc<FakeMonitor>,
     pub(crate) others: Arc<FakeOthers>,
@@ -48,6 +49,7 @@ impl Kernel {
         Self {
             held: Arc::new(watch::Sender::new(Held::default())),
             failures: Arc::default(),
+            refuses: Arc::default(),
             host: Arc::new(FakeHost::new()),
             filter: Arc::default(),
             others: Arc::default(),
@@ -58,18 +60,22 @@ impl Kernel {
         Drivers {
             tunnel: Box::new(Reconciler::new(Slice {
                 kernel: self.clone(),
+                name: "tunnel",
                 of: |held: &mut Held| &mut held.tunnel,
             })),
             steering: Box::new(Reconciler::new(Slice {
                 kernel: self.clone(),
+                name: "steering",
                 of: |held: &mut Held| &mut held.steering,
             })),
             addresses: Box::new(Reconciler::new(Slice {
                 kernel: self.clone(),
+                name: "addresses",
                 of: |held: &mut Held| &mut held.addresses,
             })),
             policy: Box::new(Reconciler::new(Slice {
                 kernel: self.clone(),
+                name: "policy",
                 of: |held: &mut Held| &mut held.policy,
             })),
         }
@@ -109,9 +115,15 @@ impl Kernel {
             .extend(std::iter::repeat_n(kind, times));
     }
 
+    /// Writes of this driver fail.
+    pub(crate) fn refuse(&self, driver: &'static str) {
+        *self.refuses.lock().unwrap() = Some(driver);
+    }
+
     /// Writes succeed again.
     pub(crate) fn heal(&self) {
         self.failures.lock().unwrap().clear();
+        *self.refuses.lock().unwrap() = None;
     }
 
     pub(crate) fn failures_left(&self) -> usize {
@@ -121,6 +133,7 @@ impl Kernel {
 
 struct Slice<D> {
     kernel: Kernel,
+    name: &'static str,
     of: fn(&mut Held) -> &mut D,
 }
 
@@ -168,6 +181,9 @@ where
     async fn apply(&self, plan: &Set<D>) -> Result<(), Error> {
         if let Some(kind) = self.kernel.failures.lock().unwrap().pop() {
             return Err(Error::new(kind, "write to the fake kernel"));
+        }
+        if *self.kernel.refuses.lock().unwrap() == Some(self.name) {
+            return Err(Error::new(ErrorKind::Permission, self.name));
         }
         if let Some(next) = &plan.0 {
             self.kernel.held.send_modify(|held| {
@@ -231,6 +247,25 @@ impl Host for FakeHost {
     async fn changed(&self) -> Result<(), Error> {
         self.changed.notified().await;
         Ok(())
+    }
+}
+
+/// One connection that nothing has pinned, and how often it was found stale.
+#[derive(Debug)]
+pub(crate) struct OneConnection {
+    pub(crate) connection: Connection,
+    pub(crate) found_stale: watch::Sender<u64>,
+}
+
+#[async_trait]
+impl Connections for OneConnection {
+    async fn forget(
+        &self,
+        stale: &(dyn for<'a> Fn(&'a Connection) -> Option<Ending> + Send + Sync),
+    ) -> Result<u64, Error> {
+        let number = u64::from(stale(&self.connection).is_some());
+        self.found_stale.send_modify(|found| *found += number);
+        Ok(number)
     }
 }
 
