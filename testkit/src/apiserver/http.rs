@@ -15,11 +15,12 @@ use tokio::{
 };
 
 use super::{
-    Shared, admission,
+    admission,
     fault::Effect,
     patch::Patch,
     resource::Resource,
     selector::Selection,
+    shared::Shared,
     status::Refusal,
     store::{Key, Store, Write},
     watch::Watch,

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Shared,
     resource::Resource,
     selector::Selection,
+    shared::Shared,
     status::Refusal,
     store::{Change, Store},
 };

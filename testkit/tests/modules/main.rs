@@ -16,10 +16,6 @@ use scan::{circles, uses};
 const KNOWN: &[(&str, &[&str])] = &[
     (
         "egressgateway_testkit",
-        &["apiserver", "apiserver::http", "apiserver::watch"],
-    ),
-    (
-        "egressgateway_testkit",
         &[
             "e2e",
             "e2e::chart",
