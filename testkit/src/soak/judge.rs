@@ -14,8 +14,8 @@ use std::{
 use serde_json::Value;
 
 use super::{
+    foreign::foreign_addresses,
     oracle::{KINDS, Way, Ways, addresses, ways},
-    stage::foreign_addresses,
     talk::Seen,
 };
 use crate::{

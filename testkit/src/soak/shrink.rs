@@ -1,6 +1,9 @@
 //! From many events that end badly to few.
 
-use super::{Event, Outcome, Run};
+use super::{
+    event::Event,
+    run::{Outcome, Run},
+};
 
 /// Leaves out what is not needed for the run to end badly, in at most so many replays; tells each
 /// shorter run that does.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::PoisonError,
     thread,
     time::{Duration, Instant},
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    Event,
-    event::{ADDRESSES, NODES, PODS},
+    event::{ADDRESSES, Event, NODES, PODS},
+    foreign::foreign_addresses,
     judge::{Finding, Historian, Judge, Timeline},
     objects::{gateway, policy, policy_name},
     oracle::{Way, ways},
@@ -548,25 +548,6 @@ const NO_TUNNEL: &str =
 const NO_ROUTES: &str = "for f in -4 -6; do
   for t in $(ip $f rule show | grep fwmark | sed -n 's/.*lookup \\([0-9]*\\).*/\\1/p' | sort -u); do ip $f route flush table $t || true; done
 done";
-
-/// What somebody may put beside a node's own addresses. The masquerade of a CNI may choose one of
-/// them, and nothing of ours may.
-pub(super) fn foreign_addresses(node: &str) -> [IpAddr; ADDRESSES] {
-    let number = u8::try_from(
-        NODES
-            .iter()
-            .position(|name| *name == node)
-            .unwrap_or(NODES.len()),
-    )
-    .unwrap_or(u8::MAX);
-    let v6 = |last: u8| Ipv6Addr::new(0xfd00, 6, 0, 0, 0, 0, 9, u16::from(last)).into();
-    [
-        [10, 6, 9, 10 + number].into(),
-        [10, 6, 9, 20 + number].into(),
-        v6(0x10 + number),
-        v6(0x20 + number),
-    ]
-}
 
 fn node_name(number: usize) -> &'static str {
     NODES[number % NODES.len()]

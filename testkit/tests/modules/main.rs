@@ -61,8 +61,6 @@ const KNOWN: &[(&str, &[&str])] = &[
             "scale::rollout",
         ],
     ),
-    ("egressgateway_testkit", &["soak", "soak::shrink"]),
-    ("egressgateway_testkit", &["soak::judge", "soak::stage"]),
 ];
 
 /// The first files of the workspace's libraries and programs, by crate.
