@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Site, Variant};
+use super::{settings::Variant, site::Site};
 
 /// Where the chart is installed, and as what.
 pub const NAMESPACE: &str = "egressgateway";

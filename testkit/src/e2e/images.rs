@@ -12,7 +12,13 @@ use std::{
 use egressgateway_images::Image;
 use serde_json::{Value, json};
 
-use super::{DNS, NODES, Site, eventually, files::PAUSE, output, said, which};
+use super::{
+    api::eventually,
+    command::{output, said, which},
+    files::PAUSE,
+    settings::{DNS, NODES},
+    site::Site,
+};
 
 /// What pods of tests run.
 pub(super) const BUSYBOX: &str = "localhost/busybox:1";

@@ -11,10 +11,13 @@ use std::{
 use nix::sys::signal::Signal;
 
 use super::{
-    NODES, ROUTER_NAME, Site, eventually, groups,
+    api::eventually,
+    command::{output, said},
+    groups,
     init::{RUNNING, STOP},
-    output,
     process::GLANCE,
+    settings::NODES,
+    site::{ROUTER_NAME, Site},
 };
 
 /// How long a node may take until its first process has made its root.
@@ -155,7 +158,7 @@ impl Site {
     }
 
     pub(super) fn node_command(&self, node: &str) -> Result<Command, String> {
-        let process = self.process(node).map_err(super::said)?;
+        let process = self.process(node).map_err(said)?;
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &process.to_string(), "--all", "--"])

@@ -9,7 +9,13 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Client, Net, OUTSIDE_NAME, Site, eventually, has_condition, images::BUSYBOX};
+use super::{
+    api::{eventually, has_condition},
+    flows::Client,
+    images::BUSYBOX,
+    net::Net,
+    site::{OUTSIDE_NAME, Site},
+};
 
 /// How long a pod may take to be Ready, on a busy machine.
 const READY: Duration = Duration::from_secs(180);

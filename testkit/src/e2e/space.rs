@@ -4,7 +4,13 @@ use std::{fmt::Write as _, fs, net::IpAddr, path::PathBuf, sync::Mutex, thread, 
 
 use serde_json::{Value, json};
 
-use super::{NAMESPACE, NODES, Pod, Site, eventually, pods};
+use super::{
+    api::eventually,
+    chart::NAMESPACE,
+    pods::{self, Pod},
+    settings::NODES,
+    site::Site,
+};
 
 /// Label of pods that the policy of a test governs.
 const GOVERNED: &str = "egress";

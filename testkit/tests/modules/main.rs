@@ -17,16 +17,6 @@ const KNOWN: &[(&str, &[&str])] = &[
     (
         "egressgateway_testkit",
         &[
-            "e2e",
-            "e2e::chart",
-            "e2e::images",
-            "e2e::pods",
-            "e2e::space",
-        ],
-    ),
-    (
-        "egressgateway_testkit",
-        &[
             "lab",
             "lab::answer",
             "lab::builder",
