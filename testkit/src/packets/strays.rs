@@ -6,7 +6,7 @@ use egressgateway::{
     testing::worlds::{class, client, egress, gateway, ip, range},
 };
 
-use super::{Backend, Host, Lab, SEEN, arrived};
+use super::lab::{Backend, Host, Lab, SEEN, arrived};
 use crate::{netns::in_namespace, shell::run};
 
 /// Nothing that a peer sends is delivered inside of the cluster, with whichever source.

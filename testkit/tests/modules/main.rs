@@ -38,7 +38,6 @@ const KNOWN: &[(&str, &[&str])] = &[
             "lab::world",
         ],
     ),
-    ("egressgateway_testkit", &["packets", "packets::strays"]),
     (
         "egressgateway_testkit",
         &[
