@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{NAMESPACE, server::said};
+use super::{server::said, size::NAMESPACE};
 use crate::{
     cluster::{AGENT_PORT, CONTROLLER_PORT, binary},
     kube::Kubernetes,

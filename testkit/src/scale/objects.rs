@@ -4,15 +4,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 
-use super::Size;
+use super::size::{ADDRESSED, PLAIN, Size};
 
 /// Namespaces that the pods are spread over.
 pub(super) const TEAMS: usize = 10;
-/// The gateway that most policies name: traffic leaves with the node's address.
-pub(super) const PLAIN: &str = "exit";
-/// The gateway that every tenth policy names: traffic leaves with an egress address of the policy's
-/// own.
-pub(super) const ADDRESSED: &str = "addressed";
 /// Images on a node, as a kubelet lists them (it lists up to fifty).
 const IMAGES: usize = 25;
 
@@ -59,9 +54,9 @@ pub(super) fn account() -> Value {
 
 /// The addresses of a node that is not in the lab: its own, then the networks of its pods.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Crowded(pub(super) usize);
+pub(super) struct LoadNode(pub(super) usize);
 
-impl Crowded {
+impl LoadNode {
     pub(super) fn name(self) -> String {
         format!("node-{:05}", self.0)
     }

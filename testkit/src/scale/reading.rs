@@ -6,10 +6,14 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
-use super::{NAMESPACE, daemons::Daemons, server::said};
+use super::{
+    daemons::{Daemon, Daemons},
+    server::said,
+    size::NAMESPACE,
+};
 use crate::{kube::Kubernetes, lab::constants::MANAGEMENT_DEVICE};
 
-/// One daemon at one moment; everything but memory only grows.
+/// One daemon, read once; everything but memory only grows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reading {
     memory: Memory,
@@ -46,9 +50,9 @@ pub struct Usage {
     pub memory: Memory,
 }
 
-/// All daemons at one moment.
+/// All daemons, read at the same time.
 #[derive(Clone, Debug)]
-pub(super) struct Moment {
+pub(super) struct Sample {
     at: Timestamp,
     daemons: BTreeMap<String, Reading>,
 }
@@ -104,10 +108,10 @@ impl Usage {
     }
 }
 
-impl Moment {
+impl Sample {
     pub(super) fn now(kubernetes: &Kubernetes, daemons: &Daemons) -> Result<Self, String> {
         daemons.check()?;
-        let read = |(name, daemon): (&String, &super::daemons::Daemon)| {
+        let read = |(name, daemon): (&String, &Daemon)| {
             let (id, port) = (daemon.process.id(), daemon.port);
             let script = format!(
                 "getconf CLK_TCK; cat /sys/class/net/{MANAGEMENT_DEVICE}/statistics/rx_bytes; sed 's/.*) //' /proc/{id}/stat
@@ -191,7 +195,7 @@ fn reading(text: &str) -> Option<Reading> {
     })
 }
 
-/// The daemons' requests between two moments. Who sent one is told by the address that it came
+/// The daemons' requests between two samples. Who sent one is told by the address that it came
 /// from: each daemon has a node of its own.
 fn requests(
     kubernetes: &Kubernetes,

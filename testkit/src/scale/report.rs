@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
-use super::{AGENTS, CONTROLLER, Figures, Phase, Usage};
+use super::{
+    daemons::CONTROLLER,
+    measure::Figures,
+    reading::{Phase, Usage},
+    size::AGENTS,
+};
 
 /// What was measured, as Markdown.
 #[must_use]

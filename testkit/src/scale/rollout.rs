@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    AGENTS, Size,
-    objects::{self, Crowded, PodId, Stage},
+    objects::{self, LoadNode, PodId, Stage},
     server::{Server, each},
+    size::{AGENTS, Size},
 };
 use crate::lab::constants::{pod_v4, pod_v6};
 
@@ -49,7 +49,7 @@ impl Pods {
         let host = self.next[node];
         self.next[node] = if host == u8::MAX - 1 { FIRST } else { host + 1 };
         let addresses = if let Some(number) = node.checked_sub(AGENTS.len()) {
-            Crowded(number).pod(host)
+            LoadNode(number).pod(host)
         } else {
             let number = u8::try_from(node + 1).unwrap_or(u8::MAX);
             [
@@ -139,7 +139,7 @@ impl Pods {
 fn node_name(number: usize) -> String {
     number.checked_sub(AGENTS.len()).map_or_else(
         || AGENTS[number].0.to_owned(),
-        |number| Crowded(number).name(),
+        |number| LoadNode(number).name(),
     )
 }
 

@@ -13,44 +13,30 @@ use std::{
 use scan::{circles, uses};
 
 /// Circles that are still there, by crate. The list may only shrink.
-const KNOWN: &[(&str, &[&str])] = &[
-    (
-        "egressgateway_testkit",
-        &[
-            "lab",
-            "lab::answer",
-            "lab::builder",
-            "lab::cage",
-            "lab::capture",
-            "lab::components",
-            "lab::components::calico",
-            "lab::components::kube_proxy",
-            "lab::namespace",
-            "lab::node",
-            "lab::objects",
-            "lab::pod",
-            "lab::process",
-            "lab::rules",
-            "lab::server",
-            "lab::service",
-            "lab::stream",
-            "lab::topology",
-            "lab::world",
-        ],
-    ),
-    (
-        "egressgateway_testkit",
-        &[
-            "scale",
-            "scale::crowd",
-            "scale::daemons",
-            "scale::objects",
-            "scale::reading",
-            "scale::report",
-            "scale::rollout",
-        ],
-    ),
-];
+const KNOWN: &[(&str, &[&str])] = &[(
+    "egressgateway_testkit",
+    &[
+        "lab",
+        "lab::answer",
+        "lab::builder",
+        "lab::cage",
+        "lab::capture",
+        "lab::components",
+        "lab::components::calico",
+        "lab::components::kube_proxy",
+        "lab::namespace",
+        "lab::node",
+        "lab::objects",
+        "lab::pod",
+        "lab::process",
+        "lab::rules",
+        "lab::server",
+        "lab::service",
+        "lab::stream",
+        "lab::topology",
+        "lab::world",
+    ],
+)];
 
 /// The first files of the workspace's libraries and programs, by crate.
 fn crates() -> BTreeMap<String, PathBuf> {

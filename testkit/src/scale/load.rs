@@ -8,9 +8,9 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    NAMESPACE,
-    objects::Crowded,
+    objects::LoadNode,
     server::{Server, Tally, each},
+    size::{AGENTS, NAMESPACE, Size},
 };
 
 /// How often a kubelet says anew how its node is, where nothing changed
@@ -22,8 +22,13 @@ const RENEWAL: Duration = Duration::from_secs(10);
 const CONCURRENCY: usize = 12;
 const EGRESS_NODES: &str = "/apis/egressgateway.spidernet.io/v1/egressnodes";
 
+/// The nodes besides those of the lab.
+pub(super) fn nodes(size: Size) -> Vec<LoadNode> {
+    (0..size.nodes - AGENTS.len()).map(LoadNode).collect()
+}
+
 /// Nodes as kubelets register them.
-pub(super) async fn register(server: &Server, nodes: &[Crowded]) -> Result<(), String> {
+pub(super) async fn register(server: &Server, nodes: &[LoadNode]) -> Result<(), String> {
     let now = now();
     each(nodes, |node| {
         let now = &now;
@@ -37,7 +42,7 @@ pub(super) async fn register(server: &Server, nodes: &[Crowded]) -> Result<(), S
 }
 
 /// The agents' part of each EgressNode's status; the controller has given them addresses.
-pub(super) async fn build_tunnels(server: &Server, nodes: &[Crowded]) -> Result<(), String> {
+pub(super) async fn build_tunnels(server: &Server, nodes: &[LoadNode]) -> Result<(), String> {
     each(nodes, |node| async move {
         server
             .apply(
@@ -51,7 +56,7 @@ pub(super) async fn build_tunnels(server: &Server, nodes: &[Crowded]) -> Result<
 }
 
 /// Renews Leases and the nodes' statuses for as long as the runtime lives, evenly spread over time.
-pub(super) fn live(server: &Server, nodes: &[Crowded], tally: &Tally) {
+pub(super) fn live(server: &Server, nodes: &[LoadNode], tally: &Tally) {
     let begin = Instant::now();
     for (period, renew) in [(RENEWAL, true), (HEARTBEAT, false)] {
         let (server, nodes, tally) = (server.clone(), nodes.to_vec(), tally.clone());
@@ -75,7 +80,7 @@ pub(super) fn live(server: &Server, nodes: &[Crowded], tally: &Tally) {
     }
 }
 
-async fn renew(server: &Server, node: Crowded) -> Result<(), String> {
+async fn renew(server: &Server, node: LoadNode) -> Result<(), String> {
     let lease = node.lease(&now());
     let name = lease["metadata"]["name"].as_str().unwrap_or_default();
     server
@@ -87,14 +92,14 @@ async fn renew(server: &Server, node: Crowded) -> Result<(), String> {
         .map(drop)
 }
 
-async fn heartbeat(server: &Server, node: Crowded) -> Result<(), String> {
+async fn heartbeat(server: &Server, node: LoadNode) -> Result<(), String> {
     server
         .merge(&status_of(node), &node.status(&now()))
         .await
         .map(drop)
 }
 
-fn status_of(node: Crowded) -> String {
+fn status_of(node: LoadNode) -> String {
     format!("/api/v1/nodes/{}/status", node.name())
 }
 
