@@ -1,80 +1,10 @@
 //! What a lab is to be.
 
-use std::{io, net::IpAddr, str::FromStr};
+use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
-use super::{Lab, components::Components, world::World};
-
-/// How pods of different nodes reach each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cni {
-    /// Plain routes over the underlay.
-    #[default]
-    Routed,
-    /// An overlay of the CNI's own (VXLAN, device `flannel.1`).
-    Vxlan,
-}
-
-/// The address families of underlay, pods and services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Families {
-    /// IPv4 and IPv6.
-    #[default]
-    Dual,
-    /// IPv4 alone.
-    V4,
-    /// IPv6 alone (the management network keeps IPv4).
-    V6,
-}
-
-impl Families {
-    /// Whether IPv4 is there.
-    #[must_use]
-    pub const fn v4(self) -> bool {
-        !matches!(self, Self::V6)
-    }
-
-    /// Whether IPv6 is there.
-    #[must_use]
-    pub const fn v6(self) -> bool {
-        !matches!(self, Self::V4)
-    }
-
-    /// Whether `address`'s family is there.
-    #[must_use]
-    pub const fn has(self, address: IpAddr) -> bool {
-        if address.is_ipv4() {
-            self.v4()
-        } else {
-            self.v6()
-        }
-    }
-}
-
-/// What nodes do with forwarded packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ForwardPolicy {
-    /// Everything passes.
-    #[default]
-    Accept,
-    /// Policy DROP; packets from and to pod addresses pass, as with flannel and kube-proxy.
-    DropButPods,
-    /// Policy DROP; packets through pods' devices pass, transit does not, as with Calico.
-    DropButWorkloads,
-}
-
-/// Which tool writes the CNI's and the service proxy's rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RuleTool {
-    /// nft, one table `cni`.
-    #[default]
-    Nft,
-    /// `iptables-nft`, `ip6tables-nft`.
-    IptablesNft,
-    /// `iptables-legacy`, `ip6tables-legacy`.
-    IptablesLegacy,
-}
+use super::options::{Cni, Components, Families, ForwardPolicy, RuleTool};
 
 /// One node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,14 +170,5 @@ impl Builder {
     pub const fn mtu(mut self, mtu: u16) -> Self {
         self.mtu = mtu;
         self
-    }
-
-    /// Makes the lab.
-    ///
-    /// # Errors
-    /// Without root or one of the programs `unshare`, `nsenter`, `ip`, `bridge`, `nft` (or
-    /// `iptables`, `ipset`), with what they said; and when nft is to write what only iptables can.
-    pub fn build(self) -> io::Result<Lab> {
-        World::build(self).map(Lab::over)
     }
 }

@@ -19,7 +19,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{constants::UNDERLAY, locked, packet::Packet, world::World};
+use super::{constants::UNDERLAY, lock::locked, packet::Packet, running::Running};
 
 /// All protocols (`ETH_P_ALL`), in network byte order as the kernel wants it.
 const ALL: u16 = 0x0003_u16.to_be();
@@ -46,9 +46,9 @@ struct Wire {
 }
 
 impl Capture {
-    pub(super) fn start(world: &World) -> io::Result<Self> {
-        let ports = ports(world)?;
-        let socket = world.cage.enter(Some(UNDERLAY), || {
+    pub(super) fn start(running: &Running) -> io::Result<Self> {
+        let ports = ports(running)?;
+        let socket = running.sandbox.enter(Some(UNDERLAY), || {
             Socket::new(
                 Domain::PACKET,
                 Type::RAW,
@@ -178,11 +178,11 @@ impl Wire {
 
 /// Owners of the switches' ports, by the kernel's index. The switches' own devices are none: they
 /// repeat what entered elsewhere.
-fn ports(world: &World) -> io::Result<BTreeMap<usize, String>> {
-    let listed = world
-        .cage
+fn ports(running: &Running) -> io::Result<BTreeMap<usize, String>> {
+    let listed = running
+        .sandbox
         .script(Some(UNDERLAY), "ip -o link show type veth")?;
-    let state = locked(&world.state);
+    let state = locked(&running.state);
     let port = |line: &str| {
         let mut words = line.split_whitespace();
         let index = words.next()?.trim_end_matches(':').parse().ok()?;

@@ -2,13 +2,13 @@
 
 use std::{
     fmt, io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     ops::Range,
     sync::Arc,
     time::Duration,
 };
 
-use super::{answer, flow::Flow, process::ProcessSpec, stream::StreamSpec, world::World};
+use super::{flow::Flow, running::Running};
 use crate::pace::patient;
 
 /// How long a connection or an answer may take before it counts as lost.
@@ -18,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// [`Server`](super::Server) are dereferenced to it.
 #[derive(Clone)]
 pub struct Namespace {
-    pub(super) world: Arc<World>,
+    pub(super) running: Arc<Running>,
     /// `None`: the lab's root.
     pub(super) name: Option<String>,
 }
@@ -35,13 +35,7 @@ impl Namespace {
     /// # Errors
     /// When it exits non-zero, with everything it printed.
     pub fn run(&self, script: &str) -> io::Result<String> {
-        self.world.cage.script(self.name.as_deref(), script)
-    }
-
-    /// Describes a program to start here; see [`ProcessSpec::start`].
-    #[must_use]
-    pub fn program(&self, path: impl AsRef<std::path::Path>) -> ProcessSpec {
-        ProcessSpec::new(self.clone(), path.as_ref())
+        self.running.sandbox.script(self.name.as_deref(), script)
     }
 
     /// Runs `work` on a thread inside this network namespace and returns what it returned. Sockets
@@ -53,7 +47,7 @@ impl Namespace {
     /// # Panics
     /// When `work` does.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        self.world.cage.enter(self.name.as_deref(), work)
+        self.running.sandbox.enter(self.name.as_deref(), work)
     }
 
     /// Moves the calling thread into this network namespace, for good: for a test's own thread with
@@ -62,7 +56,7 @@ impl Namespace {
     /// # Errors
     /// When the lab has ended or the namespace is gone.
     pub fn move_in(&self) -> io::Result<()> {
-        self.world.cage.move_in(self.name.as_deref())
+        self.running.sandbox.move_in(self.name.as_deref())
     }
 
     /// A listening TCP socket here; port 0 lets the kernel choose.
@@ -71,18 +65,6 @@ impl Namespace {
     /// When the address cannot be bound.
     pub fn listen_tcp(&self, address: SocketAddr) -> io::Result<TcpListener> {
         self.enter(|| TcpListener::bind(address))?
-    }
-
-    /// Answers TCP and UDP on these addresses of the namespace, with the source that is seen, until
-    /// the lab ends.
-    ///
-    /// TCP: the line `address:port` at once, then everything comes back. UDP: each datagram comes
-    /// back behind such a line.
-    ///
-    /// # Errors
-    /// When an address cannot be bound.
-    pub fn answer(&self, addresses: &[IpAddr], port: u16) -> io::Result<answer::Seen> {
-        answer::start(self, addresses, port)
     }
 
     /// Opens a TCP connection and returns the source that the other end sees.
@@ -130,12 +112,6 @@ impl Namespace {
                 flow.source_seen()
             ))),
         }
-    }
-
-    /// Describes a sender of numbered datagrams at an interval; see [`StreamSpec::start`].
-    #[must_use]
-    pub fn stream(&self, to: SocketAddr, interval: Duration) -> StreamSpec {
-        StreamSpec::new(self.clone(), to, interval)
     }
 
     /// Sends from `count` fresh UDP ports, one after the other, and returns the sources seen: for

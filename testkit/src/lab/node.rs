@@ -8,10 +8,10 @@ use std::{
 };
 
 use super::{
+    cables,
     constants::{UNDERLAY, node_management},
     namespace::Namespace,
-    topology,
-    world::NodeFacts,
+    topology::NodeFacts,
 };
 
 /// A node of the cluster.
@@ -138,27 +138,28 @@ impl Node {
     /// # Errors
     /// From the tool that writes the rules.
     pub fn reinsert_jumps(&self) -> io::Result<String> {
-        self.namespace.run(&self.namespace.world.rules().reinsert())
+        self.namespace
+            .run(&self.namespace.running.rules().reinsert())
     }
 
     fn switch_port(&self, state: &str) -> io::Result<()> {
         let n = self.facts.n;
-        let mut ports = vec![topology::node_port(n)];
+        let mut ports = vec![cables::node_port(n)];
         if !self.facts.second.is_empty() {
-            ports.push(topology::node_second_port(n));
+            ports.push(cables::node_second_port(n));
         }
         self.namespace
-            .world
-            .cage
+            .running
+            .sandbox
             .script(Some(UNDERLAY), &set_ports(&ports, state))
             .map(drop)
     }
 
     fn management_port(&self, state: &str) -> io::Result<()> {
-        let port = topology::node_management_port(self.facts.n);
+        let port = cables::node_management_port(self.facts.n);
         self.namespace
-            .world
-            .cage
+            .running
+            .sandbox
             .script(None, &set_ports(&[port], state))
             .map(drop)
     }

@@ -3,13 +3,15 @@
 use serde_json::{Value, json};
 
 use super::{
-    locked,
-    world::{NodeFacts, PodFacts, ServiceFacts, World},
+    constants::PORT,
+    lock::locked,
+    running::Running,
+    topology::{NodeFacts, PodFacts, ServiceFacts, Topology},
 };
 
 /// Every object of the lab: namespaces, nodes, pods, services.
-pub(super) fn all(world: &World) -> Vec<Value> {
-    let state = locked(&world.state);
+pub(super) fn all(running: &Running) -> Vec<Value> {
+    let state = locked(&running.state);
     let namespaces = state.namespaces.iter().map(|(name, labels)| {
         json!({
             "apiVersion": "v1", "kind": "Namespace",
@@ -17,8 +19,8 @@ pub(super) fn all(world: &World) -> Vec<Value> {
             "status": {"phase": "Active"},
         })
     });
-    let nodes = world.nodes.iter().map(|facts| node(facts, true));
-    let pods = state.pods.iter().map(|facts| pod(facts, world));
+    let nodes = running.topology.nodes.iter().map(|facts| node(facts, true));
+    let pods = state.pods.iter().map(|facts| pod(facts, &running.topology));
     namespaces
         .chain(nodes)
         .chain(pods)
@@ -52,8 +54,8 @@ pub(super) fn node(facts: &NodeFacts, ready: bool) -> Value {
 }
 
 /// A Pod that runs and is ready.
-pub(super) fn pod(facts: &PodFacts, world: &World) -> Value {
-    let hosts = world
+pub(super) fn pod(facts: &PodFacts, topology: &Topology) -> Value {
+    let hosts = topology
         .node(&facts.node)
         .map(NodeFacts::addresses)
         .unwrap_or_default();
@@ -86,7 +88,7 @@ fn service(facts: &ServiceFacts) -> Value {
     let port = |protocol: &str| {
         json!({
             "name": protocol.to_lowercase(), "protocol": protocol, "port": facts.port,
-            "targetPort": super::PORT, "nodePort": facts.node_port,
+            "targetPort": PORT, "nodePort": facts.node_port,
         })
     };
     json!({

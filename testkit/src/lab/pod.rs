@@ -5,15 +5,19 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Deref,
+    sync::Arc,
 };
 
 use super::{
-    Lab, answer,
-    constants::{PORT, pod_v4, pod_v6},
-    locked,
+    cables,
+    constants::{POD_DEVICE, PORT, pod_v4, pod_v6},
+    lock::locked,
     namespace::Namespace,
-    topology,
-    world::PodFacts,
+    objects,
+    options::Families,
+    responder::Seen,
+    running::Running,
+    topology::PodFacts,
 };
 
 /// First host number of pods in their node's network.
@@ -72,7 +76,7 @@ impl From<&str> for PodSpec {
 pub struct Pod {
     network: Namespace,
     facts: PodFacts,
-    seen: Option<answer::Seen>,
+    seen: Option<Seen>,
 }
 
 impl Deref for Pod {
@@ -85,11 +89,11 @@ impl Deref for Pod {
 
 impl Pod {
     /// Makes it: its namespace, its cable, its answering side at [`PORT`].
-    pub(super) fn create(lab: &Lab, node: &str, spec: PodSpec) -> io::Result<Self> {
-        let world = &lab.world;
-        let node = world.node(node)?;
+    pub(super) fn create(running: &Arc<Running>, node: &str, spec: PodSpec) -> io::Result<Self> {
+        let topology = &running.topology;
+        let node = topology.node(node)?;
         let facts = {
-            let mut state = locked(&world.state);
+            let mut state = locked(&running.state);
             if state
                 .pods
                 .iter()
@@ -101,7 +105,7 @@ impl Pod {
             let addresses = if spec.host_network {
                 node.addresses()
             } else {
-                free_addresses(&state.pods, node.n, world.settings.families)?
+                free_addresses(&state.pods, node.n, topology.settings.families)?
             };
             let PodSpec {
                 namespace,
@@ -130,7 +134,7 @@ impl Pod {
         };
         if facts.host_network {
             let network = Namespace {
-                world: world.clone(),
+                running: Arc::clone(running),
                 name: Some(facts.node.clone()),
             };
             return Ok(Self {
@@ -140,17 +144,17 @@ impl Pod {
             });
         }
         let name = format!("pod.{}.{}", facts.namespace, facts.name);
-        let device = format!("{}{}", super::constants::POD_DEVICE, world.next_number());
-        world.cage.script(
+        let device = format!("{}{}", POD_DEVICE, running.next_number());
+        running.sandbox.script(
             None,
-            &topology::pod(world, node, &name, &device, &facts.addresses),
+            &cables::pod(topology, node, &name, &device, &facts.addresses),
         )?;
-        let rules = world.rules().pod(&device);
+        let rules = running.rules().pod(&device);
         if !rules.is_empty() {
-            world.cage.script(Some(&node.name), &rules)?;
+            running.sandbox.script(Some(&node.name), &rules)?;
         }
         let network = Namespace {
-            world: world.clone(),
+            running: Arc::clone(running),
             name: Some(name),
         };
         let seen = network.answer(&facts.addresses, PORT)?;
@@ -226,16 +230,13 @@ impl Pod {
     /// The sources that it has seen at its [`endpoints`](Self::endpoints).
     #[must_use]
     pub fn seen(&self) -> Vec<SocketAddr> {
-        self.seen
-            .as_ref()
-            .map(answer::Seen::sources)
-            .unwrap_or_default()
+        self.seen.as_ref().map(Seen::sources).unwrap_or_default()
     }
 
     /// Its Kubernetes object.
     #[must_use]
     pub fn object(&self) -> serde_json::Value {
-        super::objects::pod(&self.facts, &self.network.world)
+        objects::pod(&self.facts, &self.network.running.topology)
     }
 
     /// Deletes it: its namespace and cable go (open sockets in it hold the namespace, without its
@@ -244,13 +245,13 @@ impl Pod {
     /// # Errors
     /// When the lab has ended.
     pub fn delete(self) -> io::Result<()> {
-        let world = &self.network.world;
-        locked(&world.state)
+        let running = &self.network.running;
+        locked(&running.state)
             .pods
             .retain(|pod| pod.namespace != self.facts.namespace || pod.name != self.facts.name);
         match &self.network.name {
-            Some(name) if !self.facts.host_network => world
-                .cage
+            Some(name) if !self.facts.host_network => running
+                .sandbox
                 .script(
                     None,
                     &format!("ip -n {name} link del eth0\nip netns del {name}"),
@@ -262,7 +263,7 @@ impl Pod {
 }
 
 /// The lowest addresses that no pod of the node has.
-fn free_addresses(pods: &[PodFacts], n: u8, families: super::Families) -> io::Result<Vec<IpAddr>> {
+fn free_addresses(pods: &[PodFacts], n: u8, families: Families) -> io::Result<Vec<IpAddr>> {
     let addresses = |host: u8| {
         let both = [IpAddr::from(pod_v4(n, host)), IpAddr::from(pod_v6(n, host))];
         both.into_iter()

@@ -13,7 +13,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{locked, namespace::Namespace};
+use super::{lock::locked, namespace::Namespace};
 use crate::pace::patient;
 
 /// How often a state that brings no event of its own is looked at.
@@ -33,8 +33,16 @@ pub struct ProcessSpec {
     log: Option<PathBuf>,
 }
 
+impl Namespace {
+    /// Describes a program to start here; see [`ProcessSpec::start`].
+    #[must_use]
+    pub fn program(&self, path: impl AsRef<Path>) -> ProcessSpec {
+        ProcessSpec::new(self.clone(), path.as_ref())
+    }
+}
+
 impl ProcessSpec {
-    pub(super) fn new(namespace: Namespace, program: &Path) -> Self {
+    fn new(namespace: Namespace, program: &Path) -> Self {
         Self {
             namespace,
             program: program.to_owned(),
@@ -86,9 +94,9 @@ impl ProcessSpec {
                 .open(path)?,
             None => tempfile::tempfile()?,
         };
-        let world = &self.namespace.world;
-        let announced = format!("/run/lab/pid-{}", world.next_number());
-        let mut command = world.cage.command();
+        let running = &self.namespace.running;
+        let announced = format!("/run/lab/pid-{}", running.next_number());
+        let mut command = running.sandbox.command();
         command.args(["sh", "-eu", "-c", ANNOUNCE, "sh", &announced]);
         if let Some(name) = &self.namespace.name {
             command.args(["ip", "netns", "exec", name]);
@@ -105,9 +113,10 @@ impl ProcessSpec {
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone()?).stderr(log.try_clone()?);
         let mut child = command.spawn()?;
-        let id = await_announcement(&mut child, &world.cage.path(&announced)).map_err(|error| {
-            io::Error::new(error.kind(), format!("{}: {error}", self.program.display()))
-        })?;
+        let id =
+            await_announcement(&mut child, &running.sandbox.path(&announced)).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", self.program.display()))
+            })?;
         Ok(Process {
             namespace: self.namespace,
             program: self.program,
@@ -165,7 +174,7 @@ impl Process {
             return Ok(());
         }
         let name = signal.as_str().trim_start_matches("SIG");
-        let mut kill: Command = self.namespace.world.cage.command();
+        let mut kill: Command = self.namespace.running.sandbox.command();
         kill.args(["sh", "-c", &format!("kill -{name} {}", self.id)])
             .stderr(Stdio::null());
         // Failing to find the process is no failure: it has ended meanwhile.

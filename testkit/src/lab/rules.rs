@@ -1,15 +1,13 @@
 //! Rules of the stand-ins for CNI and kube-proxy, written by the tool that the lab is to use.
 
-use std::{
-    fmt::Write,
-    net::{IpAddr, SocketAddr},
-};
+use std::{fmt::Write, net::SocketAddr};
 
 use super::{
-    builder::{Families, ForwardPolicy, RuleTool},
-    components::{ChainInsertMode, Components, Iptables, calico, kube_proxy},
+    components::{Iptables, calico, kube_proxy},
     constants::{MASQUERADE_MARK, POD_DEVICE, PODS_V4, PODS_V6},
-    world::ServiceFacts,
+    options::{ChainInsertMode, Components, Families, ForwardPolicy, RuleTool},
+    topology::ServiceFacts,
+    translation::{Translation, translations},
 };
 
 /// The tool and the families it writes for.
@@ -18,19 +16,6 @@ pub(super) struct Rules {
     pub(super) tool: RuleTool,
     pub(super) families: Families,
     pub(super) components: Components,
-}
-
-/// One service address on one node, and who answers.
-#[derive(Debug, Clone)]
-pub(super) struct Translation {
-    /// `None`: any address of the node.
-    pub(super) address: Option<IpAddr>,
-    pub(super) port: u16,
-    /// All of one family.
-    pub(super) backends: Vec<SocketAddr>,
-    pub(super) ipv4: bool,
-    /// Translate the source too, so that answers come back this way.
-    pub(super) masquerade: bool,
 }
 
 impl Rules {
@@ -56,8 +41,7 @@ impl Rules {
     pub(super) fn service(self, facts: &ServiceFacts, own: &[SocketAddr]) -> String {
         match self.writer().filter(|_| self.components.has_kube_proxy()) {
             Some(iptables) => kube_proxy::service(iptables, facts, own),
-            None => facts
-                .translations(own)
+            None => translations(facts, own)
                 .iter()
                 .map(|translation| self.translation(translation))
                 .collect(),

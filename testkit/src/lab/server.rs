@@ -4,10 +4,12 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Deref,
+    sync::Arc,
 };
 
 use super::{
-    Lab, answer, builder::parsed, constants::PORT, locked, namespace::Namespace, topology,
+    builder::parsed, cables, constants::PORT, lock::locked, namespace::Namespace, responder::Seen,
+    running::Running,
 };
 
 /// A server to be.
@@ -52,7 +54,7 @@ impl ServerSpec {
 pub struct Server {
     network: Namespace,
     endpoints: Vec<SocketAddr>,
-    seen: answer::Seen,
+    seen: Seen,
 }
 
 impl Deref for Server {
@@ -64,12 +66,11 @@ impl Deref for Server {
 }
 
 impl Server {
-    pub(super) fn create(lab: &Lab, spec: &ServerSpec) -> io::Result<Self> {
-        let world = &lab.world;
+    pub(super) fn create(running: &Arc<Running>, spec: &ServerSpec) -> io::Result<Self> {
         if let Some(stranger) = spec
             .addresses
             .iter()
-            .find(|address| !world.settings.families.has(**address))
+            .find(|address| !running.topology.settings.families.has(**address))
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -77,7 +78,7 @@ impl Server {
             ));
         }
         let k = {
-            let mut state = locked(&world.state);
+            let mut state = locked(&running.state);
             state.servers += 1;
             let k = state.servers;
             state
@@ -86,12 +87,18 @@ impl Server {
             k
         };
         let name = format!("server{k}");
-        world.cage.script(
+        running.sandbox.script(
             None,
-            &topology::server(world, &name, k, &spec.addresses, spec.routes_to_pods),
+            &cables::server(
+                &running.topology,
+                &name,
+                k,
+                &spec.addresses,
+                spec.routes_to_pods,
+            ),
         )?;
         let network = Namespace {
-            world: world.clone(),
+            running: Arc::clone(running),
             name: Some(name),
         };
         let seen = network.answer(&spec.addresses, spec.port)?;

@@ -6,11 +6,11 @@ use std::{
 };
 
 use super::{
-    Lab, Pod,
     constants::{NODE_PORT, service_addresses},
-    locked,
-    rules::Translation,
-    world::ServiceFacts,
+    lock::locked,
+    pod::Pod,
+    running::Running,
+    topology::ServiceFacts,
 };
 
 /// A service to be.
@@ -49,10 +49,9 @@ pub struct Service {
 }
 
 impl Service {
-    pub(super) fn create(lab: &Lab, spec: ServiceSpec, pods: &[&Pod]) -> io::Result<Self> {
-        let world = &lab.world;
+    pub(super) fn create(running: &Running, spec: ServiceSpec, pods: &[&Pod]) -> io::Result<Self> {
         let facts = {
-            let mut state = locked(&world.state);
+            let mut state = locked(&running.state);
             let k = u8::try_from(state.services.len())
                 .ok()
                 .filter(|k| *k < 200)
@@ -60,7 +59,7 @@ impl Service {
             let (v4, v6) = service_addresses(k);
             let addresses = [IpAddr::from(v4), IpAddr::from(v6)]
                 .into_iter()
-                .filter(|address| world.settings.families.has(*address));
+                .filter(|address| running.topology.settings.families.has(*address));
             let facts = ServiceFacts {
                 name: spec.name,
                 addresses: addresses.collect(),
@@ -72,15 +71,15 @@ impl Service {
             state.services.push(facts.clone());
             facts
         };
-        for node in &world.nodes {
+        for node in &running.topology.nodes {
             let own: Vec<SocketAddr> = pods
                 .iter()
                 .filter(|pod| pod.node() == node.name)
                 .flat_map(|pod| pod.endpoints())
                 .collect();
-            world
-                .cage
-                .script(Some(&node.name), &world.rules().service(&facts, &own))?;
+            running
+                .sandbox
+                .script(Some(&node.name), &running.rules().service(&facts, &own))?;
         }
         let addresses = facts
             .addresses
@@ -103,36 +102,5 @@ impl Service {
     #[must_use]
     pub const fn node_port(&self) -> u16 {
         self.node_port
-    }
-}
-
-impl ServiceFacts {
-    /// What a node with the pods `own` translates.
-    pub(super) fn translations(&self, own: &[SocketAddr]) -> Vec<Translation> {
-        let of_family = |backends: &[SocketAddr], ipv4: bool| {
-            backends
-                .iter()
-                .filter(|to| to.is_ipv4() == ipv4)
-                .copied()
-                .collect::<Vec<_>>()
-        };
-        let cluster = self.addresses.iter().map(|address| Translation {
-            address: Some(*address),
-            port: self.port,
-            backends: of_family(&self.backends, address.is_ipv4()),
-            ipv4: address.is_ipv4(),
-            masquerade: false,
-        });
-        let node = self.addresses.iter().map(|address| Translation {
-            address: None,
-            port: self.node_port,
-            backends: of_family(
-                if self.local { own } else { &self.backends },
-                address.is_ipv4(),
-            ),
-            ipv4: address.is_ipv4(),
-            masquerade: !self.local,
-        });
-        cluster.chain(node).collect()
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     flow::{split_answer, udp_socket},
-    locked,
+    lock::locked,
     namespace::{Namespace, PATIENCE},
 };
 use crate::pace::patient;
@@ -32,8 +32,16 @@ pub struct StreamSpec {
     patience: Duration,
 }
 
+impl Namespace {
+    /// Describes a sender of numbered datagrams at an interval; see [`StreamSpec::start`].
+    #[must_use]
+    pub fn stream(&self, to: SocketAddr, interval: Duration) -> StreamSpec {
+        StreamSpec::new(self.clone(), to, interval)
+    }
+}
+
 impl StreamSpec {
-    pub(super) const fn new(namespace: Namespace, to: SocketAddr, interval: Duration) -> Self {
+    const fn new(namespace: Namespace, to: SocketAddr, interval: Duration) -> Self {
         Self {
             namespace,
             to,

@@ -4,8 +4,11 @@
 use std::fmt::Write;
 
 use super::{
-    super::constants::{POD_DEVICE, PODS_V4, PODS_V6},
-    ChainInsertMode, Iptables,
+    super::{
+        constants::{POD_DEVICE, PODS_V4, PODS_V6},
+        options::ChainInsertMode,
+    },
+    iptables::Iptables,
 };
 
 /// A policy accepted the packet.

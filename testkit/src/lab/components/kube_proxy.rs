@@ -5,9 +5,9 @@ use std::{fmt::Write, net::SocketAddr};
 use super::{
     super::{
         constants::{MASQUERADE_MARK, PODS_V4, PODS_V6},
-        world::ServiceFacts,
+        topology::ServiceFacts,
     },
-    Iptables,
+    iptables::Iptables,
 };
 
 /// Chains that tell it, by their absence, that somebody flushed a table.

@@ -11,7 +11,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use super::locked;
+use super::lock::locked;
 
 /// What the first process of the lab does: it makes a `/run` of its own (named namespaces, the
 /// xtables lock), says so, and lives until its input ends, which it does when the lab's process
@@ -27,12 +27,12 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Mount, network and PID namespaces of one lab, held by one process outside that knows them all.
 #[derive(Debug)]
-pub(super) struct Cage {
+pub(super) struct Sandbox {
     holder: u32,
     life: Mutex<Option<(Child, ChildStdin)>>,
 }
 
-impl Cage {
+impl Sandbox {
     pub(super) fn new() -> io::Result<Self> {
         let mut child = Command::new("unshare")
             .args([
@@ -193,7 +193,7 @@ impl Cage {
     }
 }
 
-impl Drop for Cage {
+impl Drop for Sandbox {
     fn drop(&mut self) {
         self.end();
     }

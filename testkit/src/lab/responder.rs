@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{locked, namespace::Namespace};
+use super::{lock::locked, namespace::Namespace};
 
 /// Largest datagram or read.
 const BUFFER: usize = 65_536;
@@ -34,8 +34,22 @@ impl Seen {
     }
 }
 
+impl Namespace {
+    /// Answers TCP and UDP on these addresses of the namespace, with the source that is seen, until
+    /// the lab ends.
+    ///
+    /// TCP: the line `address:port` at once, then everything comes back. UDP: each datagram comes
+    /// back behind such a line.
+    ///
+    /// # Errors
+    /// When an address cannot be bound.
+    pub fn answer(&self, addresses: &[IpAddr], port: u16) -> io::Result<Seen> {
+        start(self, addresses, port)
+    }
+}
+
 /// Opens the sockets in the namespace and answers on the lab's own runtime.
-pub(super) fn start(namespace: &Namespace, addresses: &[IpAddr], port: u16) -> io::Result<Seen> {
+fn start(namespace: &Namespace, addresses: &[IpAddr], port: u16) -> io::Result<Seen> {
     let seen = Seen::default();
     // One socket per address: datagrams are then answered from the address they were sent to.
     for address in addresses {
@@ -44,7 +58,7 @@ pub(super) fn start(namespace: &Namespace, addresses: &[IpAddr], port: u16) -> i
             .enter(|| Ok::<_, io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)))??;
         tcp.set_nonblocking(true)?;
         udp.set_nonblocking(true)?;
-        namespace.world.with_runtime(|runtime| {
+        namespace.running.with_runtime(|runtime| {
             let _inside = runtime.enter();
             let (tcp, udp) = (
                 tokio::net::TcpListener::from_std(tcp)?,
