@@ -1,5 +1,5 @@
 //! What the measurements share: namespaces of their own, many policies, the layouts that are
-//! compared, and tables of figures.
+//! compared, and tables of figures. `scale` measures the daemons in a large cluster.
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used)]
 
 pub mod cluster;
@@ -9,5 +9,6 @@ pub mod layout;
 pub mod namespace;
 pub mod policies;
 pub mod proposal;
+pub mod scale;
 pub mod statistics;
 pub mod world;

@@ -12,7 +12,6 @@ pub mod pace;
 pub mod packets;
 pub mod page;
 pub mod relay;
-pub mod scale;
 pub mod shell;
 pub mod skip;
 pub mod soak;

@@ -15,7 +15,6 @@ mod objects;
 #[allow(dead_code)]
 #[path = "../apiserver/rules.rs"]
 mod rules;
-mod scale;
 mod server;
 mod uninstall;
 mod webhooks;

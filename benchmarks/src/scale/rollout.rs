@@ -7,7 +7,7 @@ use super::{
     server::{Server, each},
     size::{AGENTS, Size},
 };
-use crate::lab::constants::{pod_v4, pod_v6};
+use egressgateway_testkit::lab::constants::{pod_v4, pod_v6};
 
 /// First host number of pods on a node.
 const FIRST: u8 = 10;

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{server::said, size::NAMESPACE};
-use crate::{
+use egressgateway_testkit::{
     cluster::{AGENT_PORT, CONTROLLER_PORT, binary},
     kube::Kubernetes,
     lab::Process,

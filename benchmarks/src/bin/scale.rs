@@ -4,10 +4,8 @@
 use std::{fs, io, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use egressgateway_testkit::{
-    kube,
-    scale::{Size, Times, measure, report},
-};
+use egressgateway_benchmarks::scale::{Size, Times, measure, report};
+use egressgateway_testkit::kube;
 
 /// Measures the daemons on a real control plane. Needs root, for network namespaces; the host's
 /// network is not touched.

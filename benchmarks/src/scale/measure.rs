@@ -17,7 +17,7 @@ use super::{
     server::{Server, Tally, said},
     size::{AGENTS, FOLLOWER, NAMESPACE, PLAIN, Size},
 };
-use crate::{
+use egressgateway_testkit::{
     kube::Kubernetes,
     lab::{Lab, Node, NodeSpec},
     pace::patient,

@@ -1,12 +1,12 @@
 //! What `make bench-scale` measures, of a small cluster: bounds that must hold in a large one too.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{collections::BTreeMap, time::Duration};
 
-use egressgateway_testkit::scale::{
+use egressgateway_benchmarks::scale::{
     AGENTS, CONTROLLER, FOLLOWER, Figures, Phase, Size, Times, Usage, measure,
 };
-
-use crate::assets;
+use egressgateway_testkit::{kube, netns::have_root};
 
 const SIZE: Size = Size {
     nodes: 20,
@@ -53,7 +53,9 @@ fn told(figures: &Figures, agent: &str) -> (u64, u64) {
 
 #[test]
 fn what_daemons_ask_for_and_are_told_of_does_not_grow_with_pods_of_other_nodes() {
-    let Some(assets) = assets() else { return };
+    let Some(assets) = have_root().then(kube::assets).flatten() else {
+        return;
+    };
     let figures = measure(assets, SIZE, TIMES).unwrap_or_else(|error| panic!("{error}"));
     for (agent, _) in AGENTS {
         let idle = usage(&figures.idle, agent);

@@ -11,7 +11,7 @@ use super::{
     server::said,
     size::NAMESPACE,
 };
-use crate::{kube::Kubernetes, lab::constants::MANAGEMENT_DEVICE};
+use egressgateway_testkit::{kube::Kubernetes, lab::constants::MANAGEMENT_DEVICE};
 
 /// One daemon, read once; everything but memory only grows.
 #[derive(Clone, Debug, Default)]
