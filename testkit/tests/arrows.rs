@@ -127,6 +127,7 @@ fn every_library_is_in_the_list() {
         "egressgateway-testkit",
         "egressgateway-examples",
         "egressgateway-benchmarks",
+        "egressgateway-demo",
         "egressgateway-fuzz",
         "egressgateway-images",
     ];
@@ -146,6 +147,7 @@ fn what_is_published_says_what_it_is_and_the_rest_is_not_published() {
             "egressgateway-testkit",
             "egressgateway-examples",
             "egressgateway-benchmarks",
+            "egressgateway-demo",
             "egressgateway-fuzz",
             "egressgateway-images",
         ]

@@ -19,9 +19,9 @@ use egressgateway_testkit::{
 };
 
 /// The YAML of the project's proposal, completed to valid values.
-const PROPOSAL: &str = include_str!("../../demo/proposal.yaml");
+const PROPOSAL: &str = include_str!("../proposal.yaml");
 /// The same for IPv6, of which the proposal gives no example.
-const IPV6: &str = include_str!("../../demo/ipv6.yaml");
+const IPV6: &str = include_str!("../ipv6.yaml");
 
 const CLIENTS: [&str; 2] = ["client-1", "client-2"];
 const GATEWAYS: [&str; 2] = ["gateway-1", "gateway-2"];
