@@ -14,7 +14,7 @@ use egressgateway_testkit::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    egress_addresses::{
+    address_holders::{
         Given, STEP, gateway, holders, is_given, mac, owned_by, seen_as_given, wait_given,
         who_answers_for, wish,
     },

@@ -4,7 +4,7 @@ use egressgateway_testkit::lab::Families;
 use serde_json::{Value, json};
 
 use crate::{
-    egress_addresses::{gateway, is_given, owned_by, seen_as_given, wait_given},
+    address_holders::{gateway, is_given, owned_by, seen_as_given, wait_given},
     world::{DataPath, GATEWAYS, GOVERNED, Place, World, lab, usual_policy},
 };
 

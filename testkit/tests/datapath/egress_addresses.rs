@@ -8,151 +8,20 @@ use std::{
 
 use egressgateway_testkit::{
     cluster::agent,
-    lab::{Answer, Capture, Families, Namespace, Packet, PodSpec, Process, Protocol, RuleTool},
+    lab::{Answer, Capture, PodSpec, Process, Protocol},
     pace::patient,
 };
 use nix::sys::signal::Signal;
-use serde_json::json;
 
 use crate::{
+    address_holders::{
+        Given, STEP, gateway, given, holders, is_given, mac, outside, owned_by, says_it_has,
+        seen_as_given, wait_given, who_answers_for, wish,
+    },
     failover::drain,
     restarts::first_plan_is_empty,
-    world::{
-        CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, lab, measured, policy, usual_policy,
-    },
+    world::{CLIENT, DataPath, GATEWAYS, GOVERNED, World, measured, policy, usual_policy},
 };
-
-/// How often a stream sends.
-pub(crate) const STEP: Duration = Duration::from_millis(2);
-
-/// ICMPv6 type of a neighbour advertisement.
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-
-/// The usual gateway with a pool of so many addresses of each family.
-pub(crate) fn gateway(addresses: usize) -> String {
-    let (last, last_group) = (59 + addresses, 0x5f + addresses);
-    let pool = format!(
-        "ipv4: [\"10.6.0.60-10.6.0.{last}\"], ipv6: [\"fd00:6::60-fd00:6::{last_group:x}\"]"
-    );
-    GATEWAY.replace(
-        "spec: {",
-        &format!("spec: {{sourceNAT: EgressIP, egressIPs: {{{pool}}}, "),
-    )
-}
-
-/// What a policy was given.
-pub(crate) struct Given {
-    pub(crate) node: String,
-    /// IPv4, then IPv6.
-    pub(crate) addresses: [IpAddr; 2],
-}
-
-fn given(world: &World, policy: &str) -> Result<Given, String> {
-    let status = world.cluster.status("EgressGatewayPolicy", policy);
-    let address = |family: &str| {
-        status["egressIP"][family]
-            .as_str()
-            .and_then(|text| text.parse().ok())
-    };
-    let found = status["node"]
-        .as_str()
-        .zip(address("ipv4"))
-        .zip(address("ipv6"));
-    found
-        .map(|((node, v4), v6)| Given {
-            node: node.to_owned(),
-            addresses: [v4, v6],
-        })
-        .ok_or_else(|| status.to_string())
-}
-
-pub(crate) fn wait_given(world: &World, policy: &str) -> Given {
-    world
-        .cluster
-        .eventually(&format!("{policy} has addresses and a node"), || {
-            given(world, policy)
-        })
-}
-
-/// The nodes whose kernels hold an address.
-pub(crate) fn holders(world: &World, address: IpAddr) -> BTreeSet<String> {
-    let nodes = world.cluster.lab.nodes();
-    let held = nodes.iter().filter(|node| {
-        !node
-            .run(&format!("ip -o addr show to {address}"))
-            .unwrap()
-            .is_empty()
-    });
-    held.map(|node| node.name().to_owned()).collect()
-}
-
-/// Asks from outside who has an address, by ARP or neighbour solicitation, and returns everybody
-/// who says "I".
-pub(crate) fn who_answers_for(world: &World, address: IpAddr) -> BTreeSet<String> {
-    let neighbour = world.neighbour();
-    let capture = world.cluster.lab.capture().unwrap();
-    for _ in 0..2 {
-        // A second question: whoever answers the first one late is heard by the end of it.
-        neighbour.run(&format!("ip neigh flush to {address} dev eth0; ping -c 1 -W 0.3 {address} >/dev/null || true")).unwrap();
-    }
-    capture
-        .packets()
-        .into_iter()
-        .filter(|packet| says_it_has(packet, address))
-        .map(|packet| packet.from)
-        .collect()
-}
-
-pub(crate) fn says_it_has(packet: &Packet, address: IpAddr) -> bool {
-    packet.source == address
-        && (packet.protocol == Protocol::Arp || packet.icmp_type == Some(NEIGHBOUR_ADVERTISEMENT))
-}
-
-pub(crate) fn mac(namespace: &Namespace) -> String {
-    let link = namespace.run("ip -o link show dev eth0").unwrap();
-    link.split("link/ether ")
-        .nth(1)
-        .and_then(|rest| rest.split(' ').next())
-        .unwrap()
-        .to_owned()
-}
-
-/// Who sends answers to an egress address: the server itself, which is on the link with IPv4, or
-/// the router before it.
-fn outside(world: &World, address: IpAddr) -> Namespace {
-    if address.is_ipv4() {
-        Namespace::clone(&world.server)
-    } else {
-        world.cluster.lab.router()
-    }
-}
-
-/// Waits until the node holds both addresses, nobody else does, and the network outside agrees.
-pub(crate) fn owned_by(world: &World, addresses: [IpAddr; 2], node: &str) {
-    for address in addresses {
-        world
-            .cluster
-            .eventually(&format!("{node} alone holds {address}"), || {
-                let holders = holders(world, address);
-                if holders == BTreeSet::from([node.to_owned()]) {
-                    Ok(())
-                } else {
-                    Err(format!("{holders:?}"))
-                }
-            });
-        assert_eq!(
-            who_answers_for(world, address),
-            BTreeSet::from([node.to_owned()]),
-            "{address}"
-        );
-    }
-}
-
-pub(crate) fn seen_as_given(world: &World, from: &Namespace, addresses: [IpAddr; 2]) {
-    for (endpoint, expected) in world.endpoints(GOVERNED).into_iter().zip(addresses) {
-        world.seen_as(from, endpoint, expected);
-    }
-}
 
 pub(crate) fn an_address_from_the_pool_is_held_by_one_node_for_its_policy_alone(path: &DataPath) {
     let mut world = World::start(path);
@@ -320,16 +189,6 @@ pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_
     owned_by(&world, addresses, &lost);
     seen_as_given(&world, &world.shop, addresses);
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
-}
-
-/// As `egressctl move` does it, which has tests of its own.
-pub(crate) fn wish(world: &World, node: Option<&str>) {
-    let change = json!({"metadata": {"annotations": {"egressgateway.spidernet.io/node": node}}});
-    world
-        .cluster
-        .api
-        .merge("EgressGatewayPolicy", "", "shopping", &change)
-        .unwrap();
 }
 
 pub(crate) fn an_address_that_is_moved_on_purpose_is_what_servers_see_all_along(path: &DataPath) {
@@ -566,152 +425,6 @@ fn all_ready(world: &World) {
                 Err(status.to_string())
             }
         });
-}
-
-/// Waits until the status says that the policy's addresses are with this node, and they are the
-/// same as ever.
-pub(crate) fn is_given(world: &World, node: &str, addresses: [IpAddr; 2]) {
-    world
-        .cluster
-        .eventually(&format!("the addresses are with {node}"), || {
-            let now = given(world, "shopping")?;
-            if now.node == node && now.addresses == addresses {
-                Ok(())
-            } else {
-                Err(format!("{} with {:?}", now.node, now.addresses))
-            }
-        });
-}
-
-pub(crate) fn a_masquerade_that_comes_before_ours_gives_nothing_another_source(path: &DataPath) {
-    let world = World::start_in(
-        path,
-        lab().rules_by(RuleTool::IptablesLegacy),
-        Families::Dual,
-    );
-    world.cluster.apply(&gateway(7));
-    world.cluster.apply(&usual_policy());
-    let Given { node, addresses } = wait_given(&world, "shopping");
-    seen_as_given(&world, &world.shop, addresses);
-    let (owner, programs) = (
-        world.cluster.lab.node(&node),
-        ["iptables-legacy", "ip6tables-legacy"],
-    );
-    let capture = world.cluster.lab.capture().unwrap();
-    let streams: Vec<_> = world
-        .endpoints(GOVERNED)
-        .into_iter()
-        .map(|to| world.shop.stream(to, STEP).fresh_ports().start().unwrap())
-        .collect();
-    // For the first time, so that nobody has had a reason to expect it.
-    for program in programs {
-        owner
-            .run(&format!(
-                "{program} -w -t nat -I POSTROUTING -m comment --comment before -j MASQUERADE"
-            ))
-            .unwrap();
-    }
-    world
-        .cluster
-        .eventually("ours come first again, or stand elsewhere", || {
-            for program in programs {
-                let listed = owner
-                    .run(&format!("{program} -w -t nat -S POSTROUTING"))
-                    .unwrap();
-                let ours = listed.lines().position(|line| line.contains("EGW-"));
-                if ours.is_some_and(|ours| {
-                    listed
-                        .lines()
-                        .take(ours)
-                        .any(|line| line.contains("--comment before"))
-                }) {
-                    return Err(listed);
-                }
-            }
-            Ok(())
-        });
-    seen_as_given(&world, &world.shop, addresses);
-    if path.backend == "netfilter" {
-        world
-            .cluster
-            .eventually("what others translated is counted", || {
-                let dropped = world.counted(&node, "drop_unknown_source");
-                if dropped > 0.0 {
-                    Ok(())
-                } else {
-                    Err(format!("{dropped} dropped"))
-                }
-            });
-    }
-    for (stream, address) in streams.into_iter().zip(addresses) {
-        let report = stream.finish().unwrap();
-        eprintln!(
-            "with {address}: {} of {} lost, longest gap {:?}",
-            report.lost(),
-            report.sent,
-            report.longest_gap
-        );
-        assert_eq!(
-            report.sources.keys().collect::<Vec<_>>(),
-            [&address],
-            "and with no other address: {:?}",
-            report.sources
-        );
-    }
-    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
-}
-
-/// Connections of a table of nftables are translated in the order of the chains' priorities, of
-/// which everybody may choose their own.
-pub(crate) fn a_masquerade_of_any_priority_gives_nothing_another_source(path: &DataPath) {
-    let world = World::start(path);
-    world.cluster.apply(&gateway(7));
-    world.cluster.apply(&usual_policy());
-    let Given { node, addresses } = wait_given(&world, "shopping");
-    seen_as_given(&world, &world.shop, addresses);
-    let owner = world.cluster.lab.node(&node);
-    let capture = world.cluster.lab.capture().unwrap();
-    for (table, priority) in [("late", 99), ("early", 0), ("first", -198)] {
-        owner
-            .run(&format!(
-                "nft 'add table inet {table}; add chain inet {table} out {{ type nat hook postrouting priority {priority}; }}; \
-                 add rule inet {table} out oifname eth0 masquerade'"
-            ))
-            .unwrap();
-        for (endpoint, address) in world.endpoints(GOVERNED).into_iter().zip(addresses) {
-            for _ in 0..2 {
-                let seen = [
-                    world.shop.connect_tcp(endpoint),
-                    world.shop.connect_udp(endpoint),
-                ];
-                for seen in seen.into_iter().flatten() {
-                    assert_eq!(
-                        seen.ip(),
-                        address,
-                        "with a masquerade of priority {priority}"
-                    );
-                }
-            }
-        }
-    }
-    if path.backend == "nftables" {
-        seen_as_given(&world, &world.shop, addresses);
-    } else {
-        // iptables has one priority, so that whoever comes before it is noticed, and nothing
-        // leaves.
-        world.is_dropped(&world.shop, GOVERNED);
-        world
-            .cluster
-            .eventually("what others translated is counted", || {
-                let dropped = world.counted(&node, "drop_unknown_source");
-                if dropped > 0.0 {
-                    Ok(())
-                } else {
-                    Err(format!("{dropped} dropped"))
-                }
-            });
-    }
-    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
 pub(crate) fn addresses_do_not_drift_while_nodes_and_the_selector_come_and_go(path: &DataPath) {

@@ -5,6 +5,7 @@
 #[macro_use]
 mod list;
 
+mod address_holders;
 mod boots;
 mod changes;
 mod claims;
@@ -20,6 +21,7 @@ mod forwarding;
 mod helpers;
 mod hosts;
 mod lost_state;
+mod masquerades;
 mod open_connections;
 mod own_addresses;
 mod pod_networks;

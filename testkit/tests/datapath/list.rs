@@ -86,7 +86,8 @@ macro_rules! every_check_on {
                 an_address_that_is_moved_on_purpose_is_what_servers_see_all_along
                 of_more_policies_than_addresses_each_has_its_own_or_nothing
                 addresses_do_not_drift_while_nodes_and_the_selector_come_and_go
-                with_only_the_link_between_the_gateways_cut_one_node_answers_all_along
+                with_only_the_link_between_the_gateways_cut_one_node_answers_all_along;
+            masquerades:
                 a_masquerade_that_comes_before_ours_gives_nothing_another_source
                 a_masquerade_of_any_priority_gives_nothing_another_source;
             open_connections:

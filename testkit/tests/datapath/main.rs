@@ -6,6 +6,7 @@
 #[macro_use]
 mod list;
 
+mod address_holders;
 mod boots;
 mod changes;
 mod claims;
@@ -21,6 +22,7 @@ mod forwarding;
 mod helpers;
 mod hosts;
 mod lost_state;
+mod masquerades;
 mod open_connections;
 mod own_addresses;
 mod pod_networks;

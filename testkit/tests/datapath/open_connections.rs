@@ -13,7 +13,7 @@ use egressgateway_testkit::{
 };
 
 use crate::{
-    egress_addresses::{Given, gateway, is_given, seen_as_given, wait_given, wish},
+    address_holders::{Given, gateway, is_given, seen_as_given, wait_given, wish},
     failover::{drain, probed},
     world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, World, policy, usual_policy},
 };

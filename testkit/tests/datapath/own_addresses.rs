@@ -6,7 +6,7 @@ use egressgateway_testkit::lab::{Builder, Families, Lab, NodeSpec};
 use serde_json::json;
 
 use crate::{
-    egress_addresses::STEP,
+    address_holders::STEP,
     world::{CLIENT, DataPath, GATEWAYS, GOVERNED, Place, World, lab, policy},
 };
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use egressgateway_testkit::lab::{Families, NodeSpec, Packet};
 
 use crate::{
-    egress_addresses::{holders, mac, says_it_has, seen_as_given, who_answers_for},
+    address_holders::{holders, mac, says_it_has, seen_as_given, who_answers_for},
     world::{DataPath, GATEWAY, GATEWAYS, GOVERNED, Place, World, lab, policy, usual_policy},
 };
 
