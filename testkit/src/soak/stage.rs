@@ -10,11 +10,13 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    event::{ADDRESSES, Event, NODES, PODS},
-    foreign::foreign_addresses,
+    event::{Event, NODES, PODS},
+    foreign::{
+        HAS_RULES, NO_ROUTES, NO_RULES, NO_TUNNEL, STATE, STRANGER, foreign_addresses, forget,
+        second_address, stranger,
+    },
     judge::{Finding, Historian, Judge, Timeline},
     objects::{gateway, policy, policy_name},
     oracle::{Way, ways},
@@ -35,9 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(25);
 const SILENCE: Duration = Duration::from_millis(300);
 /// Namespace of the pods.
 const NAMESPACE: &str = "shop";
-
-/// A table of somebody who knows nothing of us.
-const STRANGER: &str = "nft delete table inet stranger 2>/dev/null || true";
 
 /// The stage, and who plays on it.
 pub(super) struct Stage {
@@ -171,26 +170,35 @@ impl Stage {
             ),
             Event::Forget { node } => forget(&self.node(*node))?,
             Event::Untrack { node } => {
-                self.stranger(
+                self.run(
                     *node,
-                    "type filter hook prerouting priority -300;",
-                    &[
-                        "ip saddr 10.244.0.0/16 notrack",
-                        "ip6 saddr fd10::/16 notrack",
-                    ],
+                    &stranger(
+                        "type filter hook prerouting priority -300;",
+                        &[
+                            "ip saddr 10.244.0.0/16 notrack",
+                            "ip6 saddr fd10::/16 notrack",
+                        ],
+                    ),
                 )?;
             }
-            Event::Masquerade { node } => self.stranger(
+            Event::Masquerade { node } => self.run(
                 *node,
-                "type nat hook postrouting priority 50;",
-                &[
-                    "ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade",
-                    "ip6 saddr fd10::/16 ip6 daddr != fd10::/16 masquerade",
-                ],
+                &stranger(
+                    "type nat hook postrouting priority 50;",
+                    &[
+                        "ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade",
+                        "ip6 saddr fd10::/16 ip6 daddr != fd10::/16 masquerade",
+                    ],
+                ),
             )?,
-            Event::Address { node, address, is } => self.address(*node, *address, *is)?,
+            Event::Address { node, address, is } => {
+                self.run(*node, &second_address(node_name(*node), *address, *is))?;
+            }
             Event::Firewall { node } => {
-                self.stranger(*node, "type filter hook forward priority 10;", &["drop"])?;
+                self.run(
+                    *node,
+                    &stranger("type filter hook forward priority 10;", &["drop"]),
+                )?;
             }
             Event::NoRules { node } => {
                 self.lenient.insert(node_name(*node).to_owned());
@@ -229,37 +237,6 @@ impl Stage {
             .run(script)
             .map(drop)
             .map_err(|error| error.to_string())
-    }
-
-    fn stranger(&self, number: usize, hook: &str, rules: &[&str]) -> Result<(), String> {
-        let rules = rules.join("\n    ");
-        self.run(
-            number,
-            &format!("{STRANGER}\nnft -f - <<'END'\ntable inet stranger {{\n  chain own {{\n    {hook}\n    {rules}\n  }}\n}}\nEND\n"),
-        )
-    }
-
-    /// A second address, in the node's own network or alone. What is there already stays, and so
-    /// does what is not.
-    fn address(&self, number: usize, address: usize, is: bool) -> Result<(), String> {
-        let own = foreign_addresses(node_name(number))[address % ADDRESSES];
-        // Of full length as balancers and control planes put them, or with the network's length as
-        // a second lease has it.
-        let length = match address % ADDRESSES {
-            0 => 32,
-            1 => 16,
-            2 => 128,
-            _ => 64,
-        };
-        let script = if is {
-            format!(
-                "ip addr replace {own}/{length} dev eth0{}",
-                if own.is_ipv6() { " nodad" } else { "" }
-            )
-        } else {
-            format!("ip addr del {own}/{length} dev eth0 2>/dev/null || true")
-        };
-        self.run(number, &script)
     }
 
     /// What is not there is not changed.
@@ -522,33 +499,6 @@ fn words(line: &str) -> impl Iterator<Item = IpAddr> + '_ {
         .filter_map(|word| word.split_once('=')?.1.parse().ok())
 }
 
-/// What backends make, whichever it is.
-const NO_RULES: &str = "nft delete table inet egressgateway 2>/dev/null || true
-for p in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do
-  if $p-save -t mangle 2>/dev/null | grep -q EGW-PREROUTING; then $p -w -t mangle -F EGW-PREROUTING || true; fi
-done";
-
-const HAS_RULES: &str = "if nft list table inet egressgateway >/dev/null 2>&1; then echo yes; fi
-for p in iptables-nft iptables-legacy; do
-  if $p-save -t mangle 2>/dev/null | grep -q '^-A EGW-PREROUTING'; then echo yes; fi
-done";
-
-/// Addresses, neighbours, ways into the tunnel, devices and what was dropped.
-const STATE: &str = "ip -o address show | cut -c1-160
-ip neigh | cut -c1-120
-ip rule show | grep fwmark; ip -6 rule show | grep fwmark
-for f in 4 6; do ip -$f route show table all proto 77; ip -$f route show default; done
-ip -o -d link show type vxlan | cut -c1-220; bridge fdb show | grep -v permanent | grep dst
-nft list counters 2>/dev/null | grep -B1 -E 'packets [1-9]' | grep -E 'counter|packets' || true";
-
-const NO_TUNNEL: &str =
-    "for d in $(ip -o link show type vxlan | cut -d: -f2); do ip link delete $d || true; done";
-
-/// The rules that lead to our tables stay; these lose what they hold.
-const NO_ROUTES: &str = "for f in -4 -6; do
-  for t in $(ip $f rule show | grep fwmark | sed -n 's/.*lookup \\([0-9]*\\).*/\\1/p' | sort -u); do ip $f route flush table $t || true; done
-done";
-
 fn node_name(number: usize) -> &'static str {
     NODES[number % NODES.len()]
 }
@@ -565,36 +515,4 @@ fn configuration(backend: &str, variant: usize) -> String {
         "failover: {interval: 200ms}\n",
     ];
     format!("policyBackend: {backend}\n{}", more[variant % more.len()])
-}
-
-/// Lets a node's connection tracking forget everything (`IPCTNL_MSG_CT_DELETE` without a word of
-/// which).
-fn forget(node: &Node) -> Result<(), String> {
-    const NETLINK: i32 = 16;
-    const NETFILTER: i32 = 12;
-    /// Length, type, flags (request), number, port; then no family, version 0.
-    const FLUSH: [u8; 20] = {
-        let (length, kind, flags) = (
-            20_u32.to_ne_bytes(),
-            0x0102_u16.to_ne_bytes(),
-            1_u16.to_ne_bytes(),
-        );
-        let mut message = [0; 20];
-        (message[0], message[1], message[2], message[3]) =
-            (length[0], length[1], length[2], length[3]);
-        (message[4], message[5], message[6], message[7]) = (kind[0], kind[1], flags[0], flags[1]);
-        message
-    };
-    let flush = || {
-        Socket::new(
-            Domain::from(NETLINK),
-            Type::RAW,
-            Some(Protocol::from(NETFILTER)),
-        )?
-        .send(&FLUSH)
-    };
-    node.enter(flush)
-        .and_then(|sent| sent)
-        .map(drop)
-        .map_err(|error| format!("forgetting connections: {error}"))
 }
