@@ -22,8 +22,9 @@ use super::{
     selector::Selection,
     shared::Shared,
     status::Refusal,
-    store::{Key, Store, Write},
+    store::Store,
     watch::Watch,
+    write::{Key, Write},
 };
 
 /// Bodies above this are refused, as etcd's limit makes the real server do.

@@ -8,6 +8,7 @@ mod admission;
 mod apply;
 mod fault;
 mod http;
+mod metadata;
 mod patch;
 mod resource;
 mod selector;
@@ -16,6 +17,7 @@ mod shared;
 mod status;
 mod store;
 mod watch;
+mod write;
 
 pub use fault::{Effect, Fault};
 pub use server::{ApiServer, Reader};

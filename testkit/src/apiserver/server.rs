@@ -16,7 +16,7 @@ use super::{
     http,
     resource::Resource,
     shared::{Requests, Shared},
-    store::Write,
+    write::Write,
 };
 
 /// A running API server; it ends when this is dropped.

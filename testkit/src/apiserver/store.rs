@@ -2,18 +2,22 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{apply::Managers, resource::Resource, selector::Selection, status::Refusal};
+use super::{
+    apply::Managers,
+    metadata::{check_name, content, merged, now, remove, waits_for_nobody},
+    resource::Resource,
+    selector::Selection,
+    status::Refusal,
+    write::{Key, Write},
+};
 
 /// How many changes a watch may be behind before it is told 410 Gone.
 const HISTORY: usize = 50_000;
 
 /// Namespaces that Kubernetes makes itself.
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
-
-/// Where an object is: group and plural of its resource, its namespace (empty: none) and its name.
-pub(super) type Key = (String, String, String, String);
 
 /// One change of one object.
 #[derive(Clone, Debug)]
@@ -23,44 +27,6 @@ pub(super) struct Change {
     pub(super) before: Option<Arc<Value>>,
     /// None: deleted.
     pub(super) after: Option<Arc<Value>>,
-}
-
-/// Who changes which part of an object how.
-#[derive(Clone, Debug)]
-pub(super) struct Write<'a> {
-    pub(super) resource: &'a Resource,
-    pub(super) namespace: &'a str,
-    pub(super) name: &'a str,
-    /// The status alone; else everything but the status.
-    pub(super) status: bool,
-    pub(super) manager: &'a str,
-}
-
-impl Write<'_> {
-    fn key(&self) -> Key {
-        (
-            self.resource.group.clone(),
-            self.resource.plural.clone(),
-            self.namespace.to_owned(),
-            self.name.to_owned(),
-        )
-    }
-
-    fn not_found(&self) -> Refusal {
-        Refusal::new(
-            404,
-            "NotFound",
-            format!("{} \"{}\" not found", self.resource.plural, self.name),
-        )
-    }
-
-    fn conflict(&self) -> Refusal {
-        let message = format!(
-            "Operation cannot be fulfilled on {} \"{}\": the object has been modified; please apply your changes to the latest version and try again",
-            self.resource.plural, self.name
-        );
-        Refusal::new(409, "Conflict", message)
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -503,86 +469,4 @@ impl Store {
             self.collect_garbage();
         }
     }
-}
-
-/// An object after a write to one of its two halves: the other half stays, and so does what nobody
-/// may change.
-fn merged(write: &Write, current: &Value, wanted: Value) -> Value {
-    let fixed = [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "generation",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "resourceVersion",
-    ];
-    if write.status {
-        let mut next = current.clone();
-        set(&mut next, "status", &wanted["status"]);
-        return next;
-    }
-    let mut next = wanted;
-    for field in fixed {
-        set(&mut next["metadata"], field, &current["metadata"][field]);
-    }
-    for field in ["apiVersion", "kind"] {
-        set(&mut next, field, &current[field]);
-    }
-    if write.resource.has_status {
-        set(&mut next, "status", &current["status"]);
-    }
-    next
-}
-
-fn set(object: &mut Value, field: &str, value: &Value) {
-    if value.is_null() {
-        remove(object, field);
-    } else {
-        object[field] = value.clone();
-    }
-}
-
-fn remove(object: &mut Value, field: &str) {
-    object
-        .as_object_mut()
-        .and_then(|object| object.remove(field));
-}
-
-/// What the generation counts.
-fn content(object: &Value) -> Map<String, Value> {
-    let mut object = object.as_object().cloned().unwrap_or_default();
-    object.remove("metadata");
-    object.remove("status");
-    object
-}
-
-fn waits_for_nobody(object: &Value) -> bool {
-    let meta = &object["metadata"];
-    !meta["deletionTimestamp"].is_null() && meta["finalizers"].as_array().is_none_or(Vec::is_empty)
-}
-
-fn check_name(name: &str) -> Result<(), Refusal> {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let valid = name.len() <= 253
-        && name
-            .bytes()
-            .all(|byte| inner(byte) || byte == b'-' || byte == b'.')
-        && name.bytes().next().is_some_and(inner)
-        && name.bytes().next_back().is_some_and(inner);
-    if valid {
-        return Ok(());
-    }
-    let message = format!(
-        "metadata.name: Invalid value: {name:?}: a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'"
-    );
-    Err(Refusal::new(422, "Invalid", message))
-}
-
-/// The time as objects hold it.
-fn now() -> String {
-    k8s_openapi::jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
 }
