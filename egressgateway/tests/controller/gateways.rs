@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use egressgateway::{
     api::{ForwardMethod, GatewayNodeStatus, Interface},
     world::Labels,
@@ -7,10 +5,10 @@ use egressgateway::{
 
 use crate::api::{Api, told};
 
-const EGRESS: &str = "{egress: 'true'}";
-const SELECTS: &str = "nodeSelector: {matchLabels: {egress: 'true'}}";
+pub(crate) const EGRESS: &str = "{egress: 'true'}";
+pub(crate) const SELECTS: &str = "nodeSelector: {matchLabels: {egress: 'true'}}";
 
-fn three() -> Api {
+pub(crate) fn three() -> Api {
     let mut api = Api::default();
     for name in ["b", "c", "d"] {
         api.node(name, EGRESS);
@@ -20,7 +18,7 @@ fn three() -> Api {
     api
 }
 
-fn order(api: &Api) -> Vec<&str> {
+pub(crate) fn order(api: &Api) -> Vec<&str> {
     api.gateway_status("gw")
         .node_list
         .iter()
@@ -28,7 +26,7 @@ fn order(api: &Api) -> Vec<&str> {
         .collect()
 }
 
-fn ready(api: &Api) -> String {
+pub(crate) fn ready(api: &Api) -> String {
     told(&api.gateway_status("gw").conditions, "Ready")
 }
 
@@ -176,9 +174,13 @@ fn a_gateway_whose_nodes_fall_silent_one_after_the_other_stays_with_the_last() {
     }
 }
 
-fn cordon(api: &mut Api, node: &str, cordoned: bool) {
+pub(crate) fn cordon(api: &mut Api, node: &str, cordoned: bool) {
     api.nodes.get_mut(node).unwrap().cordoned = cordoned;
     api.settle();
+}
+
+pub(crate) fn drain(api: &mut Api, node: &str) {
+    api.nodes.get_mut(node).unwrap().annotations = Labels::from([("drain".into(), "true".into())]);
 }
 
 #[test]
@@ -364,246 +366,4 @@ fn a_gateway_that_becomes_invalid_keeps_what_existing_connections_need() {
         (mark, active)
     );
     assert_eq!(order(&api), ["b", "c", "d"]);
-}
-
-#[test]
-fn marks_are_the_lowest_free_without_the_exit_mark_and_stay() {
-    let mut api = three();
-    api.gateway("z", &format!("{{{SELECTS}}}"));
-    api.gateway("a", &format!("{{{SELECTS}}}"));
-    api.settle();
-    let marks = |api: &Api, names: &[&str]| {
-        names
-            .iter()
-            .map(|name| api.gateway_status(name).mark.unwrap())
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(
-        marks(&api, &["gw", "a", "z"]),
-        [0x1100_0000, 0x1300_0000, 0x1400_0000]
-    );
-    api.gateways.remove("a");
-    api.gateway("n", &format!("{{{SELECTS}}}"));
-    api.settle();
-    assert_eq!(
-        marks(&api, &["gw", "n", "z"]),
-        [0x1100_0000, 0x1300_0000, 0x1400_0000]
-    );
-}
-
-#[test]
-fn without_a_mark_left_a_gateway_says_so_and_the_others_keep_theirs() {
-    let mut api = Api::default();
-    api.node("b", EGRESS);
-    for number in 0..256 {
-        api.gateway(&format!("gw{number:03}"), &format!("{{{SELECTS}}}"));
-    }
-    api.settle();
-    let marks: std::collections::BTreeSet<_> = api
-        .gateways
-        .values()
-        .filter_map(|gateway| gateway.status.as_ref()?.mark)
-        .collect();
-    assert_eq!(marks.len(), 237);
-    let no_targets = [0, 0x1200_0000, 0xff00_0000];
-    assert!(no_targets.iter().all(|mark| !marks.contains(mark)));
-    assert_eq!(
-        told(&api.gateway_status("gw255").conditions, "Ready"),
-        "False MarksExhausted: no mark is left: its traffic is held"
-    );
-    let freed = api.gateways.remove("gw000").unwrap().status.unwrap().mark;
-    api.settle();
-    assert_eq!(api.gateway_status("gw237").mark, freed);
-}
-
-#[test]
-fn of_two_gateways_that_say_the_same_mark_the_older_keeps_it() {
-    let mut api = three();
-    api.gateway("a", &format!("{{{SELECTS}}}"));
-    api.settle();
-    let at = |second| {
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
-            k8s_openapi::jiff::Timestamp::from_second(second).unwrap(),
-        ))
-    };
-    api.gateways
-        .get_mut("a")
-        .unwrap()
-        .metadata
-        .creation_timestamp = at(9);
-    api.gateways
-        .get_mut("gw")
-        .unwrap()
-        .metadata
-        .creation_timestamp = at(1);
-    api.gateways
-        .get_mut("a")
-        .unwrap()
-        .status
-        .as_mut()
-        .unwrap()
-        .mark = Some(0x1100_0000);
-    api.settle();
-    assert_eq!(
-        (api.gateway_status("gw").mark, api.gateway_status("a").mark),
-        (Some(0x1100_0000), Some(0x1300_0000))
-    );
-}
-
-/// Three nodes, of which b is active, and a grace time of a minute.
-fn graceful() -> Api {
-    let mut api = three();
-    api.settings.drain_grace = Duration::from_secs(60);
-    api.now = 1000;
-    api.settle();
-    api
-}
-
-fn drain(api: &mut Api, node: &str) {
-    api.nodes.get_mut(node).unwrap().annotations = Labels::from([("drain".into(), "true".into())]);
-}
-
-/// The active node, the marks of new and old connections, and the node of the latter with the end
-/// of its time.
-type Ways = (Vec<String>, Option<u32>, Option<u32>, Option<(String, i64)>);
-
-fn ways(api: &mut Api) -> Ways {
-    api.settle();
-    let status = api.gateway_status("gw");
-    let draining = status
-        .draining
-        .as_ref()
-        .map(|draining| (draining.node.clone(), draining.until.0.as_second()));
-    let active = status
-        .node_list
-        .iter()
-        .filter(|node| node.active)
-        .map(|node| node.name.clone())
-        .collect();
-    (active, status.mark, status.former_mark, draining)
-}
-
-#[test]
-fn connections_through_a_drained_node_keep_their_mark_and_their_way_for_the_grace_time() {
-    let mut api = graceful();
-    let (first, second) = (Some(0x1100_0000), Some(0x1300_0000));
-    let (before, mark, former, draining) = ways(&mut api);
-    assert_eq!((mark, former, draining), (first, None, None));
-    drain(&mut api, &before[0]);
-    let (active, mark, former, draining) = ways(&mut api);
-    assert_ne!(active, before);
-    assert_eq!(
-        (mark, former),
-        (second, first),
-        "new connections get the other mark"
-    );
-    assert_eq!(draining, Some((before[0].clone(), 1060)));
-    api.now = 1059;
-    api.nodes.get_mut(&before[0]).unwrap().annotations = Labels::default();
-    assert_eq!(
-        ways(&mut api),
-        (active.clone(), second, first, draining),
-        "it stands by, and its connections go on"
-    );
-    api.now = 1060;
-    assert_eq!(
-        ways(&mut api),
-        (active.clone(), second, first, None),
-        "they go where all others go, with their mark"
-    );
-    drain(&mut api, &active[0]);
-    let (last, mark, former, draining) = ways(&mut api);
-    assert_ne!(last, active);
-    assert_eq!(
-        (mark, former, draining),
-        (first, second, Some((active[0].clone(), 1120))),
-        "the marks change places again"
-    );
-}
-
-#[test]
-fn connections_through_a_cordoned_node_have_the_grace_time_too_unless_it_stays_the_active_one() {
-    let mut api = graceful();
-    let (first, second) = (Some(0x1100_0000), Some(0x1300_0000));
-    let before = ways(&mut api).0.remove(0);
-    cordon(&mut api, &before, true);
-    let (active, mark, former, draining) = ways(&mut api);
-    assert_eq!(
-        (mark, former, draining),
-        (second, first, Some((before, 1060)))
-    );
-    api.now = 1060;
-    for node in ["b", "c", "d"] {
-        cordon(&mut api, node, true);
-    }
-    assert_eq!(ways(&mut api).0.len(), 1);
-    api.now = 1120;
-    let settled = ways(&mut api);
-    cordon(&mut api, &active[0], true);
-    assert_eq!(
-        ways(&mut api),
-        settled,
-        "nothing moves while all are cordoned"
-    );
-}
-
-#[test]
-fn of_nodes_that_share_connections_the_drained_one_keeps_its_own_for_the_grace_time() {
-    let mut api = graceful();
-    api.gateway("gw", &format!("{{{SELECTS}, forwardMethod: ecmp}}"));
-    assert_eq!(ways(&mut api).0, ["b", "c", "d"]);
-    drain(&mut api, "c");
-    let (first, second) = (Some(0x1100_0000), Some(0x1300_0000));
-    let of_two = vec!["b".to_owned(), "d".to_owned()];
-    assert_eq!(
-        ways(&mut api),
-        (of_two.clone(), second, first, Some(("c".to_owned(), 1060)))
-    );
-    api.now = 1060;
-    assert_eq!(ways(&mut api), (of_two, second, first, None));
-}
-
-#[test]
-fn there_is_no_grace_for_who_can_not_carry_or_has_no_successor_or_where_it_is_zero_or_another_has_it()
- {
-    let nothing = |api: &mut Api, why: &str| {
-        let (_, mark, former, draining) = ways(api);
-        assert_eq!(
-            (mark, former, draining),
-            (Some(0x1100_0000), None, None),
-            "{why}"
-        );
-    };
-    let active = ways(&mut graceful()).0.remove(0);
-    let mut api = graceful();
-    api.settings.drain_grace = Duration::ZERO;
-    drain(&mut api, &active);
-    nothing(&mut api, "zero");
-    let mut api = graceful();
-    api.fresh.remove(&active);
-    drain(&mut api, &active);
-    nothing(&mut api, "its agent is silent");
-    let mut api = graceful();
-    for node in ["b", "c", "d"] {
-        drain(&mut api, node);
-    }
-    nothing(&mut api, "nobody is left");
-
-    let mut api = graceful();
-    drain(&mut api, &active);
-    let (next, mark, former, draining) = ways(&mut api);
-    drain(&mut api, &next[0]);
-    let after = ways(&mut api);
-    assert_ne!(after.0, next);
-    assert_eq!(
-        (after.1, after.2, after.3.clone()),
-        (mark, former, draining),
-        "one at a time"
-    );
-    api.nodes.get_mut(&active).unwrap().ready = false;
-    assert_eq!(
-        ways(&mut api),
-        (after.0, mark, former, None),
-        "a drained node that dies has no connections any more"
-    );
 }

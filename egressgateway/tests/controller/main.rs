@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod drains;
 mod families;
 mod gateways;
+mod marks;
 mod nodes;
 mod owners;
 mod policies;
