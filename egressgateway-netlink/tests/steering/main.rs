@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{net::IpAddr, process::Command, slice::from_ref, sync::Arc};
+mod next_hops;
+mod plans;
+
+use std::{process::Command, slice::from_ref, sync::Arc};
 
 use async_trait::async_trait;
 use egressgateway::{
@@ -10,9 +13,7 @@ use egressgateway::{
     model::{NetworkId, TargetId},
     testing::conformance::{self, Host},
 };
-use egressgateway_netlink::{
-    Netlink, Route, Steering, SteeringSettings, SteeringState, SteeringStep,
-};
+use egressgateway_netlink::{Netlink, Route, Steering, SteeringSettings};
 use egressgateway_testkit::netns::{in_namespace, wait_for_links};
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
@@ -377,150 +378,6 @@ fn the_kernel_itself_routes_as_the_tracer_says() {
     });
 }
 
-/// Three gateways of a balanced target, and the two that are left.
-fn three_and_two() -> (SteeringDesired, SteeringDesired) {
-    let hops = ["172.31.0.11", "172.31.0.12", "172.31.0.13"].map(|via| hop("tun4", via));
-    let of = |hops: &[NextHop]| balanced(desired(&[(0x11, hops)], &[]), &[0x11]);
-    (of(&hops), of(&hops[..2]))
-}
-
-#[test]
-fn of_a_balanced_target_only_the_group_changes_when_a_next_hop_goes_or_comes() {
-    in_namespace(|| async {
-        world();
-        let (three, two) = three_and_two();
-        let driver = reach(&three).await;
-        let verbs = |change: &egressgateway::Change<_, SteeringState>| {
-            let plan: &egressgateway_netlink::SteeringPlan = &change.plan;
-            plan.steps()
-                .iter()
-                .map(SteeringStep::verb)
-                .collect::<Vec<_>>()
-        };
-        let loss = driver.plan(&two, &driver.observe().await.unwrap()).unwrap();
-        assert_eq!(
-            verbs(&loss),
-            ["replace next hop", "delete next hop", "delete next hop"],
-            "{}",
-            loss.plan
-        );
-        driver.apply(&loss.plan).await.unwrap();
-        let return_ = driver.plan(&three, &loss.after).unwrap();
-        assert_eq!(
-            verbs(&return_),
-            ["add next hop", "add next hop", "replace next hop"],
-            "{}",
-            return_.plan
-        );
-        driver.apply(&return_.plan).await.unwrap();
-        assert_eq!(driver.observe().await.unwrap(), return_.after);
-    });
-}
-
-#[test]
-fn next_hops_that_somebody_deletes_or_changes_leak_nothing_and_come_back() {
-    in_namespace(|| async {
-        world();
-        let (three, _) = three_and_two();
-        let driver = reach(&three).await;
-        let ids = run("ip nexthop show proto 77 | cut -d ' ' -f 2");
-        let (hops, group): (Vec<&str>, Vec<&str>) =
-            ids.lines().partition(|id| id.starts_with("16"));
-        let [group] = group[..] else {
-            panic!("one group: {ids}")
-        };
-        assert_eq!(
-            (hops.len(), group),
-            (6, "1700000174"),
-            "each next hop has two numbers"
-        );
-        let all = format!(
-            "for id in {}; do ip nexthop del id $id; done",
-            hops.join(" ")
-        );
-        let (first, second) = (hops[0], hops[1]);
-        for damage in [
-            format!("ip nexthop del id {first}"),
-            format!("ip nexthop del id {group}"),
-            all,
-            format!("ip nexthop replace id {first} via 172.31.0.99 dev tun4 onlink proto 77"),
-            format!("ip nexthop del id {first}; ip nexthop add id {first} blackhole proto 77"),
-            format!(
-                "ip nexthop replace id {group} group {first} type resilient buckets 4096 idle_timer 7 proto 77"
-            ),
-            format!(
-                "ip nexthop del id {group}; ip nexthop add id {group} group {first}/{second} proto 77"
-            ),
-            format!(
-                "ip nexthop add id 55 via 172.31.0.99 dev tun4 onlink proto 77; ip nexthop add id 56 group 55/{first} proto 77"
-            ),
-        ] {
-            run(&damage);
-            let hurt = driver.observe().await.unwrap();
-            let there = hurt
-                .routes
-                .iter()
-                .any(|(_, action)| matches!(action, egressgateway_netlink::RouteAction::Group(_)));
-            let way = hurt.route(0x1100_0000, "1.1.1.1".parse().unwrap());
-            assert!(
-                there || way == Route::Unreachable,
-                "{damage}: closed, not open: {way:?}"
-            );
-            reach(&three).await;
-            assert_eq!(
-                run("ip nexthop show proto 77 | wc -l").trim(),
-                "7",
-                "{damage}"
-            );
-        }
-    });
-}
-
-#[test]
-fn a_number_that_somebody_else_has_is_a_conflict_and_stays_theirs() {
-    in_namespace(|| async {
-        world();
-        run("ip nexthop add id 1700000174 group 7");
-        let (three, _) = three_and_two();
-        let driver = NAMESPACE.driver(Arc::new(())).await;
-        let change = driver
-            .plan(&three, &driver.observe().await.unwrap())
-            .unwrap();
-        let error = driver.apply(&change.plan).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Conflict);
-        assert!(error.context.contains("1700000174"), "{}", error.chain());
-        assert!(run("ip nexthop show id 1700000174").contains("group 7"));
-    });
-}
-
-#[test]
-fn where_the_kernel_has_no_resilient_groups_the_routes_have_the_next_hops() {
-    in_namespace(|| async {
-        world();
-        assert!(
-            Steering::keeps_connections_on(&Netlink::open().unwrap())
-                .await
-                .unwrap(),
-            "this kernel has them"
-        );
-        conformance::check(&OLD, &states()[1..3]).await;
-        // And after an upgrade of the kernel, or of us.
-        let (three, _) = three_and_two();
-        for namespace in [&OLD, &NAMESPACE, &OLD] {
-            reach_on(namespace, &three).await;
-            assert_eq!(
-                run("ip nexthop show proto 77").is_empty(),
-                !namespace.keeps_connections
-            );
-        }
-        assert_eq!(
-            run("cat /proc/sys/net/ipv4/fib_multipath_hash_policy").trim(),
-            "1"
-        );
-        reach_on(&OLD, &SteeringDesired::default()).await;
-    });
-}
-
 #[test]
 fn what_the_host_sends_itself_with_a_mark_is_not_steered_again() {
     in_namespace(|| async {
@@ -652,93 +509,6 @@ fn lightweight_tunnels_are_read_back_as_they_were_written() {
             reach(state).await;
         }
     });
-}
-
-#[test]
-fn plans_are_made_without_a_kernel() {
-    let driver = Steering::offline(SteeringSettings::default());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    assert_eq!(
-        runtime.block_on(driver.observe()).unwrap_err().kind,
-        ErrorKind::Unsupported
-    );
-    let change = driver
-        .plan(&states()[0], &SteeringState::default())
-        .unwrap();
-    let text = change.plan.to_string();
-    let place = |line: &str| {
-        text.lines()
-            .position(|other| other == line)
-            .unwrap_or_else(|| panic!("no {line} in {text}"))
-    };
-    let unreachable = place("route add unreachable 0.0.0.0/0 table 100 metric 4278198272 proto 77");
-    let ways = place(
-        "route add 0.0.0.0/0 table 100 metric 1024 proto 77 nexthop via 172.31.0.11 dev tun4 onlink nexthop via 172.31.0.12 dev tun4 onlink",
-    );
-    let guard =
-        place("rule add fwmark 0x11000000/0xff000000 iif lo lookup 254 pref 98 protocol 77");
-    let steer = place("rule add fwmark 0x11000000/0xff000000 lookup 100 pref 99 protocol 77");
-    assert!(
-        unreachable < ways && ways < guard && guard < steer,
-        "{text}"
-    );
-    let hop: IpAddr = "172.31.0.13".parse().unwrap();
-    assert_eq!(
-        change.after.route(0x1300_0001, "8.8.8.8".parse().unwrap()),
-        Route::Via(vec![NextHop {
-            device: "tun4".into(),
-            via: hop,
-            encap: None
-        }])
-    );
-}
-
-#[test]
-fn impossible_numbers_are_refused() {
-    let plan = |settings, desired: &SteeringDesired| {
-        Steering::offline(settings)
-            .plan(desired, &SteeringState::default())
-            .map(|_| ())
-    };
-    for rule_priority in [0, 1, 32_766] {
-        let settings = SteeringSettings {
-            rule_priority,
-            ..SteeringSettings::default()
-        };
-        assert_eq!(
-            plan(settings, &states()[0]).unwrap_err().kind,
-            ErrorKind::Invalid
-        );
-    }
-    let last = SteeringSettings {
-        table_base: u32::MAX,
-        ..SteeringSettings::default()
-    };
-    assert_eq!(
-        plan(last, &states()[0]).unwrap_err().kind,
-        ErrorKind::Invalid
-    );
-    let all = desired(&[(0x11, &[])], &["0.0.0.0/0"]);
-    assert_eq!(
-        plan(SteeringSettings::default(), &all).unwrap_err().kind,
-        ErrorKind::Invalid
-    );
-}
-
-#[test]
-fn tables_follow_the_order_of_allotment_and_skip_the_kernels_own() {
-    let settings = SteeringSettings {
-        table_base: 250,
-        ..SteeringSettings::default()
-    };
-    let tables: Vec<_> = TargetId::all()
-        .take(6)
-        .map(|target| settings.table(target).unwrap())
-        .collect();
-    assert_eq!(tables, [250, 251, 252, 256, 257, 258]);
-    assert_eq!(settings.table(target(0x13)), Some(251), "0x12 is no target");
 }
 
 /// What the kernel does with a packet: `ip route get`'s words.
