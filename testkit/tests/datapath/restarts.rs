@@ -1,13 +1,19 @@
 //! Daemons come and go; the data path stays.
 
+use std::time::Duration;
+
 use egressgateway_testkit::{
     cluster::{CONTROLLER, agent},
     lab::Flow,
+    pace::patient,
 };
 use nix::sys::signal::Signal;
 
 use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, OTHER, World, policy};
 
+/// How much later a round kills the agent than the one before. Eight rounds reach over the time that an
+/// agent takes for a change.
+const LATER: Duration = Duration::from_millis(9);
 /// The number of first converges of a fresh agent that changed nothing.
 const UNCHANGED: &str = "egressgateway_agent_converges_total{first=\"true\",outcome=\"unchanged\"}";
 
@@ -122,10 +128,9 @@ pub(crate) fn an_agent_killed_in_the_middle_of_changes_leaks_nothing_and_ends_up
         world
             .cluster
             .label_node(GATEWAYS[(round + 1) % 2], "egress", Some("true"));
-        // Not a wait for anything: the moment of the kill differs from round to round.
-        std::thread::sleep(std::time::Duration::from_millis(
-            u64::try_from(round).unwrap() * 9,
-        ));
+        // Time itself is what varies here: nothing is waited for, and no step of the agent can be told from
+        // outside. Each round kills it later, and what is checked holds whenever the kill comes.
+        std::thread::sleep(patient(LATER * u32::try_from(round).unwrap()));
         world.cluster.kill(&agent(CLIENT), Signal::SIGKILL);
         world.cluster.start_agent(CLIENT);
         world.leaves_by(&world.shop, GOVERNED, GATEWAYS[(round + 1) % 2]);
