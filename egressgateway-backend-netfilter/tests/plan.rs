@@ -8,6 +8,7 @@ use egressgateway::{
 use egressgateway_backend_netfilter::{
     Netfilter, NetfilterPlan, NetfilterSettings, NetfilterState,
 };
+use egressgateway_testkit::golden;
 
 fn plan(
     desired: &PolicyDesired,
@@ -21,14 +22,9 @@ fn plan(
 #[test]
 fn the_script_of_a_whole_node_is_the_golden_one() {
     let script = plan(&client(), &NetfilterState::default()).plan.to_string();
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.netfilter");
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(golden, &script).unwrap();
-    }
-    assert_eq!(
-        script,
-        std::fs::read_to_string(golden).unwrap(),
-        "UPDATE=1 writes the file"
+    golden::check(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.netfilter"),
+        &script,
     );
 }
 

@@ -10,6 +10,7 @@ use egressgateway::{
     Change, Driver, ErrorKind, Plan, PolicyDesired, model::SourceNat, model::Verdict,
 };
 use egressgateway_backend_nftables::{NftPlan, NftState, Nftables, NftablesSettings};
+use egressgateway_testkit::golden;
 
 fn plan(desired: &PolicyDesired, current: &NftState) -> Change<NftPlan, NftState> {
     Nftables::offline(NftablesSettings::default())
@@ -20,14 +21,9 @@ fn plan(desired: &PolicyDesired, current: &NftState) -> Change<NftPlan, NftState
 #[test]
 fn the_script_of_a_whole_node_is_the_golden_one() {
     let script = plan(&client(), &NftState::default()).plan.to_string();
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.nft");
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(golden, &script).unwrap();
-    }
-    assert_eq!(
-        script,
-        std::fs::read_to_string(golden).unwrap(),
-        "UPDATE=1 writes the file"
+    golden::check(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world.nft"),
+        &script,
     );
 }
 

@@ -1,11 +1,11 @@
-//! The chart's CustomResourceDefinitions are those of the types. `UPDATE=1 cargo test --test crds`
-//! writes them.
+//! The chart's CustomResourceDefinitions are those of the types.
 
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use egressgateway::api::crds;
+use egressgateway_testkit::golden;
 use serde_json::Value;
 
 const HEADER: &str = "# Generated from the types in egressgateway/src/api: change those, then run UPDATE=1 cargo test -p egressgateway --test crds\n";
@@ -16,16 +16,7 @@ fn the_chart_holds_what_the_types_say() {
     for crd in crds() {
         let file = folder.join(format!("{}.yaml", crd.spec.names.plural));
         let text = format!("{HEADER}{}", serde_yaml::to_string(&crd).unwrap());
-        if std::env::var_os("UPDATE").is_some_and(|update| update == "1") {
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(&file, &text).unwrap();
-        }
-        let found = fs::read_to_string(&file).unwrap_or_default();
-        assert!(
-            found == text,
-            "{} is out of date: run UPDATE=1 cargo test -p egressgateway --test crds",
-            file.display()
-        );
+        golden::check(file, &text);
     }
 }
 

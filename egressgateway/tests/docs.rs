@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeSet, env, fmt::Write, fs, path::PathBuf};
+use std::{collections::BTreeSet, fmt::Write, fs, path::PathBuf};
 
 use egressgateway::config::Config;
+use egressgateway_testkit::golden;
 use serde_yaml::Value;
 
 const CONFIGURATION: &str = "# Configuration
@@ -43,14 +44,7 @@ fn hold(name: &str, text: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../docs")
         .join(name);
-    if env::var_os("UPDATE").is_some_and(|update| update == "1") {
-        fs::write(&path, text).unwrap();
-    }
-    let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        written == text,
-        "docs/{name} differs from the code: run UPDATE=1 cargo test -p egressgateway --test docs"
-    );
+    golden::check(path, text);
 }
 
 #[test]

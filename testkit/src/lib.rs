@@ -4,6 +4,7 @@ pub mod apiserver;
 pub mod cluster;
 pub mod container;
 pub mod e2e;
+pub mod golden;
 pub mod image;
 pub mod kube;
 pub mod lab;

@@ -1,7 +1,5 @@
 //! The scenarios in `scenarios/`: golden plans of every node, checked by the tools that they are
 //! written for, and packets.
-//!
-//! `UPDATE=1` writes the golden plans anew.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -24,7 +22,7 @@ use egressgateway::{
 use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_netlink::{EgressAddresses, Steering, SteeringSettings};
-use egressgateway_testkit::netns;
+use egressgateway_testkit::{golden, netns};
 use egressgateway_tunnel_geneve::{Geneve, GeneveSettings, GeneveShape};
 use egressgateway_tunnel_vxlan::{Vxlan, VxlanSettings};
 use serde::Deserialize;
@@ -109,21 +107,6 @@ fn cluster_over(name: &str, tunnel: Arc<dyn Encapsulation>) -> Offline {
     cluster
 }
 
-/// Compares with the golden file, or writes it.
-fn golden(path: &Path, text: &str) {
-    if std::env::var_os("UPDATE").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-        return;
-    }
-    let expected = fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        expected == text,
-        "{} differs; UPDATE=1 writes it anew. Now:\n{text}",
-        path.display()
-    );
-}
-
 #[test]
 fn every_node_plans_what_it_always_did() {
     for name in scenarios() {
@@ -166,7 +149,7 @@ fn every_node_plans_what_it_always_did() {
                     .map(|backend| (format!("{node}.{}", backend.name), (backend.plan)(&desired))),
             );
             for (file, text) in plans {
-                golden(&folder().join("golden").join(&name).join(&file), &text);
+                golden::check(folder().join("golden").join(&name).join(&file), &text);
                 expected.insert(file);
             }
         }

@@ -1,7 +1,8 @@
 //! What metrics show, and that docs/metrics.md names each.
 
-use std::{env, fmt::Write, fs, path::Path, time::Duration};
+use std::{fmt::Write, time::Duration};
 
+use egressgateway_testkit::golden;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
 use super::{
@@ -144,13 +145,8 @@ fn the_documentation_names_every_metric() {
         rows(&agents),
         rows(&controllers)
     );
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    if env::var_os("UPDATE").is_some_and(|update| update == "1") {
-        fs::write(&path, &text).unwrap();
-    }
-    let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        written == text,
-        "docs/metrics.md differs from the code: run UPDATE=1 cargo test -p egressgateway --lib metrics"
+    golden::check(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md"),
+        &text,
     );
 }
