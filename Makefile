@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` shows the main job, `make test` runs everything. Both install what they need. A line `##` says in `make help` what the
 # target below it does.
-.PHONY: help demo check test test-kernel images e2e e2e-absence soak test-features test-kernels test-worlds fuzz bench bench-failover bench-scale package msrv powerset deny coverage setup
+.PHONY: help demo check test test-kernel images e2e e2e-absence soak test-features test-kernels test-foreign-rules fuzz bench bench-failover bench-scale package msrv powerset deny coverage setup
 
 ## This list
 help:
@@ -67,11 +67,11 @@ fuzz: setup
 test-kernels: setup
 	./scripts/test-kernels --write
 
-# Every world of foreign rules, where `make test` has a choice. A quarter of an hour.
-## Every world of foreign rules
-test-worlds: setup
+# All combinations of foreign rules, where `make test` has a choice. A quarter of an hour.
+## All combinations of foreign rules
+test-foreign-rules: setup
 	$(BUILD)
-	cargo test --package egressgateway-testkit --test datapath_worlds -- --nocapture --test-threads 1
+	cargo test --package egressgateway-testkit --test datapath_foreign_rules -- --nocapture --test-threads 1
 
 ## Benchmarks, as ratios within one run
 bench: setup

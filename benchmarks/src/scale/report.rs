@@ -279,16 +279,13 @@ fn processor(text: &mut String, figures: &Figures) {
 }
 
 fn settled(text: &mut String, figures: &Figures) {
-    let moments = [
+    let causes = [
         "start of the agent",
         "the rollout's last request",
         "one pod more",
         "one policy for every pod",
     ];
-    header(
-        text,
-        &[&["milliseconds after"], moments.as_slice()].concat(),
-    );
+    header(text, &[&["milliseconds after"], causes.as_slice()].concat());
     for (name, _) in AGENTS {
         let shown = |settled: &BTreeMap<String, Duration>| {
             settled

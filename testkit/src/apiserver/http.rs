@@ -251,7 +251,7 @@ fn one(
     body: &[u8],
 ) -> Result<Response<Body>, Refusal> {
     let object = |created: bool, object: &Value| {
-        json_answer(
+        json_response(
             if created {
                 StatusCode::CREATED
             } else {
@@ -393,7 +393,7 @@ fn list(shared: &Shared, call: &Call) -> Result<Response<Body>, Refusal> {
     let list = json!({
         "kind": format!("{}List", call.resource.kind), "apiVersion": call.resource.api_version(), "metadata": metadata, "items": items,
     });
-    Ok(json_answer(StatusCode::OK, &list))
+    Ok(json_response(StatusCode::OK, &list))
 }
 
 /// Where a list goes on: names have no spaces.
@@ -478,7 +478,7 @@ fn discover(shared: &Shared, parts: &Parts) -> Response<Body> {
             ));
         }
     };
-    json_answer(StatusCode::OK, &found)
+    json_response(StatusCode::OK, &found)
 }
 
 fn parse(body: &[u8]) -> Result<Value, Refusal> {
@@ -492,13 +492,13 @@ fn parse(body: &[u8]) -> Result<Value, Refusal> {
 }
 
 fn refused(refusal: &Refusal) -> Response<Body> {
-    json_answer(
+    json_response(
         StatusCode::from_u16(refusal.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         &refusal.to_json(),
     )
 }
 
-fn json_answer(status: StatusCode, object: &Value) -> Response<Body> {
+fn json_response(status: StatusCode, object: &Value) -> Response<Body> {
     let body = Full::new(Bytes::from(object.to_string())).map_err(|never| match never {});
     respond(status, BodyExt::boxed(body))
 }

@@ -46,9 +46,9 @@ fn flush() -> io::Result<()> {
     // Sequence, sender, and any family.
     request.resize(LENGTH as usize, 0);
     send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
-    let mut answer = [0; 256];
-    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    let errno = answer[..length]
+    let mut response = [0; 256];
+    let length = recv(socket.as_raw_fd(), &mut response, MsgFlags::empty())?;
+    let errno = response[..length]
         .get(ERRNO)
         .and_then(|bytes| bytes.try_into().ok())
         .map(i32::from_ne_bytes);
@@ -56,7 +56,7 @@ fn flush() -> io::Result<()> {
         Some(0) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(errno.saturating_abs())),
         None => Err(io::Error::other(
-            "the kernel's answer is no acknowledgement",
+            "the kernel's response is no acknowledgement",
         )),
     }
 }

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a datagram is sent before its answer counts as lost.
+/// How often a datagram is sent before its response counts as lost.
 const ATTEMPTS: u32 = 3;
 
-/// Numbers of all questions of the process: an answer that comes late, to a socket that has the
+/// Numbers of all questions of the process: a response that comes late, to a socket that has the
 /// port of an earlier one, is told from its own.
 static QUESTIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -154,7 +154,7 @@ pub(super) fn udp_socket(to: SocketAddr, port: u16, patience: Duration) -> io::R
     Ok(socket)
 }
 
-/// Sends until the answer comes, so often, at the distance of the socket's timeout.
+/// Sends until the response comes, so often, at the distance of the socket's timeout.
 fn ask(socket: &UdpSocket, text: &str, attempts: u32) -> io::Result<SocketAddr> {
     let distance = socket.read_timeout()?.unwrap_or_default();
     let mut last = io::Error::from(io::ErrorKind::TimedOut);
@@ -162,7 +162,7 @@ fn ask(socket: &UdpSocket, text: &str, attempts: u32) -> io::Result<SocketAddr> 
         let next = Instant::now() + distance;
         match socket
             .send(text.as_bytes())
-            .and_then(|_| answer(socket, text, next))
+            .and_then(|_| receive_response(socket, text, next))
         {
             Ok(source) => return Ok(source),
             Err(error) => last = lost(error),
@@ -173,12 +173,12 @@ fn ask(socket: &UdpSocket, text: &str, attempts: u32) -> io::Result<SocketAddr> 
     Err(last)
 }
 
-/// Waits for the answer to this question; late ones to earlier questions are passed over.
-fn answer(socket: &UdpSocket, text: &str, deadline: Instant) -> io::Result<SocketAddr> {
+/// Waits for the response to this question; late ones to earlier questions are passed over.
+fn receive_response(socket: &UdpSocket, text: &str, deadline: Instant) -> io::Result<SocketAddr> {
     let mut buffer = vec![0; 65_536];
     loop {
         let length = socket.recv(&mut buffer)?;
-        match split_answer(&buffer[..length]) {
+        match split_response(&buffer[..length]) {
             Some((source, rest)) if rest == text.as_bytes() => return Ok(source),
             _ if Instant::now() > deadline => return Err(io::ErrorKind::TimedOut.into()),
             _ => {}
@@ -186,11 +186,11 @@ fn answer(socket: &UdpSocket, text: &str, deadline: Instant) -> io::Result<Socke
     }
 }
 
-/// The source and the echoed payload of a datagram's answer.
-pub(super) fn split_answer(answer: &[u8]) -> Option<(SocketAddr, &[u8])> {
-    let end = answer.iter().position(|byte| *byte == b'\n')?;
-    let source = std::str::from_utf8(&answer[..end]).ok()?.parse().ok()?;
-    Some((source, &answer[end + 1..]))
+/// The source and the echoed payload of a datagram's response.
+pub(super) fn split_response(response: &[u8]) -> Option<(SocketAddr, &[u8])> {
+    let end = response.iter().position(|byte| *byte == b'\n')?;
+    let source = std::str::from_utf8(&response[..end]).ok()?.parse().ok()?;
+    Some((source, &response[end + 1..]))
 }
 
 fn source(line: &str) -> io::Result<SocketAddr> {

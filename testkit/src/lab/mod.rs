@@ -72,4 +72,4 @@ pub use process::{Process, ProcessSpec};
 pub use responder::Seen;
 pub use server::{Server, ServerSpec};
 pub use service::{Service, ServiceSpec};
-pub use stream::{Answer, Stream, StreamReport, StreamSpec};
+pub use stream::{Response, Stream, StreamReport, StreamSpec};

@@ -11,7 +11,7 @@ use std::{
 use super::{flow::Flow, running::Running};
 use crate::pace::patient;
 
-/// How long a connection or an answer may take before it counts as lost.
+/// How long a connection or a response may take before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A network namespace of a lab. [`Node`](super::Node), [`Pod`](super::Pod) and
@@ -70,7 +70,7 @@ impl Namespace {
     /// Opens a TCP connection and returns the source that the other end sees.
     ///
     /// # Errors
-    /// When it is refused, or when there is no answer for two seconds.
+    /// When it is refused, or when there is no response for two seconds.
     pub fn connect_tcp(&self, to: SocketAddr) -> io::Result<SocketAddr> {
         self.open_tcp(to).map(|flow| flow.source_seen())
     }
@@ -78,7 +78,7 @@ impl Namespace {
     /// Sends a datagram from a fresh port and returns the source that the other end sees.
     ///
     /// # Errors
-    /// When there is no answer for two seconds (it is asked for three times).
+    /// When there is no response for two seconds (it is asked for three times).
     pub fn connect_udp(&self, to: SocketAddr) -> io::Result<SocketAddr> {
         self.open_udp(to).map(|flow| flow.source_seen())
     }
@@ -104,8 +104,8 @@ impl Namespace {
     /// # Errors
     /// With the source that was seen when something did answer; when the lab has ended.
     pub fn cannot_reach(&self, to: SocketAddr, patience: Duration) -> io::Result<()> {
-        let answers = self.enter(|| [Flow::tcp(to, patience), Flow::udp(to, 0, patience)])?;
-        match answers.into_iter().flatten().next() {
+        let responses = self.enter(|| [Flow::tcp(to, patience), Flow::udp(to, 0, patience)])?;
+        match responses.into_iter().flatten().next() {
             None => Ok(()),
             Some(flow) => Err(io::Error::other(format!(
                 "{to} answered, and saw {}",
@@ -118,7 +118,7 @@ impl Namespace {
     /// the spread over ECMP paths.
     ///
     /// # Errors
-    /// At the first without an answer.
+    /// At the first without a response.
     pub fn connect_many(&self, to: SocketAddr, count: usize) -> io::Result<Vec<SocketAddr>> {
         self.enter(|| {
             (0..count)
@@ -132,7 +132,7 @@ impl Namespace {
     /// busy machine loses is sent again, for ten seconds.
     ///
     /// # Errors
-    /// At the first without an answer.
+    /// At the first without a response.
     pub fn connect_from(&self, to: SocketAddr, ports: Range<u16>) -> io::Result<Vec<SocketAddr>> {
         const ATTEMPTS: u32 = 40;
         let open = |port| Flow::udp_with(to, port, patient(PATIENCE * 5), ATTEMPTS);

@@ -16,7 +16,7 @@ pub enum Protocol {
     Udp,
     /// ICMP, or ICMPv6.
     Icmp,
-    /// No IP packet: an ARP request or answer, with sender and target as source and destination.
+    /// No IP packet: an ARP request or response, with sender and target as source and destination.
     Arp,
     /// Another IP protocol.
     Other(u8),

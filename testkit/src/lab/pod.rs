@@ -157,7 +157,7 @@ impl Pod {
             running: Arc::clone(running),
             name: Some(name),
         };
-        let seen = network.answer(&facts.addresses, PORT)?;
+        let seen = network.respond(&facts.addresses, PORT)?;
         Ok(Self {
             network,
             facts,

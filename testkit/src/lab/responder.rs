@@ -43,7 +43,7 @@ impl Namespace {
     ///
     /// # Errors
     /// When an address cannot be bound.
-    pub fn answer(&self, addresses: &[IpAddr], port: u16) -> io::Result<Seen> {
+    pub fn respond(&self, addresses: &[IpAddr], port: u16) -> io::Result<Seen> {
         start(self, addresses, port)
     }
 }
@@ -64,15 +64,15 @@ fn start(namespace: &Namespace, addresses: &[IpAddr], port: u16) -> io::Result<S
                 tokio::net::TcpListener::from_std(tcp)?,
                 tokio::net::UdpSocket::from_std(udp)?,
             );
-            runtime.spawn(answer_tcp(tcp, seen.clone()));
-            runtime.spawn(answer_udp(udp, seen.clone()));
+            runtime.spawn(respond_tcp(tcp, seen.clone()));
+            runtime.spawn(respond_udp(udp, seen.clone()));
             Ok(())
         })?;
     }
     Ok(seen)
 }
 
-async fn answer_tcp(listener: tokio::net::TcpListener, seen: Seen) {
+async fn respond_tcp(listener: tokio::net::TcpListener, seen: Seen) {
     loop {
         // An error here is one connection's (aborted before it was accepted), not the listener's.
         let Ok((mut stream, source)) = listener.accept().await else {
@@ -92,16 +92,16 @@ async fn answer_tcp(listener: tokio::net::TcpListener, seen: Seen) {
     }
 }
 
-async fn answer_udp(socket: tokio::net::UdpSocket, seen: Seen) {
+async fn respond_udp(socket: tokio::net::UdpSocket, seen: Seen) {
     let mut buffer = vec![0; BUFFER];
     loop {
-        // An error here is an ICMP message about an earlier answer.
+        // An error here is an ICMP message about an earlier response.
         let Ok((length, source)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
         seen.note(source);
-        let mut answer = format!("{source}\n").into_bytes();
-        answer.extend_from_slice(&buffer[..length]);
-        let _ = socket.send_to(&answer, source).await;
+        let mut response = format!("{source}\n").into_bytes();
+        response.extend_from_slice(&buffer[..length]);
+        let _ = socket.send_to(&response, source).await;
     }
 }

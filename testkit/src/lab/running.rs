@@ -49,7 +49,7 @@ impl Running {
         let topology = Topology::new(settings)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            .thread_name("lab-answer")
+            .thread_name("lab-responder")
             .enable_all()
             .build()?;
         let mut state = State::default();

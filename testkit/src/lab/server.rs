@@ -101,7 +101,7 @@ impl Server {
             running: Arc::clone(running),
             name: Some(name),
         };
-        let seen = network.answer(&spec.addresses, spec.port)?;
+        let seen = network.respond(&spec.addresses, spec.port)?;
         let endpoints = spec
             .addresses
             .iter()

@@ -13,13 +13,13 @@ use std::{
 };
 
 use super::{
-    flow::{split_answer, udp_socket},
+    flow::{split_response, udp_socket},
     lock::locked,
     namespace::{Namespace, PATIENCE},
 };
 use crate::pace::patient;
 
-/// How long answers are waited for once the last datagram was sent, while some are missing.
+/// How long responses are waited for once the last datagram was sent, while some are missing.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// A sender to be.
@@ -58,17 +58,17 @@ impl StreamSpec {
         self
     }
 
-    /// Waits so long for the first answer.
+    /// Waits so long for the first response.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Starts, and returns once the first answer is back.
+    /// Starts, and returns once the first response is back.
     ///
     /// # Errors
-    /// When there is no first answer within two seconds, or the patience given.
+    /// When there is no first response within two seconds, or the patience given.
     pub fn start(self) -> io::Result<Stream> {
         let shared = Arc::new(Shared::default());
         let patience = patient(self.patience);
@@ -98,7 +98,7 @@ impl StreamSpec {
                 || stream.thread.as_ref().is_some_and(JoinHandle::is_finished)
             {
                 stream.finish()?;
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "no first answer"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "no first response"));
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -109,7 +109,7 @@ impl StreamSpec {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    answers: Mutex<Vec<Answer>>,
+    responses: Mutex<Vec<Response>>,
 }
 
 /// A running sender.
@@ -119,14 +119,14 @@ pub struct Stream {
     thread: Option<JoinHandle<io::Result<Sent>>>,
 }
 
-/// One answer of a stream.
+/// One response of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     /// Number of the datagram, from 0.
     pub number: u64,
     /// The source that the other end saw.
     pub source: SocketAddr,
-    /// When the answer arrived.
+    /// When the response arrived.
     pub at: Instant,
 }
 
@@ -142,66 +142,70 @@ struct Sent {
 pub struct StreamReport {
     /// Datagrams sent.
     pub sent: u64,
-    /// The answers, by arrival.
-    pub answers: Vec<Answer>,
-    /// The longest time without an answer, between the first datagram and the last.
+    /// The responses, by arrival.
+    pub responses: Vec<Response>,
+    /// The longest time without a response, between the first datagram and the last.
     pub longest_gap: Duration,
-    /// How many answers tell of each source address.
+    /// How many responses tell of each source address.
     pub sources: BTreeMap<IpAddr, usize>,
 }
 
 impl StreamReport {
-    /// How many datagrams have no answer.
+    /// How many datagrams have no response.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        let answered: BTreeSet<u64> = self.answers.iter().map(|answer| answer.number).collect();
+        let answered: BTreeSet<u64> = self
+            .responses
+            .iter()
+            .map(|response| response.number)
+            .collect();
         self.sent.saturating_sub(answered.len() as u64)
     }
 }
 
 impl Stream {
-    /// How many answers have come so far.
+    /// How many responses have come so far.
     #[must_use]
     pub fn answered(&self) -> usize {
-        locked(&self.shared.answers).len()
+        locked(&self.shared.responses).len()
     }
 
-    /// The last answer so far.
+    /// The last response so far.
     #[must_use]
-    pub fn last(&self) -> Option<Answer> {
-        locked(&self.shared.answers).last().copied()
+    pub fn last(&self) -> Option<Response> {
+        locked(&self.shared.responses).last().copied()
     }
 
-    /// Waits for the next answer that satisfies `wanted` and arrives after this call.
+    /// Waits for the next response that satisfies `wanted` and arrives after this call.
     ///
     /// # Errors
     /// When none does within `timeout`.
     pub fn wait_for(
         &self,
         timeout: Duration,
-        wanted: impl Fn(&Answer) -> bool,
-    ) -> io::Result<Answer> {
+        wanted: impl Fn(&Response) -> bool,
+    ) -> io::Result<Response> {
         let mut from = self.answered();
         let deadline = Instant::now() + timeout;
         loop {
             {
-                let answers = locked(&self.shared.answers);
-                if let Some(answer) = answers[from..].iter().find(|answer| wanted(answer)) {
-                    return Ok(*answer);
+                let responses = locked(&self.shared.responses);
+                if let Some(response) = responses[from..].iter().find(|response| wanted(response)) {
+                    return Ok(*response);
                 }
-                from = answers.len();
+                from = responses.len();
             }
             if Instant::now() > deadline {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    format!("no such answer; the last is {:?}", self.last()),
+                    format!("no such response; the last is {:?}", self.last()),
                 ));
             }
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Stops sending, waits a moment for answers under way, and reports.
+    /// Stops sending, waits a moment for responses under way, and reports.
     ///
     /// # Errors
     /// When sending was impossible from the beginning (a destination that is unreachable for a
@@ -214,15 +218,15 @@ impl Stream {
         let sent = thread
             .join()
             .map_err(|_| io::Error::other("the sender panicked"))??;
-        let answers = locked(&self.shared.answers).clone();
+        let responses = locked(&self.shared.responses).clone();
         let mut sources = BTreeMap::new();
-        for answer in &answers {
-            *sources.entry(answer.source.ip()).or_default() += 1;
+        for response in &responses {
+            *sources.entry(response.source.ip()).or_default() += 1;
         }
         Ok(StreamReport {
             sent: sent.count,
-            longest_gap: longest_gap(&answers, sent),
-            answers,
+            longest_gap: longest_gap(&responses, sent),
+            responses,
             sources,
         })
     }
@@ -234,10 +238,10 @@ impl Drop for Stream {
     }
 }
 
-fn longest_gap(answers: &[Answer], sent: Sent) -> Duration {
-    let times = answers
+fn longest_gap(responses: &[Response], sent: Sent) -> Duration {
+    let times = responses
         .iter()
-        .map(|answer| answer.at)
+        .map(|response| response.at)
         .filter(|at| *at < sent.last)
         .chain([sent.last]);
     let mut longest = Duration::ZERO;
@@ -253,9 +257,9 @@ fn longest_gap(answers: &[Answer], sent: Sent) -> Duration {
 type Sender = (u64, UdpSocket);
 
 /// Sends until told to stop; receives in between on every socket whose datagram may still be
-/// answered. How fast the host is decides how late an answer comes, and not whether it is counted.
+/// answered. How fast the host is decides how late a response comes, and not whether it is counted.
 fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io::Result<Sent> {
-    /// So many datagrams may be without an answer; one that is older is lost.
+    /// So many datagrams may be without a response; one that is older is lost.
     const WAITING: usize = 400;
     let open = || {
         let socket = udp_socket(to, 0, interval)?;
@@ -288,21 +292,21 @@ fn send(shared: &Shared, to: SocketAddr, interval: Duration, fresh: bool) -> io:
         receive_until(shared, &mut waiting, fresh, Instant::now() + interval);
     }
     let end = Instant::now() + patient(AFTERMATH);
-    let answered = |shared: &Shared| locked(&shared.answers).len() as u64 >= sent.count;
+    let answered = |shared: &Shared| locked(&shared.responses).len() as u64 >= sent.count;
     while !answered(shared) && Instant::now() < end {
         receive_until(shared, &mut waiting, fresh, Instant::now() + interval);
     }
     Ok(sent)
 }
 
-/// Receives what comes until `deadline`. A fresh socket has done its work once it has an answer.
+/// Receives what comes until `deadline`. A fresh socket has done its work once it has a response.
 fn receive_until(shared: &Shared, waiting: &mut VecDeque<Sender>, fresh: bool, deadline: Instant) {
     let mut buffer = [0; 256];
     loop {
         let mut answered = BTreeSet::new();
         for (first, socket) in &*waiting {
             while let Ok(length) = socket.recv(&mut buffer) {
-                let Some((source, payload)) = split_answer(&buffer[..length]) else {
+                let Some((source, payload)) = split_response(&buffer[..length]) else {
                     continue;
                 };
                 let Some(number) = std::str::from_utf8(payload)
@@ -311,7 +315,7 @@ fn receive_until(shared: &Shared, waiting: &mut VecDeque<Sender>, fresh: bool, d
                 else {
                     continue;
                 };
-                locked(&shared.answers).push(Answer {
+                locked(&shared.responses).push(Response {
                     number,
                     source,
                     at: Instant::now(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use egressgateway_testkit::{
-    lab::{Answer, Pod, PodSpec},
+    lab::{Pod, PodSpec, Response},
     pace::patient,
 };
 
@@ -153,13 +153,13 @@ pub(crate) fn what_began_before_a_policy_does_not_go_on_past_it(path: &DataPath)
     world.cluster.apply(GATEWAY);
     world.cluster.apply(&usual_policy());
     for stream in &streams {
-        let gateway = |answer: &Answer| {
+        let gateway = |response: &Response| {
             world
                 .cluster
                 .lab
                 .node(GATEWAYS[0])
                 .addresses()
-                .contains(&answer.source.ip())
+                .contains(&response.source.ip())
         };
         stream
             .wait_for(patient(Duration::from_secs(10)), gateway)

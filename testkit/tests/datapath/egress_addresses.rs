@@ -8,7 +8,7 @@ use std::{
 
 use egressgateway_testkit::{
     cluster::agent,
-    lab::{Answer, Capture, PodSpec, Process, Protocol},
+    lab::{Capture, PodSpec, Process, Protocol, Response},
     pace::patient,
 };
 use nix::sys::signal::Signal;
@@ -135,7 +135,7 @@ pub(crate) fn an_address_goes_to_the_next_node_and_a_lost_owner_that_comes_back_
         },
     );
     for stream in &streams {
-        let later = |answer: &Answer| answer.at > began;
+        let later = |response: &Response| response.at > began;
         stream
             .wait_for(patient(Duration::from_secs(15)), later)
             .unwrap_or_else(|error| panic!("{error}\n{}", world.cluster.logs()));
@@ -530,7 +530,7 @@ pub(crate) fn with_only_the_link_between_the_gateways_cut_one_node_answers_all_a
             answers.len()
         );
         assert!(
-            answers.iter().all(|answer| answer.from == owner),
+            answers.iter().all(|response| response.from == owner),
             "{here} answered for {address}"
         );
     }

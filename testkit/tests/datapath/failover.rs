@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use egressgateway_testkit::{
     cluster::agent,
-    lab::{Answer, Stream},
+    lab::{Response, Stream},
     pace::patient,
 };
 use nix::sys::signal::Signal;
@@ -44,13 +44,13 @@ fn streams(world: &World) -> Vec<Stream> {
 /// Waits until every stream is seen with this node's address.
 fn moved_to(world: &World, streams: &[Stream], node: &str) {
     for stream in streams {
-        let there = |answer: &Answer| {
+        let there = |response: &Response| {
             world
                 .cluster
                 .lab
                 .node(node)
                 .addresses()
-                .contains(&answer.source.ip())
+                .contains(&response.source.ip())
         };
         stream
             .wait_for(patient(Duration::from_secs(10)), there)
@@ -125,13 +125,13 @@ pub(crate) fn gateways_that_nobody_hears_of_carry_traffic_as_long_as_they_answer
     }
     for stream in streams {
         let report = stream.finish().unwrap();
-        let moved = report.answers.iter().find(|answer| {
+        let moved = report.responses.iter().find(|response| {
             !world
                 .cluster
                 .lab
                 .node(GATEWAYS[0])
                 .addresses()
-                .contains(&answer.source.ip())
+                .contains(&response.source.ip())
         });
         assert!(moved.is_none(), "{moved:?}");
     }

@@ -16,7 +16,7 @@ mod egress_addresses;
 mod failover;
 mod failures;
 mod flushes;
-mod foreign;
+mod foreign_rules;
 mod forwarding;
 mod helpers;
 mod hosts;

@@ -151,7 +151,7 @@ macro_rules! every_check_on {
                 a_firewall_of_iptables_nft_that_drops_transit_lets_exits_pass
                 a_firewall_of_iptables_legacy_that_drops_transit_lets_exits_pass
                 a_firewall_of_nftables_that_drops_transit_loses_traffic_and_leaks_none;
-            foreign:
+            foreign_rules:
                 among_rules_of_kube_proxy_and_an_overlay
                 among_rules_of_calico_that_appends
                 among_rules_of_calico_that_inserts;

@@ -17,7 +17,7 @@ mod egress_addresses;
 mod failover;
 mod failures;
 mod flushes;
-mod foreign;
+mod foreign_rules;
 mod forwarding;
 mod helpers;
 mod hosts;

@@ -169,7 +169,7 @@ pub(crate) fn load_balancers_of_the_own_cluster_are_reached_where_everything_out
     let world = start(path);
     let far = world.cluster.pod("client-2", "far");
     let client_2 = world.cluster.lab.node("client-2");
-    client_2.answer(&client_2.addresses(), 9443).unwrap();
+    client_2.respond(&client_2.addresses(), 9443).unwrap();
     world.cluster.apply(GATEWAY);
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
@@ -220,7 +220,7 @@ pub(crate) fn an_address_that_only_its_node_knows_of_is_reached_wherever_it_is(p
             ))
             .unwrap();
         let addresses = [v4, v6].map(|address| address.parse().unwrap());
-        holder.answer(&addresses, PORT).unwrap();
+        holder.respond(&addresses, PORT).unwrap();
         for address in addresses {
             for pod in [&world.shop, &world.local] {
                 let at = SocketAddr::new(address, PORT);

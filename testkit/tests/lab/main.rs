@@ -1,4 +1,4 @@
-//! The lab's own world, before any egress gateway is in it.
+//! The lab itself, before any egress gateway is in it.
 #![allow(clippy::unwrap_used)]
 
 mod life;

@@ -139,7 +139,7 @@ fn a_node_without_power_is_out_of_everyones_reach() {
         node1.v6().into(),
         node1.management().into(),
     ];
-    node1.answer(&all, 7000).unwrap();
+    node1.respond(&all, 7000).unwrap();
     let (node2, root) = (lab.node("node2"), lab.root());
     assert_eq!(
         node2.connect_tcp((node1.v4(), 7000).into()).unwrap().ip(),

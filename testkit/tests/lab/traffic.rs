@@ -234,7 +234,7 @@ fn the_management_network_is_for_nodes_and_not_for_pods() {
         return;
     }
     let lab = lab();
-    let api = lab.root().answer(&[MANAGEMENT.into()], 6443).unwrap();
+    let api = lab.root().respond(&[MANAGEMENT.into()], 6443).unwrap();
     let pod = lab.pod("node1", "pod-a").unwrap();
     let node1 = lab.node("node1");
     let at = SocketAddr::new(MANAGEMENT.into(), 6443);
@@ -277,7 +277,7 @@ fn a_node_may_have_a_second_interface_and_other_addresses() {
     let (a, b) = (lab.node("a"), lab.node("b"));
     assert_eq!(b.v4().to_string(), "10.6.0.102");
     let second: Vec<IpAddr> = vec!["10.7.0.2".parse().unwrap(), "fd00:7::2".parse().unwrap()];
-    b.answer(&second, 7000).unwrap();
+    b.respond(&second, 7000).unwrap();
     assert_eq!(
         a.connect_tcp((second[0], 7000).into())
             .unwrap()

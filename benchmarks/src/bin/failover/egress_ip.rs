@@ -11,7 +11,7 @@ use std::{
 
 use egressgateway_testkit::{
     cluster::agent,
-    lab::{Answer, Capture, Packet, Protocol},
+    lab::{Capture, Packet, Protocol, Response},
 };
 use nix::sys::signal::Signal;
 
@@ -128,7 +128,7 @@ fn lose_owner(scene: &mut Scene, told: Told) -> io::Result<Measured> {
     )?;
     let moved = Instant::now();
     for stream in &streams {
-        stream.wait_for(PATIENCE, |answer: &Answer| answer.at > moved)?;
+        stream.wait_for(PATIENCE, |response: &Response| response.at > moved)?;
     }
     let mut gaps = Vec::new();
     for (stream, address) in streams.into_iter().zip(&addresses) {

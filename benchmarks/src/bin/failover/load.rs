@@ -39,7 +39,7 @@ pub(crate) fn measure(time: Duration) -> io::Result<String> {
         let lost = lost(scene) - before;
         for (family, report) in FAMILIES.into_iter().zip(reports) {
             let changes = report
-                .answers
+                .responses
                 .windows(2)
                 .filter(|pair| pair[0].source.ip() != pair[1].source.ip())
                 .count();

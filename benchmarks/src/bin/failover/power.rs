@@ -3,7 +3,7 @@
 
 use std::{io, thread, time::Duration};
 
-use egressgateway_testkit::{cluster::agent, lab::Answer};
+use egressgateway_testkit::{cluster::agent, lab::Response};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -47,7 +47,7 @@ fn lose_power(scene: &mut Scene, after: u64) -> io::Result<Vec<Duration>> {
     thread::sleep(Duration::from_millis(after));
     scene.cluster.lab.node(active).power_off()?;
     let addresses = scene.cluster.lab.node(active).addresses();
-    let elsewhere = |answer: &Answer| !addresses.contains(&answer.source.ip());
+    let elsewhere = |response: &Response| !addresses.contains(&response.source.ip());
     for stream in &streams {
         stream.wait_for(PATIENCE, elsewhere)?;
     }

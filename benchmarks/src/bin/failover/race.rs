@@ -141,7 +141,7 @@ fn race(scene: &Scene, pod: &Pod, known_after: u64) -> io::Result<Outcome> {
             outcome.sent += report.sent;
             outcome
                 .answers
-                .extend(report.answers.iter().map(|answer| answer.source.ip()));
+                .extend(report.responses.iter().map(|answer| answer.source.ip()));
         }
         let source = connecting
             .join()

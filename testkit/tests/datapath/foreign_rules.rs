@@ -1,9 +1,9 @@
 //! Rules of kube-proxy and Calico all around: everything works, and they are as they were.
 //!
-//! Three worlds of the many, each other in all that matters, so that the list stays short: both
-//! flavours of iptables, jumps that others insert and append, each mode of the reverse-path filter,
-//! plain routes and an overlay. All worlds have both families and drop by default what is
-//! forwarded. `worlds.rs` runs all combinations.
+//! Three combinations of the many, each other in all that matters, so that the list stays short:
+//! both flavours of iptables, jumps that others insert and append, each mode of the reverse-path
+//! filter, plain routes and an overlay. All have both families and drop by default what is
+//! forwarded. `all_foreign_rules.rs` runs all combinations.
 
 use std::fmt::Write;
 

@@ -1,10 +1,11 @@
-//! What takes many minutes, for whoever changes the rules: all worlds of which [`foreign`] has a
-//! choice, and what a quarrel with Calico costs. `make test-worlds` runs it.
+//! What takes many minutes, for whoever changes the rules: all combinations of foreign rules of
+//! which [`foreign_rules`] has a choice, and what a quarrel with Calico costs. `make test-foreign-rules`
+//! runs it.
 #![allow(clippy::unwrap_used, missing_docs)]
 // The checks of the one list belong to other programs.
 #![allow(dead_code)]
 
-mod foreign;
+mod foreign_rules;
 mod hosts;
 mod world;
 
@@ -14,12 +15,12 @@ use egressgateway_testkit::{
     lab::{Components, Families, RuleTool},
     netns::have_root,
 };
-use foreign::{APPENDS, INSERTS, host, lives_among};
+use foreign_rules::{APPENDS, INSERTS, host, lives_among};
 use world::{CLIENT, DataPath, GATEWAYS, GOVERNED, World};
 
 const SECONDS: u64 = 90;
 
-fn every_world(backend: &'static str) {
+fn among_all(backend: &'static str) {
     if !have_root() {
         return;
     }
@@ -41,12 +42,12 @@ fn every_world(backend: &'static str) {
 
 #[test]
 fn nftables_lives_in_every_world() {
-    every_world("nftables");
+    among_all("nftables");
 }
 
 #[test]
 fn netfilter_lives_in_every_world() {
-    every_world("netfilter");
+    among_all("netfilter");
 }
 
 /// How often two who insist on the first place write, and what gets through meanwhile. What it
