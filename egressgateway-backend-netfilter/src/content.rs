@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::{
     mark_layout::MarkLayout,
-    names::{Common, keeper_set, kept_set, where_set},
+    names::{Common, keep_pods_set, keep_source_set, verdicts_set},
     numbers::{Numbers, Uses},
     roles::Roles as _,
     set::{Entry, Set, Shape},
@@ -211,7 +211,7 @@ impl Change<'_> {
 
     /// What a class's destinations say of a range; the rest passes.
     fn put_place(&mut self, class: ClassId, range: IpRange, entry: Entry) {
-        let (name, pass) = (where_set(class, range.family()), self.pass());
+        let (name, pass) = (verdicts_set(class, range.family()), self.pass());
         let set = self.sets.entry(name).or_insert_with(|| {
             let mut set = Set::new(Shape::networks(range.family(), true));
             set.entries
@@ -222,7 +222,7 @@ impl Change<'_> {
     }
 
     fn take_place(&mut self, class: ClassId, range: IpRange) {
-        let (name, pass) = (where_set(class, range.family()), self.pass());
+        let (name, pass) = (verdicts_set(class, range.family()), self.pass());
         let Some(set) = self.sets.get_mut(&name) else {
             return;
         };
@@ -255,7 +255,7 @@ impl Change<'_> {
     fn subnets(&mut self) -> Result<(), Error> {
         let (gone, come) = halves(self.from.subnets.diff(&self.to.subnets));
         for (range, _) in gone {
-            self.take(&Common::Nets.name(range.family()), prefixes(*range));
+            self.take(&Common::Subnets.name(range.family()), prefixes(*range));
         }
         for (range, class) in come {
             let before = self.to.subnets.range(..*range).next_back();
@@ -266,7 +266,11 @@ impl Change<'_> {
                 ));
             }
             let entry = self.class(*class);
-            self.put(&Common::Nets.name(range.family()), prefixes(*range), entry);
+            self.put(
+                &Common::Subnets.name(range.family()),
+                prefixes(*range),
+                entry,
+            );
         }
         Ok(())
     }
@@ -364,7 +368,7 @@ impl Change<'_> {
         for ((class, range), verdict) in gone {
             self.take_place(*class, *range);
             if self.from.keeps(verdict) {
-                self.take_own(&kept_set(*class, range.family()), *range);
+                self.take_own(&keep_source_set(*class, range.family()), *range);
             }
         }
         come.into_iter()
@@ -412,7 +416,7 @@ impl Change<'_> {
         };
         self.put_place(*class, *range, entry);
         if self.to.keeps(verdict) {
-            self.put_own(kept_set(*class, range.family()), *range);
+            self.put_own(keep_source_set(*class, range.family()), *range);
         }
         Ok(())
     }
@@ -433,16 +437,16 @@ impl Change<'_> {
         }
         old.keeping
             .keys()
-            .for_each(|(class, family)| drop(self.sets.remove(&keeper_set(*class, *family))));
+            .for_each(|(class, family)| drop(self.sets.remove(&keep_pods_set(*class, *family))));
         for (class, family) in new.keeping.keys() {
             self.sets.insert(
-                keeper_set(*class, *family),
+                keep_pods_set(*class, *family),
                 Set::new(Shape::networks(*family, false)),
             );
         }
         for (range, class) in &self.to.subnets {
             self.put(
-                &keeper_set(*class, range.family()),
+                &keep_pods_set(*class, range.family()),
                 prefixes(*range),
                 Entry::In,
             );
@@ -465,7 +469,7 @@ impl Change<'_> {
             (other, Entry::Out),
             (Some(class).filter(keeping), Entry::In),
         ] {
-            let Some(name) = class.map(|class| keeper_set(class, family)) else {
+            let Some(name) = class.map(|class| keep_pods_set(class, family)) else {
                 continue;
             };
             if there {

@@ -471,3 +471,75 @@ fn between_any_two_writes_nothing_leaves_with_an_address_that_others_dispute() {
         }
     }
 }
+
+/// The state as a former version left it: the same, with the names of then.
+fn former(state: &NetfilterState) -> NetfilterState {
+    let name = |text: &String| {
+        [
+            ("egw-subnets-", "egw-nets-"),
+            ("egw-verdicts-", "egw-where-"),
+            ("egw-keep-pods-", "egw-keeper-"),
+            ("egw-keep-source-", "egw-kept-"),
+            ("EGW-SNAT-KEEP", "EGW-AS-SELF"),
+            ("EGW-SNAT-", "EGW-AS-"),
+            ("EGW-INVALID-UNTRACKED", "EGW-STRAY"),
+            ("EGW-ARRIVE-UNPINNED", "EGW-MISSED"),
+        ]
+        .iter()
+        .fold(text.clone(), |text, (now, then)| text.replace(now, then))
+    };
+    let sets = state
+        .sets
+        .iter()
+        .map(|(set, body)| (name(set), body.clone()));
+    let tables = state.tables.iter().map(|(key, table)| {
+        let chains = table
+            .chains
+            .iter()
+            .map(|(chain, rules)| (name(chain), rules.iter().map(name).collect()));
+        let table = Table {
+            chains: chains.collect(),
+            jumps: table.jumps.clone(),
+        };
+        (key.clone(), Arc::new(table))
+    });
+    NetfilterState::observed(sets.collect(), tables.collect())
+}
+
+/// An upgrade alone changes nothing: at each moment a packet meets what it met before. With another
+/// change in the same plan it meets the old or the new, or is dropped.
+#[test]
+fn between_any_two_writes_of_an_upgrade_a_packet_meets_what_it_met_before() {
+    let bits = MarkLayout::new(MarkMask::default());
+    let mut others = worlds(false);
+    let no_exit = [others.swap_remove(1), others.swap_remove(3)];
+    let worlds = [&no_exit[..], &worlds(true)[..]].concat();
+    for (from, before) in worlds.iter().enumerate() {
+        let present = NetfilterState::of(before, bits, &NetfilterState::default()).unwrap();
+        let current = former(&present);
+        let mut now = current.clone();
+        for step in plan(&current, &present, bits).steps {
+            for moment in intermediate_states(&now, &step) {
+                for pod in ["10.244.0.1", "10.244.0.2", "10.244.0.3"] {
+                    for to in ["10.6.1.5", "10.6.2.5", "10.9.9.9"] {
+                        assert_eq!(
+                            met(&moment, pod, to),
+                            met(&present, pod, to),
+                            "{from}: {pod} to {to} at\n{step:?}"
+                        );
+                    }
+                }
+                now = moment;
+            }
+        }
+        assert!(now == present, "{from}: the plan leads elsewhere");
+        for (to, desired) in worlds.iter().enumerate() {
+            check_all(
+                &current,
+                &[before],
+                desired,
+                &format!("former {from} → {to}"),
+            );
+        }
+    }
+}

@@ -18,7 +18,7 @@
 //!
 //! // A plan is what ipset and iptables-restore would be given.
 //! let change = Netfilter::offline(NetfilterSettings::default()).plan(&desired, &NetfilterState::default())?;
-//! assert!(change.plan.to_string().contains("add egw-where-00000001-v4 10.6.1.0/24 skbmark 0x11000000/0xff00ffff\n"));
+//! assert!(change.plan.to_string().contains("add egw-verdicts-00000001-v4 10.6.1.0/24 skbmark 0x11000000/0xff00ffff\n"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

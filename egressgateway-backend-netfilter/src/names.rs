@@ -11,13 +11,18 @@ pub(crate) const SET_PREFIX: &str = "egw-";
 /// Chains that look up the destination of a class.
 pub(crate) const CLASS_PREFIX: &str = "EGW-C-";
 /// Chains that give a connection its source.
-pub(crate) const AS_PREFIX: &str = "EGW-AS-";
+pub(crate) const SNAT_PREFIX: &str = "EGW-SNAT-";
+/// Before they got their present name.
+pub(crate) const FORMER_SNAT_PREFIX: &str = "EGW-AS-";
 /// Sets of the destinations of a class.
-pub(crate) const WHERE_PREFIX: &str = "egw-where-";
+pub(crate) const VERDICTS_PREFIX: &str = "egw-verdicts-";
+/// Before they got their present name.
+pub(crate) const FORMER_VERDICTS_PREFIX: &str = "egw-where-";
+/// Before [`Common::Subnets`] got its present name.
+pub(crate) const FORMER_SUBNETS_PREFIX: &str = "egw-nets-";
 /// The comment on jumps from the kernel's own chains into ours.
 pub(crate) const COMMENT: &str = "egressgateway";
 
-/// Longest name of a set: `IPSET_MAXNAMELEN` without the closing zero.
 /// Whether rules can name a device like this. A plus at the end is iptables' wildcard.
 pub(crate) fn is_device(name: &str) -> bool {
     (1..16).contains(&name.len())
@@ -26,6 +31,7 @@ pub(crate) fn is_device(name: &str) -> bool {
             .all(|c| c.is_ascii_graphic() && !"\"\\'/!+*".contains(c))
 }
 
+/// Longest name of a set: `IPSET_MAXNAMELEN` without the closing zero.
 #[cfg(test)]
 pub(crate) const SET_NAME_LENGTH: usize = 31;
 /// Longest name of a chain: `XT_EXTENSION_MAXNAMELEN` without the closing zero.
@@ -59,7 +65,7 @@ pub(crate) const FORWARD: &str = "EGW-FORWARD";
 pub(crate) const GUARD: &str = "EGW-GUARD";
 pub(crate) const GUARD_ANSWERS: &str = "EGW-GUARD-ANSWERS";
 pub(crate) const ANSWERS: &str = "EGW-ANSWERS";
-pub(crate) const STRAY: &str = "EGW-STRAY";
+pub(crate) const INVALID_UNTRACKED: &str = "EGW-INVALID-UNTRACKED";
 pub(crate) const LOST: &str = "EGW-LOST";
 pub(crate) const TOWARDS_POD: &str = "EGW-TOWARDS-POD";
 pub(crate) const KEEP: &str = "EGW-KEEP";
@@ -71,7 +77,7 @@ pub(crate) const TRANSLATED: &str = "EGW-TRANSLATED";
 /// Came through the overlay.
 pub(crate) const ARRIVE: &str = "EGW-ARRIVE";
 /// Came through the overlay, and nothing pinned it when it began.
-pub(crate) const MISSED: &str = "EGW-MISSED";
+pub(crate) const ARRIVE_UNPINNED: &str = "EGW-ARRIVE-UNPINNED";
 /// Forwarded, and nothing pinned it.
 pub(crate) const UNPINNED: &str = "EGW-UNPINNED";
 /// Nothing of the connection leaves any more, and the agent ends it.
@@ -94,8 +100,8 @@ pub(crate) const NO_VERDICT: &str = "EGW-NO-VERDICT";
 pub(crate) const UNCLASSIFIED: &str = "EGW-UNCLASSIFIED";
 pub(crate) const EXIT: &str = "EGW-EXIT";
 pub(crate) const SOURCE: &str = "EGW-SOURCE";
-pub(crate) const AS_NODE_CHAIN: &str = "EGW-AS-NODE";
-pub(crate) const AS_SELF_CHAIN: &str = "EGW-AS-SELF";
+pub(crate) const SNAT_NODE: &str = "EGW-SNAT-NODE";
+pub(crate) const SNAT_KEEP: &str = "EGW-SNAT-KEEP";
 /// Outer packets for this node.
 pub(crate) const OUTER: &str = "EGW-OUTER";
 pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
@@ -130,7 +136,7 @@ pub(crate) const UNTRACKED: &str = "EGW-UNTRACKED";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Common {
     Pods,
-    Nets,
+    Subnets,
     Exempt,
     Local,
     /// Addresses that are this node's pods' where packets come by the devices of pods.
@@ -149,7 +155,7 @@ pub(crate) enum Common {
 impl Common {
     pub(crate) const ALL: [Self; 10] = [
         Self::Pods,
-        Self::Nets,
+        Self::Subnets,
         Self::Exempt,
         Self::Local,
         Self::Wide,
@@ -163,7 +169,7 @@ impl Common {
     pub(crate) fn name(self, family: Family) -> String {
         let what = match self {
             Self::Pods => "pods",
-            Self::Nets => "nets",
+            Self::Subnets => "subnets",
             Self::Exempt => "exempt",
             Self::Local => "local",
             Self::Wide => "wide",
@@ -177,19 +183,32 @@ impl Common {
     }
 }
 
+/// The name that a set of the subnets' classes had before.
+pub(crate) fn former_subnets(family: Family) -> String {
+    format!("{FORMER_SUBNETS_PREFIX}{}", suffix(family))
+}
+
 /// Where the pods of a class go.
-pub(crate) fn where_set(class: ClassId, family: Family) -> String {
-    format!("{WHERE_PREFIX}{:08x}-{}", class.get(), suffix(family))
+pub(crate) fn verdicts_set(class: ClassId, family: Family) -> String {
+    format!("{VERDICTS_PREFIX}{:08x}-{}", class.get(), suffix(family))
 }
 
 /// The pods of a class that leave here as themselves.
-pub(crate) fn keeper_set(class: ClassId, family: Family) -> String {
-    format!("{SET_PREFIX}keeper-{:08x}-{}", class.get(), suffix(family))
+pub(crate) fn keep_pods_set(class: ClassId, family: Family) -> String {
+    format!(
+        "{SET_PREFIX}keep-pods-{:08x}-{}",
+        class.get(),
+        suffix(family)
+    )
 }
 
 /// The destinations that they have when they do.
-pub(crate) fn kept_set(class: ClassId, family: Family) -> String {
-    format!("{SET_PREFIX}kept-{:08x}-{}", class.get(), suffix(family))
+pub(crate) fn keep_source_set(class: ClassId, family: Family) -> String {
+    format!(
+        "{SET_PREFIX}keep-source-{:08x}-{}",
+        class.get(),
+        suffix(family)
+    )
 }
 
 /// The chain that looks up the destination of a class.
@@ -218,9 +237,9 @@ mod tests {
         let class = ClassId::new(u32::MAX).into_iter();
         for class in class {
             for name in [
-                where_set(class, Family::V4),
-                keeper_set(class, Family::V6),
-                kept_set(class, Family::V6),
+                verdicts_set(class, Family::V4),
+                keep_pods_set(class, Family::V6),
+                keep_source_set(class, Family::V6),
             ] {
                 assert!(temporary(&name).len() <= SET_NAME_LENGTH, "{name}");
             }
@@ -230,6 +249,8 @@ mod tests {
             UNCLASSIFIED,
             NO_VERDICT,
             VERDICT,
+            INVALID_UNTRACKED,
+            ARRIVE_UNPINNED,
         ]) {
             assert!(
                 name.starts_with(CHAIN_PREFIX) && name.len() + 4 <= CHAIN_NAME_LENGTH,

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     mark_layout::MarkLayout,
-    names::{Common, NOT_PEER, START_GATE, TABLES, UNKNOWN_SOURCE, WHERE_PREFIX, temporary},
+    names::{Common, NOT_PEER, START_GATE, TABLES, UNKNOWN_SOURCE, VERDICTS_PREFIX, temporary},
     set::{Entry, Kind, Set, Shape, family},
     state::NetfilterState,
     table::{Jump, Table, Tables},
@@ -230,7 +230,7 @@ impl NetfilterPlan {
     ) -> Option<NetfilterState> {
         let mut left_over: BTreeSet<&str> = changed_sets(current, after)
             .map(|(name, ..)| name)
-            .filter(|name| name.starts_with(WHERE_PREFIX))
+            .filter(|name| name.starts_with(VERDICTS_PREFIX))
             .collect();
         if left_over.is_empty() {
             return None;
@@ -243,7 +243,7 @@ impl NetfilterPlan {
         {
             for word in rule
                 .split(' ')
-                .filter(|word| word.starts_with(WHERE_PREFIX))
+                .filter(|word| word.starts_with(VERDICTS_PREFIX))
             {
                 left_over.remove(word);
             }
@@ -345,7 +345,7 @@ impl SetChanges {
                     let stage: &mut Vec<SetChange> =
                         if !Common::ALL.into_iter().any(|common| is(name, common)) {
                             &mut places
-                        } else if is(name, Common::Pods) || is(name, Common::Nets) {
+                        } else if is(name, Common::Pods) || is(name, Common::Subnets) {
                             &mut later
                         } else if is(name, Common::Ungoverned) {
                             &mut ungoverned

@@ -12,13 +12,13 @@ use crate::{
     content::PASS_BYTE,
     mark_layout::MarkLayout,
     names::{
-        ANSWERS, ARRIVE, AS_NODE_CHAIN, AS_PREFIX, AS_SELF_CHAIN, CLASS, CLASSIFY, Common, DECIDE,
-        ENDING, EXIT, EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD,
-        INPUT, KEEP, LEAVE, LET_GO, LOST, MANGLE, MISSED, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT,
-        NOT_PEER, OPENING, OUTER, OUTPUT, PASS, POD, POSTROUTING, PREROUTING, RAW, SOURCE,
-        START_GATE, STEER, STEERED, STRAY, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED,
-        UNKNOWN_SOURCE, UNPINNED, UNTRACK, UNTRACKED, VERDICT, class_chain, is_device, keeper_set,
-        kept_set, where_set,
+        ANSWERS, ARRIVE, ARRIVE_UNPINNED, CLASS, CLASSIFY, Common, DECIDE, ENDING, EXIT,
+        EXIT_CLASS, EXITED, FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT,
+        INVALID_UNTRACKED, KEEP, LEAVE, LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY,
+        NO_VERDICT, NOT_PEER, OPENING, OUTER, OUTPUT, PASS, POD, POSTROUTING, PREROUTING, RAW,
+        SNAT_KEEP, SNAT_NODE, SNAT_PREFIX, SOURCE, START_GATE, STEER, STEERED, TOWARDS_POD,
+        TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNPINNED, UNTRACK, UNTRACKED, VERDICT,
+        class_chain, is_device, keep_pods_set, keep_source_set, verdicts_set,
     },
     numbers::{AS_NODE, AS_SELF, Numbers},
     set::Set,
@@ -152,11 +152,14 @@ impl Render<'_> {
     /// Connection tracking would see half of each connection and take the rest for invalid, which
     /// others drop. The class is not known yet: only the mangle table maps marks.
     fn untrack(&self) -> Vec<String> {
-        let keeping = |class: &&ClassId| self.sets.contains_key(&kept_set(**class, self.family));
+        let keeping = |class: &&ClassId| {
+            self.sets
+                .contains_key(&keep_source_set(**class, self.family))
+        };
         let rule = |class: &ClassId| {
             let (who, to) = (
-                keeper_set(*class, self.family),
-                kept_set(*class, self.family),
+                keep_pods_set(*class, self.family),
+                keep_source_set(*class, self.family),
             );
             // What does not leave the cluster is tracked, so that it is looked at.
             let leaves = self.not_in(Common::Exempt, "dst");
@@ -182,8 +185,8 @@ impl Render<'_> {
             (GUARD, self.guard()),
             (GUARD_ANSWERS, self.guard_answers()),
             (ANSWERS, self.answers()),
-            (STRAY, self.stray()),
-            (MISSED, self.missed()),
+            (INVALID_UNTRACKED, self.invalid_untracked()),
+            (ARRIVE_UNPINNED, self.arrive_unpinned()),
             (UNPINNED, self.unpinned()),
             (
                 ENDING,
@@ -326,15 +329,15 @@ impl Render<'_> {
             // A connection that was translated when it began was classified by the address that it
             // goes to.
             format!("-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -g {CLASSIFY}"),
-            format!("{IS_STRAY} -g {STRAY}"),
+            format!("{IS_STRAY} -g {INVALID_UNTRACKED}"),
         ];
-        rules.extend(self.each_device("-i", &format!("-g {MISSED}")));
+        rules.extend(self.each_device("-i", &format!("-g {ARRIVE_UNPINNED}")));
         rules
     }
 
     /// What we do not track ourselves goes on: the tunnel's own packets, which are many, and with a
     /// mark that has done its work what keeps its source. The rest is classified.
-    fn stray(&self) -> Vec<String> {
+    fn invalid_untracked(&self) -> Vec<String> {
         let (mask, kept) = (self.bits.mask(), self.bits.answer());
         let mut rules = vec![format!("-m mark --mark {kept:#x}/{mask:#x} -g {LET_GO}")];
         rules.extend(self.each_device("-i", &format!("-g {CLASSIFY}")));
@@ -348,7 +351,7 @@ impl Render<'_> {
     /// again. So nothing of it leaves any more, and the pin tells the agent to end it.
     ///
     /// Where somebody translated it, [`UNPINNED`] sees where that leads.
-    fn missed(&self) -> Vec<String> {
+    fn arrive_unpinned(&self) -> Vec<String> {
         vec![
             format!(
                 "-m conntrack --ctstate DNAT {} -j RETURN",
@@ -473,7 +476,7 @@ impl Render<'_> {
         let (mask, scratch) = (self.bits.mask(), self.bits.scratch());
         let nobody = format!(
             "{} {}",
-            self.not_in(Common::Nets, "src"),
+            self.not_in(Common::Subnets, "src"),
             self.not_in(Common::Pods, "src")
         );
         let mut rules = vec![
@@ -583,7 +586,7 @@ impl Render<'_> {
             Self::mark(0, self.bits.all()),
             self.map(Common::Pods),
             found.clone(),
-            self.map(Common::Nets),
+            self.map(Common::Subnets),
             found,
             self.exit_of_unknown(),
         ]
@@ -704,9 +707,9 @@ impl Render<'_> {
     /// first. Others' packets keep all bits of their mark.
     fn judge(&self) -> Vec<String> {
         let own = format!("{} -g {POD}", self.set(Common::Pods, "src"));
-        let nobody = format!("{} -g {NO_CLASS}", self.not_in(Common::Nets, "src"));
+        let nobody = format!("{} -g {NO_CLASS}", self.not_in(Common::Subnets, "src"));
         let mut rules = vec![own, nobody];
-        rules.extend(self.class_of(Common::Nets));
+        rules.extend(self.class_of(Common::Subnets));
         rules
     }
 
@@ -794,7 +797,7 @@ impl Render<'_> {
                 self.set(Common::Local, "dst"),
                 self.not_in(Common::Ungoverned, "dst")
             ),
-            format!("{} {pin}", self.set(Common::Nets, "dst")),
+            format!("{} {pin}", self.set(Common::Subnets, "dst")),
             format!("{} {pin}", self.set(Common::Pods, "dst")),
         ]
     }
@@ -803,7 +806,7 @@ impl Render<'_> {
     fn find_class(&self) -> Vec<String> {
         vec![
             Self::mark(0, self.bits.all()),
-            self.map(Common::Nets),
+            self.map(Common::Subnets),
             self.map(Common::Pods),
         ]
     }
@@ -822,7 +825,7 @@ impl Render<'_> {
             .collect();
         mangle.extend(class_tree(self.bits, &leaves));
         for class in numbers.keys() {
-            let name = where_set(*class, self.family);
+            let name = verdicts_set(*class, self.family);
             let rules = if self.sets.contains_key(&name) {
                 vec![
                     Self::mark(0, self.bits.scratch()),
@@ -931,7 +934,7 @@ impl Render<'_> {
     /// Where the kernel chooses the source, it takes whatever the device was given first or last,
     /// such as somebody's virtual address. It does so only on a device that nothing is known of, by
     /// the last of `rules`.
-    fn as_node(&self, mut rules: Vec<String>) -> Vec<String> {
+    fn snat_node(&self, mut rules: Vec<String>) -> Vec<String> {
         let known = self
             .desired
             .node_addresses
@@ -971,12 +974,12 @@ impl Render<'_> {
         let mut nat = chains([
             (POSTROUTING, post),
             (EXITED, vec!["-m comment --comment exited".into()]),
-            (AS_NODE_CHAIN, self.as_node(own("-j MASQUERADE"))),
-            (AS_SELF_CHAIN, own(&itself)),
+            (SNAT_NODE, self.snat_node(own("-j MASQUERADE"))),
+            (SNAT_KEEP, own(&itself)),
         ]);
-        let mut leaves = BTreeMap::from([(AS_SELF, format!("-g {AS_SELF_CHAIN}"))]);
+        let mut leaves = BTreeMap::from([(AS_SELF, format!("-g {SNAT_KEEP}"))]);
         for (address, number) in self.addresses() {
-            let name = format!("{AS_PREFIX}{number:04x}");
+            let name = format!("{SNAT_PREFIX}{number:04x}");
             leaves.insert(number, format!("-g {name}"));
             nat.insert(name, own(&format!("-j SNAT --to-source {address}")));
         }
@@ -1037,7 +1040,7 @@ pub(crate) fn source_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> C
 
 /// Source to its translation.
 pub(crate) fn translation_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
-    numbers(SOURCE, bits, leaves, &format!("-g {AS_NODE_CHAIN}"))
+    numbers(SOURCE, bits, leaves, &format!("-g {SNAT_NODE}"))
 }
 
 fn numbers(

@@ -78,7 +78,7 @@ impl Shape {
     pub(crate) fn of(common: Common, family: Family) -> Self {
         let (kind, marked) = match common {
             Common::Pods => (Kind::Addresses, true),
-            Common::Nets => (Kind::Networks, true),
+            Common::Subnets => (Kind::Networks, true),
             Common::Ungoverned | Common::Peers | Common::Own | Common::Hosts => {
                 (Kind::Addresses, false)
             }

@@ -12,8 +12,8 @@ use egressgateway::model::Family;
 use crate::{
     mark_layout::MarkLayout,
     names::{
-        AS_NODE_CHAIN, AS_PREFIX, CLASS, CLASS_PREFIX, Common, HELD, MANGLE, NAT, POSTROUTING,
-        SOURCE, WHERE_PREFIX,
+        CLASS, CLASS_PREFIX, Common, FORMER_SNAT_PREFIX, FORMER_VERDICTS_PREFIX, HELD, MANGLE, NAT,
+        POSTROUTING, SNAT_NODE, SNAT_PREFIX, SOURCE, VERDICTS_PREFIX, former_subnets,
     },
     numbers::AS_SELF,
     rules,
@@ -32,6 +32,9 @@ use crate::{
 /// Both change in one moment only within one table. So the rules in between know the numbers of
 /// both states: what goes is still known, and a number that means something else now, or may do so
 /// in what an interrupted change left, is held.
+///
+/// A former version's sets have other names. The rules in between refer to the new sets, which are
+/// full by then, and nothing refers to the former ones afterwards.
 pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: MarkLayout) -> Tables {
     let mut tables = after.tables.clone();
     if current.tables == after.tables {
@@ -41,6 +44,7 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Mar
         let of = |name: &str| (family, name.to_owned());
         let get = |tables: &Tables, name: &str| tables.get(&of(name)).cloned();
         if let (Some(old), Some(new)) = (get(&current.tables, NAT), get(&after.tables, NAT)) {
+            let old = with_present_names(&old);
             let allowed = get(&current.tables, MANGLE)
                 .map(|mangle| tree::leaves(&mangle.chains, SOURCE, bits))
                 .unwrap_or_default();
@@ -74,6 +78,19 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Mar
     tables
 }
 
+/// A nat table whose chains have the names that they have now.
+fn with_present_names(table: &Table) -> Table {
+    let present = |text: &String| text.replace(FORMER_SNAT_PREFIX, SNAT_PREFIX);
+    let chains = table
+        .chains
+        .iter()
+        .map(|(name, rules)| (present(name), rules.iter().map(present).collect()));
+    Table {
+        chains: chains.collect(),
+        jumps: table.jumps.clone(),
+    }
+}
+
 /// The nat table in between, and the numbers that nothing may leave with until the sets have
 /// changed.
 fn translations(
@@ -89,7 +106,9 @@ fn translations(
     );
     let in_use = OnceCell::new();
     let used = |number: u16| {
-        let places = |name: &String| name.starts_with(WHERE_PREFIX);
+        let places = |name: &String| {
+            name.starts_with(VERDICTS_PREFIX) || name.starts_with(FORMER_VERDICTS_PREFIX)
+        };
         in_use
             .get_or_init(|| Used::by(current, family, bits, bits.all(), places))
             .contains(number)
@@ -108,7 +127,7 @@ fn translations(
             None => drop(all.insert(*number, leaf.clone())),
         }
         if let (Some(name), Some(rules)) = (
-            tree::goal(leaf).filter(|name| name.starts_with(AS_PREFIX)),
+            tree::goal(leaf).filter(|name| name.starts_with(SNAT_PREFIX)),
             chain(old, leaf),
         ) {
             nat.chains.insert(name.to_owned(), rules);
@@ -122,7 +141,7 @@ fn translations(
     replace(&mut nat.chains, SOURCE, rules::translation_tree(bits, &all));
     // What the mangle table of before lets out is translated until that one has changed.
     keep(&mut nat.chains, old, POSTROUTING, 0);
-    keep(&mut nat.chains, old, AS_NODE_CHAIN, 1);
+    keep(&mut nat.chains, old, SNAT_NODE, 1);
     (nat, risky)
 }
 
@@ -154,7 +173,11 @@ fn classes(
     );
     let in_use = OnceCell::new();
     let used = |number: u16| {
-        let pods = [Common::Pods, Common::Nets].map(|common| common.name(family));
+        let pods = [
+            Common::Pods.name(family),
+            Common::Subnets.name(family),
+            former_subnets(family),
+        ];
         in_use
             .get_or_init(|| {
                 Used::by(current, family, bits, bits.scratch(), |name: &String| {

@@ -2,6 +2,8 @@
 //! iptables.
 #![allow(clippy::unwrap_used)]
 
+mod former;
+
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -9,7 +11,7 @@ use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, 
 use egressgateway::{
     Change, CounterSource, Driver, ErrorKind, Plan, PolicyDesired, WriteHook,
     model::{MarkMask, SourceNat, Verdict},
-    testing::conformance::{self, Host},
+    testing::conformance::{self, Host, RefuseOnce},
     trace::{Trace, TracePacket, TraceSource},
 };
 use egressgateway_backend_netfilter::{
@@ -265,7 +267,7 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
                 format!("iptables-{word} -t raw -N EGW-MINE"),
                 format!("iptables-{word} -t mangle -F"),
                 "ipset flush egw-exempt-v4".to_owned(),
-                "ipset flush egw-where-00000001-v6".to_owned(),
+                "ipset flush egw-verdicts-00000001-v6".to_owned(),
                 "ipset del egw-pods-v4 10.244.1.10".to_owned(),
                 "ipset add -exist egw-pods-v4 10.244.1.10 skbmark 0x3/0xffff".to_owned(),
                 "ipset add egw-ungoverned-v4 10.244.1.99".to_owned(),
@@ -354,7 +356,7 @@ fn sets_of_the_wrong_type_are_replaced_although_rules_refer_to_them() {
             "egw-peers-v4",
             "egw-pods-v4",
             "egw-ungoverned-v4",
-            "egw-where-00000001-v4",
+            "egw-verdicts-00000001-v4",
         ] {
             for program in ["iptables-nft", "ip6tables-nft"] {
                 let saved = run(&format!("{program}-save"));
@@ -570,5 +572,58 @@ fn ten_thousand_policies_load_and_one_more_pod_is_one_entry() {
             begin.elapsed()
         );
         assert_eq!(netfilter(flavour).observe().await.unwrap(), after);
+    });
+}
+
+/// Names of ours that are in the kernel, other than those that are there with a fresh install.
+fn names(flavour: IptablesFlavour) -> String {
+    let word = word(flavour);
+    run(&format!(
+        "(ipset list -n; iptables-{word}-save; ip6tables-{word}-save) | grep -oE 'egw-[a-z0-9-]+|EGW-[A-Z0-9a-f-]+' | sort -u || true"
+    ))
+}
+
+#[test]
+fn a_former_versions_rules_are_taken_over_wherever_that_is_interrupted() {
+    in_namespace(|| async {
+        let desired = gateway();
+        for flavour in FLAVOURS {
+            let whole = reach(flavour, &desired).await;
+            let fresh = names(flavour);
+            for write in (0..).step_by(5) {
+                reach(flavour, &PolicyDesired::default()).await;
+                run(&former::load(word(flavour), "gateway"));
+                assert_ne!(names(flavour), fresh);
+                let hook = RefuseOnce::at(write);
+                let upgraded = Netfilter::new(
+                    NetfilterSettings {
+                        flavour,
+                        ..NetfilterSettings::default()
+                    },
+                    hook.clone(),
+                );
+                let former = upgraded.observe().await.unwrap();
+                let plan = upgraded.plan(&desired, &former).unwrap().plan;
+                let applied = upgraded.apply(&plan).await.is_ok();
+                assert_eq!(applied, hook.seen() <= write);
+                assert!(reach(flavour, &desired).await == whole);
+                assert_eq!(names(flavour), fresh, "nothing is left of former names");
+                if applied {
+                    break;
+                }
+            }
+            reach(flavour, &PolicyDesired::default()).await;
+        }
+    });
+}
+
+#[test]
+fn a_cleanup_removes_what_a_former_version_left() {
+    in_namespace(|| async {
+        for flavour in FLAVOURS {
+            run(&former::load(word(flavour), "client"));
+            reach(flavour, &PolicyDesired::default()).await;
+            assert_eq!(names(flavour), "");
+        }
     });
 }

@@ -1,6 +1,8 @@
 //! Packets through the kernel, with both flavours.
 #![allow(clippy::unwrap_used)]
 
+mod former;
+
 use std::sync::Arc;
 
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
@@ -11,6 +13,7 @@ const LEGACY: Host<Netfilter> = Host {
     masquerade: "iptables-legacy -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ip6tables-legacy -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ",
+    former: |world| former::load("legacy", world),
     steers_translated: false,
 };
 
@@ -19,6 +22,7 @@ const NFT: Host<Netfilter> = Host {
     masquerade: "iptables-nft -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ip6tables-nft -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 ",
+    former: |world| former::load("nft", world),
     steers_translated: false,
 };
 

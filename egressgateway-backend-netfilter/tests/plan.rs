@@ -51,11 +51,11 @@ fn one_pod_costs_one_entry_and_one_policy_its_ranges() {
         .destinations
         .remove(&(class(1), range("10.6.2.0/24")));
     let script = plan(&desired, &after).plan.to_string();
-    let adds = "# ipset restore\nadd egw-where-00000001-v4 10.6.8.0/31 skbmark 0x0/0xff00ffff\n\
-         add egw-where-00000001-v4 10.6.8.2 skbmark 0x0/0xff00ffff\n";
+    let adds = "# ipset restore\nadd egw-verdicts-00000001-v4 10.6.8.0/31 skbmark 0x0/0xff00ffff\n\
+         add egw-verdicts-00000001-v4 10.6.8.2 skbmark 0x0/0xff00ffff\n";
     assert_eq!(
         script,
-        format!("{adds}del egw-where-00000001-v4 10.6.2.0/24\n")
+        format!("{adds}del egw-verdicts-00000001-v4 10.6.2.0/24\n")
     );
 }
 

@@ -205,12 +205,12 @@ impl SetName {
                 (vec![address], None, false)
             }
             Self::Pods => (vec![address], Some("classid"), false),
-            Self::Nets => (vec![address], Some("classid"), true),
-            Self::Where | Self::Exit | Self::Via => {
+            Self::Subnets => (vec![address], Some("classid"), true),
+            Self::Verdicts | Self::SnatKind | Self::Via => {
                 (vec!["classid", address], Some("verdict"), true)
             }
-            Self::As => (vec!["classid", address], Some(address), true),
-            Self::Kept => (vec!["classid", address], None, true),
+            Self::SnatAddress => (vec!["classid", address], Some(address), true),
+            Self::KeepSource => (vec!["classid", address], None, true),
             Self::Node => (vec!["ifname"], Some(address), false),
         };
         Declaration {
@@ -394,7 +394,7 @@ impl fmt::Display for Statement {
                 f,
                 "meta priority . {} daddr @{}",
                 header(*family),
-                SetName::Kept.name(*family)
+                SetName::KeepSource.name(*family)
             ),
             Self::VerdictOf { family, table } => write!(
                 f,
@@ -413,7 +413,7 @@ impl fmt::Display for Statement {
                     f,
                     "snat {0} to meta priority . {0} daddr map @{1}",
                     header(*family),
-                    SetName::As.name(*family)
+                    SetName::SnatAddress.name(*family)
                 )
             }
             Self::SourceOfDevice(family) => {

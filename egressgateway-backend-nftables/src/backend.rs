@@ -178,7 +178,11 @@ impl Nftables {
     }
 }
 
-/// The second transaction of a plan.
+/// The transaction before all others of a plan that takes over a former version's table.
+const PREPARE: &str = "prepare sets";
+/// The last transactions of such a plan.
+const REMOVE_FORMER: &str = "remove former sets and chains";
+/// The last transaction of a plan that makes classes wait.
 const END_CHANGE: &str = "end change";
 
 /// A state that uses every statement.
@@ -244,6 +248,11 @@ impl Driver for Nftables {
         if plan.is_empty() {
             return Ok(());
         }
+        if !plan.preparation().is_empty() {
+            hook.before(PREPARE)?;
+            let context = format!("{PREPARE} of {}", self.scope.path());
+            command::write(plan.preparation(), &context, &self.writers).await?;
+        }
         if !plan.script().is_empty() {
             hook.before(plan.verb())?;
             let context = format!("{} {}", plan.verb(), self.scope.path());
@@ -253,6 +262,11 @@ impl Driver for Nftables {
                 }
                 None => command::write(plan.script(), &context, &self.writers).await?,
             }
+        }
+        for script in plan.removals() {
+            hook.before(REMOVE_FORMER)?;
+            let context = format!("{REMOVE_FORMER} of {}", self.scope.path());
+            command::write(script, &context, &self.writers).await?;
         }
         if plan.ends_change() {
             hook.before(END_CHANGE)?;

@@ -105,7 +105,7 @@ fn matching(body: &Value) -> Option<Statement> {
         return (negated && of == family).then_some(Statement::SentOutside { family, table });
     }
     if let Some(family) = class_and_destination(left) {
-        return (!negated && set_name(right)? == SetName::Kept.name(family))
+        return (!negated && set_name(right)? == SetName::KeepSource.name(family))
             .then_some(Statement::Keeps(family));
     }
     if let Some((side, family)) = address_field(left) {
@@ -430,7 +430,7 @@ fn snat(body: &Value) -> Option<Statement> {
     }
     let map = body["addr"].get("map")?;
     let of = class_and_destination(&map["key"])?;
-    (of == family && map["data"].as_str()? == format!("@{}", SetName::As.name(family)))
+    (of == family && map["data"].as_str()? == format!("@{}", SetName::SnatAddress.name(family)))
         .then_some(Statement::SourceOf(family))
 }
 
@@ -509,7 +509,7 @@ mod tests {
             json!({"match": {"op": "!=", "left": {"fib": {"result": "type", "flags": "daddr"}}, "right": "local"}}),
             json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": 7}}),
             json!({"mangle": {"key": {"ct": {"key": "mark"}}, "value": {"&": [{"meta": {"key": "mark"}}, 7]}}}),
-            json!({"vmap": {"key": saddr, "data": "@where4"}}),
+            json!({"vmap": {"key": saddr, "data": "@verdicts4"}}),
             json!({"snat": {"family": "ip", "addr": saddr, "port": 7}}),
             json!({"masquerade": null}),
             json!("accept"),

@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use crate::{
     ast::Jump,
     names::{
-        ANSWERS, AS_ADDRESS, AS_NODE, AS_SELF, HELD, NO_GATEWAY, by_chain, steer_chain, to_chain,
+        ANSWERS, HELD, NO_GATEWAY, SNAT_ADDRESS, SNAT_KEEP, SNAT_NODE, by_chain, steer_chain,
+        to_chain,
     },
     ranges::{self, ElementKey},
 };
@@ -50,9 +51,9 @@ impl ExitAs {
     /// The chain that does so.
     pub(crate) const fn chain(self) -> &'static str {
         match self {
-            Self::Node => AS_NODE,
-            Self::Itself => AS_SELF,
-            Self::Address => AS_ADDRESS,
+            Self::Node => SNAT_NODE,
+            Self::Itself => SNAT_KEEP,
+            Self::Address => SNAT_ADDRESS,
         }
     }
 }
@@ -65,11 +66,11 @@ pub(crate) struct Leave(pub(crate) NetworkId);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Elements {
     pub(crate) pods: OrdMap<IpAddr, ClassId>,
-    pub(crate) nets: OrdMap<IpRange, ClassId>,
+    pub(crate) subnets: OrdMap<IpRange, ClassId>,
     pub(crate) steer: OrdMap<ElementKey, Steer>,
     pub(crate) exit: OrdMap<ElementKey, ExitAs>,
     pub(crate) addresses: OrdMap<ElementKey, IpAddr>,
-    pub(crate) kept: OrdSet<ElementKey>,
+    pub(crate) keep_source: OrdSet<ElementKey>,
     pub(crate) via: OrdMap<ElementKey, Leave>,
     pub(crate) exits: OrdSet<u32>,
     pub(crate) node: OrdMap<(String, Family), IpAddr>,
@@ -147,7 +148,7 @@ impl Elements {
         let before = memory.0.as_deref();
         let mut elements = Self {
             pods: desired.pods.clone(),
-            nets: desired.subnets.clone(),
+            subnets: desired.subnets.clone(),
             exempt: match before {
                 Some(before) if before.exempt == origin.exempt => current.exempt.clone(),
                 _ => ranges::union(origin.exempt.iter().map(|net| IpRange::from(*net))),
@@ -168,9 +169,9 @@ impl Elements {
             exits: exits(desired, mask),
             ..Self::default()
         };
-        if before.is_none() || current.nets != elements.nets {
+        if before.is_none() || current.subnets != elements.subnets {
             ranges::check_disjoint(
-                elements.nets.keys().map(|range| ((), *range)),
+                elements.subnets.keys().map(|range| ((), *range)),
                 "pod subnets",
             )?;
         }
@@ -181,11 +182,11 @@ impl Elements {
 
     /// Nothing but what a connection's first packet is classified by.
     pub(crate) fn keep_classification(&mut self) {
-        let (exit, addresses, node, kept, peers, own, hosts, targets) = Default::default();
+        let (exit, addresses, node, keep_source, peers, own, hosts, targets) = Default::default();
         *self = Self {
             exit,
             addresses,
-            kept,
+            keep_source,
             node,
             peers,
             own,
@@ -235,7 +236,7 @@ impl Elements {
             current.exit.clone(),
             current.addresses.clone(),
         );
-        (self.kept, self.via) = (current.kept.clone(), current.via.clone());
+        (self.keep_source, self.via) = (current.keep_source.clone(), current.via.clone());
         let mut added = Vec::new();
         for change in before.destinations.diff(&origin.destinations) {
             let (place, verdict) = match change {
@@ -291,9 +292,9 @@ impl Elements {
         // Only what others may send here: this node's own pods get their answers here, too.
         if matches!(verdict, Verdict::Egress { target, source_nat: SourceNat::Keep } if origin.accepts.contains(&target))
         {
-            self.kept.insert(place);
+            self.keep_source.insert(place);
         } else {
-            self.kept.remove(&place);
+            self.keep_source.remove(&place);
         }
         set(&mut self.exit, place, exit);
         let network = address.and_then(|address| {

@@ -137,13 +137,13 @@ pub(crate) const OUTER: &str = "outer";
 /// Chain: packets of connections that somebody outside began towards a pod.
 pub(crate) const ANSWERS: &str = "answers";
 /// Chain: what connection tracking takes for invalid, or does not look at.
-pub(crate) const STRAY: &str = "stray";
+pub(crate) const INVALID_UNTRACKED: &str = "invalid_untracked";
 /// Chain: came through the overlay, and nothing pinned it when it began.
-pub(crate) const MISSED: &str = "missed";
+pub(crate) const ARRIVE_UNPINNED: &str = "arrive_unpinned";
 /// Chain: first packet of a connection.
 pub(crate) const CLASSIFY: &str = "classify";
 /// Chain: a connection to the tunnel's port that is no tunnel's.
-pub(crate) const STRAY_OUTER: &str = "stray_outer";
+pub(crate) const NOT_TUNNEL: &str = "not_tunnel";
 /// Chain: first packet of a connection that came through the overlay.
 pub(crate) const ARRIVE: &str = "arrive";
 /// Chain: of these, what is for this host or a group.
@@ -179,11 +179,11 @@ pub(crate) const LOST: &str = "lost";
 /// Chain: verdict with a target that does not exist.
 pub(crate) const NO_GATEWAY: &str = "no_gateway";
 /// Chain: leaves with the node's address.
-pub(crate) const AS_NODE: &str = "as_node";
+pub(crate) const SNAT_NODE: &str = "snat_node";
 /// Chain: leaves with its own address.
-pub(crate) const AS_SELF: &str = "as_self";
+pub(crate) const SNAT_KEEP: &str = "snat_keep";
 /// Chain: leaves with an egress address.
-pub(crate) const AS_ADDRESS: &str = "as_address";
+pub(crate) const SNAT_ADDRESS: &str = "snat_address";
 /// Chain: pins what exits here, by the network of its egress address.
 pub(crate) const LEAVE: &str = "leave_here";
 /// Chain: the reverse-path filter of a network's device looks at the mark of answers.
@@ -204,7 +204,7 @@ pub(crate) const TARGETS: &str = "targets";
 /// Connection mark bytes of what exits here.
 pub(crate) const EXITS: &str = "exits";
 
-/// Classes whose entries of `where`, `exit` and `as` are being changed.
+/// Classes whose entries of `verdicts`, `snat_kind`, `snat_address` and `via` are being changed.
 ///
 /// A transaction is one moment for chains and for sets of single keys, but ranges of concatenations
 /// show a moment later: the kernel builds them aside and puts them in place when the rest is in
@@ -239,15 +239,15 @@ pub(crate) enum SetName {
     /// Pod to class.
     Pods,
     /// Pod subnet to class.
-    Nets,
+    Subnets,
     /// Class and destination to target.
-    Where,
+    Verdicts,
     /// Class and destination to kind of source.
-    Exit,
+    SnatKind,
     /// Class and destination to egress address.
-    As,
+    SnatAddress,
     /// Class and destination that leave here with their own address.
-    Kept,
+    KeepSource,
     /// Device to the node's own address there.
     Node,
     /// Class and destination to the network that they leave by.
@@ -266,11 +266,11 @@ impl SetName {
         Self::Own,
         Self::Hosts,
         Self::Pods,
-        Self::Nets,
-        Self::Where,
-        Self::Exit,
-        Self::As,
-        Self::Kept,
+        Self::Subnets,
+        Self::Verdicts,
+        Self::SnatKind,
+        Self::SnatAddress,
+        Self::KeepSource,
         Self::Node,
         Self::Via,
     ];
@@ -296,16 +296,16 @@ impl SetName {
             (Self::Hosts, Family::V6) => "hosts6",
             (Self::Pods, Family::V4) => "pods4",
             (Self::Pods, Family::V6) => "pods6",
-            (Self::Nets, Family::V4) => "nets4",
-            (Self::Nets, Family::V6) => "nets6",
-            (Self::Where, Family::V4) => "where4",
-            (Self::Where, Family::V6) => "where6",
-            (Self::Exit, Family::V4) => "exit4",
-            (Self::Exit, Family::V6) => "exit6",
-            (Self::As, Family::V4) => "as4",
-            (Self::As, Family::V6) => "as6",
-            (Self::Kept, Family::V4) => "kept4",
-            (Self::Kept, Family::V6) => "kept6",
+            (Self::Subnets, Family::V4) => "subnets4",
+            (Self::Subnets, Family::V6) => "subnets6",
+            (Self::Verdicts, Family::V4) => "verdicts4",
+            (Self::Verdicts, Family::V6) => "verdicts6",
+            (Self::SnatKind, Family::V4) => "snat_kind4",
+            (Self::SnatKind, Family::V6) => "snat_kind6",
+            (Self::SnatAddress, Family::V4) => "snat_address4",
+            (Self::SnatAddress, Family::V6) => "snat_address6",
+            (Self::KeepSource, Family::V4) => "keep_source4",
+            (Self::KeepSource, Family::V6) => "keep_source6",
             (Self::Node, Family::V4) => "node4",
             (Self::Node, Family::V6) => "node6",
             (Self::Via, Family::V4) => "via4",
@@ -313,12 +313,38 @@ impl SetName {
         }
     }
 
-    /// The table and family with this name.
+    /// The set and family with this name.
     pub(crate) fn parse(name: &str) -> Option<(Self, Family)> {
+        Self::of_both_families().find(|(set, family)| set.name(*family) == name)
+    }
+
+    /// Its name in the kernel before it got the present one. A node that is upgraded has both until
+    /// its rules refer to the present one.
+    pub(crate) const fn former_name(self, family: Family) -> Option<&'static str> {
+        Some(match (self, family) {
+            (Self::Subnets, Family::V4) => "nets4",
+            (Self::Subnets, Family::V6) => "nets6",
+            (Self::Verdicts, Family::V4) => "where4",
+            (Self::Verdicts, Family::V6) => "where6",
+            (Self::SnatKind, Family::V4) => "exit4",
+            (Self::SnatKind, Family::V6) => "exit6",
+            (Self::SnatAddress, Family::V4) => "as4",
+            (Self::SnatAddress, Family::V6) => "as6",
+            (Self::KeepSource, Family::V4) => "kept4",
+            (Self::KeepSource, Family::V6) => "kept6",
+            _ => return None,
+        })
+    }
+
+    /// The set and family that had this name in a former version.
+    pub(crate) fn parse_former(name: &str) -> Option<(Self, Family)> {
+        Self::of_both_families().find(|(set, family)| set.former_name(*family) == Some(name))
+    }
+
+    fn of_both_families() -> impl Iterator<Item = (Self, Family)> {
         Self::ALL
             .into_iter()
-            .flat_map(|table| Family::ALL.map(|family| (table, family)))
-            .find(|(table, family)| table.name(*family) == name)
+            .flat_map(|set| Family::ALL.map(|family| (set, family)))
     }
 }
 

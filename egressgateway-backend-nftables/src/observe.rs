@@ -36,6 +36,7 @@ pub(crate) fn state(objects: &[Value]) -> NftState {
         chains,
         elements,
         foreign,
+        former,
         ..
     } = reader;
     NftState {
@@ -45,6 +46,7 @@ pub(crate) fn state(objects: &[Value]) -> NftState {
         chains: Arc::new(chains),
         elements,
         foreign,
+        former,
         ..NftState::default()
     }
 }
@@ -61,6 +63,7 @@ struct Reader {
     chains: BTreeMap<String, Chain>,
     elements: Elements,
     foreign: BTreeSet<String>,
+    former: BTreeSet<(SetName, Family)>,
     ours: BTreeMap<String, Declaration>,
 }
 
@@ -116,7 +119,8 @@ impl Reader {
     }
 
     /// A set of ours, or one that is not. Options that we never give, such as a timeout, change
-    /// what the kernel does: they count as foreign.
+    /// what the kernel does: they count as foreign. The elements of a set with a former name don't
+    /// matter: its successor gets those that are wanted now.
     fn set(&mut self, kind: &str, name: &str, body: &Value) {
         if self.ours.is_empty() {
             self.ours = declarations();
@@ -124,9 +128,11 @@ impl Reader {
         let fields = body
             .as_object()
             .is_some_and(|body| body.keys().all(|key| SET_FIELDS.contains(&key.as_str())));
+        let former = SetName::parse_former(name);
+        let present = former.map_or(name, |(set, family)| set.name(family));
         let Some(declared) = self
             .ours
-            .get(name)
+            .get(present)
             .filter(|declared| fields && matches(declared, kind, body))
             .cloned()
         else {
@@ -134,6 +140,10 @@ impl Reader {
             header.remove("elem");
             return self.foreign(kind, &Value::Object(header));
         };
+        if let Some(former) = former {
+            self.former.insert(former);
+            return;
+        }
         self.declarations.insert(name.to_owned(), declared);
         for element in body["elem"].as_array().into_iter().flatten() {
             if self.element(name, element).is_none() {
@@ -184,9 +194,9 @@ impl Reader {
                 let (key, value) = pair(element)?;
                 elements.pods.insert(address(key, family)?, class(value)?);
             }
-            SetName::Nets => {
+            SetName::Subnets => {
                 let (key, value) = pair(element)?;
-                elements.nets.insert(range(key, family)?, class(value)?);
+                elements.subnets.insert(range(key, family)?, class(value)?);
             }
             SetName::Node => {
                 let (device, value) = pair(element)?;
@@ -195,21 +205,23 @@ impl Reader {
                     address(value, family)?,
                 );
             }
-            SetName::Kept => {
+            SetName::KeepSource => {
                 let [of, to] = element["concat"].as_array()?.as_slice() else {
                     return None;
                 };
-                elements.kept.insert((class(of)?, range(to, family)?));
+                elements
+                    .keep_source
+                    .insert((class(of)?, range(to, family)?));
             }
-            SetName::Where | SetName::Exit | SetName::As | SetName::Via => {
+            SetName::Verdicts | SetName::SnatKind | SetName::SnatAddress | SetName::Via => {
                 let (key, value) = pair(element)?;
                 let [of, to] = key["concat"].as_array()?.as_slice() else {
                     return None;
                 };
                 let place = (class(of)?, range(to, family)?);
                 match table {
-                    SetName::Where => drop(elements.steer.insert(place, steer(value)?)),
-                    SetName::Exit => drop(elements.exit.insert(place, exit(value)?)),
+                    SetName::Verdicts => drop(elements.steer.insert(place, steer(value)?)),
+                    SetName::SnatKind => drop(elements.exit.insert(place, exit(value)?)),
                     SetName::Via => drop(elements.via.insert(place, leave(value)?)),
                     _ => drop(elements.addresses.insert(place, address(value, family)?)),
                 }

@@ -3,6 +3,7 @@
 use std::{
     fmt::{self, Write as _},
     net::IpAddr,
+    sync::Arc,
 };
 
 use egressgateway::{
@@ -12,20 +13,25 @@ use egressgateway::{
 use imbl::{OrdMap, OrdSet, ordmap, ordset};
 
 use crate::{
-    ast::{Chain, Jump},
+    ast::{Chain, Jump, Statement},
     element_batch::{self, ExactChange},
-    elements::{ExitAs, Leave, Steer},
+    elements::{self, ExitAs, Leave, Steer},
     names::{CHANGING, DEVICES, ELEMENTS_PER_COMMAND, EXITS, Scope, SetName, TARGETS, leave_chain},
     ranges::ElementKey,
     state::NftState,
 };
 
-/// One transaction, or two where the second one ends what the first one holds meanwhile; its
-/// `Display` is a script that `nft -c -f` accepts on the host that it was made for.
+/// One transaction, or two where the second one ends what the first one holds meanwhile, or some
+/// more where a former version's sets have other names; its `Display` is a script that `nft -c -f`
+/// accepts on the host that it was made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NftPlan {
     verb: &'static str,
+    /// A transaction before `script`: fills sets that no rule refers to yet.
+    preparation: String,
     script: String,
+    /// Transactions after `script`: remove what nothing refers to any more.
+    removals: Vec<String>,
     /// The same, where it is about few single addresses only.
     exact: Option<Vec<ExactChange>>,
     /// Classes wait from the first transaction, or from an earlier one that was interrupted, until
@@ -52,6 +58,16 @@ impl NftPlan {
         &self.script
     }
 
+    /// What nft reads before [`Self::script`], in a transaction of its own.
+    pub(crate) fn preparation(&self) -> &str {
+        &self.preparation
+    }
+
+    /// What nft reads after [`Self::script`], each in a transaction of its own.
+    pub(crate) fn removals(&self) -> &[String] {
+        &self.removals
+    }
+
     /// Whether classes that wait are to be let go afterwards, in a transaction of its own.
     #[must_use]
     pub fn ends_change(&self) -> bool {
@@ -61,7 +77,11 @@ impl NftPlan {
 
 impl fmt::Display for NftPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.preparation)?;
         f.write_str(&self.script)?;
+        self.removals
+            .iter()
+            .try_for_each(|script| f.write_str(script))?;
         if self.ends_change {
             writeln!(f, "flush set {} {CHANGING}", self.scope.path())
         } else {
@@ -72,7 +92,10 @@ impl fmt::Display for NftPlan {
 
 impl Plan for NftPlan {
     fn is_empty(&self) -> bool {
-        self.script.is_empty() && !self.ends_change
+        self.preparation.is_empty()
+            && self.script.is_empty()
+            && self.removals.is_empty()
+            && !self.ends_change
     }
 }
 
@@ -96,12 +119,18 @@ pub(crate) fn plan(scope: Scope, current: &NftState, after: &NftState) -> NftPla
             from_nothing(scope, "replace table", begin, after)
         }
         (true, true) => {
+            let prepared = beside_former(current, after);
+            let preparation = prepared.as_ref().map_or_else(String::new, |prepared| {
+                changes(scope, current, prepared, &OrdSet::new())
+            });
+            let current = prepared.as_ref().unwrap_or(current);
             let changing = current.elements.changing_to(&after.elements);
             let ends_change = !changing.is_empty() || !current.elements.changing.is_empty();
-            let script = changes(scope, current, after, &changing);
             NftPlan {
                 verb: "update table",
-                script,
+                preparation,
+                script: changes(scope, current, after, &changing),
+                removals: removals(scope, current, after),
                 exact: element_batch::between(current, after),
                 ends_change,
                 scope,
@@ -117,10 +146,72 @@ fn from_nothing(scope: Scope, verb: &'static str, begin: String, after: &NftStat
     NftPlan {
         verb,
         script: begin + &changes(scope, &nothing, after, &changing),
-        exact: None,
         ends_change,
         scope,
+        ..NftPlan::default()
     }
+}
+
+/// The state in which the sets that a former version named otherwise are there under their present
+/// names and as `after` has them, and no rule refers to them yet; none where rules do.
+///
+/// Ranges of concatenations show a moment later than the rest of their transaction. With the sets
+/// full before the rules change, a new connection finds its verdict at every moment.
+fn beside_former(current: &NftState, after: &NftState) -> Option<NftState> {
+    let in_use = || {
+        let mut statements = current
+            .chains
+            .values()
+            .flat_map(|chain| chain.rules.iter().flatten());
+        statements.any(|statement| matches!(statement, Statement::VerdictOf { .. }))
+    };
+    if current.former.is_empty() || in_use() {
+        return None;
+    }
+    let mut chains = (*current.chains).clone();
+    // Maps name the chains that their verdicts lead to. The kernel would enter a base chain.
+    let missing = after
+        .chains
+        .iter()
+        .filter(|(name, chain)| chain.hook.is_none() && !current.chains.contains_key(*name));
+    chains.extend(missing.map(|(name, chain)| (name.clone(), chain.clone())));
+    let wanted = after.elements.clone();
+    Some(NftState {
+        counters: after.counters.clone(),
+        declarations: after.declarations.clone(),
+        chains: Arc::new(chains),
+        elements: elements::Elements {
+            subnets: wanted.subnets,
+            steer: wanted.steer,
+            exit: wanted.exit,
+            addresses: wanted.addresses,
+            keep_source: wanted.keep_source,
+            ..current.elements.clone()
+        },
+        ..current.clone()
+    })
+}
+
+/// Removes sets with former names once no rule refers to them, and then chains that their verdicts
+/// led to: an older kernel lets go of these chains only when the transaction is over.
+fn removals(scope: Scope, current: &NftState, after: &NftState) -> Vec<String> {
+    if current.former.is_empty() {
+        return Vec::new();
+    }
+    let mut sets = Script::new(scope);
+    for (set, family) in &current.former {
+        if let Some(name) = set.former_name(*family) {
+            let noun = set.declaration(*family).noun();
+            sets.line(format_args!("delete {noun} {} {name}", scope.path()));
+        }
+    }
+    let mut chains = Script::new(scope);
+    chains.delete_gone_chains(current, after);
+    [sets, chains]
+        .map(|script| script.text)
+        .into_iter()
+        .filter(|text| !text.is_empty())
+        .collect()
 }
 
 /// Declarations and hooks can't be changed in place, and somebody else's objects may refer to ours:
@@ -152,10 +243,7 @@ fn changes(
     changing: &OrdSet<ClassId>,
 ) -> String {
     let path = scope.path();
-    let mut script = Script {
-        text: String::new(),
-        path,
-    };
+    let mut script = Script::new(scope);
     for counter in after.counters.difference(&current.counters) {
         script.line(format_args!("add counter {path} {counter}"));
     }
@@ -187,18 +275,19 @@ fn changes(
     for (set, elements) in &elements.0 {
         script.elements("add", set, &elements.come);
     }
-    let gone: Vec<&String> = current
+    script.flush_gone_chains(current, after);
+    // Maps with former names may still lead to these chains.
+    if current.former.is_empty() {
+        script.delete_gone_chains(current, after);
+    }
+    script.text
+}
+
+fn gone_chains<'a>(current: &'a NftState, after: &'a NftState) -> impl Iterator<Item = &'a String> {
+    current
         .chains
         .keys()
         .filter(|name| !after.chains.contains_key(*name))
-        .collect();
-    for name in &gone {
-        script.line(format_args!("flush chain {path} {name}"));
-    }
-    for name in gone {
-        script.line(format_args!("delete chain {path} {name}"));
-    }
-    script.text
 }
 
 struct Script {
@@ -207,6 +296,13 @@ struct Script {
 }
 
 impl Script {
+    fn new(scope: Scope) -> Self {
+        Self {
+            text: String::new(),
+            path: scope.path(),
+        }
+    }
+
     fn line(&mut self, line: fmt::Arguments<'_>) {
         // Writing to a string cannot fail.
         let _ = self.text.write_fmt(line);
@@ -215,7 +311,7 @@ impl Script {
 
     /// Chains whose rules differ get all of them anew.
     fn rules(&mut self, current: &NftState, after: &NftState) {
-        if std::sync::Arc::ptr_eq(&current.chains, &after.chains) {
+        if Arc::ptr_eq(&current.chains, &after.chains) {
             return;
         }
         let (none, path) = (Chain::default(), self.path);
@@ -234,6 +330,20 @@ impl Script {
                 }
                 self.text.push('\n');
             }
+        }
+    }
+
+    fn flush_gone_chains(&mut self, current: &NftState, after: &NftState) {
+        let path = self.path;
+        for name in gone_chains(current, after) {
+            self.line(format_args!("flush chain {path} {name}"));
+        }
+    }
+
+    fn delete_gone_chains(&mut self, current: &NftState, after: &NftState) {
+        let path = self.path;
+        for name in gone_chains(current, after) {
+            self.line(format_args!("delete chain {path} {name}"));
         }
     }
 
@@ -276,11 +386,11 @@ impl Elements {
         all.set(SetName::Own, &old.own, &new.own);
         all.set(SetName::Hosts, &old.hosts, &new.hosts);
         all.map(SetName::Pods, &old.pods, &new.pods);
-        all.map(SetName::Nets, &old.nets, &new.nets);
-        all.map(SetName::Where, &old.steer, &new.steer);
-        all.map(SetName::Exit, &old.exit, &new.exit);
-        all.map(SetName::As, &old.addresses, &new.addresses);
-        all.set(SetName::Kept, &old.kept, &new.kept);
+        all.map(SetName::Subnets, &old.subnets, &new.subnets);
+        all.map(SetName::Verdicts, &old.steer, &new.steer);
+        all.map(SetName::SnatKind, &old.exit, &new.exit);
+        all.map(SetName::SnatAddress, &old.addresses, &new.addresses);
+        all.set(SetName::KeepSource, &old.keep_source, &new.keep_source);
         all.map(SetName::Node, &old.node, &new.node);
         all.map(SetName::Via, &old.via, &new.via);
         all.set_named(&old.exits, &new.exits, |_| EXITS);

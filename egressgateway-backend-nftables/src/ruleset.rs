@@ -18,14 +18,14 @@ use crate::{
         Way,
     },
     names::{
-        ANSWERS, ARRIVE, ARRIVE_INWARD, AS_ADDRESS, AS_NODE, AS_SELF, CLAMP, CLASSIFY, DECIDE,
-        DROP_HELD, DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE,
-        DROP_UNTRACKED, ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, LEAVE,
-        LOST, MISSED, NO_CLASS, NO_GATEWAY, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER,
+        ANSWERS, ARRIVE, ARRIVE_INWARD, ARRIVE_UNPINNED, CLAMP, CLASSIFY, DECIDE, DROP_HELD,
+        DROP_NO_GATEWAY, DROP_NOT_PEER, DROP_START_GATE, DROP_UNKNOWN_SOURCE, DROP_UNTRACKED,
+        ENTER, EXITED, FIND_CLASS, FORWARD, GUARD, GUARD_ANSWERS, HELD, INVALID_UNTRACKED, LEAVE,
+        LOST, NO_CLASS, NO_GATEWAY, NOT_TUNNEL, OPENING, OUTER, OUTER_IN, OUTER_OUT, PIN_ANSWER,
         POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY, PRIORITY_MANGLE, PRIORITY_RAW,
-        PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, STEERED, STRAY, STRAY_OUTER,
-        SetName, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNTRACK, by_chain, leave_chain,
-        steer_chain, to_chain,
+        PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE, SNAT_ADDRESS, SNAT_KEEP, SNAT_NODE,
+        STEERED, SetName, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNTRACK, by_chain,
+        leave_chain, steer_chain, to_chain,
     },
 };
 
@@ -103,8 +103,11 @@ pub(crate) fn chains(
         (CLASSIFY, plain(classify(desired.overlay.port))),
         (ARRIVE, plain(arrive())),
         (ARRIVE_INWARD, plain(arrive_inward())),
-        (STRAY, plain(stray(exits.kept, mask))),
-        (MISSED, plain(missed(mask))),
+        (
+            INVALID_UNTRACKED,
+            plain(invalid_untracked(exits.kept, mask)),
+        ),
+        (ARRIVE_UNPINNED, plain(arrive_unpinned(mask))),
         (ANSWERS, plain(answers())),
         (NO_CLASS, plain(no_class(desired))),
         (TOWARDS_POD, plain(towards_pod())),
@@ -139,14 +142,14 @@ pub(crate) fn chains(
         (ENTER, plain(enter(mask))),
         (HELD, plain(vec![dropped(DROP_HELD)])),
         (NO_GATEWAY, plain(vec![dropped(DROP_NO_GATEWAY)])),
-        (AS_NODE, plain(as_node())),
-        (AS_SELF, plain(as_self())),
-        (AS_ADDRESS, plain(as_address())),
+        (SNAT_NODE, plain(snat_node())),
+        (SNAT_KEEP, plain(snat_keep())),
+        (SNAT_ADDRESS, plain(snat_address())),
     ]
     .map(|(name, chain)| (name.to_owned(), chain))
     .into();
     if desired.overlay.port > 0 {
-        chains.insert(STRAY_OUTER.into(), plain(stray_outer()));
+        chains.insert(NOT_TUNNEL.into(), plain(not_tunnel()));
     }
     if exits.kept {
         chains.insert(UNTRACK.into(), plain(untrack(mask)));
@@ -359,7 +362,7 @@ fn outer() -> Vec<Rule> {
 /// What leaves here as it is gets its answers past this node, at the node of its pod. Connection
 /// tracking would see half of each connection and take the rest for invalid, which others drop.
 /// What does not leave the cluster is tracked, so that it is looked at. A mark says, until
-/// [`STRAY`] has seen it, that it was us who said so.
+/// [`INVALID_UNTRACKED`] has seen it, that it was us who said so.
 fn untrack(mask: MarkMask) -> Vec<Rule> {
     let leaves = |family| Address {
         side: Side::Destination,
@@ -420,15 +423,15 @@ fn prerouting(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
             DROP_NO_GATEWAY,
         ),
         go([Statement::State(ConnectionState::New)], goto(CLASSIFY)),
-        go([Statement::Stray], goto(STRAY)),
-        go([FROM_OVERLAY], goto(MISSED)),
+        go([Statement::Stray], goto(INVALID_UNTRACKED)),
+        go([FROM_OVERLAY], goto(ARRIVE_UNPINNED)),
     ]
 }
 
 /// A connection through the overlay that nothing has pinned began while these rules were missing.
 /// What it leaves as was somebody else's choice, and source translation is never asked again. So
 /// nothing of it leaves any more, and the pin tells the agent to end it.
-fn missed(mask: MarkMask) -> Vec<Rule> {
+fn arrive_unpinned(mask: MarkMask) -> Vec<Rule> {
     let pin = Pin {
         keep: mask.keep(),
         value: mask.unknown_mark(),
@@ -463,7 +466,7 @@ fn led_inside(family: Family) -> Rule {
 
 /// What we do not track ourselves goes on: the tunnel's own packets, which are many, and with a
 /// mark that has done its work what keeps its source. The rest is classified.
-fn stray(keeps: bool, mask: MarkMask) -> Vec<Rule> {
+fn invalid_untracked(keeps: bool, mask: MarkMask) -> Vec<Rule> {
     let kept = Marked {
         mask: mask.bits(),
         negated: false,
@@ -684,7 +687,7 @@ fn clamp(desired: &PolicyDesired) -> Vec<Rule> {
 fn classify(port: u16) -> Vec<Rule> {
     let mut rules = Vec::new();
     if port > 0 {
-        rules.push(go([Statement::UdpPort(port)], jump(STRAY_OUTER)));
+        rules.push(go([Statement::UdpPort(port)], jump(NOT_TUNNEL)));
     }
     rules.push(go([FROM_OVERLAY], goto(ARRIVE)));
     rules.extend(leaving());
@@ -718,7 +721,7 @@ fn judge() -> [Rule; 4] {
 /// The tunnel's own packets are not tracked, so what is has another sender: a pod, which this
 /// node's masquerade would turn into a peer. It reaches the tunnel by no address of any node, and
 /// neither does what a service leads there.
-fn stray_outer() -> Vec<Rule> {
+fn not_tunnel() -> Vec<Rule> {
     let stranger = |family| Address {
         side: Side::Source,
         family,
@@ -877,9 +880,11 @@ fn class_of(side: Side) -> impl Iterator<Item = Rule> {
             }]
         })
     };
-    [vec![ForgetClass]]
-        .into_iter()
-        .chain([SetName::Nets, SetName::Pods].into_iter().flat_map(lookup))
+    [vec![ForgetClass]].into_iter().chain(
+        [SetName::Subnets, SetName::Pods]
+            .into_iter()
+            .flat_map(lookup),
+    )
 }
 
 /// What finds no verdict passes, unless entries of its class may be missing just now.
@@ -888,7 +893,7 @@ fn decide() -> Vec<Rule> {
         .map(|family| {
             vec![VerdictOf {
                 family,
-                table: SetName::Where,
+                table: SetName::Verdicts,
             }]
         })
         .into();
@@ -977,12 +982,12 @@ fn translate(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     rules.extend(Family::ALL.map(|family| {
         vec![VerdictOf {
             family,
-            table: SetName::Exit,
+            table: SetName::SnatKind,
         }]
     }));
     rules.push(drop_if([Statement::Changing], DROP_HELD));
     rules.push(if desired.overlay.unknown_may_exit {
-        go([], goto(AS_NODE))
+        go([], goto(SNAT_NODE))
     } else {
         dropped(DROP_UNKNOWN_SOURCE)
     });
@@ -991,7 +996,7 @@ fn translate(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
 
 /// The map has an entry wherever `exit` leads here; were one missing, the packet must not leave as
 /// it is.
-fn as_address() -> Vec<Rule> {
+fn snat_address() -> Vec<Rule> {
     let addresses = Family::ALL.map(|family| vec![Statement::SourceOf(family)]);
     [vec![Count(EXITED)]]
         .into_iter()
@@ -1002,7 +1007,7 @@ fn as_address() -> Vec<Rule> {
 
 /// Where the kernel chooses the source, it takes whatever the device was given first or last, such
 /// as somebody's virtual address. It does so only on a device that nothing is known of.
-fn as_node() -> Vec<Rule> {
+fn snat_node() -> Vec<Rule> {
     let addresses = Family::ALL.map(|family| {
         vec![
             Statement::Protocol(family),
@@ -1016,7 +1021,7 @@ fn as_node() -> Vec<Rule> {
         .collect()
 }
 
-fn as_self() -> Vec<Rule> {
+fn snat_keep() -> Vec<Rule> {
     [vec![Count(EXITED), ForgetClass]]
         .into_iter()
         .chain(Family::ALL.map(|family| vec![Statement::SourceItself(family)]))

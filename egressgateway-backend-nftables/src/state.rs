@@ -31,6 +31,9 @@ pub struct NftState {
     pub(crate) elements: Elements,
     /// What we would never have written, for the log.
     pub(crate) foreign: BTreeSet<String>,
+    /// Sets and maps that a former version declared under other names. No rule of this version
+    /// refers to them.
+    pub(crate) former: BTreeSet<(SetName, Family)>,
     pub(crate) memory: Memory,
 }
 
@@ -56,7 +59,7 @@ impl NftState {
             Elements::of(desired, mask, &current.elements, &current.memory)?;
         let declarations = declarations();
         let exits = Exits {
-            kept: !elements.kept.is_empty(),
+            kept: !elements.keep_source.is_empty(),
             addressed: !elements.addresses.is_empty(),
         };
         let chains = match scope {
@@ -81,6 +84,7 @@ impl NftState {
             },
             elements,
             foreign: BTreeSet::new(),
+            former: BTreeSet::new(),
             memory,
         })
     }
@@ -96,11 +100,11 @@ impl NftState {
     pub fn len(&self) -> usize {
         let Elements {
             pods,
-            nets,
+            subnets,
             steer,
             exit,
             addresses,
-            kept,
+            keep_source,
             node,
             exempt,
             local,
@@ -117,7 +121,7 @@ impl NftState {
             changing,
         } = &self.elements;
         let maps = pods.len()
-            + nets.len()
+            + subnets.len()
             + steer.len()
             + exit.len()
             + addresses.len()
@@ -125,7 +129,7 @@ impl NftState {
             + targets.len()
             + via.len()
             + exits.len();
-        maps + kept.len()
+        maps + keep_source.len()
             + exempt.len()
             + local.len()
             + wide.len()

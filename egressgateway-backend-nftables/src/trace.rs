@@ -355,8 +355,8 @@ impl Walk<'_> {
         }
         let class = match table {
             SetName::Pods => elements.pods.get(&address),
-            SetName::Nets => elements
-                .nets
+            SetName::Subnets => elements
+                .subnets
                 .iter()
                 .find(|(range, _)| range.contains(address))
                 .map(|(_, class)| class),
@@ -367,13 +367,13 @@ impl Walk<'_> {
 
     fn verdict_of(&self, family: Family, table: SetName) -> Option<Jump> {
         let chain = match table {
-            SetName::Where => self
+            SetName::Verdicts => self
                 .find(family, |elements| &elements.steer)
                 .map(Steer::chain),
             SetName::Via => self
                 .find(family, |elements| &elements.via)
                 .map(|leave| leave_chain(leave.0)),
-            SetName::Exit => self
+            SetName::SnatKind => self
                 .find(family, |elements| &elements.exit)
                 .map(|exit| exit.chain().to_owned()),
             _ => None,
@@ -382,7 +382,7 @@ impl Walk<'_> {
     }
 
     fn keeps(&self, family: Family) -> bool {
-        let places = &self.state.elements.kept;
+        let places = &self.state.elements.keep_source;
         self.place(family, |place| places.get_prev(place).copied())
             .is_some()
     }

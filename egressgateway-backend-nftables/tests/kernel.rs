@@ -12,7 +12,7 @@ use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, 
 use egressgateway::{
     Change, CounterSource, Driver, ErrorKind, PolicyDesired, PolicyMonitor, WriteHook,
     model::{IpRange, MarkMask, SourceNat, Verdict},
-    testing::conformance::{self, Host},
+    testing::conformance::{self, Host, RefuseOnce},
 };
 use egressgateway_backend_nftables::{NftState, Nftables, NftablesSettings};
 use egressgateway_testkit::netns::in_namespace;
@@ -250,9 +250,9 @@ fn what_somebody_changes_by_hand_is_noticed_and_repaired() {
             "add set inet egressgateway mine { type mark; }",
             "add counter inet egressgateway mine",
             "flush set inet egressgateway exempt4",
-            "flush map inet egressgateway where6",
-            "add element inet egressgateway where4 { 0:9 . 10.0.0.0/8 : accept }",
-            "add element inet egressgateway where4 { 0:9 . 10.0.0.0/8 : goto to_11 }",
+            "flush map inet egressgateway verdicts6",
+            "add element inet egressgateway verdicts4 { 0:9 . 10.0.0.0/8 : accept }",
+            "add element inet egressgateway verdicts4 { 0:9 . 10.0.0.0/8 : goto to_11 }",
             "add element inet egressgateway targets { 0x77000000 : drop }",
             "delete element inet egressgateway pods4 { 10.244.1.10 }",
             "delete element inet egressgateway pods4 { 10.244.1.10 }; add element inet egressgateway pods4 { 10.244.1.10 : 0:2 }",
@@ -500,5 +500,73 @@ fn what_others_do_to_the_table_is_noticed_and_what_we_do_is_not() {
         noticed("the table's end").await;
         reach(&client()).await;
         noticed("another backend at work").await;
+    });
+}
+
+/// Loads what a version left that named some sets, maps and chains otherwise.
+fn load_former(world: &str) {
+    run(&format!(
+        "nft add table inet egressgateway\nnft delete table inet egressgateway\nnft -f {}/tests/former/{world}.nft",
+        env!("CARGO_MANIFEST_DIR")
+    ));
+}
+
+#[test]
+fn a_former_versions_table_is_taken_over_wherever_that_is_interrupted() {
+    in_namespace(|| async {
+        for (world, desired) in [("client", client()), ("gateway", gateway())] {
+            for write in 0.. {
+                load_former(world);
+                let counter = run("nft -a list counter inet egressgateway steered");
+                let hook = RefuseOnce::at(write);
+                let upgraded = Nftables::new(NftablesSettings::default(), hook.clone());
+                let former = upgraded.observe().await.unwrap();
+                assert_eq!(former.foreign().next(), None, "all of it is known");
+                let plan = upgraded.plan(&desired, &former).unwrap().plan;
+                let whole = upgraded.apply(&plan).await.is_ok();
+                assert_eq!(whole, hook.seen() <= write);
+                reach(&desired).await;
+                let names = run("nft list table inet egressgateway");
+                for name in ["nets4", "where6", "exit4", "as6", "kept4"] {
+                    assert!(!names.contains(&format!(" {name}")), "{name}: {names}");
+                }
+                for name in [
+                    "as_node",
+                    "as_self",
+                    "as_address",
+                    "stray",
+                    "missed",
+                    "stray_outer",
+                ] {
+                    assert!(
+                        !names.contains(&format!("chain {name} ")),
+                        "{name}: {names}"
+                    );
+                }
+                assert_eq!(
+                    run("nft -a list counter inet egressgateway steered"),
+                    counter,
+                    "the table is the same object"
+                );
+                if whole {
+                    assert_eq!(write, 4, "filled, switched, sets removed, chains removed");
+                    break;
+                }
+            }
+        }
+    });
+}
+
+/// Another policy in the same plan makes classes wait, and lets them go.
+#[test]
+fn a_former_versions_table_is_taken_over_for_another_policy() {
+    in_namespace(|| async {
+        load_former("client");
+        let after = reach(&generated(1, 40)).await;
+        reach(&PolicyDesired::default()).await;
+        assert!(reach(&generated(1, 40)).await == after);
+        load_former("gateway");
+        reach(&PolicyDesired::default()).await;
+        assert_eq!(run("nft list tables"), "", "a cleanup removes all of it");
     });
 }

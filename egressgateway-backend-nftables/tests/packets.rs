@@ -9,6 +9,12 @@ const HOST: Host<Nftables> = Host {
 nft 'add chain inet cni post { type nat hook postrouting priority 100; }'
 nft add rule inet cni post oifname != pod0 masquerade
 ",
+    former: |world| {
+        format!(
+            "nft -f {}/tests/former/{world}.nft\n",
+            env!("CARGO_MANIFEST_DIR")
+        )
+    },
     steers_translated: true,
 };
 

@@ -52,9 +52,9 @@ fn one_pod_costs_its_elements_and_one_policy_its_ranges() {
         .remove(&(class(1), range("10.6.2.0/24")));
     assert_eq!(
         plan(&desired, &after).plan.to_string(),
-        "delete element inet egressgateway where4 { 0:1 . 10.6.2.0/24 }\n\
+        "delete element inet egressgateway verdicts4 { 0:1 . 10.6.2.0/24 }\n\
          add element inet egressgateway changing { 0:1 }\n\
-         add element inet egressgateway where4 { 0:1 . 10.6.8.0-10.6.8.2 : goto held }\n\
+         add element inet egressgateway verdicts4 { 0:1 . 10.6.8.0-10.6.8.2 : goto held }\n\
          flush set inet egressgateway changing\n"
     );
 }
@@ -80,11 +80,15 @@ fn a_node_that_becomes_exit_changes_one_chain_and_the_exits_elements() {
         "{script}"
     );
     assert!(
-        script.contains("add element inet egressgateway as4 { 0:1 . 10.6.2.0/24 : 10.6.0.200 }\n"),
+        script.contains(
+            "add element inet egressgateway snat_address4 { 0:1 . 10.6.2.0/24 : 10.6.0.200 }\n"
+        ),
         "{script}"
     );
     assert!(
-        !script.contains("where4") && !script.contains("to_11") && !script.contains("counter inet"),
+        !script.contains("verdicts4")
+            && !script.contains("to_11")
+            && !script.contains("counter inet"),
         "{script}"
     );
     let back = plan(&client(), &after).plan.to_string();

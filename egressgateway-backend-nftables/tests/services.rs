@@ -76,6 +76,22 @@ fn what_others_do_to_it_is_noticed_and_repaired_and_a_host_that_governs_nothing_
 }
 
 #[test]
+fn a_former_versions_table_is_taken_over() {
+    in_namespace(|| async {
+        let services = Services::new(NftablesSettings::default(), Arc::new(()));
+        run(&format!(
+            "nft -f {}/tests/former/services.nft",
+            env!("CARGO_MANIFEST_DIR")
+        ));
+        let former = services.observe().await.unwrap();
+        assert_eq!(former.foreign().next(), None, "all of it is known");
+        let whole = reach(&services, &client()).await;
+        assert!(!reach(&services, &PolicyDesired::default()).await.exists());
+        assert_eq!(reach(&services, &client()).await, whole);
+    });
+}
+
+#[test]
 fn only_first_packets_that_somebody_translated_are_looked_at_and_what_was_said_of_them_is_taken_back()
  {
     let rules = Services::offline(NftablesSettings::default())

@@ -397,7 +397,7 @@ impl<'a> Measurement<'a> {
             .await?;
         self.kernels(Instant::now(), |_, node| {
             let held = node
-                .run("nft list map inet egressgateway where4")
+                .run("nft list map inet egressgateway verdicts4")
                 .map_err(said)?;
             if held.contains(EVERYWHERE) {
                 Ok(())

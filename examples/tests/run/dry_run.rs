@@ -31,7 +31,9 @@ fn every_node_tells_its_part_of_the_way() {
         .and_then(|rest| rest.split(' ').next())
         .unwrap();
     assert!(
-        filter.contains(&format!("where4 {{ {class} . 10.6.1.0/24 : goto to_11 }}")),
+        filter.contains(&format!(
+            "verdicts4 {{ {class} . 10.6.1.0/24 : goto to_11 }}"
+        )),
         "{filter}"
     );
     assert!(

@@ -39,11 +39,15 @@ fn a_node_sends_what_the_objects_say_through_the_tunnel_and_follows_them() {
         egress(&server, "shop", "10.244.1.0/24", "10.6.1.0/24");
         let mut operator = start("node-1", &server);
         operator.says("1 objects: Applied");
-        assert!(map("nets4").contains("10.244.1.0/24"), "{}", map("nets4"));
         assert!(
-            map("where4").contains("10.6.1.0/24 : goto to_13"),
+            map("subnets4").contains("10.244.1.0/24"),
             "{}",
-            map("where4")
+            map("subnets4")
+        );
+        assert!(
+            map("verdicts4").contains("10.6.1.0/24 : goto to_13"),
+            "{}",
+            map("verdicts4")
         );
         let routes = run("ip", &["route", "show", "table", "101"]);
         assert!(
@@ -58,7 +62,11 @@ fn a_node_sends_what_the_objects_say_through_the_tunnel_and_follows_them() {
 
         egress(&server, "library", "10.244.3.0/24", "192.0.2.0/24");
         operator.says("2 objects: Applied");
-        assert!(map("where4").contains("192.0.2.0/24"), "{}", map("where4"));
+        assert!(
+            map("verdicts4").contains("192.0.2.0/24"),
+            "{}",
+            map("verdicts4")
+        );
         run(
             "ip",
             &[
@@ -78,13 +86,13 @@ fn a_node_sends_what_the_objects_say_through_the_tunnel_and_follows_them() {
         run("nft", &["delete", "table", "inet", "egressgateway"]);
         operator.says("2 objects: Applied");
         assert!(
-            map("where4").contains("192.0.2.0/24"),
+            map("verdicts4").contains("192.0.2.0/24"),
             "and so is the packet filter"
         );
 
         operator.stop();
         assert!(
-            map("where4").contains("192.0.2.0/24"),
+            map("verdicts4").contains("192.0.2.0/24"),
             "the data path stays"
         );
         let mut again = start("node-1", &server);
@@ -102,9 +110,9 @@ fn the_exit_lets_it_out_with_its_own_address() {
         let mut operator = start("node-2", &server);
         operator.says("1 objects: Applied");
         assert!(
-            map("exit4").contains("10.6.1.0/24 : goto as_node"),
+            map("snat_kind4").contains("10.6.1.0/24 : goto snat_node"),
             "{}",
-            map("exit4")
+            map("snat_kind4")
         );
         let routes = run("ip", &["route", "show", "table", "all"]);
         let away: Vec<_> = routes

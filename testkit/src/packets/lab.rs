@@ -21,6 +21,9 @@ pub struct Host<D> {
     pub backend: fn() -> D,
     /// Lines of a shell: a CNI that masquerades whatever leaves by another device than `pod0`.
     pub masquerade: &'static str,
+    /// Lines of a shell that load what a version left that named sets and chains otherwise, for the
+    /// worlds `client` and `gateway`.
+    pub former: fn(&str) -> String,
     /// Whether the backend, on its own, can give a way to what somebody has translated.
     pub steers_translated: bool,
 }

@@ -8,6 +8,7 @@ mod connections;
 mod lab;
 mod races;
 mod strays;
+mod upgrades;
 
 pub use connections::{
     a_connection_keeps_its_way_when_the_policy_goes_and_ends_with_its_target,
@@ -27,6 +28,10 @@ pub use strays::{
     no_pod_reaches_the_tunnel_of_any_node, what_comes_by_the_overlay_leaves_here_or_ends,
     what_is_translated_is_governed_by_where_it_leads_or_dropped,
 };
+pub use upgrades::{
+    a_client_that_is_upgraded_loses_no_packet,
+    a_gateway_that_is_upgraded_loses_no_packet_and_changes_no_source,
+};
 
 /// The checks as tests on one host: `packet_tests!(name, HOST)`.
 #[macro_export]
@@ -45,6 +50,8 @@ macro_rules! packet_tests {
             no_pod_reaches_the_tunnel_of_any_node
             a_tunnel_takes_what_peers_send_to_the_address_that_they_know
             what_is_translated_is_governed_by_where_it_leads_or_dropped
+            a_client_that_is_upgraded_loses_no_packet
+            a_gateway_that_is_upgraded_loses_no_packet_and_changes_no_source
         }
     };
     ($name:ident, $host:expr, $($check:ident)+) => {

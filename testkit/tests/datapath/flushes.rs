@@ -29,7 +29,7 @@ const NETFILTER: [(&str, Meets); 12] = [
         Meets::Drop("drop_start_gate"),
     ),
     (
-        "for s in $(ipset list -n | grep egw-where-); do ipset flush $s; done",
+        "for s in $(ipset list -n | grep egw-verdicts-); do ipset flush $s; done",
         Meets::Drop("drop_held"),
     ),
     ("ipset flush egw-ungoverned-vFAMILY", Meets::Policy),
@@ -162,7 +162,7 @@ pub(crate) fn what_somebody_else_changes_is_warned_of_once_and_the_agents_own_ch
         );
     }
     let flush = match path.backend {
-        "nftables" => "nft flush map inet egressgateway where4",
+        "nftables" => "nft flush map inet egressgateway verdicts4",
         _ => "iptables-nft -t mangle -F EGW-CLASSIFY",
     };
     world.cluster.lab.node(CLIENT).run(flush).unwrap();
