@@ -14,19 +14,19 @@ use imbl::OrdMap;
 use tokio::time::Instant;
 
 use crate::{
-    command,
     contention::JumpContention,
-    flavour::{Flavour, IptablesFlavour},
-    ipset::Ipset,
+    exec::flavour::{Flavour, IptablesFlavour},
+    exec::ipset::Ipset,
+    exec::iptables,
+    exec::writes::Writes,
     mark_layout::MarkLayout,
     monitor::NetfilterMonitor,
     names::COUNTERS,
-    numbers::AS_NODE,
-    plan::{self, NetfilterPlan, Step},
-    save::{self, Owner},
+    ruleset::save::{self, Owner},
+    ruleset::table::Tables,
+    sets::numbers::AS_NODE,
     state::NetfilterState,
-    table::Tables,
-    writes::Writes,
+    transition::plan::{self, NetfilterPlan, Step},
 };
 
 /// What the backend needs to know apart from the desired state.
@@ -172,10 +172,10 @@ impl Netfilter {
         let flavour = self.flavour().await?;
         Ipset::open()?.probe().await?;
         for family in Family::ALL {
-            let version = command::version(flavour, family).await?;
+            let version = iptables::version(flavour, family).await?;
             for (table, rule, option) in PROBES {
                 let script = format!("*{table}\n:EGW-PROBE - [0:0]\n-A EGW-PROBE {rule}\nCOMMIT\n");
-                match command::test(flavour, family, &script).await {
+                match iptables::test(flavour, family, &script).await {
                     Ok(()) => {}
                     Err(error)
                         if matches!(error.kind, ErrorKind::Permission | ErrorKind::Transient) =>
@@ -263,7 +263,7 @@ impl Driver for Netfilter {
         let mut tables = Tables::new();
         for family in Family::ALL {
             tables.extend(save::parse(
-                &command::save(flavour, family, false).await?,
+                &iptables::save(flavour, family, false).await?,
                 family,
                 Owner::Backend,
             ));
@@ -310,7 +310,7 @@ impl Driver for Netfilter {
                 }
                 Step::Restore { family, script } => {
                     hook.before("restore iptables")?;
-                    command::restore(flavour, *family, script, &self.writes).await?;
+                    iptables::restore(flavour, *family, script, &self.writes).await?;
                 }
             }
         }
@@ -338,7 +338,7 @@ impl CounterSource for Netfilter {
         let flavour = self.flavour().await?;
         let mut sum: BTreeMap<String, Counter> = BTreeMap::new();
         for family in Family::ALL {
-            for (name, counter) in save::counters(&command::save(flavour, family, true).await?) {
+            for (name, counter) in save::counters(&iptables::save(flavour, family, true).await?) {
                 *sum.entry(name).or_default() += counter;
             }
         }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     names::NAT,
-    table::{Jump, Table, Tables},
+    ruleset::table::{Jump, Table, Tables},
 };
 
 /// How long others may stay before us once they came again.

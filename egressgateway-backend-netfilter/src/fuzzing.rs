@@ -8,13 +8,16 @@ use egressgateway::{Change, Driver as _, Plan as _, PolicyDesired, Surroundings,
 use imbl::OrdMap;
 
 use crate::{
-    Netfilter, NetfilterSettings, NetfilterState, command, ipset, monitor,
+    Netfilter, NetfilterSettings, NetfilterState,
+    exec::ipset,
+    exec::iptables,
+    exec::writes::Writes,
+    monitor,
     names::TABLES,
-    plan::{NetfilterPlan, Step},
-    save::{self, Owner},
-    table::Tables,
+    ruleset::save::{self, Owner},
+    ruleset::table::Tables,
+    transition::plan::{NetfilterPlan, Step},
     untracking,
-    writes::Writes,
 };
 
 /// What `iptables-save` prints is read. Our chains, written and read again, are the same. From
@@ -46,7 +49,7 @@ pub fn sets(bytes: &[u8], desired: &PolicyDesired) {
 /// Why a program refused something is told in a sentence that begins with what was done.
 pub fn refusal(bytes: &[u8]) {
     let stderr = String::from_utf8_lossy(bytes);
-    let error = command::refused(&stderr, "*mangle\nCOMMIT\n", "write rules");
+    let error = iptables::refused(&stderr, "*mangle\nCOMMIT\n", "write rules");
     assert!(error.chain().starts_with("write rules: "));
 }
 

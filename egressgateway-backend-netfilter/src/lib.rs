@@ -36,41 +36,27 @@
 //!   cluster uses.
 
 mod backend;
-mod barriers;
-mod command;
-mod content;
 mod contention;
-mod detect;
-mod flavour;
+mod exec;
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(test)]
-mod intermediate_states;
-mod ipset;
 mod mark_layout;
 mod monitor;
 mod names;
-mod numbers;
-mod plan;
-mod roles;
-mod rules;
-mod save;
-mod set;
+mod ruleset;
+mod sets;
 mod state;
-mod table;
 mod trace;
 mod transit;
 mod transition;
-mod tree;
 mod untracking;
-mod writes;
 
 pub use backend::{ExitMarks, Netfilter, NetfilterSettings};
 #[cfg(doc)]
 use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
-pub use flavour::IptablesFlavour;
+pub use exec::flavour::IptablesFlavour;
 pub use monitor::NetfilterMonitor;
-pub use plan::NetfilterPlan;
 pub use state::NetfilterState;
 pub use transit::{Transit, TransitState};
+pub use transition::plan::NetfilterPlan;
 pub use untracking::IptablesUntracking;

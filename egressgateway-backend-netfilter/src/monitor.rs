@@ -10,7 +10,7 @@ use netlink_sys::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{names::CHAIN_PREFIX, writes::Writes};
+use crate::{exec::writes::Writes, names::CHAIN_PREFIX};
 
 /// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: u32 = 7;

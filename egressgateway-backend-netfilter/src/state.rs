@@ -6,13 +6,13 @@ use egressgateway::{Error, ErrorKind, PolicyDesired, model::Family};
 use imbl::OrdMap;
 
 use crate::{
-    content::Content,
     contention::Tolerance,
     mark_layout::MarkLayout,
     names::{JUMPS, is_device},
-    rules,
-    set::Set,
-    table::{Jump, Table, Tables},
+    ruleset::chains,
+    ruleset::table::{Jump, Table, Tables},
+    sets::content::Content,
+    sets::set::Set,
 };
 
 /// All our sets, chains and jumps on a host, or that there are none (the default).
@@ -122,7 +122,7 @@ fn tables(
 ) -> Tables {
     let mut tables = Tables::new();
     for family in Family::ALL {
-        for (name, chains) in rules::rules(
+        for (name, chains) in chains::rules(
             desired,
             family,
             bits,

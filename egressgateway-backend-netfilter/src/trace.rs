@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::{
     names::{COUNTERS, FILTER, MANGLE, NAT, RAW},
-    set::{Entry, Set},
+    sets::set::{Entry, Set},
     state::NetfilterState,
 };
 

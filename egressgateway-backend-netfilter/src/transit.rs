@@ -8,18 +8,18 @@ use tokio::time::Instant;
 
 use crate::{
     backend::NetfilterSettings,
-    command,
     contention::{JumpContention, Tolerance},
-    flavour::Flavour,
+    exec::flavour::Flavour,
+    exec::iptables,
+    exec::writes::Writes,
     mark_layout::MarkLayout,
     monitor::NetfilterMonitor,
     names::{FILTER, TRANSIT},
-    plan::{NetfilterPlan, Step},
-    rules,
-    save::{self, Owner},
+    ruleset::forward,
+    ruleset::save::{self, Owner},
+    ruleset::table::{Jump, Table, Tables},
     state::check,
-    table::{Jump, Table, Tables},
-    writes::Writes,
+    transition::plan::{NetfilterPlan, Step},
 };
 
 /// Accepts, in the `FORWARD` chain of one iptables flavour, what exits on this node for pods of
@@ -101,7 +101,7 @@ impl Driver for Transit {
     async fn observe(&self) -> Result<TransitState, Error> {
         let mut state = TransitState::default();
         for family in Family::ALL {
-            let saved = command::save(self.flavour, family, false).await?;
+            let saved = iptables::save(self.flavour, family, false).await?;
             state
                 .tables
                 .extend(save::parse(&saved, family, Owner::Transit));
@@ -125,7 +125,7 @@ impl Driver for Transit {
         };
         let exits = !desired.exits.is_empty() || !desired.accepts.is_empty();
         for family in current.restricted.iter().filter(|_| exits) {
-            let chains = [(TRANSIT.to_owned(), rules::forwarding(desired, self.bits))].into();
+            let chains = [(TRANSIT.to_owned(), forward::forwarding(desired, self.bits))].into();
             let key = (*family, FILTER.to_owned());
             let old = current.tables.get(&key).map(Arc::as_ref);
             let jumps = [current
@@ -144,7 +144,7 @@ impl Driver for Transit {
         for step in &plan.steps {
             if let Step::Restore { family, script } = step {
                 self.hook.before("restore iptables")?;
-                command::restore(self.flavour, *family, script, &self.writes).await?;
+                iptables::restore(self.flavour, *family, script, &self.writes).await?;
             }
         }
         self.contention

@@ -8,7 +8,7 @@ use egressgateway::{
 };
 use ipnet::IpNet;
 
-use crate::{command, flavour::Flavour, names::CHAIN_PREFIX};
+use crate::{exec::flavour::Flavour, exec::iptables, names::CHAIN_PREFIX};
 
 /// The table that comes before connection tracking.
 const TABLE: &str = "raw";
@@ -28,8 +28,8 @@ impl UntrackingRules for IptablesUntracking {
             for family in Family::ALL {
                 // The legacy program would make the kernel's table by asking for it.
                 let saved = match flavour {
-                    Flavour::Nft => command::save_table(flavour, family, TABLE).await,
-                    Flavour::Legacy => command::save(flavour, family, false).await,
+                    Flavour::Nft => iptables::save_table(flavour, family, TABLE).await,
+                    Flavour::Legacy => iptables::save(flavour, family, false).await,
                 };
                 match saved {
                     Ok(saved) => all.extend(parse(&saved, &flavour.program(family, ""))),

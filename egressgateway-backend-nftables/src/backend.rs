@@ -8,13 +8,13 @@ use egressgateway::{
 use serde_json::Value;
 
 use crate::{
-    command::{self, nft, nft_json},
-    element_batch::{self, Connection},
+    apply::command::{self, nft, nft_json},
+    apply::element_batch::{self, Connection},
+    apply::plan::{self, NftPlan},
     lookup_probe,
-    monitor::{NftMonitor, Writers},
-    names::{CHANGING, COUNTERS, NFT_PACKAGE, Scope, TABLE_FAMILY},
-    observe,
-    plan::{self, NftPlan},
+    observe::monitor::{NftMonitor, Writers},
+    observe::table,
+    ruleset::names::{CHANGING, COUNTERS, NFT_PACKAGE, Scope, TABLE_FAMILY},
     state::NftState,
 };
 
@@ -220,7 +220,7 @@ impl Driver for Nftables {
         else {
             return Ok(NftState::default());
         };
-        let state = observe::state(&objects);
+        let state = table::state(&objects);
         for foreign in state.foreign() {
             tracing::warn!(
                 foreign,

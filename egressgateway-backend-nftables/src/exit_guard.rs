@@ -16,12 +16,12 @@ use egressgateway::{
 use serde_json::Value;
 
 use crate::{
-    command::{self, nft, nft_json},
-    elements::fits,
-    monitor::{NftMonitor, Writers},
-    names::{
+    apply::command::{self, nft, nft_json},
+    observe::monitor::{NftMonitor, Writers},
+    ruleset::names::{
         DROP_UNKNOWN_SOURCE, GUARD_CHAIN, GUARD_PATH, GUARD_TABLE, PRIORITY_RESTORE, TABLE_FAMILY,
     },
+    sets::elements::fits,
 };
 
 /// By which marks another backend tells that the first packet of a connection waits for its

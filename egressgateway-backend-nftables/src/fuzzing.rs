@@ -10,10 +10,14 @@ use egressgateway::{Change, Driver as _, PolicyDesired, Surroundings};
 use serde_json::Value;
 
 use crate::{
-    NftState, Nftables, NftablesSettings, backend, command, element_batch, exit_guard,
-    monitor::{self, Writers},
-    names::TABLE,
-    observe, untracking,
+    NftState, Nftables, NftablesSettings,
+    apply::command,
+    apply::element_batch,
+    backend, exit_guard,
+    observe::monitor::{self, Writers},
+    observe::table,
+    ruleset::names::TABLE,
+    untracking,
 };
 
 /// What nft prints of a table is read. Whatever was in the table, the plan from there ends in the
@@ -24,7 +28,7 @@ pub fn table(bytes: &[u8], desired: &PolicyDesired) {
     };
     let _ = (exit_guard::state(&objects), exit_guard::dropped(&objects));
     let _ = backend::counters(&objects);
-    let observed = observe::state(&objects);
+    let observed = table::state(&objects);
     let _ = (observed.len(), observed.foreign().count());
     // Nothing but the fact that there is a table, as most texts say: one plan for all of them.
     if observed.is_empty() && observed.chains.is_empty() && observed.foreign.is_empty() {

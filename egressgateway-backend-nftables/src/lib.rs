@@ -36,33 +36,26 @@
 //! - [`Services`] works beside another backend that looks before destination translation.
 //! - [`ExitGuard`] works beside another backend, whose translation others may come before.
 
-mod ast;
+mod apply;
 mod backend;
-mod command;
-mod decode;
-mod element_batch;
-mod elements;
 mod exit_guard;
 #[doc(hidden)]
 pub mod fuzzing;
 mod lookup_probe;
-mod monitor;
-mod names;
 mod observe;
-mod plan;
-mod ranges;
 mod ruleset;
 mod services;
+mod sets;
 mod state;
 mod trace;
 mod untracking;
 
+pub use apply::plan::NftPlan;
 pub use backend::{Nftables, NftablesSettings};
 #[cfg(doc)]
 use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
 pub use exit_guard::{ExitGuard, ExitGuardPlan, ExitGuardState, ExitMarks};
-pub use monitor::NftMonitor;
-pub use plan::NftPlan;
+pub use observe::monitor::NftMonitor;
 pub use services::Services;
 pub use state::NftState;
 pub use untracking::NftUntracking;

@@ -19,8 +19,8 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    command::{nft, nft_json},
-    names::{LOOKUP_TABLE, LOOKUP_TABLE_FAMILY, LOOKUP_TABLE_PATH, PRIORITY_INGRESS},
+    apply::command::{nft, nft_json},
+    ruleset::names::{LOOKUP_TABLE, LOOKUP_TABLE_FAMILY, LOOKUP_TABLE_PATH, PRIORITY_INGRESS},
 };
 
 /// Who sends: of the prefix whose packets are to be discarded (RFC 6666). Only its frames are

@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use egressgateway::{Change, Counter, CounterSource, Driver, Error, PolicyDesired, WriteHook};
 
 use crate::{
+    apply::plan::NftPlan,
     backend::{Nftables, NftablesSettings},
-    monitor::NftMonitor,
-    names::Scope,
-    plan::NftPlan,
+    observe::monitor::NftMonitor,
+    ruleset::names::Scope,
     state::NftState,
 };
 

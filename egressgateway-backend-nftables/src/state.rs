@@ -11,10 +11,10 @@ use egressgateway::{
 };
 
 use crate::{
-    ast::{Chain, Declaration},
-    elements::{Elements, Memory},
-    names::{CHANGING, COUNTERS, DEVICES, EXITS, Scope, SetName, TARGETS},
-    ruleset::{self, Exits},
+    ruleset::ast::{Chain, Declaration},
+    ruleset::chains::{self, Exits},
+    ruleset::names::{CHANGING, COUNTERS, DEVICES, EXITS, Scope, SetName, TARGETS},
+    sets::elements::{Elements, Memory},
 };
 
 /// Everything in our table, or that there is none (the default).
@@ -63,10 +63,10 @@ impl NftState {
             addressed: !elements.addresses.is_empty(),
         };
         let chains = match scope {
-            Scope::Whole => ruleset::chains(desired, mask, exits),
+            Scope::Whole => chains::chains(desired, mask, exits),
             Scope::Services => {
                 elements.keep_classification();
-                ruleset::services(desired, mask)
+                chains::services(desired, mask)
             }
         };
         Ok(Self {

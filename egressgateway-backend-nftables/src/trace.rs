@@ -12,10 +12,10 @@ use egressgateway::{
 use imbl::OrdMap;
 
 use crate::{
-    ast::{Hook, Jump, Rule, Side, Statement, Way},
-    elements::{Elements, Steer},
-    names::{PRIORITY_CLASSIFY, SetName, leave_chain},
-    ranges::ElementKey,
+    ruleset::ast::{Hook, Jump, Rule, Side, Statement, Way},
+    ruleset::names::{PRIORITY_CLASSIFY, SetName, leave_chain},
+    sets::elements::{Elements, Steer},
+    sets::ranges::ElementKey,
     state::NftState,
 };
 

@@ -14,9 +14,9 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::{
-    command::nft_json,
-    monitor::{Notifications, messages, table},
-    names::{GUARD_TABLE, PRIORITY_CONNTRACK, SERVICES_TABLE, TABLE},
+    apply::command::nft_json,
+    observe::monitor::{Notifications, messages, table},
+    ruleset::names::{GUARD_TABLE, PRIORITY_CONNTRACK, SERVICES_TABLE, TABLE},
 };
 
 /// Parts of a rule in a notification: nftables' own statement, and the targets that iptables-nft

@@ -1,0 +1,85 @@
+//! As whom what exits here leaves.
+
+use egressgateway::{
+    PolicyDesired,
+    model::{Family, MarkMask},
+    trace::ConnectionState,
+};
+
+use crate::ruleset::{
+    ast::{
+        Jump, Rule,
+        Statement::{self, Count, ForgetClass, VerdictOf},
+    },
+    names::{DROP_HELD, DROP_UNKNOWN_SOURCE, EXITED, FIND_CLASS, SNAT_NODE, SetName},
+    rule::{INTO_OVERLAY, drop_if, dropped, exits, go, goto, jump},
+};
+
+/// What enters the tunnel is translated to itself, which keeps every later masquerade away from it.
+/// What exits gets its source here: the class again, because the packet that leaves may be one that
+/// came through the overlay.
+pub(super) fn translate(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Family::ALL
+        .map(|family| vec![INTO_OVERLAY, Statement::SourceItself(family)])
+        .into();
+    rules.push(go([exits(desired, mask, true)], Jump::Accept));
+    rules.push(go([], jump(FIND_CLASS)));
+    rules.extend(Family::ALL.map(|family| {
+        vec![VerdictOf {
+            family,
+            table: SetName::SnatKind,
+        }]
+    }));
+    rules.push(drop_if([Statement::Changing], DROP_HELD));
+    rules.push(if desired.overlay.unknown_may_exit {
+        go([], goto(SNAT_NODE))
+    } else {
+        dropped(DROP_UNKNOWN_SOURCE)
+    });
+    rules
+}
+
+/// The map has an entry wherever `exit` leads here; were one missing, the packet must not leave as
+/// it is.
+pub(super) fn snat_address() -> Vec<Rule> {
+    let addresses = Family::ALL.map(|family| vec![Statement::SourceOf(family)]);
+    [vec![Count(EXITED)]]
+        .into_iter()
+        .chain(addresses)
+        .chain([dropped(DROP_UNKNOWN_SOURCE)])
+        .collect()
+}
+
+/// Where the kernel chooses the source, it takes whatever the device was given first or last, such
+/// as somebody's virtual address. It does so only on a device that nothing is known of.
+pub(super) fn snat_node() -> Vec<Rule> {
+    let addresses = Family::ALL.map(|family| {
+        vec![
+            Statement::Protocol(family),
+            Statement::SourceOfDevice(family),
+        ]
+    });
+    [vec![Count(EXITED), ForgetClass]]
+        .into_iter()
+        .chain(addresses)
+        .chain([vec![Statement::Masquerade]])
+        .collect()
+}
+
+pub(super) fn snat_keep() -> Vec<Rule> {
+    [vec![Count(EXITED), ForgetClass]]
+        .into_iter()
+        .chain(Family::ALL.map(|family| vec![Statement::SourceItself(family)]))
+        .collect()
+}
+
+/// Traffic control on the outgoing device reads `meta priority` as one of its own classes; a
+/// policy's class must not choose one. Source translation looks at new connections only, so others
+/// keep their priority.
+pub(super) fn restore(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    vec![vec![
+        Statement::State(ConnectionState::New),
+        exits(desired, mask, false),
+        ForgetClass,
+    ]]
+}

@@ -1,0 +1,4 @@
+//! What the sets hold.
+
+pub(crate) mod elements;
+pub(crate) mod ranges;
