@@ -138,11 +138,11 @@ impl Netfilter {
     /// whoever looks after it later.
     #[must_use]
     pub fn exit_marks(&self) -> ExitMarks {
-        let bits = MarkLayout::new(self.settings.mask);
+        let layout = MarkLayout::new(self.settings.mask);
         ExitMarks {
-            exit: (bits.mask(), bits.exit()),
-            source: bits.scratch(),
-            node: bits.number(AS_NODE),
+            exit: (layout.mask(), layout.exit()),
+            source: layout.scratch(),
+            node: layout.number(AS_NODE),
         }
     }
 
@@ -285,10 +285,10 @@ impl Driver for Netfilter {
         desired: &PolicyDesired,
         current: &NetfilterState,
     ) -> Result<Change<NetfilterPlan, NetfilterState>, Error> {
-        let bits = MarkLayout::new(self.settings.mask);
-        let after = NetfilterState::of(desired, bits, current)?;
+        let layout = MarkLayout::new(self.settings.mask);
+        let after = NetfilterState::of(desired, layout, current)?;
         Ok(Change {
-            plan: plan::plan(current, &after, bits),
+            plan: plan::plan(current, &after, layout),
             after,
         })
     }

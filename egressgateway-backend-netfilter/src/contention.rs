@@ -31,12 +31,12 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct JumpContention(Arc<Mutex<ContentionHistory>>);
 
-/// What is to be borne at a moment. Part of what is observed.
+/// What we tolerate from others now. Part of what is observed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tolerance {
     /// Others may stay before our jumps for now.
     pub(crate) places: bool,
-    /// Others may translate sources before us at any moment: they have done so again and again.
+    /// Others may translate sources before us at any time: they have done so again and again.
     pub(crate) sources: bool,
 }
 

@@ -77,18 +77,21 @@ mod tests {
     #[test]
     fn the_borrowed_bits_are_never_ours_and_no_number_is_lost() {
         for shift in 0..=24 {
-            let bits = MarkLayout::new(MarkMask::new(0xff << shift).unwrap());
+            let layout = MarkLayout::new(MarkMask::new(0xff << shift).unwrap());
             assert_eq!(
-                (bits.scratch().count_ones(), bits.scratch() & bits.mask()),
+                (
+                    layout.scratch().count_ones(),
+                    layout.scratch() & layout.mask()
+                ),
                 (16, 0),
                 "{shift}"
             );
-            let ones: u32 = (0..16).map(|bit| bits.number(1 << bit)).sum();
-            assert_eq!(ones, bits.scratch());
+            let ones: u32 = (0..16).map(|bit| layout.number(1 << bit)).sum();
+            assert_eq!(ones, layout.scratch());
             assert!(
-                [0, 1, 0x1234, u16::MAX]
-                    .iter()
-                    .all(|number| bits.number_in(bits.number(*number) | bits.mask()) == *number)
+                [0, 1, 0x1234, u16::MAX].iter().all(|number| layout
+                    .number_in(layout.number(*number) | layout.mask())
+                    == *number)
             );
         }
         assert_eq!(MarkLayout::new(MarkMask::default()).number(0x1234), 0x1234);

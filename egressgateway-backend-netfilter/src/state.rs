@@ -59,7 +59,7 @@ impl NetfilterState {
     /// The state that `desired` asks for, from `current`.
     pub(crate) fn of(
         desired: &PolicyDesired,
-        bits: MarkLayout,
+        layout: MarkLayout,
         current: &Self,
     ) -> Result<Self, Error> {
         let tolerance = current.tolerance;
@@ -71,10 +71,10 @@ impl NetfilterState {
         }
         check(desired)?;
         let previous = current.memory.0.as_deref();
-        let content = Content::of(desired, bits, previous)?;
+        let content = Content::of(desired, layout, previous)?;
         let tables = match previous.filter(|previous| previous.has_same_rules(&content)) {
             Some(_) => current.tables.clone(),
-            None => tables(desired, bits, &content, current),
+            None => tables(desired, layout, &content, current),
         };
         Ok(Self {
             sets: content.sets.clone(),
@@ -116,7 +116,7 @@ impl NetfilterState {
 /// All rules; tables that stay as they are stay the same in memory too.
 fn tables(
     desired: &PolicyDesired,
-    bits: MarkLayout,
+    layout: MarkLayout,
     content: &Content,
     current: &NetfilterState,
 ) -> Tables {
@@ -125,7 +125,7 @@ fn tables(
         for (name, chains) in chains::rules(
             desired,
             family,
-            bits,
+            layout,
             &content.numbers,
             &content.sets,
             current.tolerance.sources,

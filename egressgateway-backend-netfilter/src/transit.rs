@@ -32,7 +32,7 @@ use crate::{
 /// host without a firewall stays without.
 #[derive(Clone, Debug)]
 pub struct Transit {
-    bits: MarkLayout,
+    layout: MarkLayout,
     flavour: Flavour,
     hook: Arc<dyn WriteHook>,
     writes: Writes,
@@ -69,7 +69,7 @@ impl Transit {
     ) -> Result<Self, Error> {
         let flavour = Flavour::choose(settings.flavour).await?;
         let transit = Self {
-            bits: MarkLayout::new(settings.mask),
+            layout: MarkLayout::new(settings.mask),
             flavour,
             hook,
             writes: Writes::default(),
@@ -125,7 +125,11 @@ impl Driver for Transit {
         };
         let exits = !desired.exits.is_empty() || !desired.accepts.is_empty();
         for family in current.restricted.iter().filter(|_| exits) {
-            let chains = [(TRANSIT.to_owned(), forward::forwarding(desired, self.bits))].into();
+            let chains = [(
+                TRANSIT.to_owned(),
+                forward::forwarding(desired, self.layout),
+            )]
+            .into();
             let key = (*family, FILTER.to_owned());
             let old = current.tables.get(&key).map(Arc::as_ref);
             let jumps = [current

@@ -159,8 +159,8 @@ impl NftState {
 pub(crate) fn declarations() -> BTreeMap<String, Declaration> {
     let mut all: BTreeMap<String, Declaration> = SetName::ALL
         .into_iter()
-        .flat_map(|table| {
-            Family::ALL.map(|family| (table.name(family).to_owned(), table.declaration(family)))
+        .flat_map(|set| {
+            Family::ALL.map(|family| (set.name(family).to_owned(), set.declaration(family)))
         })
         .collect();
     all.insert(

@@ -200,18 +200,18 @@ impl Walk<'_> {
                 .any(|kind| self.packet.destination_kind.is(kind)),
             Statement::Delivered => self.packet.destination_kind == DestinationKind::Unicast,
             Statement::Translated => !tracked || self.packet.sent_to.is_none(),
-            Statement::SentOutside { family, table } => {
+            Statement::SentOutside { family, set } => {
                 let sent_to = self.packet.sent_to.unwrap_or(self.packet.destination);
-                !tracked || Family::of(sent_to) != *family || self.contains(*table, sent_to)
+                !tracked || Family::of(sent_to) != *family || self.contains(*set, sent_to)
             }
             Statement::Address {
                 side,
                 family,
                 negated,
-                table,
+                set,
             } => {
                 let address = self.address(*side);
-                Family::of(address) != *family || self.contains(*table, address) == *negated
+                Family::of(address) != *family || self.contains(*set, address) == *negated
             }
             Statement::Overlay { way, negated } => {
                 let device = if *way == Way::In {
@@ -224,7 +224,7 @@ impl Walk<'_> {
             }
             Statement::From(device) => self.packet.in_device.as_ref() != Some(device),
             Statement::State(state) => self.packet.state != *state,
-            Statement::Stray => tracked,
+            Statement::InvalidOrUntracked => tracked,
             Statement::Opens => {
                 self.packet.protocol != TraceProtocol::Other
                     || self.packet.beginning != Beginning::Request
@@ -265,16 +265,12 @@ impl Walk<'_> {
         let tracked = self.is_tracked();
         match statement {
             Statement::ForgetClass => self.class = 0,
-            Statement::ClassOf {
-                side,
-                family,
-                table,
-            } => {
+            Statement::ClassOf { side, family, set } => {
                 self.class = self
-                    .class_of(self.address(*side), *family, *table)
+                    .class_of(self.address(*side), *family, *set)
                     .unwrap_or(self.class);
             }
-            Statement::VerdictOf { family, table } => return self.verdict_of(*family, *table),
+            Statement::VerdictOf { family, set } => return self.verdict_of(*family, *set),
             Statement::VerdictOfPin { mask } if tracked => {
                 return self
                     .state
@@ -330,9 +326,9 @@ impl Walk<'_> {
         }
     }
 
-    fn contains(&self, table: SetName, address: IpAddr) -> bool {
+    fn contains(&self, set: SetName, address: IpAddr) -> bool {
         let elements = &self.state.elements;
-        match table {
+        match set {
             SetName::Exempt => elements.exempt.iter().any(|range| range.contains(address)),
             SetName::Local => elements.local.iter().any(|range| range.contains(address)),
             SetName::Wide => elements.wide.iter().any(|range| range.contains(address)),
@@ -348,12 +344,12 @@ impl Walk<'_> {
         }
     }
 
-    fn class_of(&self, address: IpAddr, family: Family, table: SetName) -> Option<u32> {
+    fn class_of(&self, address: IpAddr, family: Family, set: SetName) -> Option<u32> {
         let elements = &self.state.elements;
         if Family::of(address) != family {
             return None;
         }
-        let class = match table {
+        let class = match set {
             SetName::Pods => elements.pods.get(&address),
             SetName::Subnets => elements
                 .subnets
@@ -365,8 +361,8 @@ impl Walk<'_> {
         class.map(|class| class.get())
     }
 
-    fn verdict_of(&self, family: Family, table: SetName) -> Option<Jump> {
-        let chain = match table {
+    fn verdict_of(&self, family: Family, set: SetName) -> Option<Jump> {
+        let chain = match set {
             SetName::Verdicts => self
                 .find(family, |elements| &elements.steer)
                 .map(Steer::chain),

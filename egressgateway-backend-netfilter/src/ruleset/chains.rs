@@ -25,7 +25,7 @@ use crate::{
 pub(crate) fn rules(
     desired: &PolicyDesired,
     family: Family,
-    bits: MarkLayout,
+    layout: MarkLayout,
     numbers: &Numbers,
     sets: &OrdMap<String, Set>,
     sources_in_dispute: bool,
@@ -33,7 +33,7 @@ pub(crate) fn rules(
     let render = Render {
         desired,
         family,
-        bits,
+        layout,
         numbers,
         sets,
         sources_in_dispute,
@@ -67,7 +67,7 @@ impl Render<'_> {
             (
                 ENDING,
                 vec![
-                    self.pin(self.bits.unknown()),
+                    self.pin(self.layout.unknown()),
                     format!("-g {UNKNOWN_SOURCE}"),
                 ],
             ),
@@ -83,7 +83,7 @@ impl Render<'_> {
             (CLASSIFY, self.classify()),
             (ARRIVE, self.arrive()),
             (NOT_PEER, drop()),
-            (LET_GO, vec![self.pin(0), Self::mark(0, self.bits.mask())]),
+            (LET_GO, vec![self.pin(0), Self::mark(0, self.layout.mask())]),
             (POD, self.class_of(Common::Pods).into()),
             (DECIDE, self.decide()),
             (NO_CLASS, self.no_class()),
@@ -93,9 +93,9 @@ impl Render<'_> {
                     Self::mark(
                         0,
                         if self.desired.networks.is_empty() {
-                            self.bits.mask()
+                            self.layout.mask()
                         } else {
-                            self.bits.all()
+                            self.layout.all()
                         },
                     ),
                     format!("-g {NO_VERDICT}"),

@@ -11,7 +11,7 @@ use crate::{
     },
     ruleset::{
         number_trees::class_tree,
-        render::{INVALID, IS_STRAY, NOT_TRACKED, Render},
+        render::{INVALID, INVALID_OR_UNTRACKED, NOT_TRACKED, Render},
         tree::Chains,
     },
     sets::content::PASS_BYTE,
@@ -91,7 +91,7 @@ impl Render<'_> {
     /// since it was seen, the packet is held.
     pub(super) fn class_of(&self, set: Common) -> [String; 3] {
         [
-            Self::mark(0, self.bits.all()),
+            Self::mark(0, self.layout.all()),
             self.map(set),
             format!("-g {DECIDE}"),
         ]
@@ -100,12 +100,12 @@ impl Render<'_> {
     pub(super) fn decide(&self) -> Vec<String> {
         let mut rules = vec![format!("-j {CLASS}")];
         if self.desired.networks.is_empty() {
-            rules.push(Self::mark(0, self.bits.scratch()));
+            rules.push(Self::mark(0, self.layout.scratch()));
         }
         // Held, or what should say where this class goes is not there.
         rules.push(format!(
             "-m mark --mark 0x0/{:#x} -g {HELD}",
-            self.bits.mask()
+            self.layout.mask()
         ));
         rules.push(format!("-g {VERDICT}"));
         rules
@@ -140,7 +140,7 @@ impl Render<'_> {
         } else {
             "ipv6-icmp"
         };
-        let pin = self.pin(self.bits.answer());
+        let pin = self.pin(self.layout.answer());
         vec![
             "-p tcp -m tcp --tcp-flags SYN,ACK SYN -j RETURN".into(),
             format!("-p {icmp} -j RETURN"),
@@ -162,16 +162,16 @@ impl Render<'_> {
             .iter()
             .map(|(class, number)| (*number, format!("-g {}", class_chain(*class))))
             .collect();
-        mangle.extend(class_tree(self.bits, &leaves));
+        mangle.extend(class_tree(self.layout, &leaves));
         for class in numbers.keys() {
             let name = verdicts_set(*class, self.family);
             let rules = if self.sets.contains_key(&name) {
                 vec![
-                    Self::mark(0, self.bits.scratch()),
+                    Self::mark(0, self.layout.scratch()),
                     format!("-j SET --map-set {name} dst --map-mark"),
                 ]
             } else {
-                vec![Self::mark(self.bits.byte(PASS_BYTE), self.bits.all())]
+                vec![Self::mark(self.layout.byte(PASS_BYTE), self.layout.all())]
             };
             mangle.insert(class_chain(*class), rules);
         }
@@ -203,16 +203,16 @@ impl Render<'_> {
         let exit = if by_network {
             format!("-j {LEAVE}")
         } else {
-            self.pin(self.bits.exit())
+            self.pin(self.layout.exit())
         };
-        let answers = self.pinned(self.bits.answer());
+        let answers = self.pinned(self.layout.answer());
         let is_steered =
             self.desired.targets.contains(&target) && !self.desired.exits.contains(&target);
-        let mut rules = vec![format!("{IS_STRAY} -g {LOST}")];
+        let mut rules = vec![format!("{INVALID_OR_UNTRACKED} -g {LOST}")];
         // The number of the source is there for those that exit.
         rules.extend(
             (by_network && is_steered)
-                .then(|| format!("{answers} {}", Self::mark(0, self.bits.scratch()))),
+                .then(|| format!("{answers} {}", Self::mark(0, self.layout.scratch()))),
         );
         rules.extend([
             if is_steered {
@@ -220,7 +220,7 @@ impl Render<'_> {
             } else {
                 format!("{answers} -g {NO_GATEWAY}")
             },
-            Self::mark(0, self.bits.mask()),
+            Self::mark(0, self.layout.mask()),
         ]);
         if self.desired.accepts.contains(&target) {
             for device in self.devices() {
@@ -235,12 +235,12 @@ impl Render<'_> {
         if self.desired.exits.contains(&target) {
             rules.push(exit);
         } else if self.desired.targets.contains(&target) {
-            rules.extend(by_network.then(|| Self::mark(0, self.bits.scratch())));
-            let mark = self.bits.target(target);
+            rules.extend(by_network.then(|| Self::mark(0, self.layout.scratch())));
+            let mark = self.layout.target(target);
             rules.extend([
                 format!("-j {STEERED}"),
                 self.pin(mark),
-                Self::mark(mark, self.bits.mask()),
+                Self::mark(mark, self.layout.mask()),
             ]);
         } else {
             rules.push(format!("-g {NO_GATEWAY}"));
@@ -255,7 +255,7 @@ impl Render<'_> {
             vec![
                 format!("{INVALID} -g {UNKNOWN_SOURCE}"),
                 format!("{NOT_TRACKED} -g {UNTRACKED}"),
-                self.pin(self.bits.exit()),
+                self.pin(self.layout.exit()),
             ]
         } else {
             vec![format!("-g {UNKNOWN_SOURCE}")]

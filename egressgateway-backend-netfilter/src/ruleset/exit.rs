@@ -25,7 +25,7 @@ impl Render<'_> {
     /// the nat table, which can't look it up: before the connection is confirmed, because nobody
     /// translates later packets.
     pub(super) fn postrouting(&self) -> Vec<String> {
-        let mut rules = self.each_device("-o", &Self::mark(0, self.bits.mask()));
+        let mut rules = self.each_device("-o", &Self::mark(0, self.layout.mask()));
         rules.extend(self.each_device("-o", "-j RETURN"));
         rules.extend(self.each_exit(
             "-m conntrack --ctstate NEW ! --ctstatus CONFIRMED ",
@@ -37,10 +37,10 @@ impl Render<'_> {
     pub(super) fn exit(&self) -> Vec<String> {
         let found = format!(
             "-m mark ! --mark 0x0/{:#x} -g {EXIT_CLASS}",
-            self.bits.scratch()
+            self.layout.scratch()
         );
         vec![
-            Self::mark(0, self.bits.all()),
+            Self::mark(0, self.layout.all()),
             self.map(Common::Pods),
             found.clone(),
             self.map(Common::Subnets),
@@ -51,7 +51,7 @@ impl Render<'_> {
 
     pub(super) fn exit_of_unknown(&self) -> String {
         if self.desired.overlay.unknown_may_exit {
-            Self::mark(self.bits.number(AS_NODE), self.bits.scratch())
+            Self::mark(self.layout.number(AS_NODE), self.layout.scratch())
         } else {
             format!("-g {UNKNOWN_SOURCE}")
         }
@@ -60,13 +60,13 @@ impl Render<'_> {
     /// What nothing was found for does not leave, and neither does what has a verdict without a
     /// source: that is from before this node became the exit.
     pub(super) fn exit_class(&self) -> Vec<String> {
-        let (mask, scratch) = (self.bits.mask(), self.bits.scratch());
+        let (mask, scratch) = (self.layout.mask(), self.layout.scratch());
         vec![
             format!("-j {CLASS}"),
             format!("-m mark --mark 0x0/{mask:#x} -g {UNKNOWN_SOURCE}"),
             format!(
                 "-m mark ! --mark {:#x}/{:#x} -m mark --mark 0x0/{scratch:#x} -g {UNKNOWN_SOURCE}",
-                self.bits.byte(PASS_BYTE),
+                self.layout.byte(PASS_BYTE),
                 mask
             ),
             Self::mark(0, mask),
@@ -88,7 +88,7 @@ impl Render<'_> {
             .chain([AS_NODE])
             .map(|number| (number, "-j RETURN".to_owned()))
             .collect();
-        mangle.extend(source_tree(self.bits, &leaves));
+        mangle.extend(source_tree(self.layout, &leaves));
     }
 
     /// Where the kernel chooses the source, it takes whatever the device was given first or last,
@@ -123,7 +123,7 @@ impl Render<'_> {
         let own = |last: &str| {
             vec![
                 format!("-j {EXITED}"),
-                Self::mark(0, self.bits.scratch()),
+                Self::mark(0, self.layout.scratch()),
                 last.to_owned(),
             ]
         };
@@ -139,7 +139,7 @@ impl Render<'_> {
             leaves.insert(number, format!("-g {name}"));
             nat.insert(name, own(&format!("-j SNAT --to-source {address}")));
         }
-        nat.extend(translation_tree(self.bits, &leaves));
+        nat.extend(translation_tree(self.layout, &leaves));
         nat
     }
 }

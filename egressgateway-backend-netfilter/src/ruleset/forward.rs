@@ -19,15 +19,15 @@ use crate::{
 /// the answers. Only what leaves the cluster: what goes to a pod is for network policies to decide,
 /// and on the pod's own node nothing is accepted. What comes from the tunnel and is not tracked
 /// leaves as it is.
-pub(crate) fn forwarding(desired: &PolicyDesired, bits: MarkLayout) -> Vec<String> {
-    let marks = std::iter::once(bits.exit()).chain(
+pub(crate) fn forwarding(desired: &PolicyDesired, layout: MarkLayout) -> Vec<String> {
+    let marks = std::iter::once(layout.exit()).chain(
         desired
             .networks
             .keys()
-            .map(|network| bits.network(*network)),
+            .map(|network| layout.network(*network)),
     );
     let exits: Vec<String> = marks
-        .map(|mark| format!("-m connmark --mark {mark:#x}/{:#x}", bits.mask()))
+        .map(|mark| format!("-m connmark --mark {mark:#x}/{:#x}", layout.mask()))
         .collect();
     let ways = desired.overlay.devices.iter().flat_map(|from| {
         desired
@@ -79,7 +79,10 @@ impl Render<'_> {
                     .map(|into| format!("-i {from} -o {into} -g {NO_GATEWAY}")),
             );
         }
-        rules.push(format!("{} -j {GUARD}", self.not_pinned(self.bits.exit())));
+        rules.push(format!(
+            "{} -j {GUARD}",
+            self.not_pinned(self.layout.exit())
+        ));
         rules.extend(self.each_device("-o", &format!("-m conntrack --ctstate NEW -j {TUNNELLED}")));
         rules.push(format!("-p tcp -m tcp --tcp-flags SYN,RST SYN -m conntrack --ctstatus EXPECTED --ctdir ORIGINAL -j {OPENING}"));
         if let Some(bytes) = self.desired.overlay.mss.get(&self.family) {
@@ -113,7 +116,7 @@ impl Render<'_> {
     /// The tunnel's own packets are none of this host's forwarded ones: who sends to a node's
     /// tunnel from here is a pod, which this node's masquerade would turn into a peer.
     pub(super) fn first(&self) -> Vec<String> {
-        let mut rules = self.stray_outer(&[format!(
+        let mut rules = self.not_tunnel(&[format!(
             "{} {}",
             self.set(Common::Hosts, "dst"),
             self.not_in(Common::Peers, "src")
@@ -130,7 +133,7 @@ impl Render<'_> {
     /// Others' marks are in the packet by now, and stay: the bits that are borrowed wait in the
     /// connection mark.
     pub(super) fn translated(&self) -> Vec<String> {
-        let (mask, scratch) = (self.bits.mask(), self.bits.scratch());
+        let (mask, scratch) = (self.layout.mask(), self.layout.scratch());
         let nobody = format!(
             "{} {}",
             self.not_in(Common::Subnets, "src"),
@@ -163,7 +166,7 @@ impl Render<'_> {
             format!("-j CONNMARK --set-xmark 0x0/{scratch:#x}"),
             format!(
                 "-m mark ! --mark {:#x}/{mask:#x} -g {NO_GATEWAY}",
-                self.bits.byte(PASS_BYTE)
+                self.layout.byte(PASS_BYTE)
             ),
             Self::mark(0, mask),
         ]);
@@ -175,10 +178,10 @@ impl Render<'_> {
     pub(super) fn guard(&self) -> Vec<String> {
         let reply = format!(
             "-m conntrack --ctdir REPLY {} -j RETURN",
-            self.not_pinned(self.bits.answer())
+            self.not_pinned(self.layout.answer())
         );
         let last = [
-            format!("{} -g {GUARD_ANSWERS}", self.pinned(self.bits.answer())),
+            format!("{} -g {GUARD_ANSWERS}", self.pinned(self.layout.answer())),
             format!("-g {NO_GATEWAY}"),
         ];
         let networks = self
@@ -200,12 +203,12 @@ impl Render<'_> {
             format!("-j {CLASSIFY}"),
             format!(
                 "-m mark ! --mark 0x0/{:#x} -g {NO_GATEWAY}",
-                self.bits.mask()
+                self.layout.mask()
             ),
         ]
     }
 
     pub(super) fn filter(&self) -> Chains {
-        chains([(FORWARD, forwarding(self.desired, self.bits))])
+        chains([(FORWARD, forwarding(self.desired, self.layout))])
     }
 }

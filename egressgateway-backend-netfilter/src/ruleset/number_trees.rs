@@ -10,23 +10,23 @@ use crate::{
 
 /// Class to what its destination says. A class that no chain is for (yet) is held: its pods are in
 /// the sets, so they are governed.
-pub(crate) fn class_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
-    numbers(CLASS, bits, leaves, &format!("-g {HELD}"))
+pub(crate) fn class_tree(layout: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
+    numbers(CLASS, layout, leaves, &format!("-g {HELD}"))
 }
 
 /// Sources that the nat table knows; others do not leave.
-pub(crate) fn source_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
-    numbers(SOURCE, bits, leaves, &format!("-g {UNKNOWN_SOURCE}"))
+pub(crate) fn source_tree(layout: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
+    numbers(SOURCE, layout, leaves, &format!("-g {UNKNOWN_SOURCE}"))
 }
 
 /// Source to its translation.
-pub(crate) fn translation_tree(bits: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
-    numbers(SOURCE, bits, leaves, &format!("-g {SNAT_NODE}"))
+pub(crate) fn translation_tree(layout: MarkLayout, leaves: &BTreeMap<u16, String>) -> Chains {
+    numbers(SOURCE, layout, leaves, &format!("-g {SNAT_NODE}"))
 }
 
 fn numbers(
     root: &str,
-    bits: MarkLayout,
+    layout: MarkLayout,
     leaves: &BTreeMap<u16, String>,
     otherwise: &str,
 ) -> Chains {
@@ -34,7 +34,7 @@ fn numbers(
     Tree {
         root,
         width: 16,
-        place: &|number| bits.number(number),
+        place: &|number| layout.number(number),
         otherwise: Some(otherwise),
     }
     .grow(&mut tree, leaves);

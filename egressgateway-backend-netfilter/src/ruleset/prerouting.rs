@@ -8,7 +8,7 @@ use crate::{
         STEER, is_device,
     },
     ruleset::{
-        render::{IS_STRAY, Render},
+        render::{INVALID_OR_UNTRACKED, Render},
         tree::Chains,
     },
 };
@@ -17,7 +17,7 @@ impl Render<'_> {
     /// What has an egress address of another network leaves by that one: the number of the source
     /// says so.
     pub(super) fn leave(&self) -> Vec<String> {
-        let scratch = self.bits.scratch();
+        let scratch = self.layout.scratch();
         let by_network = self.networks().flat_map(|(mark, network)| {
             let numbers = network
                 .addresses
@@ -26,7 +26,7 @@ impl Render<'_> {
             numbers.map(move |number| {
                 format!(
                     "-m mark --mark {:#x}/{scratch:#x} {}",
-                    self.bits.number(*number),
+                    self.layout.number(*number),
                     self.pin(mark)
                 )
             })
@@ -35,10 +35,10 @@ impl Render<'_> {
             format!(
                 "{} {}",
                 self.pinned(mark),
-                Self::mark(mark, self.bits.mask())
+                Self::mark(mark, self.layout.mask())
             )
         });
-        std::iter::once(self.pin(self.bits.exit()))
+        std::iter::once(self.pin(self.layout.exit()))
             .chain(by_network)
             .chain([Self::mark(0, scratch)])
             .chain(marks)
@@ -59,7 +59,7 @@ impl Render<'_> {
                     network.device,
                     self.pinned(mark)
                 );
-                format!("{from} {}", Self::mark(mark, self.bits.mask()))
+                format!("{from} {}", Self::mark(mark, self.layout.mask()))
             });
         answers.chain(self.prerouting_without_networks()).collect()
     }
@@ -70,14 +70,14 @@ impl Render<'_> {
         let mut rules = vec![
             format!(
                 "-m conntrack --ctdir REPLY {} -j RETURN",
-                self.not_pinned(self.bits.answer())
+                self.not_pinned(self.layout.answer())
             ),
-            format!("{} -j RETURN", self.pinned(self.bits.exit())),
+            format!("{} -j RETURN", self.pinned(self.layout.exit())),
             format!("{} -g {STEER}", self.not_pinned(0)),
             // A connection that was translated when it began was classified by the address that it
             // goes to.
             format!("-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -g {CLASSIFY}"),
-            format!("{IS_STRAY} -g {INVALID_UNTRACKED}"),
+            format!("{INVALID_OR_UNTRACKED} -g {INVALID_UNTRACKED}"),
         ];
         rules.extend(self.each_device("-i", &format!("-g {ARRIVE_UNPINNED}")));
         rules
@@ -86,7 +86,7 @@ impl Render<'_> {
     /// What we do not track ourselves goes on: the tunnel's own packets, which are many, and with a
     /// mark that has done its work what keeps its source. The rest is classified.
     pub(super) fn invalid_untracked(&self) -> Vec<String> {
-        let (mask, kept) = (self.bits.mask(), self.bits.answer());
+        let (mask, kept) = (self.layout.mask(), self.layout.answer());
         let mut rules = vec![format!("-m mark --mark {kept:#x}/{mask:#x} -g {LET_GO}")];
         rules.extend(self.each_device("-i", &format!("-g {CLASSIFY}")));
         rules.push(format!("{} -j RETURN", self.set(Common::Own, "dst")));
@@ -114,7 +114,7 @@ impl Render<'_> {
     /// the pod may have begun it before that, and only a gateway still knows.
     pub(super) fn answers(&self) -> Vec<String> {
         vec![
-            Self::mark(0, self.bits.mask()),
+            Self::mark(0, self.layout.mask()),
             "-m conntrack --ctdir ORIGINAL -j RETURN".into(),
             format!("-g {CLASSIFY}"),
         ]
@@ -136,7 +136,7 @@ impl Render<'_> {
         let mut tree = Chains::new();
         let otherwise = format!("-g {NO_GATEWAY}");
         self.bytes(STEER, &otherwise).grow(&mut tree, &leaves);
-        let mask = self.bits.mask();
+        let mask = self.layout.mask();
         if let Some(root) = tree.get_mut(STEER) {
             root.insert(
                 0,

@@ -42,7 +42,7 @@ impl Render<'_> {
                     KEEP.into(),
                     vec![
                         "-j CT --notrack".into(),
-                        Self::mark(self.bits.answer(), self.bits.mask()),
+                        Self::mark(self.layout.answer(), self.layout.mask()),
                     ],
                 );
             }
@@ -80,13 +80,13 @@ impl Render<'_> {
     /// tell it for both families. And a service may lead to the tunnel of this node. The tunnel's
     /// own packets were translated by nobody.
     pub(super) fn input(&self) -> Vec<String> {
-        self.stray_outer(&[
+        self.not_tunnel(&[
             self.not_in(Common::Own, "dst"),
             "-m conntrack --ctstate DNAT".into(),
         ])
     }
 
-    pub(super) fn stray_outer(&self, which: &[String]) -> Vec<String> {
+    pub(super) fn not_tunnel(&self, which: &[String]) -> Vec<String> {
         let port = self.desired.overlay.port;
         let rule = |which| format!("-p udp -m udp --dport {port} {which} -g {NOT_PEER}");
         which.iter().filter(|_| port > 0).map(rule).collect()

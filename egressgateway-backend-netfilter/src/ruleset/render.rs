@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct Render<'a> {
     pub(super) desired: &'a PolicyDesired,
     pub(super) family: Family,
-    pub(super) bits: MarkLayout,
+    pub(super) layout: MarkLayout,
     pub(super) numbers: &'a Numbers,
     pub(super) sets: &'a OrdMap<String, Set>,
     pub(super) sources_in_dispute: bool,
@@ -28,7 +28,7 @@ pub(super) const INVALID: &str = "-m conntrack --ctstate INVALID";
 pub(super) const NOT_TRACKED: &str = "-m conntrack --ctstate UNTRACKED";
 
 /// One of the two.
-pub(super) const IS_STRAY: &str = "-m conntrack --ctstate INVALID,UNTRACKED";
+pub(super) const INVALID_OR_UNTRACKED: &str = "-m conntrack --ctstate INVALID,UNTRACKED";
 
 pub(super) fn chains<const N: usize>(chains: [(&str, Vec<String>); N]) -> Chains {
     chains.map(|(name, rules)| (name.to_owned(), rules)).into()
@@ -56,15 +56,18 @@ impl Render<'_> {
 
     /// Connection mark byte is `value`.
     pub(super) fn pinned(&self, value: u32) -> String {
-        format!("-m connmark --mark {value:#x}/{:#x}", self.bits.mask())
+        format!("-m connmark --mark {value:#x}/{:#x}", self.layout.mask())
     }
 
     pub(super) fn not_pinned(&self, value: u32) -> String {
-        format!("-m connmark ! --mark {value:#x}/{:#x}", self.bits.mask())
+        format!("-m connmark ! --mark {value:#x}/{:#x}", self.layout.mask())
     }
 
     pub(super) fn pin(&self, value: u32) -> String {
-        format!("-j CONNMARK --set-xmark {value:#x}/{:#x}", self.bits.mask())
+        format!(
+            "-j CONNMARK --set-xmark {value:#x}/{:#x}",
+            self.layout.mask()
+        )
     }
 
     /// Packet mark bits of `mask` become `value`.
@@ -77,12 +80,13 @@ impl Render<'_> {
         self.desired
             .networks
             .iter()
-            .map(|(id, network)| (self.bits.network(*id), network))
+            .map(|(id, network)| (self.layout.network(*id), network))
     }
 
     /// One rule for each mark of what exits here.
     pub(super) fn each_exit(&self, before: &str, rest: &str) -> Vec<String> {
-        let marks = std::iter::once(self.bits.exit()).chain(self.networks().map(|(mark, _)| mark));
+        let marks =
+            std::iter::once(self.layout.exit()).chain(self.networks().map(|(mark, _)| mark));
         marks
             .map(|mark| format!("{before}{} {rest}", self.pinned(mark)))
             .collect()
@@ -122,7 +126,7 @@ impl Render<'_> {
     /// An exact address overwrites what its subnet said.
     pub(super) fn find_class(&self) -> Vec<String> {
         vec![
-            Self::mark(0, self.bits.all()),
+            Self::mark(0, self.layout.all()),
             self.map(Common::Subnets),
             self.map(Common::Pods),
         ]
@@ -137,7 +141,7 @@ impl Render<'_> {
         Bytes {
             root,
             otherwise,
-            bits: self.bits,
+            layout: self.layout,
         }
     }
 }
@@ -146,12 +150,12 @@ impl Render<'_> {
 pub(super) struct Bytes<'a> {
     pub(super) root: &'a str,
     pub(super) otherwise: &'a str,
-    pub(super) bits: MarkLayout,
+    pub(super) layout: MarkLayout,
 }
 
 impl Bytes<'_> {
     pub(super) fn grow(&self, chains: &mut Chains, leaves: &BTreeMap<u16, String>) {
-        let place = |byte: u16| self.bits.byte(u8::try_from(byte).unwrap_or(u8::MAX));
+        let place = |byte: u16| self.layout.byte(u8::try_from(byte).unwrap_or(u8::MAX));
         Tree {
             root: self.root,
             width: 8,

@@ -73,12 +73,12 @@ impl Tree<'_> {
 }
 
 /// The leaves of a tree of sixteen-bit numbers, whoever wrote it: each number with what to do.
-pub(crate) fn leaves(chains: &Chains, root: &str, bits: MarkLayout) -> BTreeMap<u16, String> {
-    let whole = format!("/{:#x}", bits.scratch());
+pub(crate) fn leaves(chains: &Chains, root: &str, layout: MarkLayout) -> BTreeMap<u16, String> {
+    let whole = format!("/{:#x}", layout.scratch());
     let leaf = |rule: &String| {
         let (mark, leaf) = rule.strip_prefix("-m mark --mark 0x")?.split_once(' ')?;
         let value = u32::from_str_radix(mark.strip_suffix(&whole)?, 16).ok()?;
-        Some((bits.number_in(value), leaf.to_owned()))
+        Some((layout.number_in(value), leaf.to_owned()))
     };
     chains
         .iter()
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn leaves_are_read_back() {
-        let bits = MarkLayout::new(egressgateway::model::MarkMask::default());
+        let layout = MarkLayout::new(egressgateway::model::MarkMask::default());
         let leaves: BTreeMap<u16, String> = [1, 2, 0x12, 0x1234, 0xffff]
             .map(|number| (number, format!("-g L{number:x}")))
             .into();
@@ -150,7 +150,7 @@ mod tests {
         Tree {
             root: "T",
             width: 16,
-            place: &|number| bits.number(number),
+            place: &|number| layout.number(number),
             otherwise: Some("-j DROP"),
         }
         .grow(&mut chains, &leaves);
@@ -158,7 +158,7 @@ mod tests {
             "TX".into(),
             vec!["-m mark --mark 0x7/0xffff -g OTHER".into()],
         );
-        assert_eq!(super::leaves(&chains, "T", bits), leaves);
+        assert_eq!(super::leaves(&chains, "T", layout), leaves);
     }
 
     #[test]

@@ -28,7 +28,7 @@ const HELD_BYTE: u8 = 0;
 #[derive(Clone, Debug)]
 pub(crate) struct Content {
     desired: PolicyDesired,
-    bits: MarkLayout,
+    layout: MarkLayout,
     uses: Uses,
     pub(crate) numbers: Arc<Numbers>,
     pub(crate) sets: OrdMap<String, Set>,
@@ -42,20 +42,20 @@ impl Content {
     /// [`ErrorKind::Unsupported`] when there are more classes or egress addresses than numbers.
     pub(crate) fn of(
         desired: &PolicyDesired,
-        bits: MarkLayout,
+        layout: MarkLayout,
         previous: Option<&Self>,
     ) -> Result<Self, Error> {
         let same_roles =
             |from: &PolicyDesired| from.accepts == desired.accepts && from.exits == desired.exits;
         let previous =
-            previous.filter(|previous| previous.bits == bits && same_roles(&previous.desired));
+            previous.filter(|previous| previous.layout == layout && same_roles(&previous.desired));
         if let Some(previous) = previous {
             let (uses, numbers) = previous.count(desired)?;
             if Arc::ptr_eq(&numbers, &previous.numbers) || numbers.keep(&previous.numbers) {
                 return previous.changed(desired, uses, numbers);
             }
         }
-        let nothing = Self::nothing(desired, bits);
+        let nothing = Self::nothing(desired, layout);
         let (uses, numbers) = nothing.count(desired)?;
         nothing.changed(desired, uses, numbers)
     }
@@ -84,7 +84,7 @@ impl Content {
                 .diff(&next.sets)
                 .all(|change| matches!(change, ordmap::DiffItem::Update { .. }))
         };
-        self.bits == next.bits
+        self.layout == next.layout
             && same_roles
             && same_overlay
             && *self.numbers == *next.numbers
@@ -92,7 +92,7 @@ impl Content {
     }
 
     /// The sets that are always there, empty, on a node in the role that `desired` says.
-    fn nothing(desired: &PolicyDesired, bits: MarkLayout) -> Self {
+    fn nothing(desired: &PolicyDesired, layout: MarkLayout) -> Self {
         let all = Common::ALL
             .into_iter()
             .flat_map(|common| Family::ALL.map(|family| (common, family)));
@@ -103,7 +103,7 @@ impl Content {
                 exits,
                 ..PolicyDesired::default()
             },
-            bits,
+            layout,
             uses: Uses::default(),
             numbers: Arc::default(),
             sets: all
@@ -131,7 +131,7 @@ impl Content {
         let mut change = Change {
             from: &self.desired,
             to: desired,
-            bits: self.bits,
+            layout: self.layout,
             numbers: &numbers,
             sets: self.sets.clone(),
         };
@@ -143,7 +143,7 @@ impl Content {
         let sets = change.sets;
         Ok(Self {
             desired: desired.clone(),
-            bits: self.bits,
+            layout: self.layout,
             uses,
             numbers,
             sets,
@@ -154,7 +154,7 @@ impl Content {
 struct Change<'a> {
     from: &'a PolicyDesired,
     to: &'a PolicyDesired,
-    bits: MarkLayout,
+    layout: MarkLayout,
     numbers: &'a Numbers,
     sets: OrdMap<String, Set>,
 }
@@ -162,8 +162,8 @@ struct Change<'a> {
 impl Change<'_> {
     fn class(&self, class: ClassId) -> Entry {
         Entry::Mark {
-            value: self.numbers.class(class, self.bits),
-            mask: self.bits.scratch(),
+            value: self.numbers.class(class, self.layout),
+            mask: self.layout.scratch(),
         }
     }
 
@@ -204,8 +204,8 @@ impl Change<'_> {
 
     fn pass(&self) -> Entry {
         Entry::Mark {
-            value: self.bits.byte(PASS_BYTE),
-            mask: self.bits.all(),
+            value: self.layout.byte(PASS_BYTE),
+            mask: self.layout.all(),
         }
     }
 
@@ -403,7 +403,7 @@ impl Change<'_> {
                 (
                     target.byte(),
                     if exits {
-                        self.numbers.source(*source_nat, self.bits)
+                        self.numbers.source(*source_nat, self.layout)
                     } else {
                         0
                     },
@@ -411,8 +411,8 @@ impl Change<'_> {
             }
         };
         let entry = Entry::Mark {
-            value: self.bits.byte(byte) | source,
-            mask: self.bits.all(),
+            value: self.layout.byte(byte) | source,
+            mask: self.layout.all(),
         };
         self.put_place(*class, *range, entry);
         if self.to.keeps(verdict) {

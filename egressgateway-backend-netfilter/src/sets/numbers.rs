@@ -59,15 +59,15 @@ impl Numbers {
     }
 
     /// The mark bits of a class.
-    pub(crate) fn class(&self, class: ClassId, bits: MarkLayout) -> u32 {
+    pub(crate) fn class(&self, class: ClassId, layout: MarkLayout) -> u32 {
         self.classes
             .get(&class)
-            .map_or(0, |number| bits.number(*number))
+            .map_or(0, |number| layout.number(*number))
     }
 
     /// The mark bits of a source.
-    pub(crate) fn source(&self, source: SourceNat, bits: MarkLayout) -> u32 {
-        bits.number(match source {
+    pub(crate) fn source(&self, source: SourceNat, layout: MarkLayout) -> u32 {
+        layout.number(match source {
             SourceNat::NodeAddress => AS_NODE,
             SourceNat::Keep => AS_SELF,
             SourceNat::Address(address) => self.addresses.get(&address).copied().unwrap_or(0),

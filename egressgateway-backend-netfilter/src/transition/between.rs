@@ -25,17 +25,21 @@ use crate::{
 
 /// The tables to have while the sets change from those of `current` to those of `after`.
 ///
-/// A table changes in one moment, and two tables in two: what is let out by one is translated by
-/// the other as long as it is let out.
+/// A table changes at once, and two tables one after the other: what is let out by one is
+/// translated by the other as long as it is let out.
 ///
 /// Classes and egress addresses have numbers in the sets, and the rules say what a number means.
-/// Both change in one moment only within one table. So the rules in between know the numbers of
-/// both states: what goes is still known, and a number that means something else now, or may do so
-/// in what an interrupted change left, is held.
+/// Both change at once only within one table. So the rules in between know the numbers of both
+/// states: what goes is still known, and a number that means something else now, or may do so in
+/// what an interrupted change left, is held.
 ///
 /// A former version's sets have other names. The rules in between refer to the new sets, which are
 /// full by then, and nothing refers to the former ones afterwards.
-pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: MarkLayout) -> Tables {
+pub(crate) fn tables(
+    current: &NetfilterState,
+    after: &NetfilterState,
+    layout: MarkLayout,
+) -> Tables {
     let mut tables = after.tables.clone();
     if current.tables == after.tables {
         return tables;
@@ -46,14 +50,15 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Mar
         if let (Some(old), Some(new)) = (get(&current.tables, NAT), get(&after.tables, NAT)) {
             let old = with_present_names(&old);
             let allowed = get(&current.tables, MANGLE)
-                .map(|mangle| tree::leaves(&mangle.chains, SOURCE, bits))
+                .map(|mangle| tree::leaves(&mangle.chains, SOURCE, layout))
                 .unwrap_or_default();
-            let (nat, unsafe_numbers) = translations((&old, &new), &allowed, current, family, bits);
+            let (nat, unsafe_numbers) =
+                translations((&old, &new), &allowed, current, family, layout);
             if let Some(mangle) = tables
                 .get_mut(&of(MANGLE))
                 .filter(|_| !unsafe_numbers.is_empty() || nat.chains != new.chains)
             {
-                let mut known = tree::leaves(&mangle.chains, SOURCE, bits);
+                let mut known = tree::leaves(&mangle.chains, SOURCE, layout);
                 // Where others translate before we do, the addresses of before may leave as little
                 // as those of now.
                 if known.contains_key(&AS_SELF) {
@@ -63,7 +68,7 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Mar
                 replace(
                     &mut Arc::make_mut(mangle).chains,
                     SOURCE,
-                    number_trees::source_tree(bits, &known),
+                    number_trees::source_tree(layout, &known),
                 );
             }
             if nat.chains != new.chains {
@@ -72,7 +77,7 @@ pub(crate) fn tables(current: &NetfilterState, after: &NetfilterState, bits: Mar
         }
         if let (Some(old), Some(new)) = (get(&current.tables, MANGLE), tables.get_mut(&of(MANGLE)))
         {
-            classes(&old, new, current, family, bits);
+            classes(&old, new, current, family, layout);
         }
     }
     tables
@@ -98,11 +103,11 @@ fn translations(
     allowed: &BTreeMap<u16, String>,
     current: &NetfilterState,
     family: Family,
-    bits: MarkLayout,
+    layout: MarkLayout,
 ) -> (Table, BTreeSet<u16>) {
     let (before, wanted) = (
-        tree::leaves(&old.chains, SOURCE, bits),
-        tree::leaves(&new.chains, SOURCE, bits),
+        tree::leaves(&old.chains, SOURCE, layout),
+        tree::leaves(&new.chains, SOURCE, layout),
     );
     let in_use = OnceCell::new();
     let used = |number: u16| {
@@ -110,7 +115,7 @@ fn translations(
             name.starts_with(VERDICTS_PREFIX) || name.starts_with(FORMER_VERDICTS_PREFIX)
         };
         in_use
-            .get_or_init(|| Used::by(current, family, bits, bits.all(), places))
+            .get_or_init(|| Used::by(current, family, layout, layout.all(), places))
             .contains(number)
     };
     let chain = |table: &Table, leaf: &String| {
@@ -141,7 +146,7 @@ fn translations(
     replace(
         &mut nat.chains,
         SOURCE,
-        number_trees::translation_tree(bits, &all),
+        number_trees::translation_tree(layout, &all),
     );
     // What the mangle table of before lets out is translated until that one has changed.
     keep(&mut nat.chains, old, POSTROUTING, 0);
@@ -169,11 +174,11 @@ fn classes(
     new: &mut Arc<Table>,
     current: &NetfilterState,
     family: Family,
-    bits: MarkLayout,
+    layout: MarkLayout,
 ) {
     let (before, wanted) = (
-        tree::leaves(&old.chains, CLASS, bits),
-        tree::leaves(&new.chains, CLASS, bits),
+        tree::leaves(&old.chains, CLASS, layout),
+        tree::leaves(&new.chains, CLASS, layout),
     );
     let in_use = OnceCell::new();
     let used = |number: u16| {
@@ -184,9 +189,13 @@ fn classes(
         ];
         in_use
             .get_or_init(|| {
-                Used::by(current, family, bits, bits.scratch(), |name: &String| {
-                    pods.contains(name)
-                })
+                Used::by(
+                    current,
+                    family,
+                    layout,
+                    layout.scratch(),
+                    |name: &String| pods.contains(name),
+                )
             })
             .contains(number)
     };
@@ -218,7 +227,7 @@ fn classes(
     replace(
         &mut table.chains,
         CLASS,
-        number_trees::class_tree(bits, &all),
+        number_trees::class_tree(layout, &all),
     );
 }
 
@@ -241,7 +250,7 @@ impl Used {
     fn by(
         state: &NetfilterState,
         family: Family,
-        bits: MarkLayout,
+        layout: MarkLayout,
         mask: u32,
         of: impl Fn(&String) -> bool,
     ) -> Self {
@@ -255,7 +264,7 @@ impl Used {
             for entry in set.entries.values() {
                 match entry {
                     Entry::Mark { value, mask: own } if *own == mask => {
-                        numbers.insert(bits.number_in(*value));
+                        numbers.insert(layout.number_in(*value));
                     }
                     _ => return Self::Any,
                 }

@@ -340,8 +340,8 @@ fn check_all(
     desired: &PolicyDesired,
     what: &str,
 ) -> Vec<NetfilterState> {
-    let bits = MarkLayout::new(MarkMask::default());
-    let after = NetfilterState::of(desired, bits, current).unwrap();
+    let layout = MarkLayout::new(MarkMask::default());
+    let after = NetfilterState::of(desired, layout, current).unwrap();
     let allowed = possible(&[before, &[desired]].concat());
     let packets: Vec<_> = ["10.244.0.1", "10.244.0.2"]
         .iter()
@@ -358,14 +358,14 @@ fn check_all(
         .collect();
     let mut now = current.clone();
     let mut all = Vec::new();
-    for step in plan(current, &after, bits).steps {
-        for moment in intermediate_states(&now, &step) {
+    for step in plan(current, &after, layout).steps {
+        for between in intermediate_states(&now, &step) {
             for ((source, destination), answers) in packets.iter().zip(&answers) {
                 let Met {
                     way,
                     leaves,
                     pinned,
-                } = met(&moment, source, destination);
+                } = met(&between, source, destination);
                 // What is let out here may be dropped at the last moment.
                 let dropped = match way {
                     TraceVerdict::Drop { .. } => true,
@@ -393,8 +393,8 @@ fn check_all(
                     "{what}: {source} to {destination}, pinned, leaves as {pinned:?} at\n{step:?}"
                 );
             }
-            now = moment.clone();
-            all.push(moment);
+            now = between.clone();
+            all.push(between);
         }
     }
     assert!(now == after, "{what}: the plan leads elsewhere");
@@ -420,8 +420,8 @@ fn between_any_two_writes_no_number_is_taken_for_anothers() {
             seen.insert(all.len());
             // Interrupted at any moment, and read again: on to a third state.
             let third = &worlds[(from + to + 1) % worlds.len()];
-            for (index, moment) in all.iter().enumerate().step_by(all.len() / 3 + 1) {
-                let read = NetfilterState::observed(moment.sets.clone(), moment.tables.clone());
+            for (index, between) in all.iter().enumerate().step_by(all.len() / 3 + 1) {
+                let read = NetfilterState::observed(between.sets.clone(), between.tables.clone());
                 check_all(
                     &read,
                     &[before, desired],
@@ -438,7 +438,7 @@ fn between_any_two_writes_no_number_is_taken_for_anothers() {
 /// only the node's own may leave, from the first write that knows of the dispute.
 #[test]
 fn between_any_two_writes_nothing_leaves_with_an_address_that_others_dispute() {
-    let bits = MarkLayout::new(MarkMask::default());
+    let layout = MarkLayout::new(MarkMask::default());
     let own = [ip("10.6.0.14"), ip("10.6.0.15")];
     let worlds = worlds(true);
     for (from, before) in worlds.iter().enumerate() {
@@ -449,14 +449,14 @@ fn between_any_two_writes_nothing_leaves_with_an_address_that_others_dispute() {
             },
             ..NetfilterState::default()
         };
-        let current = NetfilterState::of(before, bits, &disputed).unwrap();
+        let current = NetfilterState::of(before, layout, &disputed).unwrap();
         for (to, desired) in worlds.iter().enumerate() {
-            let after = NetfilterState::of(desired, bits, &current).unwrap();
+            let after = NetfilterState::of(desired, layout, &current).unwrap();
             let mut now = current.clone();
-            for step in plan(&current, &after, bits).steps {
-                for moment in intermediate_states(&now, &step) {
+            for step in plan(&current, &after, layout).steps {
+                for between in intermediate_states(&now, &step) {
                     for pod in ["10.244.0.1", "10.244.0.2"] {
-                        let Met { leaves, pinned, .. } = met(&moment, pod, "10.6.1.5");
+                        let Met { leaves, pinned, .. } = met(&between, pod, "10.6.1.5");
                         for source in leaves.into_iter().chain([pinned]) {
                             let foreign = matches!(source, TraceSource::Address(address) if !own.contains(&address));
                             assert!(
@@ -465,7 +465,7 @@ fn between_any_two_writes_nothing_leaves_with_an_address_that_others_dispute() {
                             );
                         }
                     }
-                    now = moment;
+                    now = between;
                 }
             }
         }
@@ -510,26 +510,26 @@ fn former(state: &NetfilterState) -> NetfilterState {
 /// change in the same plan it meets the old or the new, or is dropped.
 #[test]
 fn between_any_two_writes_of_an_upgrade_a_packet_meets_what_it_met_before() {
-    let bits = MarkLayout::new(MarkMask::default());
+    let layout = MarkLayout::new(MarkMask::default());
     let mut others = worlds(false);
     let no_exit = [others.swap_remove(1), others.swap_remove(3)];
     let worlds = [&no_exit[..], &worlds(true)[..]].concat();
     for (from, before) in worlds.iter().enumerate() {
-        let present = NetfilterState::of(before, bits, &NetfilterState::default()).unwrap();
+        let present = NetfilterState::of(before, layout, &NetfilterState::default()).unwrap();
         let current = former(&present);
         let mut now = current.clone();
-        for step in plan(&current, &present, bits).steps {
-            for moment in intermediate_states(&now, &step) {
+        for step in plan(&current, &present, layout).steps {
+            for between in intermediate_states(&now, &step) {
                 for pod in ["10.244.0.1", "10.244.0.2", "10.244.0.3"] {
                     for to in ["10.6.1.5", "10.6.2.5", "10.9.9.9"] {
                         assert_eq!(
-                            met(&moment, pod, to),
+                            met(&between, pod, to),
                             met(&present, pod, to),
                             "{from}: {pod} to {to} at\n{step:?}"
                         );
                     }
                 }
-                now = moment;
+                now = between;
             }
         }
         assert!(now == present, "{from}: the plan leads elsewhere");

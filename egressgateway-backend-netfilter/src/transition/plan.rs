@@ -25,7 +25,7 @@ pub struct NetfilterPlan {
     pub(crate) steps: Vec<Step>,
 }
 
-/// One step. At every moment between two of them, and between two writes of one, a new connection
+/// One step. At any time between two of them, and between two writes of one, a new connection
 /// meets what the state before or the one after says of its pod's class, before or after, or is
 /// dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ fn short(net: IpNet) -> String {
 pub(crate) fn plan(
     current: &NetfilterState,
     after: &NetfilterState,
-    bits: MarkLayout,
+    layout: MarkLayout,
 ) -> NetfilterPlan {
     let mut plan = NetfilterPlan::default();
     let held = plan.hold_wrong_sets(current, after);
@@ -138,7 +138,7 @@ pub(crate) fn plan(
     let without = plan.drop_left_over(current, after);
     let current = without.as_ref().unwrap_or(current);
     let sets = SetChanges::between(current, after);
-    let between = between::tables(current, after, bits);
+    let between = between::tables(current, after, layout);
     plan.sets(sets.before);
     plan.tables(&current.tables, &between);
     plan.sets(sets.later);
@@ -313,7 +313,7 @@ fn without(rule: &str, sets: &BTreeSet<&str>) -> Option<String> {
 ///
 /// Where a class goes is known before a pod has it. A pod that gets one is no longer known to have
 /// none before that, and a pod that loses its class is known to have none before that; in between,
-/// the start gate holds it. So no packet meets less than its policy, in whatever moment it comes.
+/// the start gate holds it. So no packet meets less than its policy, whenever it comes.
 struct SetChanges {
     before: Vec<SetChange>,
     later: Vec<SetChange>,

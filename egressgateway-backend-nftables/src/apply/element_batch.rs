@@ -59,7 +59,7 @@ const ERROR: u16 = 2;
 /// One address comes to a set or map, or goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ExactChange {
-    table: SetName,
+    set: SetName,
     address: IpAddr,
     what: ElementOp,
 }
@@ -88,7 +88,7 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
     }
     let mut changes = Vec::new();
     let pod = |address: &IpAddr, what| ExactChange {
-        table: SetName::Pods,
+        set: SetName::Pods,
         address: *address,
         what,
     };
@@ -118,16 +118,16 @@ pub(crate) fn between(current: &NftState, after: &NftState) -> Option<Vec<ExactC
         (SetName::Peers, &old.peers, &new.peers),
         (SetName::Hosts, &old.hosts, &new.hosts),
     ];
-    for (table, old, new) in sets {
+    for (set, old, new) in sets {
         for change in old.diff(new) {
             changes.push(match change {
                 ordset::DiffItem::Add(address) => ExactChange {
-                    table,
+                    set,
                     address: *address,
                     what: ElementOp::Add,
                 },
                 ordset::DiffItem::Remove(address) => ExactChange {
-                    table,
+                    set,
                     address: *address,
                     what: ElementOp::Delete,
                 },
@@ -281,7 +281,7 @@ impl std::fmt::Display for ExactChange {
         write!(
             f,
             "{verb} element {} {}",
-            self.table.name(Family::of(self.address)),
+            self.set.name(Family::of(self.address)),
             self.address
         )
     }
@@ -312,7 +312,7 @@ impl ExactChange {
             kind,
             flags,
             sequence,
-            self.table.name(Family::of(self.address)),
+            self.set.name(Family::of(self.address)),
             &elements,
         )
     }
@@ -397,7 +397,7 @@ mod tests {
 
     fn change(address: &str, what: ElementOp) -> ExactChange {
         ExactChange {
-            table: SetName::Pods,
+            set: SetName::Pods,
             address: address.parse().unwrap(),
             what,
         }

@@ -401,17 +401,17 @@ impl Elements {
         all
     }
 
-    fn set<K: Key + Ord + Clone>(&mut self, table: SetName, old: &OrdSet<K>, new: &OrdSet<K>) {
-        self.set_named(old, new, |key| table.name(key.family()));
+    fn set<K: Key + Ord + Clone>(&mut self, set: SetName, old: &OrdSet<K>, new: &OrdSet<K>) {
+        self.set_named(old, new, |key| set.name(key.family()));
     }
 
     fn map<K: Key + Ord + Clone, V: Datum + PartialEq + Clone>(
         &mut self,
-        table: SetName,
+        set: SetName,
         old: &OrdMap<K, V>,
         new: &OrdMap<K, V>,
     ) {
-        self.map_named(old, new, |key| table.name(key.family()));
+        self.map_named(old, new, |key| set.name(key.family()));
     }
 
     fn set_named<K: Text + Ord + Clone>(

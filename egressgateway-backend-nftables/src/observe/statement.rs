@@ -101,20 +101,20 @@ fn matching(body: &Value) -> Option<Statement> {
         .zip(left.pointer("/ct/dir").and_then(Value::as_str))
     {
         let family = header_family(key.strip_suffix(" daddr")?)?;
-        let (table, of) = SetName::parse(set_name(right)?)?;
-        return (negated && of == family).then_some(Statement::SentOutside { family, table });
+        let (set, of) = SetName::parse(set_name(right)?)?;
+        return (negated && of == family).then_some(Statement::SentOutside { family, set });
     }
     if let Some(family) = class_and_destination(left) {
         return (!negated && set_name(right)? == SetName::KeepSource.name(family))
             .then_some(Statement::Keeps(family));
     }
     if let Some((side, family)) = address_field(left) {
-        let (table, of) = SetName::parse(set_name(right)?)?;
+        let (set, of) = SetName::parse(set_name(right)?)?;
         return (of == family).then_some(Statement::Address {
             side,
             family,
             negated,
-            table,
+            set,
         });
     }
     if left
@@ -234,12 +234,12 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
     }
     let key = left.pointer("/ct/key")?.as_str()?;
     if let Some(several) = several(right) {
-        let stray = key == "state"
+        let either = key == "state"
             && several.len() == 2
             && ["invalid", "untracked"]
                 .iter()
                 .all(|state| several.iter().any(|s| s == state));
-        return stray.then_some(Statement::Stray);
+        return either.then_some(Statement::InvalidOrUntracked);
     }
     match (key, right.as_str()?) {
         ("state", "untracked") => Some(Statement::State(ConnectionState::Untracked)),
@@ -358,12 +358,8 @@ fn priority(value: &Value) -> Option<Statement> {
         return Some(Statement::ForgetClass);
     }
     let (side, family) = address_field(value.pointer("/map/key")?)?;
-    let (table, of) = SetName::parse(set_name(value.pointer("/map/data")?)?)?;
-    (of == family).then_some(Statement::ClassOf {
-        side,
-        family,
-        table,
-    })
+    let (set, of) = SetName::parse(set_name(value.pointer("/map/data")?)?)?;
+    (of == family).then_some(Statement::ClassOf { side, family, set })
 }
 
 /// `key & keep | bits`. The kernel computes `(key & (keep | bits)) ^ bits'`, which comes back with
@@ -387,8 +383,8 @@ fn vmap(key: &Value, data: &str) -> Option<Statement> {
         });
     }
     let family = class_and_destination(key)?;
-    let (table, of) = SetName::parse(name)?;
-    (of == family).then_some(Statement::VerdictOf { family, table })
+    let (set, of) = SetName::parse(name)?;
+    (of == family).then_some(Statement::VerdictOf { family, set })
 }
 
 /// `meta priority . ip daddr`.

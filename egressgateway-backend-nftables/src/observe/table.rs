@@ -172,16 +172,16 @@ impl Reader {
                     .insert(statement::number(key)?, statement::jump(value)?);
             }
             _ => {
-                let (table, family) = SetName::parse(name)?;
-                self.of_family(table, family, element)?;
+                let (set, family) = SetName::parse(name)?;
+                self.of_family(set, family, element)?;
             }
         }
         Some(())
     }
 
-    fn of_family(&mut self, table: SetName, family: Family, element: &Value) -> Option<()> {
+    fn of_family(&mut self, set: SetName, family: Family, element: &Value) -> Option<()> {
         let elements = &mut self.elements;
-        match table {
+        match set {
             SetName::Exempt => drop(elements.exempt.insert(range(element, family)?)),
             SetName::Local => drop(elements.local.insert(range(element, family)?)),
             SetName::Wide => drop(elements.wide.insert(range(element, family)?)),
@@ -219,7 +219,7 @@ impl Reader {
                     return None;
                 };
                 let place = (class(of)?, range(to, family)?);
-                match table {
+                match set {
                     SetName::Verdicts => drop(elements.steer.insert(place, steer(value)?)),
                     SetName::SnatKind => drop(elements.exit.insert(place, exit(value)?)),
                     SetName::Via => drop(elements.via.insert(place, leave(value)?)),

@@ -68,13 +68,13 @@ pub(crate) enum Statement {
     /// The address that the connection's first packet was sent to is in no such network.
     SentOutside {
         family: Family,
-        table: SetName,
+        set: SetName,
     },
     Address {
         side: Side,
         family: Family,
         negated: bool,
-        table: SetName,
+        set: SetName,
     },
     Overlay {
         way: Way,
@@ -84,7 +84,7 @@ pub(crate) enum Statement {
     From(String),
     State(ConnectionState),
     /// Connection tracking takes the packet for invalid, or does not look at it.
-    Stray,
+    InvalidOrUntracked,
     Direction(Direction),
     /// A packet of this connection has left the host before.
     Confirmed,
@@ -116,7 +116,7 @@ pub(crate) enum Statement {
     ClassOf {
         side: Side,
         family: Family,
-        table: SetName,
+        set: SetName,
     },
     /// The source has no class.
     NoClass,
@@ -127,7 +127,7 @@ pub(crate) enum Statement {
     /// Continues as the map says of class and destination, if it does.
     VerdictOf {
         family: Family,
-        table: SetName,
+        set: SetName,
     },
     /// Continues as the map says of the connection mark, if it does.
     VerdictOfPin {
@@ -314,17 +314,17 @@ impl fmt::Display for Statement {
             Self::Icmp(Family::V4) => f.write_str("meta l4proto 1"),
             Self::Icmp(Family::V6) => f.write_str("meta l4proto 58"),
             Self::Translated => f.write_str("ct status dnat"),
-            Self::SentOutside { family, table } => write!(
+            Self::SentOutside { family, set } => write!(
                 f,
                 "ct original {} daddr != @{}",
                 header(*family),
-                table.name(*family)
+                set.name(*family)
             ),
             Self::Address {
                 side,
                 family,
                 negated,
-                table,
+                set,
             } => {
                 write!(
                     f,
@@ -332,7 +332,7 @@ impl fmt::Display for Statement {
                     header(*family),
                     side.field(),
                     operator(*negated),
-                    table.name(*family)
+                    set.name(*family)
                 )
             }
             Self::Overlay { way, negated } => {
@@ -350,7 +350,7 @@ impl fmt::Display for Statement {
                 ConnectionState::Invalid => "ct state invalid",
                 ConnectionState::Untracked => "ct state untracked",
             }),
-            Self::Stray => f.write_str("ct state invalid,untracked"),
+            Self::InvalidOrUntracked => f.write_str("ct state invalid,untracked"),
             Self::Direction(direction) => f.write_str(match direction {
                 Direction::Original => "ct direction original",
                 Direction::Reply => "ct direction reply",
@@ -375,17 +375,13 @@ impl fmt::Display for Statement {
             Self::Syn => f.write_str("tcp flags & (syn | rst) == syn"),
             Self::Opens => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::ForgetClass => f.write_str("meta priority set 0:0"),
-            Self::ClassOf {
-                side,
-                family,
-                table,
-            } => {
+            Self::ClassOf { side, family, set } => {
                 write!(
                     f,
                     "meta priority set {} {} map @{}",
                     header(*family),
                     side.field(),
-                    table.name(*family)
+                    set.name(*family)
                 )
             }
             Self::NoClass => f.write_str("meta priority 0:0"),
@@ -396,11 +392,11 @@ impl fmt::Display for Statement {
                 header(*family),
                 SetName::KeepSource.name(*family)
             ),
-            Self::VerdictOf { family, table } => write!(
+            Self::VerdictOf { family, set } => write!(
                 f,
                 "meta priority . {} daddr vmap @{}",
                 header(*family),
-                table.name(*family)
+                set.name(*family)
             ),
             Self::VerdictOfPin { mask } => write!(f, "ct mark & {mask:#010x} vmap @{TARGETS}"),
             Self::Pin { keep, value } => mangle(f, "ct mark", *keep, *value),

@@ -110,9 +110,9 @@ pub(super) fn arrive_inward() -> Vec<Rule> {
 /// somebody flushed what says so. Where sources alone don't tell the node's pods, what did not come
 /// from a pod's device goes on before more is asked.
 pub(super) fn no_class(desired: &PolicyDesired) -> Vec<Rule> {
-    let gate = |table| {
+    let gate = |set| {
         Family::ALL.map(|family| {
-            let [local, unknown] = unknown_or_governed(Side::Source, family, table);
+            let [local, unknown] = unknown_or_governed(Side::Source, family, set);
             drop_if(
                 [
                     local,
@@ -149,7 +149,7 @@ pub(super) fn unknown_or_governed(side: Side, family: Family, pods: SetName) -> 
             side,
             family,
             negated: true,
-            table: SetName::Ungoverned,
+            set: SetName::Ungoverned,
         },
     ]
 }
@@ -189,15 +189,7 @@ pub(super) fn find_class() -> Vec<Rule> {
 /// An exact address overwrites what its subnet said. Sets and maps stay apart: Linux 5.10 refuses a
 /// map where a set is looked up.
 pub(super) fn class_of(side: Side) -> impl Iterator<Item = Rule> {
-    let lookup = move |table| {
-        Family::ALL.map(|family| {
-            vec![ClassOf {
-                side,
-                family,
-                table,
-            }]
-        })
-    };
+    let lookup = move |set| Family::ALL.map(|family| vec![ClassOf { side, family, set }]);
     [vec![ForgetClass]].into_iter().chain(
         [SetName::Subnets, SetName::Pods]
             .into_iter()
@@ -211,7 +203,7 @@ pub(super) fn decide() -> Vec<Rule> {
         .map(|family| {
             vec![VerdictOf {
                 family,
-                table: SetName::Verdicts,
+                set: SetName::Verdicts,
             }]
         })
         .into();
@@ -285,5 +277,10 @@ pub(super) fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> V
     } else {
         drop_if(answers, DROP_NO_GATEWAY)
     };
-    vec![go([Statement::Stray], goto(LOST)), answers, others, own]
+    vec![
+        go([Statement::InvalidOrUntracked], goto(LOST)),
+        answers,
+        others,
+        own,
+    ]
 }

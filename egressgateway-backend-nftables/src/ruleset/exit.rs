@@ -27,7 +27,7 @@ pub(super) fn translate(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     rules.extend(Family::ALL.map(|family| {
         vec![VerdictOf {
             family,
-            table: SetName::SnatKind,
+            set: SetName::SnatKind,
         }]
     }));
     rules.push(drop_if([Statement::Changing], DROP_HELD));

@@ -47,13 +47,13 @@ pub(super) fn opening() -> Vec<Rule> {
             side: Side::Source,
             family,
             negated: true,
-            table: SetName::Exempt,
+            set: SetName::Exempt,
         };
         let elsewhere = Address {
             side: Side::Destination,
             family,
             negated: true,
-            table: SetName::Local,
+            set: SetName::Local,
         };
         drop_if(
             expected.into_iter().chain([outside, elsewhere]),

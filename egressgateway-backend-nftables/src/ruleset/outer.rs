@@ -57,7 +57,7 @@ pub(super) fn untrack(mask: MarkMask) -> Vec<Rule> {
         side: Side::Destination,
         family,
         negated: true,
-        table: SetName::Exempt,
+        set: SetName::Exempt,
     };
     let ours = Statement::Mark {
         keep: mask.keep(),
@@ -94,7 +94,7 @@ pub(super) fn not_tunnel() -> Vec<Rule> {
         side: Side::Source,
         family,
         negated: true,
-        table: SetName::Peers,
+        set: SetName::Peers,
     };
     let other = Family::ALL.map(|family| {
         [

@@ -45,7 +45,7 @@ pub(super) fn prerouting(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
             DROP_NO_GATEWAY,
         ),
         go([Statement::State(ConnectionState::New)], goto(CLASSIFY)),
-        go([Statement::Stray], goto(INVALID_UNTRACKED)),
+        go([Statement::InvalidOrUntracked], goto(INVALID_UNTRACKED)),
         go([FROM_OVERLAY], goto(ARRIVE_UNPINNED)),
     ]
 }
@@ -138,7 +138,7 @@ pub(super) fn leave(mask: MarkMask) -> Vec<Rule> {
         .map(|family| {
             vec![VerdictOf {
                 family,
-                table: SetName::Via,
+                set: SetName::Via,
             }]
         })
         .into();

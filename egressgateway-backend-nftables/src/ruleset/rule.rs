@@ -60,12 +60,12 @@ pub(super) fn goto(chain: &str) -> Jump {
     Jump::Goto(chain.into())
 }
 
-pub(super) fn address(side: Side, family: Family, table: SetName) -> Statement {
+pub(super) fn address(side: Side, family: Family, set: SetName) -> Statement {
     Address {
         side,
         family,
         negated: false,
-        table,
+        set,
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) fn address(side: Side, family: Family, table: SetName) -> Statement {
 pub(super) fn led_inside(family: Family) -> Rule {
     let outside = Statement::SentOutside {
         family,
-        table: SetName::Exempt,
+        set: SetName::Exempt,
     };
     go(
         [
