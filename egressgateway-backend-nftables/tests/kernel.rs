@@ -523,6 +523,8 @@ fn a_former_versions_table_is_taken_over_wherever_that_is_interrupted() {
                 let former = upgraded.observe().await.unwrap();
                 assert_eq!(former.foreign().next(), None, "all of it is known");
                 let plan = upgraded.plan(&desired, &former).unwrap().plan;
+                let waits = "add element inet egressgateway changing";
+                assert!(!plan.to_string().contains(waits), "no class waits");
                 let whole = upgraded.apply(&plan).await.is_ok();
                 assert_eq!(whole, hook.seen() <= write);
                 reach(&desired).await;
