@@ -71,44 +71,46 @@ fn what_is_written_reads_back() {
     }
 }
 
+/// A value of each field that is not its default.
+const OTHERS: [(&str, &str); 25] = [
+    ("tunnel.kind", "geneve"),
+    ("tunnel.ipv4CIDR", ""),
+    ("tunnel.ipv6CIDR", "fd99::/64"),
+    ("tunnel.vni", "16777215"),
+    ("tunnel.port", "1"),
+    ("tunnel.mtu", "1400"),
+    ("tunnel.parent", "eth1"),
+    ("policyBackend", "netfilter"),
+    ("iptables", "legacy"),
+    ("forwardMethod", "ecmp"),
+    ("defaultEgressGateway", ""),
+    ("clusterCIDRs.auto", "false"),
+    ("clusterCIDRs.extra", "10.96.0.0/12, fd96::/108"),
+    ("mark.mask", "0x0000ff00"),
+    ("routing.tableBase", "3000"),
+    ("routing.rulePriority", "2"),
+    ("routing.protocol", "200"),
+    ("failover.interval", "1s 500ms"),
+    ("failover.multiplier", "5"),
+    ("failover.drainGracePeriod", "0s"),
+    ("startGate", "false"),
+    ("holdAtBoot", "false"),
+    ("stateFile", ""),
+    ("resetConnections", "false"),
+    ("replyPath", "tunnel"),
+];
+
 #[test]
 fn every_field_can_be_changed() {
     let mut config = Config::default();
-    let values = [
-        ("tunnel.kind", "geneve"),
-        ("tunnel.ipv4CIDR", ""),
-        ("tunnel.ipv6CIDR", "fd99::/64"),
-        ("tunnel.vni", "16777215"),
-        ("tunnel.port", "1"),
-        ("tunnel.mtu", "1400"),
-        ("tunnel.parent", "eth1"),
-        ("policyBackend", "netfilter"),
-        ("iptables", "legacy"),
-        ("forwardMethod", "ecmp"),
-        ("defaultEgressGateway", ""),
-        ("clusterCIDRs.auto", "false"),
-        ("clusterCIDRs.extra", "10.96.0.0/12, fd96::/108"),
-        ("mark.mask", "0x0000ff00"),
-        ("routing.tableBase", "3000"),
-        ("routing.rulePriority", "2"),
-        ("routing.protocol", "200"),
-        ("failover.interval", "1s 500ms"),
-        ("failover.multiplier", "5"),
-        ("failover.drainGracePeriod", "0s"),
-        ("startGate", "false"),
-        ("holdAtBoot", "false"),
-        ("stateFile", ""),
-        ("resetConnections", "false"),
-        ("replyPath", "tunnel"),
-    ];
     assert_eq!(
-        values.map(|(path, _)| path).to_vec(),
+        OTHERS.map(|(path, _)| path).to_vec(),
         Config::FIELDS
             .iter()
             .map(|field| field.path)
             .collect::<Vec<_>>()
     );
-    for (path, value) in values {
+    for (path, value) in OTHERS {
         let before = config.clone();
         config.set(path, value, path).unwrap();
         assert_ne!(config, before, "{path}");
@@ -128,6 +130,26 @@ fn every_field_can_be_changed() {
         Config::parse(&serde_yaml::to_string(&config).unwrap()).unwrap(),
         config
     );
+}
+
+#[test]
+fn every_field_is_taken_now_or_named_as_waiting_as_it_is_documented() {
+    let now = Config::default();
+    for (field, (path, other)) in Config::FIELDS.iter().zip(OTHERS) {
+        assert_eq!(field.path, path);
+        let mut next = now.clone();
+        next.set(path, other, path).unwrap();
+        let (in_force, changed) = now.adopt(&next);
+        assert_eq!(changed.len(), 1, "{changed:?}");
+        assert_eq!((changed[0].path, changed[0].live), (path, field.live));
+        assert_eq!(
+            (Some(&changed[0].old), Some(&changed[0].new)),
+            (now.value(path).as_ref(), next.value(path).as_ref())
+        );
+        let expected = if field.live { &next } else { &now };
+        assert_eq!(in_force, *expected, "{path}");
+    }
+    assert_eq!(now.adopt(&now), (now.clone(), Vec::new()));
 }
 
 #[test]

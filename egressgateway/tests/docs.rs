@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt::Write, fs, path::PathBuf};
 
 use egressgateway::config::Config;
 use egressgateway_testkit::golden;
-use serde_yaml::Value;
+use serde_json::Value;
 
 const CONFIGURATION: &str = "# Configuration
 

@@ -10,6 +10,7 @@ use egressgateway::{
     config::{Changed, Config},
     runtime::Reloads,
 };
+use serde_json::Value;
 
 use crate::{
     Failure,
@@ -103,11 +104,10 @@ fn next(wanted: &Config, in_force: &Config) -> Result<(Config, Vec<Changed>), Fa
 }
 
 fn tell(changed: &Changed) {
-    let text = |value| {
-        serde_yaml::to_string(value)
-            .unwrap_or_default()
-            .trim_end()
-            .to_owned()
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
     };
     let Changed {
         path,

@@ -1,6 +1,6 @@
 //! Reads and checks a configuration as a whole.
 
-use super::{Config, value, yaml};
+use super::{Config, table::MIN_MTU_V6, yaml};
 use crate::spec::Problem;
 
 impl Config {
@@ -54,12 +54,9 @@ impl Config {
                 ));
             }
         }
-        if self.tunnel.ipv6_cidr.is_some()
-            && self.tunnel.mtu.is_some_and(|mtu| mtu < value::MIN_MTU_V6)
-        {
+        if self.tunnel.ipv6_cidr.is_some() && self.tunnel.mtu.is_some_and(|mtu| mtu < MIN_MTU_V6) {
             let rule = format!(
-                "must be at least {} where tunnel.ipv6CIDR is given: IPv6 needs it",
-                value::MIN_MTU_V6
+                "must be at least {MIN_MTU_V6} where tunnel.ipv6CIDR is given: IPv6 needs it"
             );
             problems.push(Problem::new(
                 "tunnel.mtu",

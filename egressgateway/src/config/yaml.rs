@@ -79,7 +79,7 @@ fn visit(config: &mut Config, path: &str, value: &Value, problems: &mut Vec<Prob
 }
 
 fn leaf(config: &mut Config, path: &str, value: &Value, problems: &mut Vec<Problem>) {
-    let is_list = path == "clusterCIDRs.extra";
+    let is_list = Config::access(path).is_some_and(|access| (access.is_list)());
     let result = match value {
         Value::Sequence(entries) if is_list => {
             let before = problems.len();
