@@ -147,10 +147,10 @@ fn networks(texts: &[String]) -> Vec<IpRange> {
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [me, file] = arguments.as_slice() else {
-        print!("{}", serde_yaml::to_string(&StaticEgress::crd())?);
+        print!("{}", serde_saphyr::to_string(&StaticEgress::crd())?);
         return Ok(());
     };
-    let fleet: Fleet = serde_yaml::from_str(&fs::read_to_string(file)?)?;
+    let fleet: Fleet = serde_saphyr::from_str(&fs::read_to_string(file)?)?;
     let own = fleet
         .nodes
         .get(me)

@@ -37,7 +37,7 @@ pub fn index(size: Size) -> Index {
 /// Never: all objects can be read.
 #[must_use]
 pub fn objects(size: Size) -> Vec<Change> {
-    let gateway: EgressGateway = serde_yaml::from_str(
+    let gateway: EgressGateway = serde_saphyr::from_str(
         "{apiVersion: egressgateway.spidernet.io/v1, kind: EgressGateway, metadata: {name: g},
           spec: {sourceNAT: None, nodeSelector: {matchLabels: {egress: 'true'}}},
           status: {mark: 0x11000000, nodeList: [{name: gateway, status: Ready, active: true}]}}",

@@ -10,12 +10,12 @@
 //! };
 //!
 //! // The objects, as the API server has them once the controller has allotted a mark.
-//! let gateway: EgressGateway = serde_yaml::from_str("
+//! let gateway: EgressGateway = serde_saphyr::from_str("
 //! metadata: {name: egressgateway}
 //! spec: {nodeSelector: {matchLabels: {egress: 'true'}}}
 //! status: {mark: 0x11000000, nodeList: [{name: node-2, status: Ready, active: true}]}
 //! ")?;
-//! let policy: EgressGatewayPolicy = serde_yaml::from_str("
+//! let policy: EgressGatewayPolicy = serde_saphyr::from_str("
 //! metadata: {name: policy}
 //! spec: {appliedTo: {podSelector: {matchLabels: {app: shopping}}}, destCIDR: [10.6.1.0/24]}
 //! ")?;
@@ -88,6 +88,8 @@ pub mod testing;
 pub mod trace;
 #[cfg(feature = "kubernetes")]
 pub mod world;
+#[cfg(feature = "kubernetes")]
+mod yaml;
 
 pub use contracts::{
     AddressesDesired, Announcer, Attachments, Connection, Connections, Counter, CounterSource,

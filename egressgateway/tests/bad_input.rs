@@ -27,7 +27,7 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    serde_yaml::from_str(include_str!("fixtures/manifests/bad.yaml")).unwrap()
+    serde_saphyr::from_str(include_str!("fixtures/manifests/bad.yaml")).unwrap()
 }
 
 fn problems(kind: &str, spec: &Value) -> Vec<Problem> {
@@ -112,9 +112,9 @@ fn a_name_that_is_too_long_is_refused_by_rule() {
 
 #[test]
 fn the_proposals_objects_and_every_addition_are_accepted() {
-    for document in serde_yaml::Deserializer::from_str(include_str!("fixtures/manifests/good.yaml"))
-    {
-        let mut object = Value::deserialize(document).unwrap();
+    let objects: Vec<Value> =
+        serde_saphyr::from_multiple(include_str!("fixtures/manifests/good.yaml")).unwrap();
+    for mut object in objects {
         if object["spec"].is_null() {
             // As an API server does with a default.
             object["spec"] = json!({});

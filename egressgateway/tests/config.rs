@@ -56,10 +56,10 @@ fn the_documented_configuration_is_the_default() {
 
 #[test]
 fn what_is_written_reads_back() {
-    let text = serde_yaml::to_string(&Config::default()).unwrap();
+    let text = serde_saphyr::to_string(&Config::default()).unwrap();
     assert_eq!(Config::parse(&text).unwrap(), Config::default());
     assert_eq!(
-        serde_yaml::from_str::<Config>(&text).unwrap(),
+        serde_saphyr::from_str::<Config>(&text).unwrap(),
         Config::default()
     );
     for field in Config::FIELDS {
@@ -127,7 +127,7 @@ fn every_field_can_be_changed() {
     assert_eq!(config.cluster_cidrs.extra.len(), 2);
     assert_eq!(config.problems(), []);
     assert_eq!(
-        Config::parse(&serde_yaml::to_string(&config).unwrap()).unwrap(),
+        Config::parse(&serde_saphyr::to_string(&config).unwrap()).unwrap(),
         config
     );
 }
@@ -194,7 +194,8 @@ fn a_refused_flag_is_named_and_changes_nothing() {
 
 #[test]
 fn every_bad_configuration_is_refused_with_field_value_rule_and_line() {
-    let cases: Vec<Case> = serde_yaml::from_str(include_str!("fixtures/config/bad.yaml")).unwrap();
+    let cases: Vec<Case> =
+        serde_saphyr::from_str(include_str!("fixtures/config/bad.yaml")).unwrap();
     assert!(cases.len() >= 10);
     for case in cases {
         let problems = Config::parse(&case.config).expect_err(&case.name);

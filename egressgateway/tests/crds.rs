@@ -15,7 +15,7 @@ fn the_chart_holds_what_the_types_say() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/egressgateway/crds");
     for crd in crds() {
         let file = folder.join(format!("{}.yaml", crd.spec.names.plural));
-        let text = format!("{HEADER}{}", serde_yaml::to_string(&crd).unwrap());
+        let text = format!("{HEADER}{}", serde_saphyr::to_string(&crd).unwrap());
         golden::check(file, &text);
     }
 }

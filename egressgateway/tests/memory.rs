@@ -59,12 +59,12 @@ fn pod(number: u32, labels: &Labels, node: &NodeName, namespace: &Arc<str>) -> C
 
 #[test]
 fn a_pod_of_another_node_takes_about_a_kilobyte() {
-    let gateway: EgressGateway = serde_yaml::from_str(
+    let gateway: EgressGateway = serde_saphyr::from_str(
         "{metadata: {name: g}, spec: {sourceNAT: None, nodeSelector: {matchLabels: {egress: 'true'}}},
           status: {mark: 0x11000000, nodeList: [{name: gateway, status: Ready, active: true}]}}",
     )
     .unwrap();
-    let policy: EgressGatewayPolicy = serde_yaml::from_str(
+    let policy: EgressGatewayPolicy = serde_saphyr::from_str(
         "{metadata: {name: p}, spec: {appliedTo: {podSelector: {matchLabels: {tier: web}}}, destCIDR: [10.6.1.0/24, 'fd06::/64']}}",
     )
     .unwrap();

@@ -26,7 +26,7 @@ pub(crate) fn config(bytes: &[u8]) {
     };
     match Config::parse(text) {
         Ok(config) => {
-            let printed = serde_yaml::to_string(&config).unwrap_or_default();
+            let printed = serde_saphyr::to_string(&config).unwrap_or_default();
             assert_eq!(Config::parse(&printed).as_ref(), Ok(&config), "{printed}");
         }
         Err(problems) => {

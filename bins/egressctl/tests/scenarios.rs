@@ -226,7 +226,7 @@ fn packets_go_where_the_scenario_says() {
         let cluster = cluster(&name);
         let plans = support::BACKENDS.map(|(_, rules)| Plans::of(&cluster, rules));
         let expected = fs::read_to_string(folder().join(format!("{name}.expect.yaml"))).unwrap();
-        for expected in serde_yaml::from_str::<Vec<Expected>>(&expected).unwrap() {
+        for expected in serde_saphyr::from_str::<Vec<Expected>>(&expected).unwrap() {
             let (namespace, pod) = expected.from.split_once('/').unwrap();
             let answer =
                 explain::explain(&cluster, &PodName::new(namespace, pod), expected.to).unwrap();

@@ -10,7 +10,7 @@ use crate::{
 };
 
 fn read<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
-    serde_yaml::from_str(yaml).unwrap()
+    serde_saphyr::from_str(yaml).unwrap()
 }
 
 /// Two gateways with pools, three policies of the first one, and a node.

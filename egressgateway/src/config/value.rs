@@ -80,8 +80,7 @@ impl Serialize for Fields<'_> {
 impl<'de> Deserialize<'de> for Config {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut config = Self::default();
-        let problems =
-            yaml::apply_value(&mut config, &serde_yaml::Value::deserialize(deserializer)?);
+        let problems = yaml::apply_value(&mut config, Value::deserialize(deserializer)?);
         match problems.first() {
             None => Ok(config),
             Some(problem) => Err(serde::de::Error::custom(problem)),

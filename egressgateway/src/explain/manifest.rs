@@ -5,7 +5,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1 as core;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::structure;
@@ -13,7 +13,7 @@ use crate::{
     api,
     model::{GatewayName, NodeName, PodName, PolicyName},
     spec::Problem,
-    world,
+    world, yaml,
 };
 
 /// Group of the three custom resources.
@@ -101,29 +101,20 @@ impl Manifests {
     /// Reads every document of a YAML text; `file` is what findings call it. What can't be read is
     /// left out and found.
     pub fn read(&mut self, file: &str, text: &str) {
-        for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
+        yaml::read_documents(text, |number, document| {
             let origin = Origin {
                 file: file.to_owned(),
-                document: index + 1,
+                document: number,
                 object: String::new(),
             };
-            // Keys are texts in JSON, and values keep the types that YAML gives them, as for an API
-            // server.
-            let value = serde_yaml::Value::deserialize(document).map_err(|error| error.to_string());
-            match value
-                .and_then(|value| serde_json::to_value(value).map_err(|error| error.to_string()))
-            {
-                Ok(Value::Null) => {}
+            match document {
                 Ok(value) => self.take(&origin, &value),
-                // Nothing behind a syntax error can be trusted to be a document.
-                Err(error) => {
-                    return self.wrong(
-                        &origin,
-                        Problem::new("(document)", "", format!("must be YAML: {error}")),
-                    );
-                }
+                Err(error) => self.wrong(
+                    &origin,
+                    Problem::new("(document)", "", format!("must be YAML: {error}")),
+                ),
             }
-        }
+        });
     }
 
     /// What was found so far, in the order of reading.

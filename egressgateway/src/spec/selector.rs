@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     fn parse(yaml: &str) -> Result<Selector, Vec<Problem>> {
-        Selector::parse("spec.x", &serde_yaml::from_str(yaml).unwrap())
+        Selector::parse("spec.x", &serde_saphyr::from_str(yaml).unwrap())
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Default for Api {
 impl Api {
     /// A Node that is Ready, with its agent alive and its tunnel up.
     pub(crate) fn node(&mut self, name: &str, labels: &str) {
-        let labels: BTreeMap<String, String> = serde_yaml::from_str(labels).unwrap();
+        let labels: BTreeMap<String, String> = serde_saphyr::from_str(labels).unwrap();
         let labels = labels.into_iter().collect();
         let last = u8::try_from(self.nodes.len() + 1).unwrap();
         let addresses = vec![IpAddr::from([10, 6, 0, last])];
@@ -308,7 +308,7 @@ pub(crate) fn object<T: DeserializeOwned>(kind: &str, name: &str, yaml: &str) ->
     let text = format!(
         "{{apiVersion: egressgateway.spidernet.io/v1, kind: {kind}, metadata: {{name: {name}, generation: 1}}, {yaml}}}"
     );
-    serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// Hardware address of a node's only interface.

@@ -31,7 +31,7 @@ fn object<T: serde::de::DeserializeOwned>(kind: &str, name: &str, yaml: &str) ->
     let text = format!(
         "{{apiVersion: egressgateway.spidernet.io/v1, kind: {kind}, metadata: {{name: {name}}}, {yaml}}}"
     );
-    serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 fn gateway(name: &str, yaml: &str) -> Change {

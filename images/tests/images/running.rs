@@ -19,7 +19,6 @@ use egressgateway_testkit::{
     pace::patient,
 };
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{contents::assembled, repository};
@@ -115,9 +114,7 @@ impl Site {
             String::from_utf8_lossy(&output.stderr)
         );
         let text = String::from_utf8(output.stdout).unwrap();
-        let objects = serde_yaml::Deserializer::from_str(&text)
-            .map(|document| Value::deserialize(document).unwrap());
-        objects.filter(|object| !object.is_null()).collect()
+        serde_saphyr::from_multiple(&text).unwrap()
     }
 
     /// Starts the pod of an object of the chart on a node.

@@ -39,7 +39,7 @@ impl Patch {
             "application/json-patch+json" => serde_json::from_slice(body)
                 .map(Self::Json)
                 .map_err(|error| bad(error.to_string())),
-            "application/apply-patch+yaml" => serde_yaml::from_slice(body)
+            "application/apply-patch+yaml" => serde_saphyr::from_slice(body)
                 .map(Self::Apply)
                 .map_err(|error| bad(error.to_string())),
             other => Err(Refusal::new(

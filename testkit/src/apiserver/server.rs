@@ -139,13 +139,9 @@ impl ApiServer {
     /// # Errors
     /// The first object that can't be parsed or is refused.
     pub fn apply_yaml(&self, yaml: &str) -> Result<(), String> {
-        for document in serde_yaml::Deserializer::from_str(yaml) {
-            let object = Value::deserialize(document).map_err(|error| error.to_string())?;
-            if !object.is_null() {
-                self.put(object)?;
-            }
-        }
-        Ok(())
+        let objects: Vec<Value> =
+            serde_saphyr::from_multiple(yaml).map_err(|error| error.to_string())?;
+        objects.into_iter().try_for_each(|object| self.put(object))
     }
 
     /// Creates or replaces one object, whatever its resource version; a status that is given is

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use egressgateway_testkit::{kube::Kubernetes, lab::Lab};
-use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::{assets, chart_directory};
@@ -139,9 +138,7 @@ fn rendered(kubernetes: &Kubernetes, options: &str) -> Vec<Value> {
             chart_directory().display()
         ))
         .unwrap();
-    serde_yaml::Deserializer::from_str(&text)
-        .map(|document| Value::deserialize(document).unwrap())
-        .collect()
+    serde_saphyr::from_multiple(&text).unwrap()
 }
 
 fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {

@@ -93,7 +93,7 @@ fn a_real_server_does_what_the_testkits_does() {
 #[test]
 fn every_rule_of_the_definitions_refuses_something_and_kubectl_shows_its_words() {
     let Some(kubernetes) = start() else { return };
-    let cases: Vec<Value> = serde_yaml::from_str(include_str!(
+    let cases: Vec<Value> = serde_saphyr::from_str(include_str!(
         "../../../egressgateway/tests/fixtures/manifests/bad.yaml"
     ))
     .unwrap();

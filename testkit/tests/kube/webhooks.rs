@@ -169,7 +169,7 @@ fn every_refusal_that_needs_the_cluster_reaches_the_user_of_kubectl() {
 /// Specs that only the schema or the webhooks refuse; each with its field, and, by the webhooks,
 /// with value and rule.
 fn what_no_rule_of_the_definitions_sees_is_refused(installed: &Installed) {
-    let cases: Vec<Value> = serde_yaml::from_str(include_str!(
+    let cases: Vec<Value> = serde_saphyr::from_str(include_str!(
         "../../../egressgateway/tests/fixtures/manifests/bad.yaml"
     ))
     .unwrap();
@@ -180,7 +180,7 @@ fn what_no_rule_of_the_definitions_sees_is_refused(installed: &Installed) {
         let object =
             json!({"kind": case["kind"], "metadata": {"name": "bad"}, "spec": case["spec"]});
         let said =
-            apply(installed, &serde_yaml::to_string(&object).unwrap()).expect_err(text("name"));
+            apply(installed, &serde_saphyr::to_string(&object).unwrap()).expect_err(text("name"));
         let (field, value, rule) = (text("field"), text("value"), text("rule"));
         let told = said.contains(&format!("{field}: \"{value}\": ")) && said.contains(rule);
         let by_webhook = said.contains("validate.egressgateway.spidernet.io") && told;
