@@ -87,7 +87,15 @@ fn fields_of<'a>(
 
 fn unknown(path: &str, node: &Node, section: Option<&str>) -> Problem {
     let known = "is not a field of the configuration";
-    let rule = format!("{known}; fields here are {}", names(section));
+    let elsewhere = Config::FIELDS
+        .iter()
+        .filter(|_| section.is_none())
+        .find(|field| field.path == path);
+    let rule = match elsewhere.map(Field::place) {
+        // The path of a field names it to people. It is no name in the file.
+        Some((Some(section), name)) => format!("{known}; write {name} below {section}"),
+        _ => format!("{known}; fields here are {}", names(section)),
+    };
     with_line(Problem::new(path, &node.content, rule), node.line)
 }
 
