@@ -9,15 +9,13 @@ mod webhook;
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     process::ExitCode,
-    sync::Arc,
 };
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use egressgateway::{
     Error, ErrorKind,
-    allocator::LowestFree,
-    config::Config,
-    runtime::{Controller, ControllerSettings, ElectionSettings},
+    config::{Config, InvalidConfig},
+    runtime::ControllerBuilder,
 };
 use egressgateway_daemon::{
     CommonArguments, Failure, client, command, configuration, follow_configuration, install_logs,
@@ -78,27 +76,31 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let identity = matches.get_one::<String>("identity").cloned();
     let identity = identity
         .ok_or_else(|| Failure::Usage(vec!["--identity or POD_NAME is required".to_owned()]))?;
-    let election = election.settings(&common.namespace, identity);
     install_logs(&common)?;
     install_tls()?;
-    let span = tracing::error_span!("controller", identity = election.identity);
+    let span = tracing::error_span!("controller", identity);
     let _entered = span.enter();
-    runtime(&span)?.block_on(run(matches, config, &common, election, webhooks))
+    let builder = ControllerBuilder::new(identity)
+        .config(config.clone())
+        .namespace(&common.namespace)
+        .leader_lease(election.leader_lease);
+    runtime(&span)?.block_on(run(matches, config, &common, builder, webhooks))
 }
 
 async fn run(
     matches: &ArgMatches,
     config: Config,
     common: &CommonArguments,
-    election: ElectionSettings,
+    builder: ControllerBuilder,
     webhooks: WebhookArguments,
 ) -> Result<(), Failure> {
     let shutdown = shutdown_on_signal()?;
     let mut registry = Registry::default();
-    let settings = ControllerSettings::new(config.controller_settings(), election);
     let client = client(common.kubeconfig.as_deref()).await?;
-    let plan = watch::Sender::new(settings.plan.clone());
-    let controller = Controller::new(client.clone(), settings, Arc::new(LowestFree))
+    let plan = watch::Sender::new(config.controller_settings());
+    let controller = builder
+        .build(client.clone())
+        .map_err(|InvalidConfig(problems)| Failure::from(problems))?
         .with_metrics(&mut registry)
         .with_plan(plan.subscribe());
     let listener = listen(common, LISTEN).await?;

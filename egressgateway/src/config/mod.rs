@@ -9,6 +9,7 @@
 mod choices;
 mod derived;
 mod field;
+mod invalid;
 mod names;
 mod parse;
 mod reload;
@@ -20,6 +21,7 @@ mod yaml;
 pub use self::{
     choices::{Iptables, ReplyPath},
     field::Field,
+    invalid::InvalidConfig,
     reload::Changed,
     table::{ClusterCidrs, Config, FailoverConfig, MarkConfig, RoutingConfig, TunnelConfig},
 };

@@ -11,8 +11,8 @@ mod time;
 
 pub use self::{
     agent::{Agent, AgentSettings, LeaseSettings, StateFile},
-    controller::{Admission, Controller, ControllerSettings, Review},
+    controller::{Admission, Controller, ControllerBuilder, ControllerSettings, Review},
     health::Health,
-    kube::{Backoff, ElectionSettings},
+    kube::{Backoff, ElectionSettings, api_error},
     metrics::Reloads,
 };

@@ -4,6 +4,7 @@ mod admission;
 mod builder;
 mod cache;
 mod events;
+mod from_config;
 mod lease_tracker;
 mod session;
 mod settings;
@@ -13,5 +14,6 @@ mod writes;
 pub use self::{
     admission::{Admission, Review},
     builder::Controller,
+    from_config::ControllerBuilder,
     settings::ControllerSettings,
 };

@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// So many looks at the Lease fit into its duration.
+const LOOKS: u32 = 5;
+
 /// How leadership is held.
 #[derive(Clone, Debug)]
 pub struct ElectionSettings {
@@ -52,6 +55,14 @@ impl ElectionSettings {
             duration: Duration::from_secs(15),
             retry: Duration::from_secs(3),
         }
+    }
+
+    /// The same with leadership of another duration, in whole seconds. Of the looks at the Lease
+    /// within it, one must succeed.
+    #[must_use]
+    pub fn lasting(mut self, duration: Duration) -> Self {
+        (self.duration, self.retry) = (duration, duration / LOOKS);
+        self
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{Error, ErrorKind};
 ///
 /// An object that is gone (404) counts as a conflict, as one that changed (409) does: what was last
 /// seen of it is not so any more.
-pub(crate) fn from_api(error: kube::Error, context: impl Into<String>) -> Error {
+pub fn from_api(error: kube::Error, context: impl Into<String>) -> Error {
     let failure = Error::new(kind(&error), context);
     match error {
         // The client's own words for an answer repeat it several times.

@@ -15,4 +15,4 @@ pub(super) mod partial;
 pub(super) mod watch;
 pub(super) mod watches;
 
-pub use self::{backoff::Backoff, election::ElectionSettings};
+pub use self::{backoff::Backoff, election::ElectionSettings, errors::from_api as api_error};
