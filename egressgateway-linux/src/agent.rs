@@ -231,7 +231,11 @@ impl PreparedAgent {
         } else {
             Box::new(Unmanaged)
         };
-        let steering = Steering::new(netlink.clone(), steering(&config, keeps_connections), hook);
+        let steering = Steering::new(
+            netlink.clone(),
+            steering_settings(&config, keeps_connections),
+            hook,
+        );
         let drivers = Drivers {
             tunnel: driver,
             steering: Box::new(Reconciler::new(steering)),
@@ -321,7 +325,10 @@ async fn keeps_connections(netlink: &Netlink) -> Result<bool, BuildError> {
     Ok(keeps)
 }
 
-pub(crate) fn steering(config: &Config, keeps_connections: bool) -> SteeringSettings {
+/// How a configuration lets a node route. `keeps_connections`: the kernel has resilient groups of
+/// next hops, as [`Steering::keeps_connections_on`] tells.
+#[must_use]
+pub fn steering_settings(config: &Config, keeps_connections: bool) -> SteeringSettings {
     SteeringSettings {
         table_base: config.routing.table_base,
         rule_priority: config.routing.rule_priority,

@@ -6,7 +6,7 @@ use egressgateway::{Drivers, DriversDesired, Reconciler, config::Config, runtime
 use egressgateway_netlink::{EgressAddresses, Netlink, Steering};
 
 use crate::{
-    agent::{steering, unknown_reply_path},
+    agent::{steering_settings, unknown_reply_path},
     backend,
     error::BuildError,
     tunnel,
@@ -76,7 +76,7 @@ impl Cleanup {
             tunnel: tunnel::removal(config, &netlink),
             steering: Box::new(Reconciler::new(Steering::new(
                 netlink.clone(),
-                steering(config, true),
+                steering_settings(config, true),
                 hook.clone(),
             ))),
             addresses: Box::new(Reconciler::new(EgressAddresses::new(netlink, hook))),

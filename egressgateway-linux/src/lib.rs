@@ -36,10 +36,11 @@ mod error;
 mod guarded;
 mod tunnel;
 
-pub use agent::{AgentBuilder, PreparedAgent, agent_settings};
+pub use agent::{AgentBuilder, PreparedAgent, agent_settings, steering_settings};
 pub use cleanup::Cleanup;
 pub use egressgateway::{
     config::Config,
     runtime::{Agent, AgentSettings, LeaseSettings},
 };
 pub use error::BuildError;
+pub use tunnel::OfflineTunnel;

@@ -29,6 +29,8 @@ struct Kind {
     /// What the kernel must have been built with.
     option: &'static str,
     driver: fn(&Config, &Netlink) -> Driver,
+    /// What a host without any tunnel of ours would do, as commands.
+    offline: fn(&Config, &TunnelDesired) -> Result<String, Error>,
     shape: fn(&Config) -> Arc<dyn Encapsulation>,
 }
 
@@ -44,6 +46,7 @@ const BUILT_IN: &[Kind] = &[
                 Arc::new(()),
             )))
         },
+        offline: |config, desired| from_nothing(&Vxlan::offline(vxlan(config)), desired),
         shape: |config| Arc::new(VxlanShape(vxlan(config))),
     },
     #[cfg(feature = "geneve")]
@@ -57,19 +60,77 @@ const BUILT_IN: &[Kind] = &[
                 Arc::new(()),
             )))
         },
+        offline: |config, desired| from_nothing(&Geneve::offline(geneve(config)), desired),
         shape: |config| Arc::new(GeneveShape(geneve(config))),
     },
 ];
 
-/// What the configuration names and this agent does not have.
-pub(crate) fn unknown(config: &Config) -> Option<Problem> {
+/// The tunnel of a configuration without a host: what it would build on one.
+#[derive(Clone)]
+pub struct OfflineTunnel {
+    kind: &'static Kind,
+    config: Config,
+}
+
+impl std::fmt::Debug for OfflineTunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OfflineTunnel")
+            .field(&self.kind.name)
+            .finish()
+    }
+}
+
+impl OfflineTunnel {
+    /// The tunnel that the configuration names.
+    ///
+    /// # Errors
+    /// When it is not compiled in.
+    pub fn of(config: &Config) -> Result<Self, Problem> {
+        let kind = BUILT_IN
+            .iter()
+            .find(|kind| kind.name == config.tunnel.kind)
+            .ok_or_else(|| not_built_in(config))?;
+        Ok(Self {
+            kind,
+            config: config.clone(),
+        })
+    }
+
+    /// What plans and explanations must know of it.
+    #[must_use]
+    pub fn encapsulation(&self) -> Arc<dyn Encapsulation> {
+        (self.kind.shape)(&self.config)
+    }
+
+    /// What a host without any tunnel of ours would do, as commands.
+    ///
+    /// # Errors
+    /// When the tunnel can't express what is desired.
+    pub fn plan(&self, desired: &TunnelDesired) -> Result<String, Error> {
+        (self.kind.offline)(&self.config, desired)
+    }
+}
+
+fn from_nothing<D: egressgateway::Driver<Desired = TunnelDesired>>(
+    driver: &D,
+    desired: &TunnelDesired,
+) -> Result<String, Error> {
+    Ok(driver.plan(desired, &D::State::default())?.plan.to_string())
+}
+
+fn not_built_in(config: &Config) -> Problem {
     let names: Vec<&str> = BUILT_IN.iter().map(|kind| kind.name).collect();
     let rule = format!(
-        "must be {}: this agent was built without any other tunnel",
+        "must be {}: this program was built without any other tunnel",
         names.join(" or ")
     );
-    (!names.contains(&config.tunnel.kind.as_str()))
-        .then(|| Problem::new("tunnel.kind", &config.tunnel.kind, &rule))
+    Problem::new("tunnel.kind", &config.tunnel.kind, rule)
+}
+
+/// What the configuration names and this program does not have.
+pub(crate) fn unknown(config: &Config) -> Option<Problem> {
+    let known = BUILT_IN.iter().any(|kind| kind.name == config.tunnel.kind);
+    (!known).then(|| not_built_in(config))
 }
 
 /// The tunnel that the configuration names. What another kind left behind is removed before it is

@@ -41,7 +41,7 @@ fn asking_for_what_was_left_out_is_refused_with_what_there_is() {
     };
     for (name, there) in tunnels {
         let refused = format!(
-            "tunnel.kind: \"{name}\": must be {}: this agent was built without any other tunnel",
+            "tunnel.kind: \"{name}\": must be {}: this program was built without any other tunnel",
             names(tunnels)
         );
         let text = said(&["--tunnel-kind", name, "--policy-backend", mine(backends)]);

@@ -10,18 +10,18 @@ use egressgateway::{
     index::ObjectError,
     spec::Problem,
 };
-use ipnet::IpNet;
+use egressgateway_linux::OfflineTunnel;
 
-use crate::{arguments::Input, tunnel::Tunnel};
+use crate::arguments::Input;
 
 /// Endings of files that are read from directories.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// The cluster of all files. What the cluster would only complain about in a condition is a warning
 /// here.
-pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
+pub(crate) fn read(input: &Input) -> Result<(Offline, Config, OfflineTunnel), String> {
     let config = configuration(input.config.as_deref())?;
-    let tunnel = Tunnel::of(&config).map_err(|problem| problem.to_string())?;
+    let tunnel = OfflineTunnel::of(&config).map_err(|problem| problem.to_string())?;
     let mut manifests = Manifests::default();
     for path in &input.file {
         if path.as_os_str() == "-" {
@@ -57,7 +57,13 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config, Tunnel), String> {
     } else {
         Statuses::Planned
     };
-    let cluster = Offline::new(&manifests, settings(&config, &tunnel, statuses));
+    let cluster = Offline::new(
+        &manifests,
+        OfflineSettings {
+            statuses,
+            ..OfflineSettings::of_config(&config, tunnel.encapsulation())
+        },
+    );
     for note in cluster.notes() {
         eprintln!("note: {note}");
     }
@@ -89,31 +95,7 @@ fn configuration(path: Option<&Path>) -> Result<Config, String> {
             .collect();
         lines.join("\n")
     };
-    let config = Config::parse(&text).map_err(lines)?;
-    let problems = config.problems();
-    if problems.is_empty() {
-        Ok(config)
-    } else {
-        Err(lines(problems))
-    }
-}
-
-fn settings(config: &Config, tunnel: &Tunnel, statuses: Statuses) -> OfflineSettings {
-    let overlay4 = config.tunnel.ipv4_cidr.map(IpNet::V4);
-    OfflineSettings {
-        forward_method: config.forward_method,
-        default_gateway: config.default_egress_gateway.clone(),
-        overlay: overlay4
-            .into_iter()
-            .chain(config.tunnel.ipv6_cidr.map(IpNet::V6))
-            .collect(),
-        cluster_networks: config.cluster_cidrs.extra.clone(),
-        auto_cluster_networks: config.cluster_cidrs.auto,
-        start_gate: config.start_gate,
-        mask: config.mark.mask,
-        statuses,
-        ..OfflineSettings::of_tunnel(tunnel.shape())
-    }
+    Config::parse(&text).map_err(lines)
 }
 
 /// The file itself, or the manifests of a directory, by name.

@@ -11,7 +11,6 @@ mod input;
 mod online;
 mod plan;
 mod relocate;
-mod tunnel;
 
 use std::{io::Write, net::IpAddr, process::ExitCode};
 

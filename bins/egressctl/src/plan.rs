@@ -3,13 +3,11 @@ use std::fmt::Write;
 use egressgateway::{Driver, Error, config::Config, explain::Offline, model::NodeName};
 use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
-use egressgateway_netlink::{EgressAddresses, Steering, SteeringSettings};
+use egressgateway_linux::{OfflineTunnel, steering_settings};
+use egressgateway_netlink::{EgressAddresses, Steering};
 use serde::Serialize;
 
-use crate::{
-    arguments::{Backend, Output},
-    tunnel::Tunnel,
-};
+use crate::arguments::{Backend, Output};
 
 /// What one node would program, driver by driver: shell for tunnel, steering and addresses, a
 /// script of the backend's own tool for the policy.
@@ -27,7 +25,7 @@ struct NodePlan {
 /// The plans of all nodes, or of one, from nothing.
 pub(crate) fn plan(
     cluster: &Offline,
-    settings: (&Config, &Tunnel),
+    settings: (&Config, &OfflineTunnel),
     only: Option<&NodeName>,
     backend: Backend,
     output: Output,
@@ -49,7 +47,7 @@ pub(crate) fn plan(
 
 fn of_node(
     cluster: &Offline,
-    (config, tunnel): (&Config, &Tunnel),
+    (config, tunnel): (&Config, &OfflineTunnel),
     node: &NodeName,
     backend: Backend,
 ) -> Result<NodePlan, String> {
@@ -71,19 +69,12 @@ fn of_node(
             &desired.policy,
         ),
     };
-    let routing = &config.routing;
-    let steering = SteeringSettings {
-        table_base: routing.table_base,
-        rule_priority: routing.rule_priority,
-        protocol: routing.protocol,
-        mask,
-        ..SteeringSettings::default()
-    };
+    let steering = Steering::offline(steering_settings(config, true));
     Ok(NodePlan {
         node: node.to_string(),
         unknown: cluster.unknown(node),
         tunnel: tunnel.plan(&desired.tunnel).map_err(failed)?,
-        steering: from_nothing(&Steering::offline(steering), &desired.steering).map_err(failed)?,
+        steering: from_nothing(&steering, &desired.steering).map_err(failed)?,
         addresses: from_nothing(&EgressAddresses::offline(), &desired.addresses).map_err(failed)?,
         policy: policy.map_err(failed)?,
     })

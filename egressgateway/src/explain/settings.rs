@@ -8,6 +8,7 @@ use crate::{
     Encapsulation,
     allocator::{Allocator, LowestFree},
     api::ForwardMethod,
+    config::Config,
     index::IndexSettings,
     model::{GatewayName, MarkMask, NodeName},
 };
@@ -75,6 +76,22 @@ impl OfflineSettings {
             statuses: Statuses::default(),
             allocator: Arc::new(LowestFree),
             encapsulation,
+        }
+    }
+
+    /// As a configuration of the daemons has it, for the kind of tunnel that it names.
+    #[must_use]
+    pub fn of_config(config: &Config, encapsulation: Arc<dyn Encapsulation>) -> Self {
+        let plan = config.controller_settings();
+        Self {
+            forward_method: plan.forward_method,
+            default_gateway: plan.default_gateway,
+            overlay: plan.overlay,
+            cluster_networks: plan.cluster_networks,
+            auto_cluster_networks: plan.auto_cluster_networks,
+            start_gate: config.start_gate,
+            mask: plan.mask,
+            ..Self::of_tunnel(encapsulation)
         }
     }
 
