@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use rustix::io::Errno;
+
 /// Stable, low-cardinality category of an [`Error`]: metric label, event reason and retry rule in
 /// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,15 +112,58 @@ impl Error {
     }
 }
 
-/// errno(3) to category.
+/// The process may not.
+const PERMISSION: &[Errno] = &[Errno::PERM, Errno::ACCESS];
+/// The kernel is not as it was last read.
+const CONFLICT: &[Errno] = &[
+    Errno::NOENT,
+    Errno::SRCH,
+    Errno::NXIO,
+    Errno::BUSY,
+    Errno::EXIST,
+    Errno::NODEV,
+    Errno::NOTEMPTY,
+    Errno::ADDRNOTAVAIL,
+];
+/// The kernel was built without it.
+const UNSUPPORTED: &[Errno] = &[
+    Errno::NOSYS,
+    Errno::NOPROTOOPT,
+    Errno::PROTONOSUPPORT,
+    Errno::OPNOTSUPP,
+    Errno::AFNOSUPPORT,
+];
+/// Too little of something, or nobody answers: that passes.
+const TRANSIENT: &[Errno] = &[
+    Errno::INTR,
+    Errno::IO,
+    Errno::AGAIN,
+    Errno::NOMEM,
+    Errno::NFILE,
+    Errno::MFILE,
+    Errno::NOSPC,
+    Errno::NETDOWN,
+    Errno::NETUNREACH,
+    Errno::CONNRESET,
+    Errno::NOBUFS,
+    Errno::TIMEDOUT,
+    Errno::CONNREFUSED,
+    Errno::HOSTDOWN,
+    Errno::HOSTUNREACH,
+];
+
+/// errno(3) to category. Numbers come from the kernel and need not be any of these.
 fn errno_kind(errno: i32) -> ErrorKind {
-    match errno {
-        1 | 13 => ErrorKind::Permission, // EPERM EACCES
-        2 | 3 | 6 | 16 | 17 | 19 | 39 | 99 => ErrorKind::Conflict, // ENOENT ESRCH ENXIO EBUSY EEXIST ENODEV ENOTEMPTY EADDRNOTAVAIL
-        38 | 92 | 93 | 95 | 97 => ErrorKind::Unsupported, // ENOSYS ENOPROTOOPT EPROTONOSUPPORT EOPNOTSUPP EAFNOSUPPORT
-        4 | 5 | 11 | 12 | 23 | 24 | 28 | 100..=101 | 104..=105 | 110..=113 => ErrorKind::Transient, // EINTR EIO EAGAIN ENOMEM E*FILE ENOSPC, network
-        _ => ErrorKind::Invalid,
-    }
+    let kinds = [
+        (PERMISSION, ErrorKind::Permission),
+        (CONFLICT, ErrorKind::Conflict),
+        (UNSUPPORTED, ErrorKind::Unsupported),
+        (TRANSIENT, ErrorKind::Transient),
+    ];
+    kinds
+        .into_iter()
+        .find(|(numbers, _)| numbers.iter().any(|known| known.raw_os_error() == errno))
+        .map_or(ErrorKind::Invalid, |(_, kind)| kind)
 }
 
 #[cfg(test)]
@@ -141,6 +186,23 @@ mod tests {
             ErrorKind::Unsupported
         );
         assert_eq!(Error::from_errno(22, "add route").kind, ErrorKind::Invalid);
+        for strange in [0, -1, 4095, i32::MIN, i32::MAX] {
+            assert_eq!(Error::from_errno(strange, "").kind, ErrorKind::Invalid);
+        }
+        for transient in [
+            4, 5, 11, 12, 23, 24, 28, 100, 101, 104, 105, 110, 111, 112, 113,
+        ] {
+            assert_eq!(Error::from_errno(transient, "").kind, ErrorKind::Transient);
+        }
+        for conflict in [2, 3, 6, 16, 17, 19, 39, 99] {
+            assert_eq!(Error::from_errno(conflict, "").kind, ErrorKind::Conflict);
+        }
+        for unsupported in [38, 92, 93, 95, 97] {
+            assert_eq!(
+                Error::from_errno(unsupported, "").kind,
+                ErrorKind::Unsupported
+            );
+        }
         assert!(
             Error::from_errno(17, "add route")
                 .chain()

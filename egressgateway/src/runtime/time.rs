@@ -1,9 +1,6 @@
 //! Waiting, chance and whole seconds.
 
-use std::{
-    hash::{BuildHasher, Hasher, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -15,12 +12,9 @@ pub(super) async fn wait_until(time: Option<Instant>) {
     }
 }
 
-/// Between a half and the whole of a duration. Hash keys are the only randomness that the standard
-/// library has, and enough here.
+/// Between a half and the whole of a duration.
 pub(super) fn jitter(full: Duration) -> Duration {
-    let random = RandomState::new().build_hasher().finish();
-    let part = u32::try_from(random % 1024).unwrap_or_default();
-    full / 2 + full / 2 * part / 1024
+    full / 2 + full / 2 * fastrand::u32(..1024) / 1024
 }
 
 /// A duration in the whole seconds of a Lease, at least one.
