@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
-use egressgateway::{Error, ErrorKind};
+use egressgateway::{Error, ErrorKind, runtime::api_error};
 use egressgateway_daemon::{CommonArguments, Failure, client};
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Pod};
 use kube::{
@@ -164,11 +164,7 @@ async fn left(
 }
 
 fn failed(name: &str, error: kube::Error) -> Error {
-    Error::new(
-        ErrorKind::Transient,
-        format!("let DaemonSet {name} clean its nodes"),
-    )
-    .with_source(error)
+    api_error(error, format!("let DaemonSet {name} clean its nodes"))
 }
 
 #[cfg(test)]

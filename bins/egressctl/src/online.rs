@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use egressgateway::{Error, ErrorKind};
+use egressgateway::{Error, ErrorKind, runtime::api_error};
 use egressgateway_daemon::{client, install_tls};
 use futures::StreamExt;
 use kube::{
@@ -205,14 +205,7 @@ impl Cluster {
         request: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, String> {
         match timeout_at(self.until, request).await {
-            Ok(answer) => answer.map_err(|error| match error {
-                // The client's own words for an answer repeat it several times.
-                kube::Error::Api(status) => format!(
-                    "{what}: {} ({} {})",
-                    status.message, status.code, status.reason
-                ),
-                error => chain(what, error),
-            }),
+            Ok(answer) => answer.map_err(|error| api_error(error, what).chain()),
             Err(_) => Err(format!("{what}: no answer within {}", self.timeout())),
         }
     }

@@ -1,10 +1,12 @@
 //! The three custom resources, group `egressgateway.spidernet.io/v1`, cluster scoped.
 
+mod condition;
 mod gateway;
 mod node;
 mod policy;
 mod schema;
 
+pub(crate) use condition::condition;
 pub use gateway::{
     Draining, EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod,
     GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage, Routers, SourceNatMode,

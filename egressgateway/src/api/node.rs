@@ -87,6 +87,11 @@ pub struct EgressNodeStatus {
     pub conditions: Vec<Condition>,
 }
 
+impl EgressNodeStatus {
+    /// Condition: the tunnel and the routes into it are built.
+    pub const TUNNEL_READY: &str = "TunnelReady";
+}
+
 /// Somebody else has an egress address.
 #[derive(
     Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,

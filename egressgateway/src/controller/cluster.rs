@@ -6,7 +6,7 @@ use super::ControllerSettings;
 use crate::{
     model::{GatewayName, NodeName, PolicyName},
     plan::{self, ClusterNetwork},
-    world::{Change, EgressNode, Gateway, Node, Policy},
+    world::{Change, EgressNode, Gateway, Node, Policy, set_object},
 };
 
 /// The objects that the controller decides about.
@@ -37,10 +37,10 @@ impl Cluster {
     /// Kinds that the controller does not decide about are ignored.
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
-            Change::Node(name, node) => put(&mut self.nodes, name, node),
-            Change::EgressNode(name, node) => put(&mut self.egress_nodes, name, node),
-            Change::Gateway(name, gateway) => put(&mut self.gateways, name, gateway),
-            Change::Policy(name, policy) => put(&mut self.policies, name, policy),
+            Change::Node(name, node) => set_object(&mut self.nodes, name, node),
+            Change::EgressNode(name, node) => set_object(&mut self.egress_nodes, name, node),
+            Change::Gateway(name, gateway) => set_object(&mut self.gateways, name, gateway),
+            Change::Policy(name, policy) => set_object(&mut self.policies, name, policy),
             Change::ClusterNetworks(networks) => {
                 let news = self.cluster_networks != networks;
                 self.cluster_networks = networks;
@@ -69,15 +69,4 @@ impl Cluster {
             &settings.overlay,
         )
     }
-}
-
-fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
-    if map.get(&key) == value.as_ref() {
-        return false;
-    }
-    match value {
-        Some(value) => _ = map.insert(key, value),
-        None => _ = map.remove(&key),
-    }
-    true
 }

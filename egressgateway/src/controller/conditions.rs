@@ -1,9 +1,8 @@
 use std::fmt::Display;
 
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use crate::api;
 
 /// What the API server takes at most.
 const MAX_MESSAGE: usize = 1024;
@@ -17,14 +16,9 @@ pub(super) fn condition(
     message: &dyn Display,
     generation: Option<i64>,
 ) -> Condition {
-    Condition {
-        type_: kind.to_owned(),
-        status: if status { "True" } else { "False" }.to_owned(),
-        reason: reason.to_owned(),
-        message: shorten(message.to_string()),
-        observed_generation: generation,
-        last_transition_time: Time(Timestamp::UNIX_EPOCH),
-    }
+    let status = if status { "True" } else { "False" };
+    let message = shorten(message.to_string());
+    api::condition(kind, status, reason, message, generation)
 }
 
 fn shorten(mut message: String) -> String {

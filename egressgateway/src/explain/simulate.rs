@@ -1,10 +1,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::{
-    api::core::v1 as core,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::api::core::v1 as core;
 
 use super::{
     Manifests,
@@ -204,16 +200,16 @@ fn answer(status: &mut EgressNodeStatus, node: &core::Node) {
     if !status
         .conditions
         .iter()
-        .any(|condition| condition.type_ == "TunnelReady")
+        .any(|condition| condition.type_ == EgressNodeStatus::TUNNEL_READY)
     {
-        status.conditions.push(Condition {
-            type_: "TunnelReady".to_owned(),
-            status: "True".to_owned(),
-            reason: "Offline".to_owned(),
-            message: String::new(),
-            observed_generation: None,
-            last_transition_time: Time(Timestamp::UNIX_EPOCH),
-        });
+        let ready = api::condition(
+            EgressNodeStatus::TUNNEL_READY,
+            "True",
+            "Offline",
+            String::new(),
+            None,
+        );
+        status.conditions.push(ready);
     }
     if status.phase == Some(EgressNodePhase::Init) {
         status.phase = Some(EgressNodePhase::Succeeded);

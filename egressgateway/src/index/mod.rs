@@ -23,7 +23,6 @@ use std::{
 use imbl::OrdMap;
 use ipnet::IpNet;
 
-use self::objects::set;
 use crate::{
     AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate,
     Surroundings, Underlay,
@@ -34,7 +33,7 @@ use crate::{
     },
     plan::{self, GatewayProblem, Overlap, OwnPods, PodNetworks, Reason},
     spec::Problem,
-    world::{Change, EgressNode, Gateway, Node, Pod, Policy},
+    world::{Change, EgressNode, Gateway, Node, Pod, Policy, set_object},
 };
 
 use classes::Classes;
@@ -173,9 +172,9 @@ impl Index {
             Change::Namespace(name, namespace) => {
                 return self.pods.set_namespace(name, namespace);
             }
-            Change::Node(name, node) => set(&mut self.nodes, name, node),
-            Change::EgressNode(name, node) => set(&mut self.egress_nodes, name, node),
-            Change::Gateway(name, gateway) => set(&mut self.gateways, name, gateway),
+            Change::Node(name, node) => set_object(&mut self.nodes, name, node),
+            Change::EgressNode(name, node) => set_object(&mut self.egress_nodes, name, node),
+            Change::Gateway(name, gateway) => set_object(&mut self.gateways, name, gateway),
             Change::Policy(name, policy) => self.policies.set(name, policy),
             Change::ClusterNetworks(networks) => {
                 let news = self.networks != networks;

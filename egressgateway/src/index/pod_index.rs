@@ -6,12 +6,12 @@ use std::{
 use imbl::OrdSet;
 
 use super::{
-    objects::{NamespaceName, Namespaces, set},
+    objects::{NamespaceName, Namespaces},
     policies::Policies,
 };
 use crate::{
-    model::{ClassKey, IpRange, NodeName, PodName, PolicyName},
-    world::{Labels, Namespace, Pod},
+    model::{ClassKey, IpRange, NodeName, PodName, PolicyName, find_range},
+    world::{Labels, Namespace, Pod, set_object},
 };
 
 /// Up to this many changed policies are tried on every pod one by one; beyond, every pod is matched
@@ -137,7 +137,7 @@ impl PodIndex {
                 .take_while(|(pod, _)| pod.namespace == name);
             self.unmatched.extend(pods.map(|(pod, _)| pod.clone()));
         }
-        set(&mut self.namespaces, name, namespace)
+        set_object(&mut self.namespaces, name, namespace)
     }
 
     pub(super) fn pod(&self, name: &PodName) -> Option<&Pod> {
@@ -269,11 +269,7 @@ impl PodIndex {
     }
 
     fn class_by_subnet(&self, address: IpAddr) -> Option<&ClassKey> {
-        let behind = self
-            .subnets
-            .partition_point(|(range, _)| range.first() <= address);
-        let (range, class) = self.subnets.get(behind.checked_sub(1)?)?;
-        range.contains(address).then_some(class)
+        find_range(&self.subnets, |(range, _)| range, address).map(|(_, class)| class)
     }
 
     pub(super) fn class_of(&self, address: IpAddr) -> Option<ClassKey> {

@@ -5,15 +5,12 @@ use std::{
 
 use imbl::OrdSet;
 
-use super::{objects::set, selectors::Selectors};
+use super::selectors::Selectors;
 use crate::{
-    model::{
-        ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict,
-        range_predecessor, range_successor,
-    },
+    model::{ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict},
     plan::{self, RangeClaim, Reason, ResolvedRange},
     spec::Subject,
-    world::{Gateway, Policy},
+    world::{Gateway, Policy, set_object},
 };
 
 /// The policies, what each does in either family, and what changed since it was asked last.
@@ -57,7 +54,7 @@ impl Policies {
             }
         }
         self.changed_rules.insert(name.clone());
-        set(&mut self.all, name, policy)
+        set_object(&mut self.all, name, policy)
     }
 
     pub(super) fn get(&self, name: &PolicyName) -> Option<&Policy> {
@@ -186,16 +183,13 @@ impl Policies {
             let Some((verdict, _)) = self.verdict(&policy, range.family()) else {
                 continue;
             };
-            match ranges.last_mut() {
-                Some((previous, same))
-                    if *same == verdict
-                        && range_successor(previous.last()) == Some(range.first()) =>
-                {
-                    if let Some(longer) = IpRange::new(previous.first(), range.last()) {
-                        *previous = longer;
-                    }
-                }
-                _ => ranges.push((range, verdict)),
+            let previous = ranges.last_mut().filter(|(_, same)| *same == verdict);
+            let longer = previous.and_then(|(previous, _)| {
+                *previous = previous.joined(&range)?;
+                Some(())
+            });
+            if longer.is_none() {
+                ranges.push((range, verdict));
             }
         }
         ranges
@@ -219,31 +213,17 @@ impl Policies {
             }
         }
         named.sort();
-        let mut bounds: BTreeSet<_> = named.iter().map(|(range, _)| range.first()).collect();
-        bounds.extend(
-            named
-                .iter()
-                .filter_map(|(range, _)| range_successor(range.last())),
-        );
-        let bounds: Vec<_> = bounds.into_iter().collect();
+        let pieces = plan::cut(named.iter().map(|(range, _)| *range));
         let mut flat: Vec<(IpRange, ClassKey)> = Vec::new();
         let mut active: Vec<(IpRange, &PolicyName)> = Vec::new();
         let mut upcoming = named.into_iter().peekable();
-        for (index, first) in bounds.iter().enumerate() {
-            active.retain(|(range, _)| range.contains(*first));
-            while let Some(next) = upcoming.next_if(|(range, _)| range.first() == *first) {
+        for piece in pieces {
+            active.retain(|(range, _)| range.contains(piece.first()));
+            while let Some(next) = upcoming.next_if(|(range, _)| range.first() == piece.first()) {
                 active.push(next);
             }
-            let Some(class) = ClassKey::new(active.iter().map(|(_, name)| (*name).clone())) else {
-                continue;
-            };
-            let next = bounds
-                .get(index + 1)
-                .filter(|next| Family::of(**next) == Family::of(*first));
-            let last = next
-                .and_then(|next| range_predecessor(*next))
-                .unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
-            flat.extend(IpRange::new(*first, last).map(|range| (range, class)));
+            let class = ClassKey::new(active.iter().map(|(_, name)| (*name).clone()));
+            flat.extend(class.map(|class| (piece, class)));
         }
         flat
     }

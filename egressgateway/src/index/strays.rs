@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::pod_index::PodIndex;
 use crate::{
-    model::{Family, IpRange, NodeName},
+    model::{Family, IpRange, NodeName, find_range},
     plan,
 };
 
@@ -43,7 +43,7 @@ impl Strays {
         let mut changed = false;
         for address in addresses
             .into_iter()
-            .filter(|address| !is_in(&self.known, *address))
+            .filter(|address| find_range(&self.known, |range| range, *address).is_none())
         {
             changed |= match pod_index.is_of(address, own) {
                 Some(is_own) => self.found.insert(address, is_own) != Some(is_own),
@@ -71,11 +71,4 @@ impl Strays {
             .map(|(address, _)| Family::of(*address))
             .collect()
     }
-}
-
-fn is_in(ranges: &[IpRange], address: IpAddr) -> bool {
-    let behind = ranges.partition_point(|range| range.first() <= address);
-    behind
-        .checked_sub(1)
-        .is_some_and(|before| ranges[before].contains(address))
 }

@@ -19,5 +19,7 @@ pub use mac::{MacAddress, ParseMacAddressError};
 pub use mark::{InvalidMarkMask, MarkMask, NetworkId, TargetId};
 pub use name::{GatewayName, NodeName, PodName, PolicyName};
 pub use range::IpRange;
-pub(crate) use range::{predecessor as range_predecessor, successor as range_successor};
+pub(crate) use range::{
+    find as find_range, predecessor as range_predecessor, successor as range_successor,
+};
 pub use verdict::{SourceNat, Verdict};

@@ -77,6 +77,13 @@ impl IpRange {
         self.family() == other.family() && self.first <= other.last && other.first <= self.last
     }
 
+    /// Both as one range, where `next` begins with the address behind this one.
+    #[must_use]
+    pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
+        let adjoins = successor(self.last) == Some(next.first);
+        Self::new(self.first, next.last).filter(|_| adjoins)
+    }
+
     /// The fewest prefixes that cover exactly this range, ascending.
     #[must_use]
     pub fn prefixes(&self) -> Vec<IpNet> {
@@ -104,6 +111,13 @@ impl IpRange {
             .ok()
             .filter(|net| Self::from(*net) == *self)
     }
+}
+
+/// The entry of an address, of disjoint ascending ranges.
+pub(crate) fn find<T>(ranges: &[T], range: impl Fn(&T) -> &IpRange, address: IpAddr) -> Option<&T> {
+    let behind = ranges.partition_point(|entry| range(entry).first() <= address);
+    let entry = ranges.get(behind.checked_sub(1)?)?;
+    range(entry).contains(address).then_some(entry)
 }
 
 /// The address that follows; none after the last one of the family.

@@ -30,6 +30,8 @@ pub use network::{Way, exit_networks, way};
 pub use overlap::{Overlap, holder, in_the_way};
 pub use place::place;
 pub use pod_networks::{OwnPods, PodNetworks};
+#[cfg(feature = "kubernetes")]
+pub(crate) use ranges::cut;
 pub use ranges::merge;
 #[cfg(feature = "kubernetes")]
 pub use reserved::{

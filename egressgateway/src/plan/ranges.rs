@@ -1,6 +1,8 @@
 //! Ranges of addresses as sets.
 
-use crate::model::{IpRange, range_successor};
+use std::collections::BTreeSet;
+
+use crate::model::{Family, IpRange, range_predecessor, range_successor};
 
 /// The same addresses as ascending disjoint ranges, neighbours joined.
 #[must_use]
@@ -24,4 +26,27 @@ pub fn merge(ranges: impl IntoIterator<Item = IpRange>) -> Vec<IpRange> {
         }
     }
     merged
+}
+
+/// The ranges cut at the bounds of all of them, and what lies between them: ascending and disjoint.
+/// Each is in a range of the input as a whole, or not at all. Behind the last bound of a family
+/// comes the rest of that family.
+pub(crate) fn cut(ranges: impl IntoIterator<Item = IpRange>) -> Vec<IpRange> {
+    let mut bounds = BTreeSet::new();
+    for range in ranges {
+        bounds.insert(range.first());
+        // The last address of a family has none behind it.
+        bounds.extend(range_successor(range.last()));
+    }
+    let bounds: Vec<_> = bounds.into_iter().collect();
+    let piece = |(index, first): (usize, &std::net::IpAddr)| {
+        let next = bounds
+            .get(index + 1)
+            .filter(|next| Family::of(**next) == Family::of(*first));
+        let last = next
+            .and_then(|next| range_predecessor(*next))
+            .unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
+        IpRange::new(*first, last)
+    };
+    bounds.iter().enumerate().filter_map(piece).collect()
 }

@@ -2,7 +2,8 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, collections::BTreeSet};
 
-use crate::model::{Family, IpRange, PolicyName, range_predecessor, range_successor};
+use super::ranges::cut;
+use crate::model::{IpRange, PolicyName};
 
 /// Who wins an address that several policies claim; the lesser rank does.
 ///
@@ -42,47 +43,31 @@ pub struct ResolvedRange {
 #[must_use]
 pub fn resolve_overlaps(claims: &[RangeClaim]) -> Vec<ResolvedRange> {
     let mut starts: BTreeMap<_, Vec<&RangeClaim>> = BTreeMap::new();
-    let mut bounds = BTreeSet::new();
     for claim in claims {
         starts.entry(claim.range.first()).or_default().push(claim);
-        bounds.insert(claim.range.first());
-        // The address behind a claim starts a new stretch; the last address of a family has none
-        // behind it.
-        bounds.extend(range_successor(claim.range.last()));
     }
     let mut active: BTreeSet<(&Rank, IpRange)> = BTreeSet::new();
     let mut stretches: Vec<ResolvedRange> = Vec::new();
-    let bounds: Vec<_> = bounds.into_iter().collect();
-    for (index, first) in bounds.iter().enumerate() {
-        active.retain(|(_, range)| range.contains(*first));
-        for claim in starts.get(first).into_iter().flatten() {
+    for range in cut(claims.iter().map(|claim| claim.range)) {
+        active.retain(|(_, claimed)| claimed.contains(range.first()));
+        for claim in starts.get(&range.first()).into_iter().flatten() {
             active.insert((&claim.rank, claim.range));
         }
         let Some((winner, _)) = active.first() else {
             continue;
         };
-        let next = bounds
-            .get(index + 1)
-            .filter(|next| Family::of(**next) == Family::of(*first));
-        let last = next
-            .and_then(|next| range_predecessor(*next))
-            .unwrap_or_else(|| IpRange::everything(Family::of(*first)).last());
-        let Some(range) = IpRange::new(*first, last) else {
-            continue;
-        };
-        match stretches.last_mut() {
-            Some(previous)
-                if previous.policy == winner.policy
-                    && range_successor(previous.range.last()) == Some(*first) =>
-            {
-                if let Some(longer) = IpRange::new(previous.range.first(), last) {
-                    previous.range = longer;
-                }
-            }
-            _ => stretches.push(ResolvedRange {
+        let previous = stretches
+            .last_mut()
+            .filter(|previous| previous.policy == winner.policy);
+        let longer = previous.and_then(|previous| {
+            previous.range = previous.range.joined(&range)?;
+            Some(())
+        });
+        if longer.is_none() {
+            stretches.push(ResolvedRange {
                 range,
                 policy: winner.policy.clone(),
-            }),
+            });
         }
     }
     stretches

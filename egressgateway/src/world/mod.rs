@@ -5,6 +5,7 @@
 
 mod gateway;
 mod node;
+mod objects;
 mod pod;
 mod policy;
 
@@ -14,6 +15,7 @@ use ipnet::IpNet;
 
 pub use gateway::{Draining, Gateway, GatewayState, Member};
 pub use node::{EgressNode, Node};
+pub(crate) use objects::set_object;
 pub use pod::{Namespace, Pod, PodAddresses};
 pub use policy::{Policy, PolicyState};
 

@@ -134,7 +134,7 @@ impl EgressNode {
         let ready = status
             .conditions
             .iter()
-            .find(|condition| condition.type_ == "TunnelReady");
+            .find(|condition| condition.type_ == api::EgressNodeStatus::TUNNEL_READY);
         Self {
             phase: status.phase.unwrap_or_default(),
             overlay: overlay

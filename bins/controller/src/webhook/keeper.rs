@@ -4,7 +4,10 @@
 
 use std::{pin::pin, time::Duration};
 
-use egressgateway::{Error, ErrorKind, runtime::Backoff};
+use egressgateway::{
+    Error,
+    runtime::{Backoff, api_error},
+};
 use futures::StreamExt;
 use k8s_openapi::{
     ByteString,
@@ -145,7 +148,7 @@ impl Keeper {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 tracing::debug!("another replica replaced the certificate");
             }
-            Err(error) => return Err(failure(error, format!("write Secret {NAME}"))),
+            Err(error) => return Err(api_error(error, format!("write Secret {NAME}"))),
         }
         Ok(())
     }
@@ -185,9 +188,9 @@ impl Keeper {
         let patched = configurations
             .patch(NAME, &params, &Patch::Strategic(patch))
             .await;
-        patched
-            .map(|_| ())
-            .map_err(|error| failure(error, format!("tell {} {NAME} whom to trust", K::kind(&()))))
+        patched.map(|_| ()).map_err(|error| {
+            api_error(error, format!("tell {} {NAME} whom to trust", K::kind(&())))
+        })
     }
 }
 
@@ -207,12 +210,4 @@ fn read(secret: &Secret) -> Pair {
         key: text("tls.key"),
         authorities: text("ca.crt"),
     }
-}
-
-fn failure(error: kube::Error, context: String) -> Error {
-    let kind = match &error {
-        kube::Error::Api(status) if matches!(status.code, 401 | 403) => ErrorKind::Permission,
-        _ => ErrorKind::Transient,
-    };
-    Error::new(kind, context).with_source(error)
 }

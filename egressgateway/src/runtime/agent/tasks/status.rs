@@ -7,10 +7,7 @@ use std::{
 };
 
 use imbl::OrdMap;
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -21,7 +18,9 @@ use tokio::{sync::watch, time::Instant};
 use super::untracked::Tracking;
 use crate::{
     Error, ErrorKind, Underlay,
-    api::{AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface, TunnelMtu},
+    api::{
+        self, AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface, TunnelMtu,
+    },
     model::{Family, MacAddress, NodeName},
     plan::Overlap,
     runtime::{
@@ -33,7 +32,7 @@ use crate::{
 };
 
 /// Condition: the tunnel and the routes into it are built.
-pub(crate) const TUNNEL_READY: &str = "TunnelReady";
+pub(crate) const TUNNEL_READY: &str = EgressNodeStatus::TUNNEL_READY;
 /// Condition: classification and translation are in the kernel.
 pub(crate) const POLICY_PROGRAMMED: &str = "PolicyProgrammed";
 
@@ -256,14 +255,7 @@ fn reason(kind: ErrorKind) -> &'static str {
 }
 
 fn condition(name: &str, status: &str, reason: &str, message: String) -> Condition {
-    Condition {
-        type_: name.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message,
-        observed_generation: None,
-        last_transition_time: Time(Timestamp::UNIX_EPOCH),
-    }
+    api::condition(name, status, reason, message, None)
 }
 
 /// How a status that is to be written compares with what is there.
@@ -427,6 +419,8 @@ impl StatusWriter {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
     use crate::HostRoute;
 
