@@ -92,7 +92,7 @@ impl JumpContention {
         {
             tracing::warn!(
                 %family, table, chain = jump.chain, pause = ?dispute.wait,
-                "somebody keeps inserting rules before ours; what they accept, drop or translate we never see; let them append instead"
+                "another program keeps inserting rules before ours; packets that it accepts, drops or translates bypass ours; configure it to append"
             );
         }
         Tolerance {

@@ -225,7 +225,7 @@ impl Driver for Nftables {
             tracing::warn!(
                 foreign,
                 table = self.scope.path(),
-                "the table holds something that is not ours; it will be replaced"
+                "nftables table has foreign objects; replacing it"
             );
         }
         Ok(state)

@@ -204,7 +204,7 @@ impl InForce {
                 let lacking = error.chain();
                 tracing::warn!(
                     lacking,
-                    "without nftables nobody sees when others translate before us what leaves with an egress address"
+                    "no nftables; foreign translation of egress addresses goes unnoticed"
                 );
                 Ok(())
             }
@@ -229,7 +229,7 @@ impl InForce {
                 let lacking = error.chain();
                 tracing::warn!(
                     lacking,
-                    "what pods send to services in front of governed destinations is dropped on this host"
+                    "no nftables; traffic of pods to Services in front of governed destinations is dropped on this host"
                 );
                 Ok(Some(Box::new(Reconciler::new(services))))
             }
@@ -298,7 +298,7 @@ fn nftables_untracking() -> Option<Arc<dyn UntrackingRules>> {
         Err(error) => {
             tracing::debug!(
                 error = error.chain(),
-                "nftables does not tell what others take out of connection tracking"
+                "cannot read from nftables what others take out of connection tracking"
             );
             None
         }

@@ -170,7 +170,7 @@ async fn forget_turned(answers: Vec<Vec<ConntrackAttribute>>) {
         if let Err(error) = forget().await {
             tracing::debug!(
                 error = error.chain(),
-                "look for answers to connections that were ended"
+                "cannot find the answers to ended connections"
             );
         }
     }

@@ -146,7 +146,7 @@ impl Echo {
                     }
                     Err(error) => {
                         // Such as the device being down for a while, told once.
-                        tracing::debug!(%error, ?family, "hear replies to probes");
+                        tracing::debug!(%error, ?family, "cannot receive probe replies");
                         tokio::task::yield_now().await;
                     }
                 }

@@ -53,7 +53,7 @@ pub(crate) async fn run(
     tokio::select! {
         () = until_removed(&cleanup) => {
             health.set_ready(true);
-            tracing::info!("everything of the egress gateway is removed from this node");
+            tracing::info!("removed everything of the egress gateway from this node");
             shutdown.cancelled().await;
         }
         () = shutdown.cancelled() => {}
@@ -66,7 +66,7 @@ pub(crate) async fn run(
 
 async fn until_removed(cleanup: &Cleanup) {
     while let Err(error) = cleanup.run().await {
-        tracing::error!(%error, "not everything is removed; it is tried again");
+        tracing::error!(%error, "cleanup is incomplete; trying again");
         tokio::time::sleep(PAUSE).await;
     }
 }

@@ -150,7 +150,7 @@ fn one_that_stays_is_ready_once_everything_is_gone_and_ends_when_asked_to() {
             .lines()
             .map_while(Result::ok);
         assert!(
-            logs.any(|line| line.contains("everything of the egress gateway is removed")),
+            logs.any(|line| line.contains("removed everything of the egress gateway")),
             "it does not end by itself"
         );
         assert_eq!(run("nft", &["list", "tables"]), "");

@@ -60,7 +60,7 @@ pub async fn follow_configuration(
                     }
                 }
                 Err(failure) => {
-                    tracing::error!(error = %failure, "the configuration file is refused; what is in force stays");
+                    tracing::error!(error = %failure, "configuration file rejected; keeping the current configuration");
                     reloads.refused();
                 }
             }
@@ -117,13 +117,13 @@ fn tell(changed: &Changed) {
     } = changed;
     let (old, new) = (text(old), text(new));
     if *live {
-        tracing::info!(field = path, old, new, "the configuration changes");
+        tracing::info!(field = path, old, new, "configuration field changed");
     } else {
         tracing::warn!(
             field = path,
             old,
             new,
-            "the configuration changed: this field waits for a restart"
+            "configuration field changed; it takes effect after a restart"
         );
     }
 }

@@ -273,7 +273,7 @@ async fn listen(
             Ok(_) => {}
             Err(error) => {
                 // Such as the device being down for a while, told once.
-                tracing::debug!(%error, "hear who has egress addresses");
+                tracing::debug!(%error, "cannot receive answers about egress addresses");
                 tokio::task::yield_now().await;
             }
         }

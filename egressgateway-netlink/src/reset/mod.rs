@@ -85,7 +85,7 @@ pub(crate) async fn notify(netlink: Netlink, sessions: Vec<(Session, Ending)>) {
     let mut places: BTreeMap<IpAddr, Option<Place>> = BTreeMap::new();
     let devices = match Devices::read() {
         Ok(devices) => devices,
-        Err(error) => return tracing::debug!(%error, "read the devices of pods"),
+        Err(error) => return tracing::debug!(%error, "cannot read the devices of pods"),
     };
     let mut by_device: BTreeMap<(usize, Family), Vec<Told>> = BTreeMap::new();
     for (session, ending) in sessions {

@@ -6,7 +6,6 @@ use std::{
 };
 
 use kube::Client;
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Notify;
 

@@ -456,7 +456,7 @@ fn another_default_gateway_in_the_configuration_counts_without_a_restart() {
                     .any(|line| line.contains(field) && line.contains(words))
             };
             let all = said("tunnel.vni", "waits for a restart")
-                && said("defaultEgressGateway", "the configuration changes");
+                && said("defaultEgressGateway", "configuration field changed");
             if all { Ok(()) } else { Err(log.clone()) }
         });
     }

@@ -18,16 +18,19 @@ pub(crate) async fn follow(folder: &Path, presented: &Presented) {
             Ok(files) => {
                 match certificate::present(&files.0, &files.1) {
                     Ok(certificate) => {
-                        tracing::info!(folder = %folder.display(), "the webhooks present another certificate");
+                        tracing::info!(folder = %folder.display(), "webhooks present a new certificate");
                         presented.set(certificate);
                     }
                     Err(error) => {
-                        tracing::warn!(folder = %folder.display(), error = error.chain(), "the webhooks' certificate stays");
+                        tracing::warn!(folder = %folder.display(), error = error.chain(), "cannot read the new webhook certificate; keeping the current one");
                     }
                 }
                 held = Some(files);
             }
-            Err(error) => tracing::warn!(error = error.chain(), "the webhooks' certificate stays"),
+            Err(error) => tracing::warn!(
+                error = error.chain(),
+                "cannot read the new webhook certificate; keeping the current one"
+            ),
         }
         tokio::time::sleep(INTERVAL).await;
     }

@@ -102,7 +102,7 @@ impl Keeper {
                     tracing::warn!(
                         kind = error.kind.as_str(),
                         error = error.chain(),
-                        "certificate of the webhooks"
+                        "cannot keep the webhook certificate"
                     );
                     self.backoff.delay()
                 }
@@ -144,7 +144,7 @@ impl Keeper {
             ..PostParams::default()
         };
         match self.secrets.replace(NAME, &params, &next).await {
-            Ok(_) => tracing::info!("the webhooks have a new certificate"),
+            Ok(_) => tracing::info!("replaced the webhook certificate"),
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 tracing::debug!("another replica replaced the certificate");
             }

@@ -75,7 +75,7 @@ pub(crate) async fn serve(
         Ok(config) => config
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(presented.clone())),
-        Err(error) => return tracing::error!(%error, "no webhooks: TLS"),
+        Err(error) => return tracing::error!(%error, "cannot serve webhooks; TLS is not usable"),
     };
     let (acceptor, router) = (TlsAcceptor::from(Arc::new(config)), router(admission));
     let mut connections = JoinSet::new();
@@ -84,7 +84,7 @@ pub(crate) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => drop(connections.spawn(connection(stream, acceptor.clone(), router.clone(), shutdown.clone()))),
                 Err(error) => {
-                    tracing::warn!(%error, "accept a connection to the webhooks");
+                    tracing::warn!(%error, "cannot accept a webhook connection");
                     tokio::time::sleep(BREATH).await;
                 }
             },
@@ -94,7 +94,7 @@ pub(crate) async fn serve(
     }
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(END, ended).await.is_err() {
-        tracing::warn!("connections to the webhooks were cut");
+        tracing::warn!("closed webhook connections that did not end in time");
     }
 }
 
@@ -106,8 +106,10 @@ async fn connection(
 ) {
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "handshake with the webhooks"),
-        Err(_) => return tracing::debug!("no handshake with the webhooks in time"),
+        Ok(Err(error)) => {
+            return tracing::debug!(%error, "TLS handshake of a webhook client failed");
+        }
+        Err(_) => return tracing::debug!("TLS handshake of a webhook client timed out"),
     };
     let service = TowerToHyperService::new(router);
     let http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
@@ -121,7 +123,7 @@ async fn connection(
         }
     };
     if let Err(error) = served {
-        tracing::debug!(error, "connection to the webhooks");
+        tracing::debug!(error, "webhook connection failed");
     }
 }
 
