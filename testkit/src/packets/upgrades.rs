@@ -75,7 +75,9 @@ async fn upgrade<D: Backend>(
         run(&(host.former)(world));
         // A flood would overflow the queues of packets whose neighbour is not known yet.
         let before = arrived(at) + to.len() as u64;
-        to.iter().for_each(|to| lab.pod.send(to));
+        for to in to {
+            lab.pod.send(to);
+        }
         wait_for(at, before, "of the first ones").await;
         let mut connection = lab.pod.connect(to[0]);
         let mut lines = connection.stdin.take().unwrap();
