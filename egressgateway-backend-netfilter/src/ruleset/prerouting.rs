@@ -98,7 +98,7 @@ impl Render<'_> {
     /// missing. What it leaves as was somebody else's choice, and the nat table does not choose
     /// again. So nothing of it leaves any more, and the pin tells the agent to end it.
     ///
-    /// Where somebody translated it, [`UNPINNED`] sees where that leads.
+    /// Where somebody translated it, `EGW-UNPINNED` sees where that leads.
     pub(super) fn arrive_unpinned(&self) -> Vec<String> {
         vec![
             format!(

@@ -51,7 +51,7 @@ pub(super) fn outer() -> Vec<Rule> {
 /// What leaves here as it is gets its answers past this node, at the node of its pod. Connection
 /// tracking would see half of each connection and take the rest for invalid, which others drop.
 /// What does not leave the cluster is tracked, so that it is looked at. A mark says, until
-/// [`INVALID_UNTRACKED`] has seen it, that it was us who said so.
+/// `invalid_untracked` has seen it, that it was us who said so.
 pub(super) fn untrack(mask: MarkMask) -> Vec<Rule> {
     let leaves = |family| Address {
         side: Side::Destination,

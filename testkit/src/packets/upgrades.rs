@@ -100,6 +100,8 @@ async fn upgrade<D: Backend>(
     }
 }
 
+/// What steers goes on steering.
+///
 /// # Panics
 /// When a packet is lost or goes elsewhere.
 pub fn a_client_that_is_upgraded_loses_no_packet<D: Backend>(host: Host<D>) {
@@ -114,6 +116,8 @@ pub fn a_client_that_is_upgraded_loses_no_packet<D: Backend>(host: Host<D>) {
     });
 }
 
+/// What exits goes on with the source that it has.
+///
 /// # Panics
 /// When a packet is lost or has another source.
 pub fn a_gateway_that_is_upgraded_loses_no_packet_and_changes_no_source<D: Backend>(host: Host<D>) {

@@ -68,7 +68,7 @@ const NFTABLES: [(&str, Meets); 6] = [
         Meets::Policy,
     ),
     (
-        "nft flush map inet egressgateway whereFAMILY",
+        "nft flush map inet egressgateway verdictsFAMILY",
         Meets::Nothing,
     ),
     ("nft flush table inet egressgateway", Meets::Nothing),
