@@ -18,6 +18,7 @@ mod status;
 mod store;
 mod watch;
 mod write;
+mod yaml;
 
 pub use fault::{Effect, Fault};
 pub use server::{ApiServer, Reader};

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{resource::Resource, status::Refusal};
+use super::{resource::Resource, status::Refusal, yaml};
 
 /// Lists of built-in kinds that a strategic merge patch merges by a key.
 const MERGED: [(&str, &str); 3] = [
@@ -39,7 +39,7 @@ impl Patch {
             "application/json-patch+json" => serde_json::from_slice(body)
                 .map(Self::Json)
                 .map_err(|error| bad(error.to_string())),
-            "application/apply-patch+yaml" => serde_saphyr::from_slice(body)
+            "application/apply-patch+yaml" => yaml::one(body)
                 .map(Self::Apply)
                 .map_err(|error| bad(error.to_string())),
             other => Err(Refusal::new(

@@ -138,10 +138,8 @@ impl ApiServer {
     /// # Errors
     /// The first object that can't be parsed or is refused.
     pub fn apply_yaml(&self, yaml: &str) -> Result<(), String> {
-        let objects: Vec<Value> =
-            serde_saphyr::from_multiple(yaml).map_err(|error| error.to_string())?;
-        let mut written = objects.into_iter().filter(|object| !object.is_null());
-        written.try_for_each(|object| self.put(object))
+        let objects = super::yaml::all(yaml).map_err(|error| error.to_string())?;
+        objects.into_iter().try_for_each(|object| self.put(object))
     }
 
     /// Creates or replaces one object, whatever its resource version; a status that is given is

@@ -455,7 +455,7 @@ fn another_default_gateway_in_the_configuration_counts_without_a_restart() {
                 log.lines()
                     .any(|line| line.contains(field) && line.contains(words))
             };
-            let all = said("tunnel.vni", "waits for a restart")
+            let all = said("tunnel.vni", "takes effect after a restart")
                 && said("defaultEgressGateway", "configuration field changed");
             if all { Ok(()) } else { Err(log.clone()) }
         });
