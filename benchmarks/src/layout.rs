@@ -43,10 +43,7 @@ impl Layout {
                 Arc::new(()),
             )))),
             Self::Netfilter(flavour) => {
-                let settings = NetfilterSettings {
-                    flavour,
-                    ..NetfilterSettings::default()
-                };
+                let settings = NetfilterSettings::default().with_flavour(flavour);
                 Some(Box::new(Reconciler::new(Netfilter::new(
                     settings,
                     Arc::new(()),
@@ -73,10 +70,8 @@ impl Layout {
                 vec![(vec!["nft", "-f", "-"], plan.to_string())]
             }
             Self::Netfilter(flavour) => {
-                let backend = Netfilter::offline(NetfilterSettings {
-                    flavour,
-                    ..NetfilterSettings::default()
-                });
+                let backend =
+                    Netfilter::offline(NetfilterSettings::default().with_flavour(flavour));
                 let plan = backend
                     .plan(&desired(count, role), &NetfilterState::default())
                     .expect("a plan")

@@ -31,6 +31,7 @@ use crate::{
 
 /// What the backend needs to know apart from the desired state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NetfilterSettings {
     /// The byte of packet and connection marks that is ours. Of packet marks, the sixteen lowest
     /// other bits are borrowed while the first packet of a governed connection is classified, and
@@ -38,6 +39,22 @@ pub struct NetfilterSettings {
     pub mask: MarkMask,
     /// Which iptables holds our chains.
     pub flavour: IptablesFlavour,
+}
+
+impl NetfilterSettings {
+    /// Another byte of packet and connection marks.
+    #[must_use]
+    pub const fn with_mask(mut self, mask: MarkMask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Another iptables for our chains.
+    #[must_use]
+    pub const fn with_flavour(mut self, flavour: IptablesFlavour) -> Self {
+        self.flavour = flavour;
+        self
+    }
 }
 
 /// How rules tell which source a connection is to have, until they have translated it.

@@ -103,10 +103,7 @@ impl Host<Netfilter> for Namespace {
 
 fn netfilter(flavour: IptablesFlavour) -> Netfilter {
     Netfilter::new(
-        NetfilterSettings {
-            flavour,
-            ..NetfilterSettings::default()
-        },
+        NetfilterSettings::default().with_flavour(flavour),
         Arc::new(()),
     )
 }
@@ -194,10 +191,7 @@ async fn keeps_every_promise(flavour: IptablesFlavour) {
     open.overlay.unknown_may_exit = true;
     open.targets.remove(&target(0x13));
     open.targets.insert(target(0xfe));
-    let settings = NetfilterSettings {
-        flavour,
-        ..NetfilterSettings::default()
-    };
+    let settings = NetfilterSettings::default().with_flavour(flavour);
     // A transaction of iptables-nft takes several times as long as one of iptables-legacy, and what
     // is written is the same.
     let states = if flavour == IptablesFlavour::Legacy {
@@ -226,7 +220,11 @@ fn it_keeps_them_under_another_mask() {
             neighbours_of_legacy_are_there(flavour);
             let mask = MarkMask::new(0xff << shift).unwrap();
             conformance::walk(
-                &Namespace(NetfilterSettings { mask, flavour }),
+                &Namespace(
+                    NetfilterSettings::default()
+                        .with_mask(mask)
+                        .with_flavour(flavour),
+                ),
                 &[client(), gateway()],
             )
             .await;
@@ -596,10 +594,7 @@ fn a_former_versions_rules_are_taken_over_wherever_that_is_interrupted() {
                 assert_ne!(names(flavour), fresh);
                 let hook = RefuseOnce::at(write);
                 let upgraded = Netfilter::new(
-                    NetfilterSettings {
-                        flavour,
-                        ..NetfilterSettings::default()
-                    },
+                    NetfilterSettings::default().with_flavour(flavour),
                     hook.clone(),
                 );
                 let former = upgraded.observe().await.unwrap();

@@ -28,10 +28,7 @@ ip6tables-nft -t nat -A POSTROUTING ! -o pod0 -j MASQUERADE
 
 fn netfilter(flavour: IptablesFlavour) -> Netfilter {
     Netfilter::new(
-        NetfilterSettings {
-            flavour,
-            ..NetfilterSettings::default()
-        },
+        NetfilterSettings::default().with_flavour(flavour),
         Arc::new(()),
     )
 }

@@ -35,10 +35,7 @@ fn packets_meet_what_every_backend_must_say() {
 
 #[test]
 fn another_mask_moves_our_byte_and_only_governed_packets_lend_bits() {
-    let settings = NetfilterSettings {
-        mask: MarkMask::new(0x00ff_0000).unwrap(),
-        ..NetfilterSettings::default()
-    };
+    let settings = NetfilterSettings::default().with_mask(MarkMask::new(0x00ff_0000).unwrap());
     let state = rules(settings, &client());
     let busy = TracePacket {
         connection_mark: 0x4400_0001,

@@ -22,15 +22,9 @@ const FLAVOURS: [(IptablesFlavour, &str); 2] = [
 struct Namespace(IptablesFlavour);
 
 async fn transit(flavour: IptablesFlavour, hook: Arc<dyn WriteHook>) -> Transit {
-    Transit::open(
-        NetfilterSettings {
-            flavour,
-            ..NetfilterSettings::default()
-        },
-        hook,
-    )
-    .await
-    .unwrap()
+    Transit::open(NetfilterSettings::default().with_flavour(flavour), hook)
+        .await
+        .unwrap()
 }
 
 /// All rules but ours.

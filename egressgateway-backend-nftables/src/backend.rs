@@ -20,9 +20,19 @@ use crate::{
 
 /// What the backend needs to know apart from the desired state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NftablesSettings {
     /// The byte of packet and connection marks that is ours.
     pub mask: MarkMask,
+}
+
+impl NftablesSettings {
+    /// Another byte of packet and connection marks.
+    #[must_use]
+    pub const fn with_mask(mut self, mask: MarkMask) -> Self {
+        self.mask = mask;
+        self
+    }
 }
 
 /// The backend. It keeps a socket, and nothing of what the kernel holds: that is in [`NftState`].

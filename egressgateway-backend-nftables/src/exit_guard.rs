@@ -70,6 +70,7 @@ impl Plan for ExitGuardPlan {
 
 /// What the guard's table holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExitGuardState {
     /// There is none.
     #[default]

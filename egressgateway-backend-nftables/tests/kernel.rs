@@ -181,7 +181,7 @@ fn it_keeps_them_under_another_mask() {
         for shift in [0, 4, 16] {
             let mask = MarkMask::new(0xff << shift).unwrap();
             conformance::check(
-                &Namespace(NftablesSettings { mask }),
+                &Namespace(NftablesSettings::default().with_mask(mask)),
                 &[client(), gateway()],
             )
             .await;

@@ -35,9 +35,7 @@ fn packets_meet_what_every_backend_must_say() {
 
 #[test]
 fn another_mask_moves_our_byte_and_nothing_else() {
-    let settings = NftablesSettings {
-        mask: MarkMask::new(0x00ff_0000).unwrap(),
-    };
+    let settings = NftablesSettings::default().with_mask(MarkMask::new(0x00ff_0000).unwrap());
     let state = rules(settings, &client());
     let busy = TracePacket {
         connection_mark: 0x4400_0001,

@@ -329,32 +329,27 @@ async fn keeps_connections(netlink: &Netlink) -> Result<bool, BuildError> {
 /// next hops, as [`Steering::keeps_connections_on`] tells.
 #[must_use]
 pub fn steering_settings(config: &Config, keeps_connections: bool) -> SteeringSettings {
-    SteeringSettings {
-        table_base: config.routing.table_base,
-        rule_priority: config.routing.rule_priority,
-        protocol: config.routing.protocol,
-        mask: config.mark.mask,
-        keeps_connections,
-    }
+    SteeringSettings::default()
+        .with_table_base(config.routing.table_base)
+        .with_rule_priority(config.routing.rule_priority)
+        .with_protocol(config.routing.protocol)
+        .with_mask(config.mark.mask)
+        .with_keeps_connections(keeps_connections)
 }
 
 /// How a configuration lets the agent of a node work, but for its Lease and the description of its
 /// backend. [`Agent::with_changes`] takes these when the configuration changes.
 #[must_use]
 pub fn agent_settings(config: &Config, node: NodeName) -> AgentSettings {
-    let mut settings = AgentSettings::new(IndexSettings {
-        node,
-        forward_method: config.forward_method,
-        default_gateway: config.default_egress_gateway.clone(),
-        cluster_networks: config.cluster_cidrs.extra.clone(),
-        auto_cluster_networks: config.cluster_cidrs.auto,
-        start_gate: config.start_gate,
-    });
+    let index = IndexSettings::of_node(node)
+        .with_forward_method(config.forward_method)
+        .with_default_gateway(config.default_egress_gateway.clone())
+        .with_cluster_networks(config.cluster_cidrs.extra.clone())
+        .with_auto_cluster_networks(config.cluster_cidrs.auto)
+        .with_start_gate(config.start_gate);
+    let mut settings = AgentSettings::new(index);
     settings.mask = config.mark.mask;
-    settings.liveness = LivenessSettings {
-        interval: config.failover.interval,
-        multiplier: config.failover.multiplier,
-    };
+    settings.liveness = LivenessSettings::new(config.failover.interval, config.failover.multiplier);
     settings.reset_connections = config.reset_connections;
     settings.hold_at_boot = config.hold_at_boot;
     settings

@@ -343,9 +343,7 @@ pub(crate) async fn forget_probe(_: &Config) -> Result<(), Error> {
 #[cfg(feature = "nftables")]
 fn nftables(config: &Config) -> Nftables {
     Nftables::new(
-        NftablesSettings {
-            mask: config.mark.mask,
-        },
+        NftablesSettings::default().with_mask(config.mark.mask),
         Arc::new(()),
     )
 }
@@ -397,9 +395,7 @@ async fn former_guard(_: &Config) -> Result<Option<Policy>, Error> {
 #[cfg(all(feature = "nftables", feature = "netfilter"))]
 fn services(config: &Config) -> Services {
     Services::new(
-        NftablesSettings {
-            mask: config.mark.mask,
-        },
+        NftablesSettings::default().with_mask(config.mark.mask),
         Arc::new(()),
     )
 }
@@ -417,10 +413,9 @@ fn former_services(_: &Config) -> Vec<Policy> {
 
 #[cfg(feature = "netfilter")]
 fn of_flavour(config: &Config, flavour: IptablesFlavour) -> NetfilterSettings {
-    NetfilterSettings {
-        mask: config.mark.mask,
-        flavour,
-    }
+    NetfilterSettings::default()
+        .with_mask(config.mark.mask)
+        .with_flavour(flavour)
 }
 
 #[cfg(feature = "netfilter")]

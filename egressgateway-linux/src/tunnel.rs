@@ -185,18 +185,16 @@ pub(crate) fn removal(config: &Config, netlink: &Netlink) -> Driver {
 
 #[cfg(feature = "vxlan")]
 fn vxlan(config: &Config) -> VxlanSettings {
-    VxlanSettings {
-        vni: config.tunnel.vni,
-        port: config.tunnel.port,
-        mtu: config.tunnel.mtu,
-    }
+    VxlanSettings::default()
+        .with_vni(config.tunnel.vni)
+        .with_port(config.tunnel.port)
+        .with_mtu(config.tunnel.mtu)
 }
 
 #[cfg(feature = "geneve")]
 fn geneve(config: &Config) -> GeneveSettings {
-    GeneveSettings {
-        vni: config.tunnel.vni,
-        port: config.tunnel.port,
-        mtu: config.tunnel.mtu,
-    }
+    GeneveSettings::default()
+        .with_vni(config.tunnel.vni)
+        .with_port(config.tunnel.port)
+        .with_mtu(config.tunnel.mtu)
 }

@@ -87,6 +87,7 @@ pub struct GeneveLink {
 
 /// Changes of a device; none leaves as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LinkChange {
     /// Hardware address.
     pub mac: Option<MacAddress>,

@@ -46,6 +46,7 @@ pub struct OverlayDevice {
 
 /// One write to the kernel about such a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OverlayStep {
     /// Changes the device.
     ChangeLink(LinkChange),

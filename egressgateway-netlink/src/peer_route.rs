@@ -20,6 +20,7 @@ use crate::{
 
 /// How a route leads to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PeerRoute {
     /// By the device alone, which knows the rest.
     Plain,

@@ -56,6 +56,7 @@ impl fmt::Display for RouteKey {
 
 /// What a route does with a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RouteAction {
     /// Looks on in the next rule's table.
     Throw,

@@ -12,6 +12,7 @@ use crate::{
 
 /// One write to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GeneveStep {
     /// Adds the device, down: hardware address, largest packet in bytes, UDP port.
     AddLink(MacAddress, u32, u16),

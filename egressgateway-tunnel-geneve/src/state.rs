@@ -13,6 +13,7 @@ use crate::{
 
 /// What the driver owns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GeneveState {
     /// The device.
     pub device: Option<Device>,

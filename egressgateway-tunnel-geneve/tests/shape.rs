@@ -107,10 +107,7 @@ fn the_largest_packet_fits_whatever_underlay_a_peer_is_reached_by() {
     assert_eq!(
         mtu(
             &["10.6.0.11"],
-            GeneveSettings {
-                mtu: Some(1300),
-                ..GeneveSettings::default()
-            }
+            GeneveSettings::default().with_mtu(Some(1300))
         ),
         of(1300)
     );

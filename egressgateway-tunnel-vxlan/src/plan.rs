@@ -16,6 +16,7 @@ use crate::{
 
 /// One write to the kernel, on the device of a family.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum VxlanStep {
     /// Adds the device, down.
     AddLink(MacAddress, u32, VxlanLink),

@@ -9,6 +9,7 @@ use crate::constants::{OVERHEAD_V4, OVERHEAD_V6, PORT, VNI, device};
 
 /// What can be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct VxlanSettings {
     /// Virtual network identifier, the same on every node.
     pub vni: u32,
@@ -25,6 +26,29 @@ impl Default for VxlanSettings {
             port: PORT,
             mtu: None,
         }
+    }
+}
+
+impl VxlanSettings {
+    /// Another virtual network identifier.
+    #[must_use]
+    pub const fn with_vni(mut self, vni: u32) -> Self {
+        self.vni = vni;
+        self
+    }
+
+    /// Another UDP port.
+    #[must_use]
+    pub const fn with_port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// The largest inner packet in bytes; none: what the underlay leaves room for.
+    #[must_use]
+    pub const fn with_mtu(mut self, mtu: Option<u32>) -> Self {
+        self.mtu = mtu;
+        self
     }
 }
 

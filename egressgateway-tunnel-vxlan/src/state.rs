@@ -17,6 +17,7 @@ use crate::{
 
 /// What the driver owns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct VxlanState {
     /// The device of each family.
     pub devices: OrdMap<Family, Device>,

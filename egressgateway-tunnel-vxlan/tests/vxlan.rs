@@ -207,12 +207,9 @@ fn a_size_that_the_underlay_or_the_family_cannot_carry_is_refused() {
         }
     };
     let plan = |mtu, desired| {
-        Vxlan::offline(VxlanSettings {
-            mtu,
-            ..VxlanSettings::default()
-        })
-        .plan(&desired, &VxlanState::default())
-        .map(|_| ())
+        Vxlan::offline(VxlanSettings::default().with_mtu(mtu))
+            .plan(&desired, &VxlanState::default())
+            .map(|_| ())
     };
     assert!(plan(Some(1450), end("10.6.0.1", 1500)).is_ok());
     assert_eq!(

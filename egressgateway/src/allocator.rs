@@ -6,6 +6,7 @@ use crate::model::{IpRange, range_successor};
 
 /// Why no address was given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum AllocationError {
     /// Every address of the pool is held or reserved.
     #[error("pool {pool} is exhausted: {held} addresses are held")]

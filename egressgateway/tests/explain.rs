@@ -70,10 +70,7 @@ fn cluster(statuses: Statuses, text: &str) -> Offline {
     assert_eq!(manifests.findings(), []);
     Offline::new(
         &manifests,
-        OfflineSettings {
-            statuses,
-            ..OfflineSettings::of_tunnel(Arc::new(Tunnel))
-        },
+        OfflineSettings::of_tunnel(Arc::new(Tunnel)).with_statuses(statuses),
     )
 }
 

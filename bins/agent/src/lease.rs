@@ -21,10 +21,10 @@ pub(crate) struct LeaseArguments {
 impl LeaseArguments {
     /// The Lease in this namespace.
     pub(crate) fn settings(&self, namespace: &str) -> LeaseSettings {
-        LeaseSettings {
-            namespace: namespace.to_owned(),
-            duration: self.lease_duration,
-            renew: self.lease_duration / RENEWALS,
-        }
+        LeaseSettings::new(
+            namespace,
+            self.lease_duration,
+            self.lease_duration / RENEWALS,
+        )
     }
 }

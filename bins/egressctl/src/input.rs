@@ -59,10 +59,7 @@ pub(crate) fn read(input: &Input) -> Result<(Offline, Config, OfflineTunnel), St
     };
     let cluster = Offline::new(
         &manifests,
-        OfflineSettings {
-            statuses,
-            ..OfflineSettings::of_config(&config, tunnel.encapsulation())
-        },
+        OfflineSettings::of_config(&config, tunnel.encapsulation()).with_statuses(statuses),
     );
     for note in cluster.notes() {
         eprintln!("note: {note}");

@@ -1,7 +1,7 @@
 use std::fmt::Write;
 
 use egressgateway::{Driver, Error, config::Config, explain::Offline, model::NodeName};
-use egressgateway_backend_netfilter::{IptablesFlavour, Netfilter, NetfilterSettings};
+use egressgateway_backend_netfilter::{Netfilter, NetfilterSettings};
 use egressgateway_backend_nftables::{Nftables, NftablesSettings};
 use egressgateway_linux::{OfflineTunnel, steering_settings};
 use egressgateway_netlink::{EgressAddresses, Steering};
@@ -58,14 +58,11 @@ fn of_node(
     let mask = config.mark.mask;
     let policy = match backend {
         Backend::Nftables => from_nothing(
-            &Nftables::offline(NftablesSettings { mask }),
+            &Nftables::offline(NftablesSettings::default().with_mask(mask)),
             &desired.policy,
         ),
         Backend::Netfilter => from_nothing(
-            &Netfilter::offline(NetfilterSettings {
-                mask,
-                flavour: IptablesFlavour::Auto,
-            }),
+            &Netfilter::offline(NetfilterSettings::default().with_mask(mask)),
             &desired.policy,
         ),
     };

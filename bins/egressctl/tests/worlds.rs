@@ -20,15 +20,10 @@ const PACKETS: usize = 24;
 fn offline(world: &World) -> Offline {
     let mut manifests = Manifests::default();
     manifests.read("world", &world.manifest());
-    let settings = OfflineSettings::of_tunnel(tunnel());
-    Offline::new(
-        &manifests,
-        OfflineSettings {
-            statuses: Statuses::Given,
-            default_gateway: world.default_gateway.as_deref().map(Into::into),
-            ..settings
-        },
-    )
+    let settings = OfflineSettings::of_tunnel(tunnel())
+        .with_statuses(Statuses::Given)
+        .with_default_gateway(world.default_gateway.as_deref().map(Into::into));
+    Offline::new(&manifests, settings)
 }
 
 /// Tries one world; what was met is counted in `met`: pass, egress, drop.

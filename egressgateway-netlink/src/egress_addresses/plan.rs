@@ -10,6 +10,7 @@ use crate::constants::ADDRESS_METRIC;
 
 /// One write to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AddressStep {
     /// Takes an address off a device.
     Release(String, IpNet),
@@ -42,6 +43,7 @@ impl AddressStep {
 /// Its text is a shell script that does the same: the lines between `ip -batch - <<END` and `END`
 /// are what `ip -batch` takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AddressesPlan {
     /// The steps.
     pub steps: Vec<AddressStep>,

@@ -10,6 +10,7 @@ use crate::{address::Address, route::Devices};
 
 /// What the driver owns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AddressesState {
     /// By device and address: whether it is as the driver puts it there, without a route of its
     /// own, and no source of what the host sends.

@@ -31,6 +31,7 @@ const TICKS: u32 = 100;
 
 /// What the kernel keeps under a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NextHopObject {
     /// One next hop.
     Hop(NextHop),

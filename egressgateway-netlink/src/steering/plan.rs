@@ -16,6 +16,7 @@ pub(super) const FILTER_BY_MARK: &str = "src_valid_mark";
 
 /// One write to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SteeringStep {
     /// Adds a next hop, or a group of next hops, under a number.
     AddNextHop(u32, NextHopObject),

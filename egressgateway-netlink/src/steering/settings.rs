@@ -11,6 +11,7 @@ const TABLES_OF_TARGETS: usize = 238;
 
 /// Numbers that the driver uses, and knows its own objects by.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SteeringSettings {
     /// Table of the first target.
     pub table_base: u32,
@@ -41,6 +42,41 @@ impl Default for SteeringSettings {
 }
 
 impl SteeringSettings {
+    /// Another table for the first target.
+    #[must_use]
+    pub const fn with_table_base(mut self, table_base: u32) -> Self {
+        self.table_base = table_base;
+        self
+    }
+
+    /// Another priority of the steering rules.
+    #[must_use]
+    pub const fn with_rule_priority(mut self, rule_priority: u32) -> Self {
+        self.rule_priority = rule_priority;
+        self
+    }
+
+    /// Another route protocol number.
+    #[must_use]
+    pub const fn with_protocol(mut self, protocol: u8) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Other bits of the packet mark.
+    #[must_use]
+    pub const fn with_mask(mut self, mask: MarkMask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Whether the kernel can keep connections with their next hop.
+    #[must_use]
+    pub const fn with_keeps_connections(mut self, keeps_connections: bool) -> Self {
+        self.keeps_connections = keeps_connections;
+        self
+    }
+
     /// The table of a target: depends on nothing else, so that it never changes during a gateway's
     /// life. The first target has [`Self::table_base`], the others follow in the order of
     /// [`TargetId::all`]; tables that the kernel names itself are left out. None when the numbers

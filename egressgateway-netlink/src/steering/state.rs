@@ -19,6 +19,7 @@ use crate::{
 
 /// What the driver owns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SteeringState {
     /// Rules.
     pub rules: OrdSet<Rule>,

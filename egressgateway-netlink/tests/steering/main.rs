@@ -33,10 +33,7 @@ const OLD: Namespace = Namespace {
 #[async_trait]
 impl Host<Steering> for Namespace {
     async fn driver(&self, hook: Arc<dyn WriteHook>) -> Steering {
-        let settings = SteeringSettings {
-            keeps_connections: self.keeps_connections,
-            ..SteeringSettings::default()
-        };
+        let settings = SteeringSettings::default().with_keeps_connections(self.keeps_connections);
         Steering::new(Netlink::open().unwrap(), settings, hook)
     }
 

@@ -56,19 +56,13 @@ fn impossible_numbers_are_refused() {
             .map(|_| ())
     };
     for rule_priority in [0, 1, 32_766] {
-        let settings = SteeringSettings {
-            rule_priority,
-            ..SteeringSettings::default()
-        };
+        let settings = SteeringSettings::default().with_rule_priority(rule_priority);
         assert_eq!(
             plan(settings, &states()[0]).unwrap_err().kind,
             ErrorKind::Invalid
         );
     }
-    let last = SteeringSettings {
-        table_base: u32::MAX,
-        ..SteeringSettings::default()
-    };
+    let last = SteeringSettings::default().with_table_base(u32::MAX);
     assert_eq!(
         plan(last, &states()[0]).unwrap_err().kind,
         ErrorKind::Invalid
@@ -82,10 +76,7 @@ fn impossible_numbers_are_refused() {
 
 #[test]
 fn tables_follow_the_order_of_allotment_and_skip_the_kernels_own() {
-    let settings = SteeringSettings {
-        table_base: 250,
-        ..SteeringSettings::default()
-    };
+    let settings = SteeringSettings::default().with_table_base(250);
     let tables: Vec<_> = TargetId::all()
         .take(6)
         .map(|target| settings.table(target).unwrap())

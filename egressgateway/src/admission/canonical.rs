@@ -6,6 +6,7 @@ use crate::spec::{DEFAULT_PRIORITY, Problem};
 
 /// A spec in its canonical form.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Canonical {
     /// The spec: CIDRs with zeroed host bits and addresses in canonical text, defaults explicit.
     pub spec: Value,

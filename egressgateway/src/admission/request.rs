@@ -29,6 +29,7 @@ pub struct Asked<S> {
 
 /// The answer to a [`Request`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Decision {
     /// What is wrong; nothing: the request is admitted.
     pub problems: Vec<Problem>,

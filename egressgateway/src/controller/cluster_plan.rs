@@ -10,6 +10,7 @@ use crate::{
 /// Conditions have no `lastTransitionTime` of their own (1970 stands there): it is the writer's,
 /// who knows the clock.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct ClusterPlan {
     /// EgressNodes to make, with the UID of the Node that owns each.
     pub create: BTreeMap<NodeName, String>,

@@ -12,6 +12,7 @@ use crate::api::{
 
 /// One event about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Event {
     /// Somebody should look.
     pub warning: bool,

@@ -27,6 +27,7 @@ impl fmt::Display for Verdict {
 /// Why, as a word that stays the same from version to version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Cause {
     /// Pods of the host's network and pods that ended are nobody's subject.
     NotGoverned,
@@ -54,6 +55,7 @@ pub enum Cause {
 
 /// A node that the connection may leave through.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[non_exhaustive]
 pub struct Exit {
     /// The node.
     pub node: String,
@@ -63,6 +65,7 @@ pub struct Exit {
 
 /// What one object says about the connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Step {
     /// Kind and name, such as `EgressGatewayPolicy shopping`.
     pub object: String,
@@ -72,6 +75,7 @@ pub struct Step {
 
 /// What a new connection meets, and which object said so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Explanation {
     /// The pod, as `namespace/name`.
     pub from: String,

@@ -25,6 +25,7 @@ const KINDS: [&str; 3] = ["EgressGateway", "EgressGatewayPolicy", "EgressNode"];
 
 /// Where an object was read from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Origin {
     /// Name of the file, as the caller gave it.
     pub file: String,
@@ -47,6 +48,7 @@ impl fmt::Display for Origin {
 
 /// Something about a manifest that its author should know.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Finding {
     /// Where.
     pub origin: Origin,
@@ -56,6 +58,7 @@ pub struct Finding {
 
 /// What was found in a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum ManifestWarning {
     /// A kind that says nothing about egress; it is left out.
     Ignored,

@@ -33,6 +33,7 @@ pub enum Statuses {
 
 /// What an offline cluster must know besides its manifests: the daemons' configuration.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct OfflineSettings {
     /// Where a gateway's specification does not say.
     pub forward_method: ForwardMethod,
@@ -93,6 +94,20 @@ impl OfflineSettings {
             mask: plan.mask,
             ..Self::of_tunnel(encapsulation)
         }
+    }
+
+    /// Other statuses.
+    #[must_use]
+    pub fn with_statuses(mut self, statuses: Statuses) -> Self {
+        self.statuses = statuses;
+        self
+    }
+
+    /// The gateway of policies that name none.
+    #[must_use]
+    pub fn with_default_gateway(mut self, default_gateway: Option<GatewayName>) -> Self {
+        self.default_gateway = default_gateway;
+        self
     }
 
     pub(super) fn of_index(&self, node: &NodeName) -> IndexSettings {

@@ -13,6 +13,7 @@ use crate::{
 
 /// Why nothing can be said about a connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ExplainError {
     /// The manifests have no such pod.
     #[error("there is no Pod {0}")]

@@ -43,6 +43,7 @@ use strays::Strays;
 
 /// What an index must know besides the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IndexSettings {
     /// The node whose [`NodeDesired`] is computed.
     pub node: NodeName,
@@ -73,10 +74,46 @@ impl IndexSettings {
             start_gate: true,
         }
     }
+
+    /// How gateways forward that don't say it themselves.
+    #[must_use]
+    pub const fn with_forward_method(mut self, forward_method: ForwardMethod) -> Self {
+        self.forward_method = forward_method;
+        self
+    }
+
+    /// The gateway of policies that name none.
+    #[must_use]
+    pub fn with_default_gateway(mut self, default_gateway: Option<GatewayName>) -> Self {
+        self.default_gateway = default_gateway;
+        self
+    }
+
+    /// More networks that are never steered.
+    #[must_use]
+    pub fn with_cluster_networks(mut self, cluster_networks: Vec<IpNet>) -> Self {
+        self.cluster_networks = cluster_networks;
+        self
+    }
+
+    /// Whether pod networks and addresses of Nodes are never steered.
+    #[must_use]
+    pub const fn with_auto_cluster_networks(mut self, auto_cluster_networks: bool) -> Self {
+        self.auto_cluster_networks = auto_cluster_networks;
+        self
+    }
+
+    /// Whether traffic of unknown pods to governed destinations waits.
+    #[must_use]
+    pub const fn with_start_gate(mut self, start_gate: bool) -> Self {
+        self.start_gate = start_gate;
+        self
+    }
 }
 
 /// What decides about a connection of a class to a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Decision {
     /// The policy that won.
     pub policy: PolicyName,

@@ -10,6 +10,7 @@ use crate::model::{Family, NodeName};
 
 /// How fast a silent node is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LivenessSettings {
     /// Time between two probes of a node that answers.
     pub interval: Duration,
@@ -29,6 +30,15 @@ impl Default for LivenessSettings {
 }
 
 impl LivenessSettings {
+    /// A probe each `interval`, and a node is silent after `multiplier` of them.
+    #[must_use]
+    pub const fn new(interval: Duration, multiplier: u32) -> Self {
+        Self {
+            interval,
+            multiplier,
+        }
+    }
+
     /// After so long without an answer a node is silent.
     #[must_use]
     pub fn patience(&self) -> Duration {

@@ -13,6 +13,7 @@ use crate::{
 
 /// Why a policy has no gateway.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum GatewayProblem {
     /// The gateway that is named, or the configured default, does not exist; none: there is no
     /// gateway at all.

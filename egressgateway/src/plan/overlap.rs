@@ -7,6 +7,7 @@ use crate::{HostRoute, model::NodeName};
 
 /// An overlay address that this node can't use, because its host reaches or has it by other means.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Overlap {
     /// Whose overlay address it is.
     pub node: NodeName,

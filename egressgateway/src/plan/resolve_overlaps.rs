@@ -9,6 +9,7 @@ use crate::model::{IpRange, PolicyName};
 ///
 /// The lower priority number wins, then the longer prefix, then the older policy, then the name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Rank {
     /// The policy's priority.
     pub priority: u32,
@@ -22,6 +23,7 @@ pub struct Rank {
 
 /// A policy's claim on a range of destinations.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RangeClaim {
     /// The range.
     pub range: IpRange,
@@ -31,6 +33,7 @@ pub struct RangeClaim {
 
 /// A range and the policy that won it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ResolvedRange {
     /// The range.
     pub range: IpRange,

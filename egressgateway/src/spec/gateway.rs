@@ -8,6 +8,7 @@ use crate::{
 
 /// An EgressGateway's spec in the words of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GatewaySpec {
     /// The nodes that may be gateways; never empty.
     pub nodes: Selector,

@@ -24,6 +24,7 @@ pub(crate) const PODS_OF_NAMESPACES: &str =
 
 /// An EgressGatewayPolicy's spec in the words of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PolicySpec {
     /// The gateway; none: the configured default, else the only one there is.
     pub gateway: Option<GatewayName>,

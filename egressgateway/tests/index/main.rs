@@ -202,10 +202,8 @@ fn what_leads_to_no_gateway_or_to_several_is_held_and_says_so() {
 
 #[test]
 fn a_default_gateway_that_does_not_exist_is_not_replaced_by_another() {
-    let mut index = Index::new(IndexSettings {
-        default_gateway: Some(GatewayName::from("other")),
-        ..settings()
-    });
+    let other = settings().with_default_gateway(Some(GatewayName::from("other")));
+    let mut index = Index::new(other);
     for change in [
         gateway("g", GATEWAY),
         policy("p", SHOP),
@@ -230,12 +228,10 @@ fn settings_that_change_are_as_if_they_had_always_been_so() {
             pod("shop", "n1", "10.244.1.10", "shop"),
         ]
     };
-    let other = IndexSettings {
-        default_gateway: Some(GatewayName::from("a")),
-        cluster_networks: vec!["10.96.0.0/12".parse().unwrap()],
-        start_gate: false,
-        ..settings()
-    };
+    let other = settings()
+        .with_default_gateway(Some(GatewayName::from("a")))
+        .with_cluster_networks(vec!["10.96.0.0/12".parse().unwrap()])
+        .with_start_gate(false);
     let mut index = index(world());
     assert_eq!(
         verdicts(&index.desired())[&range("10.6.1.0/24")],

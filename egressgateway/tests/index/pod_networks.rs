@@ -2,7 +2,7 @@
 
 use egressgateway::{
     NodeDesired, Underlay,
-    index::{Index, IndexSettings},
+    index::Index,
     model::{Family, NodeName, PodName},
     world::{Change, Node},
 };
@@ -41,10 +41,7 @@ fn where_nodes_do_not_tell_their_networks_pods_are_known_one_by_one_and_stranger
         gateway("g", GATEWAY),
         policy("p", all),
     ];
-    let mut index = Index::new(IndexSettings {
-        start_gate: true,
-        ..settings()
-    });
+    let mut index = Index::new(settings().with_start_gate(true));
     let underlay = Underlay {
         device: "eth0".into(),
         index: 2,

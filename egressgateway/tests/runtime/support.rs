@@ -160,14 +160,8 @@ pub(crate) struct Running {
 }
 
 pub(crate) fn settings() -> AgentSettings {
-    let mut settings = AgentSettings::new(IndexSettings {
-        node: NodeName::from(NODE),
-        forward_method: egressgateway::api::ForwardMethod::ActivePassive,
-        default_gateway: None,
-        cluster_networks: Vec::new(),
-        auto_cluster_networks: true,
-        start_gate: false,
-    });
+    let index = IndexSettings::of_node(NodeName::from(NODE)).with_start_gate(false);
+    let mut settings = AgentSettings::new(index);
     settings.api_backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(100));
     settings.kernel_backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(20));
     settings.quiet = Duration::from_millis(10);

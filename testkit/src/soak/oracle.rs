@@ -88,10 +88,7 @@ pub(super) fn ways(objects: &[Value], servers: &[IpAddr]) -> Result<Ways, String
             "the API server holds what egressctl refuses: {finding}"
         ));
     }
-    let settings = OfflineSettings {
-        statuses: Statuses::Given,
-        ..OfflineSettings::of_tunnel(Arc::new(AnyTunnel))
-    };
+    let settings = OfflineSettings::of_tunnel(Arc::new(AnyTunnel)).with_statuses(Statuses::Given);
     let cluster = Offline::new(&manifests, settings);
     let mut ways = Ways::new();
     for pod in objects.iter().filter(|object| object["kind"] == "Pod") {

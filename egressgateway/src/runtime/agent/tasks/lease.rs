@@ -32,6 +32,7 @@ use crate::{
 
 /// Where and how long an agent's Lease is held.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LeaseSettings {
     /// Namespace of the Leases.
     pub namespace: String,
@@ -48,6 +49,18 @@ impl Default for LeaseSettings {
             namespace: "kube-system".to_owned(),
             duration: Duration::from_secs(40),
             renew: Duration::from_secs(10),
+        }
+    }
+}
+
+impl LeaseSettings {
+    /// A Lease in `namespace` that counts as held for `duration`, and is renewed each `renew`.
+    #[must_use]
+    pub fn new(namespace: impl Into<String>, duration: Duration, renew: Duration) -> Self {
+        Self {
+            namespace: namespace.into(),
+            duration,
+            renew,
         }
     }
 }
