@@ -108,7 +108,7 @@ pub(crate) fn the_label_of_a_namespace_decides(path: &DataPath) {
         )
         .unwrap();
     world.cluster.publish();
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&usual_policy().replace(
         "appliedTo: {",
         "appliedTo: {namespaceSelector: {matchLabels: {tier: gold}}, ",

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     restarts::first_plan_is_empty,
-    world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, Place, World, lab, policy},
+    world::{CLIENT, DataPath, GATEWAYS, GOVERNED, Place, World, lab, policy},
 };
 
 /// A pod wraps a datagram in the tunnel's own format, with another pod as the inner source, and
@@ -212,7 +212,7 @@ pub(crate) fn a_gateway_opens_no_way_past_the_network_policies_of_its_own_pods(p
         .forward_policy(ForwardPolicy::DropButPods);
     let world = Place::make(lab, Families::Dual)
         .with_configured_daemons(path, "clusterCIDRs: {auto: false}\n");
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     let gateway = world.cluster.lab.node(GATEWAYS[0]);

@@ -75,7 +75,7 @@ pub(crate) fn traffic_inside_the_cluster_is_untouched_even_where_everything_outs
         .service(ServiceSpec::new("web", 80), &[&near, &far])
         .unwrap();
     world.cluster.publish();
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     world.leaves_by(&world.shop, OTHER, GATEWAYS[0]);
@@ -244,7 +244,7 @@ pub(crate) fn an_explicit_egress_address_is_what_the_server_sees(path: &DataPath
 
 pub(crate) fn pods_are_chosen_by_subnet_too(path: &DataPath) {
     let world = World::start(path);
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     let (v4, v6) = (world.shop.v4(), world.shop.v6());
     let subnets = format!("appliedTo: {{ipv4PodSubnet: {v4}/32, ipv6PodSubnet: \"{v6}/128\"}}");
     world.cluster.apply(&usual_policy().replace(

@@ -15,7 +15,7 @@ use egressgateway_testkit::{
 };
 use nix::sys::signal::Signal;
 
-use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, KNOWING, World, policy};
+use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, KNOWING, World, policy};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -266,7 +266,7 @@ pub(crate) fn whoever_begins_from_outside_gets_a_governed_pods_answers(path: &Da
         .service(ServiceSpec::new("web", 80), &[&world.shop])
         .unwrap();
     world.cluster.publish();
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, KNOWING, GATEWAYS[0]);
     for pod in world.shop.endpoints() {
@@ -293,7 +293,7 @@ pub(crate) fn whoever_begins_from_outside_gets_a_governed_pods_answers(path: &Da
 /// A load balancer whose address the pod's own node holds, and that keeps the client's address.
 pub(crate) fn datagrams_through_a_load_balancer_are_answered_by_it(path: &DataPath) {
     let world = World::start(path);
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     let client = world.cluster.lab.node(CLIENT);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use egressgateway_testkit::lab::{Families, PodSpec, ServiceSpec};
 use serde_json::json;
 
-use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, Place, World, lab, policy};
+use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, Place, World, lab, policy};
 
 /// A cluster whose Nodes have no `podCIDRs`, with these further lines in the configuration.
 fn untold(path: &DataPath, more: &str) -> World {
@@ -121,7 +121,7 @@ pub(crate) fn pods_and_services_are_reached_as_the_pod_itself_where_nobody_tells
         .unwrap();
     world.cluster.publish();
     forget(&world);
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     for (own, (pod, service)) in world.shop.addresses().iter().zip(

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use egressgateway_testkit::lab::{Families, Namespace, PORT, RuleTool};
 
-use crate::world::{CLIENT, DataPath, EXCEPTED, GATEWAY, GATEWAYS, GOVERNED, World, lab, policy};
+use crate::world::{CLIENT, DataPath, EXCEPTED, GATEWAYS, GOVERNED, World, lab, policy};
 
 /// On hosts whose rules are kept with iptables, where the netfilter backend is at home; and with
 /// nft for the other one.
@@ -170,7 +170,7 @@ pub(crate) fn load_balancers_of_the_own_cluster_are_reached_where_everything_out
     let far = world.cluster.pod("client-2", "far");
     let client_2 = world.cluster.lab.node("client-2");
     client_2.respond(&client_2.addresses(), 9443).unwrap();
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     let host: Vec<SocketAddr> = client_2
@@ -207,7 +207,7 @@ pub(crate) fn load_balancers_of_the_own_cluster_are_reached_where_everything_out
 /// cluster.
 pub(crate) fn an_address_that_only_its_node_knows_of_is_reached_wherever_it_is(path: &DataPath) {
     let world = start(path);
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);
     for (node, last) in [(GATEWAYS[0], 50), (GATEWAYS[1], 51), (CLIENT, 52)] {

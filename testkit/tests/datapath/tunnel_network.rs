@@ -8,7 +8,7 @@ use egressgateway_testkit::{
 };
 use nix::sys::signal::Signal;
 
-use crate::world::{CLIENT, DataPath, GATEWAY, GATEWAYS, GOVERNED, Place, World, lab, policy};
+use crate::world::{CLIENT, DataPath, GATEWAYS, GOVERNED, Place, World, lab, policy};
 
 /// A network that hosts and servers of these checks are in.
 const SHARED: &str = ", ipv4CIDR: 172.31.0.0/16, ipv6CIDR: 'fd31::/112'";
@@ -93,7 +93,7 @@ pub(crate) fn what_hosts_reach_in_the_tunnels_network_stays_theirs(path: &DataPa
         assert_eq!(condition(&world, node, "NetworkOverlap"), None);
     }
     // What a policy governs there is steered like everything else.
-    world.cluster.apply(GATEWAY);
+    world.make_gateway();
     world.cluster.apply(&policy(""));
     world.leaves_by(&world.shop, FAR, GATEWAYS[0]);
     world.leaves_by(&world.shop, GOVERNED, GATEWAYS[0]);

@@ -212,11 +212,37 @@ impl World {
     }
 
     pub(crate) fn with_usual_policy(self) -> Self {
-        self.cluster.apply(GATEWAY);
+        self.make_gateway();
         self.cluster.apply(&usual_policy());
         self.leaves_by(&self.shop, GOVERNED, GATEWAYS[0]);
         self.leaves_by(&self.local, GOVERNED, GATEWAYS[0]);
         self
+    }
+
+    /// Makes the usual gateway, with its first node active.
+    ///
+    /// Watches keep no order among each other: a controller may hear of the gateway before it hears
+    /// that its first node is Ready. It takes the other one then, and keeps its choice.
+    pub(crate) fn make_gateway(&self) {
+        self.cluster.apply(GATEWAY);
+        let is_active = self
+            .cluster
+            .eventually("the gateway's first node is Ready", || {
+                let status = self.cluster.status("EgressGateway", "exit");
+                let nodes = status["nodeList"].as_array().into_iter().flatten();
+                nodes
+                    .filter(|node| node["name"] == GATEWAYS[0] && node["status"] == "Ready")
+                    .map(|node| node["active"] == true)
+                    .next()
+                    .ok_or_else(|| status.to_string())
+            });
+        if !is_active {
+            self.cluster
+                .api
+                .delete("EgressGateway", "", "exit")
+                .unwrap();
+            self.cluster.apply(GATEWAY);
+        }
     }
 
     /// These addresses with the servers' port, as far as the lab has their family.
