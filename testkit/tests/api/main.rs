@@ -3,7 +3,7 @@
 //! The text comes from the sources, so any toolchain makes the same. It has every item that is
 //! `pub`, in the module that defines it; the lint `unreachable_pub` holds that each of them can be
 //! reached. Bodies, documentation and what is private are left out. `UPDATE=1` writes the files
-//! anew: a change of them is a change of what embedders compile against.
+//! again: a change of them is a change of what embedders compile against.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod extract;
