@@ -27,7 +27,7 @@ test-kernel: setup
 # Every part runs to its end, and one summary tells what failed.
 ## Everything that continuous integration runs
 test: setup
-	nice ./scripts/kube-assets >/dev/null 2>&1 &
+	nice ./scripts/kube-assets nodes >/dev/null 2>&1 &
 	./scripts/test
 
 # Archives of all images: images/NAME.tar. With PROGRAMS=target/debug from programs as they were built for tests, else from release builds.
