@@ -174,7 +174,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             SteeringSettings::default(),
             hook,
         ))),
-        addresses: Box::new(Unmanaged), // It has no addresses of its own to hold.
+        addresses: Box::new(Unmanaged), // It has no addresses of its own to hold,
+        relay: Box::new(Unmanaged),     // and passes nothing on for others.
         policy: Box::new(Reconciler::new(nftables)),
     };
     let shape: &dyn Encapsulation = &VxlanShape(vxlan);

@@ -240,6 +240,7 @@ impl PreparedAgent {
             tunnel: driver,
             steering: Box::new(Reconciler::new(steering)),
             addresses: egress_addresses,
+            relay: Box::new(Unmanaged),
             policy,
         };
         let parent = config

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use egressgateway::{Drivers, DriversDesired, Reconciler, config::Config, runtime::StateFile};
+use egressgateway::{
+    Drivers, DriversDesired, Reconciler, Unmanaged, config::Config, runtime::StateFile,
+};
 use egressgateway_netlink::{EgressAddresses, Netlink, Steering};
 
 use crate::{
@@ -80,6 +82,7 @@ impl Cleanup {
                 hook.clone(),
             ))),
             addresses: Box::new(Reconciler::new(EgressAddresses::new(netlink, hook))),
+            relay: Box::new(Unmanaged),
             policy: backend::removal(config).await?,
         })
     }

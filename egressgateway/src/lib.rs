@@ -95,9 +95,9 @@ pub use contracts::{
     AddressesDesired, Announcer, Attachments, Connection, Connections, Counter, CounterSource,
     DestinationView, Encap, Encapsulation, Ending, ExitNetwork, ForeignChains, ForeignRule, Host,
     HostRoute, Inquirer, LocalEnd, NextHop, Overlay, OverlayLinks, PacketMatch, Peer,
-    PolicyBackend, PolicyDesired, PolicyMonitor, ProbeAddress, Prober, Questions, Staleness,
-    StartGate, SteeringDesired, Surroundings, Tunnel, TunnelDesired, Underlay, UntrackingRule,
-    UntrackingRules,
+    PolicyBackend, PolicyDesired, PolicyMonitor, ProbeAddress, Prober, Questions, RelayDesired,
+    RelayNode, Staleness, StartGate, SteeringDesired, Surroundings, Tunnel, TunnelDesired,
+    Underlay, UntrackingRule, UntrackingRules,
 };
 pub use driver::{
     Change, Driver, DriverChain, Error, ErrorKind, Handover, Outcome, Plan, Reconcile, Reconciler,

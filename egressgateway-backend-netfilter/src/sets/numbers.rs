@@ -71,6 +71,8 @@ impl Numbers {
             SourceNat::NodeAddress => AS_NODE,
             SourceNat::Keep => AS_SELF,
             SourceNat::Address(address) => self.addresses.get(&address).copied().unwrap_or(0),
+            // Nothing of these leaves here: see `Netfilter::plan`.
+            SourceNat::Ports(_) => 0,
         })
     }
 }

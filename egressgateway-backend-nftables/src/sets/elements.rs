@@ -277,6 +277,7 @@ impl Elements {
             None => (None, None),
             Some(SourceNat::NodeAddress) => (Some(ExitAs::Node), None),
             Some(SourceNat::Keep) => (Some(ExitAs::Itself), None),
+            Some(SourceNat::Ports(_)) => (None, None),
             Some(SourceNat::Address(address)) if Family::of(address) == place.1.family() => {
                 (Some(ExitAs::Address), Some(address))
             }

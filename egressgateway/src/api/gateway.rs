@@ -30,6 +30,13 @@ pub struct EgressGatewaySpec {
     /// The pool that egress addresses come from.
     #[serde(default, rename = "egressIPs", skip_serializing_if = "Option::is_none")]
     pub egress_ips: Option<EgressIps>,
+    /// Where sources are translated. Absent: Centralized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<NatMode>,
+    /// How many ports of each egress address a node gets for a start, where `nat` is Distributed: a
+    /// power of two from 256 to 16384. Absent: 1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports_per_node: Option<u16>,
 }
 
 /// How traffic is spread over the nodes of a gateway.
@@ -43,6 +50,19 @@ pub enum ForwardMethod {
     ActivePassive,
     /// Every ready node carries an equal share of the connections.
     Ecmp,
+}
+
+/// Where sources are translated.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub enum NatMode {
+    /// At the gateway. Its connections end with it.
+    #[default]
+    Centralized,
+    /// On the pod's own node, to the egress address and ports that no other node has of it.
+    /// Gateways keep no state, so connections go on when another one takes over.
+    Distributed,
 }
 
 /// The source address that the network outside sees.

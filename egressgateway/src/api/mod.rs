@@ -9,10 +9,11 @@ mod schema;
 pub(crate) use condition::condition;
 pub use gateway::{
     Draining, EgressGateway, EgressGatewaySpec, EgressGatewayStatus, EgressIps, ForwardMethod,
-    GatewayNode, GatewayNodeStatus, IpUsage, PoolUsage, Routers, SourceNatMode,
+    GatewayNode, GatewayNodeStatus, IpUsage, NatMode, PoolUsage, Routers, SourceNatMode,
 };
 pub use node::{
-    AddressConflict, EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus, TunnelMtu,
+    AddressConflict, AddressPorts, EgressNode, EgressNodePhase, EgressNodeSpec, EgressNodeStatus,
+    PortsWanted, TunnelMtu,
 };
 pub use policy::{
     AppliedTo, EgressGatewayPolicy, EgressGatewayPolicySpec, EgressGatewayPolicyStatus, EgressIp,

@@ -80,6 +80,14 @@ pub struct EgressNodeStatus {
     /// for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub silent_addresses: Vec<String>,
+    /// Egress addresses of gateways with distributed source translation that pods of this node
+    /// leave with, and how many ports of each they need: the agent asks, the controller gives
+    /// `portBlocks`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports_wanted: Vec<PortsWanted>,
+    /// The ports that this node alone translates to, of each address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_blocks: Vec<AddressPorts>,
     /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel. `PodsTracked` is False
     /// where rules of others take packets of pods out of connection tracking, and names them.
     /// `NetworkOverlap` and `PodNetworksUnknown` are there only while they are True.
@@ -102,6 +110,32 @@ pub struct AddressConflict {
     pub address: String,
     /// Hardware address that answers for it.
     pub hardware_address: String,
+}
+
+/// How many ports of an egress address a node needs.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PortsWanted {
+    /// The address.
+    pub address: String,
+    /// In units of 256 ports.
+    pub units: u16,
+}
+
+/// A block of ports of an egress address.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressPorts {
+    /// The address.
+    pub address: String,
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
 }
 
 /// Largest packets of each family, in bytes.

@@ -62,6 +62,18 @@ fn gateway_rules(crd: &mut Value) {
         &json!({"rule": "!has(self.sourceNAT) || self.sourceNAT != 'EgressIP' || has(self.egressIPs)", "fieldPath": ".egressIPs",
             "message": "must give a pool where sourceNAT is EgressIP", "reason": "FieldValueRequired"}),
     );
+    rule(
+        crd,
+        spec,
+        &json!({"rule": "!has(self.nat) || self.nat != 'Distributed' || (has(self.sourceNAT) && self.sourceNAT == 'EgressIP')", "fieldPath": ".nat",
+            "message": "Distributed needs egress addresses: sourceNAT must be EgressIP"}),
+    );
+    let ports = "/properties/spec/properties/portsPerNode";
+    rule(
+        crd,
+        ports,
+        &json!({"rule": "self in [256, 512, 1024, 2048, 4096, 8192, 16384]", "message": "must be a power of two from 256 to 16384"}),
+    );
     selector(crd, "/properties/spec/properties/nodeSelector");
     not_empty(
         crd,

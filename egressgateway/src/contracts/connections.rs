@@ -172,8 +172,11 @@ impl<'a> Staleness<'a> {
             byte if is_exit(byte) => self.lost_its_source(connection),
             byte => TargetId::new(byte).is_some_and(|target| self.lost_its_way(connection, target)),
         };
-        let is_other =
-            |target| self.has_another_node(target) || self.has_another_address(connection);
+        // Where the pod's own node translates, no gateway knows anything of the connection.
+        let is_other = |target: TargetId| {
+            !self.now.policy.distributed.contains(&target)
+                && (self.has_another_node(target) || self.has_another_address(connection))
+        };
         let elsewhere = || {
             self.mask
                 .target(connection.mark)
@@ -282,7 +285,10 @@ impl<'a> Staleness<'a> {
     /// A target that leads nowhere and that new connections would take as well keeps its
     /// connections: they go on once there is a way.
     fn lost_its_way(&self, connection: &Connection, target: TargetId) -> bool {
-        let is_routed = self.now.policy.targets.contains(&target);
+        if self.lost_its_ports(connection, target) {
+            return true;
+        }
+        let is_routed = self.now.policy.targets.contains(&target) || self.leaves_here(target);
         if self
             .verdicts(connection)
             .any(|verdict| matches!(verdict, Verdict::Egress { target: now, .. } if now == target))
@@ -291,6 +297,21 @@ impl<'a> Staleness<'a> {
         } else {
             !is_routed || self.now.addressed.contains(&target)
         }
+    }
+
+    /// Whether a connection is translated here and its target's are not, or the other way round; or
+    /// this node has no ports any more of the address that it was translated to.
+    fn lost_its_ports(&self, connection: &Connection, target: TargetId) -> bool {
+        let is_translated = connection.seen_as != connection.source;
+        let is_distributed = self.now.policy.distributed.contains(&target);
+        is_translated != is_distributed
+            || (is_translated && !self.now.policy.blocks.contains_key(&connection.seen_as))
+    }
+
+    /// Whether what this node translated itself for a target leaves from here.
+    fn leaves_here(&self, target: TargetId) -> bool {
+        let policy = &self.now.policy;
+        policy.distributed.contains(&target) && policy.exits.contains(&target)
     }
 
     /// Whether a connection that exits here has a source that is not this host's any more, or an
@@ -368,7 +389,7 @@ fn is_exit(byte: u8) -> bool {
 fn address(verdict: Option<Verdict>) -> Option<IpAddr> {
     match verdict? {
         Verdict::Egress {
-            source_nat: SourceNat::Address(address),
+            source_nat: SourceNat::Address(address) | SourceNat::Ports(address),
             ..
         } => Some(address),
         _ => None,

@@ -5,6 +5,7 @@ mod connections;
 mod host;
 mod policy;
 mod prober;
+mod relay;
 mod steering;
 mod tunnel;
 mod untracking;
@@ -18,6 +19,7 @@ pub use self::{
         PolicyMonitor, StartGate,
     },
     prober::{ProbeAddress, Prober},
+    relay::{RelayDesired, RelayNode},
     steering::{Encap, NextHop, SteeringDesired},
     tunnel::{Encapsulation, LocalEnd, OverlayLinks, Peer, Tunnel, TunnelDesired, Underlay},
     untracking::{

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::{
     Error, ExitNetwork,
     driver::Driver,
-    model::{ClassId, Family, IpRange, NetworkId, TargetId, Verdict},
+    model::{ClassId, Family, IpRange, NetworkId, PortBlock, TargetId, Verdict},
 };
 
 /// Complete classification state of one node.
@@ -44,12 +44,29 @@ pub struct PolicyDesired {
     /// the node's address has this one, whatever else the device has. On a device that is not in
     /// here, the kernel chooses.
     pub node_addresses: OrdMap<(String, Family), IpAddr>,
+    /// Targets whose connections this node translates itself, to an egress address and the ports
+    /// of `blocks`, whichever gateway carries them: they are pinned to the target even where it
+    /// exits here. Other protocols than those with ports, or with the identifiers of an echo, are
+    /// dropped and counted.
+    pub distributed: OrdSet<TargetId>,
+    /// The ports that this node has of egress addresses; at most [`PolicyDesired::MAX_BLOCKS`] of
+    /// each.
+    pub blocks: OrdMap<IpAddr, OrdSet<PortBlock>>,
+    /// The egress addresses of all such targets: what comes through the overlay for one of them
+    /// without belonging to a connection is dropped and counted, and what has one as its source is
+    /// passed on only where a [`Relay`](crate::RelayDesired) has seen it.
+    pub relayed: OrdSet<IpAddr>,
     /// The other networks of this node that egress addresses leave by.
     pub networks: OrdMap<NetworkId, ExitNetwork>,
     /// Traffic of pods that are not known yet waits, where this is on.
     pub start_gate: Option<StartGate>,
     /// What may arrive through the overlay, and how it looks from outside.
     pub overlay: Overlay,
+}
+
+impl PolicyDesired {
+    /// Most blocks of one address that a node has.
+    pub const MAX_BLOCKS: usize = 4;
 }
 
 /// Holds a new pod's traffic to governed destinations until the pod is classified.
@@ -135,7 +152,7 @@ impl AddAssign for Counter {
 /// Names are the same for every backend: `steered` (new connections sent to a gateway), `tunnelled`
 /// (those of them that entered the tunnel; the rest found no way there), `exited` (new connections
 /// that left here), and what was dropped: `drop_no_gateway`, `drop_held`, `drop_unknown_source`,
-/// `drop_not_peer`, `drop_start_gate`, `drop_untracked`.
+/// `drop_not_peer`, `drop_start_gate`, `drop_untracked`, `drop_no_port`.
 #[async_trait]
 pub trait CounterSource: Send + Sync {
     /// Reads all counters.

@@ -493,7 +493,7 @@ impl Way<'_> {
     fn translated(&self, exit: &NodeName, source_nat: SourceNat) -> Option<IpAddr> {
         match source_nat {
             SourceNat::Keep => Some(self.source),
-            SourceNat::Address(address) => Some(address),
+            SourceNat::Address(address) | SourceNat::Ports(address) => Some(address),
             SourceNat::NodeAddress => {
                 let local = self.offline.desired(exit)?.tunnel.local.as_ref()?;
                 local

@@ -24,9 +24,9 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, Questions, StartGate,
-    Surroundings, Underlay,
-    api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
+    AddressesDesired, Attachments, HostRoute, LocalEnd, NodeDesired, Peer, PolicyDesired,
+    Questions, RelayDesired, StartGate, Surroundings, Underlay,
+    api::{ForwardMethod, GatewayNodeStatus, NatMode, SourceNatMode},
     model::{
         ClassId, ClassKey, Family, GatewayName, IpRange, NodeName, PodName, PolicyName, TargetId,
         Verdict,
@@ -425,11 +425,12 @@ impl Index {
         let mut gateways = specs
             .filter_map(|spec| plan::resolve(spec.gateway.as_ref(), default, &self.gateways).ok());
         gateways.any(|(_, gateway)| {
-            gateway
-                .state
-                .members
-                .iter()
-                .any(|member| member.node == self.settings.node)
+            !plan::is_distributed(gateway)
+                && gateway
+                    .state
+                    .members
+                    .iter()
+                    .any(|member| member.node == self.settings.node)
         })
     }
 
@@ -623,17 +624,24 @@ impl Index {
             () => refused.get(&address).copied(),
         };
         self.desired.policy.networks = networks;
+        let blocks = self
+            .egress_nodes
+            .get(&self.settings.node)
+            .map(|node| &node.blocks);
         self.policies.settle(
             default_gateway,
             &self.gateways,
             &self.settings.node,
             withheld,
+            |address| blocks.is_some_and(|blocks| blocks.contains_key(&address)),
         );
         self.settle_networks();
         self.settle_targets();
+        self.settle_ports();
         self.settle_tunnel();
         self.settle_ways_out();
         self.settle_addresses();
+        self.settle_relay();
         self.desired.policy.start_gate = self.settings.start_gate.then(|| {
             let OwnPods {
                 local,
@@ -801,7 +809,8 @@ impl Index {
                     };
                     add(former, others.into_iter().chain(draining).collect(), member);
                 }
-                add(target, candidates, member);
+                // Who translates on the pod's own node sends nothing that is to be translated here.
+                add(target, candidates, member && !plan::is_distributed(gateway));
                 balanced.extend(
                     [Some(target), gateway.state.former]
                         .into_iter()
@@ -836,7 +845,10 @@ impl Index {
             .flat_map(|gateway| &gateway.state.members);
         self.desired.addressed = members.filter_map(|member| member.target).collect();
         let is_exit = self.memberships().next().is_some();
-        self.desired.policy.overlay.unknown_may_exit = is_exit && !self.recognises_all_pods();
+        let translates = self
+            .memberships()
+            .any(|(gateway, _)| !plan::is_distributed(gateway));
+        self.desired.policy.overlay.unknown_may_exit = translates && !self.recognises_all_pods();
         self.desired.policy.node_addresses = if is_exit {
             self.node_addresses()
         } else {
@@ -939,6 +951,61 @@ impl Index {
             .collect();
     }
 
+    /// What this node translates itself, and to which ports.
+    fn settle_ports(&mut self) {
+        let used = || self.policies.distributed().values().flatten();
+        let policy = &mut self.desired.policy;
+        policy.distributed = used().map(|(target, _)| *target).collect();
+        policy.relayed = used().map(|(_, address)| *address).collect();
+        let own = self.egress_nodes.get(&self.settings.node);
+        let blocks = own.into_iter().flat_map(|node| &node.blocks);
+        policy.blocks = blocks
+            .filter(|(address, _)| policy.relayed.contains(*address))
+            .map(|(address, blocks)| {
+                let most = blocks.iter().copied().take(PolicyDesired::MAX_BLOCKS);
+                (*address, most.collect::<imbl::OrdSet<_>>())
+            })
+            .collect();
+    }
+
+    /// What this node passes on for others: as a member of gateways whose sources are translated on
+    /// the pods' own nodes, active or not.
+    fn settle_relay(&mut self) {
+        let own = &self.settings.node;
+        let targets: BTreeSet<TargetId> = self
+            .memberships()
+            .filter(|(gateway, _)| plan::is_distributed(gateway))
+            .filter_map(|(gateway, _)| gateway.state.target)
+            .collect();
+        let used = self.policies.distributed().values().flatten();
+        let addresses: imbl::OrdSet<IpAddr> = used
+            .filter(|(target, _)| targets.contains(target))
+            .map(|(_, address)| *address)
+            .collect();
+        if addresses.is_empty() {
+            self.desired.relay = RelayDesired::default();
+            return;
+        }
+        let mut bindings = OrdMap::new();
+        for (name, node) in &self.egress_nodes {
+            for (address, blocks) in &node.blocks {
+                if !addresses.contains(address) {
+                    continue;
+                }
+                for unit in blocks.iter().flat_map(|block| block.units()) {
+                    bindings.entry((*address, unit)).or_insert(name.clone());
+                }
+            }
+        }
+        self.desired.relay = RelayDesired {
+            addresses,
+            bindings,
+            own: Some(own.clone()),
+            outside: self.desired.policy.ways_out.clone(),
+            ..RelayDesired::default()
+        };
+    }
+
     fn settle_addresses(&mut self) {
         let place = |address| {
             Some((
@@ -956,8 +1023,7 @@ impl Index {
 
 /// Whether an exit of this gateway must know whose packet it translates.
 fn needs_sources(gateway: &Gateway) -> bool {
-    gateway
-        .spec
-        .as_ref()
-        .map_or(true, |spec| spec.source_nat != SourceNatMode::NodeAddress)
+    gateway.spec.as_ref().map_or(true, |spec| {
+        spec.source_nat != SourceNatMode::NodeAddress && spec.nat == NatMode::Centralized
+    })
 }

@@ -7,7 +7,9 @@ use imbl::OrdSet;
 
 use super::selectors::Selectors;
 use crate::{
-    model::{ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, Verdict},
+    model::{
+        ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, TargetId, Verdict,
+    },
     plan::{self, RangeClaim, Reason, ResolvedRange},
     spec::Subject,
     world::{Gateway, Policy, set_object},
@@ -23,6 +25,10 @@ pub(super) struct Policies {
     /// The egress addresses that this node shall hold, and those that it may come to hold.
     wanted: BTreeSet<IpAddr>,
     candidates: BTreeSet<IpAddr>,
+    /// Those that pods' own nodes translate to, with their targets.
+    distributed: BTreeMap<PolicyName, BTreeSet<(TargetId, IpAddr)>>,
+    /// Of these, those that this node answers for.
+    answered: BTreeSet<IpAddr>,
     /// Disjoint pod subnets, and the policies that name them.
     subnets: Vec<(IpRange, ClassKey)>,
     governed: OrdSet<IpRange>,
@@ -73,8 +79,11 @@ impl Policies {
         gateways: &BTreeMap<GatewayName, Gateway>,
         own: &NodeName,
         withheld: impl Fn(IpAddr) -> Option<Reason>,
+        has_ports: impl Fn(IpAddr) -> bool,
     ) {
         let mut verdicts = BTreeMap::new();
+        self.distributed.clear();
+        self.answered.clear();
         self.wanted.clear();
         self.candidates.clear();
         for (name, policy) in &self.all {
@@ -96,8 +105,18 @@ impl Policies {
                     self.candidates.insert(address);
                 }
             }
-            let [v4, v6] = decided
-                .map(|decided| plan::unless_withheld(decided, &policy.state, own, &withheld));
+            for (target, address) in decided.iter().filter_map(|(verdict, _)| by_ports(verdict)) {
+                self.distributed
+                    .entry(name.clone())
+                    .or_default()
+                    .insert((target, address));
+                if here(&policy.state.node) && withheld(address).is_none() {
+                    self.answered.insert(address);
+                }
+            }
+            let [v4, v6] = decided.map(|decided| {
+                plan::unless_withheld(decided, &policy.state, own, &withheld, &has_ports)
+            });
             verdicts.insert(name.clone(), [v4, v6]);
         }
         let names = self.verdicts.keys().chain(verdicts.keys());
@@ -152,6 +171,13 @@ impl Policies {
 
     /// The addresses that some policy leaves with at this node.
     pub(super) fn addresses_at(&self, node: &NodeName) -> impl Iterator<Item = IpAddr> {
+        self.answered
+            .iter()
+            .copied()
+            .chain(self.translated_at(node))
+    }
+
+    fn translated_at(&self, node: &NodeName) -> impl Iterator<Item = IpAddr> {
         let here = |name| {
             self.all
                 .get(name)
@@ -162,7 +188,19 @@ impl Policies {
             .iter()
             .filter(move |(name, _)| here(*name))
             .flat_map(|(_, verdicts)| verdicts);
-        verdicts.filter_map(|(verdict, _)| translated(verdict))
+        verdicts.filter_map(|(verdict, _)| match verdict {
+            Verdict::Egress {
+                source_nat: SourceNat::Address(address),
+                ..
+            } => Some(*address),
+            _ => None,
+        })
+    }
+
+    /// The policies whose connections are translated on their pods' own nodes: to which addresses,
+    /// and the target that carries them.
+    pub(super) fn distributed(&self) -> &BTreeMap<PolicyName, BTreeSet<(TargetId, IpAddr)>> {
+        &self.distributed
     }
 
     /// The same, and those that the node does not have though it shall.
@@ -233,9 +271,20 @@ impl Policies {
 fn translated(verdict: &Verdict) -> Option<IpAddr> {
     match verdict {
         Verdict::Egress {
-            source_nat: SourceNat::Address(address),
+            source_nat: SourceNat::Address(address) | SourceNat::Ports(address),
             ..
         } => Some(*address),
+        _ => None,
+    }
+}
+
+/// The target and the egress address of a verdict that the pod's own node translates.
+fn by_ports(verdict: &Verdict) -> Option<(TargetId, IpAddr)> {
+    match verdict {
+        Verdict::Egress {
+            target,
+            source_nat: SourceNat::Ports(address),
+        } => Some((*target, *address)),
         _ => None,
     }
 }

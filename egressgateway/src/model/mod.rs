@@ -8,6 +8,7 @@ mod labels;
 mod mac;
 mod mark;
 mod name;
+mod port_block;
 mod range;
 mod verdict;
 
@@ -18,6 +19,7 @@ pub use labels::Labels;
 pub use mac::{MacAddress, ParseMacAddressError};
 pub use mark::{InvalidMarkMask, MarkMask, NetworkId, TargetId};
 pub use name::{GatewayName, NodeName, PodName, PolicyName};
+pub use port_block::{InvalidPortBlock, PortBlock};
 pub use range::IpRange;
 pub(crate) use range::{
     find as find_range, predecessor as range_predecessor, successor as range_successor,

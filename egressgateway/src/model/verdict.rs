@@ -9,6 +9,9 @@ pub enum SourceNat {
     NodeAddress,
     /// A fixed egress address.
     Address(IpAddr),
+    /// A fixed egress address and a port that the pod's own node has of it: that node translates
+    /// before it sends, and gateways pass what they see.
+    Ports(IpAddr),
     /// The pod's address, unchanged.
     Keep,
 }

@@ -1,11 +1,15 @@
 //! Bringing one node from what it holds to what it must hold, in an order that never leaks.
 
+use std::net::IpAddr;
+
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
     AddressesDesired, Error,
-    contracts::{Encapsulation, PolicyDesired, SteeringDesired, TunnelDesired},
+    contracts::{
+        Encapsulation, PolicyDesired, RelayDesired, RelayNode, SteeringDesired, TunnelDesired,
+    },
     driver::{Outcome, Reconcile},
     model::{Family, NodeName, TargetId},
 };
@@ -27,6 +31,9 @@ pub struct NodeDesired {
     pub direct: OrdSet<IpNet>,
     /// The egress addresses that it answers for.
     pub addresses: AddressesDesired,
+    /// What it passes on for gateways whose sources are translated on the pods' own nodes; its nodes
+    /// and its overlay come from the tunnel.
+    pub relay: RelayDesired,
     /// Classification and translation; its `overlay` knows peers, hosts and `unknown_may_exit`, the
     /// rest comes from the tunnel.
     pub policy: PolicyDesired,
@@ -41,6 +48,8 @@ pub struct DriversDesired {
     pub steering: SteeringDesired,
     /// For the egress addresses.
     pub addresses: AddressesDesired,
+    /// For the relay.
+    pub relay: RelayDesired,
     /// For the policy backend.
     pub policy: PolicyDesired,
 }
@@ -80,8 +89,47 @@ impl NodeDesired {
             tunnel: self.tunnel.clone(),
             steering: self.steering(encapsulation),
             addresses,
+            relay: self.relay(encapsulation),
             policy,
         }
+    }
+
+    fn relay(&self, encapsulation: &dyn Encapsulation) -> RelayDesired {
+        let mut relay = self.relay.clone();
+        let Some(local) = self
+            .tunnel
+            .local
+            .as_ref()
+            .filter(|_| !relay.addresses.is_empty())
+        else {
+            return relay;
+        };
+        let links = encapsulation.links(local);
+        let names: OrdSet<NodeName> = relay
+            .bindings
+            .values()
+            .filter(|node| Some(*node) != relay.own.as_ref())
+            .cloned()
+            .collect();
+        let node = |name: &NodeName| {
+            let peer = self.tunnel.peers.get(name)?;
+            let hops = Family::ALL
+                .into_iter()
+                .filter_map(|family| encapsulation.next_hop(local, peer, family))
+                .filter(|hop| hop.encap.is_none());
+            Some((
+                name.clone(),
+                RelayNode {
+                    hops: hops.collect(),
+                    underlay: peer.underlay.clone(),
+                    mac: peer.mac,
+                },
+            ))
+        };
+        relay.nodes = names.iter().filter_map(node).collect();
+        relay.overlay = links.devices;
+        relay.port = links.port;
+        relay
     }
 
     /// The largest packet that all of these nodes take in, as far as they say so. What fits the
@@ -157,6 +205,9 @@ pub struct Drivers {
     /// Egress addresses; [`Unmanaged`](crate::Unmanaged) where somebody else sees to it that they
     /// are there.
     pub addresses: Box<dyn Reconcile<AddressesDesired>>,
+    /// What is passed on for others; [`Unmanaged`](crate::Unmanaged) where no driver of the host
+    /// can.
+    pub relay: Box<dyn Reconcile<RelayDesired>>,
     /// Classification and translation.
     pub policy: Box<dyn Reconcile<PolicyDesired>>,
 }
@@ -179,7 +230,9 @@ impl Drivers {
     /// from here with the right source still, and of two nodes that answer for it one is too many.
     /// Whether the addresses succeed and whether the rest does is independent: an address that
     /// can't be had keeps no policy out of force, and a packet filter that fails keeps no address
-    /// here.
+    /// here. But for the addresses whose answers a relay passes on: without it this host would
+    /// answer itself, and reset others' connections. So they come after the relay, and go before
+    /// it.
     ///
     /// # Errors
     /// The first failing step; earlier steps stay, later ones are not tried. A failure of the
@@ -193,26 +246,42 @@ impl Drivers {
             Some(_) => Ok(Outcome::Unchanged),
             None => self.policy.reconcile(&next.policy).await,
         };
-        let addresses = self.addresses.reconcile(&next.addresses).await;
+        let early = before_relay(before, next);
+        let mut addresses = self.addresses.reconcile(&early).await;
         let guard = guard?;
-        let steps = match before {
-            Some(before) => vec![
-                self.tunnel
-                    .reconcile(&before.tunnel.union(&next.tunnel))
-                    .await?,
-                self.steering
-                    .reconcile(&before.steering.union(&next.steering))
-                    .await?,
-                self.policy.reconcile(&next.policy).await?,
-                self.steering.reconcile(&next.steering).await?,
-                self.tunnel.reconcile(&next.tunnel).await?,
-            ],
-            None => vec![
-                self.tunnel.reconcile(&next.tunnel).await?,
-                self.steering.reconcile(&next.steering).await?,
-            ],
-        };
-        Ok(together(steps.into_iter().chain([guard, addresses?])))
+        let tunnel = before.map_or_else(
+            || next.tunnel.clone(),
+            |before| before.tunnel.union(&next.tunnel),
+        );
+        let tunnel = self.tunnel.reconcile(&tunnel).await?;
+        let both = before.map_or_else(
+            || next.relay.clone(),
+            |before| before.relay.union(&next.relay),
+        );
+        let relay = self.relay.reconcile(&both).await;
+        if relay.is_ok() && addresses.is_ok() && early != next.addresses {
+            addresses = self.addresses.reconcile(&next.addresses).await;
+        }
+        let mut steps = vec![tunnel];
+        match before {
+            Some(before) => {
+                steps.push(
+                    self.steering
+                        .reconcile(&before.steering.union(&next.steering))
+                        .await?,
+                );
+                steps.push(self.policy.reconcile(&next.policy).await?);
+                steps.push(self.steering.reconcile(&next.steering).await?);
+                if relay.is_ok() && both != next.relay {
+                    steps.push(self.relay.reconcile(&next.relay).await?);
+                }
+                steps.push(self.tunnel.reconcile(&next.tunnel).await?);
+            }
+            None => steps.push(self.steering.reconcile(&next.steering).await?),
+        }
+        Ok(together(
+            steps.into_iter().chain([guard, relay?, addresses?]),
+        ))
     }
 
     /// Removes everything that is ours from the node: first what leads traffic away, then what
@@ -227,6 +296,7 @@ impl Drivers {
             self.addresses
                 .reconcile(&AddressesDesired::default())
                 .await?,
+            self.relay.reconcile(&RelayDesired::default()).await?,
             self.steering.reconcile(&SteeringDesired::default()).await?,
             self.tunnel.reconcile(&TunnelDesired::default()).await?,
         ];
@@ -241,6 +311,7 @@ impl Drivers {
         Ok([
             self.tunnel.dry_run(&next.tunnel).await?,
             self.steering.dry_run(&next.steering).await?,
+            self.relay.dry_run(&next.relay).await?,
             self.addresses.dry_run(&next.addresses).await?,
             self.policy.dry_run(&next.policy).await?,
         ]
@@ -252,7 +323,24 @@ impl Drivers {
         self.tunnel.invalidate();
         self.steering.invalidate();
         self.addresses.invalidate();
+        self.relay.invalidate();
         self.policy.invalidate();
+    }
+}
+
+/// The addresses that can be had before the relay has changed: none whose answers it is to pass on
+/// and did not before.
+fn before_relay(before: Option<&DriversDesired>, next: &DriversDesired) -> AddressesDesired {
+    let is_new = |address: &IpAddr| {
+        next.relay.addresses.contains(address)
+            && before.is_none_or(|before| !before.relay.addresses.contains(address))
+    };
+    let held = next.addresses.held.iter();
+    AddressesDesired {
+        held: held
+            .filter(|(address, _)| !is_new(address))
+            .map(|(address, device)| (*address, device.clone()))
+            .collect(),
     }
 }
 

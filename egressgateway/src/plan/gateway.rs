@@ -5,7 +5,7 @@ use std::{
 };
 
 use crate::{
-    api::{ForwardMethod, GatewayNodeStatus, SourceNatMode},
+    api::{ForwardMethod, GatewayNodeStatus, NatMode, SourceNatMode},
     model::{Family, GatewayName, NodeName, SourceNat, Verdict},
     spec::PolicySpec,
     world::{Gateway, Member, PolicyState},
@@ -75,6 +75,8 @@ pub enum Reason {
     /// This node is to answer for the egress address, and does not know yet whether somebody else
     /// does.
     NotTaken,
+    /// This node has no ports of the egress address (yet).
+    NoPorts,
     /// The egress address belongs to another network of its node than that of the default route,
     /// and no router is known there.
     NoRouter,
@@ -94,6 +96,7 @@ impl fmt::Display for Reason {
             Self::NoOwner => "no node answers for the egress address",
             Self::Contested => "another node answers for the egress address",
             Self::NotTaken => "the node has not taken the egress address yet",
+            Self::NoPorts => "the pod's node has no ports of the egress address yet",
             Self::NoRouter => "no router is known in the network of the egress address: its device has no default route, and spec.egressIPs.router names none",
             Self::TooManyNetworks => "the egress addresses of its node belong to more than 15 networks",
         })
@@ -115,6 +118,18 @@ pub fn verdict(
     let given = state.egress_ip.iter().copied().find(of_family);
     let asked = spec.egress_ip.iter().copied().find(of_family);
     if let Some(address) = given.filter(|given| asked.is_none_or(|asked| asked == *given)) {
+        if gateway_spec.nat == NatMode::Distributed {
+            return match gateway.state.target {
+                Some(target) => (
+                    Verdict::Egress {
+                        target,
+                        source_nat: SourceNat::Ports(address),
+                    },
+                    Reason::Steered,
+                ),
+                None => (Verdict::Hold, Reason::NoMark),
+            };
+        }
         let owner = state.node.as_ref().and_then(|node| {
             gateway
                 .state
@@ -155,15 +170,21 @@ pub fn verdict(
 }
 
 /// The same on the node `own`: what it would translate itself to an address that it may not have is
-/// held, for the reason that `withheld` gives.
+/// held, for the reason that `withheld` gives, and so is what it would translate to an address that
+/// it has no ports of.
 #[must_use]
 pub fn unless_withheld(
     decided: (Verdict, Reason),
     state: &PolicyState,
     own: &NodeName,
     withheld: impl FnOnce(IpAddr) -> Option<Reason>,
+    has_ports: impl FnOnce(IpAddr) -> bool,
 ) -> (Verdict, Reason) {
     match decided.0 {
+        Verdict::Egress {
+            source_nat: SourceNat::Ports(address),
+            ..
+        } if !has_ports(address) => (Verdict::Hold, Reason::NoPorts),
         Verdict::Egress {
             source_nat: SourceNat::Address(address),
             ..
@@ -172,6 +193,15 @@ pub fn unless_withheld(
         }
         _ => decided,
     }
+}
+
+/// Whether pods' own nodes translate what goes through a gateway.
+#[must_use]
+pub fn is_distributed(gateway: &Gateway) -> bool {
+    gateway
+        .spec
+        .as_ref()
+        .is_ok_and(|spec| spec.nat == NatMode::Distributed)
 }
 
 /// How a gateway forwards: as its status says, or else its specification, or else the

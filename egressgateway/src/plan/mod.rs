@@ -23,7 +23,8 @@ pub(crate) use claims::without;
 pub use exempt::{direct, exempt};
 #[cfg(feature = "kubernetes")]
 pub use gateway::{
-    GatewayProblem, Reason, candidates, forward_method, resolve, unless_withheld, verdict,
+    GatewayProblem, Reason, candidates, forward_method, is_distributed, resolve, unless_withheld,
+    verdict,
 };
 #[cfg(feature = "kubernetes")]
 pub use network::{Way, exit_networks, way};

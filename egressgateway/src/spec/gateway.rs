@@ -1,10 +1,15 @@
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
 use super::{Problem, Selector, parse_pool_entry};
 use crate::{
-    api::{EgressGatewaySpec, ForwardMethod, SourceNatMode},
-    model::{Family, IpRange},
+    api::{EgressGatewaySpec, ForwardMethod, NatMode, SourceNatMode},
+    model::{Family, IpRange, PortBlock},
 };
+
+/// How many ports a node may get of an address.
+const PORTS_PER_NODE: RangeInclusive<u16> = 256..=16384;
+/// How many it gets where nothing is said.
+const DEFAULT_PORTS: u16 = 1024;
 
 /// An EgressGateway's spec in the words of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +25,11 @@ pub struct GatewaySpec {
     pub pool: Vec<IpRange>,
     /// Who leads out of the pool's networks, at most one of each family.
     pub routers: Vec<IpAddr>,
+    /// Where sources are translated.
+    pub nat: NatMode,
+    /// How many units of 256 ports of an address a node gets for a start, where that is on its
+    /// pods' own node.
+    pub units_per_node: u16,
 }
 
 impl GatewaySpec {
@@ -100,6 +110,22 @@ impl GatewaySpec {
                 "must give a pool where sourceNAT is EgressIP",
             ));
         }
+        let nat = spec.nat.unwrap_or_default();
+        if nat == NatMode::Distributed && source_nat != SourceNatMode::EgressIp {
+            problems.push(Problem::new(
+                "spec.nat",
+                "Distributed",
+                "needs egress addresses: sourceNAT must be EgressIP",
+            ));
+        }
+        let ports = spec.ports_per_node.unwrap_or(DEFAULT_PORTS);
+        if !(PORTS_PER_NODE.contains(&ports) && ports.is_power_of_two()) {
+            problems.push(Problem::new(
+                "spec.portsPerNode",
+                ports,
+                "must be a power of two from 256 to 16384",
+            ));
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -109,6 +135,8 @@ impl GatewaySpec {
             source_nat,
             pool: pool.into_iter().map(|(range, ..)| range).collect(),
             routers,
+            nat,
+            units_per_node: ports / PortBlock::UNIT,
         })
     }
 }

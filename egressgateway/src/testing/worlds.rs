@@ -58,6 +58,9 @@ pub fn egress(byte: u8, source_nat: SourceNat) -> Verdict {
 pub fn client() -> PolicyDesired {
     let node = SourceNat::NodeAddress;
     PolicyDesired {
+        distributed: Default::default(),
+        blocks: Default::default(),
+        relayed: Default::default(),
         pods: [
             ("10.244.1.10", 1),
             ("fd10:244:1::10", 1),

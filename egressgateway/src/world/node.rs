@@ -10,7 +10,7 @@ use super::Labels;
 use crate::{
     api,
     contracts::Peer,
-    model::{Family, MacAddress},
+    model::{Family, MacAddress, PortBlock},
 };
 
 /// A Kubernetes node.
@@ -114,6 +114,11 @@ pub struct EgressNode {
     pub conflicts: BTreeMap<IpAddr, MacAddress>,
     /// The addresses that it shall take over and that nobody answers for.
     pub silent: BTreeSet<IpAddr>,
+    /// The egress addresses that it translates to itself, and how many units of 256 ports it asks
+    /// for of each.
+    pub wanted: BTreeMap<IpAddr, u16>,
+    /// The ports that it has of them.
+    pub blocks: BTreeMap<IpAddr, BTreeSet<PortBlock>>,
 }
 
 impl EgressNode {
@@ -177,6 +182,12 @@ impl EgressNode {
                 .iter()
                 .filter_map(|text| text.parse().ok())
                 .collect(),
+            wanted: status
+                .ports_wanted
+                .iter()
+                .filter_map(|wanted| Some((wanted.address.parse().ok()?, wanted.units)))
+                .collect(),
+            blocks: port_blocks(&status.port_blocks),
         }
     }
 
@@ -224,6 +235,17 @@ impl EgressNode {
         };
         (!peer.overlay.is_empty() && !peer.underlay.is_empty()).then_some(peer)
     }
+}
+
+fn port_blocks(said: &[api::AddressPorts]) -> BTreeMap<IpAddr, BTreeSet<PortBlock>> {
+    let mut blocks: BTreeMap<IpAddr, BTreeSet<PortBlock>> = BTreeMap::new();
+    for ports in said {
+        let block = PortBlock::of_ports(ports.first, ports.last).ok();
+        if let Some((address, block)) = ports.address.parse().ok().zip(block) {
+            blocks.entry(address).or_default().insert(block);
+        }
+    }
+    blocks
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use egressgateway::{
     AddressesDesired, Change, Connection, Connections, Counter, CounterSource, Driver, Drivers,
     Encapsulation, Ending, Error, ErrorKind, Host, LocalEnd, NextHop, OverlayLinks, Peer, Plan,
-    PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay,
+    PolicyDesired, PolicyMonitor, Reconciler, SteeringDesired, TunnelDesired, Underlay, Unmanaged,
     UntrackingRule, UntrackingRules, api::Interface, model::Family,
 };
 use imbl::{OrdMap, OrdSet};
@@ -73,6 +73,7 @@ impl Kernel {
                 name: "addresses",
                 of: |held: &mut Held| &mut held.addresses,
             })),
+            relay: Box::new(Unmanaged),
             policy: Box::new(Reconciler::new(Slice {
                 kernel: self.clone(),
                 name: "policy",

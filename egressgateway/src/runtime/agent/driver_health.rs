@@ -71,6 +71,7 @@ pub(crate) struct DriversHealth {
     pub(crate) tunnel: DriverHealth,
     pub(crate) steering: DriverHealth,
     pub(crate) addresses: DriverHealth,
+    pub(crate) relay: DriverHealth,
     pub(crate) policy: DriverHealth,
 }
 
@@ -98,6 +99,12 @@ pub(crate) fn instrument(
             "addresses",
             drivers.addresses,
             health.addresses.clone(),
+            metrics,
+        )),
+        relay: Box::new(Instrumented::new(
+            "relay",
+            drivers.relay,
+            health.relay.clone(),
             metrics,
         )),
         policy: Box::new(Instrumented::new(

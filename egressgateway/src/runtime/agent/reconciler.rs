@@ -260,6 +260,7 @@ fn union(before: &DriversDesired, next: &DriversDesired) -> DriversDesired {
         tunnel: before.tunnel.union(&next.tunnel),
         steering: before.steering.union(&next.steering),
         addresses: next.addresses.clone(),
+        relay: before.relay.union(&next.relay),
         policy: next.policy.clone(),
     }
 }
@@ -271,6 +272,7 @@ mod tests {
     use super::*;
     use crate::{
         AddressesDesired, LocalEnd, NextHop, OverlayLinks, Peer, SteeringDesired, TunnelDesired,
+        Unmanaged,
         model::{Family, NodeName},
     };
 
@@ -372,6 +374,7 @@ mod tests {
                         .join("+")
                 },
             )),
+            relay: Box::new(Unmanaged),
             policy: Box::new(Fake("policy", journal.clone(), |_: &PolicyDesired| {
                 String::new()
             })),
