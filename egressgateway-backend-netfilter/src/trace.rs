@@ -215,6 +215,7 @@ impl Walk<'_> {
         match word {
             "-i" => packet.in_device.as_deref() == Some(value),
             "-o" => self.out == Some(value),
+            "--ctstate" if value == "SNAT" => packet.source_translated && self.is_tracked(),
             "--ctstate" if value == "DNAT" => packet.sent_to.is_some() && self.is_tracked(),
             "--ctstate" => value
                 .split(',')
@@ -224,6 +225,7 @@ impl Walk<'_> {
                 TraceProtocol::Udp(_) => value == "udp",
                 // A rule about TCP goes on with its flags.
                 TraceProtocol::Other => value == "tcp",
+                TraceProtocol::Portless => false,
             },
             "--dport" => packet.protocol == TraceProtocol::Udp(value.parse().unwrap_or_default()),
             "--ctstatus" => packet.state != ConnectionState::New,

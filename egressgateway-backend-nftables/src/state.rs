@@ -114,6 +114,7 @@ impl NftState {
             peers,
             own,
             hosts,
+            relayed,
             devices,
             targets,
             via,
@@ -138,6 +139,7 @@ impl NftState {
             + peers.len()
             + own.len()
             + hosts.len()
+            + relayed.len()
             + devices.len()
             + changing.len()
     }

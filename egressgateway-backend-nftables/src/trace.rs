@@ -14,7 +14,7 @@ use imbl::OrdMap;
 use crate::{
     ruleset::ast::{Hook, Jump, Rule, Side, Statement, Way},
     ruleset::names::{PRIORITY_CLASSIFY, SetName, leave_chain},
-    sets::elements::{Elements, Steer},
+    sets::elements::{Elements, ExitAs, Steer},
     sets::ranges::ElementKey,
     state::NftState,
 };
@@ -190,6 +190,10 @@ impl Walk<'_> {
             | Statement::Expected
             | Statement::SourceLocal
             | Statement::Foreign(_) => true,
+            Statement::HasPorts { negated } => {
+                (self.packet.protocol != TraceProtocol::Portless) == *negated
+            }
+            Statement::SourceTranslated => !tracked || !self.packet.source_translated,
             Statement::UdpPort(port) => self.packet.protocol != TraceProtocol::Udp(*port),
             Statement::Icmp(family) => {
                 self.packet.protocol != TraceProtocol::Icmp || !self.is(*family)
@@ -301,6 +305,9 @@ impl Walk<'_> {
                 let place = self.find(*family, |elements| &elements.addresses);
                 return place.map(|address| self.translated(TraceSource::Address(address)));
             }
+            Statement::SourcePorts(address, _) if self.is(Family::of(*address)) => {
+                return Some(self.translated(TraceSource::Ports(*address)));
+            }
             Statement::Go(jump) => return Some(jump.clone()),
             _ => {}
         }
@@ -340,6 +347,7 @@ impl Walk<'_> {
             SetName::Peers => elements.peers.contains(&address),
             SetName::Own => elements.own.contains(&address),
             SetName::Hosts => elements.hosts.contains(&address),
+            SetName::Relayed => elements.relayed.contains(&address),
             _ => false,
         }
     }
@@ -371,7 +379,7 @@ impl Walk<'_> {
                 .map(|leave| leave_chain(leave.0)),
             SetName::SnatKind => self
                 .find(family, |elements| &elements.exit)
-                .map(|exit| exit.chain().to_owned()),
+                .map(ExitAs::chain),
             _ => None,
         };
         chain.map(Jump::Goto)

@@ -5,7 +5,7 @@ use egressgateway::{
     Driver, PolicyDesired,
     model::MarkMask,
     testing::{
-        classification,
+        classification, distributed,
         worlds::{client, ip},
     },
     trace::{Trace, TracePacket, TraceVerdict},
@@ -31,6 +31,11 @@ fn marks(packet_mark: u32, connection_mark: u32, counted: &[&'static str]) -> Tr
 #[test]
 fn packets_meet_what_every_backend_must_say() {
     classification::check(&|desired| Box::new(rules(NftablesSettings::default(), desired)));
+}
+
+#[test]
+fn packets_that_their_own_node_translates_meet_what_every_backend_must_say() {
+    distributed::check(&|desired| Box::new(rules(NftablesSettings::default(), desired)));
 }
 
 #[test]

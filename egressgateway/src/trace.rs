@@ -60,6 +60,8 @@ pub enum TraceProtocol {
     Icmp,
     /// UDP, to this port.
     Udp(u16),
+    /// A protocol without ports, such as GRE.
+    Portless,
 }
 
 /// What sort of connection a first packet begins.
@@ -98,6 +100,8 @@ pub struct TracePacket {
     pub connection_mark: u32,
     /// Packet mark so far, all bits.
     pub packet_mark: u32,
+    /// Somebody has translated its connection's source.
+    pub source_translated: bool,
 }
 
 impl TracePacket {
@@ -116,6 +120,7 @@ impl TracePacket {
             beginning: Beginning::default(),
             connection_mark: 0,
             packet_mark: 0,
+            source_translated: false,
         }
     }
 
@@ -176,6 +181,8 @@ pub enum TraceSource {
     Masquerade,
     /// This one: an egress address, or the node's own on the outgoing device.
     Address(IpAddr),
+    /// This egress address, and a port that the pod's own node has of it.
+    Ports(IpAddr),
     /// It does not leave.
     Drop {
         /// The counter that says why; none where a rule of somebody else drops.

@@ -387,6 +387,7 @@ impl Elements {
         all.set(SetName::Peers, &old.peers, &new.peers);
         all.set(SetName::Own, &old.own, &new.own);
         all.set(SetName::Hosts, &old.hosts, &new.hosts);
+        all.set(SetName::Relayed, &old.relayed, &new.relayed);
         all.map(SetName::Pods, &old.pods, &new.pods);
         all.map(SetName::Subnets, &old.subnets, &new.subnets);
         all.map(SetName::Verdicts, &old.steer, &new.steer);

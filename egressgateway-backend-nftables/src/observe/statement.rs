@@ -3,14 +3,16 @@
 //! The kernel keeps rules as byte code, and nft puts them into words again: some come back in other
 //! words than they were written in.
 
+use std::net::IpAddr;
+
 use egressgateway::{
-    model::Family,
+    model::{Family, PortBlock},
     trace::{ConnectionState, DestinationKind, Direction},
 };
 use serde_json::Value;
 
 use crate::{
-    ruleset::ast::{Jump, Side, Statement, Way},
+    ruleset::ast::{Jump, PROTOCOLS_WITH_PORTS, Side, Statement, Way},
     ruleset::names::{CHANGING, COUNTERS, DEVICES, EXITS, SetName, TARGETS},
 };
 
@@ -119,6 +121,22 @@ fn matching(body: &Value) -> Option<Statement> {
     }
     if left
         .pointer("/meta/key")
+        .is_some_and(|key| key == "l4proto")
+        && let Some(protocols) = right.get("set").and_then(Value::as_array)
+    {
+        return have_ports(protocols).then_some(Statement::HasPorts { negated });
+    }
+    if let Some(numgen) = left.get("numgen") {
+        let by_chance = numgen["mode"] == "random" && numgen["offset"] == 0 && *right == 0;
+        let several = numgen["mod"]
+            .as_u64()
+            .and_then(|several| u8::try_from(several).ok());
+        return several
+            .filter(|_| by_chance && !negated)
+            .map(Statement::OneOf);
+    }
+    if left
+        .pointer("/meta/key")
         .is_some_and(|key| key == "priority")
     {
         return match right.as_str()? {
@@ -152,6 +170,17 @@ fn matching(body: &Value) -> Option<Statement> {
     } else {
         equal(left, right)
     }
+}
+
+/// Whether these are the protocols that have ports. A host that has no names for protocols says
+/// numbers.
+fn have_ports(protocols: &[Value]) -> bool {
+    let named = |(number, name): (u8, &str)| {
+        protocols
+            .iter()
+            .any(|protocol| *protocol == number || protocol == name)
+    };
+    protocols.len() == PROTOCOLS_WITH_PORTS.len() && PROTOCOLS_WITH_PORTS.into_iter().all(named)
 }
 
 /// The match that we only write with "differs".
@@ -244,6 +273,7 @@ fn equal(left: &Value, right: &Value) -> Option<Statement> {
     match (key, right.as_str()?) {
         ("state", "untracked") => Some(Statement::State(ConnectionState::Untracked)),
         ("status", "dnat") => Some(Statement::Translated),
+        ("status", "snat") => Some(Statement::SourceTranslated),
         ("status", "expected") => Some(Statement::Expected),
         ("state", "new") => Some(Statement::State(ConnectionState::New)),
         ("state", "invalid") => Some(Statement::State(ConnectionState::Invalid)),
@@ -412,9 +442,28 @@ fn source_of_device(body: &Value) -> Option<Statement> {
         .then_some(Statement::SourceOfDevice(family))
 }
 
+/// `snat ip to 10.6.0.100:2048-3071`.
+fn source_ports(body: &Value) -> Option<Statement> {
+    let only = body
+        .as_object()?
+        .keys()
+        .all(|key| ["family", "addr", "port"].contains(&key.as_str()));
+    let family = header_family(body["family"].as_str()?).filter(|_| only)?;
+    let address: IpAddr = body["addr"].as_str()?.parse().ok()?;
+    let [first, last] = body.pointer("/port/range")?.as_array()?.as_slice() else {
+        return None;
+    };
+    let port = |value: &Value| value.as_u64().and_then(|port| u16::try_from(port).ok());
+    let block = PortBlock::of_ports(port(first)?, port(last)?).ok()?;
+    (Family::of(address) == family).then_some(Statement::SourcePorts(address, block))
+}
+
 fn snat(body: &Value) -> Option<Statement> {
     if body.get("flags").is_some() {
         return source_of_device(body);
+    }
+    if body.get("port").is_some() {
+        return source_ports(body);
     }
     let only = body
         .as_object()?

@@ -189,6 +189,7 @@ impl Reader {
             SetName::Ungoverned => drop(elements.ungoverned.insert(address(element, family)?)),
             SetName::Peers => drop(elements.peers.insert(address(element, family)?)),
             SetName::Own => drop(elements.own.insert(address(element, family)?)),
+            SetName::Relayed => drop(elements.relayed.insert(address(element, family)?)),
             SetName::Hosts => drop(elements.hosts.insert(address(element, family)?)),
             SetName::Pods => {
                 let (key, value) = pair(element)?;
@@ -325,7 +326,7 @@ fn leave(value: &Value) -> Option<Leave> {
 
 fn exit(value: &Value) -> Option<ExitAs> {
     match statement::jump(value)? {
-        Jump::Goto(chain) => ExitAs::ALL.into_iter().find(|exit| exit.chain() == chain),
+        Jump::Goto(chain) => ExitAs::of_chain(&chain),
         _ => None,
     }
 }

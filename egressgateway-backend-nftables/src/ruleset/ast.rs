@@ -1,10 +1,10 @@
 //! The statements that our rules are made of: rendered for nft, read back from it, and walked by
 //! the tracer.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use egressgateway::{
-    model::Family,
+    model::{Family, PortBlock},
     trace::{ConnectionState, DestinationKind, Direction},
 };
 
@@ -149,11 +149,32 @@ pub(crate) enum Statement {
     /// entry.
     SourceOfDevice(Family),
     Masquerade,
+    /// Of a protocol that has ports, or the identifiers of an echo.
+    HasPorts {
+        negated: bool,
+    },
+    /// By chance, one packet of so many.
+    OneOf(u8),
+    /// Somebody translated the source.
+    SourceTranslated,
+    /// This address, and a port of this block.
+    SourcePorts(IpAddr, PortBlock),
     Untrack,
     Go(Jump),
     /// Nothing that we write, as nft's JSON has it.
     Foreign(String),
 }
+
+/// The protocols whose ports, or whose identifiers of an echo, the kernel chooses from a range, by
+/// number and by name: ICMP, TCP, UDP, ICMPv6, SCTP, UDP-Lite.
+pub(crate) const PROTOCOLS_WITH_PORTS: [(u8, &str); 6] = [
+    (1, "icmp"),
+    (6, "tcp"),
+    (17, "udp"),
+    (58, "ipv6-icmp"),
+    (132, "sctp"),
+    (136, "udplite"),
+];
 
 /// The statements of one rule.
 pub(crate) type Rule = Vec<Statement>;
@@ -201,7 +222,7 @@ impl SetName {
         };
         let (key, data, interval) = match self {
             Self::Exempt | Self::Local | Self::Wide | Self::Governed => (vec![address], None, true),
-            Self::Ungoverned | Self::Peers | Self::Own | Self::Hosts => {
+            Self::Ungoverned | Self::Peers | Self::Own | Self::Hosts | Self::Relayed => {
                 (vec![address], None, false)
             }
             Self::Pods => (vec![address], Some("classid"), false),
@@ -421,6 +442,22 @@ impl fmt::Display for Statement {
                 )
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),
+            Self::HasPorts { negated } => {
+                write!(f, "meta l4proto {}{{ ", operator(*negated))?;
+                for (index, protocol) in PROTOCOLS_WITH_PORTS.iter().enumerate() {
+                    let comma = if index == 0 { "" } else { ", " };
+                    write!(f, "{comma}{}", protocol.0)?;
+                }
+                f.write_str(" }")
+            }
+            Self::OneOf(several) => write!(f, "numgen random mod {several} 0"),
+            Self::SourceTranslated => f.write_str("ct status snat"),
+            Self::SourcePorts(IpAddr::V4(address), ports) => {
+                write!(f, "snat ip to {address}:{ports}")
+            }
+            Self::SourcePorts(IpAddr::V6(address), ports) => {
+                write!(f, "snat ip6 to [{address}]:{ports}")
+            }
             Self::Untrack => f.write_str("notrack"),
             Self::Go(jump) => write!(f, "{jump}"),
             Self::Foreign(json) => write!(f, "# not ours: {json}"),

@@ -18,7 +18,7 @@ use crate::ruleset::{
         arrive, arrive_inward, classify, decide, find_class, leaving, no_class, to, towards_pod,
         unclassified,
     },
-    exit::{restore, snat_address, snat_keep, snat_node, translate},
+    exit::{ports_of, restore, snat_address, snat_keep, snat_node, snat_ports, translate},
     forward::{clamp, enter, forward, guard, guard_answers, opening},
     names::{
         ANSWERS, ARRIVE, ARRIVE_INWARD, ARRIVE_UNPINNED, CLAMP, CLASSIFY, DECIDE, DROP_HELD,
@@ -26,8 +26,8 @@ use crate::ruleset::{
         INVALID_UNTRACKED, LEAVE, LOST, NO_CLASS, NO_GATEWAY, NOT_TUNNEL, OPENING, OUTER, OUTER_IN,
         OUTER_OUT, PIN_ANSWER, POST_RESTORE, POST_TRANSLATE, PREROUTING, PRIORITY_CLASSIFY,
         PRIORITY_MANGLE, PRIORITY_RAW, PRIORITY_RESTORE, PRIORITY_TRANSLATE, REVERSE, SERVICE,
-        SNAT_ADDRESS, SNAT_KEEP, SNAT_NODE, TOWARDS_POD, TRANSLATED, UNCLASSIFIED, UNTRACK,
-        by_chain, leave_chain, steer_chain, to_chain,
+        SNAT_ADDRESS, SNAT_KEEP, SNAT_NODE, SNAT_PORTS, TOWARDS_POD, TRANSLATED, UNCLASSIFIED,
+        UNTRACK, by_chain, leave_chain, ports_chain, steer_chain, to_chain,
     },
     outer::{not_tunnel, outer, outer_in, outer_out, untrack},
     prerouting::{answers, arrive_unpinned, invalid_untracked, leave, prerouting, reverse},
@@ -97,11 +97,14 @@ pub(crate) fn chains(
         (CLAMP, plain(clamp(desired))),
         (OPENING, plain(opening())),
         (CLASSIFY, plain(classify(desired.overlay.port))),
-        (ARRIVE, plain(arrive())),
+        (ARRIVE, plain(arrive(desired))),
         (ARRIVE_INWARD, plain(arrive_inward())),
         (
             INVALID_UNTRACKED,
-            plain(invalid_untracked(exits.kept, mask)),
+            plain(invalid_untracked(
+                exits.kept || !desired.relayed.is_empty(),
+                mask,
+            )),
         ),
         (ARRIVE_UNPINNED, plain(arrive_unpinned(mask))),
         (ANSWERS, plain(answers())),
@@ -117,7 +120,7 @@ pub(crate) fn chains(
                 ForgetClass,
             ]]),
         ),
-        (GUARD, plain(guard(mask))),
+        (GUARD, plain(guard(desired, mask))),
         (GUARD_ANSWERS, plain(guard_answers(mask))),
         (
             LOST,
@@ -144,6 +147,12 @@ pub(crate) fn chains(
     ]
     .map(|(name, chain)| (name.to_owned(), chain))
     .into();
+    if !desired.distributed.is_empty() {
+        chains.insert(SNAT_PORTS.into(), plain(snat_ports()));
+    }
+    for (address, blocks) in &desired.blocks {
+        chains.insert(ports_chain(*address), plain(ports_of(*address, blocks)));
+    }
     if desired.overlay.port > 0 {
         chains.insert(NOT_TUNNEL.into(), plain(not_tunnel()));
     }

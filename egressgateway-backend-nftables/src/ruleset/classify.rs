@@ -14,8 +14,8 @@ use crate::ruleset::{
         },
     },
     names::{
-        ARRIVE, ARRIVE_INWARD, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_START_GATE,
-        DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, FIND_CLASS, LEAVE, LOST, NO_CLASS, NOT_TUNNEL,
+        ARRIVE, ARRIVE_INWARD, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NO_PORT, DROP_START_GATE,
+        DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, EXITED, FIND_CLASS, LEAVE, LOST, NO_CLASS, NOT_TUNNEL,
         PIN_ANSWER, STEERED, SetName, TOWARDS_POD, UNCLASSIFIED, steer_chain,
     },
     rule::{FROM_OVERLAY, address, drop_if, dropped, go, goto, jump, led_inside},
@@ -63,8 +63,21 @@ pub(super) fn judge() -> [Rule; 4] {
 /// Through the overlay comes what leaves the cluster here, and what nodes ask each other: whether
 /// they are there. Others' rules would deliver anything else wherever it says, with the source that
 /// it says.
-pub(super) fn arrive() -> Vec<Rule> {
+///
+/// What pods' own nodes translate is not tracked where it exits, and belongs to a connection where
+/// its answers arrive: here it is neither.
+pub(super) fn arrive(desired: &PolicyDesired) -> Vec<Rule> {
     let mut rules = vec![go([Statement::Inward], jump(ARRIVE_INWARD))];
+    if !desired.relayed.is_empty() {
+        for side in [Side::Source, Side::Destination] {
+            rules.extend(Family::ALL.map(|family| {
+                drop_if(
+                    [address(side, family, SetName::Relayed)],
+                    DROP_UNKNOWN_SOURCE,
+                )
+            }));
+        }
+    }
     rules.extend(Family::ALL.map(led_inside));
     rules.extend(Family::ALL.map(|family| {
         drop_if(
@@ -234,11 +247,44 @@ pub(super) fn unclassified(may_exit: bool, mask: MarkMask) -> Vec<Rule> {
     ]
 }
 
+/// Pins a new connection to `target`, which this node translates itself, whether or not it exits
+/// here: where it exits may change while it lasts. An answer to somebody outside can't be
+/// translated any more, and nobody sends here what is translated before it is sent.
+fn to_distributed(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    let (keep, value) = (mask.keep(), mask.mark(target));
+    let answer = Pinned {
+        mask: mask.bits(),
+        negated: false,
+        value: mask.answer_mark(),
+    };
+    let own = if desired.exits.contains(&target) {
+        vec![Count(EXITED), Pin { keep, value }]
+    } else if desired.targets.contains(&target) {
+        vec![
+            Count(STEERED),
+            Pin { keep, value },
+            Statement::Mark { keep, value },
+        ]
+    } else {
+        dropped(DROP_NO_GATEWAY)
+    };
+    vec![
+        go([Statement::InvalidOrUntracked], goto(LOST)),
+        drop_if([answer], DROP_NO_GATEWAY),
+        drop_if([FROM_OVERLAY], DROP_UNKNOWN_SOURCE),
+        drop_if([Statement::HasPorts { negated: true }], DROP_NO_PORT),
+        own,
+    ]
+}
+
 /// Pins a new connection to `target`, or to this node where it exits here. The mark of this first
 /// packet is given here; later ones get it by the pin. Of what somebody outside began, the answers
 /// are marked and nothing is pinned: another of them may be on its way. They can't leave from here,
 /// where nothing would translate them.
 pub(super) fn to(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    if desired.distributed.contains(&target) {
+        return to_distributed(target, desired, mask);
+    }
     let by_network = !desired.networks.is_empty();
     let exit = if by_network {
         Go(goto(LEAVE))

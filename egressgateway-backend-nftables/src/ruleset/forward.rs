@@ -14,7 +14,7 @@ use crate::ruleset::{
     names::{
         CLAMP, CLASSIFY, DROP_NO_GATEWAY, ENTER, GUARD, GUARD_ANSWERS, OPENING, SetName, TUNNELLED,
     },
-    rule::{FROM_OVERLAY, INTO_OVERLAY, drop_if, exits, go, goto, jump},
+    rule::{FROM_OVERLAY, INTO_OVERLAY, drop_if, exits, go, goto, jump, pinned_to},
 };
 
 /// What is ours leaves through the overlay or, with the exit's byte, from here; lost rules, routes
@@ -70,8 +70,21 @@ pub(super) fn opening() -> Vec<Rule> {
 
 /// What is pinned to a target, and neither exits here nor enters the overlay: only its replies may
 /// pass.
-pub(super) fn guard(mask: MarkMask) -> Vec<Rule> {
-    vec![
+///
+/// What this node translated itself for a target that exits here leaves by any device. Its source
+/// is the egress address: a connection that began before that is not let out.
+pub(super) fn guard(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
+    let here = desired
+        .distributed
+        .iter()
+        .filter(|target| desired.exits.contains(*target))
+        .map(|target| {
+            go(
+                [pinned_to(*target, mask), Statement::SourceTranslated],
+                Jump::Accept,
+            )
+        });
+    let rest = vec![
         go(
             [Pinned {
                 mask: mask.bits(),
@@ -82,7 +95,8 @@ pub(super) fn guard(mask: MarkMask) -> Vec<Rule> {
         ),
         drop_if([Statement::Direction(Direction::Original)], DROP_NO_GATEWAY),
         go([Statement::Syn], jump(CLAMP)),
-    ]
+    ];
+    here.chain(rest).collect()
 }
 
 /// An answer that a target is meant for does not leave by another device, even where somebody took

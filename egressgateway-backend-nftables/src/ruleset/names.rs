@@ -1,5 +1,7 @@
 //! Every name and number that reaches the kernel, and what it must not collide with.
 
+use std::net::IpAddr;
+
 use egressgateway::model::{Family, NetworkId, TargetId};
 
 /// Program that talks to the kernel for us.
@@ -86,8 +88,10 @@ pub(crate) const DROP_START_GATE: &str = "drop_start_gate";
 /// Governed, and taken out of connection tracking by somebody else, so that nothing can be pinned
 /// or translated.
 pub(crate) const DROP_UNTRACKED: &str = "drop_untracked";
+/// Of a protocol without ports, so that no node's share of an egress address fits it.
+pub(crate) const DROP_NO_PORT: &str = "drop_no_port";
 /// All counters, in the order in which they are declared.
-pub(crate) const COUNTERS: [&str; 9] = [
+pub(crate) const COUNTERS: [&str; 10] = [
     STEERED,
     TUNNELLED,
     EXITED,
@@ -97,6 +101,7 @@ pub(crate) const COUNTERS: [&str; 9] = [
     DROP_NOT_PEER,
     DROP_START_GATE,
     DROP_UNTRACKED,
+    DROP_NO_PORT,
 ];
 
 /// Connection tracking begins at -200: what is dropped or untracked must be so before. nftables'
@@ -184,6 +189,10 @@ pub(crate) const SNAT_NODE: &str = "snat_node";
 pub(crate) const SNAT_KEEP: &str = "snat_keep";
 /// Chain: leaves with an egress address.
 pub(crate) const SNAT_ADDRESS: &str = "snat_address";
+/// Chain: translated here, before it is sent, to this node's ports of an egress address.
+pub(crate) const SNAT_PORTS: &str = "snat_ports";
+/// Prefix of the chain that translates to this node's ports of one egress address.
+pub(crate) const PORTS: &str = "ports_";
 /// Chain: pins what exits here, by the network of its egress address.
 pub(crate) const LEAVE: &str = "leave_here";
 /// Chain: the reverse-path filter of a network's device looks at the mark of answers.
@@ -236,6 +245,8 @@ pub(crate) enum SetName {
     Own,
     /// Whatever addresses other nodes have.
     Hosts,
+    /// Egress addresses that pods' own nodes translate to.
+    Relayed,
     /// Pod to class.
     Pods,
     /// Pod subnet to class.
@@ -256,7 +267,7 @@ pub(crate) enum SetName {
 
 impl SetName {
     /// All of them.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Exempt,
         Self::Local,
         Self::Wide,
@@ -265,6 +276,7 @@ impl SetName {
         Self::Peers,
         Self::Own,
         Self::Hosts,
+        Self::Relayed,
         Self::Pods,
         Self::Subnets,
         Self::Verdicts,
@@ -294,6 +306,8 @@ impl SetName {
             (Self::Own, Family::V6) => "own6",
             (Self::Hosts, Family::V4) => "hosts4",
             (Self::Hosts, Family::V6) => "hosts6",
+            (Self::Relayed, Family::V4) => "relayed4",
+            (Self::Relayed, Family::V6) => "relayed6",
             (Self::Pods, Family::V4) => "pods4",
             (Self::Pods, Family::V6) => "pods6",
             (Self::Subnets, Family::V4) => "subnets4",
@@ -366,6 +380,17 @@ pub(crate) fn leave_chain(network: NetworkId) -> String {
 /// The chain that marks the packets of `network`.
 pub(crate) fn by_chain(network: NetworkId) -> String {
     format!("{BY}{network}")
+}
+
+/// The chain that translates to this node's ports of `address`. No name of a chain has a colon.
+pub(crate) fn ports_chain(address: IpAddr) -> String {
+    format!("{PORTS}{address}").replace(':', "-")
+}
+
+/// The address of a chain that [`ports_chain`] named.
+pub(crate) fn address_of_chain(chain: &str) -> Option<IpAddr> {
+    let address = chain.strip_prefix(PORTS)?.replace('-', ":").parse().ok()?;
+    (ports_chain(address) == chain).then_some(address)
 }
 
 /// The network of a chain that [`leave_chain`] named.

@@ -2,7 +2,7 @@
 
 use egressgateway::{
     PolicyDesired,
-    model::{Family, MarkMask},
+    model::{Family, MarkMask, TargetId},
 };
 
 use crate::ruleset::{
@@ -66,6 +66,15 @@ pub(super) fn address(side: Side, family: Family, set: SetName) -> Statement {
         family,
         negated: false,
         set,
+    }
+}
+
+/// The connection is pinned to this target.
+pub(super) fn pinned_to(target: TargetId, mask: MarkMask) -> Statement {
+    Pinned {
+        mask: mask.bits(),
+        negated: false,
+        value: mask.mark(target),
     }
 }
 

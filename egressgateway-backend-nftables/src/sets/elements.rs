@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use crate::{
     ruleset::ast::Jump,
     ruleset::names::{
-        ANSWERS, HELD, NO_GATEWAY, SNAT_ADDRESS, SNAT_KEEP, SNAT_NODE, by_chain, steer_chain,
-        to_chain,
+        ANSWERS, HELD, NO_GATEWAY, SNAT_ADDRESS, SNAT_KEEP, SNAT_NODE, address_of_chain, by_chain,
+        ports_chain, steer_chain, to_chain,
     },
     sets::ranges::{self, ElementKey},
 };
@@ -43,18 +43,27 @@ pub(crate) enum ExitAs {
     Node,
     Itself,
     Address,
+    /// With this node's ports of an egress address, wherever it exits.
+    Ports(IpAddr),
 }
 
 impl ExitAs {
-    pub(crate) const ALL: [Self; 3] = [Self::Node, Self::Itself, Self::Address];
-
     /// The chain that does so.
-    pub(crate) const fn chain(self) -> &'static str {
+    pub(crate) fn chain(self) -> String {
         match self {
-            Self::Node => SNAT_NODE,
-            Self::Itself => SNAT_KEEP,
-            Self::Address => SNAT_ADDRESS,
+            Self::Node => SNAT_NODE.into(),
+            Self::Itself => SNAT_KEEP.into(),
+            Self::Address => SNAT_ADDRESS.into(),
+            Self::Ports(address) => ports_chain(address),
         }
+    }
+
+    /// What such a chain does.
+    pub(crate) fn of_chain(chain: &str) -> Option<Self> {
+        [Self::Node, Self::Itself, Self::Address]
+            .into_iter()
+            .find(|exit| exit.chain() == chain)
+            .or_else(|| address_of_chain(chain).map(Self::Ports))
     }
 }
 
@@ -82,6 +91,7 @@ pub(crate) struct Elements {
     pub(crate) peers: OrdSet<IpAddr>,
     pub(crate) own: OrdSet<IpAddr>,
     pub(crate) hosts: OrdSet<IpAddr>,
+    pub(crate) relayed: OrdSet<IpAddr>,
     pub(crate) devices: OrdSet<String>,
     pub(crate) targets: OrdMap<u32, Jump>,
     /// Only while a change is under way, or after one that was interrupted.
@@ -103,6 +113,8 @@ struct Origin {
     exiting: BTreeSet<TargetId>,
     accepts: OrdSet<TargetId>,
     networks: OrdMap<NetworkId, ExitNetwork>,
+    /// The addresses that this node has ports of.
+    ported: BTreeSet<IpAddr>,
     exempt: OrdSet<IpNet>,
     governed: OrdSet<IpRange>,
 }
@@ -142,6 +154,7 @@ impl Elements {
                 .collect(),
             accepts: desired.accepts.clone(),
             networks: desired.networks.clone(),
+            ported: desired.blocks.keys().copied().collect(),
             exempt: desired.exempt.clone(),
             governed: gate.governed,
         };
@@ -164,6 +177,7 @@ impl Elements {
             peers: desired.overlay.peers.clone(),
             own: desired.overlay.own.clone(),
             hosts: desired.overlay.hosts.clone(),
+            relayed: desired.relayed.clone(),
             devices: desired.overlay.devices.clone(),
             targets: pins(desired, mask),
             exits: exits(desired, mask),
@@ -183,6 +197,7 @@ impl Elements {
     /// Nothing but what a connection's first packet is classified by.
     pub(crate) fn keep_classification(&mut self) {
         let (exit, addresses, node, keep_source, peers, own, hosts, targets) = Default::default();
+        let relayed = OrdSet::new();
         *self = Self {
             exit,
             addresses,
@@ -191,6 +206,7 @@ impl Elements {
             peers,
             own,
             hosts,
+            relayed,
             targets,
             ..std::mem::take(self)
         };
@@ -220,7 +236,7 @@ impl Elements {
                     && before.exiting == origin.exiting
                     && before.accepts == origin.accepts
             })
-            .filter(|before| before.networks == origin.networks)
+            .filter(|before| before.networks == origin.networks && before.ported == origin.ported)
         else {
             ranges::check_disjoint(
                 origin.destinations.keys().copied(),
@@ -260,6 +276,10 @@ impl Elements {
         let steer = match verdict {
             Verdict::Pass => None,
             Verdict::Hold => Some(Steer::Held),
+            Verdict::Egress {
+                source_nat: SourceNat::Ports(address),
+                ..
+            } if !origin.ported.contains(&address) => Some(Steer::Held),
             Verdict::Egress { target, .. }
                 if origin.targets.contains(&target) || origin.exiting.contains(&target) =>
             {
@@ -268,6 +288,11 @@ impl Elements {
             Verdict::Egress { .. } => Some(Steer::NoGateway),
         };
         let source = match verdict {
+            // Wherever it exits, it is translated here.
+            Verdict::Egress {
+                source_nat: source_nat @ SourceNat::Ports(address),
+                ..
+            } => Some(source_nat).filter(|_| origin.ported.contains(&address)),
             Verdict::Egress { target, source_nat } if origin.exiting.contains(&target) => {
                 Some(source_nat)
             }
@@ -277,11 +302,13 @@ impl Elements {
             None => (None, None),
             Some(SourceNat::NodeAddress) => (Some(ExitAs::Node), None),
             Some(SourceNat::Keep) => (Some(ExitAs::Itself), None),
-            Some(SourceNat::Ports(_)) => (None, None),
+            Some(SourceNat::Ports(address)) if Family::of(address) == place.1.family() => {
+                (Some(ExitAs::Ports(address)), None)
+            }
             Some(SourceNat::Address(address)) if Family::of(address) == place.1.family() => {
                 (Some(ExitAs::Address), Some(address))
             }
-            Some(SourceNat::Address(address)) => {
+            Some(SourceNat::Address(address) | SourceNat::Ports(address)) => {
                 let context = format!(
                     "class {} to {}: {address} is of the other address family",
                     place.0, place.1
@@ -431,7 +458,17 @@ fn pins(desired: &PolicyDesired, mask: MarkMask) -> OrdMap<u32, Jump> {
         .keys()
         .map(|network| (mask.network_mark(*network), Jump::Goto(by_chain(*network))));
     let answer = (mask.answer_mark(), Jump::Goto(ANSWERS.into()));
-    targets.chain(networks).chain([exit, answer]).collect()
+    // What this node translated itself leaves by the host's own routes where it exits here.
+    let here = desired
+        .distributed
+        .iter()
+        .filter(|target| desired.exits.contains(*target))
+        .map(|target| (mask.mark(*target), Jump::Accept));
+    targets
+        .chain(networks)
+        .chain(here)
+        .chain([exit, answer])
+        .collect()
 }
 
 /// The marks of what exits here, where there is more than one.

@@ -2,4 +2,5 @@
 
 pub mod classification;
 pub mod conformance;
+pub mod distributed;
 pub mod worlds;

@@ -196,7 +196,7 @@ impl Plans {
             };
             let source = match rules.trace_source(&packet, &device) {
                 TraceSource::Masquerade => own(),
-                TraceSource::Address(address) => Some(address),
+                TraceSource::Address(address) | TraceSource::Ports(address) => Some(address),
                 TraceSource::Itself => Some(packet.source),
                 TraceSource::Untouched => panic!("whatever leaves is translated, or kept from it"),
                 TraceSource::Drop { .. } => continue,
