@@ -108,7 +108,7 @@ pub(crate) const UNTRACK: &str = "EGW-UNTRACK";
 
 /// Chains of one rule each, never rewritten, so that what they counted stays: name of the counter,
 /// table, chain.
-pub(crate) const COUNTERS: [(&str, &str, &str); 10] = [
+pub(crate) const COUNTERS: [(&str, &str, &str); 11] = [
     ("steered", MANGLE, STEERED),
     ("tunnelled", MANGLE, TUNNELLED),
     ("exited", NAT, EXITED),
@@ -119,6 +119,7 @@ pub(crate) const COUNTERS: [(&str, &str, &str); 10] = [
     ("drop_not_peer", MANGLE, NOT_PEER),
     ("drop_start_gate", MANGLE, START_GATE),
     ("drop_untracked", MANGLE, UNTRACKED),
+    ("drop_no_port", MANGLE, NO_PORT),
 ];
 pub(crate) const STEERED: &str = "EGW-STEERED";
 pub(crate) const TUNNELLED: &str = "EGW-TUNNELLED";
@@ -131,6 +132,11 @@ pub(crate) const UNKNOWN_SOURCE: &str = "EGW-UNKNOWN-SOURCE";
 pub(crate) const NOT_PEER: &str = "EGW-NOT-PEER";
 pub(crate) const START_GATE: &str = "EGW-START-GATE";
 pub(crate) const UNTRACKED: &str = "EGW-UNTRACKED";
+pub(crate) const NO_PORT: &str = "EGW-NO-PORT";
+/// Chain: lets go on what has ports that the nat table can choose from a range.
+pub(crate) const HAS_PORTS: &str = "EGW-HAS-PORTS";
+/// Chain: later packets of what this node translated itself and lets out itself.
+pub(crate) const HERE: &str = "EGW-HERE";
 
 /// Sets that are there whatever the policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,10 +156,12 @@ pub(crate) enum Common {
     Own,
     /// Whatever addresses other nodes have.
     Hosts,
+    /// Egress addresses that pods' own nodes translate to.
+    Relayed,
 }
 
 impl Common {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Pods,
         Self::Subnets,
         Self::Exempt,
@@ -164,6 +172,7 @@ impl Common {
         Self::Peers,
         Self::Own,
         Self::Hosts,
+        Self::Relayed,
     ];
 
     pub(crate) fn name(self, family: Family) -> String {
@@ -178,6 +187,7 @@ impl Common {
             Self::Peers => "peers",
             Self::Own => "own",
             Self::Hosts => "hosts",
+            Self::Relayed => "relayed",
         };
         format!("{SET_PREFIX}{what}-{}", suffix(family))
     }

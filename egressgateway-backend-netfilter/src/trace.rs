@@ -227,6 +227,8 @@ impl Walk<'_> {
                 TraceProtocol::Other => value == "tcp",
                 TraceProtocol::Portless => false,
             },
+            // Either way is possible: the source is the same.
+            "--mode" | "--probability" => true,
             "--dport" => packet.protocol == TraceProtocol::Udp(value.parse().unwrap_or_default()),
             "--ctstatus" => packet.state != ConnectionState::New,
             "--ctdir" => (value == "REPLY") == (packet.direction == Direction::Reply),
@@ -273,8 +275,8 @@ impl Walk<'_> {
             "SNAT" => {
                 self.source = options
                     .get(1)
-                    .and_then(|address| address.parse().ok())
-                    .map_or(TraceSource::Untouched, TraceSource::Address);
+                    .and_then(|source| translated(source))
+                    .unwrap_or(TraceSource::Untouched);
                 return Step::Accept;
             }
             "CT" => self.packet.state = ConnectionState::Untracked,
@@ -350,6 +352,16 @@ impl Walk<'_> {
             ConnectionState::Invalid | ConnectionState::Untracked
         )
     }
+}
+
+/// An address, or an address with a range of ports.
+fn translated(source: &str) -> Option<TraceSource> {
+    if let Ok(address) = source.parse() {
+        return Some(TraceSource::Address(address));
+    }
+    let (address, _) = source.rsplit_once(':')?;
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    address.parse().ok().map(TraceSource::Ports)
 }
 
 /// As iptables writes it.

@@ -6,6 +6,7 @@ use egressgateway::{
     model::MarkMask,
     testing::{
         classification,
+        distributed::{self, Echo6},
         worlds::{client, ip},
     },
     trace::{Trace, TracePacket, TraceVerdict},
@@ -31,6 +32,14 @@ fn marks(packet_mark: u32, connection_mark: u32, counted: &[&'static str]) -> Tr
 #[test]
 fn packets_meet_what_every_backend_must_say() {
     classification::check(&|desired| Box::new(rules(NetfilterSettings::default(), desired)));
+}
+
+#[test]
+fn packets_that_their_own_node_translates_meet_what_every_backend_must_say() {
+    distributed::check(
+        &|desired| Box::new(rules(NetfilterSettings::default(), desired)),
+        Echo6::Dropped,
+    );
 }
 
 #[test]

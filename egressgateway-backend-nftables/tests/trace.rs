@@ -5,7 +5,8 @@ use egressgateway::{
     Driver, PolicyDesired,
     model::MarkMask,
     testing::{
-        classification, distributed,
+        classification,
+        distributed::{self, Echo6},
         worlds::{client, ip},
     },
     trace::{Trace, TracePacket, TraceVerdict},
@@ -35,7 +36,10 @@ fn packets_meet_what_every_backend_must_say() {
 
 #[test]
 fn packets_that_their_own_node_translates_meet_what_every_backend_must_say() {
-    distributed::check(&|desired| Box::new(rules(NftablesSettings::default(), desired)));
+    distributed::check(
+        &|desired| Box::new(rules(NftablesSettings::default(), desired)),
+        Echo6::Translated,
+    );
 }
 
 #[test]

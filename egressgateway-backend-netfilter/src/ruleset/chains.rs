@@ -9,10 +9,11 @@ use crate::{
     mark_layout::MarkLayout,
     names::{
         ANSWERS, ARRIVE, ARRIVE_UNPINNED, CLASSIFY, Common, DECIDE, ENDING, EXIT, EXIT_CLASS,
-        FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HELD, INPUT, INVALID_UNTRACKED, LEAVE,
-        LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_VERDICT, NOT_PEER, OPENING, PASS, POD,
-        POSTROUTING, PREROUTING, RAW, START_GATE, STEERED, TOWARDS_POD, TRANSLATED, TUNNELLED,
-        UNCLASSIFIED, UNKNOWN_SOURCE, UNPINNED, UNTRACKED,
+        FILTER, FIRST, FORWARD, GUARD, GUARD_ANSWERS, HAS_PORTS, HELD, HERE, INPUT,
+        INVALID_UNTRACKED, LEAVE, LET_GO, LOST, MANGLE, NAT, NO_CLASS, NO_GATEWAY, NO_PORT,
+        NO_VERDICT, NOT_PEER, OPENING, PASS, POD, POSTROUTING, PREROUTING, RAW, START_GATE,
+        STEERED, TOWARDS_POD, TRANSLATED, TUNNELLED, UNCLASSIFIED, UNKNOWN_SOURCE, UNPINNED,
+        UNTRACKED,
     },
     ruleset::{
         render::{NOT_TRACKED, Render, chains},
@@ -115,7 +116,12 @@ impl Render<'_> {
             (UNKNOWN_SOURCE, drop()),
             (START_GATE, drop()),
             (UNTRACKED, drop()),
+            (NO_PORT, drop()),
         ]);
+        if !self.desired.distributed.is_empty() {
+            mangle.insert(HAS_PORTS.into(), self.has_ports());
+            mangle.insert(HERE.into(), vec![Self::mark(0, self.layout.mask())]);
+        }
         if !self.desired.networks.is_empty() {
             mangle.insert(LEAVE.into(), self.leave());
         }

@@ -6,8 +6,9 @@ use egressgateway::model::{Family, TargetId};
 
 use crate::{
     names::{
-        ARRIVE, CLASS, Common, DECIDE, HELD, LEAVE, LOST, NO_CLASS, NO_GATEWAY, PASS, POD, STEERED,
-        TOWARDS_POD, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACKED, VERDICT, class_chain, verdicts_set,
+        ARRIVE, CLASS, Common, DECIDE, HAS_PORTS, HELD, LEAVE, LOST, NO_CLASS, NO_GATEWAY, NO_PORT,
+        PASS, POD, STEERED, TOWARDS_POD, UNCLASSIFIED, UNKNOWN_SOURCE, UNTRACKED, VERDICT,
+        class_chain, verdicts_set,
     },
     ruleset::{
         number_trees::class_tree,
@@ -56,6 +57,14 @@ impl Render<'_> {
             "-p {icmp} -m addrtype --dst-type LOCAL --limit-iface-in -j RETURN"
         )];
         rules.extend(self.to_host_or_group(&format!("--limit-iface-in -g {UNKNOWN_SOURCE}")));
+        if !self.desired.relayed.is_empty() {
+            // What pods' own nodes translate is not tracked where it exits, and belongs to a
+            // connection where its answers arrive: here it is neither.
+            rules
+                .extend(["src", "dst"].map(|side| {
+                    format!("{} -g {UNKNOWN_SOURCE}", self.set(Common::Relayed, side))
+                }));
+        }
         rules.extend([
             format!("{} -g {UNKNOWN_SOURCE}", self.set(Common::Exempt, "dst")),
             // This host's own addresses, and its own pods as far as they are known to be in no
@@ -199,6 +208,9 @@ impl Render<'_> {
     /// outside began, the answers keep the mark that they have and nothing is pinned: another of
     /// them may be on its way. They can't leave from here, where nothing would translate them.
     pub(super) fn to(&self, target: TargetId) -> Vec<String> {
+        if self.desired.distributed.contains(&target) {
+            return self.to_distributed(target);
+        }
         let by_network = !self.desired.networks.is_empty();
         let exit = if by_network {
             format!("-j {LEAVE}")
@@ -246,6 +258,44 @@ impl Render<'_> {
             rules.push(format!("-g {NO_GATEWAY}"));
         }
         rules
+    }
+
+    /// Pins a new connection to `target`, which this node translates itself, whether or not it
+    /// exits here: where it exits may change while it lasts. An answer to somebody outside can't be
+    /// translated any more, and nobody sends here what is translated before it is sent.
+    fn to_distributed(&self, target: TargetId) -> Vec<String> {
+        let mark = self.layout.target(target);
+        let mut rules = vec![
+            format!("{INVALID_OR_UNTRACKED} -g {LOST}"),
+            format!("{} -g {NO_GATEWAY}", self.pinned(self.layout.answer())),
+        ];
+        rules.extend(self.each_device("-i", &format!("-g {UNKNOWN_SOURCE}")));
+        rules.extend([format!("-j {HAS_PORTS}"), Self::mark(0, self.layout.mask())]);
+        // The number of the source is there where some exit here.
+        rules.extend(
+            (!self.desired.networks.is_empty()).then(|| Self::mark(0, self.layout.scratch())),
+        );
+        if self.desired.exits.contains(&target) {
+            rules.push(self.pin(mark));
+        } else if self.desired.targets.contains(&target) {
+            rules.extend([
+                format!("-j {STEERED}"),
+                self.pin(mark),
+                Self::mark(mark, self.layout.mask()),
+            ]);
+        } else {
+            rules.push(format!("-g {NO_GATEWAY}"));
+        }
+        rules
+    }
+
+    /// The nat table takes a range of ports for these protocols alone.
+    pub(super) fn has_ports(&self) -> Vec<String> {
+        self.protocols_with_ports()
+            .iter()
+            .map(|protocol| format!("-p {protocol} -j RETURN"))
+            .chain([format!("-g {NO_PORT}")])
+            .collect()
     }
 
     /// What comes through the overlay was governed for the node that sent it; here nothing says as

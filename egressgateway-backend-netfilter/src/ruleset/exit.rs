@@ -1,8 +1,9 @@
-//! As whom what exits here leaves.
+//! As whom what exits here leaves, and what this node translates wherever it exits.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use egressgateway::model::Family;
+use egressgateway::model::{Family, PortBlock};
+use imbl::OrdSet;
 
 use crate::{
     names::{
@@ -25,7 +26,12 @@ impl Render<'_> {
     /// the nat table, which can't look it up: before the connection is confirmed, because nobody
     /// translates later packets.
     pub(super) fn postrouting(&self) -> Vec<String> {
-        let mut rules = self.each_device("-o", &Self::mark(0, self.layout.mask()));
+        let first = "-m conntrack --ctstate NEW ! --ctstatus CONFIRMED";
+        let mut rules: Vec<String> = self
+            .distributed()
+            .map(|pinned| format!("{first} {pinned} -j {EXIT}"))
+            .collect();
+        rules.extend(self.each_device("-o", &Self::mark(0, self.layout.mask())));
         rules.extend(self.each_device("-o", "-j RETURN"));
         rules.extend(self.each_exit(
             "-m conntrack --ctstate NEW ! --ctstatus CONFIRMED ",
@@ -106,6 +112,26 @@ impl Render<'_> {
         rules
     }
 
+    /// One of this node's blocks by chance, each as often as any other: of what is left when the
+    /// first ones did not take it, the next one takes its share. What has no ports was dropped
+    /// before.
+    fn ports_of(&self, address: IpAddr, blocks: &OrdSet<PortBlock>) -> Vec<String> {
+        let to = match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
+        let mut rules = vec![Self::mark(0, self.layout.scratch())];
+        for (block, left) in blocks.iter().zip((1..=blocks.len()).rev()) {
+            let share = one_of(left);
+            rules.extend(
+                self.protocols_with_ports().iter().map(|protocol| {
+                    format!("-p {protocol}{share} -j SNAT --to-source {to}:{block}")
+                }),
+            );
+        }
+        rules
+    }
+
     /// What enters the tunnel keeps its source: it is translated to itself, which keeps every later
     /// masquerade away. What exits has the number of its source in the packet mark. The nat table
     /// can't drop: whatever has no source was dropped before.
@@ -118,7 +144,16 @@ impl Render<'_> {
                 "::"
             }
         );
-        let mut post = self.each_device("-o", &itself);
+        // What this node translates itself, whether it enters the tunnel or exits here.
+        let into_tunnel = self
+            .distributed()
+            .flat_map(|pinned| self.each_device("-o", &format!("{pinned} -j {SOURCE}")));
+        let here = self.distributed_here().flat_map(|target| {
+            let pinned = self.pinned(self.layout.target(target));
+            [EXITED, SOURCE].map(|chain| format!("{pinned} -j {chain}"))
+        });
+        let mut post: Vec<String> = into_tunnel.chain(here).collect();
+        post.extend(self.each_device("-o", &itself));
         post.extend(self.each_exit("", &format!("-j {SOURCE}")));
         let own = |last: &str| {
             vec![
@@ -137,9 +172,46 @@ impl Render<'_> {
         for (address, number) in self.addresses() {
             let name = format!("{SNAT_PREFIX}{number:04x}");
             leaves.insert(number, format!("-g {name}"));
-            nat.insert(name, own(&format!("-j SNAT --to-source {address}")));
+            let rules = match self.desired.blocks.get(&address) {
+                Some(blocks) => self.ports_of(address, blocks),
+                None => own(&format!("-j SNAT --to-source {address}")),
+            };
+            nat.insert(name, rules);
         }
         nat.extend(translation_tree(self.layout, &leaves));
         nat
+    }
+}
+
+/// A match of one packet of so many, by chance; nothing for every one. As `iptables-save` prints
+/// the number that the kernel keeps: in parts of 2³¹, rounded.
+fn one_of(several: usize) -> String {
+    const WHOLE: u64 = 1 << 31;
+    const DIGITS: u128 = 100_000_000_000;
+    let Some(several) = u64::try_from(several).ok().filter(|several| *several > 1) else {
+        return String::new();
+    };
+    let kept = (WHOLE + several / 2) / several;
+    let digits = (u128::from(kept) * DIGITS + u128::from(WHOLE / 2)) / u128::from(WHOLE);
+    format!(" -m statistic --mode random --probability 0.{digits:011}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_written_as_the_kernel_gives_it_back() {
+        assert_eq!(one_of(1), "");
+        for (several, text) in [
+            (2, "0.50000000000"),
+            (3, "0.33333333349"),
+            (4, "0.25000000000"),
+        ] {
+            assert_eq!(
+                one_of(several),
+                format!(" -m statistic --mode random --probability {text}")
+            );
+        }
     }
 }

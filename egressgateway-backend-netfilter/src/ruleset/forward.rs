@@ -187,10 +187,20 @@ impl Render<'_> {
         let networks = self
             .networks()
             .map(|(mark, _)| format!("{} -j RETURN", self.pinned(mark)));
+        // What this node translated itself for a target that exits here leaves by any device. Its
+        // source is the egress address: a connection that began before that is not let out.
+        let here = self.distributed_here().flat_map(|target| {
+            let pinned = self.pinned(self.layout.target(target));
+            [
+                format!("{pinned} -m conntrack --ctstate SNAT -j RETURN"),
+                format!("{pinned} -m conntrack ! --ctstatus CONFIRMED -j RETURN"),
+            ]
+        });
         [reply]
             .into_iter()
             .chain(self.each_device("-o", "-j RETURN"))
             .chain(networks)
+            .chain(here)
             .chain(last)
             .collect()
     }

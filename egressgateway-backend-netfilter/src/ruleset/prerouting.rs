@@ -4,8 +4,8 @@ use egressgateway::model::TargetId;
 
 use crate::{
     names::{
-        ANSWERS, ARRIVE_UNPINNED, CLASSIFY, Common, ENDING, INVALID_UNTRACKED, LET_GO, NO_GATEWAY,
-        STEER, is_device,
+        ANSWERS, ARRIVE_UNPINNED, CLASSIFY, Common, ENDING, HERE, INVALID_UNTRACKED, LET_GO,
+        NO_GATEWAY, STEER, is_device,
     },
     ruleset::{
         render::{INVALID_OR_UNTRACKED, Render},
@@ -130,8 +130,12 @@ impl Render<'_> {
             .map(|target| target.byte())
             .chain(networks);
         let known = known.map(|byte| (u16::from(byte), "-j RETURN".to_owned()));
+        let here = self
+            .distributed_here()
+            .map(|target| (u16::from(target.byte()), format!("-g {HERE}")));
         let leaves = known
             .chain([(u16::from(TargetId::ANSWER_BYTE), format!("-g {ANSWERS}"))])
+            .chain(here)
             .collect();
         let mut tree = Chains::new();
         let otherwise = format!("-g {NO_GATEWAY}");

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use egressgateway::{ExitNetwork, PolicyDesired, model::Family};
+use egressgateway::{
+    ExitNetwork, PolicyDesired,
+    model::{Family, TargetId},
+};
 use imbl::{OrdMap, OrdSet};
 
 use crate::{
@@ -100,6 +103,31 @@ impl Render<'_> {
             .iter()
             .filter(own)
             .map(|(address, number)| (*address, *number))
+    }
+
+    /// The targets that this node translates itself, each as it is in a connection mark.
+    pub(super) fn distributed(&self) -> impl Iterator<Item = String> {
+        self.desired
+            .distributed
+            .iter()
+            .map(|target| self.pinned(self.layout.target(*target)))
+    }
+
+    /// Of these, those that exit here.
+    pub(super) fn distributed_here(&self) -> impl Iterator<Item = TargetId> {
+        self.desired
+            .distributed
+            .iter()
+            .filter(|target| self.desired.exits.contains(*target))
+            .copied()
+    }
+
+    /// ip6tables takes no range for the identifiers of an echo.
+    pub(super) fn protocols_with_ports(&self) -> &'static [&'static str] {
+        match self.family {
+            Family::V4 => &["tcp", "udp", "sctp", "icmp"],
+            Family::V6 => &["tcp", "udp", "sctp"],
+        }
     }
 
     pub(super) fn gate(&self, pods: Common) -> String {

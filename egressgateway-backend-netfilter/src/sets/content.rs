@@ -45,8 +45,11 @@ impl Content {
         layout: MarkLayout,
         previous: Option<&Self>,
     ) -> Result<Self, Error> {
-        let same_roles =
-            |from: &PolicyDesired| from.accepts == desired.accepts && from.exits == desired.exits;
+        let same_roles = |from: &PolicyDesired| {
+            from.accepts == desired.accepts
+                && from.exits == desired.exits
+                && from.blocks.keys().eq(desired.blocks.keys())
+        };
         let previous =
             previous.filter(|previous| previous.layout == layout && same_roles(&previous.desired));
         if let Some(previous) = previous {
@@ -79,6 +82,10 @@ impl Content {
             && old.ways_out == new.ways_out;
         let same_roles =
             same_roles && old.node_addresses == new.node_addresses && old.networks == new.networks;
+        let same_roles = same_roles
+            && old.distributed == new.distributed
+            && old.blocks == new.blocks
+            && old.relayed.is_empty() == new.relayed.is_empty();
         let same_names = || {
             self.sets
                 .diff(&next.sets)
@@ -97,10 +104,12 @@ impl Content {
             .into_iter()
             .flat_map(|common| Family::ALL.map(|family| (common, family)));
         let (accepts, exits) = (desired.accepts.clone(), desired.exits.clone());
+        let blocks = desired.blocks.clone();
         Self {
             desired: PolicyDesired {
                 accepts,
                 exits,
+                blocks,
                 ..PolicyDesired::default()
             },
             layout,
@@ -287,6 +296,7 @@ impl Change<'_> {
             (Common::Peers, &from.peers, &to.peers),
             (Common::Own, &from.own, &to.own),
             (Common::Hosts, &from.hosts, &to.hosts),
+            (Common::Relayed, &self.from.relayed, &self.to.relayed),
         ];
         for (common, from, to) in addresses {
             for change in from.diff(to) {
@@ -389,9 +399,13 @@ impl Change<'_> {
         let (byte, source) = match verdict {
             Verdict::Pass => return Ok(()),
             Verdict::Hold => (HELD_BYTE, 0),
+            Verdict::Egress {
+                source_nat: SourceNat::Ports(address),
+                ..
+            } if !self.to.blocks.contains_key(address) => (HELD_BYTE, 0),
             Verdict::Egress { target, source_nat } => {
-                let exits = self.to.exits_here(*target);
-                if let SourceNat::Address(address) = source_nat
+                let exits = self.to.translates(*target, *source_nat);
+                if let SourceNat::Address(address) | SourceNat::Ports(address) = source_nat
                     && exits
                     && Family::of(*address) != range.family()
                 {

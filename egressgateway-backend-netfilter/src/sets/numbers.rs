@@ -70,9 +70,9 @@ impl Numbers {
         layout.number(match source {
             SourceNat::NodeAddress => AS_NODE,
             SourceNat::Keep => AS_SELF,
-            SourceNat::Address(address) => self.addresses.get(&address).copied().unwrap_or(0),
-            // Nothing of these leaves here: see `Netfilter::plan`.
-            SourceNat::Ports(_) => 0,
+            SourceNat::Address(address) | SourceNat::Ports(address) => {
+                self.addresses.get(&address).copied().unwrap_or(0)
+            }
         })
     }
 }
@@ -106,11 +106,9 @@ impl Uses {
                 if to.keeps(verdict) {
                     count(&mut uses.keeping, (*class, range.family()), way);
                 }
-                if let Verdict::Egress {
-                    target,
-                    source_nat: SourceNat::Address(address),
-                } = verdict
-                    && to.exits_here(*target)
+                if let Verdict::Egress { target, source_nat } = verdict
+                    && let SourceNat::Address(address) | SourceNat::Ports(address) = source_nat
+                    && to.translates(*target, *source_nat)
                 {
                     count(&mut uses.addresses, *address, way);
                 }

@@ -79,7 +79,7 @@ impl Shape {
         let (kind, marked) = match common {
             Common::Pods => (Kind::Addresses, true),
             Common::Subnets => (Kind::Networks, true),
-            Common::Ungoverned | Common::Peers | Common::Own | Common::Hosts => {
+            Common::Ungoverned | Common::Peers | Common::Own | Common::Hosts | Common::Relayed => {
                 (Kind::Addresses, false)
             }
             Common::Exempt | Common::Local | Common::Wide | Common::Governed => {

@@ -15,7 +15,7 @@ use crate::ruleset::{
     },
     names::{
         ARRIVE, ARRIVE_INWARD, DECIDE, DROP_HELD, DROP_NO_GATEWAY, DROP_NO_PORT, DROP_START_GATE,
-        DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, EXITED, FIND_CLASS, LEAVE, LOST, NO_CLASS, NOT_TUNNEL,
+        DROP_UNKNOWN_SOURCE, DROP_UNTRACKED, FIND_CLASS, LEAVE, LOST, NO_CLASS, NOT_TUNNEL,
         PIN_ANSWER, STEERED, SetName, TOWARDS_POD, UNCLASSIFIED, steer_chain,
     },
     rule::{FROM_OVERLAY, address, drop_if, dropped, go, goto, jump, led_inside},
@@ -258,7 +258,7 @@ fn to_distributed(target: TargetId, desired: &PolicyDesired, mask: MarkMask) -> 
         value: mask.answer_mark(),
     };
     let own = if desired.exits.contains(&target) {
-        vec![Count(EXITED), Pin { keep, value }]
+        vec![Pin { keep, value }]
     } else if desired.targets.contains(&target) {
         vec![
             Count(STEERED),

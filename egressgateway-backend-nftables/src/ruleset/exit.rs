@@ -13,6 +13,7 @@ use crate::ruleset::{
     ast::{
         Jump, Rule,
         Statement::{self, Count, ForgetClass, VerdictOf},
+        Way,
     },
     names::{
         DROP_HELD, DROP_NO_PORT, DROP_UNKNOWN_SOURCE, EXITED, FIND_CLASS, SNAT_NODE, SNAT_PORTS,
@@ -28,7 +29,17 @@ pub(super) fn translate(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
     let mut rules: Vec<Rule> = desired
         .distributed
         .iter()
-        .map(|target| go([pinned_to(*target, mask)], goto(SNAT_PORTS)))
+        .flat_map(|target| {
+            let out = Statement::Overlay {
+                way: Way::Out,
+                negated: true,
+            };
+            let exits = desired.exits.contains(target);
+            let counted = exits.then(|| vec![pinned_to(*target, mask), out, Count(EXITED)]);
+            counted
+                .into_iter()
+                .chain([go([pinned_to(*target, mask)], goto(SNAT_PORTS))])
+        })
         .collect();
     rules.extend(Family::ALL.map(|family| vec![INTO_OVERLAY, Statement::SourceItself(family)]));
     rules.push(go([exits(desired, mask, true)], Jump::Accept));

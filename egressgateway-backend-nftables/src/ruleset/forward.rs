@@ -78,11 +78,13 @@ pub(super) fn guard(desired: &PolicyDesired, mask: MarkMask) -> Vec<Rule> {
         .distributed
         .iter()
         .filter(|target| desired.exits.contains(*target))
-        .map(|target| {
-            go(
-                [pinned_to(*target, mask), Statement::SourceTranslated],
-                Jump::Accept,
-            )
+        .flat_map(|target| {
+            let pinned = || pinned_to(*target, mask);
+            [
+                go([pinned(), Statement::SourceTranslated], Jump::Accept),
+                drop_if([pinned(), Statement::Confirmed], DROP_NO_GATEWAY),
+                go([pinned()], Jump::Accept),
+            ]
         });
     let rest = vec![
         go(

@@ -26,14 +26,23 @@ const ADDRESS6: &str = "fd00::210";
 /// The rules that a backend makes of a desired state from nothing, with the default mask.
 type Rules<'a> = &'a dyn Fn(&PolicyDesired) -> Box<dyn Trace>;
 
+/// Whether a backend can choose the identifiers of ICMPv6 echoes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Echo6 {
+    /// It can.
+    Translated,
+    /// It can't, so that they are dropped.
+    Dropped,
+}
+
 /// Holds a backend to the list.
 ///
 /// # Panics
 /// When a packet meets something else.
-pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>) {
+pub fn check(rules: &dyn Fn(&PolicyDesired) -> Box<dyn Trace>, echo6: Echo6) {
     a_connection_is_translated_on_its_own_node_and_sent_by_the_tunnel(rules);
     without_ports_nothing_leaves(rules);
-    what_has_no_ports_is_dropped_before_it_is_pinned(rules);
+    what_has_no_ports_is_dropped_before_it_is_pinned(rules, echo6);
     answers_come_back_by_the_tunnel_and_what_belongs_to_no_connection_ends(rules);
     a_gateway_passes_on_what_a_relay_has_seen_and_nothing_else(rules);
     a_gateways_own_pods_are_pinned_to_the_target_and_leave_here(rules);
@@ -182,13 +191,18 @@ fn without_ports_nothing_leaves(rules: Rules<'_>) {
     assert_eq!(state.trace(&later(POD, SERVER)), dropped("drop_no_gateway"));
 }
 
-fn what_has_no_ports_is_dropped_before_it_is_pinned(rules: Rules<'_>) {
+fn what_has_no_ports_is_dropped_before_it_is_pinned(rules: Rules<'_>, echo6: Echo6) {
     let state = rules(&distributed_client());
     for (pod, server) in [(POD, SERVER), (POD6, SERVER6)] {
         let portless = packet(pod, server).carrying(TraceProtocol::Portless);
         assert_eq!(state.trace(&portless), dropped("drop_no_port"));
         let echo = packet(pod, server).carrying(TraceProtocol::Icmp);
-        assert_eq!(state.trace(&echo), marks(PIN, PIN, &["steered"]));
+        let expected = if pod == POD6 && echo6 == Echo6::Dropped {
+            dropped("drop_no_port")
+        } else {
+            marks(PIN, PIN, &["steered"])
+        };
+        assert_eq!(state.trace(&echo), expected);
     }
     let elsewhere = packet(POD, "10.6.1.1").carrying(TraceProtocol::Portless);
     assert_eq!(
@@ -270,11 +284,12 @@ fn a_gateways_own_pods_are_pinned_to_the_target_and_leave_here(rules: Rules<'_>)
     let state = rules(&distributed_exit());
     for (pod, server, address) in [(POD, SERVER, ADDRESS), (POD6, SERVER6, ADDRESS6)] {
         let first = packet(pod, server);
-        assert_eq!(state.trace(&first), marks(0, PIN, &["exited"]));
+        assert_eq!(state.trace(&first), marks(0, PIN, &[]));
         let pinned = TracePacket {
             connection_mark: PIN,
             ..first
         };
+        assert_eq!(state.trace_forward(&pinned, "eth0"), marks(0, PIN, &[]));
         assert_eq!(
             state.trace_source(&pinned, "eth0"),
             TraceSource::Ports(ip(address))
