@@ -7,6 +7,7 @@ mod former;
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use egressgateway::testing::distributed::{distributed_client, distributed_exit};
 use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
 use egressgateway::{
     Change, CounterSource, Driver, ErrorKind, Plan, PolicyDesired, WriteHook,
@@ -195,9 +196,9 @@ async fn keeps_every_promise(flavour: IptablesFlavour) {
     // A transaction of iptables-nft takes several times as long as one of iptables-legacy, and what
     // is written is the same.
     let states = if flavour == IptablesFlavour::Legacy {
-        vec![generated(0, 5), gateway(), small, open]
+        vec![generated(0, 5), gateway(), small, open, distributed_exit()]
     } else {
-        vec![generated(0, 2), small]
+        vec![generated(0, 2), small, distributed_client()]
     };
     conformance::check(&Namespace(settings), &states).await;
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use egressgateway::testing::distributed::distributed_exit;
 use egressgateway::testing::worlds::{class, client, egress, gateway, ip, range, target};
 use egressgateway::{
     Change, CounterSource, Driver, ErrorKind, PolicyDesired, PolicyMonitor, WriteHook,
@@ -140,7 +141,7 @@ fn it_keeps_every_promise_of_a_driver() {
         open.overlay.unknown_may_exit = true;
         open.targets.remove(&target(0x13));
         open.targets.insert(target(0xfe));
-        let states = [generated(0, 60), gateway(), small, open];
+        let states = [generated(0, 60), gateway(), small, open, distributed_exit()];
         conformance::check(&Namespace(NftablesSettings::default()), &states).await;
     });
 }

@@ -58,6 +58,10 @@ impl Neighbour {
             .unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
+    pub(super) fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+
     /// Sends one datagram of a new connection.
     pub(super) fn send(&self, destination: &str) {
         self.run(&format!("echo x > /dev/udp/{destination}/9"));

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod connections;
+mod distributed;
 mod lab;
 mod races;
 mod strays;
@@ -17,6 +18,12 @@ pub use connections::{
     what_exits_leaves_as_the_policy_says_and_strangers_do_not,
     what_leaves_a_gateway_as_itself_is_not_tracked_and_the_rest_is,
     what_others_do_not_track_does_not_leave,
+};
+pub use distributed::{
+    a_gateways_own_pod_leaves_here_and_goes_on_through_another_gateway,
+    what_a_relay_has_not_seen_is_not_passed_on,
+    what_began_before_its_node_translated_does_not_leave,
+    what_its_own_node_translates_enters_the_tunnel_with_its_ports_and_is_answered,
 };
 pub use lab::{Backend, Host};
 pub use races::{
@@ -52,6 +59,10 @@ macro_rules! packet_tests {
             what_is_translated_is_governed_by_where_it_leads_or_dropped
             a_client_that_is_upgraded_loses_no_packet
             a_gateway_that_is_upgraded_loses_no_packet_and_changes_no_source
+            what_its_own_node_translates_enters_the_tunnel_with_its_ports_and_is_answered
+            what_a_relay_has_not_seen_is_not_passed_on
+            a_gateways_own_pod_leaves_here_and_goes_on_through_another_gateway
+            what_began_before_its_node_translated_does_not_leave
         }
     };
     ($name:ident, $host:expr, $($check:ident)+) => {
