@@ -221,7 +221,7 @@ impl ExitGuard {
 
 /// Words that change whenever a rule does: nft shows rules in other words than they were written
 /// in.
-fn comment(rule: &str) -> String {
+pub(crate) fn comment(rule: &str) -> String {
     // FNV-1a.
     let hash = rule.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -35,6 +35,7 @@
 //! - [`NftState`] is what the table holds, and can be asked about any packet ([`Trace`]).
 //! - [`Services`] works beside another backend that looks before destination translation.
 //! - [`ExitGuard`] works beside another backend, whose translation others may come before.
+//! - [`Relay`] passes on what other nodes have translated, beside either backend.
 
 mod apply;
 mod backend;
@@ -43,6 +44,7 @@ mod exit_guard;
 pub mod fuzzing;
 mod lookup_probe;
 mod observe;
+mod relay;
 mod ruleset;
 mod services;
 mod sets;
@@ -56,6 +58,7 @@ pub use backend::{Nftables, NftablesSettings};
 use egressgateway::{CounterSource, Driver, PolicyBackend, trace::Trace};
 pub use exit_guard::{ExitGuard, ExitGuardPlan, ExitGuardState, ExitMarks};
 pub use observe::monitor::NftMonitor;
+pub use relay::{Relay, RelayPlan, RelayState};
 pub use services::Services;
 pub use state::NftState;
 pub use untracking::NftUntracking;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     apply::command::nft_json,
     observe::monitor::{Notifications, messages, table},
-    ruleset::names::{GUARD_TABLE, PRIORITY_CONNTRACK, SERVICES_TABLE, TABLE},
+    ruleset::names::{GUARD_TABLE, PRIORITY_CONNTRACK, RELAY_TABLE, SERVICES_TABLE, TABLE},
 };
 
 /// Parts of a rule in a notification: nftables' own statement, and the targets that iptables-nft
@@ -104,7 +104,7 @@ pub(crate) fn concerns(body: &[u8], tables: &BTreeSet<String>) -> bool {
 }
 
 fn is_ours(table: &str) -> bool {
-    [TABLE, SERVICES_TABLE, GUARD_TABLE].contains(&table)
+    [TABLE, SERVICES_TABLE, GUARD_TABLE, RELAY_TABLE].contains(&table)
 }
 
 /// The chains of others that the kernel enters before connection tracking with what comes in, by

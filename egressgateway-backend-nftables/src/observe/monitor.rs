@@ -13,7 +13,8 @@ use netlink_sys::{
 };
 
 use crate::ruleset::names::{
-    NOTIFICATION_FAMILY, NOTIFICATION_GROUP, NOTIFICATION_HEADER, TABLE_ATTRIBUTE,
+    NOTIFICATION_FAMILY, NOTIFICATION_GROUP, NOTIFICATION_HEADER, NOTIFICATION_INGRESS_FAMILY,
+    TABLE_ATTRIBUTE,
 };
 
 /// How many of our own writers are remembered: their notifications arrive soon after they wrote.
@@ -39,8 +40,9 @@ impl Writers {
 }
 
 /// Is told when somebody other than the driver that it came from changes the driver's table. Made
-/// by [`Nftables::monitor`] and [`ExitGuard::monitor`].
+/// by [`Nftables::monitor`], [`ExitGuard::monitor`] and [`Relay::monitor`].
 ///
+/// [`Relay::monitor`]: crate::Relay::monitor
 /// [`Nftables::monitor`]: crate::Nftables::monitor
 /// [`ExitGuard::monitor`]: crate::ExitGuard::monitor
 pub struct NftMonitor {
@@ -137,7 +139,9 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
 }
 
 fn is_about(body: &[u8], ours: &str) -> bool {
-    body.first() == Some(&NOTIFICATION_FAMILY) && table(body) == Some(ours.as_bytes())
+    body.first()
+        .is_some_and(|family| [NOTIFICATION_FAMILY, NOTIFICATION_INGRESS_FAMILY].contains(family))
+        && table(body) == Some(ours.as_bytes())
 }
 
 /// The name of the table that a message is about: every kind of nftables object has it as its first

@@ -57,6 +57,50 @@ pub(crate) const GUARD_PATH: &str = "inet egressgateway_exits";
 /// Its only chain, with [`PRIORITY_RESTORE`].
 pub(crate) const GUARD_CHAIN: &str = "after_translation";
 
+/// The two tables of [`Relay`](crate::Relay), one in each of two families. Everything in them is
+/// ours too.
+pub(crate) const RELAY_TABLE: &str = "egressgateway_relay";
+/// The family of its ingress chain: only there a packet goes on before connection tracking, routing
+/// and local delivery have seen it.
+pub(crate) const RELAY_INGRESS_FAMILY: &str = "netdev";
+/// Before the policy table's chain, which is at [`PRIORITY_RAW`], and after fragments were put
+/// together (NF_IP_PRI_CONNTRACK_DEFRAG, -400), so that every packet has its ports.
+pub(crate) const PRIORITY_RELAY: i32 = PRIORITY_RAW - 1;
+/// Where `raw` is in other families: before filters and flowtables of others (0) on the same
+/// device.
+pub(crate) const PRIORITY_RELAY_INGRESS: i32 = -300;
+/// Before others look at the priority of what leaves.
+pub(crate) const PRIORITY_RELAY_OUTPUT: i32 = PRIORITY_RAW;
+/// Upper half of `meta priority` while a fragment waits for its way: neither a class that traffic
+/// control is likely to know, nor one of the kernel's own priorities, which are below 16.
+pub(crate) const RELAY_SCRATCH: u16 = 0xe667;
+/// How long the way of a datagram's first fragment holds for the others, in seconds.
+pub(crate) const RELAY_FRAGMENTS_SECONDS: u64 = 5;
+/// How many datagrams in fragments may be on their way at a time, so that nobody outside fills the
+/// memory of the host.
+pub(crate) const RELAY_FRAGMENTS: u64 = 65535;
+
+/// Came through the overlay with an egress address and a port, or an identifier, that the sender
+/// does not have.
+pub(crate) const DROP_NOT_OWNER: &str = "drop_not_owner";
+/// Answers that came by the relay's ingress chain, or around it, without having been passed on.
+pub(crate) const DROP_UNFORWARDED: &str = "drop_unforwarded";
+/// Answers to ports that no node has.
+pub(crate) const DROP_NO_BLOCK: &str = "drop_no_block";
+/// Came to an egress address without being an answer.
+pub(crate) const DROP_OTHER: &str = "drop_other";
+/// Fragments whose first one was not seen before.
+pub(crate) const DROP_FRAGMENT: &str = "drop_fragment";
+/// Counters of the relay.
+pub(crate) const RELAY_COUNTERS: [&str; 6] = [
+    DROP_NOT_PEER,
+    DROP_NOT_OWNER,
+    DROP_UNFORWARDED,
+    DROP_NO_BLOCK,
+    DROP_OTHER,
+    DROP_FRAGMENT,
+];
+
 /// Family of [`LOOKUP_TABLE`].
 pub(crate) const LOOKUP_TABLE_FAMILY: &str = "netdev";
 /// The table of the probe that asks whether lookups are right; it lives for milliseconds.
@@ -419,6 +463,8 @@ pub(crate) fn target_of_chain(prefix: &str, chain: &str) -> Option<TargetId> {
 pub(crate) const NOTIFICATION_GROUP: u32 = 7;
 /// Number of the `inet` family in netfilter messages: NFPROTO_INET.
 pub(crate) const NOTIFICATION_FAMILY: u8 = 1;
+/// Number of the `netdev` family there: NFPROTO_NETDEV.
+pub(crate) const NOTIFICATION_INGRESS_FAMILY: u8 = 5;
 /// Length of what precedes the attributes of a netfilter message: `struct nfgenmsg`, which begins
 /// with the family.
 pub(crate) const NOTIFICATION_HEADER: usize = 4;
