@@ -34,4 +34,8 @@ pub const fn overhead(underlay: Family) -> u32 {
 ///
 /// - `rp_filter` 2 (loose): packets come out of the tunnel whose sources the host routes elsewhere;
 ///   strict filtering would drop them. Only on our device.
-pub const PARAMETERS: [(&str, &str); 1] = [("rp_filter", "2")];
+/// - `accept_local`: where pods' own nodes translate, packets come out of the tunnel with an egress
+///   address as their source, and a gateway may have that address itself. Without this the kernel
+///   takes them for martians, whatever `rp_filter` is. The policy backend drops what comes with any
+///   other address of this host.
+pub const PARAMETERS: [(&str, &str); 2] = [("rp_filter", "2"), ("accept_local", "1")];

@@ -40,4 +40,12 @@ pub const fn device(family: Family) -> &'static str {
 /// - `promote_secondaries`: when an overlay address changes within its network, the new one comes
 ///   before the old one goes; without this the kernel would take it away as well, and with the last
 ///   address all routes and neighbours of the device.
-pub const PARAMETERS: [(&str, &str); 2] = [("rp_filter", "2"), ("promote_secondaries", "1")];
+/// - `accept_local`: where pods' own nodes translate, packets come out of the tunnel with an egress
+///   address as their source, and a gateway may have that address itself. Without this the kernel
+///   takes them for martians, whatever `rp_filter` is. The policy backend drops what comes with any
+///   other address of this host.
+pub const PARAMETERS: [(&str, &str); 3] = [
+    ("rp_filter", "2"),
+    ("promote_secondaries", "1"),
+    ("accept_local", "1"),
+];

@@ -4,6 +4,7 @@ link set egress-vxlan-v4 alias egressgateway addrgenmode none
 END
 sysctl -qw net.ipv4.conf.egress-vxlan-v4.rp_filter=2
 sysctl -qw net.ipv4.conf.egress-vxlan-v4.promote_secondaries=1
+sysctl -qw net.ipv4.conf.egress-vxlan-v4.accept_local=1
 ip -batch - <<END
 link set egress-vxlan-v4 up
 address add 198.19.0.1/32 dev egress-vxlan-v4
@@ -22,6 +23,7 @@ link set egress-vxlan-v6 alias egressgateway addrgenmode none
 END
 sysctl -qw net.ipv4.conf.egress-vxlan-v6.rp_filter=2
 sysctl -qw net.ipv4.conf.egress-vxlan-v6.promote_secondaries=1
+sysctl -qw net.ipv4.conf.egress-vxlan-v6.accept_local=1
 ip -batch - <<END
 link set egress-vxlan-v6 up
 address add fd31::10/128 dev egress-vxlan-v6 nodad

@@ -3,6 +3,7 @@ link add egress-geneve address ca:4e:bc:72:07:23 mtu 1430 group 1701279609 type 
 link set egress-geneve alias egressgateway addrgenmode none
 END
 sysctl -qw net.ipv4.conf.egress-geneve.rp_filter=2
+sysctl -qw net.ipv4.conf.egress-geneve.accept_local=1
 ip -batch - <<END
 link set egress-geneve up
 address add 198.19.0.3/32 dev egress-geneve
