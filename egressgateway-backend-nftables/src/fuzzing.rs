@@ -16,6 +16,7 @@ use crate::{
     backend, exit_guard,
     observe::monitor::{self, Writers},
     observe::table,
+    relay,
     ruleset::names::TABLE,
     untracking,
 };
@@ -28,6 +29,7 @@ pub fn table(bytes: &[u8], desired: &PolicyDesired) {
     };
     let _ = (exit_guard::state(&objects), exit_guard::dropped(&objects));
     let _ = backend::counters(&objects);
+    relay::read(&objects);
     let observed = table::state(&objects);
     let _ = (observed.len(), observed.foreign().count());
     // Nothing but the fact that there is a table, as most texts say: one plan for all of them.

@@ -16,6 +16,7 @@ use egressgateway::{
 };
 use egressgateway_backend_nftables::{NftablesSettings, Relay, RelayPlan, RelayState};
 use egressgateway_testkit::{golden, netns::in_namespace, shell::run};
+use imbl::{OrdMap, OrdSet};
 
 struct Namespace;
 
@@ -259,7 +260,7 @@ fn it_keeps_every_promise_of_a_driver() {
         moved.bindings.insert((ip("10.6.0.100"), 9), node(12).0);
         moved.bindings.remove(&(ip("fd06::100"), 10));
         let without_nodes = RelayDesired {
-            nodes: Default::default(),
+            nodes: OrdMap::new(),
             outside: ["eth0".to_owned(), "absent".to_owned()]
                 .into_iter()
                 .collect(),
@@ -346,7 +347,7 @@ fn nothing_is_there_without_an_address() {
         let relay_driver = Relay::new(NftablesSettings::default(), Arc::new(()));
         reach(&relay_driver, &relay()).await;
         let idle = RelayDesired {
-            addresses: Default::default(),
+            addresses: OrdSet::new(),
             ..relay()
         };
         assert!(!reach(&relay_driver, &idle).await.exists());

@@ -12,7 +12,10 @@ use std::{
     fs::File,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -68,9 +71,11 @@ table inet others {
     counter answer_mark { }
     counter tracked { }
     counter scratch_left { }
+    counter said { }
     chain raw { type filter hook prerouting priority -300; iifname "vx" meta mark & 0xff000000 == 0x10000000 counter name answer_mark meta mark set meta mark & 0x00ffffff; }
     chain forward { type filter hook forward priority filter; ct state invalid counter drop; iifname "vx" ct state != untracked counter name tracked; }
     chain left { type filter hook postrouting priority 300; udp dport 7789 meta priority & ffff:0 == e667:0 counter name scratch_left; }
+    chain said { type filter hook output priority 0; icmp type destination-unreachable counter name said; icmpv6 type destination-unreachable counter name said; }
     chain own {
         type nat hook postrouting priority srcnat
         ip saddr 192.168.3.2 meta l4proto { tcp, udp, icmp } snat ip to 10.6.0.100:4096-4351
@@ -95,16 +100,17 @@ fn tunnel(number: u8) -> String {
 /// The ways to the others, which go when the device's own hardware address changes.
 fn peers(number: u8) -> String {
     let peers = [11, 12, 21].into_iter().filter(|peer| *peer != number);
-    peers
+    let lines: Vec<String> = peers
         .map(|peer| {
             format!(
                 "bridge fdb replace {mac} dev vx dst 10.6.0.{peer} self permanent
                  ip neigh replace 172.31.0.{peer} lladdr {mac} dev vx nud permanent
-                 ip -6 neigh replace fd31::{peer} lladdr {mac} dev vx nud permanent\n",
+                 ip -6 neigh replace fd31::{peer} lladdr {mac} dev vx nud permanent",
                 mac = mac(peer)
             )
         })
-        .collect()
+        .collect();
+    lines.join("\n")
 }
 
 fn mac(number: u8) -> MacAddress {
@@ -386,6 +392,11 @@ fn connections_go_out_and_come_back_and_the_gateway_keeps_nothing_of_them() {
         assert_eq!(others("tracked"), 0);
         assert!(others("answer_mark") > 10, "the policy table is told");
         assert_eq!(world.counted().await, BTreeMap::new());
+        run("sysctl -qw net.ipv4.conf.vx.accept_local=0");
+        assert!(
+            !answered(&ping("pod", "-c 1 -W 1", SERVERS[0])),
+            "the tunnel's device needs that parameter while the address is here"
+        );
     });
 }
 
@@ -692,6 +703,50 @@ fn without_its_table_answers_are_dropped_and_connections_wait() {
             stream.read_exact(&mut [0; 4]).unwrap();
             echo_tcp(&mut stream).unwrap();
         }
+    });
+}
+
+#[test]
+fn no_answer_reaches_this_host_while_the_rules_are_replaced() {
+    in_namespace(|| async {
+        let world = World::new().await;
+        let ended = Arc::new(AtomicBool::new(false));
+        let mut pods = Vec::new();
+        for (pod, server) in PODS {
+            let server = at("server", || {
+                UdpSocket::bind((ip(server), PORT + 3)).unwrap()
+            });
+            let to = server.local_addr().unwrap();
+            pods.push(at("pod", || UdpSocket::bind((ip(pod), 0)).unwrap()));
+            pods.last().unwrap().send_to(b"x", to).unwrap();
+            let ended = Arc::clone(&ended);
+            std::thread::spawn(move || {
+                let (_, source) = server.recv_from(&mut [0; 16]).unwrap();
+                while !ended.load(Ordering::SeqCst) {
+                    let _ = server.send_to(b"x", source);
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            });
+        }
+        let mut other = desired();
+        other.port = 7790;
+        for round in 0..20 {
+            let next = if round % 2 == 0 {
+                other.clone()
+            } else {
+                desired()
+            };
+            assert!(world.reach(&next).await);
+        }
+        assert_eq!(others("said"), 0);
+        // As it would be if they went first.
+        run("nft 'delete table netdev egressgateway_relay; delete table inet egressgateway_relay'");
+        let end = Instant::now() + PATIENCE * 5;
+        while others("said") == 0 {
+            assert!(Instant::now() < end, "answers came all the time");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        ended.store(true, Ordering::SeqCst);
     });
 }
 

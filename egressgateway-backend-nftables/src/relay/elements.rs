@@ -178,7 +178,8 @@ pub(crate) fn commands(from: &Elements, to: &Elements) -> String {
         for ((table, set), elements) in all {
             for some in elements.chunks(ELEMENTS_PER_COMMAND) {
                 let (path, some) = (table.path(), some.join(", "));
-                script += &format!("{verb} element {path} {set} {{ {some} }}\n");
+                let command = format!("{verb} element {path} {set} {{ {some} }}\n");
+                script.push_str(&command);
             }
         }
     }
@@ -321,20 +322,22 @@ fn bytes(address: IpAddr) -> Vec<u64> {
     match address {
         IpAddr::V4(address) => vec![address.to_bits().into()],
         IpAddr::V6(address) => {
-            let [a, b, c, d, e, f, g, h] = address.segments().map(u64::from);
-            vec![
-                a << 48 | b << 32 | c << 16 | d,
-                e << 48 | f << 32 | g << 16 | h,
-            ]
+            let octets = address.octets();
+            octets.chunks(8).map(joined).collect()
         }
     }
 }
 
-/// A hardware address as a number.
-fn raw(mac: MacAddress) -> u64 {
-    mac.0
+/// Up to eight bytes as they are on the wire.
+fn joined(octets: &[u8]) -> u64 {
+    octets
         .iter()
         .fold(0, |number, octet| number << 8 | u64::from(*octet))
+}
+
+/// A hardware address as a number.
+fn raw(mac: MacAddress) -> u64 {
+    joined(&mac.0)
 }
 
 fn hardware(value: &Value) -> Option<MacAddress> {

@@ -215,6 +215,23 @@ fn sample() -> RelayDesired {
     }
 }
 
+/// Reads these objects of nft's JSON as each of the tables, and panics unless the plan from there
+/// ends where the plan from nothing does, and leaves nothing to plan.
+pub(crate) fn read(objects: &[Value]) {
+    let relay = Relay::offline(NftablesSettings::default());
+    let plan = |current: &RelayState| {
+        let change = relay.plan(&sample(), current);
+        change.expect("the sample is valid")
+    };
+    let goal = plan(&RelayState::default()).after;
+    for table in Table::ALL {
+        let observed = RelayState::read([(table, objects.to_vec())], BTreeMap::new());
+        let after = plan(&observed).after;
+        assert_eq!(after, goal);
+        assert!(plan(&after).plan.is_empty());
+    }
+}
+
 #[async_trait]
 impl Driver for Relay {
     type Desired = RelayDesired;
