@@ -371,6 +371,11 @@ fn connections_go_out_and_come_back_and_the_gateway_keeps_nothing_of_them() {
             let (mut stream, source) = open_tcp("pod", server).unwrap();
             assert!(mine(source), "{source}");
             echo_tcp(&mut stream).unwrap();
+            // The kernel hands on many segments as one.
+            let mut writer = stream.try_clone().unwrap();
+            let sent = std::thread::spawn(move || writer.write_all(&vec![b'x'; 2_000_000]));
+            stream.read_exact(&mut vec![0; 2_000_000]).unwrap();
+            sent.join().unwrap().unwrap();
             assert!(answered(&ping("pod", "", server)), "{server}");
             // From c2's block, by c2.
             let theirs = ask_udp(
