@@ -19,7 +19,7 @@ pub struct ClusterPlan {
     /// Agents' leases without a Node: nobody will renew them.
     pub forget: BTreeSet<NodeName>,
     /// Status of every EgressNode that is or will be: phase (Succeeded only where the agent said
-    /// so), addresses and hardware address. The other fields are the agent's.
+    /// so), addresses, hardware address and port blocks. The other fields are the agent's.
     pub egress_nodes: BTreeMap<NodeName, EgressNodeStatus>,
     /// Status of every gateway.
     pub gateways: BTreeMap<GatewayName, EgressGatewayStatus>,

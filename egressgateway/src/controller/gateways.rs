@@ -120,18 +120,21 @@ fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings
         .members
         .iter_mut()
         .for_each(|member| member.active = active.contains(&member.node));
+    // Its connections go on through any node, so there is nothing to wait for.
+    let is_distributed = plan::is_distributed(gateway);
     let draining = gateway
         .state
         .draining
         .clone()
-        .filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node));
+        .filter(|draining| draining.until > cluster.now && can_carry(cluster, &draining.node))
+        .filter(|_| !is_distributed);
     let withdrawn = |node: &NodeName| {
         is_cordoned(cluster, node) || cluster.nodes.get(node).is_some_and(Node::is_drained)
     };
     let drained = was_active
         .into_iter()
         .find(|node| withdrawn(node) && !active.contains(*node) && can_carry(cluster, node));
-    let graceful = draining.is_none() && !active.is_empty();
+    let graceful = draining.is_none() && !active.is_empty() && !is_distributed;
     let drained = drained
         .filter(|_| graceful && gateway.spec.is_ok() && !settings.drain_grace.is_zero())
         .map(|node| Draining {

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Cluster, elected::Elected};
-use crate::model::{GatewayName, TargetId};
+use crate::{
+    model::{GatewayName, TargetId},
+    plan,
+};
 
 /// Gives every target its byte: the one that its status says as long as nobody else has it, else
 /// the lowest that is free.
@@ -14,6 +17,9 @@ use crate::model::{GatewayName, TargetId};
 /// Where two say the same, a gateway comes before a node and the older gateway before the younger
 /// one. A node's byte stays while its gateway uses egress addresses at all, so that connections
 /// pinned to it keep their meaning when the last address moves away.
+///
+/// Where pods' own nodes translate, any node of a gateway carries any connection: it needs no byte
+/// but its first one.
 pub(super) fn allot(cluster: &Cluster, gateways: &mut BTreeMap<GatewayName, Elected>) {
     let mut order: Vec<(i64, GatewayName)> = cluster
         .gateways
@@ -33,15 +39,19 @@ pub(super) fn allot(cluster: &Cluster, gateways: &mut BTreeMap<GatewayName, Elec
             wanted.push((name, None));
         }
     }
+    let centralized = |name: &GatewayName| {
+        cluster
+            .gateways
+            .get(name)
+            .filter(|gateway| !plan::is_distributed(gateway))
+    };
     for (_, name) in &order {
-        if let (Some(gateway), Some(elected)) = (cluster.gateways.get(name), gateways.get_mut(name))
-        {
+        if let (Some(gateway), Some(elected)) = (centralized(name), gateways.get_mut(name)) {
             elected.former = marks.keep(gateway.state.former);
         }
     }
     for (_, name) in &order {
-        let (Some(gateway), Some(elected)) = (cluster.gateways.get(name), gateways.get_mut(name))
-        else {
+        let (Some(gateway), Some(elected)) = (centralized(name), gateways.get_mut(name)) else {
             continue;
         };
         let uses_addresses = elected

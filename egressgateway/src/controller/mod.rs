@@ -18,6 +18,7 @@ mod overlaps;
 mod owners;
 mod planner;
 mod policies;
+mod port_blocks;
 mod resolution;
 mod settings;
 

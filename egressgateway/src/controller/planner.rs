@@ -1,5 +1,6 @@
 use super::{
     Cluster, ClusterPlan, ControllerSettings, egress_ips, gateways, marks, nodes, policies,
+    port_blocks,
 };
 use crate::allocator::Allocator;
 
@@ -25,7 +26,11 @@ pub fn plan(
     let given = egress_ips::assign_all(cluster, allocator, &resolved, &gateways, &networks);
     gateways::place(&mut gateways, &given);
     marks::allot(cluster, &mut gateways);
+    let blocks = port_blocks::give(cluster, &given);
+    for (name, status) in &mut plan.egress_nodes {
+        status.port_blocks = blocks.of(name);
+    }
     plan.gateways = gateways::statuses(cluster, &gateways, &given, &networks, settings);
-    plan.policies = policies::statuses(cluster, resolved, &given, settings);
+    plan.policies = policies::statuses(cluster, resolved, &given, &blocks, settings);
     plan
 }

@@ -6,6 +6,7 @@ use super::{
     Cluster, ControllerSettings,
     assignment::EgressIpAssignment,
     conditions, families, overlaps,
+    port_blocks::PortBlocks,
     resolution::{ResolvedPolicies, ResolvedPolicy},
 };
 use crate::{
@@ -87,6 +88,7 @@ pub(super) fn statuses(
     cluster: &Cluster,
     mut resolved: ResolvedPolicies,
     given: &BTreeMap<PolicyName, EgressIpAssignment>,
+    blocks: &PortBlocks,
     settings: &ControllerSettings,
 ) -> BTreeMap<PolicyName, EgressGatewayPolicyStatus> {
     let mut overlaps = overlaps::find(cluster, &resolved);
@@ -95,7 +97,9 @@ pub(super) fn statuses(
         let spec = policy.spec.as_ref().ok().zip(resolution.gateway.as_ref());
         let unserved =
             spec.and_then(|(spec, gateway)| families::unserved(cluster, settings, spec, gateway));
-        let no_way = given.get(name).and_then(|given| no_way(cluster, given));
+        let no_way = given
+            .get(name)
+            .and_then(|given| no_way(cluster, given).or_else(|| blocks.refusal(&given.addresses)));
         (
             name.clone(),
             status(

@@ -218,6 +218,7 @@ impl Api {
                 physical_interface_ipv6: old.physical_interface_ipv6.take(),
                 address_conflicts: std::mem::take(&mut old.address_conflicts),
                 silent_addresses: std::mem::take(&mut old.silent_addresses),
+                ports_wanted: std::mem::take(&mut old.ports_wanted),
                 ..status.clone()
             };
             *old = EgressNodeStatus {

@@ -11,4 +11,5 @@ mod nodes;
 mod owners;
 mod policies;
 mod pools;
+mod ports;
 mod properties;

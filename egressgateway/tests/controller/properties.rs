@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use egressgateway::api::{EgressIp, GatewayNodeStatus};
+use egressgateway::api::{EgressIp, GatewayNodeStatus, NatMode, PortsWanted};
 use proptest::prelude::*;
 
 use crate::api::Api;
@@ -19,6 +19,8 @@ enum Event {
     NoPolicy(u8),
     /// Somebody asks for a node for a policy's addresses, or takes the wish back.
     Wish(u8, Option<u8>),
+    /// A node's agent asks for ports of an address.
+    Ports(u8, u8, u16),
     Drain(u8, bool),
     Cordon(u8, bool),
     /// Somebody else wrote into the statuses.
@@ -35,6 +37,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (node.clone(), any::<bool>()).prop_map(|(node, drained)| Event::Drain(node, drained)),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, cordoned)| Event::Cordon(node, cordoned)),
         4 => (policy.clone(), proptest::option::of(node.clone())).prop_map(|(policy, node)| Event::Wish(policy, node)),
+        2 => (node.clone(), 0..6_u8, 0..80_u16).prop_map(|(node, last, units)| Event::Ports(node, last, units)),
         1 => (node, any::<bool>()).prop_map(|(node, up)| Event::Tunnel(node, up)),
         2 => (gateway.clone(), 0..4_u8, any::<bool>()).prop_map(|(gateway, mode, ecmp)| Event::Gateway(gateway, mode, ecmp)),
         1 => gateway.clone().prop_map(Event::NoGateway),
@@ -77,6 +80,11 @@ fn happen(api: &mut Api, event: &Event) {
             let source_nat =
                 ["NodeAddress", "EgressIP", "EgressIP", "EgressIP"][usize::from(*mode)];
             let method = if *ecmp { "ecmp" } else { "active-passive" };
+            let nat = if *mode == 2 {
+                ", nat: Distributed, portsPerNode: 16384"
+            } else {
+                ""
+            };
             // Pools of neighbours overlap.
             let pool = format!(
                 "{{ipv4: ['10.6.1.{number}-10.6.1.{}'], ipv6: ['fd00:6::{number}-fd00:6::{}']}}",
@@ -84,7 +92,7 @@ fn happen(api: &mut Api, event: &Event) {
                 number + 1
             );
             let spec = format!(
-                "{{nodeSelector: {selector}, sourceNAT: {source_nat}, forwardMethod: {method}, egressIPs: {pool}}}"
+                "{{nodeSelector: {selector}, sourceNAT: {source_nat}, forwardMethod: {method}, egressIPs: {pool}{nat}}}"
             );
             api.gateway(&format!("gw{number}"), &spec);
         }
@@ -105,6 +113,14 @@ fn happen(api: &mut Api, event: &Event) {
                     .as_ref()
                     .map(|wanted| ("egressgateway.spidernet.io/node".to_owned(), node(wanted)));
                 policy.metadata.annotations = wish.map(|wish| BTreeMap::from([wish]));
+            }
+        }
+        Event::Ports(number, last, units) => {
+            if let Some(node) = api.egress_nodes.get_mut(&node(number)) {
+                node.status.get_or_insert_default().ports_wanted = vec![PortsWanted {
+                    address: format!("10.6.1.{last}"),
+                    units: *units,
+                }];
             }
         }
         Event::Drain(number, drained) => {
@@ -257,7 +273,8 @@ fn healthy_nodes_are_used(api: &Api) {
     }
 }
 
-/// Every address of a policy is with the node that its status names, and that node has a mark.
+/// Every address of a policy is with the node that its status names, and that node has a mark where
+/// it translates.
 fn policies_and_gateways_agree(api: &Api) {
     for policy in api.policies.values() {
         let Some((status, ips)) = policy
@@ -268,13 +285,15 @@ fn policies_and_gateways_agree(api: &Api) {
             continue;
         };
         let Some(node) = &status.node else { continue };
-        let gateway = api.gateway_status(status.egress_gateway.as_ref().unwrap());
+        let name = status.egress_gateway.as_ref().unwrap();
+        let is_distributed = api.gateways[name].spec.nat == Some(NatMode::Distributed);
+        let gateway = api.gateway_status(name);
         let member = gateway
             .node_list
             .iter()
             .find(|member| member.name == *node)
             .unwrap();
-        assert!(member.mark.is_some());
+        assert_eq!(member.mark.is_none(), is_distributed);
         assert!(
             [&ips.ipv4, &ips.ipv6]
                 .into_iter()
@@ -313,8 +332,9 @@ proptest! {
         api.settle();
         let gone = format!("node{number}");
         for (name, node) in before.egress_nodes.iter().filter(|(name, _)| **name != gone) {
-            let had = node.status.as_ref().unwrap().vxlan_ipv4_ip.clone();
-            prop_assert_eq!(api.egress_nodes[name].status.as_ref().unwrap().vxlan_ipv4_ip.clone(), had);
+            let (had, has) = (node.status.as_ref().unwrap(), api.egress_nodes[name].status.as_ref().unwrap());
+            prop_assert_eq!(&had.vxlan_ipv4_ip, &has.vxlan_ipv4_ip);
+            prop_assert!(had.port_blocks.iter().all(|block| has.port_blocks.contains(block)));
         }
         for (name, gateway) in &before.gateways {
             let (had, has) = (gateway.status.as_ref().unwrap(), api.gateway_status(name));

@@ -494,6 +494,14 @@ impl Session {
                 None
             }
             Write::EgressNode(name, status, version) => {
+                let mut status = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
+                let held = self.cache.egress_nodes.get(&name);
+                if held.is_some_and(|held| !held.status.port_blocks.is_empty()) {
+                    // Somebody else may have written them. A field that is absent stays theirs.
+                    if let Some(fields) = status.as_object_mut() {
+                        fields.entry("portBlocks").or_insert_with(|| json!([]));
+                    }
+                }
                 let node = self
                     .apply_status::<EgressNode>(name.as_str(), version, &status)
                     .await?;

@@ -175,6 +175,7 @@ fn says(held: &EgressNodeStatus, next: &EgressNodeStatus) -> bool {
         && held.vxlan_ipv4_ip == next.vxlan_ipv4_ip
         && held.vxlan_ipv6_ip == next.vxlan_ipv6_ip
         && held.tunnel_mac == next.tunnel_mac
+        && held.port_blocks == next.port_blocks
 }
 
 #[cfg(test)]
