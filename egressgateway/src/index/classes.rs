@@ -45,6 +45,12 @@ impl Class {
 }
 
 impl Classes {
+    /// The classes by labels of this node's pods, and which addresses of them have each.
+    pub(super) fn local(&self) -> impl Iterator<Item = (&ClassKey, &BTreeSet<IpAddr>)> {
+        let local = self.members.iter().map(|(key, class)| (key, &class.local));
+        local.filter(|(_, addresses)| !addresses.is_empty())
+    }
+
     /// Publishes what changed.
     pub(super) fn settle(
         &mut self,

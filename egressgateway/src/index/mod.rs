@@ -325,6 +325,41 @@ impl Index {
         }
     }
 
+    /// The egress addresses that pods of this node leave with where their own node translates, and
+    /// how many units of 256 ports of each it asks for. It is the same as long as some pod needs an
+    /// address, whichever that is. Call [`Self::desired`] first.
+    #[must_use]
+    pub fn ports_wanted(&self) -> BTreeMap<IpAddr, u16> {
+        let mut wanted = BTreeMap::new();
+        if self.policies.distributed().is_empty() {
+            return wanted;
+        }
+        let mut want = |class: &ClassKey, family: Family| {
+            let distributed = self.policies.distributed();
+            let used = class
+                .policies()
+                .iter()
+                .filter_map(|policy| distributed.get(policy))
+                .flatten();
+            for (_, address) in used.filter(|(_, address)| Family::of(*address) == family) {
+                wanted.insert(*address, self.policies.units(*address));
+            }
+        };
+        for (class, local) in self.classes.local() {
+            // IPv4 addresses come before IPv6 ones.
+            for address in [local.first(), local.last()].into_iter().flatten() {
+                want(class, Family::of(*address));
+            }
+        }
+        let local = self.pods.local();
+        for (range, class) in self.policies.subnets() {
+            if local.range(range.first()..=range.last()).next().is_some() {
+                want(class, range.family());
+            }
+        }
+        wanted
+    }
+
     fn placed<'a>(&self, addresses: impl IntoIterator<Item = &'a IpAddr>) -> AddressesDesired {
         let place = |address: &IpAddr| {
             Some((

@@ -27,6 +27,8 @@ pub(super) struct Policies {
     candidates: BTreeSet<IpAddr>,
     /// Those that pods' own nodes translate to, with their targets.
     distributed: BTreeMap<PolicyName, BTreeSet<(TargetId, IpAddr)>>,
+    /// How many units of ports of each of these addresses a node asks for.
+    units: BTreeMap<IpAddr, u16>,
     /// Of these, those that this node answers for.
     answered: BTreeSet<IpAddr>,
     /// Disjoint pod subnets, and the policies that name them.
@@ -83,6 +85,7 @@ impl Policies {
     ) {
         let mut verdicts = BTreeMap::new();
         self.distributed.clear();
+        self.units.clear();
         self.answered.clear();
         self.wanted.clear();
         self.candidates.clear();
@@ -110,6 +113,9 @@ impl Policies {
                     .entry(name.clone())
                     .or_default()
                     .insert((target, address));
+                let gateway = gateway.and_then(|(_, gateway)| gateway.spec.as_ref().ok());
+                let units = gateway.map(|spec| (address, spec.units_per_node));
+                self.units.extend(units);
                 if here(&policy.state.node) && withheld(address).is_none() {
                     self.answered.insert(address);
                 }
@@ -203,7 +209,13 @@ impl Policies {
         &self.distributed
     }
 
-    /// The same, and those that the node does not have though it shall.
+    /// How many units of ports of such an address a node asks for.
+    pub(super) fn units(&self, address: IpAddr) -> u16 {
+        self.units.get(&address).copied().unwrap_or_default()
+    }
+
+    /// The addresses that some policy leaves with at this node, and those that the node does not
+    /// have though it shall.
     pub(super) fn wanted(&self) -> &BTreeSet<IpAddr> {
         &self.wanted
     }

@@ -5,6 +5,7 @@ mod drains;
 mod egress_addresses;
 mod gateways;
 mod pod_networks;
+mod ports;
 mod properties;
 
 use std::{

@@ -69,7 +69,11 @@ fn gateways() -> impl Strategy<Value = Change> {
     (
         0..3_u8,
         any::<bool>(),
-        prop::sample::select(vec!["NodeAddress", "None"]),
+        prop::sample::select(vec![
+            "NodeAddress",
+            "None",
+            "EgressIP, nat: Distributed, egressIPs: {ipv4: [10.6.1.60-10.6.1.64]}",
+        ]),
         members,
     )
         .prop_map(|(name, marked, nat, members)| {
@@ -175,6 +179,7 @@ proptest! {
             rebuilt.set_contested(contested.clone());
             prop_assert_eq!(stepwise.desired(), rebuilt.desired());
             prop_assert_eq!(stepwise.needs_all_pods(), rebuilt.needs_all_pods());
+            prop_assert_eq!(stepwise.ports_wanted(), rebuilt.ports_wanted());
         }
     }
 }

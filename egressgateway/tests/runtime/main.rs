@@ -7,4 +7,5 @@ mod agent;
 mod boot;
 mod controller;
 mod kernel;
+mod ports;
 mod support;

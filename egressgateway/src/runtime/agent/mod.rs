@@ -7,6 +7,7 @@ mod deadlines;
 mod driver_health;
 mod inputs;
 mod outputs;
+mod port_requests;
 mod reconciler;
 mod session;
 mod settings;

@@ -1,6 +1,10 @@
 //! An agent at work: what happens becomes something due, and what is due is done.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +16,7 @@ use super::{
     driver_health::{self, DriversHealth},
     inputs::{Event, Inputs, Interest},
     outputs::Outputs,
+    port_requests::PortRequests,
     reconciler::{InForce, NodeReconciler},
     settings::AgentSettings,
     state_file::StateFile,
@@ -88,6 +93,8 @@ pub(crate) struct Session {
     overlaps: Vec<Overlap>,
     /// The egress addresses that the kernel held when the agent started.
     inherited: Inherited,
+    /// What it asks for of egress addresses that it translates to itself.
+    ports: PortRequests,
     state: Option<Arc<StateFile>>,
     /// What waits until everything was listed; none where nothing does, and once something was
     /// listed.
@@ -157,6 +164,7 @@ impl Session {
             told_in_part: false,
             overlaps: Vec::new(),
             inherited: Inherited::NotAsked,
+            ports: PortRequests::default(),
             state,
             hold: None,
             settings,
@@ -199,7 +207,8 @@ impl Session {
 
     /// Waits until there may be something to do, and takes in everything that waits.
     async fn wait(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
-        let deadline = self.deadlines.next(self.hold.is_some());
+        let deadlines = [self.deadlines.next(self.hold.is_some()), self.ports.next()];
+        let deadline = deadlines.into_iter().flatten().min();
         let interest = Interest {
             host: self.deadlines.awaits_host(),
             policy: self.deadlines.awaits_policy(),
@@ -312,6 +321,18 @@ impl Session {
         );
     }
 
+    /// Asks for the ports that this node's pods need.
+    fn follow_ports(&mut self) {
+        let nodes = self.index.egress_nodes();
+        let said = nodes.get(&self.settings.index.node).map(|own| &own.wanted);
+        let nothing = BTreeMap::new();
+        self.ports.follow(
+            &self.index.ports_wanted(),
+            said.unwrap_or(&nothing),
+            Instant::now(),
+        );
+    }
+
     /// Probes what this node may send to, once there is a way there.
     fn follow_gateways(&mut self, desired: &NodeDesired) {
         let nodes = self.index.gateway_nodes();
@@ -397,6 +418,9 @@ impl Session {
             self.restore_policy().await;
             self.deadlines.converge_soon();
             self.deadlines.check_hold(Instant::now());
+        }
+        if self.ports.expire(Instant::now()) {
+            self.deadlines.converge_soon();
         }
         if self.deadlines.must_resync(Instant::now()) {
             self.reconciler.forget_all();
@@ -596,6 +620,7 @@ impl Session {
         self.tell_overlaps();
         let pod_networks_unknown = self.tell_unknown_networks();
         let tracking = self.inputs.untracked.tell(&self.index.surroundings());
+        self.follow_ports();
         let findings = self.inputs.findings().clone();
         let report = Report {
             underlay: self.underlay.clone(),
@@ -610,6 +635,7 @@ impl Session {
             overlaps: self.index.overlaps().to_vec(),
             conflicts: findings.conflicts,
             silent: findings.silent,
+            ports: self.ports.asked(),
             pod_networks_unknown,
             tracking,
             tunnel: self.drivers_health.tunnel.read(),

@@ -19,7 +19,8 @@ use super::untracked::Tracking;
 use crate::{
     Error, ErrorKind, Underlay,
     api::{
-        self, AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface, TunnelMtu,
+        self, AddressConflict, EgressNode, EgressNodePhase, EgressNodeStatus, Interface,
+        PortsWanted, TunnelMtu,
     },
     model::{Family, MacAddress, NodeName},
     plan::Overlap,
@@ -76,6 +77,8 @@ pub(crate) struct Report {
     pub(crate) conflicts: BTreeMap<IpAddr, MacAddress>,
     /// Egress addresses that it may take over.
     pub(crate) silent: BTreeSet<IpAddr>,
+    /// Egress addresses that it translates to itself, and how many units of ports it needs of each.
+    pub(crate) ports: BTreeMap<IpAddr, u16>,
     /// Nothing says which addresses pods have.
     pub(crate) pod_networks_unknown: bool,
     /// What others take out of connection tracking.
@@ -137,6 +140,14 @@ impl Report {
                 })
                 .collect(),
             silent_addresses: self.silent.iter().map(ToString::to_string).collect(),
+            ports_wanted: self
+                .ports
+                .iter()
+                .map(|(address, units)| PortsWanted {
+                    address: address.to_string(),
+                    units: *units,
+                })
+                .collect(),
             conditions,
             ..EgressNodeStatus::default()
         }
@@ -279,6 +290,7 @@ fn difference(next: &EgressNodeStatus, existing: &EgressNodeStatus) -> Differenc
         interfaces: status.interfaces.clone(),
         address_conflicts: status.address_conflicts.clone(),
         silent_addresses: status.silent_addresses.clone(),
+        ports_wanted: status.ports_wanted.clone(),
         ..EgressNodeStatus::default()
     };
     let conditions = |status: &EgressNodeStatus, words: bool| {
