@@ -133,6 +133,66 @@ fn the_exit_and_the_address_outside_are_named() {
 }
 
 #[test]
+fn where_the_pods_node_translates_its_ports_are_named_and_without_any_it_is_held() {
+    let distributed = CLUSTER.replace(
+        "spec: {nodeSelector: {matchLabels: {egress: \"true\"}}}",
+        "spec: {nodeSelector: {matchLabels: {egress: \"true\"}}, nat: Distributed, sourceNAT: EgressIP, egressIPs: {ipv4: [10.6.1.60-10.6.1.61]}}",
+    );
+    assert_ne!(distributed, CLUSTER);
+    let settled = cluster(Statuses::Planned, &distributed);
+    assert!(settled.is_settled());
+    for (pod, node) in [("a", "node1"), ("c", "node2")] {
+        let answer = ask(&settled, pod, "10.6.1.9").unwrap();
+        assert_eq!(
+            (answer.verdict, answer.cause),
+            (Verdict::Egress, Cause::Steered),
+            "{answer}"
+        );
+        assert_eq!(answer.node.as_deref(), Some("node2"), "{answer}");
+        assert_eq!(answer.source, Some([10, 6, 1, 60].into()), "{answer}");
+        let blocks =
+            &settled.index(&node.into()).unwrap().egress_nodes()[&NodeName::from(node)].blocks;
+        let block = blocks[&IpAddr::from([10, 6, 1, 60])].first().unwrap();
+        assert_eq!(block.len(), 4);
+        let says = format!(
+            "Node {node}: translates it to 10.6.1.60, ports {} to {}\n",
+            block.first(),
+            block.last()
+        );
+        assert!(answer.to_string().contains(&says), "{answer}");
+    }
+    let statuses = distributed
+        .replace(", kind: EgressGateway, metadata: {name: egw}", ", kind: EgressGateway, status: {mark: 0x11000000, nodeList: [{name: node2, status: Ready, active: true}]}, metadata: {name: egw}")
+        .replace("metadata: {name: narrow}", "metadata: {name: narrow}, status: {egressGateway: egw, egressIP: {ipv4: 10.6.1.60}, node: node2}");
+    let node = |name: &str, number: u8, ports: &str| {
+        format!("- {{apiVersion: egressgateway.spidernet.io/v1, kind: EgressNode, metadata: {{name: {name}}}, spec: {{}}, status: {{vxlanIPv4IP: 172.31.0.{number}/16,
+   tunnelMac: '66:00:00:00:00:0{number}', physicalInterface: eth0, physicalInterfaceIPv4: 10.6.0.1{number}{ports}}}}}\n")
+    };
+    let has = ", portBlocks: [{address: 10.6.1.60, first: 2048, last: 3071}, {address: 10.6.1.60, first: 4096, last: 4351}]";
+    for (ports, cause, says) in [
+        (
+            "",
+            Cause::Held,
+            "the pod's node has no ports of the egress address yet",
+        ),
+        (
+            has,
+            Cause::Steered,
+            "Node node1: translates it to 10.6.1.60, ports 2048 to 3071, 4096 to 4351\n",
+        ),
+    ] {
+        let text = format!(
+            "{statuses}{}{}",
+            node("node1", 1, ports),
+            node("node2", 2, "")
+        );
+        let answer = ask(&cluster(Statuses::Given, &text), "a", "10.6.1.9").unwrap();
+        assert_eq!(answer.cause, cause, "{answer}");
+        assert!(answer.to_string().contains(says), "{answer}");
+    }
+}
+
+#[test]
 fn without_a_ready_node_it_is_dropped_and_without_a_mark_it_is_held() {
     let dark = CLUSTER.replace("{name: node2, labels: {egress: \"true\"}}", "{name: node2}");
     let answer = ask(&cluster(Statuses::Planned, &dark), "a", "10.6.1.9").unwrap();

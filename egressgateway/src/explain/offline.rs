@@ -52,12 +52,12 @@ impl Offline {
     /// The cluster of these manifests.
     #[must_use]
     pub fn new(manifests: &Manifests, settings: OfflineSettings) -> Self {
-        let settled = Settled::of(manifests, &settings);
         let pods: BTreeMap<PodName, Option<Pod>> = manifests
             .pods
             .iter()
             .map(|(name, pod)| (name.clone(), Pod::from_api(pod)))
             .collect();
+        let settled = Settled::of(manifests, &pods, &settings);
         let views = settled
             .nodes
             .keys()
@@ -202,16 +202,7 @@ fn view(
     pods: &BTreeMap<PodName, Option<Pod>>,
     settings: &OfflineSettings,
 ) -> View {
-    let mut index = Index::new(settings.of_index(node));
-    for change in settled.changes(settings.mask) {
-        index.apply(change);
-    }
-    for (name, namespace) in &manifests.namespaces {
-        index.apply(Change::Namespace(name.clone(), Some(namespace.clone())));
-    }
-    for (name, pod) in pods {
-        index.apply(Change::Pod(name.clone(), pod.clone()));
-    }
+    let mut index = index(node, manifests, settled, pods, settings);
     let own = settled
         .egress_nodes
         .get(node)
@@ -231,6 +222,27 @@ fn view(
     index.set_attachments(Attachments::reported(&own.interfaces));
     let desired = index.desired();
     View { index, desired }
+}
+
+/// What a node's agent is told, without what it reads from the node itself.
+pub(super) fn index(
+    node: &NodeName,
+    manifests: &Manifests,
+    settled: &Settled,
+    pods: &BTreeMap<PodName, Option<Pod>>,
+    settings: &OfflineSettings,
+) -> Index {
+    let mut index = Index::new(settings.of_index(node));
+    for change in settled.changes(settings.mask) {
+        index.apply(change);
+    }
+    for (name, namespace) in &manifests.namespaces {
+        index.apply(Change::Namespace(name.clone(), Some(namespace.clone())));
+    }
+    for (name, pod) in pods {
+        index.apply(Change::Pod(name.clone(), pod.clone()));
+    }
+    index
 }
 
 fn underlay(address: IpAddr, device: Option<&str>) -> Underlay {

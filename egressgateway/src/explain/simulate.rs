@@ -3,18 +3,18 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::core::v1 as core;
 
 use super::{
-    Manifests,
+    Manifests, offline,
     settings::{OfflineSettings, Statuses, UNDERLAY_DEVICE},
 };
 use crate::{
-    api::{self, EgressNodePhase, EgressNodeStatus, Interface},
+    api::{self, EgressNodePhase, EgressNodeStatus, Interface, NatMode, PortsWanted},
     controller::{self, Cluster, ClusterPlan, ControllerSettings},
-    model::{Family, GatewayName, MarkMask, NodeName, PolicyName},
-    world::{self, Change},
+    model::{Family, GatewayName, MarkMask, NodeName, PodName, PolicyName},
+    world::{self, Change, Pod},
 };
 
-/// The controller gets this many turns. Three are needed: addresses, then elections and marks, then
-/// what refers to those.
+/// The controller gets this many turns. Four are needed: addresses, then elections and marks, then
+/// what refers to those, then what agents ask for because of them.
 const TURNS: usize = 16;
 
 /// The cluster's objects with statuses that the controller has nothing to add to.
@@ -28,7 +28,11 @@ pub(super) struct Settled {
 }
 
 impl Settled {
-    pub(super) fn of(manifests: &Manifests, settings: &OfflineSettings) -> Self {
+    pub(super) fn of(
+        manifests: &Manifests,
+        pods: &BTreeMap<PodName, Option<Pod>>,
+        settings: &OfflineSettings,
+    ) -> Self {
         let mut settled = Self {
             nodes: manifests
                 .nodes
@@ -41,12 +45,17 @@ impl Settled {
             at_rest: true,
         };
         if settings.statuses == Statuses::Planned {
-            settled.settle(manifests, settings);
+            settled.settle(manifests, pods, settings);
         }
         settled
     }
 
-    fn settle(&mut self, manifests: &Manifests, settings: &OfflineSettings) {
+    fn settle(
+        &mut self,
+        manifests: &Manifests,
+        pods: &BTreeMap<PodName, Option<Pod>>,
+        settings: &OfflineSettings,
+    ) {
         let controller = ControllerSettings {
             forward_method: settings.forward_method,
             default_gateway: settings.default_gateway.clone(),
@@ -69,6 +78,7 @@ impl Settled {
                 return;
             }
             self.take(&plan, manifests);
+            self.ask_for_ports(manifests, pods, settings);
             before = plan;
         }
     }
@@ -123,6 +133,7 @@ impl Settled {
             status.vxlan_ipv6_ip.clone_from(&planned.vxlan_ipv6_ip);
             status.tunnel_mac.clone_from(&planned.tunnel_mac);
             status.phase = planned.phase.or(status.phase);
+            status.port_blocks.clone_from(&planned.port_blocks);
             if let Some(node) = manifests.nodes.get(name) {
                 answer(status, node);
             }
@@ -135,6 +146,36 @@ impl Settled {
         for (name, status) in &plan.policies {
             if let Some(policy) = self.policies.get_mut(name) {
                 policy.status = Some(status.clone());
+            }
+        }
+    }
+
+    /// Every agent asks for the ports that its pods need.
+    fn ask_for_ports(
+        &mut self,
+        manifests: &Manifests,
+        pods: &BTreeMap<PodName, Option<Pod>>,
+        settings: &OfflineSettings,
+    ) {
+        let distributed =
+            |gateway: &api::EgressGateway| gateway.spec.nat == Some(NatMode::Distributed);
+        if !self.gateways.values().any(distributed) {
+            return;
+        }
+        let wants = |node: &NodeName| {
+            let mut index = offline::index(node, manifests, self, pods, settings);
+            index.desired();
+            let wanted = index.ports_wanted().into_iter();
+            let wanted = wanted.map(|(address, units)| PortsWanted {
+                address: address.to_string(),
+                units,
+            });
+            (node.clone(), wanted.collect())
+        };
+        let wanted: Vec<(NodeName, Vec<PortsWanted>)> = self.nodes.keys().map(wants).collect();
+        for (node, wanted) in wanted {
+            if let Some(node) = self.egress_nodes.get_mut(&node) {
+                node.status.get_or_insert_default().ports_wanted = wanted;
             }
         }
     }

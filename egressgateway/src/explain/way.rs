@@ -294,6 +294,7 @@ impl Way<'_> {
         source_nat: SourceNat,
     ) -> Explanation {
         self.say_members(&mut answer, gateway);
+        self.say_ports(&mut answer, source_nat);
         if self.desired.policy.exits.contains(&target) {
             let source = self.translated(self.node, source_nat);
             answer.say(format!("Node {}", self.node), "is the exit itself");
@@ -333,7 +334,7 @@ impl Way<'_> {
         }
         let mut refusal = String::new();
         for exit in reachable {
-            match self.at_exit(&exit, target) {
+            match self.at_exit(&exit, target, source_nat) {
                 Ok(source_nat) => {
                     let source = self.translated(&exit, source_nat);
                     self.say_source(&mut answer, &exit, source_nat);
@@ -397,7 +398,12 @@ impl Way<'_> {
     }
 
     /// How the exit translates what comes through the tunnel, or why it drops it.
-    fn at_exit(&self, exit: &NodeName, target: TargetId) -> Result<SourceNat, String> {
+    fn at_exit(
+        &self,
+        exit: &NodeName,
+        target: TargetId,
+        source_nat: SourceNat,
+    ) -> Result<SourceNat, String> {
         let Some(desired) = self.offline.desired(exit) else {
             return Err("the node does not exist".to_owned());
         };
@@ -409,6 +415,21 @@ impl Way<'_> {
             .and_then(|local| local.underlay.get(&Family::of(self.destination)));
         if own.is_none_or(|own| !desired.policy.overlay.peers.contains(&own.address)) {
             return Err(format!("it does not know {} as a peer", self.node));
+        }
+        if let SourceNat::Ports(address) = source_nat {
+            let passes = desired
+                .relay
+                .bindings
+                .iter()
+                .any(|((of, _), node)| *of == address && node == self.node);
+            return if passes {
+                Ok(source_nat)
+            } else {
+                Err(format!(
+                    "it passes nothing of {address} on for {}",
+                    self.node
+                ))
+            };
         }
         let known = lookup(&desired.policy, self.source, self.destination);
         match known {
@@ -427,6 +448,23 @@ impl Way<'_> {
                 Err("it does not know whose connection this is".to_owned())
             }
         }
+    }
+
+    /// What the pod's own node translates to.
+    fn say_ports(&self, answer: &mut Answer, source_nat: SourceNat) {
+        let SourceNat::Ports(address) = source_nat else {
+            return;
+        };
+        let blocks = self.desired.policy.blocks.get(&address);
+        let ports: Vec<String> = blocks
+            .into_iter()
+            .flatten()
+            .map(|block| format!("{} to {}", block.first(), block.last()))
+            .collect();
+        answer.say(
+            format!("Node {}", self.node),
+            format!("translates it to {address}, ports {}", ports.join(", ")),
+        );
     }
 
     /// Why another node holds the connection.
