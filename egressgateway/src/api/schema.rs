@@ -332,17 +332,21 @@ fn name_rule(kind: &str) -> Value {
     json!({"rule": format!("size(self.metadata.name) <= {MAX_NAME}"), "message": format!("the name of an {kind} must have at most {MAX_NAME} characters")})
 }
 
-/// Numbers without a sign in Rust are `int64` here: OpenAPI knows no other format that holds a
-/// mark.
+/// Numbers without a sign in Rust are `int32` or `int64` here: API servers know no other formats, and
+/// OpenAPI no smaller one that holds a mark.
 fn integers(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            if map.get("type").is_some_and(|kind| kind == "integer")
-                && map.get("format").is_some_and(|format| format == "uint32")
-            {
-                map.insert("format".to_owned(), json!("int64"));
+            let format = map.get("format").and_then(Value::as_str);
+            let known = match format.filter(|_| map.get("type") == Some(&json!("integer"))) {
+                Some("uint16") => Some(("int32", u32::from(u16::MAX))),
+                Some("uint32") => Some(("int64", u32::MAX)),
+                _ => None,
+            };
+            if let Some((format, maximum)) = known {
+                map.insert("format".to_owned(), json!(format));
                 map.insert("minimum".to_owned(), json!(0));
-                map.insert("maximum".to_owned(), json!(u32::MAX));
+                map.insert("maximum".to_owned(), json!(maximum));
             }
             map.values_mut().for_each(integers);
         }

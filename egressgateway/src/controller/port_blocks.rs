@@ -425,7 +425,9 @@ mod tests {
             let blocks = world.settle();
             let full = (0..nodes).filter(|number| {
                 let held = world.of(&format!("n{number:03}"), 1);
-                held.len() == 1 && held[0].len() == ports / 256 && held[0].first() % ports == 0
+                held.len() == 1
+                    && held[0].len() == ports / 256
+                    && held[0].first().is_multiple_of(ports)
             });
             assert_eq!(full.count(), usize::from(nodes), "{ports}");
             let rest = world.of(&format!("n{nodes:03}"), 1);
