@@ -134,9 +134,21 @@ async fn the_agent_asks_the_controller_gives_and_the_agent_translates_to_what_it
     controller.stop().await;
     let controller = Controller::start(&client, "b");
     leader(&client, "b").await;
+    // Nobody needs the ports while the agent starts, and the next pod finds them.
+    pods.delete("pod2", &DeleteParams::default()).await.unwrap();
+    kernel
+        .until("no pod", |held| held.policy.pods.is_empty())
+        .await;
     agent.stop().await;
     let agent = Running::start(&client, &kernel, settings());
     agent.until_ready().await;
+    agent
+        .until_metric("egressgateway_agent_lease_renewals_total", 1.0)
+        .await;
+    pod(&client, "pod3", NODE, "10.0.1.3").await;
+    kernel
+        .until("ports of the egress address", is_steered)
+        .await;
     // The policy's status is written by the same plans.
     policy(&client, "more", "10.20.0.0/16").await;
     let policies = Api::<EgressGatewayPolicy>::all(client.clone());

@@ -518,6 +518,30 @@ mod tests {
     }
 
     #[test]
+    fn the_ports_that_it_asks_for_are_told_at_once() {
+        let status = Report {
+            ports: [([10, 6, 0, 60].into(), 4)].into(),
+            ..report()
+        }
+        .status();
+        let wanted = PortsWanted {
+            address: "10.6.0.60".to_owned(),
+            units: 4,
+        };
+        assert_eq!(status.ports_wanted, [wanted]);
+        assert_eq!(
+            difference(&status, &report().status()),
+            Difference::Substance
+        );
+        // What the controller says of them is nothing that the agent puts right.
+        let existing = EgressNodeStatus {
+            port_blocks: vec![api::AddressPorts::default()],
+            ..status.clone()
+        };
+        assert_eq!(difference(&status, &existing), Difference::None);
+    }
+
+    #[test]
     fn what_others_take_out_of_connection_tracking_is_named() {
         let said = |tracking| {
             let status = Report {
