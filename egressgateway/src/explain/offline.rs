@@ -202,7 +202,7 @@ fn view(
     pods: &BTreeMap<PodName, Option<Pod>>,
     settings: &OfflineSettings,
 ) -> View {
-    let mut index = index(node, manifests, settled, pods, settings);
+    let mut index = settled.index(node, manifests, pods, settings);
     let own = settled
         .egress_nodes
         .get(node)
@@ -222,27 +222,6 @@ fn view(
     index.set_attachments(Attachments::reported(&own.interfaces));
     let desired = index.desired();
     View { index, desired }
-}
-
-/// What a node's agent is told, without what it reads from the node itself.
-pub(super) fn index(
-    node: &NodeName,
-    manifests: &Manifests,
-    settled: &Settled,
-    pods: &BTreeMap<PodName, Option<Pod>>,
-    settings: &OfflineSettings,
-) -> Index {
-    let mut index = Index::new(settings.of_index(node));
-    for change in settled.changes(settings.mask) {
-        index.apply(change);
-    }
-    for (name, namespace) in &manifests.namespaces {
-        index.apply(Change::Namespace(name.clone(), Some(namespace.clone())));
-    }
-    for (name, pod) in pods {
-        index.apply(Change::Pod(name.clone(), pod.clone()));
-    }
-    index
 }
 
 fn underlay(address: IpAddr, device: Option<&str>) -> Underlay {

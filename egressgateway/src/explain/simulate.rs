@@ -3,12 +3,13 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::core::v1 as core;
 
 use super::{
-    Manifests, offline,
+    Manifests,
     settings::{OfflineSettings, Statuses, UNDERLAY_DEVICE},
 };
 use crate::{
     api::{self, EgressNodePhase, EgressNodeStatus, Interface, NatMode, PortsWanted},
     controller::{self, Cluster, ClusterPlan, ControllerSettings},
+    index::Index,
     model::{Family, GatewayName, MarkMask, NodeName, PodName, PolicyName},
     world::{self, Change, Pod},
 };
@@ -112,6 +113,27 @@ impl Settled {
         nodes.chain(egress_nodes).chain(gateways).chain(policies)
     }
 
+    /// What a node's agent is told, without what it reads from the node itself.
+    pub(super) fn index(
+        &self,
+        node: &NodeName,
+        manifests: &Manifests,
+        pods: &BTreeMap<PodName, Option<Pod>>,
+        settings: &OfflineSettings,
+    ) -> Index {
+        let mut index = Index::new(settings.of_index(node));
+        for change in self.changes(settings.mask) {
+            index.apply(change);
+        }
+        for (name, namespace) in &manifests.namespaces {
+            index.apply(Change::Namespace(name.clone(), Some(namespace.clone())));
+        }
+        for (name, pod) in pods {
+            index.apply(Change::Pod(name.clone(), pod.clone()));
+        }
+        index
+    }
+
     /// Writes a plan into the objects, as the API server would hold them, and lets every agent
     /// answer.
     fn take(&mut self, plan: &ClusterPlan, manifests: &Manifests) {
@@ -163,7 +185,7 @@ impl Settled {
             return;
         }
         let wants = |node: &NodeName| {
-            let mut index = offline::index(node, manifests, self, pods, settings);
+            let mut index = self.index(node, manifests, pods, settings);
             index.desired();
             let wanted = index.ports_wanted().into_iter();
             let wanted = wanted.map(|(address, units)| PortsWanted {
