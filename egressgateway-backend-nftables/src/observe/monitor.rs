@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use netlink_sys::{
     AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
 };
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 use crate::ruleset::names::{
     NOTIFICATION_FAMILY, NOTIFICATION_GROUP, NOTIFICATION_HEADER, NOTIFICATION_INGRESS_FAMILY,
@@ -19,6 +20,9 @@ use crate::ruleset::names::{
 
 /// How many of our own writers are remembered: their notifications arrive soon after they wrote.
 const REMEMBERED: usize = 16;
+
+/// Bytes of notifications that wait while we write: each element is one, and a table has thousands.
+const ROOM: usize = 8 << 20;
 
 /// Processes that wrote for us, by the number under which the kernel knows their netlink socket.
 #[derive(Clone, Debug, Default)]
@@ -94,6 +98,9 @@ impl Notifications {
             let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
             socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
             socket.socket_mut().add_membership(NOTIFICATION_GROUP)?;
+            // Refused without the capability, and where that is missing nothing can be written
+            // either: the usual room is enough.
+            let _ = setsockopt(socket.socket_ref(), RcvBufForce, &ROOM);
             Ok(tokio::sync::Mutex::new(socket))
         };
         subscribe()
