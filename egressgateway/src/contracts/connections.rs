@@ -192,6 +192,12 @@ impl<'a> Staleness<'a> {
 
     /// What a stale connection's next packet leaves as, compared with what it left as so far.
     fn ending(&self, connection: &Connection) -> Ending {
+        // A port that this node chose, nobody chooses again.
+        if let Some(target) = self.mask.target(connection.mark)
+            && self.lost_its_ports(connection, target)
+        {
+            return Ending::Breaks;
+        }
         let verdict = Self::governing(&self.now.policy, connection);
         let former = self
             .former
@@ -408,7 +414,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{StartGate, model::NodeName};
+    use crate::{
+        StartGate,
+        model::{NodeName, PortBlock},
+    };
 
     const TO_FIRST: Verdict = Verdict::Egress {
         target: TargetId::FIRST,
@@ -718,6 +727,69 @@ mod tests {
         assert!(
             !is_stale(&node, &pinned),
             "all gateways are lost: it goes on once one is back"
+        );
+    }
+
+    #[test]
+    fn what_its_own_node_translates_goes_on_wherever_it_exits_and_breaks_with_its_ports() {
+        let by_ports = |address: &str| Verdict::Egress {
+            target: target(0x11),
+            source_nat: SourceNat::Ports(ip(address)),
+        };
+        let translated = Connection {
+            mark: 0x1100_0000,
+            seen_as: ip("10.6.0.60"),
+            ..connection("10.244.0.5", "10.6.1.7", "10.6.1.7")
+        };
+        let block = PortBlock::of_ports(2048, 3071).into_iter().collect();
+        let node = |verdict| {
+            let mut node = leaving(verdict, &[0x11], &[]);
+            node.policy.distributed.insert(target(0x11));
+            node.policy.blocks.insert(ip("10.6.0.60"), block);
+            node
+        };
+        let judged = |node: &NodeDesired, connection: &Connection| {
+            node.staleness(DestinationView::Translated, MarkMask::default())
+                .judge(connection)
+        };
+        let there = node(by_ports("10.6.0.60"));
+        assert_eq!(judged(&there, &translated), None);
+        let mut here = there.clone();
+        here.policy.targets.clear();
+        here.policy.exits.insert(target(0x11));
+        assert_eq!(judged(&here, &translated), None, "this node carries it");
+        let mut moved = there.clone();
+        moved.paths.insert(target(0x11), OrdSet::unit("b".into()));
+        let mut former = there.clone();
+        former.paths.insert(target(0x11), OrdSet::unit("a".into()));
+        let since = moved
+            .staleness(DestinationView::Translated, MarkMask::default())
+            .since(&former)
+            .judge(&translated);
+        assert_eq!(since, None, "no gateway knows anything of it");
+
+        let mut without = there.clone();
+        without.policy.blocks.clear();
+        let mut centralized = there.clone();
+        centralized.policy.distributed.clear();
+        let mut held = centralized.clone();
+        held.policy.destinations = held
+            .policy
+            .destinations
+            .keys()
+            .map(|place| (*place, Verdict::Hold))
+            .collect();
+        for node in [&without, &centralized, &held] {
+            assert_eq!(judged(node, &translated), Some(Ending::Breaks));
+        }
+        let bare = Connection {
+            seen_as: translated.source,
+            ..translated
+        };
+        assert_eq!(
+            judged(&there, &bare),
+            Some(Ending::Breaks),
+            "it began when the gateway translated"
         );
     }
 
