@@ -20,6 +20,7 @@ use egressgateway_netlink::{
 use crate::{
     backend::{self, Backend},
     error::BuildError,
+    relay::{self, NodeRelay},
     tunnel::{self, Tunnel},
 };
 
@@ -149,9 +150,11 @@ impl AgentBuilder {
             Some(tunnel) => tunnel,
             None => tunnel::choose(&config, &netlink).await?,
         };
+        let relay = relay::choose(&config, tunnel.encapsulation.as_ref()).await?;
         let keeps_connections = keeps_connections(&netlink).await?;
         settings.backend = Some(policy.description());
         settings.lease = lease;
+        settings.relay_lacking.clone_from(&relay.lacking);
         tracing::info!(backend = policy.description(), "policy backend chosen");
         Ok(PreparedAgent {
             node,
@@ -159,6 +162,7 @@ impl AgentBuilder {
             settings,
             policy,
             tunnel,
+            relay,
             addresses,
             netlink,
             keeps_connections,
@@ -192,6 +196,7 @@ pub struct PreparedAgent {
     settings: AgentSettings,
     policy: Policy,
     tunnel: Tunnel,
+    relay: NodeRelay,
     addresses: bool,
     netlink: Netlink,
     keeps_connections: bool,
@@ -217,6 +222,7 @@ impl PreparedAgent {
                 driver,
                 encapsulation,
             },
+            relay,
             addresses,
             netlink,
             keeps_connections,
@@ -240,7 +246,7 @@ impl PreparedAgent {
             tunnel: driver,
             steering: Box::new(Reconciler::new(steering)),
             addresses: egress_addresses,
-            relay: Box::new(Unmanaged),
+            relay: relay.driver,
             policy,
         };
         let parent = config
@@ -261,8 +267,12 @@ impl PreparedAgent {
                 .with_announcer(Arc::new(NeighbourAnnouncer::new()))
                 .with_inquirer(Arc::new(NeighbourInquirer::new()));
         }
-        if let Some((counters, monitor)) = watchers {
-            agent = agent.with_counters(counters).with_monitor(monitor);
+        let (counters, monitors): (Vec<_>, Vec<_>) =
+            watchers.into_iter().chain(relay.watchers).unzip();
+        if !counters.is_empty() {
+            agent = agent
+                .with_counters(Arc::new(counters))
+                .with_monitor(Arc::new(monitors));
         }
         match &config.state_file {
             Some(path) => agent.with_state_file(StateFile::new(path, node)),

@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use egressgateway::{
-    Drivers, DriversDesired, Reconciler, Unmanaged, config::Config, runtime::StateFile,
-};
+use egressgateway::{Drivers, DriversDesired, Reconciler, config::Config, runtime::StateFile};
 use egressgateway_netlink::{EgressAddresses, Netlink, Steering};
 
 use crate::{
     agent::{steering_settings, unknown_reply_path},
     backend,
     error::BuildError,
-    tunnel,
+    relay, tunnel,
 };
 
 /// Removes what agents left on this host, whatever backends and tunnels they had: tables, chains,
@@ -82,7 +80,7 @@ impl Cleanup {
                 hook.clone(),
             ))),
             addresses: Box::new(Reconciler::new(EgressAddresses::new(netlink, hook))),
-            relay: Box::new(Unmanaged),
+            relay: relay::removal(config).await?,
             policy: backend::removal(config).await?,
         })
     }

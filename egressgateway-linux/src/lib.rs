@@ -34,6 +34,7 @@ mod cleanup;
 mod error;
 #[cfg(all(feature = "nftables", feature = "netfilter"))]
 mod guarded;
+mod relay;
 mod tunnel;
 
 pub use agent::{AgentBuilder, PreparedAgent, agent_settings, steering_settings};

@@ -154,6 +154,10 @@ impl Encapsulation for Geneve {
         self.shape.kind()
     }
 
+    fn has_neighbours(&self) -> bool {
+        self.shape.has_neighbours()
+    }
+
     fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {
         self.shape.next_hop(local, peer, family)
     }

@@ -88,6 +88,10 @@ impl Encapsulation for GeneveShape {
         "geneve"
     }
 
+    fn has_neighbours(&self) -> bool {
+        false
+    }
+
     /// The encapsulation is part of the route that leads away: the kernel does not look for a
     /// peer's.
     fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop> {

@@ -90,7 +90,8 @@ pub struct EgressNodeStatus {
     pub port_blocks: Vec<AddressPorts>,
     /// `TunnelReady` and `PolicyProgrammed`, each from a read of the kernel. `PodsTracked` is False
     /// where rules of others take packets of pods out of connection tracking, and names them.
-    /// `NetworkOverlap` and `PodNetworksUnknown` are there only while they are True.
+    /// `NetworkOverlap` and `PodNetworksUnknown` are there only while they are True. `RelayReady`
+    /// is there on nodes of gateways whose `nat` is Distributed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -98,6 +99,9 @@ pub struct EgressNodeStatus {
 impl EgressNodeStatus {
     /// Condition: the tunnel and the routes into it are built.
     pub const TUNNEL_READY: &str = "TunnelReady";
+    /// Condition: the node passes on what pods' own nodes translate. Only on nodes of gateways with
+    /// distributed source translation.
+    pub const RELAY_READY: &str = "RelayReady";
 }
 
 /// Somebody else has an egress address.

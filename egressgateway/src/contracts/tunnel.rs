@@ -148,6 +148,12 @@ pub trait Encapsulation: Send + Sync {
     /// has no way between the two for that family.
     fn next_hop(&self, local: &LocalEnd, peer: &Peer, family: Family) -> Option<NextHop>;
 
+    /// Whether peers are neighbours on its devices, so that who forwards to one of them needs no
+    /// route. False where each packet takes its outer header from its route.
+    fn has_neighbours(&self) -> bool {
+        true
+    }
+
     /// The devices that this local end has.
     fn links(&self, local: &LocalEnd) -> OverlayLinks;
 }

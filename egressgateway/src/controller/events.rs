@@ -134,7 +134,7 @@ pub fn of_node(old: &EgressNodeStatus, new: &EgressNodeStatus) -> Vec<Event> {
 
 /// Conditions of EgressNodes that agents set: the status that is bad, and the reasons of the events
 /// when it begins and when it ends.
-const AGENTS: [(&str, &str, &str, &str); 3] = [
+const AGENTS: [(&str, &str, &str, &str); 4] = [
     (
         "NetworkOverlap",
         "True",
@@ -148,6 +148,7 @@ const AGENTS: [(&str, &str, &str, &str); 3] = [
         "PodNetworksKnown",
     ),
     ("PodsTracked", "False", "UntrackedByOthers", "PodsTracked"),
+    ("RelayReady", "False", "RelayNotReady", "RelayReady"),
 ];
 
 /// What is to be told when an agent has made its EgressNode's status `new`. An agent writes no

@@ -13,7 +13,7 @@ use super::{
     conditions,
     egress_ips::{self, in_use},
     elected::{Elected, ElectedMember},
-    health::{can_carry, is_cordoned, is_silent, status_of},
+    health::{can_carry, is_cordoned, is_silent, relay_status_of, status_of},
     list,
 };
 use crate::{
@@ -71,10 +71,15 @@ fn elect_one(cluster: &Cluster, gateway: &Gateway, settings: &ControllerSettings
         .filter(|member| member.active)
         .map(|member| &member.node)
         .collect();
+    let status = if plan::is_distributed(gateway) {
+        relay_status_of
+    } else {
+        status_of
+    };
     let members = members(cluster, gateway)
         .into_iter()
         .map(|node| ElectedMember {
-            status: status_of(cluster, node),
+            status: status(cluster, node),
             cordoned: is_cordoned(cluster, node),
             node: node.clone(),
             active: false,

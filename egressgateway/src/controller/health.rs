@@ -17,6 +17,19 @@ pub(super) fn status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus
     }
 }
 
+/// Whether a node can carry traffic of a gateway whose sources are translated on the pods' own
+/// nodes: not where it says that it passes nothing on.
+pub(super) fn relay_status_of(cluster: &Cluster, name: &NodeName) -> GatewayNodeStatus {
+    let relay = cluster
+        .egress_nodes
+        .get(name)
+        .and_then(|node| node.relay_ready);
+    match status_of(cluster, name) {
+        GatewayNodeStatus::Ready if relay == Some(false) => GatewayNodeStatus::NotReady,
+        status => status,
+    }
+}
+
 /// Whether connections can go on through it, drained or not.
 pub(super) fn can_carry(cluster: &Cluster, name: &NodeName) -> bool {
     health_of(cluster, name) == GatewayNodeStatus::Ready

@@ -535,6 +535,13 @@ impl Index {
         })
     }
 
+    /// Whether this node is one of a gateway whose sources are translated on the pods' own nodes.
+    #[must_use]
+    pub fn relays(&self) -> bool {
+        self.memberships()
+            .any(|(gateway, _)| plan::is_distributed(gateway))
+    }
+
     /// What is wrong with objects.
     #[must_use]
     pub fn problems(&self) -> Vec<ObjectError> {

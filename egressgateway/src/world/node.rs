@@ -4,7 +4,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Condition};
 
 use super::Labels;
 use crate::{
@@ -108,6 +108,8 @@ pub struct EgressNode {
     pub device: Option<String>,
     /// What the agent said of the tunnel last; none before it said anything.
     pub tunnel_ready: Option<bool>,
+    /// What the agent said of its relay last; none where it is asked for none, or said nothing yet.
+    pub relay_ready: Option<bool>,
     /// The node's physical interfaces.
     pub interfaces: Vec<api::Interface>,
     /// The addresses that it does not take because somebody else answers for them, and who does.
@@ -136,10 +138,11 @@ impl EgressNode {
             (&status.physical_interface_ipv6, Family::V6),
         ];
         let mtu = status.tunnel_mtu;
-        let ready = status
-            .conditions
-            .iter()
-            .find(|condition| condition.type_ == api::EgressNodeStatus::TUNNEL_READY);
+        let condition = |name: &str| {
+            let of_name = |condition: &&Condition| condition.type_ == name;
+            let found = status.conditions.iter().find(of_name);
+            found.map(|condition| condition.status == "True")
+        };
         Self {
             phase: status.phase.unwrap_or_default(),
             overlay: overlay
@@ -165,7 +168,8 @@ impl EgressNode {
                 .filter_map(|(family, mtu)| Some((family, mtu?)))
                 .collect(),
             device: status.physical_interface,
-            tunnel_ready: ready.map(|condition| condition.status == "True"),
+            tunnel_ready: condition(api::EgressNodeStatus::TUNNEL_READY),
+            relay_ready: condition(api::EgressNodeStatus::RELAY_READY),
             interfaces: status.interfaces,
             conflicts: status
                 .address_conflicts

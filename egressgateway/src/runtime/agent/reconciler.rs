@@ -115,6 +115,7 @@ impl NodeReconciler {
         self.drivers.tunnel.invalidate();
         self.drivers.steering.invalidate();
         self.drivers.addresses.invalidate();
+        self.drivers.relay.invalidate();
     }
 
     /// The packet filter is read again, and what was in force is put back where it is not there.
@@ -122,6 +123,7 @@ impl NodeReconciler {
     /// in force, and the next one finds out.
     pub(crate) async fn restore_policy(&mut self) -> Result<Outcome, Error> {
         self.drivers.policy.invalidate();
+        self.drivers.relay.invalidate();
         match self.before.as_ref().filter(|_| self.reached) {
             Some(in_force) => self.drivers.policy.reconcile(&in_force.policy).await,
             None => Ok(Outcome::Unchanged),

@@ -24,7 +24,7 @@ use super::{
         boot_state,
         probes::Ends,
         spawn::spawn,
-        status::{POD_NETWORKS_ADVICE, Report},
+        status::{POD_NETWORKS_ADVICE, Relaying, Report},
     },
     watches::{AgentUpdate, own_pods},
 };
@@ -591,6 +591,14 @@ impl Session {
         }
     }
 
+    fn relaying(&self) -> Relaying {
+        match &self.settings.relay_lacking {
+            _ if !self.index.relays() => Relaying::NotAsked,
+            Some(lacking) => Relaying::Lacking(lacking.clone()),
+            None => Relaying::Asked(self.drivers_health.relay.read()),
+        }
+    }
+
     async fn converge(&mut self) {
         self.metrics.watch.synced();
         self.deadlines.converging();
@@ -641,6 +649,7 @@ impl Session {
             tunnel: self.drivers_health.tunnel.read(),
             steering: self.drivers_health.steering.read(),
             policy: self.drivers_health.policy.read(),
+            relay: self.relaying(),
             backend: self.settings.backend.clone(),
         };
         self.metrics.tunnel_ready(report.is_tunnel_ready());

@@ -21,6 +21,9 @@ pub struct AgentSettings {
     pub mask: MarkMask,
     /// Which policy backend is at work and why, in words, for the node's condition.
     pub backend: Option<String>,
+    /// Why this node passes nothing on for gateways whose sources are translated on the pods' own
+    /// nodes, in words, for the node's condition; none: it can.
+    pub relay_lacking: Option<String>,
     /// How fast a silent gateway node is noticed.
     pub liveness: LivenessSettings,
     /// Whether connections are ended that began before the policy which governs them; see
@@ -59,6 +62,7 @@ impl AgentSettings {
             index,
             mask: MarkMask::default(),
             backend: None,
+            relay_lacking: None,
             liveness: LivenessSettings::default(),
             reset_connections: true,
             hold_at_boot: true,

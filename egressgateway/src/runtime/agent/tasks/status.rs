@@ -51,6 +51,18 @@ pub(crate) const POD_NETWORKS_ADVICE: &str = "neither Node.spec.podCIDRs nor an 
      others; until a pod is seen, what comes by other devices than the node's uplinks waits before it reaches a governed destination, and pods of \
      other nodes are recognised one by one; set clusterCIDRs.extra to the networks of pods and services";
 
+/// What of its relay a gateway node can say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Relaying {
+    /// It passes nothing on for others.
+    #[default]
+    NotAsked,
+    /// It shall, and this host can't.
+    Lacking(String),
+    /// It shall.
+    Asked(Record),
+}
+
 /// Condition: no rule of others takes packets of pods out of connection tracking. Absent where
 /// nobody looks.
 pub(crate) const PODS_TRACKED: &str = "PodsTracked";
@@ -86,6 +98,7 @@ pub(crate) struct Report {
     pub(crate) tunnel: Record,
     pub(crate) steering: Record,
     pub(crate) policy: Record,
+    pub(crate) relay: Relaying,
     /// Which policy backend is at work, and why.
     pub(crate) backend: Option<String>,
 }
@@ -115,6 +128,7 @@ impl Report {
             ));
         }
         conditions.extend(self.pods_tracked());
+        conditions.extend(self.relay_ready());
         let address = |family| {
             self.underlay
                 .get(&family)
@@ -159,6 +173,25 @@ impl Report {
             ipv4: of(Family::V4),
             ipv6: of(Family::V6),
         })
+    }
+
+    fn relay_ready(&self) -> Option<Condition> {
+        match &self.relay {
+            Relaying::NotAsked => None,
+            Relaying::Lacking(lacking) => Some(condition(
+                EgressNodeStatus::RELAY_READY,
+                "False",
+                "Unsupported",
+                lacking.clone(),
+            )),
+            Relaying::Asked(Record::Good) => Some(condition(
+                EgressNodeStatus::RELAY_READY,
+                "True",
+                "Programmed",
+                "what pods' own nodes translate is passed on, both ways".to_owned(),
+            )),
+            Relaying::Asked(record) => Some(unfinished(EgressNodeStatus::RELAY_READY, record)),
+        }
     }
 
     fn tunnel_ready(&self) -> Condition {
