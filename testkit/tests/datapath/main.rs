@@ -12,6 +12,7 @@ mod changes;
 mod claims;
 mod closed;
 mod cordons;
+mod distributed;
 mod ecmp;
 mod egress_addresses;
 mod failover;
@@ -46,6 +47,35 @@ every_check_on!(
 );
 every_check_on!(
     netfilter_over_vxlan,
+    crate::DataPath {
+        backend: "netfilter",
+        tunnel: "vxlan"
+    }
+);
+
+/// The checks where pods' own nodes translate. Over Geneve no gateway can pass answers on.
+macro_rules! every_distributed_check_on {
+    ($name:ident, $path:expr) => {
+        on! { $name, $path,
+            distributed:
+                each_node_has_ports_of_its_own_and_gateways_keep_nothing
+                connections_go_on_through_drains_and_back
+                connections_go_on_when_their_gateway_loses_its_power
+                a_tunnel_and_a_table_that_are_deleted_come_back_and_no_connection_ends
+                connections_end_when_another_node_begins_to_translate;
+        }
+    };
+}
+
+every_distributed_check_on!(
+    nftables_distributed,
+    crate::DataPath {
+        backend: "nftables",
+        tunnel: "vxlan"
+    }
+);
+every_distributed_check_on!(
+    netfilter_distributed,
     crate::DataPath {
         backend: "netfilter",
         tunnel: "vxlan"

@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_millis(50);
 const SOON: Duration = Duration::from_secs(5);
 
 /// TCP connections and a stream of datagrams in each family.
-struct Open {
+pub(crate) struct Open {
     tcp: Vec<Flow>,
     /// Whose pod waits for data and sends nothing.
     readers: Vec<TcpStream>,
@@ -32,7 +32,7 @@ struct Open {
 }
 
 impl Open {
-    fn from(world: &World, pod: &egressgateway_testkit::lab::Namespace) -> Self {
+    pub(crate) fn from(world: &World, pod: &egressgateway_testkit::lab::Namespace) -> Self {
         let to = world.endpoints(GOVERNED);
         let tcp = to.iter().map(|to| pod.open_tcp(*to).unwrap()).collect();
         let udp = to
@@ -57,7 +57,7 @@ impl Open {
     }
 
     /// The datagrams are soon seen as coming from these addresses.
-    fn datagrams_go_on_as(&self, world: &World, sources: [IpAddr; 2]) {
+    pub(crate) fn datagrams_go_on_as(&self, world: &World, sources: [IpAddr; 2]) {
         for (stream, source) in self.udp.iter().zip(sources) {
             let answer = stream.wait_for(patient(SOON), |answer| answer.source.ip() == source);
             answer.unwrap_or_else(|error| panic!("as {source}: {error}\n{}", world.cluster.logs()));
@@ -65,7 +65,7 @@ impl Open {
     }
 
     /// The connections of TCP are reset: the ones that only wait, and those that are used.
-    fn sessions_are_reset(&mut self, world: &World) {
+    pub(crate) fn sessions_are_reset(&mut self, world: &World) {
         for reader in &mut self.readers {
             let error = reader
                 .read(&mut [0; 100])
@@ -92,7 +92,7 @@ impl Open {
     }
 
     /// The connections of TCP go on as if nothing had happened.
-    fn sessions_go_on(&mut self) {
+    pub(crate) fn sessions_go_on(&mut self) {
         for reader in &mut self.readers {
             reader.write_all(b"on").unwrap();
             let mut back = [0; 2];
@@ -119,7 +119,7 @@ impl Open {
     }
 
     /// How long datagrams were without an answer.
-    fn finish(self, what: &str) {
+    pub(crate) fn finish(self, what: &str) {
         for stream in self.udp {
             let report = stream.finish().unwrap();
             eprintln!(
