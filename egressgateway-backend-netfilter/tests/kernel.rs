@@ -523,6 +523,7 @@ fn counters_are_there_with_the_rules_and_survive_updates() {
             let all = [
                 "drop_held",
                 "drop_no_gateway",
+                "drop_no_port",
                 "drop_not_peer",
                 "drop_start_gate",
                 "drop_unknown_source",

@@ -418,6 +418,7 @@ fn counters_are_there_with_the_table_and_survive_updates() {
             [
                 "drop_held",
                 "drop_no_gateway",
+                "drop_no_port",
                 "drop_not_peer",
                 "drop_start_gate",
                 "drop_unknown_source",

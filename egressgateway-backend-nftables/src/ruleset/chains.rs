@@ -147,12 +147,7 @@ pub(crate) fn chains(
     ]
     .map(|(name, chain)| (name.to_owned(), chain))
     .into();
-    if !desired.distributed.is_empty() {
-        chains.insert(SNAT_PORTS.into(), plain(snat_ports()));
-    }
-    for (address, blocks) in &desired.blocks {
-        chains.insert(ports_chain(*address), plain(ports_of(*address, blocks)));
-    }
+    chains.extend(translating(desired));
     if desired.overlay.port > 0 {
         chains.insert(NOT_TUNNEL.into(), plain(not_tunnel()));
     }
@@ -206,6 +201,16 @@ pub(crate) fn chains(
         );
     }
     chains
+}
+
+/// The chains that translate what this node sends, whatever gateway carries it.
+fn translating(desired: &PolicyDesired) -> impl Iterator<Item = (String, Chain)> {
+    let finds = (!desired.distributed.is_empty()).then(|| (SNAT_PORTS.into(), plain(snat_ports())));
+    let ports = desired
+        .blocks
+        .iter()
+        .map(|(address, blocks)| (ports_chain(*address), plain(ports_of(*address, blocks))));
+    finds.into_iter().chain(ports)
 }
 
 /// The chains beside another backend, which has looked at the address that a connection was sent

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::{
@@ -58,9 +58,9 @@ pub fn egress(byte: u8, source_nat: SourceNat) -> Verdict {
 pub fn client() -> PolicyDesired {
     let node = SourceNat::NodeAddress;
     PolicyDesired {
-        distributed: Default::default(),
-        blocks: Default::default(),
-        relayed: Default::default(),
+        distributed: OrdSet::new(),
+        blocks: OrdMap::new(),
+        relayed: OrdSet::new(),
         pods: [
             ("10.244.1.10", 1),
             ("fd10:244:1::10", 1),

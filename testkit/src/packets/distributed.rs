@@ -31,7 +31,7 @@ ip route add 10.6.0.210 dev eth0 src 10.6.7.7; ip -6 route add fd00::210 dev eth
 ";
 
 /// Tells everybody who asks, by UDP or TCP, the address and port that it sees.
-const SERVER: &str = r#"
+const SERVER: &str = r"
 import selectors, socket
 s = selectors.DefaultSelector()
 for family in (socket.AF_INET, socket.AF_INET6):
@@ -56,11 +56,11 @@ while True:
             k.send(f'{peer[0]} {peer[1]}\n'.encode())
         else:
             s.unregister(k); k.close()
-"#;
+";
 
 /// One connection: for each line of the standard input it asks once and prints the answer, or
 /// "nothing" where none came.
-const CLIENT: &str = r#"
+const CLIENT: &str = r"
 import socket, sys
 k = socket.socket(socket.AF_INET6 if ':' in sys.argv[2] else socket.AF_INET, socket.SOCK_DGRAM if sys.argv[1] == 'udp' else socket.SOCK_STREAM)
 k.settimeout(float(sys.argv[3]))
@@ -71,7 +71,7 @@ try:
         print(k.recv(100).decode().strip(), flush=True)
 except OSError:
     print('nothing', flush=True)
-"#;
+";
 
 /// Sends a packet of a protocol without ports.
 const PORTLESS: &str = "python3 -c \"import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 47).sendto(b'\\0' * 20, ('10.6.7.7', 0))\"";
