@@ -36,13 +36,21 @@ use crate::{
 };
 use segment::{ACK, RST, Segment};
 
-/// When pods are asked to speak, counted from the first time: the new way may not be there yet. A
-/// kernel answers a connection's stray segments twice a second at most.
-const ROUNDS: [Duration; 3] = [
+/// When pods are asked to speak, counted from the first time: the new way may not be there yet, and
+/// on a busy host it may take seconds. A pod that only waits says nothing else by which the new
+/// gateway would know its connection. A kernel answers a connection's stray segments twice a second
+/// at most.
+const ROUNDS: [Duration; 6] = [
     Duration::ZERO,
     Duration::from_millis(700),
     Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(12),
+    Duration::from_secs(30),
 ];
+/// After so many rounds nothing is reset any more: whoever did not answer may have begun another
+/// connection with the same ports.
+const RESETS: usize = 3;
 /// How long answers to the last round are waited for.
 const AFTERMATH: Duration = Duration::from_millis(300);
 /// Sequence numbers of which at most one can be inside of a window.
@@ -169,7 +177,10 @@ async fn on_device(family: Family, sessions: Vec<Told>) -> io::Result<()> {
         .skip(1)
         .map(|round| began + round)
         .chain([began + ROUNDS[ROUNDS.len() - 1] + AFTERMATH]);
-    for end in ends {
+    for (round, end) in ends.enumerate() {
+        if round == RESETS {
+            breaking.clear();
+        }
         for (session, place) in breaking.iter().chain(&resuming) {
             for sequence in STRAY {
                 let (from, to) = (session.server, session.pod);
