@@ -166,13 +166,21 @@ impl<'a> Placing<'a> {
             .preferred_node
             .as_ref()
             .filter(|node| self.is_ready(node));
-        wished.or(self.before.filter(fits)).or(self
-            .asking
-            .policy
-            .state
-            .candidate
-            .as_ref()
-            .filter(fits))
+        let candidate = self.asking.policy.state.candidate.as_ref().filter(fits);
+        wished
+            .or(self.before.filter(fits))
+            .or(self.taker().filter(fits))
+            .or(candidate)
+    }
+
+    /// The node that found out that nobody answers for them: where pods' own nodes translate, it
+    /// has taken them.
+    fn taker(&self) -> Option<&'a NodeName> {
+        let took = |member: &&ElectedMember| {
+            let node = self.cluster.egress_nodes.get(&member.node);
+            node.is_some_and(|node| self.addresses.is_subset(&node.silent))
+        };
+        self.ready().find(took).map(|member| &member.node)
     }
 
     /// The best Ready one.

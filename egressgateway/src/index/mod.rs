@@ -38,7 +38,7 @@ use crate::{
 
 use classes::Classes;
 use pod_index::PodIndex;
-use policies::Policies;
+use policies::{Policies, Standby};
 use strays::Strays;
 
 /// What an index must know besides the cluster.
@@ -151,6 +151,7 @@ pub struct Index {
     down: BTreeSet<NodeName>,
     contested: BTreeSet<IpAddr>,
     granted: Option<BTreeSet<IpAddr>>,
+    silent: BTreeSet<IpAddr>,
     policies: Policies,
     pods: PodIndex,
     classes: Classes,
@@ -181,6 +182,7 @@ impl Index {
             down: BTreeSet::new(),
             contested: BTreeSet::new(),
             granted: None,
+            silent: BTreeSet::new(),
             policies: Policies::default(),
             pods: PodIndex::default(),
             classes: Classes::default(),
@@ -279,6 +281,14 @@ impl Index {
         self.granted = addresses;
     }
 
+    /// The egress addresses of other nodes that nobody answers for. This node takes those at once
+    /// that it may without asking anybody: of gateways whose sources are translated on the pods'
+    /// own nodes, while their node does not answer and no other node comes before this one.
+    pub fn set_silent(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.stale |= self.silent != addresses;
+        self.silent = addresses;
+    }
+
     /// The egress addresses that this node must ask for; without those that its kernel holds
     /// already. Call [`Self::desired`] first.
     #[must_use]
@@ -374,7 +384,7 @@ impl Index {
 
     /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready and
     /// the active members of gateways that some pod here has a policy for, and drained ones in
-    /// their grace time. Call [`Self::desired`] first.
+    /// their grace time; and those that it may take egress addresses over from. Call [`Self::desired`] first.
     pub fn gateway_nodes(&mut self) -> BTreeSet<NodeName> {
         let destinations = &self.desired.policy.destinations;
         if !self.used.0.ptr_eq(destinations) {
@@ -392,14 +402,23 @@ impl Index {
         }
         let used =
             |target: Option<TargetId>| target.is_some_and(|target| self.used.1.contains(&target));
+        let own = &self.settings.node;
+        // Who may take over from another one must know whether that one answers.
+        let is_standby = |gateway: &Gateway| {
+            let mut members = gateway.state.members.iter();
+            plan::is_distributed(gateway) && members.any(|member| member.node == *own)
+        };
         let ready = self.gateways.values().flat_map(|gateway| {
+            let is_standby = is_standby(gateway);
             let members = gateway
                 .state
                 .members
                 .iter()
                 .filter(|member| member.status == GatewayNodeStatus::Ready || member.active);
             let members = members
-                .filter(move |member| used(gateway.state.target) || used(member.target))
+                .filter(move |member| {
+                    is_standby || used(gateway.state.target) || used(member.target)
+                })
                 .map(|member| &member.node);
             let draining = gateway
                 .state
@@ -676,6 +695,10 @@ impl Index {
             &self.settings.node,
             withheld,
             |address| blocks.is_some_and(|blocks| blocks.contains_key(&address)),
+            &Standby {
+                down: &self.down,
+                silent: &self.silent,
+            },
         );
         self.settle_networks();
         self.settle_targets();

@@ -7,6 +7,7 @@ use imbl::OrdSet;
 
 use super::selectors::Selectors;
 use crate::{
+    api::GatewayNodeStatus,
     model::{
         ClassKey, Family, GatewayName, IpRange, NodeName, PolicyName, SourceNat, TargetId, Verdict,
     },
@@ -82,6 +83,7 @@ impl Policies {
         own: &NodeName,
         withheld: impl Fn(IpAddr) -> Option<Reason>,
         has_ports: impl Fn(IpAddr) -> bool,
+        standby: &Standby<'_>,
     ) {
         let mut verdicts = BTreeMap::new();
         self.distributed.clear();
@@ -113,11 +115,24 @@ impl Policies {
                     .entry(name.clone())
                     .or_default()
                     .insert((target, address));
-                let gateway = gateway.and_then(|(_, gateway)| gateway.spec.as_ref().ok());
-                let units = gateway.map(|spec| (address, spec.units_per_node));
+                let gateway_spec = gateway.and_then(|(_, gateway)| gateway.spec.as_ref().ok());
+                let units = gateway_spec.map(|spec| (address, spec.units_per_node));
                 self.units.extend(units);
-                if here(&policy.state.node) && withheld(address).is_none() {
-                    self.answered.insert(address);
+                if here(&policy.state.node) {
+                    let is_here = match withheld(address) {
+                        None => true,
+                        // It was taken over, and the controller has followed a moment ago.
+                        Some(Reason::NotTaken) => standby.silent.contains(&address),
+                        Some(_) => false,
+                    };
+                    self.answered.extend(Some(address).filter(|_| is_here));
+                } else if let Some((_, gateway)) = gateway
+                    && standby.takes_over(gateway, policy.state.node.as_ref(), own)
+                {
+                    self.candidates.insert(address);
+                    let nobody_answers = standby.silent.contains(&address);
+                    self.answered
+                        .extend(Some(address).filter(|_| nobody_answers));
                 }
             }
             let [v4, v6] = decided.map(|decided| {
@@ -276,6 +291,31 @@ impl Policies {
             flat.extend(class.map(|class| (piece, class)));
         }
         flat
+    }
+}
+
+/// What a gateway node knows of the node that answers for an egress address, without the API server.
+pub(super) struct Standby<'a> {
+    /// The nodes that do not answer through the tunnel.
+    pub(super) down: &'a BTreeSet<NodeName>,
+    /// The addresses that nobody answers for.
+    pub(super) silent: &'a BTreeSet<IpAddr>,
+}
+
+impl Standby<'_> {
+    /// Whether this node is the first that takes over from a node which does not answer: of those
+    /// that can carry traffic, in the order of the status. Where pods' own nodes translate, two
+    /// that take an address do no harm, so nobody has to be asked.
+    fn takes_over(&self, gateway: &Gateway, owner: Option<&NodeName>, own: &NodeName) -> bool {
+        let Some(owner) = owner.filter(|owner| self.down.contains(*owner)) else {
+            return false;
+        };
+        let mut able = gateway.state.members.iter().filter(|member| {
+            member.status == GatewayNodeStatus::Ready
+                && member.node != *owner
+                && !self.down.contains(&member.node)
+        });
+        able.next().is_some_and(|first| first.node == *own)
     }
 }
 

@@ -1,9 +1,16 @@
 //! Egress addresses that the pods' own nodes translate to: which ports a node asks for, and what it
 //! does with those that it has.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use egressgateway::{index::Index, model::PortBlock, plan::Reason};
+use egressgateway::{
+    index::Index,
+    model::{NodeName, PortBlock},
+    plan::Reason,
+};
 
 use super::*;
 
@@ -129,4 +136,68 @@ fn what_a_node_has_no_ports_of_is_held_and_its_ports_are_used_as_soon_as_it_has_
     assert_eq!(wanted(&mut index), ports(["10.6.1.60"]));
     index.apply(own(""));
     assert_eq!(verdicts(&index.desired())[&v4], Verdict::Hold);
+}
+
+/// n1 and n3 stand by for n2, in this order.
+const STANDBYS: &str = "spec: {nodeSelector: {matchLabels: {egress: 'true'}}, nat: Distributed, sourceNAT: EgressIP,
+    egressIPs: {ipv4: [10.6.1.60-10.6.1.69]}},
+    status: {mark: 0x11000000, nodeList: [{name: n2, status: Ready, active: true}, {name: n4, status: Unknown},
+    {name: n3, status: Ready}, {name: n1, status: Ready}]}";
+
+#[test]
+fn the_first_standby_takes_an_address_that_nobody_answers_for_while_its_node_is_down() {
+    let address: IpAddr = "10.6.1.60".parse().unwrap();
+    let nodes = |names: &[&str]| names.iter().map(|name| NodeName::from(*name)).collect();
+    let silent = BTreeSet::from([address]);
+    let mut index = index([
+        gateway("g", STANDBYS),
+        policy("p", &given("podSelector: {matchLabels: {app: shop}}", 60)),
+    ]);
+    let held = |index: &mut Index| index.desired().addresses.held.contains_key(&address);
+    let asks = |index: &mut Index| {
+        index.desired();
+        index.questions().candidate.held.contains_key(&address)
+    };
+    assert_eq!(index.gateway_nodes(), nodes(&["n2", "n3"]), "who is probed");
+    index.set_silent(silent.clone());
+    assert!(!held(&mut index) && !asks(&mut index), "its node answers");
+    index.set_down(nodes(&["n2"]));
+    assert!(!held(&mut index) && !asks(&mut index), "n3 comes first");
+    index.set_down(nodes(&["n2", "n3"]));
+    assert!(held(&mut index) && asks(&mut index));
+    index.set_silent(BTreeSet::new());
+    assert!(
+        !held(&mut index) && asks(&mut index),
+        "somebody answers for it"
+    );
+    index.set_silent(silent.clone());
+    assert!(held(&mut index));
+    // The controller has followed, and the question is about an address of its own now.
+    let followed =
+        given("podSelector: {matchLabels: {app: shop}}", 60).replace("node: n2", "node: n1");
+    assert!(followed.contains("node: n1"));
+    index.set_granted(Some(BTreeSet::new()));
+    index.apply(policy("p", &followed));
+    assert!(held(&mut index), "there is no moment without it");
+    index.set_granted(Some(silent.clone()));
+    index.set_silent(BTreeSet::new());
+    assert!(held(&mut index));
+    // Or it has chosen another one.
+    let other = followed.replace("node: n1", "node: n3");
+    index.set_down(nodes(&["n2"]));
+    index.set_silent(silent);
+    index.apply(policy("p", &other));
+    assert!(!held(&mut index));
+
+    let centralized = STANDBYS.replace("nat: Distributed, ", "");
+    index.apply(gateway("g", &centralized));
+    index.apply(policy(
+        "p",
+        &given("podSelector: {matchLabels: {app: shop}}", 60),
+    ));
+    index.set_down(nodes(&["n2", "n3"]));
+    assert!(
+        !held(&mut index) && !asks(&mut index),
+        "two nodes that translate would answer for each other's connections"
+    );
 }

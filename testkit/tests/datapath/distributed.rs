@@ -165,6 +165,37 @@ pub(crate) fn connections_go_on_when_their_gateway_loses_its_power(path: &DataPa
     assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
 }
 
+pub(crate) fn a_standby_takes_the_address_of_a_lost_node_without_the_api_server(path: &DataPath) {
+    let (world, addresses) = distributed(World::start(path));
+    let mut world = probed(world);
+    let capture = world.cluster.lab.capture().unwrap();
+    let mut open = Open::from(&world, &world.shop);
+    world.cluster.api.stop();
+    world.cluster.lab.node(GATEWAYS[0]).power_off().unwrap();
+    for address in addresses {
+        let here = || {
+            let standby = world.cluster.lab.node(GATEWAYS[1]);
+            let held = standby.run(&format!("ip -o addr show to {address}"));
+            match held.map_err(|error| error.to_string())?.as_str() {
+                "" => Err(format!("nobody has {address}")),
+                _ => Ok(()),
+            }
+        };
+        world
+            .cluster
+            .eventually("the standby has the address", here);
+    }
+    open.datagrams_go_on_as(&world, addresses);
+    open.sessions_go_on();
+    // It had the address all the time: nobody told it anything. Two holders do no harm.
+    world.cluster.lab.node(GATEWAYS[0]).power_on().unwrap();
+    owned_by(&world, addresses, GATEWAYS[0]);
+    open.datagrams_go_on_as(&world, addresses);
+    open.sessions_go_on();
+    open.finish("a standby without the API server");
+    assert_eq!(world.leaks_besides(&capture, &addresses), [""; 0]);
+}
+
 pub(crate) fn a_tunnel_and_a_table_that_are_deleted_come_back_and_no_connection_ends(
     path: &DataPath,
 ) {

@@ -61,6 +61,7 @@ macro_rules! every_distributed_check_on {
                 each_node_has_ports_of_its_own_and_gateways_keep_nothing
                 connections_go_on_through_drains_and_back
                 connections_go_on_when_their_gateway_loses_its_power
+                a_standby_takes_the_address_of_a_lost_node_without_the_api_server
                 a_tunnel_and_a_table_that_are_deleted_come_back_and_no_connection_ends
                 connections_end_when_another_node_begins_to_translate;
         }

@@ -66,8 +66,8 @@ pub(crate) enum Event {
     GatewaysDown(BTreeSet<NodeName>),
     /// Others answer for these egress addresses.
     Conflicts(BTreeSet<IpAddr>),
-    /// These egress addresses may be taken.
-    Granted(BTreeSet<IpAddr>),
+    /// What questions about egress addresses came to.
+    Asked(Findings),
     /// Others' rules for connection tracking were read.
     Untracked,
     /// Settings as they are now.
@@ -140,7 +140,7 @@ impl Inputs {
                 Event::Conflicts(self.conflicting_addresses.borrow_and_update().clone())
             }
             Ok(()) = self.findings.changed() => {
-                Event::Granted(self.findings.borrow_and_update().granted.clone())
+                Event::Asked(self.findings.borrow_and_update().clone())
             }
             () = self.untracked.changed() => Event::Untracked,
             Ok(()) = self.settings.changed() => {

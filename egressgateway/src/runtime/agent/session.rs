@@ -240,8 +240,9 @@ impl Session {
                 // Two nodes must never hold one address: skip the retry delay.
                 self.deadlines.converge_now();
             }
-            Event::Granted(addresses) => {
-                self.index.set_granted(Some(addresses));
+            Event::Asked(findings) => {
+                self.index.set_granted(Some(findings.granted));
+                self.index.set_silent(findings.silent);
                 self.deadlines.converge_soon();
             }
             Event::Untracked => self.deadlines.converge_soon(),
