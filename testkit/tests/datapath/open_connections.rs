@@ -21,7 +21,7 @@ use crate::{
 /// How often a stream sends, on one socket.
 const STEP: Duration = Duration::from_millis(50);
 /// Within this time all is well again: much less where the machine does nothing else.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// TCP connections and a stream of datagrams in each family.
 pub(crate) struct Open {
