@@ -10,7 +10,7 @@ pub(super) const PODS: usize = 5;
 pub(super) const POLICIES: usize = 3;
 /// Forms of policies and of gateways.
 pub(super) const POLICY_SHAPES: usize = 8;
-pub(super) const GATEWAY_SHAPES: usize = 4;
+pub(super) const GATEWAY_SHAPES: usize = 5;
 /// Addresses of somebody that a node may have beside its own.
 pub(super) const ADDRESSES: usize = 4;
 /// Events between two calms.

@@ -44,6 +44,7 @@ pub(super) fn gateway(shape: usize) -> String {
         0 => String::new(),
         1 => "forwardMethod: ecmp, ".to_owned(),
         2 => format!("sourceNAT: EgressIP, {pool}"),
+        3 => format!("sourceNAT: EgressIP, nat: Distributed, portsPerNode: 256, {pool}"),
         _ => pool.to_owned(),
     };
     object(
