@@ -1,8 +1,12 @@
 //! Nodes that are lost, and come back.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use egressgateway_testkit::e2e::{OUTSIDE, OUTSIDE_NETWORKS, eventually};
+use serde_json::json;
 
 use crate::{
     Run, node_address,
@@ -117,4 +121,59 @@ pub(crate) fn a_node_reboots(run: &Run) {
             "{seen:?}"
         );
     }
+}
+
+/// In the networks of the nodes, and of no node.
+const EGRESS: [&str; 2] = ["10.6.0.61", "fd06:0:0:6::61"];
+
+pub(crate) fn gateways_reboot_one_after_the_other_and_no_connection_ends(run: &Run) {
+    let space = run.site.space("rolling");
+    let [first, second] = EGRESS;
+    space.gateway_with(
+        &["node1", "node2"],
+        &json!({
+            "sourceNAT": "EgressIP", "egressIPs": {"ipv4": [first], "ipv6": [second]},
+            "nat": "Distributed", "portsPerNode": 4096,
+        }),
+    );
+    space.policy(&OUTSIDE_NETWORKS);
+    let holder = || {
+        let status = run
+            .site
+            .api()
+            .get("EgressGatewayPolicy", "", space.name())?["status"]
+            .clone();
+        status["node"]
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| status.to_string())
+    };
+    let mut lost = eventually("a node has the address", PATIENCE, holder);
+    let address =
+        |outside: IpAddr| -> IpAddr { EGRESS[usize::from(outside.is_ipv6())].parse().unwrap() };
+    let mut watch = Watch::beside(run, &space);
+    for pod in space.pods(&[("governed-third", "node3", true)]) {
+        watch.governed(&space, "a node that is no gateway", &pod, &address);
+    }
+    for _ in 0..2 {
+        let next = if lost == "node1" { "node2" } else { "node1" };
+        run.site.lose_power(&lost).unwrap();
+        eventually("the other node has the address", PATIENCE, || {
+            holder().and_then(|node| if node == next { Ok(()) } else { Err(node) })
+        });
+        watch.goes_on().unwrap_or_else(|silent| panic!("{silent}"));
+        run.site.boot(&lost).unwrap();
+        wait_for_agent(run, &lost);
+        next.clone_into(&mut lost);
+    }
+    let sources = |outside| vec![address(outside)];
+    watch
+        .end(
+            "both gateways reboot, one after the other",
+            &Allowed {
+                sources: &sources,
+                ends: 0,
+            },
+        )
+        .unwrap_or_else(|wrong| panic!("{wrong}"));
 }

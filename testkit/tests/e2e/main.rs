@@ -84,6 +84,10 @@ fn list() -> Vec<Test> {
         test!(changes::the_backend_is_replaced_under_flows),
         test!(losses::a_gateway_loses_its_power),
         test!(losses::a_node_reboots),
+        Test {
+            long: true,
+            ..test!(losses::gateways_reboot_one_after_the_other_and_no_connection_ends)
+        },
         test!(control::the_api_server_is_away),
         test!(removal::nothing_is_left),
     ]
