@@ -375,20 +375,10 @@ fn connections(watch: &Watch) {
             .and_then(|stream| line(&stream, &watch.who));
         match asked {
             Ok(source) => watch.answered(source),
-            // How long nothing came is the gap; how long that may be, the host's other work decides.
-            Err(error) if is_timeout(&error) => {}
             Err(error) => watch.ended(&error),
         }
         thread::sleep(INTERVAL);
     }
-}
-
-/// Whether nobody said anything, neither yes nor no.
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
-    )
 }
 
 type Line = (JoinHandle<()>, Arc<std::sync::Mutex<Met>>);
@@ -418,7 +408,7 @@ pub struct Measured {
     pub sent: usize,
     /// Answers by source.
     pub sources: BTreeMap<IpAddr, usize>,
-    /// How often a connection ended, or was refused. One that nobody answered is a part of the gap.
+    /// How often a connection ended or did not begin, and what was said first.
     pub ended: usize,
     /// What was said first.
     pub error: Option<String>,

@@ -23,6 +23,10 @@ use super::{
 };
 use crate::kube;
 
+/// Hardware address of the router towards the nodes. A bridge without one of its own takes the
+/// lowest of its ports', and so another one when a node comes or goes: the other nodes would send
+/// to the old one until they ask again, up to a minute.
+const ROUTER_MAC: &str = "02:00:00:00:00:fe";
 /// How long the API server may take from the first start of its node.
 const SERVER: Duration = Duration::from_secs(180);
 /// How long a process may take until it is in a namespace of its own.
@@ -152,7 +156,7 @@ impl Site {
             &format!(
                 "ip link set lo up
             sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.default.accept_dad=0
-            ip link add br0 type bridge
+            ip link add br0 address {ROUTER_MAC} type bridge
             sysctl -qw net.ipv6.conf.br0.accept_dad=0
             ip link set br0 up
             ip addr add {node}/24 dev br0
