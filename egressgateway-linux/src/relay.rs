@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use egressgateway::{
-    CounterSource, Encapsulation, Error, PolicyMonitor, Reconcile, RelayDesired, Unmanaged,
-    config::Config,
+    CounterSource, Encapsulation, Error, Handover, PolicyMonitor, Reconcile, RelayDesired,
+    Unmanaged, config::Config,
 };
 
 /// The relay of this node.
@@ -18,9 +18,10 @@ pub(crate) struct NodeRelay {
 }
 
 impl NodeRelay {
-    fn none(lacking: impl Into<String>) -> Self {
+    /// What an earlier agent left goes: it would drop answers that nobody passes on any more.
+    fn none(lacking: impl Into<String>, former: Vec<Box<dyn Reconcile<RelayDesired>>>) -> Self {
         Self {
-            driver: Box::new(Unmanaged),
+            driver: Box::new(Handover::new(Box::new(Unmanaged), former)),
             watchers: None,
             lacking: Some(lacking.into()),
         }
@@ -37,10 +38,11 @@ pub(crate) async fn choose(
     encapsulation: &dyn Encapsulation,
 ) -> Result<NodeRelay, Error> {
     if !encapsulation.has_neighbours() {
-        return Ok(NodeRelay::none(format!(
+        let lacking = format!(
             "the tunnel {} takes each packet's outer header from a route, and a packet filter forwards without one",
             encapsulation.kind()
-        )));
+        );
+        return Ok(NodeRelay::none(lacking, vec![removal(config).await?]));
     }
     let relay = made(config);
     match relay.probe().await {
@@ -50,7 +52,7 @@ pub(crate) async fn choose(
             lacking: None,
         }),
         Err(error) if error.kind == egressgateway::ErrorKind::Unsupported => {
-            Ok(NodeRelay::none(error.chain()))
+            Ok(NodeRelay::none(error.chain(), Vec::new()))
         }
         Err(error) => Err(error),
     }
@@ -63,7 +65,10 @@ pub(crate) async fn choose(
     encapsulation: &dyn Encapsulation,
 ) -> Result<NodeRelay, Error> {
     let _ = encapsulation.has_neighbours();
-    Ok(NodeRelay::none("this agent was built without nftables"))
+    Ok(NodeRelay::none(
+        "this agent was built without nftables",
+        Vec::new(),
+    ))
 }
 
 /// Takes away what a relay left on this host.

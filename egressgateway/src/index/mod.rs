@@ -152,6 +152,7 @@ pub struct Index {
     contested: BTreeSet<IpAddr>,
     granted: Option<BTreeSet<IpAddr>>,
     silent: BTreeSet<IpAddr>,
+    can_relay: bool,
     policies: Policies,
     pods: PodIndex,
     classes: Classes,
@@ -183,6 +184,7 @@ impl Index {
             contested: BTreeSet::new(),
             granted: None,
             silent: BTreeSet::new(),
+            can_relay: true,
             policies: Policies::default(),
             pods: PodIndex::default(),
             classes: Classes::default(),
@@ -279,6 +281,13 @@ impl Index {
     pub fn set_granted(&mut self, addresses: Option<BTreeSet<IpAddr>>) {
         self.stale |= self.granted != addresses;
         self.granted = addresses;
+    }
+
+    /// Whether this node can pass on what pods' own nodes translate. Without it, it holds no egress
+    /// address that they translate to, whatever it is told.
+    pub fn set_can_relay(&mut self, can_relay: bool) {
+        self.stale |= self.can_relay != can_relay;
+        self.can_relay = can_relay;
     }
 
     /// The egress addresses of other nodes that nobody answers for. This node takes those at once
@@ -384,7 +393,8 @@ impl Index {
 
     /// The other nodes that this node's pods may be sent to, now or after a failure: the Ready and
     /// the active members of gateways that some pod here has a policy for, and drained ones in
-    /// their grace time; and those that it may take egress addresses over from. Call [`Self::desired`] first.
+    /// their grace time; and those that it may take egress addresses over from. Call
+    /// [`Self::desired`] first.
     pub fn gateway_nodes(&mut self) -> BTreeSet<NodeName> {
         let destinations = &self.desired.policy.destinations;
         if !self.used.0.ptr_eq(destinations) {
@@ -698,6 +708,7 @@ impl Index {
             &Standby {
                 down: &self.down,
                 silent: &self.silent,
+                can_relay: self.can_relay,
             },
         );
         self.settle_networks();
@@ -1047,7 +1058,7 @@ impl Index {
             .filter(|(target, _)| targets.contains(target))
             .map(|(_, address)| *address)
             .collect();
-        if addresses.is_empty() {
+        if addresses.is_empty() || !self.can_relay {
             self.desired.relay = RelayDesired::default();
             return;
         }

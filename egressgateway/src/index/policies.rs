@@ -118,6 +118,10 @@ impl Policies {
                 let gateway_spec = gateway.and_then(|(_, gateway)| gateway.spec.as_ref().ok());
                 let units = gateway_spec.map(|spec| (address, spec.units_per_node));
                 self.units.extend(units);
+                // Without a relay this host would answer for others' pods, and reset what they began.
+                if !standby.can_relay {
+                    continue;
+                }
                 if here(&policy.state.node) {
                     let is_here = match withheld(address) {
                         None => true,
@@ -300,6 +304,8 @@ pub(super) struct Standby<'a> {
     pub(super) down: &'a BTreeSet<NodeName>,
     /// The addresses that nobody answers for.
     pub(super) silent: &'a BTreeSet<IpAddr>,
+    /// This node can pass on what pods' own nodes translate.
+    pub(super) can_relay: bool,
 }
 
 impl Standby<'_> {

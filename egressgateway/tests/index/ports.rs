@@ -172,6 +172,9 @@ fn the_first_standby_takes_an_address_that_nobody_answers_for_while_its_node_is_
     );
     index.set_silent(silent.clone());
     assert!(held(&mut index));
+    index.set_can_relay(false);
+    assert!(!held(&mut index), "it would answer for others' pods");
+    index.set_can_relay(true);
     // The controller has followed, and the question is about an address of its own now.
     let followed =
         given("podSelector: {matchLabels: {app: shop}}", 60).replace("node: n2", "node: n1");

@@ -121,6 +121,9 @@ impl Session {
         spawn(&agent, &outputs, answers, &mut inputs, shutdown);
         let asks = agent.inquirer.is_some();
         let mut session = Self::new(agent, inputs, outputs, kinds);
+        session
+            .index
+            .set_can_relay(session.settings.relay_lacking.is_none());
         if asks {
             session.inherited = Inherited::Unknown;
             session.index.set_granted(Some(BTreeSet::new()));
